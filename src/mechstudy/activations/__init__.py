@@ -1,0 +1,1 @@
+"""Corpora, capture, the on-disk activation store and its shuffled reader."""

@@ -1,0 +1,1 @@
+"""Attribution graphs: linearised forward, direct-effect rows, pruning, faithfulness."""

@@ -1,0 +1,1 @@
+"""Configs, artifacts, checkpoints, provenance, progress and errors: what every other room stands on."""

@@ -1,0 +1,1 @@
+"""Sparse autoencoders and transcoders: architectures, training, evaluation, files."""

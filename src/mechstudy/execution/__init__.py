@@ -1,0 +1,1 @@
+"""The DAG of units, the local runner, plan and status."""

@@ -1,0 +1,1 @@
+"""Formats of the ecosystem: Neuronpedia and circuit-tracer graphs."""

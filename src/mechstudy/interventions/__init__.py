@@ -1,0 +1,1 @@
+"""Ablation, patching, resampling and steering, with their controls and statistics."""

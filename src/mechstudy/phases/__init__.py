@@ -1,0 +1,1 @@
+"""One file per phase: its spec and its run(); glue, no mathematics."""

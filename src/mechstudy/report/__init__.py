@@ -1,0 +1,1 @@
+"""Figures and the static report, made from artifacts alone."""

@@ -1,0 +1,80 @@
+"""Frozen configs, and YAML files loaded into them with every error at its file and line."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mechstudy.core.config_errors import describe
+from mechstudy.core.yaml_source import Lines, YamlSource, read_yaml, writer
+
+__all__ = ["Config", "Lines", "dump_config", "load_config", "load_config_with_lines"]
+
+C = TypeVar("C", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of every config: frozen, unknown keys refused, defaults checked too.
+
+    Fields must not be sets: their order changes from process to process, and with it an artifact's id.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        for name, field in cls.model_fields.items():
+            if _mentions_set(field.annotation):
+                raise TypeError(f"{cls.__name__}.{name} is a set, which has no fixed order: use a tuple")
+
+    def canonical(self) -> dict[str, Any]:
+        """JSON-able dict of every field, defaults included, tuples as lists: what an id is made of."""
+        return self.model_dump(mode="json")
+
+
+def load_config(path: Path, cls: type[C], overrides: Sequence[str] = ()) -> C:
+    """Reads a YAML 1.2 file into ``cls``.
+
+    Args:
+        overrides: ``"capture.layers=10-12"``, ``"behaviours.0.n=5"``: the value is read as YAML.
+
+    Raises:
+        MechstudyError: the mistake, its file and line (or ``--set key``), what is valid there, and a fix.
+    """
+    return load_config_with_lines(path, cls, overrides)[0]
+
+
+def load_config_with_lines(path: Path, cls: type[C], overrides: Sequence[str] = ()) -> tuple[C, Lines]:
+    """As `load_config`, and also where each field stands, for mistakes only a later step can see.
+
+    ``lines.error("capture.layers", "layer 31 does not exist", facts=...)`` is a MechstudyError that says
+    ``study.yaml:14: capture.layers: layer 31 does not exist``.
+    """
+    source: YamlSource = read_yaml(Path(path), overrides)
+    try:
+        return cls.model_validate(source.data), source.lines
+    except ValidationError as error:
+        raise describe(error, cls, source) from None
+
+
+def dump_config(cfg: Config) -> str:
+    """YAML text that `load_config` reads back into an equal config."""
+    text = StringIO()
+    writer().dump(cfg.canonical(), text)
+    return text.getvalue()
+
+
+def _mentions_set(annotation: Any) -> bool:
+    origin = typing.get_origin(annotation)
+    if annotation in (set, frozenset) or origin in (set, frozenset):
+        return True
+    if origin is types.UnionType or origin is not None:
+        return any(_mentions_set(argument) for argument in typing.get_args(annotation))
+    return False

@@ -1,0 +1,100 @@
+"""JSON as the project writes it: canonical text for hashing, atomic files, NaN never written."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Set
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path, PurePath
+from typing import Any
+
+from mechstudy.core.disk import atomic_path
+from mechstudy.core.errors import MechstudyError
+
+
+def jsonable(obj: Any) -> Any:
+    """Plain dicts, lists, strings, numbers, booleans and None; NaN and infinities become None.
+
+    Takes tuples, sets (sorted), paths, enums, dataclasses, configs (anything with ``canonical()``)
+    and 0-d array scalars (anything with ``item()`` and no dimensions).
+
+    Raises:
+        TypeError: a value has no JSON form, or two keys of a mapping have the same text.
+    """
+    if obj is None or (isinstance(obj, (bool, str)) and not isinstance(obj, Enum)):
+        return obj
+    if isinstance(obj, Enum):
+        return jsonable(obj.value)
+    if isinstance(obj, int):
+        return int(obj)
+    if isinstance(obj, float):
+        return float(obj) if math.isfinite(obj) else None
+    if isinstance(obj, Mapping):
+        plain = {_key(key): jsonable(value) for key, value in obj.items()}
+        if len(plain) != len(obj):
+            raise TypeError(f"two keys have the same text in {list(obj)}")
+        return plain
+    if isinstance(obj, (list, tuple)):
+        return [jsonable(value) for value in obj]
+    if isinstance(obj, Set):
+        return sorted((jsonable(value) for value in obj), key=canonical_json)
+    if isinstance(obj, PurePath):
+        return obj.as_posix()
+    if hasattr(obj, "canonical"):
+        return jsonable(obj.canonical())
+    if is_dataclass(obj) and not isinstance(obj, type):
+        return {field.name: jsonable(getattr(obj, field.name)) for field in fields(obj)}
+    if hasattr(obj, "item") and getattr(obj, "ndim", None) == 0:
+        return jsonable(obj.item())
+    raise TypeError(f"{type(obj).__name__} has no JSON form: {obj!r:.80}")
+
+
+def _key(key: Any) -> str:
+    if isinstance(key, str):
+        return key
+    if isinstance(key, int) and not isinstance(key, bool):
+        return str(key)
+    raise TypeError(f"a JSON key must be a string or an integer, not {key!r}")
+
+
+def canonical_json(obj: Any) -> str:
+    """One text per value: keys sorted, no spaces, ASCII, tuples as lists, NaN and infinities as null."""
+    return json.dumps(jsonable(obj), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def json_bytes(obj: Any, *, indent: int | None = 2) -> bytes:
+    """UTF-8 JSON with the keys in their order and a final newline. ``indent=None`` is one (fast) line."""
+    plain = jsonable(obj)
+    try:
+        text = json.dumps(plain, indent=indent, allow_nan=False, ensure_ascii=False)
+        return (text + "\n").encode()
+    except UnicodeEncodeError:  # a lone surrogate (half a token's character): escaped, so still valid UTF-8
+        return (json.dumps(plain, indent=indent, allow_nan=False) + "\n").encode()
+
+
+def write_json_atomic(path: Path, obj: Any, *, indent: int | None = 2) -> None:
+    """Writes JSON so that a reader sees the old file or the whole new one. Full disk: MechstudyError."""
+    data = json_bytes(obj, indent=indent)
+    with atomic_path(Path(path)) as temporary:
+        temporary.write_bytes(data)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        MechstudyError: the file is absent, unreadable, or not whole JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise MechstudyError("no such file", where=str(path)) from None
+    except json.JSONDecodeError as error:
+        raise MechstudyError(f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
+    except UnicodeDecodeError as error:
+        raise MechstudyError(f"not valid JSON: not UTF-8 at byte {error.start}", where=str(path)) from None
+    except OSError as error:
+        raise MechstudyError(f"cannot be read: {error.strerror}", where=str(path)) from error

@@ -1,0 +1,86 @@
+"""How much memory this process took at most, and how much it may still take (cgroup limits included)."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+_CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+
+def peak_rss_bytes() -> int:
+    """The largest resident set of this process since its start, or since `reset_peak_rss`."""
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak_rss() -> bool:
+    """Starts a new peak (Linux), so that units run in one process are told apart. False where impossible."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+        return True
+    return False
+
+
+def available_memory_bytes() -> int:
+    """Bytes this process can still take: the machine's, or what its cgroup (Slurm, container) leaves."""
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    left = _cgroup_left(_CGROUP_ROOT, Path("/proc/self/cgroup"))
+    return available if left is None else min(available, left)
+
+
+def total_memory_bytes() -> int:
+    """The machine's physical memory in bytes."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
+def _cgroup_left(root: Path, membership: Path) -> int | None:
+    """The smallest (limit - used) over this process's cgroup and its parents; None without a limit.
+
+    Page cache counts as used by the kernel but is given back on demand, so inactive file pages are
+    subtracted. Understands cgroup v2 and the memory controller of v1.
+    """
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return None
+    smallest: int | None = None
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        base, limit_name, used_name, cache_key = (
+            (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            if controllers
+            else (root, "memory.max", "memory.current", "inactive_file")
+        )
+        folder = base / group.lstrip("/")
+        while True:
+            with suppress(OSError, ValueError):
+                limit = int((folder / limit_name).read_text())  # "max" is a ValueError: no limit here
+                used = int((folder / used_name).read_text())
+                left = limit - used + _stat(folder / "memory.stat", cache_key)
+                smallest = max(0, left if smallest is None else min(smallest, left))
+            if folder == base or base not in folder.parents:
+                break
+            folder = folder.parent
+    return smallest
+
+
+def _stat(path: Path, key: str) -> int:
+    with suppress(OSError, ValueError):
+        for line in path.read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name == key:
+                return int(value)
+    return 0

@@ -1,0 +1,90 @@
+"""How a phase runs (device, batch sizes): recorded in the manifest, never part of an artifact's id."""
+
+from __future__ import annotations
+
+import gc
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from mechstudy.core.errors import MechstudyError
+from mechstudy.core.memory import available_memory_bytes
+from mechstudy.core.progress import NullProgress, Progress
+
+T = TypeVar("T")
+
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|cannot allocate memory|alloc_failed|bad_alloc", re.IGNORECASE
+)
+
+
+@dataclass
+class Runtime:
+    """What a phase may use. Results must not depend on it beyond rounding.
+
+    ``batch_tokens`` is tokens per forward batch; ``cache`` keeps models loaded between units of one process.
+    """
+
+    device: str = "cpu"
+    threads: int | None = None
+    batch_tokens: int = 4096
+    progress: Progress = field(default_factory=NullProgress)
+    seed: int = 0
+    cache: dict[Any, Any] = field(default_factory=dict)
+    profile: bool = False
+
+    def info(self) -> dict[str, Any]:
+        """What a manifest records of it."""
+        return {
+            "device": self.device,
+            "threads": self.threads,
+            "batch_tokens": self.batch_tokens,
+            "profile": self.profile,
+        }
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for MemoryError, torch's OutOfMemoryError, and the RuntimeErrors allocators raise instead."""
+    if isinstance(error, MemoryError):
+        return True
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+def oom_backoff(fn: Callable[[int], T], batch_size: int, progress: Progress) -> T:
+    """Runs ``fn(batch_size)`` and, each time memory runs out, again with half of it, saying so.
+
+    ``fn`` must be safe to run again from its start. Other errors pass through.
+
+    Raises:
+        MechstudyError: memory runs out even at a batch size of one.
+    """
+    assert batch_size >= 1, batch_size
+    while True:
+        try:
+            return fn(batch_size)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        # Outside the except block: the exception's frames no longer keep the failed batch's tensors alive.
+        _free_memory()
+        if batch_size == 1:
+            raise MechstudyError(
+                "not enough memory, even with one item in a batch",
+                facts={"cause": reason, "memory": f"{available_memory_bytes() / 2**30:.1f} GiB available"},
+                fix="use a smaller model or context, a lower dtype, or a machine with more memory",
+            )
+        batch_size //= 2
+        progress.log(f"out of memory: trying again with a batch size of {batch_size} ({reason})")
+
+
+def _free_memory() -> None:
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,30 @@
+"""What an attribution graph is asked for. Every field enters the artifact's id."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mechstudy.core.config import Config
+
+
+class AttributionConfig(Config):
+    """Attribution graphs of one behaviour.
+
+    ``target``: ``logit_difference`` explains logit(answer) - logit(wrong answer); ``logits`` explains the
+    smallest set of top logits whose probability reaches ``logit_probability`` (at most ``max_logits``), each
+    against the mean logit. ``node_threshold`` and ``edge_threshold`` are the shares of influence that pruning
+    keeps; ``max_features`` bounds how many features of one prompt get their own row, chosen online by
+    influence; the others count as error.
+    """
+
+    target: Literal["logit_difference", "logits"] = "logit_difference"
+    n_prompts: int = Field(16, ge=1)
+    max_features: int = Field(1000, ge=1)
+    node_threshold: float = Field(0.8, gt=0, le=1)
+    edge_threshold: float = Field(0.98, gt=0, le=1)
+    max_logits: int = Field(10, ge=1)
+    logit_probability: float = Field(0.95, gt=0, le=1)
+    aggregate_nodes: int = Field(300, ge=1)
+    aggregate_min_prompts: int = Field(2, ge=1)

@@ -1,0 +1,198 @@
+"""One prompt's forward pass, linearised: attention patterns, norm scales, MLP outputs and gates frozen.
+
+With those frozen, everything downstream of a feature, an error or a token is affine in the residual stream,
+so direct effects are exact. The method is circuit-tracer's (Ameisen et al. 2025) with three additions: bias
+nodes, so that contributions add up to the target; skip paths; layers without a transcoder as errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mechstudy.core.errors import MechstudyError
+from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.models.architectures import AttentionWeights, LinearNorm
+from mechstudy.models.attention import recorded_patterns
+from mechstudy.models.language_model import LanguageModel
+from mechstudy.models.sites import Site
+
+
+@dataclass(frozen=True)
+class ActiveFeatures:
+    """The features of one layer that fire on the prompt, sorted by position.
+
+    ``position_M``, ``feature_M`` and ``value_M`` describe them; ``vector_MD`` is value x decoder row: what
+    each writes into the residual stream.
+    """
+
+    position_M: Tensor
+    feature_M: Tensor
+    value_M: Tensor
+    vector_MD: Tensor
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """The affine maps and the sources of one layer. T positions, D model width.
+
+    ``error_TD`` is what the MLP wrote and the dictionary did not explain (all of it where the layer has no
+    dictionary, and at positions where the dictionary is not valid). ``bias_TD`` collects the constants
+    written at ``mlp_out``, ``attention_bias_TD`` those written at ``attn_out``. ``skip_DD`` maps ``mlp_in``
+    to ``mlp_out`` at the positions in ``valid_T``.
+    """
+
+    pattern_QTS: Tensor
+    attention: AttentionWeights
+    norm_attn: LinearNorm
+    norm_attn_post: LinearNorm | None
+    norm_mlp: LinearNorm
+    parallel: bool
+    mlp_in_TD: Tensor
+    features: ActiveFeatures | None
+    error_TD: Tensor
+    bias_TD: Tensor | None
+    attention_bias_TD: Tensor
+    skip_DD: Tensor | None
+    valid_T: Tensor
+
+    def through_attention(self, g_RTD: Tensor) -> Tensor:
+        """Gradient at ``attn_out`` -> gradient at the residual stream that attention read."""
+        if self.norm_attn_post is not None:
+            g_RTD = self.norm_attn_post.backward(g_RTD)
+        return self.norm_attn.backward(self.attention.backward(self.pattern_QTS, g_RTD))
+
+    def through_skip(self, g_RTD: Tensor) -> Tensor:
+        """Gradient at ``mlp_out`` -> gradient at the residual stream, through the skip path."""
+        assert self.skip_DD is not None
+        return self.norm_mlp.backward((g_RTD * self.valid_T[:, None]) @ self.skip_DD)
+
+
+@dataclass(frozen=True)
+class LinearisedPrompt:
+    """A whole prompt, linearised. ``tokens_TD`` is what each token's embedding wrote, ``position_TD`` what
+    position embeddings wrote (GPT-2), ``resid_final_TD`` the input of the final norm."""
+
+    tokens_T: Tensor
+    layers: tuple[LinearLayer, ...]
+    tokens_TD: Tensor
+    position_TD: Tensor | None
+    final_norm: LinearNorm
+    resid_final_TD: Tensor
+    logits_V: Tensor
+
+    @property
+    def n_positions(self) -> int:
+        return self.tokens_T.shape[0]
+
+
+@torch.no_grad()
+def linearise(
+    model: LanguageModel, dictionaries: Mapping[int, Dictionary], tokens_T: Tensor
+) -> LinearisedPrompt:
+    """Run the prompt once and freeze what attribution freezes.
+
+    Args:
+        model: weights in fp32 or wider; bf16 attribution is irreproducible.
+        dictionaries: transcoders (``mlp_in`` -> ``mlp_out``) by layer; other layers enter as errors.
+        tokens_T: one prompt.
+    """
+    if model.dtype not in (torch.float32, torch.float64):
+        raise MechstudyError(
+            f"attribution needs fp32 weights; the model is loaded as {model.dtype}",
+            fix="set model.dtype: float32",
+        )
+    for layer, dictionary in dictionaries.items():
+        sites = (dictionary.cfg.site_in, dictionary.cfg.site_out)
+        if sites != ("mlp_in", "mlp_out"):
+            raise MechstudyError(
+                f"layer {layer}: graphs need transcoders from mlp_in to mlp_out, this dictionary maps "
+                f"{sites[0]} to {sites[1]}",
+                fix="set dictionaries.kind: transcoder (or skip_transcoder)",
+            )
+    kinds = ("resid_pre", "attn_out", "mlp_in", "mlp_out", "resid_post")
+    sites_wanted = [Site(kind, layer) for layer in range(model.n_layers) for kind in kinds]
+    with recorded_patterns(model.hf) as patterns:
+        out = model.forward(tokens_T[None], capture=sites_wanted, logits_at="last")
+    found = {site: value[0] for site, value in out.activations.items()}
+    layers = tuple(
+        _linear_layer(model, layer, found, patterns[layer][0], dictionaries.get(layer))
+        for layer in range(model.n_layers)
+    )
+    final = found[Site("resid_post", model.n_layers - 1)]
+    embedded, positions = found[Site("resid_pre", 0)], None
+    if model.arch.position_embedding:
+        table = getattr(model.base, model.arch.position_embedding).weight
+        positions = table[: tokens_T.shape[0]].detach()
+        embedded = embedded - positions
+    assert out.logits is not None
+    return LinearisedPrompt(
+        tokens_T,
+        layers,
+        embedded,
+        positions,
+        model.linear_norm(model.final_norm, final),
+        final,
+        out.logits[0],
+    )
+
+
+def _linear_layer(
+    model: LanguageModel,
+    layer: int,
+    found: Mapping[Site, Tensor],
+    pattern: Tensor,
+    dictionary: Dictionary | None,
+) -> LinearLayer:
+    block = model.blocks[layer]
+    pre, attn_out, mlp_in, mlp_out = (
+        found[Site(kind, layer)] for kind in ("resid_pre", "attn_out", "mlp_in", "mlp_out")
+    )
+    attention = block.attention_weights()
+    norm_attn = model.linear_norm(block.norm_attn, pre)
+    norm_post = None
+    if block.norm_attn_post is not None:
+        raw = attention.forward(pattern[None], norm_attn.forward(pre)[None])[0]
+        norm_post = model.linear_norm(block.norm_attn_post, raw)
+    # The constant part of an affine map is its value at zero.
+    at_zero = attention.forward(pattern[None], norm_attn.forward(torch.zeros_like(pre))[None])[0]
+    attention_bias = at_zero if norm_post is None else norm_post.forward(at_zero)
+    norm_mlp = model.linear_norm(block.norm_mlp, pre if block.parallel else pre + attn_out)
+
+    features = bias = skip = None
+    valid = torch.zeros(pre.shape[0], dtype=torch.bool, device=pre.device)
+    error = mlp_out
+    if dictionary is not None:
+        valid = valid_positions(dictionary, mlp_in)
+        features = active_features(dictionary, mlp_in, valid)
+        explained = torch.zeros_like(mlp_out).index_add(0, features.position_M, features.vector_MD)
+        bias = dictionary.b_dec.to(pre) * valid[:, None]
+        explained = explained + bias
+        if dictionary.W_skip is not None:
+            skip = dictionary.W_skip.to(pre)
+            explained = explained + (mlp_in @ skip.T) * valid[:, None]
+            bias = bias + (norm_mlp.forward(torch.zeros_like(pre)) @ skip.T) * valid[:, None]
+        error = mlp_out - explained
+    return LinearLayer(
+        pattern, attention, norm_attn, norm_post, norm_mlp, block.parallel, mlp_in, features, error, bias,
+        attention_bias, skip, valid,
+    )  # fmt: skip
+
+
+def valid_positions(dictionary: Dictionary, mlp_in_TD: Tensor) -> Tensor:
+    """Where the dictionary speaks, [T] bool: not at the first position, nor at sinks it was never trained on."""
+    valid = torch.ones(mlp_in_TD.shape[0], dtype=torch.bool, device=mlp_in_TD.device)
+    valid[0] = False
+    limit = dictionary.cfg.metadata.get("max_input_norm")
+    return valid if limit is None else valid & (mlp_in_TD.norm(dim=-1) <= limit)
+
+
+def active_features(dictionary: Dictionary, mlp_in_TD: Tensor, valid_T: Tensor) -> ActiveFeatures:
+    """The features that fire at valid positions, with what each writes."""
+    acts_TF = dictionary.encode(mlp_in_TD.to(dictionary.W_enc)) * valid_T[:, None]
+    position, feature = acts_TF.nonzero(as_tuple=True)
+    value = acts_TF[position, feature].to(mlp_in_TD)
+    return ActiveFeatures(position, feature, value, value[:, None] * dictionary.W_dec[feature].to(mlp_in_TD))

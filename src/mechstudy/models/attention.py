@@ -1,0 +1,92 @@
+"""An attention implementation for Hugging Face models that can record its pattern or run with a frozen one.
+
+Registered under `NAME` with transformers' own interface, so that it runs inside the native modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+NAME = "mechstudy"
+_recorded: dict[int, Tensor] | None = None
+_frozen: Mapping[int, Tensor] | None = None
+
+
+def _attention(
+    module: nn.Module,
+    query_BQTH: Tensor,
+    key_BGTH: Tensor,
+    value_BGTH: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    **_: object,
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention with grouped values; the softmax is taken in at least fp32."""
+    layer = module.layer_idx
+    groups = query_BQTH.shape[1] // key_BGTH.shape[1]
+    if _frozen is not None:
+        pattern = _frozen[layer].to(value_BGTH.dtype)
+    else:
+        key = key_BGTH.repeat_interleave(groups, 1)
+        scores = query_BQTH @ key.transpose(-1, -2)
+        scores = scores * (query_BQTH.shape[-1] ** -0.5 if scaling is None else scaling)
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        if attention_mask is not None:
+            scores = scores + attention_mask[..., : key.shape[-2]]
+        elif scores.shape[-2] > 1:
+            later = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
+            scores = scores.masked_fill(later, -torch.inf)
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        pattern = torch.softmax(scores, -1, dtype=wide).to(value_BGTH.dtype)
+    if _recorded is not None:
+        _recorded[layer] = pattern.detach()
+    out = pattern @ value_BGTH.repeat_interleave(groups, 1)
+    return out.transpose(1, 2).contiguous(), pattern
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, eager_mask)
+
+
+@contextmanager
+def _implementation(hf) -> Iterator[None]:
+    before = hf.config._attn_implementation
+    hf.config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        hf.config._attn_implementation = before
+
+
+@contextmanager
+def recorded_patterns(hf) -> Iterator[dict[int, Tensor]]:
+    """Inside, every forward leaves its attention patterns, layer -> [B, heads, T, T], in the yielded dict."""
+    global _recorded
+    patterns: dict[int, Tensor] = {}
+    with _implementation(hf):
+        _recorded = patterns
+        try:
+            yield patterns
+        finally:
+            _recorded = None
+
+
+@contextmanager
+def frozen_patterns(hf, patterns: Mapping[int, Tensor]) -> Iterator[None]:
+    """Inside, attention uses these patterns (broadcast over the batch) instead of its own softmax."""
+    global _frozen
+    with _implementation(hf):
+        _frozen = patterns
+        try:
+            yield
+        finally:
+            _frozen = None

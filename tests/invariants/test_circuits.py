@@ -1,0 +1,215 @@
+"""Exact identities of attribution graphs (float64, tiny random models): the mathematics, before any real model."""
+
+import pytest
+import torch
+
+from mechstudy.circuits.attribute import attribute
+from mechstudy.circuits.config import AttributionConfig
+from mechstudy.circuits.frozen import FrozenForward
+from mechstudy.circuits.graph import prune
+from mechstudy.circuits.linearised import linearise
+from mechstudy.circuits.rows import SourceIndex, direct_effects, feature_targets
+from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
+from tests.tiny import FAMILIES, tiny_model
+
+TOKENS = torch.tensor([5, 17, 200, 33, 9, 120, 64])
+CONFIG = AttributionConfig(max_features=10_000)
+
+
+def random_transcoder(d: int, skip: bool = False, seed: int = 0, scale: float = 1.0, n_features: int = 40):
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64) / shape[0] ** 0.5
+
+    meta = DictionaryMeta(
+        "skip_transcoder" if skip else "transcoder", "topk", d, d, n_features, 6, "mlp_in", "mlp_out"
+    )
+    return Dictionary(
+        meta,
+        W_enc=draw(d, n_features),
+        b_enc=0.1 * draw(n_features),
+        W_dec=scale * draw(n_features, d),
+        b_dec=draw(d),
+        W_skip=draw(d, d) if skip else None,
+    )
+
+
+def dictionaries(model, skip=False, layers=(0, 2)):
+    return {layer: random_transcoder(model.d_model, skip, seed=layer) for layer in layers}
+
+
+def graph_of(model, dicts, config=CONFIG, **kw):
+    return attribute(model, dicts, TOKENS, config, answer=7, wrong_answer=99, **kw)
+
+
+def uncapped_logits(model):
+    """Targets are read before Gemma 2's soft cap."""
+    logits, cap = model.forward(TOKENS[None]).logits, model.final_softcap
+    return logits if cap is None else torch.atanh(logits / cap) * cap
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_row_adds_up_to_its_target(family, skip):
+    model = tiny_model(family)
+    graph = graph_of(model, dictionaries(model, skip))
+    assert len(graph.value_R) > 20
+    assert torch.allclose(graph.A_RS.sum(1), graph.value_R, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_logit_target_is_the_models_own_logit_difference(family):
+    model = tiny_model(family)
+    graph = graph_of(model, dictionaries(model))
+    logits = uncapped_logits(model)[0]
+    assert float(graph.value_R[0]) == pytest.approx(float(logits[7] - logits[99]), abs=1e-6)
+
+
+@pytest.mark.parametrize("target", ["logit_difference", "logits"])
+def test_top_logits_are_explained_against_the_mean_logit(target):
+    model = tiny_model("gpt2")
+    graph = graph_of(model, dictionaries(model), AttributionConfig(target=target, max_features=10_000))
+    assert torch.allclose(graph.A_RS.sum(1), graph.value_R, rtol=0, atol=1e-6)
+    if target == "logits":
+        logits = model.forward(TOKENS[None]).logits[0]
+        expected = [float(logits[n.token] - logits.mean()) for n in graph.logits]
+        assert graph.value_R[: len(expected)].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_doubling_a_feature_moves_every_target_by_its_edge(family, skip):
+    """Graph against intervention: two codes, one backward and explicit, one forward through native modules."""
+    model = tiny_model(family)
+    dicts = dictionaries(model, skip)
+    graph = graph_of(model, dicts)
+    prompt = linearise(model, dicts, TOKENS)
+    features = prompt.layers[0].features
+    column = 4
+    delta = (0, int(features.position_M[column]), features.vector_MD[column])
+    frozen = FrozenForward(model, prompt)
+    clean, doubled = frozen.run([]), frozen.run([delta])
+    change = frozen.logits(doubled)[0] - frozen.logits(clean)[0]
+    assert float(change[7] - change[99]) == pytest.approx(float(graph.A_RS[0, column]), abs=1e-6)
+    for row in range(1, len(graph.value_R)):
+        source = int(graph.column_R[row])
+        layer, position = int(graph.feature_layer_S[source]), int(graph.feature_position_S[source])
+        direction = dicts[layer].W_enc[:, graph.feature_id_S[source]]
+        moved = (doubled.mlp_in[layer][0, position] - clean.mlp_in[layer][0, position]) @ direction
+        assert float(moved) == pytest.approx(float(graph.A_RS[row, column]), abs=1e-6)
+
+
+def test_the_frozen_models_second_derivative_is_zero():
+    model = tiny_model("qwen2")
+    dicts = dictionaries(model, skip=True)
+    prompt = linearise(model, dicts, TOKENS)
+    frozen = FrozenForward(model, prompt)
+    vector = prompt.layers[0].features.vector_MD[0]
+    position = int(prompt.layers[0].features.position_M[0])
+    logits = [frozen.logits(frozen.run([(0, position, s * vector)]))[0] for s in (-1.0, 0.0, 1.0)]
+    assert torch.allclose(logits[0] + logits[2], 2 * logits[1], atol=1e-6)
+    assert (logits[2] - logits[1]).abs().max() > 1e-3
+
+
+def test_the_frozen_forward_reproduces_the_clean_pass():
+    for family in FAMILIES:
+        model = tiny_model(family)
+        frozen = FrozenForward(model, linearise(model, dictionaries(model, True), TOKENS))
+        clean = uncapped_logits(model)
+        assert torch.allclose(frozen.logits(frozen.run([])), clean, atol=1e-6), family
+
+
+def test_rows_depend_neither_on_batch_size_nor_on_order():
+    model = tiny_model()
+    dicts = dictionaries(model)
+    prompt = linearise(model, dicts, TOKENS)
+    index = SourceIndex(prompt)
+    targets = feature_targets(prompt, dicts, 2, range(12)) + feature_targets(prompt, dicts, 0, range(5))
+    together = direct_effects(prompt, index, targets)
+    alone = torch.cat([direct_effects(prompt, index, [t]) for t in targets])
+    backwards = direct_effects(prompt, index, targets[::-1]).flip(0)
+    assert torch.allclose(together, alone, atol=1e-12)
+    assert torch.allclose(together, backwards, atol=1e-12)
+
+
+def test_no_edge_goes_from_a_later_layer_or_position_to_an_earlier_one():
+    model = tiny_model()
+    graph = graph_of(model, dictionaries(model, skip=True, layers=(0, 1, 2)))
+    for row, column in enumerate(graph.column_R.tolist()):
+        if column < 0:
+            continue
+        backwards = (graph.feature_layer_S >= graph.feature_layer_S[column]) | (
+            graph.feature_position_S > graph.feature_position_S[column]
+        )
+        assert not graph.A_RS[row, : graph.index.errors][backwards].any()
+
+
+def test_a_perfect_transcoder_leaves_no_error_and_both_scores_are_one():
+    model = tiny_model()
+    prompt = linearise(model, {}, TOKENS)
+    d = model.d_model
+    perfect = {}
+    for layer in range(model.n_layers):
+        # One feature per position, reading a constant through its bias and writing the MLP's own output there.
+        x = prompt.layers[layer]
+        read = torch.linalg.pinv(x.mlp_in_TD)  # mlp_in @ read = identity over positions
+        meta = DictionaryMeta("transcoder", "topk", d, d, 7, 1, "mlp_in", "mlp_out")
+        zero = torch.zeros(d, dtype=torch.float64)
+        perfect[layer] = Dictionary(
+            meta, W_enc=read, b_enc=torch.zeros(7, dtype=torch.float64), W_dec=x.error_TD.clone(), b_dec=zero
+        )
+    graph = graph_of(model, perfect)
+    errors = graph.A_RS[:, graph.index.errors : graph.index.tokens].view(
+        len(graph.value_R), model.n_layers, 7
+    )
+    assert errors[:, :, 1:].abs().max() < 1e-6  # the first position is left to the error on purpose
+    first = errors[:, :, 0].abs().sum()
+    scores = graph.scores()
+    if float(first) == 0:
+        assert scores.replacement == pytest.approx(1) and scores.completeness == pytest.approx(1)
+    else:
+        assert 0.5 < scores.replacement < 1 and 0.5 < scores.completeness < 1
+
+
+def test_a_model_without_transcoders_has_no_features_and_ledger_of_errors_tokens_and_biases():
+    model = tiny_model("qwen2")
+    graph = graph_of(model, {})
+    ledger = graph.ledger(0)
+    assert graph.index.n_features == 0 and ledger.features == 0
+    assert ledger.errors != 0 and ledger.tokens != 0 and ledger.biases != 0  # Qwen2's value biases
+    assert abs(ledger.residual) < 1e-6
+
+
+def test_pruned_scores_count_what_was_cut_as_error():
+    model = tiny_model()
+    graph = graph_of(model, dictionaries(model, layers=(0, 1, 2)))
+    everything = prune(graph, 1.0, 1.0)
+    half = prune(graph, 0.5, 0.8)
+    whole, kept, cut = graph.scores(), graph.scores(everything), graph.scores(half)
+    assert kept.replacement == pytest.approx(whole.replacement, abs=1e-9)
+    assert kept.completeness == pytest.approx(whole.completeness, abs=1e-9)
+    assert cut.replacement < whole.replacement and cut.completeness < whole.completeness
+    assert half.n_nodes < everything.n_nodes and half.n_edges < everything.n_edges
+
+
+def test_every_kept_feature_has_an_input_and_a_path_to_the_target():
+    model = tiny_model()
+    graph = graph_of(model, dictionaries(model, layers=(0, 1, 2)))
+    pruned = prune(graph, 0.6, 0.8)
+    fed, used = pruned.edges_RS.any(1), pruned.edges_RS.any(0)
+    for row, column in enumerate(graph.column_R.tolist()):
+        if column >= 0 and pruned.sources_S[column]:
+            assert fed[row] and used[column]
+        if column >= 0 and not pruned.sources_S[column]:
+            assert not fed[row] and not used[column]
+
+
+def test_unexpanded_features_lower_the_scores_and_never_break_conservation():
+    model = tiny_model()
+    dicts = dictionaries(model, layers=(0, 1, 2))
+    full, few = graph_of(model, dicts), graph_of(model, dicts, AttributionConfig(max_features=5))
+    assert len(few.column_R) == 6
+    assert few.scores().replacement < full.scores().replacement
+    assert few.conservation_residual_max() < 1e-6
+    assert torch.allclose(few.A_RS[0], full.A_RS[0], atol=1e-12)

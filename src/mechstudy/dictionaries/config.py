@@ -1,0 +1,109 @@
+"""What to train: the shape of a dictionary and the recipe. Torch-free, so that `plan` is quick."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mechstudy.core.config import Config
+from mechstudy.core.errors import MechstudyError
+
+Kind = Literal["sae", "transcoder", "skip_transcoder"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+class DictionaryConfig(Config):
+    """The architecture. Every field enters the artifact's id.
+
+    `expansion` is the number of features per input coordinate; `d_sae` gives the number itself. With neither,
+    expansion is 4. `k` is the number of active features per row (for batchtopk: on average over a batch).
+    """
+
+    kind: Kind = "transcoder"
+    activation: Literal["topk", "batchtopk"] = "topk"
+    expansion: float | None = Field(default=None, gt=0)
+    d_sae: int | None = Field(default=None, ge=1)
+    k: int = Field(default=32, ge=1)
+
+    @model_validator(mode="after")
+    def _one_width(self) -> DictionaryConfig:
+        if self.expansion is not None and self.d_sae is not None:
+            raise MechstudyError(
+                "expansion and d_sae are both given, but each decides the number of features",
+                fix="keep one of them",
+            )
+        if self.d_sae is not None and self.k > self.d_sae:
+            raise MechstudyError(
+                f"k = {self.k} active features out of d_sae = {self.d_sae} is impossible",
+                fix=f"k of at most {self.d_sae}",
+            )
+        return self
+
+    def width(self, d_in: int) -> int:
+        """Number of features F for inputs of width `d_in`.
+
+        Raises:
+            MechstudyError: k exceeds it.
+        """
+        width = (
+            self.d_sae
+            if self.d_sae is not None
+            else max(1, round(d_in * (4.0 if self.expansion is None else self.expansion)))
+        )
+        if self.k > width:
+            raise MechstudyError(
+                f"k = {self.k} active features out of d_sae = {width} is impossible",
+                facts={"input width": str(d_in), "expansion": str(self.expansion), "d_sae": str(self.d_sae)},
+                fix=f"k of at most {width}, or a larger expansion",
+            )
+        return width
+
+
+class TrainConfig(Config):
+    """The recipe. Fields left at None follow the rules written beside them.
+
+    `precision` is that of the encoder's matrix product, the one dense product of a step; master weights, sparse
+    products and the optimizer are float32 always. "auto" times both on this machine and records the choice.
+    """
+
+    steps: int = Field(default=2_000, ge=1)
+    batch_size: int = Field(default=2_048, ge=1)
+    lr: float | None = Field(default=None, gt=0)
+    warmup_steps: int | None = Field(default=None, ge=0)
+    decay_share: float = Field(default=0.2, ge=0, le=1)
+    clip: float = Field(default=1.0, gt=0)
+    aux_alpha: float = Field(default=1 / 32, ge=0)
+    aux_k: int | None = Field(default=None, ge=1)
+    dead_after_rows: int | None = Field(default=None, ge=1)
+    checkpoint_every: int = Field(default=1_000, ge=1)
+    precision: Precision = "auto"
+    log_every: int = Field(default=50, ge=1)
+    tensorboard: bool = True
+    seed: int = Field(default=0, ge=0)
+
+    def resolved_lr(self, n_features: int) -> float:
+        """Peak learning rate of Adam. See `docs/log.md` for the sweep behind the rule."""
+        return self.lr if self.lr is not None else 2e-4 / math.sqrt(n_features / 2**14)
+
+    def resolved_warmup(self) -> int:
+        """Warm-up steps: 1,000, but never more than a twentieth of the run."""
+        return self.warmup_steps if self.warmup_steps is not None else min(1_000, self.steps // 20)
+
+    def resolved_aux_k(self, d_out: int) -> int:
+        """Dead features used per row by the auxiliary loss: half the output width."""
+        return self.aux_k if self.aux_k is not None else max(1, d_out // 2)
+
+    def resolved_dead_after(self) -> int:
+        """Rows without firing after which a feature is dead: 10M, or an eighth of a shorter run."""
+        if self.dead_after_rows is not None:
+            return self.dead_after_rows
+        return min(10_000_000, max(1, self.steps * self.batch_size // 8))
+
+    def lr_factor(self, step: int) -> float:
+        """Share of the peak learning rate at `step` (0-based): linear warm-up, flat, linear decay to zero."""
+        warmup, decay = self.resolved_warmup(), round(self.steps * self.decay_share)
+        factor = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        left = self.steps - step
+        return factor * min(1.0, left / (decay + 1)) if decay else factor

@@ -1,0 +1,194 @@
+"""A sparse dictionary as the rest of the package uses it: raw activations in, raw activations out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mechstudy.core.errors import MechstudyError
+from mechstudy.dictionaries.kernels import top_k
+
+
+@dataclass(frozen=True)
+class DictionaryMeta:
+    """What a dictionary is. `metadata` is free-form JSON; `max_input_norm` in it marks sinks (see `Dictionary`).
+
+    `k` is exact for topk; for jumprelu it is the average the threshold was calibrated to, or None if unknown.
+    """
+
+    kind: Literal["sae", "transcoder", "skip_transcoder"]
+    activation: Literal["topk", "jumprelu"]
+    d_in: int
+    d_out: int
+    d_sae: int
+    k: int | None
+    site_in: str
+    site_out: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class Dictionary(nn.Module):
+    """SAE, transcoder or skip transcoder. Normalisation is folded into the weights.
+
+        reconstruct(x) = encode(x) @ W_dec + b_dec (+ x @ W_skip.T)
+
+    Rows whose L2 norm exceeds `metadata["max_input_norm"]` are sinks: training dropped them, so what the encoder
+    says there means nothing, and they have no features. Their reconstruction is b_dec (+ skip), which keeps the
+    line above true for every row and the skip path linear everywhere; callers carry the rest as error.
+
+    Shapes: W_enc [d_in, F], b_enc [F], W_dec [F, d_out], b_dec [d_out], W_skip [d_out, d_in] or None,
+    threshold [F] (jumprelu) or None. Weights do not require gradients; gradients flow to inputs.
+    """
+
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+    W_skip: Tensor | None
+    threshold: Tensor | None
+
+    def __init__(
+        self,
+        cfg: DictionaryMeta,
+        *,
+        W_enc: Tensor,
+        b_enc: Tensor,
+        W_dec: Tensor,
+        b_dec: Tensor,
+        W_skip: Tensor | None = None,
+        threshold: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.cfg = cfg
+        given = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+        given |= {"W_skip": W_skip, "threshold": threshold}  # type: ignore[dict-item]  # None where absent
+        shapes = expected_shapes(cfg)
+        for name, tensor in given.items():
+            if (tensor is None) != (name not in shapes):
+                wanted = "needs" if name in shapes else "has no"
+                raise MechstudyError(f"a {cfg.kind} with {cfg.activation} {wanted} {name}")
+            if tensor is None:
+                self.register_parameter(name, None)
+                continue
+            if tuple(tensor.shape) != shapes[name]:
+                raise MechstudyError(
+                    f"{name} has the wrong shape",
+                    facts={"found": str(list(tensor.shape)), "expected": str(list(shapes[name]))},
+                )
+            self.register_parameter(name, nn.Parameter(tensor.detach(), requires_grad=False))
+        if cfg.activation == "topk" and not (cfg.k and 1 <= cfg.k <= cfg.d_sae):
+            raise MechstudyError(f"k = {cfg.k} active features out of d_sae = {cfg.d_sae} is impossible")
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return self.cfg.metadata
+
+    @property
+    def max_input_norm(self) -> float:
+        """L2 norm of an input row above which it is a sink; infinity if nothing was recorded."""
+        limit = self.cfg.metadata.get("max_input_norm")
+        return math.inf if limit is None else float(limit)
+
+    def is_valid(self, x: Tensor) -> Tensor:
+        """x[..., d_in] -> bool[...]: False for sinks."""
+        if math.isinf(self.max_input_norm):
+            return torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
+        return torch.linalg.vector_norm(x.detach().float(), dim=-1) <= self.max_input_norm
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """x[..., d_in] -> [..., F] = x @ W_enc + b_enc; sinks are not treated apart here."""
+        self._check_width(x)
+        return x @ self.W_enc + self.b_enc
+
+    def encode(self, x: Tensor) -> Tensor:
+        """x[..., d_in] -> [..., F], zero where a feature is not active and on sinks."""
+        pre = self.pre_activations(x)
+        if self.threshold is not None:
+            mask = (pre > self.threshold) & (pre > 0)
+        else:
+            indices = top_k(pre.detach().reshape(-1, self.cfg.d_sae), self._k)[1]
+            chosen = torch.zeros_like(pre, dtype=torch.bool).reshape(-1, self.cfg.d_sae)
+            mask = chosen.scatter_(1, indices, True).view_as(pre) & (pre > 0)
+        return pre.masked_fill(~(mask & self.is_valid(x).unsqueeze(-1)), 0.0)
+
+    def encode_sparse(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """x[N, d_in] -> (values [N, K], indices [N, K]); a value of 0 means there is no feature in that place.
+
+        K is k for topk. For jumprelu it is the largest number of active features of any row (at least 1).
+        """
+        pre = self.pre_activations(x_ND)
+        if self.threshold is not None:
+            pre = pre.masked_fill(~(pre > self.threshold), 0.0)
+            width = max(1, int((pre > 0).sum(1).max())) if len(pre) else 1
+        else:
+            width = self._k
+        values, indices = top_k(pre, width)
+        return values.relu().masked_fill(~self.is_valid(x_ND).unsqueeze(-1), 0.0), indices
+
+    def decode(self, f: Tensor) -> Tensor:
+        """f[..., F] -> f @ W_dec + b_dec. The skip path is not part of it."""
+        return f @ self.W_dec + self.b_dec
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """x[..., d_in] -> [..., d_out]: decode(encode(x)), plus x @ W_skip.T for a skip transcoder."""
+        out = self.decode(self.encode(x))
+        return out if self.W_skip is None else out + x @ self.W_skip.T
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same as `reconstruct`."""
+        return self.reconstruct(x)
+
+    def active(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x[T, d_in] -> (positions [M], features [M], values [M]), by position and then by feature. No sinks."""
+        f_TF = self.encode(x_TD)
+        positions, features = f_TF.nonzero().unbind(1)
+        return positions, features, f_TF[positions, features]
+
+    def save(self, folder: Path) -> None:
+        """Write SAELens' cfg.json and sae_weights.safetensors into `folder` (see `saelens.py`)."""
+        from mechstudy.dictionaries.saelens import write
+
+        write(self, folder)
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Dictionary:
+        """Read a folder written by `save` or by SAELens. `dtype` None keeps the file's.
+
+        Raises:
+            MechstudyError: a file or tensor is missing, truncated, misshapen, or of an unknown architecture.
+        """
+        from mechstudy.dictionaries.saelens import read
+
+        return read(folder, device=device, dtype=dtype)
+
+    @property
+    def _k(self) -> int:
+        assert self.cfg.k is not None  # the constructor checks it for topk
+        return self.cfg.k
+
+    def _check_width(self, x: Tensor) -> None:
+        if x.shape[-1] != self.cfg.d_in:
+            raise MechstudyError(
+                f"activations are {x.shape[-1]} wide, but this dictionary reads {self.cfg.d_in}",
+                facts={"site": self.cfg.site_in},
+            )
+
+
+def expected_shapes(cfg: DictionaryMeta) -> dict[str, tuple[int, ...]]:
+    """Tensor names and shapes of a dictionary like `cfg`."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "W_enc": (cfg.d_in, cfg.d_sae),
+        "b_enc": (cfg.d_sae,),
+        "W_dec": (cfg.d_sae, cfg.d_out),
+        "b_dec": (cfg.d_out,),
+    }
+    if cfg.kind == "skip_transcoder":
+        shapes["W_skip"] = (cfg.d_out, cfg.d_in)
+    if cfg.activation == "jumprelu":
+        shapes["threshold"] = (cfg.d_sae,)
+    return shapes

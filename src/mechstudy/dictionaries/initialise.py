@@ -1,0 +1,134 @@
+"""Normalisation statistics, and the weights a training starts from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mechstudy.core.errors import MechstudyError
+from mechstudy.dictionaries.gradients import Weights
+
+STATISTICS_ROWS = 16_384  # rows the normalisation is measured on
+SKIP_ROWS_PER_INPUT = 16  # rows per input coordinate for the ridge regression of the skip path
+RIDGE = 1e-3  # ridge penalty, as a share of the mean input variance
+TRANSCODER_DECODER_NORM = 0.1  # length of decoder rows at the start
+
+
+@dataclass
+class Normalisation:
+    """x -> (x - mean_in) / scale_in, y -> (y - mean_out) / scale_out, so that E||x||^2 = d_in, E||y||^2 = d_out."""
+
+    mean_in: Tensor
+    scale_in: float
+    mean_out: Tensor
+    scale_out: float
+
+    def apply(self, x_ND: Tensor, y_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalise a batch. Where y is x (an SAE), so are the results."""
+        x = (x_ND - self.mean_in) * (1.0 / self.scale_in)
+        return x, (x if y_ND is x_ND else (y_ND - self.mean_out) * (1.0 / self.scale_out))
+
+    def fold(self, weights: Weights) -> Weights:
+        """The weights that do on raw rows what `weights` do on normalised ones.
+
+        Feature values are multiplied by scale_out (so thresholds are too) and decoder rows keep their length.
+        """
+        ratio = self.scale_out / self.scale_in
+        enc = weights.enc * ratio
+        b_dec = self.scale_out * weights.b_dec + self.mean_out
+        skip = None
+        if weights.skip is not None:
+            skip = weights.skip * ratio
+            b_dec = b_dec - skip @ self.mean_in
+        b_enc = self.scale_out * weights.b_enc - enc @ self.mean_in
+        return Weights(enc, b_enc, weights.dec.clone(), b_dec, skip)
+
+
+@dataclass
+class Moments:
+    """Sums over the first batches: means, variances and, for the skip path, the regression's matrices."""
+
+    n_rows: int
+    normalisation: Normalisation
+    covariance: Tensor | None  # [d_in, d_in] of normalised inputs
+    cross: Tensor | None  # [d_in, d_out] of normalised inputs and targets
+
+
+def measure(batches: Iterable[tuple[Tensor, Tensor]], *, n_rows: int, with_cross: bool) -> Moments:
+    """Read batches until `n_rows` rows are seen (or they end); float64 sums.
+
+    Raises:
+        MechstudyError: there are no rows, or all of them are equal.
+    """
+    seen = 0
+    sum_x = sum_y = square_x = square_y = covariance = cross = None
+    origin: tuple[Tensor, Tensor] | None = None
+    for x, y in batches:
+        if (
+            origin is None
+        ):  # subtracting a first mean keeps the float32 products of large offsets exact enough
+            origin = (x.double().mean(0), y.double().mean(0))
+            sum_x, sum_y = torch.zeros_like(origin[0]), torch.zeros_like(origin[1])
+            square_x = square_y = torch.zeros((), dtype=torch.float64, device=x.device)
+        dx, dy = x.double() - origin[0], y.double() - origin[1]
+        sum_x, sum_y = sum_x + dx.sum(0), sum_y + dy.sum(0)
+        square_x, square_y = square_x + dx.square().sum(), square_y + dy.square().sum()
+        if with_cross:
+            fx, fy = dx.float(), dy.float()
+            covariance = (fx.T @ fx).double() + (0 if covariance is None else covariance)
+            cross = (fx.T @ fy).double() + (0 if cross is None else cross)
+        seen += len(x)
+        if seen >= n_rows:
+            break
+    if origin is None or seen < 2:
+        raise MechstudyError("there are no activation rows to train on", facts={"rows": str(seen)})
+    assert sum_x is not None and sum_y is not None and square_x is not None and square_y is not None
+    shift_x, shift_y = sum_x / seen, sum_y / seen
+    scale_in = _scale(float(square_x) / seen - float(shift_x.square().sum()), len(shift_x), "input")
+    scale_out = _scale(float(square_y) / seen - float(shift_y.square().sum()), len(shift_y), "target")
+    normalisation = Normalisation(
+        (origin[0] + shift_x).float(), scale_in, (origin[1] + shift_y).float(), scale_out
+    )
+    if covariance is not None and cross is not None:
+        covariance = (covariance / seen - torch.outer(shift_x, shift_x)) / scale_in**2
+        cross = (cross / seen - torch.outer(shift_x, shift_y)) / (scale_in * scale_out)
+    return Moments(seen, normalisation, covariance, cross)
+
+
+def _scale(variance: float, width: int, what: str) -> float:
+    if not variance > 0:
+        raise MechstudyError(
+            f"all {what} rows are equal, so there is nothing to learn",
+            facts={"variance": f"{variance:.3g}"},
+            fix="check the captured site: was it ablated, or is the corpus one token repeated?",
+        )
+    return math.sqrt(variance / width)
+
+
+def initial_weights(
+    kind: str, n_features: int, d_in: int, d_out: int, moments: Moments, generator: torch.Generator
+) -> Weights:
+    """Weights in the normalised space, on the CPU; the same for the same generator.
+
+    Encoder rows are random unit vectors, so pre-activations start with unit variance. An SAE's decoder is a copy
+    of its encoder. A transcoder's decoder starts short and random, and its skip path at the ridge regression
+    of target on input, so that features learn what a linear map cannot do. b_dec is zero: the mean.
+    """
+    enc = torch.randn(n_features, d_in, generator=generator)
+    enc /= torch.linalg.vector_norm(enc, dim=1, keepdim=True)
+    if kind == "sae":
+        dec = enc.clone()
+    else:
+        dec = torch.randn(n_features, d_out, generator=generator)
+        dec *= TRANSCODER_DECODER_NORM / torch.linalg.vector_norm(dec, dim=1, keepdim=True)
+    skip = None
+    if kind == "skip_transcoder":
+        assert moments.covariance is not None and moments.cross is not None
+        ridge = RIDGE * torch.eye(d_in, dtype=torch.float64, device=moments.covariance.device)
+        solution = torch.linalg.solve(moments.covariance + ridge, moments.cross)
+        skip = solution.T.float().cpu().contiguous()
+    return Weights(enc, torch.zeros(n_features), dec, torch.zeros(d_out), skip)

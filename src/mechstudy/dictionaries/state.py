@@ -1,0 +1,148 @@
+"""Everything a training run needs to go on where it stopped, as one checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mechstudy.core.checkpoint import load_checkpoint, save_checkpoint
+from mechstudy.core.errors import MechstudyError
+from mechstudy.dictionaries.gradients import Weights
+from mechstudy.dictionaries.initialise import Normalisation
+
+THRESHOLD_RATE = 0.01  # weight of the newest batch in the running BatchTopK threshold
+
+
+@dataclass
+class TrainState:
+    """A run after `step` steps.
+
+    threshold: running mean of the smallest kept activation (BatchTopK; normalised units), or None.
+    last_minimum: the last batch's smallest kept activation, where the next batch's search begins.
+    rows_since_fired [F] int64: rows seen since each feature was last active.
+    """
+
+    weights: Weights
+    normalisation: Normalisation
+    precision: str
+    rows_since_fired: Tensor
+    optimizer: torch.optim.Adam
+    step: int = 0
+    rows: int = 0
+    threshold: float | None = None
+    last_minimum: float | None = None
+    dead: Tensor | None = field(default=None, repr=False)
+
+    @classmethod
+    def fresh(cls, weights: Weights, normalisation: Normalisation, precision: str, device: str) -> TrainState:
+        moved = Weights(**{name: tensor.to(device) for name, tensor in weights.named()})
+        return cls(
+            weights=moved,
+            normalisation=normalisation,
+            precision=precision,
+            rows_since_fired=torch.zeros(len(moved.b_enc), dtype=torch.int64, device=device),
+            optimizer=make_optimizer(moved),
+        )
+
+    def observe_codes(self, fired: Tensor, n_rows: int, dead_after: int) -> None:
+        """Advance the dead counters by a batch; `dead` holds the indices of features dead from now on."""
+        self.rows_since_fired.add_(n_rows).masked_fill_(fired, 0)
+        self.dead = (self.rows_since_fired >= dead_after).nonzero().squeeze(1)
+        self.rows += n_rows
+
+    def observe_minimum(self, minimum: float) -> None:
+        """Take the smallest kept activation of a BatchTopK batch into the running threshold."""
+        rate = max(THRESHOLD_RATE, 1.0 / (self.step + 1))
+        self.threshold = (
+            minimum if self.threshold is None else self.threshold + rate * (minimum - self.threshold)
+        )
+        self.last_minimum = minimum
+
+    def save(self, path: Path, fingerprint: dict[str, Any]) -> None:
+        """Write the checkpoint; `fingerprint` is what a resumed run must agree on."""
+        tensors = {f"weights.{name}": tensor for name, tensor in self.weights.named()}
+        for name, tensor in self.weights.named():
+            moments = self.optimizer.state[tensor]
+            tensors |= {f"adam.{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq", "step")}
+        tensors["rows_since_fired"] = self.rows_since_fired
+        tensors["mean_in"], tensors["mean_out"] = self.normalisation.mean_in, self.normalisation.mean_out
+        state = {
+            "fingerprint": fingerprint,
+            "step": self.step,
+            "rows": self.rows,
+            "precision": self.precision,
+            "threshold": self.threshold,
+            "last_minimum": self.last_minimum,
+            "scale_in": self.normalisation.scale_in,
+            "scale_out": self.normalisation.scale_out,
+        }
+        save_checkpoint(path, tensors, state)
+
+    @classmethod
+    def restore(
+        cls, path: Path, fingerprint: dict[str, Any], device: str, dead_after: int
+    ) -> TrainState | None:
+        """Read the checkpoint at `path`; None if there is none.
+
+        Raises:
+            MechstudyError: it is damaged, or of another configuration.
+        """
+        found = load_checkpoint(path)
+        if found is None:
+            return None
+        tensors, state = found
+        other = state.get("fingerprint", {})
+        differing = sorted(key for key in {*fingerprint, *other} if fingerprint.get(key) != other.get(key))
+        if differing:
+            raise MechstudyError(
+                "the checkpoint is of another training configuration",
+                where=str(path),
+                facts={
+                    key: f"{other.get(key)} in the checkpoint, {fingerprint.get(key)} now"
+                    for key in differing
+                },
+                fix="delete the checkpoint to train from the beginning, or restore the configuration",
+            )
+        try:
+            weights = Weights(
+                **{
+                    name: tensors[f"weights.{name}"].to(device)
+                    for name in ("enc", "b_enc", "dec", "b_dec", "skip")
+                    if name != "skip" or f"weights.{name}" in tensors
+                }
+            )
+            result = cls.fresh(
+                weights,
+                Normalisation(
+                    tensors["mean_in"].to(device),
+                    state["scale_in"],
+                    tensors["mean_out"].to(device),
+                    state["scale_out"],
+                ),
+                state["precision"],
+                device,
+            )
+            for name, tensor in result.weights.named():
+                moments = {key: tensors[f"adam.{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
+                result.optimizer.state[tensor] = {
+                    "step": tensors[f"adam.step.{name}"].to(device),
+                    **{key: moment.to(device) for key, moment in moments.items()},
+                }
+            result.rows_since_fired = tensors["rows_since_fired"].to(device)
+            result.step, result.rows = state["step"], state["rows"]
+            result.threshold, result.last_minimum = state["threshold"], state["last_minimum"]
+        except KeyError as error:
+            raise MechstudyError(
+                f"the checkpoint lacks {error}", where=str(path), fix="delete the file to start again"
+            ) from error
+        result.dead = (result.rows_since_fired >= dead_after).nonzero().squeeze(1)
+        return result
+
+
+def make_optimizer(weights: Weights) -> torch.optim.Adam:
+    """Fused Adam (betas .9, .999) over all weights; the learning rate is set at each step."""
+    return torch.optim.Adam([tensor for _, tensor in weights.named()], lr=0.0, fused=True)

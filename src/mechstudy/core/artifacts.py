@@ -187,9 +187,7 @@ class ArtifactStore:
         """
         wanted = tuple(patterns)
         matching = {
-            name
-            for name in artifact.manifest["files"]
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)
+            name for name in artifact.manifest["files"] if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)
         }
         discarded = sorted(matching | set(artifact.manifest.get("discarded", ())))
         if not discarded:

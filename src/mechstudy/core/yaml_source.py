@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,25 +25,40 @@ def dotted(path: Sequence[Key]) -> str:
     return ".".join(str(key) for key in path)
 
 
+Names = tuple[str, ...]
+
+
 @dataclass
 class Lines:
-    """Where each key stands: a line of the file, or a ``--set`` of the command line."""
+    """Where each key stands: a line of the file, or a ``--set`` of the command line.
+
+    Paths are dotted text (``behaviours.0.n``) or tuples of keys and list positions.
+    """
 
     file: Path
-    by_path: dict[KeyPath, int] = field(default_factory=dict)
-    overrides: list[KeyPath] = field(default_factory=list)
+    by_path: dict[Names, int] = field(default_factory=dict)
+    overrides: list[Names] = field(default_factory=list)
 
-    def where(self, path: str | KeyPath) -> str:
-        """``study.yaml:14`` of a key, or of the nearest enclosing one that is written in the file."""
-        keys = self._keys(path)
-        for depth in range(len(keys), -1, -1):
-            if keys[:depth] in self.by_path:
-                return f"{self.file}:{self.by_path[keys[:depth]]}"
-        return str(self.file)
+    def keys(self, path: str | Sequence[Key]) -> Names:
+        """A path as the tuple of texts it is looked up by."""
+        if isinstance(path, str):
+            return tuple(path.split(".")) if path else ()
+        return tuple(str(key) for key in path)
 
-    def override(self, path: str | KeyPath) -> KeyPath | None:
+    def line(self, path: str | Sequence[Key]) -> int | None:
+        """The line of a key, or of the nearest enclosing one that is in the file; None where none is."""
+        keys = self.keys(path)
+        known = (keys[:depth] for depth in range(len(keys), -1, -1))
+        return next((self.by_path[above] for above in known if above in self.by_path), None)
+
+    def where(self, path: str | Sequence[Key]) -> str:
+        """``study.yaml:14`` of a key, or of the nearest enclosing one that is in the file."""
+        line = self.line(path)
+        return str(self.file) if line is None else f"{self.file}:{line}"
+
+    def override(self, path: str | Sequence[Key]) -> Names | None:
         """The path of the override that decided this key: it set the key, something around it, or made it."""
-        keys = self._keys(path)
+        keys = self.keys(path)
         for given in reversed(self.overrides):
             if keys[: len(given)] == given:
                 return given
@@ -54,37 +70,18 @@ class Lines:
 
     def error(
         self,
-        path: str | KeyPath,
+        path: str | Sequence[Key],
         what: str,
         *,
         facts: Mapping[str, str] | None = None,
         fix: str | None = None,
     ) -> MechstudyError:
-        """A MechstudyError at a key: ``study.yaml:14: capture.layers: <what>``, or ``--set capture.layers: ...``."""
-        keys = self._keys(path)
+        """A MechstudyError ``study.yaml:14: capture.layers: <what>`` or ``--set capture.layers: <what>``."""
+        keys = self.keys(path)
         given = self.override(keys)
-        if given is not None:
-            below = dotted(keys[len(given) :])
-            return MechstudyError(
-                f"{below}: {what}" if below else what, where=f"--set {dotted(given)}", facts=facts, fix=fix
-            )
-        return MechstudyError(
-            f"{dotted(keys)}: {what}" if keys else what, where=self.where(keys), facts=facts, fix=fix
-        )
-
-    def line(self, path: KeyPath) -> int:
-        """The line of a key or of the nearest enclosing one; overrides come before all lines."""
-        if self.override(path) is not None:
-            return 0
-        for depth in range(len(path), -1, -1):
-            if path[:depth] in self.by_path:
-                return self.by_path[path[:depth]]
-        return 1
-
-    def _keys(self, path: str | KeyPath) -> KeyPath:
-        if not isinstance(path, str):
-            return tuple(path)
-        return tuple(int(part) if part.isdecimal() else part for part in path.split(".")) if path else ()
+        where = self.where(keys) if given is None else f"--set {dotted(given)}"
+        name = dotted(keys[len(given or ()) :])
+        return MechstudyError(f"{name}: {what}" if name else what, where=where, facts=facts, fix=fix)
 
 
 @dataclass
@@ -127,6 +124,7 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> YamlSource:
     """
     text = _text_of(path)
     lines = Lines(path)
+    rows = text.splitlines()
     try:
         yaml = _reader()
         node = yaml.compose(text)
@@ -135,7 +133,7 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> YamlSource:
         _note_lines(node, (), lines, ())
         data = yaml.constructor.construct_document(node)
     except YAMLError as error:
-        raise _syntax_error(error, str(path)) from None
+        raise _syntax_error(error, str(path), rows) from None
     if not isinstance(data, dict):
         raise MechstudyError(
             f"must be a mapping of keys to values, not {_kind(data)}",
@@ -164,31 +162,30 @@ def _text_of(path: Path) -> str:
         raise MechstudyError(f"cannot be read: {error.strerror}", where=str(path)) from None
 
 
-def _note_lines(node: Node, path: KeyPath, lines: Lines, above: tuple[int, ...]) -> None:
-    """Fills ``lines`` with the line of every key below a node. Aliases count where they are used."""
-    if path not in lines.by_path:
-        lines.by_path[path] = node.start_mark.line + 1
+def _note_lines(node: Node, path: Names, lines: Lines, above: tuple[int, ...]) -> None:
+    """Fills ``lines`` with the line of every key below a node. An alias counts where it was written out."""
+    lines.by_path.setdefault(path, node.start_mark.line + 1)
     if id(node) in above:
-        raise MechstudyError("refers to itself", where=lines.where(path))
+        raise MechstudyError(f"{dotted(path)}: refers to itself", where=lines.where(path))
     above = (*above, id(node))
     if isinstance(node, SequenceNode):
         for index, item in enumerate(node.value):
-            _note_lines(item, (*path, index), lines, above)
+            _note_lines(item, (*path, str(index)), lines, above)
     elif isinstance(node, MappingNode):
         _note_mapping(node, path, lines, above)
 
 
-def _note_mapping(node: MappingNode, path: KeyPath, lines: Lines, above: tuple[int, ...]) -> None:
+def _note_mapping(node: MappingNode, path: Names, lines: Lines, above: tuple[int, ...]) -> None:
     seen: dict[str, int] = {}
+    merged: list[Node] = []
     for key_node, value_node in node.value:
-        if not isinstance(key_node, ScalarNode):
-            continue  # a mapping or list as a key: the constructor or the config refuses it
         line = key_node.start_mark.line + 1
+        if not isinstance(key_node, ScalarNode):
+            raise MechstudyError(
+                f"{dotted((*path, 'key'))}: must be text, not a list or mapping", where=f"{lines.file}:{line}"
+            )
         if key_node.tag == "tag:yaml.org,2002:merge":
-            merged = value_node.value if isinstance(value_node, SequenceNode) else [value_node]
-            for source in merged:
-                if isinstance(source, MappingNode):
-                    _note_lines(source, path, lines, above)
+            merged.extend(value_node.value if isinstance(value_node, SequenceNode) else [value_node])
             continue
         key: str = key_node.value
         if key in seen:
@@ -201,21 +198,27 @@ def _note_mapping(node: MappingNode, path: KeyPath, lines: Lines, above: tuple[i
         seen[key] = line
         lines.by_path[(*path, key)] = line
         _note_lines(value_node, (*path, key), lines, above)
+    for source in merged:
+        known = dict(lines.by_path)
+        _note_lines(source, path, lines, above)
+        lines.by_path.update(known)  # a mapping's own keys go before merged ones
 
 
-def _syntax_error(error: YAMLError, where: str) -> MechstudyError:
+def _syntax_error(error: YAMLError, where: str, rows: list[str] | None) -> MechstudyError:
+    """A YAML error in one line, with the line it is on when ``rows`` (the file's lines) are given."""
     if isinstance(error, MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         problem = " ".join(str(text) for text in (error.context, error.problem) if text)
+        if error.context_mark is not None and re.search(r"end of stream|<(stream|document) end>", problem):
+            mark = error.context_mark  # something was never closed: say where it was opened
         facts = {}
-        if mark is not None:
+        if rows is not None and mark is not None:
             where = f"{where}:{mark.line + 1}"
-            snippet = (mark.get_snippet(indent=0) or "").strip("\n")
-            facts = {"text": snippet} if snippet else {}
+            if mark.line < len(rows) and rows[mark.line].strip():
+                facts = {"text": rows[mark.line].strip()}
         return MechstudyError(f"not valid YAML: {problem}", where=where, facts=facts)
     if isinstance(error, ReaderError):
-        character = f"U+{error.character:04X}" if isinstance(error.character, int) else repr(error.character)
-        return MechstudyError(f"not valid YAML: character {character} is not allowed", where=where)
+        return MechstudyError(f"not valid YAML: {error.reason}", where=where)
     return MechstudyError(f"not valid YAML: {str(error).splitlines()[0]}", where=where)
 
 
@@ -238,18 +241,17 @@ def _apply(data: dict[str, Any], override: str, lines: Lines) -> dict[str, Any]:
         node = yaml.compose(text)
         value = None if node is None else yaml.constructor.construct_document(node)
     except YAMLError as error:
-        raise _syntax_error(error, f"--set {name}") from None
-    path, changed = _with(data, name.split("."), value, (), name)
-    lines.overrides.append(path)
-    result: dict[str, Any] = changed
+        raise _syntax_error(error, f"--set {name}", None) from None
+    lines.overrides.append(tuple(name.split(".")))
+    result: dict[str, Any] = _with(data, name.split("."), value, (), name)
     return result
 
 
-def _with(container: Any, parts: list[str], value: Any, path: KeyPath, name: str) -> tuple[KeyPath, Any]:
-    """The container with one value replaced, and the path to it with list positions as integers."""
+def _with(container: Any, parts: list[str], value: Any, path: Names, name: str) -> Any:
+    """The container with one value replaced."""
     if not parts:
-        return path, value
-    part = parts[0]
+        return value
+    part, *rest = parts
     if isinstance(container, list):
         if not part.isdecimal() or int(part) > len(container):
             raise MechstudyError(
@@ -258,16 +260,13 @@ def _with(container: Any, parts: list[str], value: Any, path: KeyPath, name: str
                 fix=f"use 0 to {len(container)} ({len(container)} appends)",
             )
         index = int(part)
-        items = list(container)
-        below = items[index] if index < len(items) else None
-        full, changed = _with(below, parts[1:], value, (*path, index), name)
-        items[index : index + 1] = [changed]
-        return full, items
-    if container is None:
-        container = {}
-    if not isinstance(container, dict):
-        raise MechstudyError(
-            f"{dotted(path)} is {container!r}, which has nothing named {part}", where=f"--set {name}"
-        )
-    full, changed = _with(container.get(part), parts[1:], value, (*path, part), name)
-    return full, {**container, part: changed}
+        below = container[index] if index < len(container) else None
+        changed = _with(below, rest, value, (*path, part), name)
+        return [*container[:index], changed, *container[index + 1 :]]
+    if container is None and part == "0":
+        return [_with(None, rest, value, (*path, part), name)]
+    if container is not None and not isinstance(container, dict):
+        raise MechstudyError(f"{dotted(path)} is {container!r}, which has nothing named {part}", where=f"--set {name}")
+    members: dict[Any, Any] = container or {}
+    key: Key = int(part) if part not in members and part.isdecimal() and int(part) in members else part
+    return {**members, key: _with(members.get(key), rest, value, (*path, part), name)}

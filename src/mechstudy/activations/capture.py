@@ -1,0 +1,174 @@
+"""Activations of a corpus or of prompts, from the model into a store."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mechstudy.activations.config import Positions
+from mechstudy.activations.store import Store, StoreWriter
+from mechstudy.core.checkpoint import load_checkpoint, save_checkpoint
+from mechstudy.core.disk import atomic_path
+from mechstudy.core.errors import MechstudyError
+from mechstudy.core.progress import NullProgress, Progress
+from mechstudy.core.runtime import oom_backoff
+from mechstudy.models.batches import length_buckets
+from mechstudy.models.sites import Site
+
+if TYPE_CHECKING:
+    from mechstudy.behaviours.schema import PromptPair
+    from mechstudy.models.language_model import LanguageModel
+
+DOCUMENTS_FILE = "documents.jsonl"
+CHECKPOINT_SECONDS = 60.0
+
+
+def site_width(model: LanguageModel, site: Site) -> int:
+    """Number of coordinates at a site."""
+    return model.d_mlp if site.kind == "mlp_act" else model.d_model
+
+
+def capture_corpus(
+    model: LanguageModel,
+    token_rows: Tensor,
+    sites: Sequence[Site],
+    folder: Path,
+    *,
+    dtype: str = "bfloat16",
+    seed: int = 0,
+    batch_tokens: int = 4096,
+    progress: Progress | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> Store:
+    """Store every position of every row at ``sites``.
+
+    Before shuffling, row ``d * T + t`` is token t of document d. Killed and run again with the same
+    ``checkpoint``, it goes on where it was and writes the same bytes: batches are cut as the first run cut
+    them, whatever ``batch_tokens`` says now.
+
+    Args:
+        token_rows: token ids [n_documents, T].
+        checkpoint: file to resume from, written at most every ``checkpoint_seconds``.
+    """
+    n_documents, context = token_rows.shape
+    progress = progress or NullProgress()
+    writer = StoreWriter(folder, {site: site_width(model, site) for site in sites}, n_documents * context, dtype, seed)
+    batch = max(1, batch_tokens // context)
+    saved = load_checkpoint(checkpoint) if checkpoint else None
+    if saved is not None:
+        writer.restore(*saved)
+        batch = int(saved[1]["batch"])
+    positions_T = np.arange(context, dtype=np.int32)
+    first = writer.written_rows // (batch * context) * batch
+    last_save = time.monotonic()
+    with progress.bar("capture", n_documents * context, "tokens", done=first * context) as bar:
+        for start in range(first, n_documents, batch):
+            tokens_BT = token_rows[start : start + batch].long()
+            size = len(tokens_BT)
+            writer.put(
+                start * context,
+                _activations(model, tokens_BT, sites, progress),
+                np.repeat(np.arange(start, start + size, dtype=np.int32), context),
+                np.tile(positions_T, size),
+                tokens_BT.flatten(),
+            )
+            bar.advance(size * context)
+            if checkpoint and time.monotonic() - last_save >= checkpoint_seconds:
+                tensors, state = writer.state()
+                save_checkpoint(checkpoint, tensors, {**state, "batch": batch})
+                last_save = time.monotonic()
+    return writer.close()
+
+
+def capture_prompts(
+    model: LanguageModel,
+    pairs: Sequence[PromptPair],
+    sites: Sequence[Site],
+    positions: Positions,
+    folder: Path,
+    *,
+    dtype: str = "bfloat16",
+    batch_tokens: int = 4096,
+    progress: Progress | None = None,
+) -> Store:
+    """Store chosen positions of clean and corrupted prompts, in order: pair by pair, clean before corrupted.
+
+    Document ``2 * i`` is pair i's clean prompt and ``2 * i + 1`` its corrupted one; ``documents.jsonl`` says
+    their ids, first row and named positions.
+
+    Raises:
+        MechstudyError: a position that a prompt does not have (the pair is named).
+    """
+    if not pairs:
+        raise MechstudyError("there are no prompts to capture")
+    progress = progress or NullProgress()
+    prompts, chosen = [], []
+    for pair in pairs:
+        for tokens in (pair.clean_tokens, pair.corrupted_tokens):
+            prompts.append(tokens)
+            try:
+                chosen.append(np.array(positions.resolve(pair.positions, len(tokens)), dtype=np.int64))
+            except MechstudyError as error:
+                raise MechstudyError(error.what, where=f"prompt {pair.id}", facts=error.facts, fix=error.fix) from error
+    firsts = np.concatenate([[0], np.cumsum([len(c) for c in chosen])])
+    writer = StoreWriter(
+        folder, {site: site_width(model, site) for site in sites}, int(firsts[-1]), dtype, shuffle=False
+    )
+    _write_documents(folder / DOCUMENTS_FILE, pairs, [len(p) for p in prompts], firsts)
+    with progress.bar("capture", len(prompts), "prompts") as bar:
+        for members in length_buckets([len(tokens) for tokens in prompts], batch_tokens):
+            tokens_BT = torch.tensor([prompts[i] for i in members])
+            found = _activations(model, tokens_BT, sites, progress)
+            length = tokens_BT.shape[1]
+            flat = np.concatenate([row * length + chosen[i] for row, i in enumerate(members)])
+            writer.put(
+                np.concatenate([firsts[i] + np.arange(len(chosen[i])) for i in members]),
+                {site: values[torch.from_numpy(flat).to(values.device)] for site, values in found.items()},
+                np.concatenate([np.full(len(chosen[i]), i) for i in members]),
+                flat % length,
+                tokens_BT.flatten()[torch.from_numpy(flat)],
+            )
+            bar.advance(len(members))
+    return writer.close()
+
+
+def _activations(
+    model: LanguageModel, tokens_BT: Tensor, sites: Sequence[Site], progress: Progress
+) -> dict[Site, Tensor]:
+    """Activations [B * T, width] of each site; halves the batch where memory runs out."""
+    deepest = max(site.layer for site in sites)
+
+    def forward(size: int) -> dict[Site, Tensor]:
+        parts = [
+            model.forward(part, capture=sites, stop_after=deepest, logits_at=None).activations
+            for part in tokens_BT.split(size)
+        ]
+        return {site: torch.cat([part[site].flatten(0, 1) for part in parts]) for site in sites}
+
+    return oom_backoff(forward, len(tokens_BT), progress)
+
+
+def _write_documents(
+    file: Path, pairs: Sequence[PromptPair], lengths: Sequence[int], firsts: Sequence[int] | np.ndarray
+) -> None:
+    with atomic_path(file) as temporary, temporary.open("w") as out:
+        for number, length in enumerate(lengths):
+            pair = pairs[number // 2]
+            record = {
+                "document": number,
+                "id": pair.id,
+                "version": "corrupted" if number % 2 else "clean",
+                "length": length,
+                "first_row": int(firsts[number]),
+                "n_rows": int(firsts[number + 1] - firsts[number]),
+                "positions": dict(pair.positions),
+            }
+            out.write(json.dumps(record, ensure_ascii=False) + "\n")

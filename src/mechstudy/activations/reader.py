@@ -1,0 +1,212 @@
+"""Training batches from an activation store: sequential reads, ahead of their use, resumable at any step."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mechstudy.activations.config import ITEM_SIZES
+from mechstudy.activations.store import RAW, SiteFiles, Store
+from mechstudy.core.errors import MechstudyError, nearest
+from mechstudy.models.sites import Site
+
+BLOCK_BYTES = 4 << 20
+SCAN_ROWS = 1 << 20
+
+
+class RowReader:
+    """Batches ``(x, y)`` of one site's rows and another's, for ever.
+
+    They are fully determined by the store, the seed and the step they start from. Rows at a document's first
+    position and sinks (input norm above ``sink_ratio`` times the median) are left out. The store is shuffled
+    on disk, so an epoch reads it from end to end; the seed says where it begins.
+
+    Attributes:
+        d_in, d_out: widths of the two sites.
+        n_rows: rows in the store; rows_per_epoch: those that are kept.
+        max_input_norm: rows of a larger norm are sinks; None with ``sink_ratio=None``.
+        sink_rows: rows left out as sinks (first positions not counted).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        site_in: Site,
+        site_out: Site,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        drop_first_position: bool = True,
+        sink_ratio: float | None = 10.0,
+        prefetch: int = 4,
+    ) -> None:
+        assert batch_size > 0, batch_size
+        self.store, self.site_in, self.site_out = store, site_in, site_out
+        self.batch_size, self.seed, self.prefetch = batch_size, seed, prefetch
+        self._in, self._out = self._files(site_in), self._files(site_out)
+        self.d_in, self.d_out = self._in.width, self._out.width
+        self.n_rows = store.n_rows
+        median = self._in.median_norm
+        self.max_input_norm = None if sink_ratio is None or median is None else sink_ratio * median
+        self._keep, self.sink_rows = self._kept_rows(drop_first_position)
+        self.rows_per_epoch = int(np.count_nonzero(self._keep))
+        if not self.rows_per_epoch:
+            raise MechstudyError(
+                f"no row of {site_in} is left to train on",
+                where=str(store.folder),
+                facts={"rows": f"{self.n_rows:,}, all at a first position or above the sink norm"},
+                fix="capture longer rows (context), or more tokens",
+            )
+        widest = max(self.d_in * ITEM_SIZES[self._in.dtype], self.d_out * ITEM_SIZES[self._out.dtype])
+        self._block = max(1, BLOCK_BYTES // widest)
+        counts = np.add.reduceat(self._keep, np.arange(0, self.n_rows, self._block), dtype=np.int64)
+        self._kept_before = np.concatenate([[0], np.cumsum(counts)])
+        self._offset = int(np.random.default_rng(seed).integers(self.rows_per_epoch))
+
+    def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of steps ``start``, ``start + 1``, ...: float32 [batch_size, d_in] and [batch_size, d_out].
+
+        The two are the same tensor when the sites are. A thread reads ahead; it ends when the iterator is
+        closed or let go.
+        """
+        ready: queue.Queue = queue.Queue(maxsize=self.prefetch)
+        stop = threading.Event()
+        thread = threading.Thread(target=self._fill, args=(start, ready, stop), daemon=True)
+        thread.start()
+        try:
+            while True:
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                x, y = item
+                x_ND = torch.from_numpy(x)
+                yield x_ND, x_ND if y is x else torch.from_numpy(y)
+        finally:
+            stop.set()
+            thread.join()
+
+    # ---------------------------------------------------------- the reading thread
+
+    def _fill(self, start: int, ready: queue.Queue, stop: threading.Event) -> None:
+        def deliver(item: object) -> bool:
+            while not stop.is_set():
+                try:
+                    ready.put(item, timeout=0.1)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+
+        try:
+            for batch in self._read(start):
+                if not deliver(batch):
+                    return
+        except BaseException as error:  # handed to the thread that asked for the batch
+            deliver(error)
+
+    def _read(self, start: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Numpy only: it runs beside the training step, and numpy takes one core."""
+        position = (self._offset + start * self.batch_size) % self.rows_per_epoch
+        block = int(np.searchsorted(self._kept_before, position, side="right")) - 1
+        skip = position - int(self._kept_before[block])
+        same = self.site_in == self.site_out
+        n_blocks = len(self._kept_before) - 1
+        with _RowFile(self._in, self._block) as first, _RowFile(self._out, self._block) as second:
+            x, y = self._empty(same)
+            filled = 0
+            while True:
+                rows = slice(block * self._block, min(self.n_rows, (block + 1) * self._block))
+                kept = np.flatnonzero(self._keep[rows])[skip:]
+                first.load(rows)
+                if not same:
+                    second.load(rows)
+                while len(kept):
+                    take, kept = kept[: self.batch_size - filled], kept[self.batch_size - filled :]
+                    to = slice(filled, filled + len(take))
+                    first.widen(take, x[to])
+                    if not same:
+                        second.widen(take, y[to])
+                    filled = to.stop
+                    if filled == self.batch_size:
+                        yield x, y
+                        x, y = self._empty(same)
+                        filled = 0
+                block, skip = (block + 1) % n_blocks, 0
+
+    def _empty(self, same: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        x = np.empty((self.batch_size, self.d_in), np.float32)
+        return x, x if same else np.empty((self.batch_size, self.d_out), np.float32)
+
+    # --------------------------------------------------------------------- opening
+
+    def _files(self, site: Site) -> SiteFiles:
+        if site not in self.store.sites:
+            names = [str(s) for s in self.store.sites]
+            guess = nearest(str(site), names)
+            raise MechstudyError(
+                f"{site} was not captured",
+                where=str(self.store.folder),
+                facts={"captured": ", ".join(names)},
+                fix=f"did you mean {guess}?" if guess else "add it to capture.sites",
+            )
+        return self.store.sites[site]
+
+    def _kept_rows(self, drop_first_position: bool) -> tuple[NDArray[np.bool_], int]:
+        keep = np.ones(self.n_rows, dtype=bool)
+        sinks = 0
+        for first in range(0, self.n_rows, SCAN_ROWS):
+            rows = slice(first, min(self.n_rows, first + SCAN_ROWS))
+            if drop_first_position:
+                keep[rows] &= self.store.index(rows).positions > 0
+            if self.max_input_norm is not None:
+                small = self.store.norms(self.site_in, rows) <= self.max_input_norm
+                sinks += int(np.count_nonzero(keep[rows] & ~small))
+                keep[rows] &= small
+        return keep, sinks
+
+
+class _RowFile:
+    """One site's file, read block by block into one buffer that is used again for each."""
+
+    def __init__(self, site: SiteFiles, block_rows: int) -> None:
+        self.path: Path = site.file
+        self.dtype = site.dtype
+        self.row_bytes = site.width * ITEM_SIZES[site.dtype]
+        self._buffer = bytearray(block_rows * self.row_bytes)
+        self._rows = np.frombuffer(self._buffer, RAW[site.dtype]).reshape(block_rows, site.width)
+
+    def __enter__(self) -> _RowFile:
+        self._file = FileIO(self.path, "rb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def load(self, rows: slice) -> None:
+        """Read rows into the buffer."""
+        self._file.seek(rows.start * self.row_bytes)
+        wanted = memoryview(self._buffer)[: (rows.stop - rows.start) * self.row_bytes]
+        while wanted:
+            count = self._file.readinto(wanted)
+            if not count:
+                raise MechstudyError(
+                    f"{self.path.name} ended early", where=str(self.path.parent), fix="capture it again"
+                )
+            wanted = wanted[count:]
+
+    def widen(self, numbers: NDArray[np.integer], out: NDArray[np.float32]) -> None:
+        """Copy rows of the buffer into float32 [n, width]; a bf16 is the upper half of a float32."""
+        bits = out.view(np.uint32)
+        if self.dtype == "float32":
+            np.take(self._rows, numbers, axis=0, out=bits)
+        else:
+            bits[...] = self._rows[numbers]
+            np.left_shift(bits, 16, out=bits)

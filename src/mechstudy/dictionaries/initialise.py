@@ -64,19 +64,18 @@ def measure(batches: Iterable[tuple[Tensor, Tensor]], *, n_rows: int, with_cross
     Raises:
         MechstudyError: there are no rows, or all of them are equal.
     """
-    seen = 0
-    sum_x = sum_y = square_x = square_y = covariance = cross = None
+    seen, square_in, square_out = 0, 0.0, 0.0
     origin: tuple[Tensor, Tensor] | None = None
+    sum_in, sum_out = torch.zeros(()), torch.zeros(())
+    covariance: Tensor | None = None
+    cross: Tensor | None = None
     for x, y in batches:
-        if (
-            origin is None
-        ):  # subtracting a first mean keeps the float32 products of large offsets exact enough
+        if origin is None:  # subtracting a first mean keeps the float32 products of large offsets exact enough
             origin = (x.double().mean(0), y.double().mean(0))
-            sum_x, sum_y = torch.zeros_like(origin[0]), torch.zeros_like(origin[1])
-            square_x = square_y = torch.zeros((), dtype=torch.float64, device=x.device)
+            sum_in, sum_out = torch.zeros_like(origin[0]), torch.zeros_like(origin[1])
         dx, dy = x.double() - origin[0], y.double() - origin[1]
-        sum_x, sum_y = sum_x + dx.sum(0), sum_y + dy.sum(0)
-        square_x, square_y = square_x + dx.square().sum(), square_y + dy.square().sum()
+        sum_in, sum_out = sum_in + dx.sum(0), sum_out + dy.sum(0)
+        square_in, square_out = square_in + float(dx.square().sum()), square_out + float(dy.square().sum())
         if with_cross:
             fx, fy = dx.float(), dy.float()
             covariance = (fx.T @ fx).double() + (0 if covariance is None else covariance)
@@ -86,16 +85,13 @@ def measure(batches: Iterable[tuple[Tensor, Tensor]], *, n_rows: int, with_cross
             break
     if origin is None or seen < 2:
         raise MechstudyError("there are no activation rows to train on", facts={"rows": str(seen)})
-    assert sum_x is not None and sum_y is not None and square_x is not None and square_y is not None
-    shift_x, shift_y = sum_x / seen, sum_y / seen
-    scale_in = _scale(float(square_x) / seen - float(shift_x.square().sum()), len(shift_x), "input")
-    scale_out = _scale(float(square_y) / seen - float(shift_y.square().sum()), len(shift_y), "target")
-    normalisation = Normalisation(
-        (origin[0] + shift_x).float(), scale_in, (origin[1] + shift_y).float(), scale_out
-    )
+    shift_in, shift_out = sum_in / seen, sum_out / seen
+    scale_in = _scale(square_in / seen - float(shift_in.square().sum()), len(shift_in), "input")
+    scale_out = _scale(square_out / seen - float(shift_out.square().sum()), len(shift_out), "target")
+    normalisation = Normalisation((origin[0] + shift_in).float(), scale_in, (origin[1] + shift_out).float(), scale_out)
     if covariance is not None and cross is not None:
-        covariance = (covariance / seen - torch.outer(shift_x, shift_x)) / scale_in**2
-        cross = (cross / seen - torch.outer(shift_x, shift_y)) / (scale_in * scale_out)
+        covariance = (covariance / seen - torch.outer(shift_in, shift_in)) / scale_in**2
+        cross = (cross / seen - torch.outer(shift_in, shift_out)) / (scale_in * scale_out)
     return Moments(seen, normalisation, covariance, cross)
 
 

@@ -128,9 +128,7 @@ def topk_codes(pre_NF: Tensor, k: int, dtype: torch.dtype) -> SparseCodes:
     return SparseCodes(offsets, indices.reshape(-1), values.reshape(-1).to(dtype).relu_(), pre_NF.shape[1])
 
 
-def batch_topk_codes(
-    pre_NF: Tensor, k: int, dtype: torch.dtype, guess: float | None
-) -> tuple[SparseCodes, float]:
+def batch_topk_codes(pre_NF: Tensor, k: int, dtype: torch.dtype, guess: float | None) -> tuple[SparseCodes, float]:
     """BatchTopK: the N*k largest positive pre-activations of the whole batch.
 
     Args:
@@ -166,7 +164,6 @@ def _above(flat: Tensor, bound: float) -> Tensor:
     if flat.device.type != "cpu":
         return (flat > limit).nonzero().squeeze(1)
     if flat.dtype == torch.bfloat16:  # positive floats sort like their bits, and integers compare faster
-        mask = flat.view(torch.int16) > limit.view(torch.int16)
-    else:
-        mask = flat > limit
+        flat, limit = flat.view(torch.int16), limit.view(torch.int16)
+    mask = flat > limit
     return torch.from_numpy(mask.numpy().nonzero()[0])

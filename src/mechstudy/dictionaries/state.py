@@ -57,9 +57,7 @@ class TrainState:
     def observe_minimum(self, minimum: float) -> None:
         """Take the smallest kept activation of a BatchTopK batch into the running threshold."""
         rate = max(THRESHOLD_RATE, 1.0 / (self.step + 1))
-        self.threshold = (
-            minimum if self.threshold is None else self.threshold + rate * (minimum - self.threshold)
-        )
+        self.threshold = minimum if self.threshold is None else self.threshold + rate * (minimum - self.threshold)
         self.last_minimum = minimum
 
     def save(self, path: Path, fingerprint: dict[str, Any]) -> None:
@@ -83,9 +81,7 @@ class TrainState:
         save_checkpoint(path, tensors, state)
 
     @classmethod
-    def restore(
-        cls, path: Path, fingerprint: dict[str, Any], device: str, dead_after: int
-    ) -> TrainState | None:
+    def restore(cls, path: Path, fingerprint: dict[str, Any], device: str, dead_after: int) -> TrainState | None:
         """Read the checkpoint at `path`; None if there is none.
 
         Raises:
@@ -101,10 +97,7 @@ class TrainState:
             raise MechstudyError(
                 "the checkpoint is of another training configuration",
                 where=str(path),
-                facts={
-                    key: f"{other.get(key)} in the checkpoint, {fingerprint.get(key)} now"
-                    for key in differing
-                },
+                facts={key: f"{other.get(key)} in the checkpoint, {fingerprint.get(key)} now" for key in differing},
                 fix="delete the checkpoint to train from the beginning, or restore the configuration",
             )
         try:

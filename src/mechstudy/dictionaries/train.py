@@ -120,7 +120,7 @@ def _start(
     moments = measure(_checked(source, 0, train_cfg, device), n_rows=n_rows, with_cross=with_skip)
     generator = torch.Generator().manual_seed(train_cfg.seed)
     weights = initial_weights(cfg.kind, n_features, source.d_in, source.d_out, moments, generator)
-    precision = train_cfg.precision
+    precision: str = train_cfg.precision
     if precision == "auto":
         precision = measured_precision(train_cfg.batch_size, source.d_in, n_features, device)
     return TrainState.fresh(weights, moments.normalisation, precision, device)
@@ -164,9 +164,7 @@ def _loop(
         )
 
 
-def train_step(
-    cfg: DictionaryConfig, train_cfg: TrainConfig, state: TrainState, x: Tensor, y: Tensor
-) -> StepOutput:
+def train_step(cfg: DictionaryConfig, train_cfg: TrainConfig, state: TrainState, x: Tensor, y: Tensor) -> StepOutput:
     """One optimisation step on a normalised batch; changes `state`."""
     minimum: list[float] = []
 
@@ -220,9 +218,7 @@ def measured_precision(n_rows: int, d_in: int, n_features: int, device: str) -> 
     return "bfloat16" if times[torch.float32] > BFLOAT16_GAIN * times[torch.bfloat16] else "float32"
 
 
-def _checked(
-    source: RowSource, start: int, train_cfg: TrainConfig, device: str
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _checked(source: RowSource, start: int, train_cfg: TrainConfig, device: str) -> Iterator[tuple[Tensor, Tensor]]:
     """The source's batches on the device, as float32; widths and finiteness checked. x is y stays so."""
     batches = source.batches(start)
     try:

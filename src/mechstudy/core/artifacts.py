@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from mechstudy.core.disk import atomic_path, fsync_file, fsync_folder, full_disk_named, stale_temporaries
+from mechstudy.core.disk import atomic_path, disk_errors, fsync_file, fsync_folder, stale_temporaries
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import jsonable, read_json, write_json_atomic
 from mechstudy.core.manifest import (
@@ -240,7 +240,7 @@ class ArtifactWriter:
         self.inputs = dict(inputs)
         self.final = store.folder(phase, unit, id)
         self.path = self.final.with_name(self.final.name + _PARTIAL)
-        with full_disk_named(self.path):
+        with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / MANIFEST).unlink(missing_ok=True)  # left when a publish was killed before its rename
             self._began = time.monotonic()
@@ -251,7 +251,7 @@ class ArtifactWriter:
     def scratch(self) -> Path:
         """A folder for checkpoints, kept over crashes and deleted before the artifact is published."""
         folder = self.path / SCRATCH
-        with full_disk_named(folder):
+        with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -261,7 +261,7 @@ class ArtifactWriter:
         assert parts and not name.startswith("/") and ".." not in parts, f"not inside the artifact: {name}"
         assert parts[0] not in (MANIFEST, SCRATCH), f"{name} is the store's own"
         path = self.path / name
-        with full_disk_named(self.path):
+        with disk_errors(self.path):
             path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -288,7 +288,7 @@ class ArtifactWriter:
         """
         from mechstudy.core.provenance import provenance
 
-        with full_disk_named(self.path):
+        with disk_errors(self.path):
             files = self._settle_files()
             finished = datetime.now(UTC)
             manifest: dict[str, Any] = {

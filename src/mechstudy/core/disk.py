@@ -13,6 +13,7 @@ from pathlib import Path
 from mechstudy.core.errors import MechstudyError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _FULL_TEXT = re.compile(r"no space left on device|disk quota exceeded|os error (28|122)\b", re.IGNORECASE)
 
 
@@ -24,13 +25,18 @@ def is_full_disk(error: BaseException) -> bool:
 
 
 @contextmanager
-def full_disk_named(folder: Path) -> Iterator[None]:
-    """Turns a full disk inside the block into a MechstudyError that names the folder and the bytes free."""
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turns a full disk inside the block into a MechstudyError that names the folder and the bytes free.
+
+    A folder that may not be written to becomes one too. Other errors pass through.
+    """
     try:
         yield
     except MechstudyError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _REFUSED:
+            raise MechstudyError(f"cannot be written: {error.strerror}", where=str(error.filename or folder)) from error
         if not is_full_disk(error):
             raise
         raise MechstudyError(
@@ -59,7 +65,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with full_disk_named(path.parent):
+    with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         for stale in stale_temporaries(path.parent, path.name):
             stale.unlink(missing_ok=True)

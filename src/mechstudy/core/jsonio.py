@@ -18,24 +18,32 @@ def jsonable(obj: Any) -> Any:
     """Plain dicts, lists, strings, numbers, booleans and None; NaN and infinities become None.
 
     Takes tuples, sets (sorted), paths, enums, dataclasses, configs (anything with ``canonical()``)
-    and 0-d array scalars (anything with ``item()`` and no dimensions).
+    and arrays (anything with ``tolist()``: numpy, torch).
 
     Raises:
         TypeError: a value has no JSON form, or two keys of a mapping have the same text.
     """
-    if obj is None or (isinstance(obj, (bool, str)) and not isinstance(obj, Enum)):
+    kind = type(obj)
+    if obj is None or kind is str or kind is int or kind is bool:
         return obj
-    if isinstance(obj, Enum):
-        return jsonable(obj.value)
-    if isinstance(obj, int):
-        return int(obj)
-    if isinstance(obj, float):
-        return float(obj) if math.isfinite(obj) else None
+    if kind is float:
+        return obj if math.isfinite(obj) else None
+    if kind is list or kind is tuple:
+        return [jsonable(value) for value in obj]
     if isinstance(obj, Mapping):
         plain = {_key(key): jsonable(value) for key, value in obj.items()}
         if len(plain) != len(obj):
             raise TypeError(f"two keys have the same text in {list(obj)}")
         return plain
+    return _jsonable_rare(obj)
+
+
+def _jsonable_rare(obj: Any) -> Any:
+    if isinstance(obj, Enum):
+        return jsonable(obj.value)
+    for base in (str, int, float):
+        if isinstance(obj, base):
+            return jsonable(base(obj))
     if isinstance(obj, (list, tuple)):
         return [jsonable(value) for value in obj]
     if isinstance(obj, Set):
@@ -46,8 +54,8 @@ def jsonable(obj: Any) -> Any:
         return jsonable(obj.canonical())
     if is_dataclass(obj) and not isinstance(obj, type):
         return {field.name: jsonable(getattr(obj, field.name)) for field in fields(obj)}
-    if hasattr(obj, "item") and getattr(obj, "ndim", None) == 0:
-        return jsonable(obj.item())
+    if hasattr(obj, "tolist"):
+        return jsonable(obj.tolist())
     raise TypeError(f"{type(obj).__name__} has no JSON form: {obj!r:.80}")
 
 

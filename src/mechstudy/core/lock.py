@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mechstudy.core.disk import full_disk_named
+from mechstudy.core.disk import disk_errors
 from mechstudy.core.errors import MechstudyError
 
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
@@ -35,7 +35,7 @@ class RunLock:
         self._descriptor: int | None = None
 
     def __enter__(self) -> RunLock:
-        with full_disk_named(self.path.parent):
+        with disk_errors(self.path.parent):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:

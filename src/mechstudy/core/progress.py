@@ -60,7 +60,7 @@ class Bar:
         return max(0, self.total - self.done) / rate if rate and self.total is not None else None
 
     def text(self) -> str:
-        """The plain line: ``train[layer=12]: steps 300/1000, 25 steps/s, 28s left, loss=0.31``."""
+        """The plain line: ``training 300/1,000 steps, 25 steps/s, 28s left, loss=0.31``."""
         count = f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
         parts = [f"{self.label} {count} {self.unit}".rstrip()]
         rate = self.rate

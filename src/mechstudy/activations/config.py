@@ -78,9 +78,13 @@ class Source:
 
     @classmethod
     def _parse_hub(cls, rest: str) -> Source:
+        if "[" in rest:
+            raise MechstudyError(
+                f"'hf:{rest}' slices its split", fix="name the split alone: tokens says how much of it is read"
+            )
         rest, _, revision = rest.partition("@")
         name, *parts = rest.split(":")
-        if len(parts) == 1 and re.split(r"[\[+]", parts[0])[0] in SPLITS:
+        if len(parts) == 1 and parts[0] in SPLITS:
             parts = ["", *parts]
         if not name or len(parts) > 2:
             raise MechstudyError(f"'hf:{rest}' is not a dataset", fix="write hf:DATASET[:CONFIG][:SPLIT][@REVISION]")

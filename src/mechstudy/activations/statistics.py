@@ -32,7 +32,7 @@ class RowStatistics:
         if not len(norms_N):
             return
         self.count += len(norms_N)
-        self.sum += rows_ND.sum(0, dtype=torch.float64).numpy()
+        self.sum += rows_ND.double().sum(0).numpy()
         self.sum_squared_norm += float(np.square(norms_N).sum())
         self.max_norm = max(self.max_norm, float(norms_N.max()))
         with np.errstate(divide="ignore"):

@@ -146,7 +146,7 @@ class StoreWriter:
         with self._disk_errors():
             self._write(INDEX_FILE, index[order], pieces)
             for site, values in rows.items():
-                norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float64)
+                norms = torch.linalg.vector_norm(values.float(), dim=1).double()
                 self.statistics[site].add(values[inner], norms[inner].numpy())
                 raw = values.contiguous().view(_RAW_TORCH[self.dtype]).numpy()
                 self._write(f"{site}.bin", raw[order], pieces)

@@ -148,7 +148,7 @@ class Progress:
         if self._rich is not None:
             info = " ".join(bar.info_texts())
             self._rich.update(self._rich_tasks[id(bar)], completed=bar.done, total=bar.total, info=info)
-        elif now - self._line_written >= LINE_EVERY:
+        elif now - self._line_written >= LINE_EVERY and bar.done != bar.total:  # `_end` tells the last
             self._line_written = now
             self.log(bar.text())
         self._write_file(bar)

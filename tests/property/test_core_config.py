@@ -1,0 +1,72 @@
+"""Properties of YAML configs: what is dumped loads back, and errors stand on the right line."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import Field
+
+from mechstudy.core.config import Config, dump_config, load_config
+from mechstudy.core.errors import MechstudyError
+
+
+class Leaf(Config):
+    n: int = 0
+    words: tuple[str, ...] = ()
+
+
+class Root(Config):
+    text: str
+    number: float
+    maybe: bool | None = None
+    leaves: tuple[Leaf, ...] = ()
+    by_name: dict[str, Leaf] = Field(default_factory=dict)
+
+
+# What YAML can hold: no control characters but tab and newline, no lone surrogates.
+text = st.text(
+    st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\ufffe\uffff")
+    | st.sampled_from("\n\t:#-'\"[]{}&*!|>%@` ")
+)
+tricky = st.sampled_from(["on", "no", "null", "~", "1e3", "0x1f", "0o7", "1_000", "2024-01-01", "<<", "=", ".inf", ""])
+strings = text | tricky
+leaves = st.builds(Leaf, n=st.integers(), words=st.lists(strings, max_size=3).map(tuple))
+roots = st.builds(
+    Root,
+    text=strings,
+    number=st.floats(allow_nan=False),
+    maybe=st.none() | st.booleans(),
+    leaves=st.lists(leaves, max_size=3).map(tuple),
+    by_name=st.dictionaries(strings, leaves, max_size=3),
+)
+
+
+@settings(deadline=None)
+@given(roots)
+def test_a_dumped_config_loads_back_equal(root):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "c.yaml"
+        path.write_text(dump_config(root), encoding="utf-8", newline="")
+        assert load_config(path, Root) == root
+
+
+@settings(deadline=None)
+@given(st.integers(1, 8), st.data())
+def test_a_mistake_in_any_leaf_is_told_on_its_own_line(n_leaves, data):
+    wrong = data.draw(st.integers(0, n_leaves - 1))
+    lines = ["text: a", "number: 1", "leaves:"]
+    for index in range(n_leaves):
+        lines.extend([""] * data.draw(st.integers(0, 2)))
+        lines.append("  - words: [a]")
+        lines.extend(["    # a comment"] * data.draw(st.integers(0, 2)))
+        lines.append("    n: x" if index == wrong else "    n: 1")
+        if index == wrong:
+            expected = len(lines)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "c.yaml"
+        path.write_text("\n".join(lines) + "\n")
+        with pytest.raises(MechstudyError) as caught:
+            load_config(path, Root)
+    assert str(caught.value) == f"{path}:{expected}: leaves.{wrong}.n: must be an integer, not 'x'"

@@ -1,0 +1,121 @@
+/* A feature's record as elements (shared with the graph page), and the features page. */
+(function () {
+  "use strict";
+  const app = window.mechstudy;
+  const { el } = app;
+  const PAGE = 200;
+
+  function logitList(rows, down) {
+    const top = Math.max(1e-9, ...rows.map((r) => Math.abs(r[1] || 0)));
+    return el("ul", { class: "logits" }, ...rows.map(([token, value]) => el("li", { class: down ? "down" : "" },
+      el("i", { style: "width:" + (100 * Math.abs(value || 0)) / top + "%" }),
+      el("span", {}, app.visible(token)), el("b", {}, app.number(value)))));
+  }
+
+  function exampleItem(example, max) {
+    const line = el("li", {}, el("span", { class: "ex-meta" },
+      app.number(example.a[example.p]) + (example.d === null || example.d === undefined ? "" : " · document " + example.d)));
+    if (example.cut[0]) line.append("… ");
+    example.t.forEach((token, i) => {
+      const share = max > 0 ? Math.max(0, example.a[i] / max) : 0;
+      line.append(el("span", {
+        class: "ex-tok" + (i === example.p ? " ex-peak" : ""), title: share > 0 ? app.number(example.a[i], 3) : null,
+        style: share > 0 ? "background:rgba(var(--hot)," + (0.12 + 0.68 * share).toFixed(2) + ")" : null,
+      }, app.visible(token)), document.createElement("wbr"));
+    });
+    if (example.cut[1]) line.append(" …");
+    return line;
+  }
+
+  /* Examples, logits and facts of a feature; `few` limits the examples. */
+  app.featureBody = function (record, few) {
+    const max = record.max || Math.max(0, ...record.examples.map((e) => e.a[e.p]));
+    const shown = record.examples.slice(0, few || record.examples.length);
+    return [
+      el("div", { class: "f-columns" },
+        el("div", {}, el("h3", {}, "Raises these tokens"), logitList(record.top, false)),
+        el("div", {}, el("h3", {}, "Lowers these tokens"), logitList(record.bottom, true))),
+      el("h3", {}, "Top activating text"),
+      shown.length ? el("ul", { class: "examples" }, ...shown.map((e) => exampleItem(e, max)))
+        : el("p", { class: "hint" }, "It never fired on the corpus."),
+    ];
+  };
+
+  app.featureFacts = function (record) {
+    const share = record.frequency;
+    const rows = [
+      ["Fires on", share === null ? "n/a" : app.number(100 * share, share < 0.001 ? 4 : 2) + "% of tokens"],
+      ["Activation", "mean " + app.number(record.mean) + ", max " + app.number(record.max)],
+    ];
+    return el("dl", { class: "mini" }, ...rows.map(([k, v]) => el("div", {}, el("dt", {}, k), el("dd", {}, v))));
+  };
+
+  const root = document.getElementById("features");
+  if (!root) return;
+  const search = document.getElementById("f-search");
+  const circuit = document.getElementById("f-circuit");
+  const list = document.getElementById("f-list");
+  const detail = document.getElementById("f-detail");
+  const more = document.getElementById("f-more");
+  let rows = [];
+  let limit = PAGE;
+
+  function matching() {
+    const query = search.value.trim().toLowerCase().replaceAll(" ", "·");
+    return rows.filter((r) => (!circuit.value || circuit.value in r.graphs)
+      && (!query || (r.layer + "/" + r.feature).includes(query) || r.label.toLowerCase().includes(query)));
+  }
+
+  function drawList() {
+    const found = matching();
+    const current = decodeURIComponent(location.hash.slice(1));
+    list.replaceChildren(...found.slice(0, limit).map((r) => {
+      const key = r.layer + "/" + r.feature;
+      return el("li", {}, el("a", { href: "#" + key, "aria-current": key === current ? "true" : null, title: r.label },
+        el("b", {}, key), r.label));
+    }));
+    document.getElementById("f-count").textContent = found.length + " of " + rows.length + " features";
+    more.hidden = found.length <= limit;
+  }
+
+  async function show() {
+    const key = decodeURIComponent(location.hash.slice(1)) || (rows[0] && rows[0].layer + "/" + rows[0].feature) || "";
+    const [layer, feature] = key.split("/");
+    list.querySelectorAll("a").forEach((a) => {
+      if (a.getAttribute("href") === "#" + key) a.setAttribute("aria-current", "true");
+      else a.removeAttribute("aria-current");
+    });
+    let record = null;
+    try {
+      record = (await app.load("features-L" + layer))[feature];
+    } catch (error) {
+      record = null;
+    }
+    if (!record) {
+      detail.replaceChildren(el("p", {}, "No feature " + key + " in this report: it is in no circuit."));
+      return;
+    }
+    const graphs = Object.entries(record.graphs).map(([name, g]) => el("div", {}, el("dt", {}, name.replaceAll("_", " ")),
+      el("dd", {}, "influence " + app.number(g.influence, 4) + ", in " + app.number(100 * (g.frequency || 0), 0)
+        + "% of graphs, at " + ((g.positions || []).join(", ") || "no position"))));
+    detail.replaceChildren(
+      el("h2", {}, "Layer " + layer + ", feature " + feature),
+      el("p", { class: "f-label" }, (record.kind || "").replaceAll("_", " ") + (record.label ? " · " + record.label : "")),
+      app.featureFacts(record),
+      el("h3", {}, "In these circuits"), graphs.length ? el("dl", { class: "mini" }, ...graphs) : el("p", { class: "hint" }, "None."),
+      ...app.featureBody(record));
+    detail.dataset.feature = key;
+  }
+
+  search.addEventListener("input", () => { limit = PAGE; drawList(); });
+  circuit.addEventListener("change", () => { limit = PAGE; drawList(); });
+  more.addEventListener("click", () => { limit += PAGE; drawList(); });
+  window.addEventListener("hashchange", show);
+  app.load("features-index").then((index) => {
+    rows = index;
+    const names = [...new Set(rows.flatMap((r) => Object.keys(r.graphs)))];
+    circuit.append(...names.map((n) => el("option", { value: n }, n.replaceAll("_", " "))));
+    drawList();
+    show();
+  }).catch((error) => { detail.textContent = error.message; });
+})();

@@ -1,0 +1,138 @@
+/* The panel beside the graph: a node's evidence and edges; and the facts and ledger of the graph. */
+(function () {
+  "use strict";
+  const app = window.mechstudy;
+  const { el } = app;
+  const TYPE_NAMES = ["Feature", "Error", "Token", "Bias", "Output"];
+  const FIRST = 12;
+
+  app.nodeName = function (graph, i) {
+    const { type, layer, feature, label, id } = graph.nodes;
+    if (type[i] === 0) return "L" + layer[i] + " #" + feature[i] + (label[i] ? " " + label[i] : "");
+    if (type[i] === 1) return "Error L" + layer[i];
+    if (type[i] === 3) return "Bias" + (layer[i] === null ? "" : " L" + layer[i]);
+    return label[i] || id[i];
+  };
+
+  app.nodePlace = function (graph, i) {
+    const column = graph.columns[graph.nodes.column[i]];
+    if (!column || graph.nodes.type[i] === 3) return "";
+    return "at " + column.label + (column.name ? " (" + column.name + ")" : "");
+  };
+
+  function edgeList(graph, edges, end, state) {
+    const shown = edges.filter((e) => state.visible[graph.edges[end][e]]);
+    if (!shown.length) return [el("p", { class: "hint" }, "None in this view.")];
+    const top = Math.abs(graph.edges.weight[shown[0]]);
+    const list = el("ul", { class: "edges-list" });
+    const add = (from, to) => shown.slice(from, to).forEach((e) => {
+      const other = graph.edges[end][e], w = graph.edges.weight[e];
+      const check = graph.checks[e];
+      const freq = graph.edges.frequency ? " in " + Math.round(100 * graph.edges.frequency[e]) + "% of prompts" : "";
+      const sd = graph.edges.weight_sd && graph.edges.weight_sd[e] !== null ? " ± " + app.number(graph.edges.weight_sd[e], 3) : "";
+      list.append(el("li", { class: w < 0 ? "neg" : "" }, el("button", {
+        type: "button", title: graph.nodes.id[other] + freq, onclick: () => state.select(other),
+        onmouseenter: () => state.peek(other), onmouseleave: () => state.peek(-1),
+      }, el("span", { class: "name" }, app.nodeName(graph, other) + " " + app.nodePlace(graph, other)),
+      el("span", { class: "w" }, (w > 0 ? "+" : "") + app.number(w, 3) + sd),
+      check ? el("span", { class: "checked" }, checkText(check)) : null,
+      el("i", { style: "width:" + (100 * Math.abs(w)) / top + "%" }))));
+    });
+    add(0, FIRST);
+    if (shown.length <= FIRST) return [list];
+    const more = el("button", { type: "button", onclick: () => { add(FIRST, 200); more.remove(); } },
+      "Show " + Math.min(200, shown.length) + " of " + shown.length);
+    return [list, more];
+  }
+
+  function interval(ci) {
+    return ci ? " [" + app.number(ci[0], 3) + ", " + app.number(ci[1], 3) + "]" : "";
+  }
+
+  function checkText(c) {
+    return "✓ checked: predicted " + app.number(c.predicted, 3) + ", frozen " + app.number(c.frozen, 3) + interval(c.frozen_ci95)
+      + ", live " + app.number(c.live, 3) + interval(c.live_ci95);
+  }
+
+  app.showNode = function (panel, graph, i, state) {
+    const nodes = graph.nodes, type = nodes.type[i];
+    const pinned = state.pins.has(i);
+    const facts = [["Node", nodes.id[i]], ["Place", (graph.rows[nodes.row[i]] + " " + app.nodePlace(graph, i)).trim()]];
+    if (nodes.influence[i] !== null && type !== 4) facts.push(["Influence", app.number(nodes.influence[i], 4)]);
+    if (type !== 2 && type !== 4) facts.push(["Rank", (state.rank[i] + 1) + " of " + state.rankOf + ", enters at " + app.number(100 * nodes.share[i], 0) + "% of influence"]);
+    if (nodes.activation[i] !== null && type === 0) facts.push(["Activation", app.number(nodes.activation[i])]);
+    if (nodes.frequency[i] !== null) facts.push(["In", app.number(100 * nodes.frequency[i], 0) + "% of the prompts' graphs"]);
+    if (nodes.probability[i] !== null) facts.push(["Probability", app.number(nodes.probability[i], 3)]);
+    const evidence = el("div", {});
+    panel.replaceChildren(
+      el("div", { class: "d-head" }, el("h2", {}, type === 0 ? "Layer " + nodes.layer[i] + ", feature " + nodes.feature[i] : TYPE_NAMES[type] + (type === 2 || type === 4 ? " " + nodes.label[i] : nodes.layer[i] === null ? "" : " of layer " + nodes.layer[i])),
+        el("button", { type: "button", "aria-pressed": String(pinned), onclick: () => state.pin(i) }, pinned ? "Pinned" : "Pin")),
+      type === 0 && nodes.label[i] ? el("p", { class: "f-label" }, nodes.label[i]) : "",
+      type === 1 ? el("p", { class: "hint" }, "What the dictionary of this layer misses at this position: real computation without a name.") : "",
+      type === 3 ? el("p", { class: "hint" }, "What this layer adds whatever the prompt.") : "",
+      el("dl", { class: "mini" }, ...facts.map(([k, v]) => el("div", {}, el("dt", {}, k), el("dd", {}, v)))),
+      pinList(graph, state), evidence,
+      el("h3", {}, "Comes from"), ...edgeList(graph, graph.incoming[i], "source", state),
+      el("h3", {}, "Goes to"), ...edgeList(graph, graph.outgoing[i], "target", state));
+    panel.dataset.node = nodes.id[i];
+    panel.scrollTop = 0;
+    if (type === 0) showEvidence(evidence, graph, i, panel);
+  };
+
+  async function showEvidence(box, graph, i, panel) {
+    const { layer, feature, id } = graph.nodes;
+    let record = null;
+    try {
+      record = (await app.load("features-L" + layer[i]))[feature[i]];
+    } catch (error) {
+      record = null;
+    }
+    if (panel.dataset.node !== id[i]) return;
+    if (!record) {
+      box.replaceChildren(el("p", { class: "hint" }, "No examples were collected for this feature."));
+      return;
+    }
+    box.replaceChildren(app.featureFacts(record), ...app.featureBody(record, 5),
+      el("p", {}, el("a", { href: "features.html#" + layer[i] + "/" + feature[i] }, "All about this feature")));
+  }
+
+  function pinList(graph, state) {
+    if (!state.pins.size) return "";
+    return el("div", { class: "pins", "aria-label": "Pinned nodes" }, ...[...state.pins].map((i) =>
+      el("button", { type: "button", onclick: () => state.select(i), title: graph.nodes.id[i] }, "📌 " + app.nodeName(graph, i).slice(0, 26))));
+  }
+
+  app.showFacts = function (box, graph) {
+    const facts = [];
+    const add = (k, v) => { if (v !== null && v !== undefined && v !== "" && v !== "n/a") facts.push([k, v]); };
+    add("Prompt", graph.prompt ? app.visible(graph.prompt) : null);
+    add("Prompts", graph.n_prompts);
+    add("Target", graph.target);
+    add("Answer", graph.answer ? app.visible(graph.answer) + " rather than " + app.visible(graph.wrong_answer || "") : null);
+    add("Logit difference", graph.logit_difference === undefined ? null : app.number(graph.logit_difference));
+    for (const [key, value] of Object.entries(graph.scores || {})) {
+      if (typeof value === "number") add(key.replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase()), Number.isInteger(value) ? value.toLocaleString("en") : app.number(value, 3));
+    }
+    if (graph.edges_dropped) add("Not drawn", graph.edges_dropped + " weakest edges");
+    box.replaceChildren(el("dl", { class: "facts-list" }, ...facts.flatMap(([k, v]) => [el("dt", {}, k), el("dd", {}, String(v))])));
+  };
+
+  /* features + errors + tokens + biases = target, with the residual. */
+  app.showLedger = function (box, graph) {
+    const ledger = graph.ledger || {};
+    const parts = ["features", "errors", "tokens", "biases"].filter((k) => typeof ledger[k] === "number");
+    if (!parts.length) {
+      box.replaceChildren(el("p", { class: "hint" }, graph.kind === "aggregate"
+        ? "Each prompt's graph has its own ledger: choose one above." : "This graph carries no ledger."));
+      return;
+    }
+    const low = Math.min(0, ...parts.map((k) => ledger[k])), high = Math.max(0, ...parts.map((k) => ledger[k]));
+    const span = high - low || 1;
+    const row = (name, value, cls, bar) => el("tr", { class: cls }, el("th", { scope: "row" }, name), el("td", { class: "n" }, app.number(value, 4)),
+      el("td", { class: "bar" }, bar ? el("div", {}, el("i", { class: value < 0 ? "neg" : "", style: "left:" + (100 * (Math.min(0, value) - low)) / span + "%;width:" + (100 * Math.abs(value)) / span + "%" })) : ""));
+    box.replaceChildren(
+      el("table", { class: "ledger" }, el("tbody", {}, ...parts.map((k) => row(k.replace(/^./, (c) => c.toUpperCase()), ledger[k], "", true)),
+        row("Sum", ledger.total, "sum"), row("The model's metric", ledger.target, ""), row("Residual", ledger.residual, "sum"))),
+      el("p", { class: "hint" }, "Direct contributions to the target, which must add up to what the model computed. The residual is arithmetic error only."));
+  };
+})();

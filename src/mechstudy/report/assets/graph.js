@@ -1,0 +1,294 @@
+/* The graph page: state, filters, pointer and keyboard, search, and a link that restores the view. */
+(function () {
+  "use strict";
+  const app = window.mechstudy;
+  const { el } = app;
+  const root = document.getElementById("viewer");
+  if (!root) return;
+  const $ = (id) => document.getElementById(id);
+  const base = $("g-base"), over = $("g-over"), tip = $("g-tip"), panel = $("g-detail"), box = $("g-box");
+  const emptyPanel = panel.innerHTML; // our own markup, before any data
+  let graph = null, entries = [], view = { k: 1, x: 0, y: 0 }, frame = 0, dirty = false;
+
+  const state = {
+    selected: -1, hover: -1, pins: new Set(), visible: new Uint8Array(0), shownEdges: [], rank: [], rankOf: 0,
+    edgesOf(i) {
+      const s = graph.edges.source, t = graph.edges.target;
+      return [...graph.incoming[i].slice(0, 60), ...graph.outgoing[i].slice(0, 60)].filter((e) => state.visible[s[e]] && state.visible[t[e]]);
+    },
+    select(i) {
+      state.selected = i;
+      if (i >= 0) {
+        reveal(i);
+        app.showNode(panel, graph, i, state);
+      } else {
+        panel.innerHTML = emptyPanel;
+        delete panel.dataset.node;
+      }
+      remember();
+      redraw(false);
+    },
+    peek(i) { state.hover = i; redraw(false); },
+    pin(i) {
+      if (state.pins.has(i)) state.pins.delete(i); else state.pins.add(i);
+      if ($("g-pinned").checked) filter();
+      if (state.selected >= 0) app.showNode(panel, graph, state.selected, state);
+      remember();
+      redraw(false);
+    },
+  };
+  window.mechstudyGraph = state; // for tests and the curious
+
+  function redraw(all) {
+    dirty = dirty || all;
+    if (frame || !graph) return;
+    frame = requestAnimationFrame(() => {
+      frame = 0;
+      if (dirty) app.drawBase(base, graph, view, state);
+      dirty = false;
+      app.drawOverlay(over, graph, view, state);
+    });
+  }
+
+  /* Which nodes pass the filters, and each one's strongest edges among them. */
+  function filter() {
+    const limit = Number($("g-influence").value) / 100;
+    const k = Number($("g-topk").value), errors = $("g-errors").checked, biases = $("g-biases").checked;
+    const only = $("g-pinned").checked && state.pins.size > 0;
+    const { type, share } = graph.nodes, n = type.length;
+    state.visible = new Uint8Array(n);
+    let count = 0;
+    for (let i = 0; i < n; i++) {
+      const inner = type[i] === 0 || type[i] === 1 || type[i] === 3;
+      let show = !inner || share[i] <= limit;
+      if (type[i] === 1 && !errors) show = false;
+      if (type[i] === 3 && !biases) show = false;
+      if (only) show = state.pins.has(i);
+      state.visible[i] = show ? 1 : 0;
+      count += state.visible[i];
+    }
+    const { source, target } = graph.edges;
+    const seen = new Uint16Array(n);
+    state.shownEdges = [];
+    for (let e = 0; e < source.length; e++) {
+      if (!state.visible[source[e]] || !state.visible[target[e]]) continue;
+      if (k && !only && seen[target[e]] >= k) continue;
+      seen[target[e]]++;
+      state.shownEdges.push(e);
+    }
+    state.nodeCount = count;
+    $("g-influence-out").textContent = $("g-influence").value + "%";
+    $("g-count").textContent = count.toLocaleString("en") + " of " + n.toLocaleString("en") + " nodes, "
+      + state.shownEdges.length.toLocaleString("en") + " of " + source.length.toLocaleString("en") + " edges";
+    redraw(true);
+  }
+
+  function fit() {
+    const w = box.clientWidth, h = box.clientHeight;
+    app.layout(graph, w, h);
+    const k = Math.min(1, w / graph.width, h / graph.height);
+    view = { k: Math.max(k, 0.3), x: 0, y: 0 };
+    view.x = Math.max(0, (w - graph.width * view.k) / 2);
+    view.y = Math.max(0, (h - graph.height * view.k) / 2);
+    redraw(true);
+  }
+
+  function zoom(factor, cx, cy) {
+    const k = Math.min(6, Math.max(0.2, view.k * factor));
+    view = { k, x: cx - ((cx - view.x) * k) / view.k, y: cy - ((cy - view.y) * k) / view.k };
+    redraw(true);
+  }
+
+  /* Moves the view so that a node can be seen, and shows it if a filter hid it. */
+  function reveal(i) {
+    if (!state.visible[i]) {
+      $("g-influence").value = Math.max(Number($("g-influence").value), Math.ceil(100 * graph.nodes.share[i]));
+      if (graph.nodes.type[i] === 1) $("g-errors").checked = true;
+      if (graph.nodes.type[i] === 3) $("g-biases").checked = true;
+      $("g-pinned").checked = false;
+      filter();
+    }
+    const x = graph.x[i] * view.k + view.x, y = graph.y[i] * view.k + view.y;
+    const w = box.clientWidth, h = box.clientHeight;
+    const dx = x < 60 ? 80 - x : x > w - 20 ? w - 60 - x : 0, dy = y < 12 ? 40 - y : y > h - 44 ? h - 80 - y : 0;
+    if (dx || dy) { view.x += dx; view.y += dy; redraw(true); }
+  }
+
+  function showTip(i) {
+    if (i < 0) { tip.hidden = true; return; }
+    tip.replaceChildren(el("b", {}, app.nodeName(graph, i)), " " + app.nodePlace(graph, i));
+    tip.hidden = false;
+    const x = graph.x[i] * view.k + view.x, y = graph.y[i] * view.k + view.y;
+    tip.style.left = Math.min(Math.max(4, x + 14), box.clientWidth - tip.offsetWidth - 4) + "px";
+    tip.style.top = Math.max(2, y - tip.offsetHeight - 12) + "px";
+  }
+
+  function remember() {
+    const parts = new URLSearchParams();
+    parts.set("g", graph.slug);
+    if (state.selected >= 0) parts.set("n", graph.nodes.id[state.selected]);
+    if (state.pins.size) parts.set("pin", [...state.pins].map((i) => graph.nodes.id[i]).join(","));
+    history.replaceState(null, "", "#" + parts.toString());
+  }
+
+  async function open(entry, wanted) {
+    $("g-loading").hidden = false;
+    try {
+      graph = await app.load(entry.data);
+    } catch (error) {
+      $("g-loading").textContent = error.message;
+      return;
+    }
+    $("g-loading").hidden = true;
+    $("g-select").value = entry.data;
+    state.selected = state.hover = -1;
+    state.pins = new Set();
+    const inner = graph.nodes.type.map((t, i) => [t, i]).filter(([t]) => t === 0 || t === 1 || t === 3).map(([, i]) => i);
+    state.rank = new Int32Array(graph.nodes.type.length);
+    inner.forEach((i, k) => { state.rank[i] = k; });
+    state.rankOf = inner.length;
+    $("g-influence").value = graph.nodes.type.length > 500 ? 80 : 100;
+    fit();
+    for (const id of (wanted.get("pin") || "").split(",")) if (graph.index.has(id)) state.pins.add(graph.index.get(id));
+    filter();
+    app.showFacts($("g-facts"), graph);
+    app.showLedger($("g-ledger"), graph);
+    const node = graph.index.get(wanted.get("n") || "");
+    state.select(node === undefined ? -1 : node);
+    root.dataset.ready = graph.slug;
+  }
+
+  function fromHash() {
+    const wanted = new URLSearchParams(location.hash.slice(1));
+    const entry = entries.find((e) => e.slug === wanted.get("g")) || entries[0];
+    if (!entry) return;
+    if (graph && graph.slug === entry.slug) {
+      const node = graph.index.get(wanted.get("n") || "");
+      state.select(node === undefined ? -1 : node);
+    } else open(entry, wanted);
+  }
+
+  function point(event) {
+    const rect = over.getBoundingClientRect();
+    return [event.clientX - rect.left, event.clientY - rect.top];
+  }
+
+  function at(event) {
+    const [px, py] = point(event);
+    return app.nodeAt(graph, (px - view.x) / view.k, (py - view.y) / view.k, Math.max(9, 10 / view.k), state.visible);
+  }
+
+  let drag = null;
+  over.addEventListener("pointerdown", (event) => {
+    if (!graph) return;
+    drag = { at: point(event), x: view.x, y: view.y, moved: false };
+    over.setPointerCapture(event.pointerId);
+  });
+  over.addEventListener("pointermove", (event) => {
+    if (!graph) return;
+    if (drag) {
+      const [px, py] = point(event);
+      if (Math.hypot(px - drag.at[0], py - drag.at[1]) > 4) drag.moved = true;
+      if (drag.moved) { view.x = drag.x + px - drag.at[0]; view.y = drag.y + py - drag.at[1]; showTip(-1); redraw(true); }
+      return;
+    }
+    const i = at(event);
+    over.classList.toggle("over-node", i >= 0);
+    if (i !== state.hover) { state.hover = i; showTip(i); redraw(false); }
+  });
+  over.addEventListener("pointerup", (event) => {
+    const moved = drag && drag.moved;
+    drag = null;
+    if (graph && !moved) state.select(at(event));
+  });
+  over.addEventListener("pointercancel", () => { drag = null; });
+  over.addEventListener("pointerleave", () => { state.hover = -1; showTip(-1); redraw(false); });
+  over.addEventListener("wheel", (event) => {
+    if (!graph || !(event.ctrlKey || event.metaKey)) return; // a plain wheel scrolls the page
+    event.preventDefault();
+    zoom(Math.exp(-event.deltaY * 0.0022), ...point(event));
+  }, { passive: false });
+
+  const ARROWS = { ArrowLeft: "left", ArrowRight: "right", ArrowUp: "up", ArrowDown: "down" };
+  let cursor = -1;
+  over.addEventListener("keydown", (event) => {
+    if (!graph) return;
+    if (ARROWS[event.key]) {
+      if (cursor < 0 || !state.visible[cursor]) cursor = state.selected >= 0 ? state.selected : state.visible.indexOf(1);
+      else cursor = app.neighbour(graph, cursor, ARROWS[event.key], state.visible);
+      state.hover = cursor;
+      reveal(cursor);
+      showTip(cursor);
+      redraw(false);
+    } else if (event.key === "Enter" || event.key === " ") {
+      if (cursor >= 0) state.select(cursor);
+    } else if (event.key.toLowerCase() === "p") {
+      const i = state.hover >= 0 ? state.hover : state.selected;
+      if (i >= 0) state.pin(i);
+    } else if (event.key === "Escape") {
+      cursor = state.hover = -1;
+      showTip(-1);
+      state.select(-1);
+    } else if (event.key === "+" || event.key === "=") zoom(1.25, box.clientWidth / 2, box.clientHeight / 2);
+    else if (event.key === "-") zoom(0.8, box.clientWidth / 2, box.clientHeight / 2);
+    else if (event.key === "0") fit();
+    else return;
+    event.preventDefault();
+  });
+  over.addEventListener("blur", () => { cursor = -1; state.hover = -1; showTip(-1); redraw(false); });
+
+  /* Search by feature number, layer/feature, node id or any token of a label. */
+  const search = $("g-search"), results = $("g-results");
+  let found = [], chosen = 0;
+  function find() {
+    const query = search.value.trim().toLowerCase().replaceAll(" ", "·");
+    found = [];
+    if (graph && query) {
+      const { id, layer, feature, label } = graph.nodes;
+      for (let i = 0; i < id.length && found.length < 40; i++) {
+        const keys = [id[i], label[i], feature[i] === null ? "" : layer[i] + "/" + feature[i] + " #" + feature[i]];
+        if (keys.some((s) => String(s).toLowerCase().includes(query))) found.push(i);
+      }
+    }
+    chosen = 0;
+    results.hidden = !query;
+    search.setAttribute("aria-expanded", String(!results.hidden));
+    results.replaceChildren(...(found.length ? found.map((i, k) => el("li", {
+      role: "option", id: "g-option-" + k, "aria-selected": String(k === chosen), onmousedown: (event) => { event.preventDefault(); pick(k); },
+    }, app.nodeName(graph, i) + " " + app.nodePlace(graph, i))) : [el("li", {}, "No node matches.")]));
+  }
+  function pick(k) {
+    if (found[k] === undefined) return;
+    state.select(found[k]);
+    results.hidden = true;
+    search.setAttribute("aria-expanded", "false");
+  }
+  search.addEventListener("input", find);
+  search.addEventListener("blur", () => { results.hidden = true; });
+  search.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") { search.value = ""; find(); }
+    else if (event.key === "Enter") pick(chosen);
+    else if (event.key === "ArrowDown" || event.key === "ArrowUp") {
+      chosen = Math.min(found.length - 1, Math.max(0, chosen + (event.key === "ArrowDown" ? 1 : -1)));
+      [...results.children].forEach((li, k) => li.setAttribute("aria-selected", String(k === chosen)));
+      if (results.children[chosen]) results.children[chosen].scrollIntoView({ block: "nearest" });
+      search.setAttribute("aria-activedescendant", "g-option-" + chosen);
+      event.preventDefault();
+    }
+  });
+
+  for (const id of ["g-influence", "g-topk", "g-errors", "g-biases", "g-pinned"]) $(id).addEventListener("input", () => { if (graph) filter(); });
+  $("g-in").addEventListener("click", () => zoom(1.3, box.clientWidth / 2, box.clientHeight / 2));
+  $("g-out").addEventListener("click", () => zoom(1 / 1.3, box.clientWidth / 2, box.clientHeight / 2));
+  $("g-fit").addEventListener("click", () => { if (graph) fit(); });
+  $("g-select").addEventListener("change", () => open(entries.find((e) => e.data === $("g-select").value), new URLSearchParams()));
+  window.addEventListener("hashchange", fromHash);
+  app.onTheme(() => redraw(true));
+  new ResizeObserver(() => { if (graph) fit(); }).observe(box);
+
+  app.load(root.dataset.graphs).then((index) => {
+    entries = index.graphs;
+    $("g-select").append(...entries.map((e) => el("option", { value: e.data }, e.label)));
+    fromHash();
+  }).catch((error) => { $("g-loading").textContent = error.message; });
+})();

@@ -1,0 +1,220 @@
+"""Attribution graphs as the viewer reads them: nodes on a grid of positions and layers, edges by index.
+
+Per-prompt graphs are Neuronpedia JSON (schema 1) with our extra fields; the aggregated graph is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .text import significant, visible
+
+TYPES = ("feature", "error", "token", "bias", "logit")
+MAX_EDGES = 40_000  # drawn; the artifact keeps them all
+
+_NEURONPEDIA_TYPES = {
+    "mlp reconstruction error": "error",
+    "embedding": "token",
+    "logit": "logit",
+    "bias": "bias",
+}
+
+
+def prompt_view(graph: Mapping[str, Any], labels: Mapping[tuple[int, int], str]) -> dict[str, Any]:
+    """The viewer's data of a per-prompt graph.
+
+    Args:
+        graph: Neuronpedia JSON; `metadata.mechstudy` and nodes of type `bias` are optional.
+        labels: (layer, feature) -> automatic label, for nodes without a `clerp`.
+    """
+    meta = graph.get("metadata") or {}
+    ours = meta.get("mechstudy") or {}
+    tokens = [str(t) for t in meta.get("prompt_tokens") or []]
+    names = {int(i): str(name) for name, i in (ours.get("positions") or {}).items()}
+    columns = [{"label": visible(t), "name": names.get(i, "")} for i, t in enumerate(tokens)]
+    nodes = [_prompt_node(n, labels, tokens) for n in graph.get("nodes") or []]
+    view = _view(nodes, graph.get("links") or [], columns)
+    view.update(
+        kind="prompt",
+        slug=str(meta.get("slug", "")),
+        prompt=str(meta.get("prompt") or "".join(tokens)),
+        answer=ours.get("answer"),
+        wrong_answer=ours.get("wrong_answer"),
+        logit_difference=ours.get("logit_difference"),
+        scores=ours.get("scores") or {},
+        ledger=ours.get("ledger") or {},
+    )
+    return view
+
+
+def _prompt_node(n: Mapping[str, Any], labels: Mapping[tuple[int, int], str], tokens: list[str]) -> dict[str, Any]:
+    kind = _NEURONPEDIA_TYPES.get(str(n.get("feature_type")), "feature")
+    node_id = str(n["node_id"])
+    layer, feature = _layer(n.get("layer")), None
+    position = int(n.get("ctx_idx") or 0)
+    label = str(n.get("clerp") or "")
+    if kind == "feature":
+        feature = int(node_id.split("_")[1])  # node_id is layer_feature_position; `feature` is a pairing of both
+        label = label or labels.get((layer if layer is not None else -1, feature), "")
+    elif kind == "token":
+        label = label or (tokens[position] if position < len(tokens) else "")
+    return {
+        "id": node_id,
+        "type": kind,
+        "layer": None if kind in ("token", "logit") else layer,
+        "feature": feature,
+        "column": None if kind == "bias" else position,
+        "influence": n.get("influence"),
+        "activation": n.get("activation"),
+        "frequency": None,
+        "probability": n.get("token_prob") if kind == "logit" else None,
+        "label": visible(label) if kind == "token" else label,
+    }
+
+
+def aggregate_view(
+    aggregate: Mapping[str, Any],
+    labels: Mapping[tuple[int, int], str],
+    checked: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """The viewer's data of an aggregated graph.
+
+    Args:
+        aggregate: aggregate.json.
+        labels: (layer, feature) -> automatic label, for nodes without one.
+        checked: rows of the interventions' edge check; an edge that has one carries it.
+    """
+    positions = [str(p) for p in aggregate.get("positions") or []]
+    columns = [{"label": p, "name": ""} for p in positions]
+    where = {p: i for i, p in enumerate(positions)}
+    nodes = []
+    for n in aggregate.get("nodes") or []:
+        kind = str(n.get("type"))
+        column = where.get(str(n.get("position")), len(positions) - 1 if kind == "logit" else None)
+        key = (n.get("layer"), n.get("feature"))
+        nodes.append(
+            {
+                "id": str(n["id"]),
+                "type": kind if kind in TYPES else "feature",
+                "layer": None if kind in ("token", "logit") else _layer(n.get("layer")),
+                "feature": n.get("feature"),
+                "column": column,
+                "influence": n.get("influence"),
+                "activation": n.get("activation"),
+                "frequency": n.get("frequency"),
+                "probability": None,
+                "label": str(n.get("label") or "") or labels.get(key, ""),  # type: ignore[arg-type]  # any key may miss
+            }
+        )
+    view = _view(nodes, aggregate.get("edges") or [], columns, checked)
+    view.update(
+        kind="aggregate",
+        slug="aggregate",
+        target=str(aggregate.get("target") or ""),
+        n_prompts=aggregate.get("n_prompts"),
+        scores=aggregate.get("scores") or {},
+        ledger=aggregate.get("ledger") or {},
+    )
+    return view
+
+
+def _view(
+    nodes: list[dict[str, Any]],
+    edges: Sequence[Mapping[str, Any]],
+    columns: list[dict[str, str]],
+    checked: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    has_bias = any(n["column"] is None for n in nodes)
+    shift = 1 if has_bias else 0
+    columns = ([{"label": "bias", "name": ""}] if has_bias else []) + columns
+    layers = sorted({n["layer"] for n in nodes if n["layer"] is not None})
+    rows = ["tokens", *(f"L{layer}" for layer in layers), "output"]
+    row_of = {layer: i + 1 for i, layer in enumerate(layers)}
+    nodes = _by_importance(nodes)
+    index = {n["id"]: i for i, n in enumerate(nodes)}
+    return {
+        "columns": columns,
+        "rows": rows,
+        "nodes": {
+            "id": [n["id"] for n in nodes],
+            "type": [TYPES.index(n["type"]) for n in nodes],
+            "row": [_row(n, row_of, len(rows)) for n in nodes],
+            "column": [0 if n["column"] is None else min(n["column"] + shift, len(columns) - 1) for n in nodes],
+            "layer": [n["layer"] for n in nodes],
+            "feature": [n["feature"] for n in nodes],
+            "influence": significant([n["influence"] for n in nodes]),
+            "share": significant([n["share"] for n in nodes]),
+            "activation": significant([n["activation"] for n in nodes]),
+            "frequency": significant([n["frequency"] for n in nodes]),
+            "probability": significant([n["probability"] for n in nodes]),
+            "label": [n["label"] for n in nodes],
+        },
+        **_edges(edges, index, checked),
+    }
+
+
+def _edges(
+    edges: Sequence[Mapping[str, Any]], index: Mapping[str, int], checked: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    known = [e for e in edges if str(e["source"]) in index and str(e["target"]) in index and e.get("weight")]
+    known.sort(key=lambda e: -abs(e["weight"]))
+    dropped, known = max(0, len(known) - MAX_EDGES), known[:MAX_EDGES]
+    checks = {(str(r["source"]), str(r["target"])): r for r in checked}
+    result: dict[str, Any] = {
+        "source": [index[str(e["source"])] for e in known],
+        "target": [index[str(e["target"])] for e in known],
+        "weight": significant([e["weight"] for e in known]),
+    }
+    for field in ("weight_sd", "frequency"):
+        if any(e.get(field) is not None for e in known):
+            result[field] = significant([e.get(field) for e in known], 3)
+    found = {i: r for i, e in enumerate(known) if (r := checks.get((str(e["source"]), str(e["target"]))))}
+    fields = ("predicted", "frozen", "frozen_ci95", "live", "live_ci95", "n")
+    return {
+        "edges": result,
+        "edges_dropped": dropped,
+        "checks": {str(i): {f: r.get(f) for f in fields} for i, r in found.items()},
+    }
+
+
+def _row(node: Mapping[str, Any], row_of: Mapping[int, int], n_rows: int) -> int:
+    if node["type"] == "logit":
+        return n_rows - 1
+    return 0 if node["layer"] is None else row_of[node["layer"]]
+
+
+def _layer(value: Any) -> int | None:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return None  # "E": the embedding
+
+
+def _by_importance(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Nodes with the most important first, each with `share`: the cumulative influence at which it enters.
+
+    Tokens and outputs have share 0: they are always shown.
+    """
+    inner = [n for n in nodes if n["type"] in ("feature", "error", "bias")]
+    if is_cumulative([n["influence"] for n in inner]):
+        inner.sort(key=lambda n: 1.0 if n["influence"] is None else n["influence"])
+        shares = [1.0 if n["influence"] is None else n["influence"] for n in inner]
+    else:
+        inner.sort(key=lambda n: -abs(n["influence"] or 0.0))
+        total = sum(abs(n["influence"] or 0.0) for n in inner) or 1.0
+        running, shares = 0.0, []
+        for n in inner:
+            shares.append(running / total)
+            running += abs(n["influence"] or 0.0)
+    outer = [n for n in nodes if n["type"] not in ("feature", "error", "bias")]
+    return [{**n, "share": 0.0} for n in outer] + [{**n, "share": s} for n, s in zip(inner, shares, strict=True)]
+
+
+def is_cumulative(influences: Sequence[float | None]) -> bool:
+    """Whether influences are cumulative shares (circuit-tracer's files), where *small* means important.
+
+    Shares that add up to a direct influence are small; cumulative ones lie between 0 and 1 with a high mean.
+    """
+    known = [v for v in influences if v is not None]
+    return len(known) > 3 and 0 <= min(known) and max(known) <= 1.0001 and sum(known) / len(known) > 0.3

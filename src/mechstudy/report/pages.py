@@ -1,0 +1,312 @@
+"""One function per page: gather what it shows, draw its figures, render its template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import charts, charts_interventions, text
+from .circuit_picture import INLINE, circuit_svg
+from .claims import VERDICT_WORDS, Claim, claims
+from .feature_data import Labels
+from .figures import Figure, Figures, write_data
+from .graphs import aggregate_view, prompt_view
+from .site import Site
+from .source import Source, real
+from .strips import interval_strip, shared_domain
+from .style import LIGHT, themed
+from .trust import trust_rows
+
+N_EXAMPLES, N_WORST = 8, 10
+
+
+def behaviour_page(source: Source, site: Site, figures: Figures, behaviour: str) -> None:
+    """Prompts and baseline of a behaviour."""
+    key, unit, prompts_unit = text.slug(behaviour), f"baseline[{behaviour}]", f"prompts[{behaviour}]"
+    summary = source.json(unit, "summary.json") or {}
+    splits = {s: source.rows(unit, f"{s}.csv") for s in ("train", "test") if source.path(unit, f"{s}.csv")}
+    gate = (summary.get("gate") or {}).get("min_accuracy")
+    drawn = [
+        figures.add(
+            f"baseline-accuracy-{key}",
+            charts.accuracy(summary.get("splits") or {}, gate),
+            title="Accuracy per split",
+            caption="Share of prompts where the answer's first token beats the wrong one, with its 95% CI. "
+            "Dashed: the gate a behaviour must pass to be studied.",
+            unit=unit,
+        ),
+        figures.add(
+            f"baseline-logit-differences-{key}",
+            charts.logit_differences(splits),
+            title="Logit differences of all prompts",
+            caption="Left of zero the model prefers the wrong answer.",
+            unit=unit,
+        ),
+    ]
+    pairs = {s: source.rows(prompts_unit, f"{s}.jsonl") for s in ("train", "test")}
+    strings = _token_strings(source, behaviour, pairs["train"] + pairs["test"])
+    by_id = {p["id"]: p for ps in pairs.values() for p in ps}
+    site.render(
+        "behaviour.html.j2",
+        f"behaviour-{key}.html",
+        behaviour=behaviour,
+        prompts=source.json(prompts_unit, "summary.json") or {},
+        summary=summary,
+        figures=[f for f in drawn if f],
+        examples=[_pair(p, strings) for p in _spread(pairs["train"], N_EXAMPLES)],
+        worst=_worst(splits, by_id),
+        n_pairs={s: len(ps) for s, ps in pairs.items() if ps},
+        absent={u: source.why_absent(u) for u in (prompts_unit, unit) if u not in source.inputs},
+        units=(prompts_unit, unit),
+    )
+
+
+def _spread(pairs: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
+    """Examples of as many templates as possible."""
+    by_template: dict[str, list[dict[str, Any]]] = {}
+    for pair in pairs:
+        by_template.setdefault(str(pair.get("template")), []).append(pair)
+    lists = list(by_template.values())
+    return [ps[i] for i in range(n) for ps in lists if i < len(ps)][:n]
+
+
+def _token_strings(source: Source, behaviour: str, pairs: list[dict[str, Any]]) -> dict[int, str]:
+    """Token id -> text, from the prompts' tokens.json, else from the tokens that graphs show."""
+    table = source.json(f"prompts[{behaviour}]", "tokens.json")
+    if table:
+        return {int(i): str(t) for i, t in table.items()}
+    ids = {p["id"]: p["clean_tokens"] for p in pairs}
+    strings: dict[int, str] = {}
+    for row in (source.json(f"attribute[{behaviour}]", "scores.json") or {}).get("per_prompt") or []:
+        graph = source.json(f"attribute[{behaviour}]", f"graphs/{row['slug']}.json") or {}
+        shown = (graph.get("metadata") or {}).get("prompt_tokens") or []
+        known = ids.get(row.get("prompt_id")) or []
+        if len(known) == len(shown):
+            strings.update(zip(known, shown, strict=True))
+    return strings
+
+
+def _pair(pair: dict[str, Any], strings: dict[int, str]) -> dict[str, Any]:
+    clean, corrupted = pair["clean_tokens"], pair["corrupted_tokens"]
+    marks = {int(i): str(name) for name, i in (pair.get("positions") or {}).items()}
+    changed = {i for i, (a, b) in enumerate(zip(clean, corrupted, strict=False)) if a != b}
+    known = all(t in strings for t in [*clean, *corrupted])
+    return {
+        **pair,
+        "marks": marks,
+        "changed": changed,
+        "clean_strings": [strings[t] for t in clean] if known else None,
+        "corrupted_strings": [strings[t] for t in corrupted] if known else None,
+    }
+
+
+def _worst(splits: dict[str, list[dict[str, Any]]], by_id: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = [
+        {**r, "split": split, "d": d, "pair": by_id.get(r.get("id"))}
+        for split, rs in splits.items() for r in rs if (d := real(r.get("logit_difference"))) is not None
+    ]  # fmt: skip
+    return sorted(rows, key=lambda r: r["d"])[:N_WORST]
+
+
+def dictionaries_page(source: Source, site: Site, figures: Figures) -> None:
+    """All dictionaries: a row each, metrics over layers, training curves, densities."""
+    evaluations = {layer: e for layer in source.layers if (e := source.json(f"train[{layer}]", "evaluation.json"))}
+    scalars = {layer: rows for layer in source.layers if (rows := source.rows(f"train[{layer}]", "scalars.jsonl"))}
+    unit = f"train[{source.layers[0]}]" if source.layers else "train"
+    note = {"r2": "1 − FVU against the vector mean, on held-out rows.",
+            "ce_loss_recovered": "1: splicing the dictionary in costs nothing; 0: as bad as zero-ablating the layer.",
+            "l0": "Mean number of active features per token.",
+            "dead_share": "Features that never fired on the evaluation rows."}  # fmt: skip
+    drawn = [
+        figures.add(
+            f"dictionaries-{field.replace('_', '-')}",
+            charts.over_layers(evaluations, field, label),
+            title=text.title(label), caption=note[field], unit=unit,
+        )
+        for field, label, _ in charts.DICTIONARY_METRICS
+    ]  # fmt: skip
+    curves = [
+        figures.add(
+            "dictionaries-training",
+            charts.loss_curves(scalars),
+            title="Training: fraction of variance unexplained",
+            caption="One line per layer; lower is better. A curve still falling at the end is an undertrained dictionary.",
+            unit=unit,
+        ),
+        figures.add(
+            "dictionaries-density",
+            charts.density_histograms(evaluations),
+            title="Feature densities",
+            caption="A hump far right is dense features, which are seldom interpretable; far left, features that hardly fire.",
+            unit=unit,
+        ),
+    ]
+    site.render(
+        "dictionaries.html.j2",
+        "dictionaries.html",
+        evaluations=evaluations,
+        layers=source.layers,
+        metrics=[f for f in drawn if f],
+        curves=[f for f in curves if f],
+        reasons={layer: source.why_absent(f"train[{layer}]") for layer in source.layers if layer not in evaluations},
+    )
+
+
+def graph_page(source: Source, site: Site, figures: Figures, behaviour: str, labels: Labels) -> dict[str, Any] | None:
+    """The viewer of a behaviour's graphs; returns the aggregated view for the overview's picture."""
+    key, unit = text.slug(behaviour), f"attribute[{behaviour}]"
+    scores = source.json(unit, "scores.json") or {}
+    aggregate = source.json(unit, "aggregate.json")
+    checked = ((source.json(f"intervene[{behaviour}]", "summary.json") or {}).get("edges") or {}).get("rows") or []
+    view, entries = None, []
+    if aggregate and aggregate.get("nodes"):
+        view = aggregate_view(aggregate, labels, checked)
+        if not view["scores"]:
+            view["scores"] = {k: v for k, v in scores.items() if isinstance(v, (int, float))}
+        name = f"graph-{key}-aggregate"
+        write_data(source_out(site), name, view)
+        entries.append({"data": name, "slug": "aggregate", "label": f"All {view['n_prompts']} prompts, aggregated"})
+        figures.write_svg(f"circuit-{key}", circuit_svg(view, boxes=True, theme=LIGHT))
+    for row in scores.get("per_prompt") or []:
+        graph = source.json(unit, f"graphs/{row['slug']}.json")
+        if graph is None:
+            continue
+        name = f"graph-{key}-{text.slug(str(row['slug']))}"
+        write_data(source_out(site), name, prompt_view(graph, labels))
+        prompt = text.clip(text.plain(str(row.get("prompt") or row["slug"])), 90)
+        entries.append({"data": name, "slug": str(row["slug"]), "label": prompt})
+    write_data(source_out(site), f"graphs-{key}", {"behaviour": behaviour, "graphs": entries})
+    figure = figures.add(
+        f"graph-scores-{key}",
+        charts.graph_scores(scores.get("per_prompt") or []),
+        title="How much of each graph the features explain",
+        caption="One tick per prompt, diamond: median. In the pruned graphs, what was pruned counts as error.",
+        unit=unit,
+    )
+    site.render(
+        "graph.html.j2",
+        f"graph-{key}.html",
+        behaviour=behaviour,
+        key=key,
+        entries=entries,
+        scores=scores,
+        figure=figure,
+        picture=circuit_svg(view, boxes=True, theme=INLINE) if view else None,
+        absent=None if entries else source.why_absent(unit),
+        unit=unit,
+    )
+    return view
+
+
+def source_out(site: Site) -> Any:
+    """The report's folder."""
+    return site.out
+
+
+def interventions_page(source: Source, site: Site, figures: Figures, behaviour: str) -> None:
+    """Effects against controls, groups, dose-response, patching, predicted against measured edges."""
+    key, unit = text.slug(behaviour), f"intervene[{behaviour}]"
+    summary = source.json(unit, "summary.json") or {}
+    found = claims(source, behaviour)
+    metric = str(summary.get("metric") or "logit difference")
+    edges = summary.get("edges") or {}
+    drawn: dict[str, Figure | None] = {
+        "forest": figures.add(
+            f"interventions-{key}", charts_interventions.forest(found),
+            title="Effects against matched controls", unit=unit,
+            caption="Mean paired change per test prompt; bars are 95% cluster-bootstrap CIs. Controls are features matched "
+            "on layer, position and activation. A causal claim needs the bar away from zero and away from its control.",
+        ),
+        "groups": figures.add(
+            f"groups-{key}", charts_interventions.groups_forest(summary.get("groups") or [], metric),
+            title="Groups of features", unit=unit,
+            caption="Each group is intervened on by itself; p-values in the table are adjusted over all tests.",
+        ),
+        "dose": figures.add(
+            f"dose-response-{key}", charts_interventions.dose_response(summary),
+            title="Dose-response", unit=unit,
+            caption="Steering by α times each direction; bands are 95% CIs. A causal direction changes sign with α and "
+            "beats random directions of the same norm; the difference of means is the baseline to beat.",
+        ),
+        "patching": figures.add(
+            f"patching-{key}", charts_interventions.patching(summary),
+            title="Where the information is", unit=unit,
+            caption="Patching one layer's activation at one position from clean into corrupted: share of the gap in the "
+            f"metric that comes back (n = {(summary.get('patching') or {}).get('n', 'n/a')}).",
+        ),
+        "edges_frozen": figures.add(
+            f"edges-frozen-{key}", charts_interventions.edges(summary, "frozen"),
+            title="Edges: predicted and measured, attention and norms frozen", unit=unit,
+            caption=f"Spearman {text.number(edges.get('spearman_frozen'))} over {edges.get('n', 0)} edges. On the dashed "
+            "line prediction and measurement agree; off it, the graph itself is wrong.",
+        ),
+        "edges_live": figures.add(
+            f"edges-live-{key}", charts_interventions.edges(summary, "live"),
+            title="Edges: predicted and measured, live model", unit=unit,
+            caption=f"Spearman {text.number(edges.get('spearman_live'))} over {edges.get('n', 0)} edges. The distance to "
+            "the frozen panel is what the linear picture leaves out.",
+        ),
+    }  # fmt: skip
+    site.render(
+        "interventions.html.j2",
+        f"interventions-{key}.html",
+        behaviour=behaviour,
+        key=key,
+        summary=summary,
+        claims=with_strips(found),
+        figures=drawn,
+        edges=edges,
+        verdicts=VERDICT_WORDS,
+        absent=None if summary else source.why_absent(unit),
+        unit=unit,
+    )
+
+
+def with_strips(found: list[Claim]) -> list[dict[str, Any]]:
+    """Claims with a picture of their intervals on one common scale."""
+    domain = shared_domain(found)
+    return [{"claim": c, "strip": interval_strip(c, domain)} for c in found]
+
+
+def overview_page(source: Source, site: Site, views: dict[str, Any], phases: list[dict[str, Any]]) -> None:
+    """The overview: the claims in plain words, the pipeline, the circuits, how far to trust it."""
+    behaviours = []
+    for behaviour in source.behaviours:
+        view = views.get(behaviour)
+        baseline = source.json(f"baseline[{behaviour}]", "summary.json") or {}
+        prompts = source.json(f"prompts[{behaviour}]", "summary.json") or {}
+        found = claims(source, behaviour)
+        behaviours.append(
+            {
+                "name": behaviour,
+                "key": text.slug(behaviour),
+                "description": prompts.get("description") or "",
+                "splits": baseline.get("splits") or {},
+                "stopped": (baseline.get("gate") or {}).get("passed") is False,
+                "claims": with_strips(found),
+                "held": sum(c.verdict in ("supported", "caveat") for c in found),
+                "picture": circuit_svg(view, boxes=False, theme=INLINE, max_nodes=40, max_edges=70) if view else None,
+                "why": None if found else source.why_absent(f"intervene[{behaviour}]"),
+                "trust": trust_rows(source, behaviour),
+            }
+        )
+    n_graphs = sum(
+        len((source.json(f"attribute[{b}]", "scores.json") or {}).get("per_prompt") or []) for b in source.behaviours
+    )
+    site.render(
+        "index.html.j2",
+        "index.html",
+        behaviours=behaviours,
+        phases=phases,
+        n_dictionaries=len(source.layers),
+        n_graphs=n_graphs,
+        seconds=sum(real(u.get("seconds")) or 0 for u in source.units),
+        verdicts=VERDICT_WORDS,
+    )
+
+
+def chart_theme() -> dict[str, Any]:
+    """Palettes and config for drawing charts in a page, light and dark."""
+    from .style import DARK, PAGE_FONT, chart_config
+
+    return {name: {"palette": p, "config": themed(chart_config(PAGE_FONT), p)} for name, p in
+            (("light", LIGHT), ("dark", DARK))}  # fmt: skip

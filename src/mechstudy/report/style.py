@@ -1,0 +1,64 @@
+"""One palette and one chart configuration, for pages (light and dark) and for exported figures.
+
+Charts name colours by token (`@effect`); the page's script and the exporter put the theme's colour in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+LIGHT = {
+    "@effect": "#0b6e75", "@control": "#8a8f98", "@compare": "#a8590a", "@pos": "#1f66b8", "@neg": "#c2410c",
+    "@ink": "#18212b", "@muted": "#5b6672", "@grid": "#e4e7ec", "@axis": "#9aa3ad", "@zero": "#3c4650",
+    "@mid": "#f7f7f5", "@seq0": "#14365c", "@seq1": "#178a86", "@seq2": "#c98b12", "@paper": "#ffffff",
+}  # fmt: skip
+DARK = {
+    "@effect": "#4fc3c7", "@control": "#8d97a5", "@compare": "#f0a35e", "@pos": "#6cb0f5", "@neg": "#ff8a5c",
+    "@ink": "#e8ecf1", "@muted": "#a3afbd", "@grid": "#2a333f", "@axis": "#5d6977", "@zero": "#c3ccd6",
+    "@mid": "#232b35", "@seq0": "#8ab8ff", "@seq1": "#4fd1b8", "@seq2": "#f6c667", "@paper": "#151b23",
+}  # fmt: skip
+
+PAGE_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+EXPORT_FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
+
+
+def chart_config(font: str) -> dict[str, Any]:
+    """Vega-Lite config with colour tokens in it."""
+    return {
+        "background": None,
+        "font": font,
+        "padding": 6,
+        "view": {"stroke": None},
+        "axis": {
+            "labelFont": font, "titleFont": font, "labelFontSize": 11, "titleFontSize": 12,
+            "titleFontWeight": 500, "labelColor": "@muted", "titleColor": "@ink", "gridColor": "@grid",
+            "domainColor": "@axis", "tickColor": "@axis", "titlePadding": 10, "labelPadding": 4,
+            "domain": True, "tickSize": 4, "labelLimit": 260,
+        },
+        "axisY": {"domain": False, "ticks": False},
+        "legend": {
+            "labelFont": font, "titleFont": font, "labelFontSize": 11, "titleFontSize": 11,
+            "titleFontWeight": 500, "labelColor": "@ink", "titleColor": "@muted", "orient": "top",
+            "symbolSize": 70, "labelLimit": 300, "offset": 4,
+        },
+        "title": {
+            "font": font, "color": "@ink", "fontSize": 13, "fontWeight": 600, "anchor": "start",
+            "subtitleColor": "@muted", "subtitleFontSize": 11, "subtitleFont": font, "offset": 10,
+        },
+        "header": {"labelFont": font, "labelColor": "@ink", "titleFont": font, "titleColor": "@muted"},
+        "text": {"font": font, "color": "@ink", "fontSize": 11},
+        "rule": {"color": "@zero"},
+        "line": {"strokeWidth": 1.8},
+        "point": {"filled": True, "size": 55},
+    }  # fmt: skip
+
+
+def themed(value: Any, palette: dict[str, str]) -> Any:
+    """A copy of a spec with its colour tokens replaced; data stays, so that no prompt can pose as a colour."""
+    if isinstance(value, str):
+        return palette.get(value, value)
+    if isinstance(value, dict):
+        return {k: v if k in ("data", "datasets") else themed(v, palette) for k, v in value.items()}
+    if isinstance(value, list):
+        return [themed(v, palette) for v in value]
+    return value

@@ -1,0 +1,167 @@
+"""The machine-readable summary of a run, and the few findings the command line prints at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import text
+from .claims import claims
+from .source import Source
+
+_DICTIONARY_FIELDS = (
+    "kind", "activation", "d_in", "d_sae", "k", "l0", "fvu", "r2", "dead_share", "ce_loss_recovered",
+    "train_rows", "rows_per_second",
+)  # fmt: skip
+_GRAPH_FIELDS = (
+    "n_prompts", "nodes", "edges", "replacement", "completeness", "replacement_pruned", "completeness_pruned",
+    "conservation_residual_max",
+)  # fmt: skip
+_TEST_FIELDS = ("n", "effect", "ci95", "control_effect", "control_ci95", "p_adjusted")
+
+
+def build_summary(
+    study: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+    units: Sequence[Mapping[str, Any]],
+    wall_seconds: float,
+    peak_rss_bytes: int,
+) -> dict[str, Any]:
+    """The content of summary.json; what did not run has no key.
+
+    Args:
+        study: the study's configuration.
+        inputs: unit name -> artifact folder.
+        units: what ran, as given to `build_report`.
+        wall_seconds: of the whole run.
+        peak_rss_bytes: the largest resident set of any unit.
+
+    Returns:
+        `model`, `wall_seconds`, `peak_rss_bytes`, `baseline`, `dictionaries`, `graphs`, `interventions`,
+        `edges`, `units`, as docs/artifacts describes; no NaN.
+    """
+    source = Source(study, inputs, units)
+    model = source.json("model", "model.json") or {}
+    result: dict[str, Any] = {
+        "model": model.get("name") or model_name(study),
+        "wall_seconds": wall_seconds,
+        "peak_rss_bytes": peak_rss_bytes,
+        "baseline": {},
+        "dictionaries": {},
+        "graphs": {},
+        "interventions": {},
+        "edges": {},
+        "units": {},
+    }
+    for behaviour in source.behaviours:
+        _summarise_behaviour(source, behaviour, result)
+    for layer in source.layers:
+        evaluation = source.json(f"train[{layer}]", "evaluation.json")
+        if evaluation:
+            result["dictionaries"][str(layer)] = {f: evaluation.get(f) for f in _DICTIONARY_FIELDS}
+    for unit in source.units:
+        result["units"][unit["name"]] = {
+            "seconds": unit.get("seconds"),
+            "status": unit.get("status"),
+            "artifact": unit.get("artifact"),
+        }
+    return text.jsonable(result)
+
+
+def _summarise_behaviour(source: Source, behaviour: str, result: dict[str, Any]) -> None:
+    baseline = source.json(f"baseline[{behaviour}]", "summary.json")
+    if baseline:
+        result["baseline"][behaviour] = {
+            split: {
+                "n": s.get("n"),
+                "accuracy": s.get("accuracy"),
+                "mean_logit_difference": s.get("mean_logit_difference"),
+                "ci95": s.get("ci95"),
+                "passed": s.get("passed"),
+            }
+            for split, s in (baseline.get("splits") or {}).items()
+        }
+    scores = source.json(f"attribute[{behaviour}]", "scores.json")
+    if scores:
+        result["graphs"][behaviour] = {f: scores.get(f) for f in _GRAPH_FIELDS}
+    intervene = source.json(f"intervene[{behaviour}]", "summary.json")
+    if intervene:
+        tests = intervene.get("tests") or {}
+        result["interventions"][behaviour] = {
+            kind: {f: test.get(f) for f in _TEST_FIELDS} for kind, test in tests.items()
+        }
+        edges = intervene.get("edges")
+        if edges:
+            result["edges"][behaviour] = {k: edges.get(k) for k in ("n", "spearman_frozen", "spearman_live")}
+
+
+def findings(summary: Mapping[str, Any], inputs: Mapping[str, Path]) -> list[str]:
+    """The findings in plain words: per behaviour its baseline, strongest claims, circuit and edges.
+
+    Args:
+        summary: from `build_summary`.
+        inputs: unit name -> artifact folder.
+
+    Returns:
+        At most five lines per behaviour and one about the dictionaries; a claim that does not hold says so.
+    """
+    behaviours = list(dict.fromkeys([*summary.get("baseline", {}), *summary.get("interventions", {})]))
+    source = Source({"behaviours": behaviours}, inputs)
+    lines: list[str] = []
+    for behaviour in behaviours:
+        lines += _baseline_finding(behaviour, summary["baseline"].get(behaviour) or {})
+        for claim in claims(source, behaviour)[:3]:
+            hedge = "" if claim.verdict == "supported" else f" ({claim.words.lower()})"
+            lines.append(f"{behaviour}: {claim.sentence}{hedge}")
+        lines += _graph_finding(behaviour, summary)
+    lines += _dictionary_finding(summary.get("dictionaries") or {})
+    return [text.plain(line) for line in lines]
+
+
+def _baseline_finding(behaviour: str, splits: Mapping[str, Any]) -> list[str]:
+    split = splits.get("test") or next(iter(splits.values()), None)
+    if not split:
+        return []
+    line = (
+        f"{behaviour}: the model is right on {text.percent(split['accuracy'], 0)} of {split['n']} prompts, "
+        f"mean logit difference {text.number(split['mean_logit_difference'])} {text.interval(split['ci95'])}"
+    )
+    stopped = any(s.get("passed") is False for s in splits.values())
+    return [line + ("; below the gate, so it was not studied further" if stopped else "")]
+
+
+def _graph_finding(behaviour: str, summary: Mapping[str, Any]) -> list[str]:
+    graph = summary.get("graphs", {}).get(behaviour)
+    if not graph:
+        return []
+    line = (
+        f"{behaviour}: {graph['n_prompts']} graphs, completeness {text.number(graph['completeness'])}, "
+        f"replacement {text.number(graph['replacement'])}"
+    )
+    edges = summary.get("edges", {}).get(behaviour)
+    if edges:
+        line += (
+            f"; {edges['n']} edges checked by intervention, Spearman {text.number(edges['spearman_frozen'])} with "
+            f"attention and norms frozen, {text.number(edges['spearman_live'])} in the live model"
+        )
+    return [line]
+
+
+def _dictionary_finding(dictionaries: Mapping[str, Any]) -> list[str]:
+    r2 = [d["r2"] for d in dictionaries.values() if d.get("r2") is not None]
+    recovered = [d["ce_loss_recovered"] for d in dictionaries.values() if d.get("ce_loss_recovered") is not None]
+    if not r2:
+        return []
+    line = f"{len(dictionaries)} dictionaries: held-out R2 {text.number(min(r2))} to {text.number(max(r2))}"
+    if recovered:
+        line += f", CE loss recovered {text.number(min(recovered))} to {text.number(max(recovered))}"
+    return [line]
+
+
+def model_name(study: Mapping[str, Any]) -> str:
+    """The model as the study names it, for when its artifact is absent."""
+    model = study.get("model")
+    if isinstance(model, dict):
+        return str(model.get("source") or model.get("name") or model.get("path") or "unknown model")
+    return str(model or "unknown model")

@@ -1,0 +1,127 @@
+"""What a sceptical reader should know before believing a behaviour's circuit, each number with its meaning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import text
+from .claims import claims, excludes_zero
+from .source import Source
+
+
+@dataclass(frozen=True)
+class TrustRow:
+    """A check: what was asked, the number, what it means, and the unit that holds it."""
+
+    question: str
+    value: str
+    meaning: str
+    unit: str
+
+
+def trust_rows(source: Source, behaviour: str) -> list[TrustRow]:
+    """The checks of a behaviour, in the order of the pipeline; what was not measured is left out."""
+    rows = [
+        *_baseline(source, behaviour),
+        *_dictionaries(source),
+        *_graphs(source, behaviour),
+        *_edges(source, behaviour),
+        *_controls(source, behaviour),
+    ]
+    return rows
+
+
+def _baseline(source: Source, behaviour: str) -> list[TrustRow]:
+    unit = f"baseline[{behaviour}]"
+    splits = (source.json(unit, "summary.json") or {}).get("splits") or {}
+    test = splits.get("test")
+    if not test or test.get("accuracy") is None:
+        return []
+    return [
+        TrustRow(
+            "Does the model do it at all?",
+            f"{text.percent(test['accuracy'], 0)} {_percent_interval(test.get('accuracy_ci95'))} of {test.get('n')}",
+            "Accuracy on test prompts, disjoint from those the circuit was found on.",
+            unit,
+        )
+    ]
+
+
+def _percent_interval(ci: list[float] | None) -> str:
+    return f"[{text.percent(ci[0], 0)}, {text.percent(ci[1], 0)}]" if ci and text.has_interval(ci) else ""
+
+
+def _dictionaries(source: Source) -> list[TrustRow]:
+    evaluations = [source.json(f"train[{layer}]", "evaluation.json") or {} for layer in source.layers]
+    r2 = [e["r2"] for e in evaluations if e.get("r2") is not None]
+    if not r2:
+        return []
+    worst = min(r2)
+    return [
+        TrustRow(
+            "Do the dictionaries see what the layers do?",
+            f"R² {text.number(worst)} to {text.number(max(r2))}",
+            f"In the worst layer {text.percent(1 - worst, 0)} of the variance is outside the dictionary and appears as "
+            "error nodes.",
+            f"train[{source.layers[0]}]",
+        )
+    ]
+
+
+def _graphs(source: Source, behaviour: str) -> list[TrustRow]:
+    unit = f"attribute[{behaviour}]"
+    scores = source.json(unit, "scores.json") or {}
+    rows = []
+    if scores.get("conservation_residual_max") is not None:
+        rows.append(
+            TrustRow(
+                "Do the graphs add up?",
+                text.number(scores["conservation_residual_max"], 4),
+                "Largest relative residual of features + errors + tokens + biases against the metric, over all prompts; "
+                "0 is exact.",
+                unit,
+            )
+        )
+    pruned = scores.get("completeness_pruned")
+    if pruned is not None:
+        rows.append(
+            TrustRow(
+                "How much of the computation is in the drawn graph?",
+                f"completeness {text.number(pruned)}, replacement {text.number(scores.get('replacement_pruned'))}",
+                f"{text.percent(1 - pruned, 0)} of the weighted influence reaches its target through error or pruned nodes: "
+                "the picture is silent about that share.",
+                unit,
+            )
+        )
+    return rows
+
+
+def _edges(source: Source, behaviour: str) -> list[TrustRow]:
+    unit = f"intervene[{behaviour}]"
+    edges = (source.json(unit, "summary.json") or {}).get("edges") or {}
+    if edges.get("spearman_live") is None:
+        return []
+    return [
+        TrustRow(
+            "Do edges predict interventions?",
+            f"Spearman {text.number(edges.get('spearman_frozen'))} frozen, {text.number(edges['spearman_live'])} live",
+            f"Over {edges.get('n')} edges. Frozen checks the arithmetic; live is the model as it runs.",
+            unit,
+        )
+    ]
+
+
+def _controls(source: Source, behaviour: str) -> list[TrustRow]:
+    found = [c for c in claims(source, behaviour) if c.control_ci95 is not None]
+    if not found:
+        return []
+    clean = sum(not excludes_zero(c.control_ci95) for c in found)
+    return [
+        TrustRow(
+            "Are the controls null?",
+            f"{clean} of {len(found)}",
+            "Tests whose matched controls have a CI that includes zero. All p-values are adjusted over all tests "
+            "(Benjamini-Hochberg).",
+            f"intervene[{behaviour}]",
+        )
+    ]

@@ -21,9 +21,7 @@ def tiny_tokenizer(bos: bool = False) -> transformers.PreTrainedTokenizerFast:
     tok.decoder = decoders.ByteLevel()
     tok.add_special_tokens(["<|bos|>"])
     if bos:
-        tok.post_processor = processors.TemplateProcessing(
-            single="<|bos|> $A", special_tokens=[("<|bos|>", 0)]
-        )
+        tok.post_processor = processors.TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", 0)])
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tok, bos_token="<|bos|>")
 
 

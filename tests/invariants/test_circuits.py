@@ -16,27 +16,27 @@ TOKENS = torch.tensor([5, 17, 200, 33, 9, 120, 64])
 CONFIG = AttributionConfig(max_features=10_000)
 
 
-def random_transcoder(d: int, skip: bool = False, seed: int = 0, scale: float = 1.0, n_features: int = 40):
-    g = torch.Generator().manual_seed(seed)
+def random_transcoder(d: int, layer: int, skip: bool = False, n_features: int = 40):
+    g = torch.Generator().manual_seed(layer)
 
     def draw(*shape):
         return torch.randn(*shape, generator=g, dtype=torch.float64) / shape[0] ** 0.5
 
     meta = DictionaryMeta(
-        "skip_transcoder" if skip else "transcoder", "topk", d, d, n_features, 6, "mlp_in", "mlp_out"
+        "skip_transcoder" if skip else "transcoder", "topk", d, d, n_features, 6, f"mlp_in.{layer}", f"mlp_out.{layer}"
     )
     return Dictionary(
         meta,
         W_enc=draw(d, n_features),
         b_enc=0.1 * draw(n_features),
-        W_dec=scale * draw(n_features, d),
+        W_dec=draw(n_features, d),
         b_dec=draw(d),
         W_skip=draw(d, d) if skip else None,
     )
 
 
 def dictionaries(model, skip=False, layers=(0, 2)):
-    return {layer: random_transcoder(model.d_model, skip, seed=layer) for layer in layers}
+    return {layer: random_transcoder(model.d_model, layer, skip) for layer in layers}
 
 
 def graph_of(model, dicts, config=CONFIG, **kw):
@@ -154,15 +154,13 @@ def test_a_perfect_transcoder_leaves_no_error_and_both_scores_are_one():
         # One feature per position, reading a constant through its bias and writing the MLP's own output there.
         x = prompt.layers[layer]
         read = torch.linalg.pinv(x.mlp_in_TD)  # mlp_in @ read = identity over positions
-        meta = DictionaryMeta("transcoder", "topk", d, d, 7, 1, "mlp_in", "mlp_out")
+        meta = DictionaryMeta("transcoder", "topk", d, d, 7, 1, f"mlp_in.{layer}", f"mlp_out.{layer}")
         zero = torch.zeros(d, dtype=torch.float64)
         perfect[layer] = Dictionary(
             meta, W_enc=read, b_enc=torch.zeros(7, dtype=torch.float64), W_dec=x.error_TD.clone(), b_dec=zero
         )
     graph = graph_of(model, perfect)
-    errors = graph.A_RS[:, graph.index.errors : graph.index.tokens].view(
-        len(graph.value_R), model.n_layers, 7
-    )
+    errors = graph.A_RS[:, graph.index.errors : graph.index.tokens].view(len(graph.value_R), model.n_layers, 7)
     assert errors[:, :, 1:].abs().max() < 1e-6  # the first position is left to the error on purpose
     first = errors[:, :, 0].abs().sum()
     scores = graph.scores()

@@ -31,10 +31,8 @@ def select(activation: str, guess: float | None = None):
 
 
 def dense_codes(pre: torch.Tensor, activation: str) -> torch.Tensor:
-    if activation == "topk":
-        bound = pre.topk(K, dim=1).values[:, -1:]
-    else:
-        bound = pre.flatten().topk(N * K).values[-1]
+    per_row, pooled = pre.topk(K, dim=1).values[:, -1:], pre.flatten().topk(N * K).values[-1]
+    bound = per_row if activation == "topk" else pooled
     return torch.where(pre >= bound, pre.relu(), torch.zeros_like(pre))
 
 
@@ -51,7 +49,8 @@ def dense_loss(w: Weights, x, y, activation: str, dead: torch.Tensor | None, aux
     masked = torch.full_like(pre, -torch.inf)
     masked[:, dead] = pre[:, dead]
     values, places = masked.topk(min(aux_k, len(dead)), dim=1)
-    e_hat = torch.zeros_like(pre).scatter(1, places, values) @ w.dec
+    cut = torch.where((pre > 0).any(0).expand_as(pre).gather(1, places), values.relu(), values)
+    e_hat = torch.zeros_like(pre).scatter(1, places, cut) @ w.dec
     variance = (residual - residual.mean(0)).square().mean()
     return loss + alpha * (e_hat - residual).square().mean() / variance
 
@@ -63,6 +62,7 @@ def test_hand_written_gradients_equal_autograd_of_the_dense_formula(activation, 
     x, y = some_rows()
     w = some_weights(skip)
     dead = None if aux_k is None else torch.tensor([1, 4, 9, 30, 31])
+    w.b_enc[4] = -50.0
     output = loss_and_gradients(
         w, x, y, select(activation), dense_dtype=torch.float64, dead=dead, aux_k=aux_k or 0, aux_alpha=0.3
     )
@@ -98,9 +98,7 @@ def test_auxiliary_loss_is_one_when_dead_features_predict_nothing_and_the_residu
     w.dec[dead] = 0.0
     first = loss_and_gradients(w, x, y, select("topk"), dense_dtype=torch.float64)
     w.b_dec -= first.error_ND.mean(0)  # b_dec must not be counted in the prediction of the residual again
-    output = loss_and_gradients(
-        w, x, y, select("topk"), dense_dtype=torch.float64, dead=dead, aux_k=1, aux_alpha=1.0
-    )
+    output = loss_and_gradients(w, x, y, select("topk"), dense_dtype=torch.float64, dead=dead, aux_k=1, aux_alpha=1.0)
     torch.testing.assert_close(output.aux_loss, torch.tensor(1.0, dtype=torch.float64))
 
 

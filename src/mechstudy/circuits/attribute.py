@@ -45,9 +45,7 @@ def attribute(
             raise MechstudyError("a logit difference needs both answers")
         targets, nodes, weights = difference_target(model, prompt, answer, wrong_answer)
     else:
-        targets, nodes, weights = top_logit_targets(
-            model, prompt, config.logit_probability, config.max_logits
-        )
+        targets, nodes, weights = top_logit_targets(model, prompt, config.logit_probability, config.max_logits)
     rows = [direct_effects(prompt, index, targets)]
     values = [t.value for t in targets]
     columns = [-1] * len(targets)

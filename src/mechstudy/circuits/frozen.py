@@ -60,9 +60,7 @@ class FrozenForward:
             patterns = {layer: x.pattern_QTS[None] for layer, x in enumerate(prompt.layers)}
             stack.enter_context(frozen_patterns(model.hf, patterns))
             final: list[Tensor] = []
-            stack.callback(
-                model.final_norm.register_forward_hook(lambda _m, _a, out: final.append(out[:, -1])).remove
-            )
+            stack.callback(model.final_norm.register_forward_hook(lambda _m, _a, out: final.append(out[:, -1])).remove)
             model.forward(prompt.tokens_T.expand(rows, -1), edits=edits, logits_at=None)
         return FrozenOutput(mlp_in, final[0])
 

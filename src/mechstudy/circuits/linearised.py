@@ -90,9 +90,7 @@ class LinearisedPrompt:
 
 
 @torch.no_grad()
-def linearise(
-    model: LanguageModel, dictionaries: Mapping[int, Dictionary], tokens_T: Tensor
-) -> LinearisedPrompt:
+def linearise(model: LanguageModel, dictionaries: Mapping[int, Dictionary], tokens_T: Tensor) -> LinearisedPrompt:
     """Run the prompt once and freeze what attribution freezes.
 
     Args:
@@ -107,10 +105,10 @@ def linearise(
         )
     for layer, dictionary in dictionaries.items():
         sites = (dictionary.cfg.site_in, dictionary.cfg.site_out)
-        if sites != ("mlp_in", "mlp_out"):
+        if sites != (f"mlp_in.{layer}", f"mlp_out.{layer}"):
             raise MechstudyError(
-                f"layer {layer}: graphs need transcoders from mlp_in to mlp_out, this dictionary maps "
-                f"{sites[0]} to {sites[1]}",
+                f"layer {layer}: graphs need a transcoder from mlp_in.{layer} to mlp_out.{layer}; "
+                f"this dictionary maps {sites[0]} to {sites[1]}",
                 fix="set dictionaries.kind: transcoder (or skip_transcoder)",
             )
     kinds = ("resid_pre", "attn_out", "mlp_in", "mlp_out", "resid_post")
@@ -186,8 +184,7 @@ def valid_positions(dictionary: Dictionary, mlp_in_TD: Tensor) -> Tensor:
     """Where the dictionary speaks, [T] bool: not at the first position, nor at sinks it was never trained on."""
     valid = torch.ones(mlp_in_TD.shape[0], dtype=torch.bool, device=mlp_in_TD.device)
     valid[0] = False
-    limit = dictionary.cfg.metadata.get("max_input_norm")
-    return valid if limit is None else valid & (mlp_in_TD.norm(dim=-1) <= limit)
+    return valid & dictionary.is_valid(mlp_in_TD)
 
 
 def active_features(dictionary: Dictionary, mlp_in_TD: Tensor, valid_T: Tensor) -> ActiveFeatures:

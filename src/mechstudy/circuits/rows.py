@@ -141,9 +141,7 @@ def _own_bias(targets: Sequence[Target], norm_at_zero_TD: Tensor) -> Tensor:
     return torch.stack([t.direction_D @ norm_at_zero_TD[t.position] + t.constant for t in targets])
 
 
-def feature_targets(
-    prompt: LinearisedPrompt, dictionaries, layer: int, which_M: Sequence[int]
-) -> list[Target]:
+def feature_targets(prompt: LinearisedPrompt, dictionaries, layer: int, which_M: Sequence[int]) -> list[Target]:
     """Targets for active features of one layer: their pre-activations."""
     x = prompt.layers[layer]
     assert x.features is not None

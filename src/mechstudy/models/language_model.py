@@ -134,9 +134,9 @@ class LanguageModel:
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """The residual stream before the first block, [B, T, D] (position embeddings included)."""
-        return self.forward(
-            tokens_BT, capture=[Site("resid_pre", 0)], stop_after=0, logits_at=None
-        ).activations[Site("resid_pre", 0)]
+        return self.forward(tokens_BT, capture=[Site("resid_pre", 0)], stop_after=0, logits_at=None).activations[
+            Site("resid_pre", 0)
+        ]
 
     def unembed(self, normed: Tensor) -> Tensor:
         """Logits of final-normed residuals [..., D] -> [..., V], with the family's soft cap."""

@@ -65,9 +65,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except FileNotFoundError:
-        raise MechstudyError(
-            "no config.json: this is not a Hugging Face model folder", where=str(folder)
-        ) from None
+        raise MechstudyError("no config.json: this is not a Hugging Face model folder", where=str(folder)) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise MechstudyError(f"config.json cannot be read: {error}", where=str(folder)) from None
     if "model_type" not in config:
@@ -93,9 +91,7 @@ def check_folder(folder: Path) -> None:
             "the folder holds no safetensors weights",
             where=str(folder),
             facts={"pickled weights, never read": ", ".join(pickles)} if pickles else None,
-            fix="convert them with save_pretrained(safe_serialization=True)"
-            if pickles
-            else "copy them there",
+            fix="convert them with save_pretrained(safe_serialization=True)" if pickles else "copy them there",
         )
     index = folder / "model.safetensors.index.json"
     if index.exists():

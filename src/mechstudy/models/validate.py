@@ -58,9 +58,7 @@ def _residual(model: LanguageModel, tokens: Tensor) -> float:
     found = model.forward(tokens, capture=sites, logits_at=None).activations
     worst = 0.0
     for layer in range(model.n_layers):
-        pre, attn, mlp, post = (
-            found[Site(k, layer)] for k in ("resid_pre", "attn_out", "mlp_out", "resid_post")
-        )
+        pre, attn, mlp, post = (found[Site(k, layer)] for k in ("resid_pre", "attn_out", "mlp_out", "resid_post"))
         worst = max(worst, relative(pre.double() + attn.double() + mlp.double(), post))
         if layer + 1 < model.n_layers:
             worst = max(worst, relative(found[Site("resid_pre", layer + 1)], post))

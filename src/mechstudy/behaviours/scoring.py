@@ -1,0 +1,107 @@
+"""Does the model show the behaviour? Log-probabilities, logit differences and ranks, prompt by prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from mechstudy.behaviours.schema import PromptPair
+from mechstudy.core.progress import NullProgress, Progress
+from mechstudy.core.runtime import oom_backoff
+from mechstudy.models.batches import length_buckets
+from mechstudy.models.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Score:
+    """One clean prompt's result.
+
+    Log-probabilities are natural, of the whole answer, teacher-forced; ``logit_difference`` is that of the
+    answers' first tokens (what graphs and interventions explain); ``rank_answer`` counts from 1; ``correct``
+    compares the whole answers.
+    """
+
+    id: str
+    template: str
+    group: str
+    logprob_answer: float
+    logprob_wrong: float
+    logit_difference: float
+    rank_answer: int
+    correct: bool
+    top_token: str
+    prob_answer: float
+
+    def row(self) -> dict[str, object]:
+        return asdict(self) | {"correct": int(self.correct)}
+
+
+def score_pairs(
+    model: LanguageModel,
+    pairs: Sequence[PromptPair],
+    *,
+    batch_tokens: int = 4096,
+    progress: Progress | None = None,
+) -> list[Score]:
+    """Scores of the clean prompts, in order."""
+    progress = progress or NullProgress()
+    sequences = [(i, pair.clean_tokens, answer) for i, pair in enumerate(pairs) for answer in _answers(pair)]
+    logprobs: dict[tuple[int, tuple[int, ...]], float] = {}
+    first: dict[int, Tensor] = {}
+    lengths = [len(prompt) + len(answer) - 1 for _, prompt, answer in sequences]
+    with progress.bar("baseline", len(sequences), "sequences") as bar:
+        for members in length_buckets(lengths, batch_tokens):
+            chosen = [sequences[m] for m in members]
+            for logits_TV, (i, prompt, answer) in zip(_logits(model, chosen, progress), chosen, strict=True):
+                at = torch.arange(len(prompt) - 1, len(prompt) + len(answer) - 1)
+                log_probs = torch.log_softmax(logits_TV[at].double(), -1)
+                logprobs[i, answer] = float(log_probs[torch.arange(len(answer)), list(answer)].sum())
+                first[i] = logits_TV[len(prompt) - 1]
+            bar.advance(len(members))
+    return [_score(model, pair, first[i], logprobs, i) for i, pair in enumerate(pairs)]
+
+
+def _answers(pair: PromptPair) -> tuple[tuple[int, ...], ...]:
+    """What must be run: both answers, or one run for two single-token answers."""
+    if len(pair.answer_tokens) == len(pair.wrong_tokens) == 1:
+        return (pair.answer_tokens,)
+    return (pair.answer_tokens, pair.wrong_tokens)
+
+
+def _logits(model: LanguageModel, chosen, progress: Progress) -> list[Tensor]:
+    tokens = torch.tensor([[*prompt, *answer[:-1]] for _, prompt, answer in chosen])
+
+    def forward(size: int) -> list[Tensor]:
+        parts = [model.forward(part, logits_at="all").logits for part in tokens.split(size)]
+        return [row.cpu() for part in parts if part is not None for row in part]
+
+    return oom_backoff(forward, len(tokens), progress)
+
+
+def _score(
+    model: LanguageModel,
+    pair: PromptPair,
+    logits_V: Tensor,
+    logprobs: dict[tuple[int, tuple[int, ...]], float],
+    i: int,
+) -> Score:
+    wide = logits_V.double()
+    log_probs = torch.log_softmax(wide, -1)
+    right, wrong = pair.answer_tokens[0], pair.wrong_tokens[0]
+    of_answer = logprobs[i, pair.answer_tokens]
+    of_wrong = logprobs.get((i, pair.wrong_tokens), float(log_probs[wrong]))
+    return Score(
+        id=pair.id,
+        template=pair.template,
+        group=pair.group,
+        logprob_answer=of_answer,
+        logprob_wrong=of_wrong,
+        logit_difference=float(wide[right] - wide[wrong]),
+        rank_answer=int((wide > wide[right]).sum()) + 1,
+        correct=of_answer > of_wrong,
+        top_token=model.token_strings([int(wide.argmax())])[0],
+        prob_answer=float(log_probs[right].exp()),
+    )

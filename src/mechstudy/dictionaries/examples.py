@@ -1,0 +1,179 @@
+"""What features respond to and what they promote: top activating examples, frequencies, logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mechstudy.core.progress import NullProgress, Progress
+from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.models.language_model import LanguageModel
+from mechstudy.models.sites import Site
+
+
+@dataclass
+class FeatureStatistics:
+    """Of one layer's chosen features over a corpus. n features, E examples.
+
+    ``frequency_n`` share of rows where the feature fires; means are over rows where it fires;
+    ``top_value_nE`` and ``top_place_nE`` (document x context + position, -1 where there is none) are at most one
+    example per document, strongest first.
+    """
+
+    features: tuple[int, ...]
+    frequency_n: Tensor
+    mean_n: Tensor
+    max_n: Tensor
+    top_value_nE: Tensor
+    top_place_nE: Tensor
+
+
+class _Collector:
+    def __init__(self, dictionary: Dictionary, features: Sequence[int], n_examples: int) -> None:
+        self.dictionary, self.features, self.n_examples = dictionary, tuple(features), n_examples
+        n = len(self.features)
+        self.count = torch.zeros(n)
+        self.total = torch.zeros(n, dtype=torch.float64)
+        self.rows = 0
+        self.values = torch.zeros(n, n_examples)
+        self.places = torch.full((n, n_examples), -1, dtype=torch.long)
+
+    def add(self, x_BTD: Tensor, first_document: int) -> None:
+        """Activations at the dictionary's input site; the first position of a row is never counted."""
+        acts_BTn = self.encode(x_BTD)
+        fires = acts_BTn > 0
+        self.count += fires.sum((0, 1)).cpu()
+        self.total += acts_BTn.sum((0, 1), dtype=torch.float64).cpu()
+        self.rows += acts_BTn.shape[0] * (acts_BTn.shape[1] - 1)
+        best_Bn, at_Bn = acts_BTn.max(1)
+        documents = torch.arange(len(x_BTD))[:, None] + first_document
+        values = torch.cat([self.values, best_Bn.T.cpu().float()], 1)
+        places = torch.cat([self.places, (documents * x_BTD.shape[1] + at_Bn.cpu()).T], 1)
+        self.values, order = values.topk(self.n_examples, 1)
+        self.places = torch.where(self.values > 0, places.gather(1, order), -1)
+
+    def encode(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, n] activations of the chosen features."""
+        x = x_BTD.to(self.dictionary.W_enc)
+        acts = self.dictionary.encode(x.flatten(0, 1))[:, list(self.features)]
+        acts = acts.view(*x.shape[:2], -1).clone()
+        acts[:, 0] = 0
+        return acts
+
+    def result(self) -> FeatureStatistics:
+        return FeatureStatistics(
+            self.features,
+            self.count / max(1, self.rows),
+            (self.total / self.count.clamp_min(1)).float(),
+            self.values[:, 0],
+            self.values,
+            self.places,
+        )
+
+
+def collect_features(
+    model: LanguageModel,
+    dictionaries: dict[int, Dictionary],
+    chosen: dict[int, Sequence[int]],
+    token_rows_BT: Tensor,
+    n_examples: int,
+    *,
+    batch_tokens: int = 4096,
+    progress: Progress | None = None,
+) -> dict[int, FeatureStatistics]:
+    """One pass over the rows for all layers' chosen features; memory does not grow with the corpus."""
+    progress = progress or NullProgress()
+    collectors = {layer: _Collector(dictionaries[layer], chosen[layer], n_examples) for layer in sorted(chosen)}
+    sites = {layer: Site.parse(dictionaries[layer].cfg.site_in) for layer in collectors}
+    size = max(1, batch_tokens // token_rows_BT.shape[1])
+    with progress.bar("feature examples", token_rows_BT.numel(), "tokens") as bar:
+        for first in range(0, len(token_rows_BT), size):
+            part = token_rows_BT[first : first + size]
+            found = model.forward(
+                part, capture=list(sites.values()), stop_after=max(collectors), logits_at=None
+            ).activations
+            for layer, collector in collectors.items():
+                collector.add(found[sites[layer]], first)
+            bar.advance(part.numel())
+    return {layer: collector.result() for layer, collector in collectors.items()}
+
+
+def example_windows(
+    model: LanguageModel,
+    dictionaries: dict[int, Dictionary],
+    statistics: dict[int, FeatureStatistics],
+    token_rows_BT: Tensor,
+    window: int,
+    *,
+    batch_tokens: int = 4096,
+) -> Iterator[tuple[int, int, list[dict]]]:
+    """(layer, feature, examples): each example the tokens around its peak with the feature's activation on each."""
+    context = token_rows_BT.shape[1]
+    documents = sorted(
+        {int(p) // context for s in statistics.values() for p in s.top_place_nE.flatten().tolist() if p >= 0}
+    )
+    acts = _activations_of(model, dictionaries, statistics, token_rows_BT, documents, batch_tokens)
+    for layer, stats in statistics.items():
+        for i, feature in enumerate(stats.features):
+            examples = []
+            for place in stats.top_place_nE[i].tolist():
+                if place < 0:
+                    continue
+                document, peak = divmod(place, context)
+                start = max(0, min(peak - window // 2, context - window))
+                tokens = token_rows_BT[document, start : start + window].tolist()
+                values = acts[layer][documents.index(document), start : start + window, i]
+                examples.append(
+                    {
+                        "tokens": model.token_strings(tokens),
+                        "activations": [round(float(v), 4) for v in values],
+                        "peak": peak - start,
+                        "document": document,
+                    }
+                )
+            yield layer, feature, examples
+
+
+def _activations_of(model, dictionaries, statistics, token_rows_BT, documents, batch_tokens) -> dict[int, Tensor]:
+    """[documents, T, n] activations of the chosen features on the chosen documents, as half precision."""
+    collectors = {layer: _Collector(dictionaries[layer], stats.features, 1) for layer, stats in statistics.items()}
+    sites = {layer: Site.parse(dictionaries[layer].cfg.site_in) for layer in collectors}
+    parts: dict[int, list[Tensor]] = {layer: [] for layer in collectors}
+    size = max(1, batch_tokens // token_rows_BT.shape[1])
+    for first in range(0, len(documents), size):
+        rows = token_rows_BT[documents[first : first + size]]
+        found = model.forward(rows, capture=list(sites.values()), stop_after=max(collectors), logits_at=None)
+        for layer, collector in collectors.items():
+            parts[layer].append(collector.encode(found.activations[sites[layer]]).half().cpu())
+    return {layer: torch.cat(p) if p else torch.zeros(0) for layer, p in parts.items()}
+
+
+@torch.no_grad()
+def logit_effects(
+    model: LanguageModel, dictionary: Dictionary, features: Sequence[int], n: int
+) -> list[dict[str, list[dict]]]:
+    """Tokens whose logits a feature raises and lowers most by its direct path: decoder row through the unembedding.
+
+    The final norm's weight is applied and its scale left out, so values compare within a feature only.
+    """
+    weight = model.final_norm.weight.detach()
+    weight = weight + 1 if model.arch.norm == "rms_plus_one" else weight
+    rows = dictionary.W_dec[list(features)].to(model.unembedding.weight)
+    centred = rows - rows.mean(-1, keepdim=True) if model.arch.norm == "layer" else rows
+    logits_nV = ((centred * weight.to(rows)) @ model.unembedding.weight.T).float()
+    found = []
+    for logits_V in logits_nV:
+        top, bottom = logits_V.topk(n), logits_V.topk(n, largest=False)
+        found.append(
+            {
+                name: [
+                    {"token": token, "value": round(float(value), 4)}
+                    for token, value in zip(model.token_strings(t.indices.tolist()), t.values, strict=True)
+                ]
+                for name, t in (("top_logits", top), ("bottom_logits", bottom))
+            }
+        )
+    return found

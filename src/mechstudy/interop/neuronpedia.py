@@ -1,0 +1,156 @@
+"""Attribution graphs as circuit-tracer writes them and Neuronpedia reads them (``schema_version`` 1).
+
+Bias nodes and the ledger, which those formats do not have, stand beside as ``feature_type: "bias"`` nodes and
+under ``metadata.mechstudy``; readers that do not know them skip them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from mechstudy import __version__
+from mechstudy.circuits.config import AttributionConfig
+from mechstudy.circuits.graph import Graph, Pruned
+
+_REVERSED = 0  # reverse_ctx_idx: circuit-tracer writes 0 everywhere
+
+
+def graph_json(
+    graph: Graph,
+    pruned: Pruned,
+    *,
+    slug: str,
+    scan: str,
+    prompt: str,
+    token_strings: Sequence[str],
+    config: AttributionConfig,
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The pruned graph as JSON; ``extra`` goes under ``metadata.mechstudy``."""
+    source_I, row_I = graph.influence()
+    ids = _source_ids(graph)
+    nodes = [_logit_node(graph, row, token_strings) for row in range(len(graph.logits))]
+    row_ids = [node["node_id"] for node in nodes]
+    row_ids += [ids[c] for c in graph.column_R[len(graph.logits) :].tolist()]
+    for column in pruned.sources_S.nonzero()[:, 0].tolist():
+        nodes.append(_source_node(graph, column, ids[column], float(source_I[column])))
+    nodes += [_bias_node(graph, layer) for layer in range(graph.index.n_layers) if _bias(graph, layer) != 0]
+    links = [
+        {"source": ids[column], "target": row_ids[row], "weight": float(graph.A_RS[row, column])}
+        for row, column in pruned.edges_RS.nonzero().tolist()
+    ]
+    for layer in range(graph.index.n_layers):
+        if _bias(graph, layer) != 0:
+            links.append({"source": f"b_{layer}", "target": row_ids[0], "weight": _bias(graph, layer)})
+    return {
+        "metadata": {
+            "slug": slug,
+            "scan": scan,
+            "prompt_tokens": list(token_strings),
+            "prompt": prompt,
+            "node_threshold": config.node_threshold,
+            "schema_version": 1,
+            "info": {
+                "creator_name": "mechstudy",
+                "creator_url": "",
+                "generator": {"name": "mechstudy", "version": __version__},
+                "transcoder_set": scan,
+            },
+            "generation_settings": {
+                "max_n_logits": config.max_logits,
+                "desired_logit_prob": config.logit_probability,
+                "batch_size": 256,
+                "max_feature_nodes": config.max_features,
+            },
+            "pruning_settings": {
+                "node_threshold": config.node_threshold,
+                "edge_threshold": config.edge_threshold,
+            },
+            "mechstudy": dict(extra) | {"ledger": _ledger(graph)},
+        },
+        "qParams": {
+            "pinnedIds": [],
+            "supernodes": [],
+            "linkType": "both",
+            "clickedId": row_ids[0],
+            "sg_pos": "",
+        },
+        "nodes": nodes,
+        "links": links,
+    }
+
+
+def _ledger(graph: Graph) -> dict[str, float]:
+    ledger = graph.ledger(0)
+    return asdict(ledger) | {"total": ledger.total, "residual": ledger.residual}
+
+
+def _source_ids(graph: Graph) -> list[str]:
+    x = graph.index
+    features = zip(
+        graph.feature_layer_S.tolist(), graph.feature_id_S.tolist(), graph.feature_position_S.tolist(), strict=True
+    )
+    ids = [f"{layer}_{feature}_{position}" for layer, feature, position in features]
+    ids += [f"{layer}_-1_{position}" for layer in range(x.n_layers) for position in range(x.n_positions)]
+    ids += [f"E_{token}_{position}" for position, token in enumerate(graph.tokens)]
+    ids += [f"b_{layer}" for layer in range(x.n_layers + 2)]
+    return ids
+
+
+def _node(node_id: str, feature: int, layer: str, position: int, kind: str, js_id: str, **extra: Any) -> dict[str, Any]:
+    return {
+        "node_id": node_id,
+        "feature": feature,
+        "layer": layer,
+        "ctx_idx": position,
+        "feature_type": kind,
+        "token_prob": 0.0,
+        "is_target_logit": False,
+        "run_idx": 0,
+        "reverse_ctx_idx": _REVERSED,
+        "jsNodeId": js_id,
+        "clerp": "",
+        "influence": None,
+        "activation": None,
+    } | extra
+
+
+def _source_node(graph: Graph, column: int, node_id: str, influence: float) -> dict[str, Any]:
+    x = graph.index
+    if column < x.errors:
+        layer, feature = int(graph.feature_layer_S[column]), int(graph.feature_id_S[column])
+        position = int(graph.feature_position_S[column])
+        paired = (layer + feature) * (layer + feature + 1) // 2 + feature  # Cantor pairing
+        return _node(
+            node_id, paired, str(layer), position, "cross layer transcoder", f"{layer}_{feature}-0",
+            influence=influence, activation=float(graph.activation_S[column]),
+        )  # fmt: skip
+    if column < x.tokens:
+        layer, position = divmod(column - x.errors, x.n_positions)
+        return _node(
+            node_id, -1, str(layer), position, "mlp reconstruction error", f"{layer}_{position}-0",
+            influence=influence,
+        )  # fmt: skip
+    position = column - x.tokens
+    token = graph.tokens[position]
+    return _node(node_id, position, "E", position, "embedding", f"E_{token}-{position}", influence=influence)
+
+
+def _logit_node(graph: Graph, row: int, token_strings: Sequence[str]) -> dict[str, Any]:
+    logit, layer = graph.logits[row], graph.index.n_layers + 1
+    position = len(token_strings) - 1
+    return _node(
+        f"{layer}_{logit.token}_{position}", logit.token, str(layer), position, "logit",
+        f"L_{logit.token}-{position}", token_prob=logit.probability, is_target_logit=True, clerp=logit.label,
+        influence=float(graph.weights_R[row]),
+    )  # fmt: skip
+
+
+def _bias(graph: Graph, layer: int) -> float:
+    return float(graph.A_RS[0, graph.index.biases + layer])
+
+
+def _bias_node(graph: Graph, layer: int) -> dict[str, Any]:
+    return _node(f"b_{layer}", -2, str(layer), 0, "bias", f"b_{layer}-0", clerp=f"constants of layer {layer}")

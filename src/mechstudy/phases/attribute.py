@@ -1,0 +1,121 @@
+"""Phase 4: attribution graphs of one behaviour's train prompts, and their aggregate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+from mechstudy.core.artifacts import Artifact, ArtifactWriter
+from mechstudy.core.jsonio import read_json, write_json_atomic
+from mechstudy.core.runtime import Runtime
+
+_MEANS = (
+    "n_nodes_pruned",
+    "n_edges_pruned",
+    "replacement",
+    "completeness",
+    "replacement_pruned",
+    "completeness_pruned",
+)
+
+
+def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
+    """Writes ``graphs/*.json``, ``graphs/graph-metadata.json``, ``aggregate.json``, ``scores.json`` and
+    ``timing.json``; a killed run goes on with the next prompt."""
+    from mechstudy.circuits.aggregate import aggregate
+    from mechstudy.circuits.config import AttributionConfig
+    from mechstudy.phases.common import behaviour_of, dictionaries_of, loaded_model, prompts_of
+    from mechstudy.phases.prompts import positions_in_order
+
+    config = AttributionConfig.model_validate(spec)
+    behaviour = behaviour_of(inputs)
+    model = loaded_model(inputs["model"], runtime)
+    dictionaries = dictionaries_of(inputs, runtime)
+    pairs = prompts_of(inputs, "train")[: config.n_prompts]
+    done = []
+    with runtime.progress.bar(f"graphs of {behaviour}", len(pairs), "prompts") as bar:
+        for number, pair in enumerate(pairs):
+            slug = f"{behaviour}-{number:03d}"
+            kept = out.scratch / f"{slug}.json"
+            if not kept.exists():
+                write_json_atomic(kept, _one_prompt(model, dictionaries, pair, slug, config, out), indent=None)
+            done.append(read_json(kept))
+            bar.advance(1, features=done[-1]["score"]["n_features_active"])
+    metadata = [{k: v for k, v in item["metadata"].items() if k != "mechstudy"} for item in done]
+    out.write_json("graphs/graph-metadata.json", {"graphs": metadata})
+    scores = [item["score"] for item in done]
+    out.write_json(
+        "scores.json",
+        {"n_prompts": len(pairs)}
+        | {"nodes": fmean(s["n_nodes_pruned"] for s in scores), "edges": fmean(s["n_edges_pruned"] for s in scores)}
+        | {name: fmean(s[name] for s in scores) for name in _MEANS[2:]}
+        | {"conservation_residual_max": max(s["conservation_residual_max"] for s in scores)}
+        | {"per_prompt": scores},
+    )
+    out.write_json(
+        "aggregate.json",
+        {
+            "behaviour": behaviour,
+            "target": config.target,
+            "n_prompts": len(pairs),
+            "positions": [*positions_in_order(pairs), "other"],
+            "layers_with_dictionaries": sorted(dictionaries),
+            "n_layers": model.n_layers,
+        }
+        | aggregate([item["record"] for item in done], config),
+    )
+    out.write_json("timing.json", {"seconds_per_prompt": {i["score"]["slug"]: i["seconds"] for i in done}})
+
+
+def _one_prompt(model, dictionaries, pair, slug: str, config, out: ArtifactWriter) -> dict[str, Any]:
+    """The prompt's graph file; returns what the aggregate and the scores need of it."""
+    import torch
+
+    from mechstudy.circuits.aggregate import prompt_record
+    from mechstudy.circuits.attribute import attribute
+    from mechstudy.circuits.graph import prune
+    from mechstudy.interop.neuronpedia import graph_json
+
+    begun = time.monotonic()
+    tokens = torch.tensor(pair.clean_tokens, device=model.device)
+    graph = attribute(
+        model, dictionaries, tokens, config, answer=pair.answer_tokens[0], wrong_answer=pair.wrong_tokens[0]
+    )
+    pruned = prune(graph, config.node_threshold, config.edge_threshold)
+    before, after = graph.scores(), graph.scores(pruned)
+    score = {
+        "slug": slug,
+        "prompt": pair.clean,
+        "prompt_id": pair.id,
+        "n_features_active": graph.index.n_features,
+        "n_features_expanded": len(graph.column_R) - len(graph.logits),
+        "n_nodes": graph.index.biases + len(graph.logits),
+        "n_edges": int((graph.A_RS[:, : graph.index.biases] != 0).sum()),
+        "n_nodes_pruned": pruned.n_nodes,
+        "n_edges_pruned": pruned.n_edges,
+        "replacement": before.replacement,
+        "completeness": before.completeness,
+        "replacement_pruned": after.replacement,
+        "completeness_pruned": after.completeness,
+        "conservation_residual_max": graph.conservation_residual_max(),
+    }
+    extra = {
+        "positions": dict(pair.positions),
+        "answer": pair.answer,
+        "wrong_answer": pair.wrong_answer,
+        "logit_difference": float(graph.value_R[0]) if config.target == "logit_difference" else None,
+        "scores": score,
+    }
+    json = graph_json(
+        graph, pruned, slug=slug, scan=model.name, prompt=pair.clean,
+        token_strings=model.token_strings(pair.clean_tokens), config=config, extra=extra,
+    )  # fmt: skip
+    out.write_json(f"graphs/{slug}.json", json, indent=None)
+    return {
+        "score": score,
+        "metadata": json["metadata"],
+        "record": prompt_record(pair.id, graph, pruned, pair.positions),
+        "seconds": time.monotonic() - begun,
+    }

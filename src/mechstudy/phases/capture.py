@@ -1,0 +1,59 @@
+"""Phase 2: activations of a behaviour's prompts, and of the corpus, into stores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mechstudy.core.artifacts import Artifact, ArtifactWriter
+from mechstudy.core.runtime import Runtime
+
+
+def run_prompts(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
+    """Writes one store per split: ``train/``, ``test/``."""
+    from mechstudy.activations.capture import capture_prompts
+    from mechstudy.activations.config import PromptCaptureConfig
+    from mechstudy.phases.common import loaded_model, prompts_of
+
+    config = PromptCaptureConfig.model_validate(spec)
+    model = loaded_model(inputs["model"], runtime)
+    for split in config.splits:
+        capture_prompts(
+            model,
+            prompts_of(inputs, split),
+            config.resolve_sites(model.n_layers),
+            config.positions,
+            out.path / split,
+            versions=config.versions,
+            dtype=config.dtype,
+            batch_tokens=runtime.batch_tokens,
+            progress=runtime.progress,
+        )
+
+
+def run_corpus(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
+    """Writes two stores, ``train/`` and ``held_out/``, rows permuted; resumes where it was killed."""
+    from mechstudy.activations.capture import capture_corpus
+    from mechstudy.activations.corpus import Corpus
+    from mechstudy.models.sites import Site
+    from mechstudy.phases.common import loaded_model
+
+    model = loaded_model(inputs["model"], runtime, spec["model_dtype"])
+    corpus = Corpus.load(inputs["corpus"].path)
+    sites = [Site(kind, layer) for layer in spec["layers"] for kind in spec["sites"]]
+    for split, rows in (("train", corpus.train), ("held_out", corpus.held_out)):
+        done = out.scratch / f"{split}.done"
+        if done.exists():
+            continue
+        capture_corpus(
+            model,
+            rows,
+            sites,
+            out.path / split,
+            dtype=spec["dtype"],
+            seed=spec["seed"],
+            batch_tokens=runtime.batch_tokens,
+            progress=runtime.progress,
+            checkpoint=out.scratch / f"{split}.checkpoint",
+        )
+        done.touch()

@@ -1,0 +1,60 @@
+"""Phase 0: contrastive prompt pairs of one behaviour, tokenised for the model at hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from mechstudy.core.artifacts import Artifact, ArtifactWriter
+from mechstudy.core.errors import MechstudyError
+from mechstudy.core.runtime import Runtime
+
+
+def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
+    """Writes ``train.jsonl``, ``test.jsonl`` and ``summary.json``."""
+    from mechstudy.behaviours.registry import behaviour
+    from mechstudy.behaviours.schema import SPLITS, to_jsonl
+    from mechstudy.behaviours.user import load_jsonl
+    from mechstudy.phases.common import loaded_model
+
+    model = loaded_model(inputs["model"], runtime)
+    encode = partial(model.encode, chat=inputs["model"].manifest["spec"]["chat"])
+    name = spec["behaviour"]
+    if spec.get("file"):
+        given = load_jsonl(runtime.base / spec["file"], encode)
+        pairs = {split: given.get(split, [])[: spec["n"][split]] for split in SPLITS}
+        description = f"prompts from {spec['file']}"
+        for split in SPLITS:
+            if not pairs[split]:
+                raise MechstudyError(
+                    f"{name}: no {split} prompts", where=spec["file"], fix=f'give some lines "split": "{split}"'
+                )
+    else:
+        family = behaviour(name)
+        pairs = {split: family.generate(encode, spec["n"][split], split, spec["seed"]) for split in SPLITS}
+        description = family.description
+    for split in SPLITS:
+        out.write_text(f"{split}.jsonl", to_jsonl(pairs[split]))
+    everything = [pair for split in SPLITS for pair in pairs[split]]
+    out.write_json(
+        "summary.json",
+        {
+            "behaviour": name,
+            "description": description,
+            "n": {split: len(pairs[split]) for split in SPLITS},
+            "positions": positions_in_order(everything),
+            "n_templates": len({pair.template for pair in everything}),
+            "token_lengths": dict(sorted(Counter(len(pair.clean_tokens) for pair in everything).items())),
+        },
+    )
+
+
+def positions_in_order(pairs) -> list[str]:
+    """The named positions from left to right, by their mean index."""
+    totals: dict[str, list[int]] = {}
+    for pair in pairs:
+        for name, index in pair.positions.items():
+            totals.setdefault(name, []).append(index)
+    return sorted(totals, key=lambda name: sum(totals[name]) / len(totals[name]))

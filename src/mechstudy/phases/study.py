@@ -1,0 +1,160 @@
+"""The study file: the whole truth of what is computed. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mechstudy.activations.config import CorpusConfig, PromptCaptureConfig
+from mechstudy.circuits.config import AttributionConfig
+from mechstudy.core.config import Config, Lines, load_config_with_lines
+from mechstudy.core.errors import MechstudyError, nearest
+from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
+from mechstudy.interventions.config import InterventionConfig
+from mechstudy.models.sites import SiteKind
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class ModelConfig(Config):
+    """The model: ``hf:<id>[@revision]``, ``path:<folder>``, ``gguf:<file>`` or ``pypi:<package>==<version>``.
+
+    ``dtype`` is the precision in which behaviour, graphs and interventions are computed (graphs need
+    float32); ``chat`` wraps every prompt in the model's chat template.
+    """
+
+    source: str
+    dtype: Dtype = "float32"
+    chat: bool = False
+    trust_remote_code: bool = False
+
+
+class BehaviourConfig(Config):
+    """A built-in behaviour by name, or one's own prompts: ``file`` names a JSONL file (docs/behaviours.md)."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_\-]+$")
+    file: str | None = None
+    n_train: int = Field(100, ge=1)
+    n_test: int = Field(100, ge=1)
+
+    @model_validator(mode="after")
+    def _known(self) -> BehaviourConfig:
+        from mechstudy.behaviours.registry import BEHAVIOURS
+
+        if self.file is None and self.name not in BEHAVIOURS:
+            guess = nearest(self.name, BEHAVIOURS)
+            raise MechstudyError(
+                f"there is no built-in behaviour {self.name!r}",
+                where="name",
+                facts={"built in": ", ".join(sorted(BEHAVIOURS))},
+                fix=f"did you mean {guess!r}?" if guess else "give your own prompts: file: <prompts>.jsonl",
+            )
+        return self
+
+
+class BaselineConfig(Config):
+    """``min_accuracy`` is the gate: a behaviour the model does not show is not studied further.
+
+    ``on_fail: continue`` studies it all the same.
+    """
+
+    min_accuracy: float = Field(0.8, ge=0, le=1)
+    on_fail: Literal["stop", "continue"] = "stop"
+    bootstrap: int = Field(2000, ge=100)
+
+
+class DictionariesConfig(Config):
+    """One dictionary per layer. Transcoders read ``mlp_in`` and write ``mlp_out``; an SAE does both at ``site``.
+
+    ``model_dtype`` is the precision of the forward pass over the corpus, ``store_dtype`` that of the stored rows.
+    ``layers_per_pass`` bounds the disk: so many layers are captured, trained and (with ``storage.activations:
+    discard``) deleted before the next.
+    """
+
+    layers: str | int | tuple[int | str, ...] = "all"
+    site: SiteKind = "mlp_out"
+    architecture: DictionaryConfig = DictionaryConfig()
+    training: TrainConfig = TrainConfig()
+    model_dtype: Dtype = "bfloat16"
+    store_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    layers_per_pass: int = Field(10, ge=1)
+    evaluation_rows: int = Field(16_384, ge=256)
+    evaluation_tokens: int = Field(4096, ge=128)
+
+    def sites(self) -> tuple[str, str]:
+        """What a dictionary reads and what it writes."""
+        return (self.site, self.site) if self.architecture.kind == "sae" else ("mlp_in", "mlp_out")
+
+
+class FeaturesConfig(Config):
+    """Feature pages: how much of the corpus is searched for examples, and how many are shown."""
+
+    documents: int = Field(384, ge=1)
+    examples: int = Field(8, ge=1)
+    window: int = Field(24, ge=4)
+    top_logits: int = Field(8, ge=1)
+    per_behaviour: int = Field(150, ge=1)
+
+
+class ComputeConfig(Config):
+    """How it runs, never what: not part of any artifact's id."""
+
+    device: str = "auto"
+    threads: int | None = Field(None, ge=1)
+    max_parallel: int = Field(1, ge=1)
+    batch_tokens: int = Field(4096, ge=1)
+
+
+class StorageConfig(Config):
+    """``activations: discard`` deletes captured corpus rows once every dictionary that needs them is trained."""
+
+    activations: Literal["keep", "discard"] = "discard"
+
+
+class Study(Config):
+    """A whole study. Every seed in it derives from ``seed``."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
+    seed: int = Field(0, ge=0)
+    model: ModelConfig
+    behaviours: tuple[BehaviourConfig, ...] = Field(min_length=1)
+    baseline: BaselineConfig = BaselineConfig()
+    capture: PromptCaptureConfig = PromptCaptureConfig()
+    corpus: CorpusConfig = CorpusConfig(tokens=200_000)
+    dictionaries: DictionariesConfig = DictionariesConfig()
+    attribution: AttributionConfig = AttributionConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    interventions: InterventionConfig = InterventionConfig()
+    compute: ComputeConfig = ComputeConfig()
+    storage: StorageConfig = StorageConfig()
+
+    @field_validator("behaviours")
+    @classmethod
+    def _distinct(cls, value: tuple[BehaviourConfig, ...]) -> tuple[BehaviourConfig, ...]:
+        names = [b.name for b in value]
+        if repeated := [n for n in names if names.count(n) > 1]:
+            raise MechstudyError(f"behaviour {repeated[0]!r} is named twice")
+        return value
+
+    @model_validator(mode="after")
+    def _graphs_can_be_made(self) -> Study:
+        if self.model.dtype != "float32":
+            raise MechstudyError(
+                f"attribution graphs need fp32 weights, the model is to be loaded as {self.model.dtype}",
+                where="model",
+                fix="dtype: float32 (dictionaries.model_dtype may stay bfloat16)",
+            )
+        return self
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> tuple[Study, Lines]:
+    """The study and where each of its fields stands, for mistakes that only the model can reveal."""
+    return load_config_with_lines(path, Study, overrides)
+
+
+def study_dict(study: Study) -> dict[str, Any]:
+    """The study as plain JSON, for the report."""
+    return study.canonical()

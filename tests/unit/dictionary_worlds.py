@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 class SparseWorld:
-    """Rows x = sum of about `active` of `n_true` unit features with positive strengths, plus a constant offset.
+    """Rows x = sum of about `active` of `n_true` unit features with positive strengths, plus an offset.
 
-    With `nonlinear`, the target is y = sum of strength x another direction per feature (what a transcoder must
+    With `other_target`, y is the sum of strength x another direction per feature (what a transcoder must
     learn); else y is x. Batch i depends on (seed, i) alone, like a RowReader's.
     """
 
@@ -52,13 +52,15 @@ class SparseWorld:
 
 
 class StoppingWorld(SparseWorld):
-    """Dies when the training asks for batch `stop_at`, as a killed process would."""
+    """Dies when the training (which reads after the statistics) asks for batch `stop_at`, like a killed process."""
 
     stop_at = 20
+    reads = 0
 
     def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        self.reads += 1
         for step, batch in enumerate(super().batches(start), start):
-            if step == self.stop_at:
+            if step == self.stop_at and self.reads == 2:
                 raise KeyboardInterrupt
             yield batch
 

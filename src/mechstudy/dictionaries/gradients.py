@@ -107,23 +107,23 @@ def _add_auxiliary(
     """AuxK: the dead features alone predict the residual y - y_hat; adds to `gradients`, returns the loss.
 
     The residual is a constant, already free of b_dec (which is not added again), and its variance divides the
-    loss. Values are not cut at zero: a feature whose pre-activations are all negative could not come back.
+    loss. Values are cut at zero as in the model, except those of a feature that is negative in every row: its
+    values count as they are, which pulls them up (else nothing would ever reach it).
     """
     residual = -error_ND
     variance = (residual - residual.mean(0)).square().mean()
     dtype = x_dense.dtype
     a_ND = pre_NF[:, dead]
-    mask: Tensor | None = None
+    positive = a_ND > 0
+    mask = positive | ~positive.any(0)
     if len(dead) > aux_k:
-        mask = torch.zeros_like(a_ND, dtype=torch.bool).scatter_(1, top_k(a_ND, aux_k)[1], True)
-        a_ND = a_ND.masked_fill(~mask, 0.0)
+        mask &= torch.zeros_like(mask).scatter_(1, top_k(a_ND, aux_k)[1], True)
+    a_ND = a_ND.masked_fill(~mask, 0.0)
     dec = weights.dec[dead].to(dtype)
     miss = (a_ND @ dec).to(residual.dtype).sub_(residual)
     scale = 1.0 / (miss.numel() * variance.clamp_min(1e-12))
     g_ND = (miss * (2.0 * alpha * scale)).to(dtype)
-    da_ND = g_ND @ dec.T
-    if mask is not None:
-        da_ND = da_ND.masked_fill(~mask, 0.0)
+    da_ND = (g_ND @ dec.T).masked_fill_(~mask, 0.0)
     full = weights.enc.dtype
     gradients.dec[dead] += (a_ND.T @ g_ND).to(full)
     gradients.enc[dead] += (da_ND.T @ x_dense).to(full)

@@ -116,6 +116,13 @@ def test_verify_names_missing_shortened_changed_and_a_touched_manifest(store):
     assert str(Problem(name, "a.json", "missing")) == f"{name}/a.json: missing"
 
 
+def test_verify_sees_a_manifest_that_only_changed_its_spaces(store):
+    artifact = publish(store)
+    text = (artifact.path / "manifest.json").read_text()
+    (artifact.path / "manifest.json").write_text(text.replace("  ", "\t ", 1))
+    assert artifact.verify() == [Problem(artifact.name, "manifest.json", "manifest")]
+
+
 def test_verify_reports_a_manifest_that_cannot_be_read(store):
     artifact = publish(store)
     (artifact.path / "manifest.json").write_text("{")

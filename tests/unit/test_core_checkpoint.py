@@ -43,6 +43,13 @@ def test_views_and_tensors_that_share_memory_are_stored_apart(tmp_path):
     assert all(torch.equal(loaded[name], tensor) for name, tensor in given.items())
 
 
+def test_loaded_tensors_do_not_change_with_the_file(tmp_path):
+    save_checkpoint(tmp_path / "c", {"w": torch.zeros(8)}, {})
+    loaded, _ = load_checkpoint(tmp_path / "c")
+    (tmp_path / "c").write_bytes(b"\xff" * (tmp_path / "c").stat().st_size)
+    assert torch.equal(loaded["w"], torch.zeros(8))
+
+
 def test_no_checkpoint_is_none(tmp_path):
     assert load_checkpoint(tmp_path / "c") is None
 

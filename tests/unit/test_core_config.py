@@ -241,6 +241,10 @@ REFUSALS = {
         BASE.replace("corpus:", "corpus: &c") + "either:\n  <<: *c\n  pathh: y\n",
         "study.yaml:9: either.pathh: unknown key\n  fix:   path",
     ),
+    "a key that goes before a merged one": (
+        BASE.replace("corpus:", "corpus: &c") + "either:\n  path: 4\n  <<: *c\n",
+        'study.yaml:8: either.path: must be text, not 4\n  fix:   in quotes: "4"',
+    ),
     "a list never closed": (
         BASE + "steps: [1\n",
         "study.yaml:7: not valid YAML: while parsing a flow sequence expected ',' or ']', "

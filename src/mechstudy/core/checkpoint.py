@@ -63,7 +63,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | No
     try:
         with safe_open(path, framework="pt", device="cpu") as opened:
             metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 not a dict
+            # Cloned: a tensor must not stay mapped to a file that is replaced and deleted while it lives.
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
     if metadata.get("schema") != _SCHEMA:

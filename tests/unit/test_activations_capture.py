@@ -79,13 +79,15 @@ def test_killed_and_run_again_writes_the_same_bytes(tmp_path, model, monkeypatch
     class Mortal:
         def __init__(self, lives):
             self.lives, self.forwards = lives, 0
+            self.sizes = set()
             self.d_model, self.d_mlp = model.d_model, model.d_mlp
 
-        def forward(self, *args, **kwargs):
+        def forward(self, tokens, **kwargs):
             if self.forwards == self.lives:
                 raise Killed
             self.forwards += 1
-            return model.forward(*args, **kwargs)
+            self.sizes.add(len(tokens))
+            return model.forward(tokens, **kwargs)
 
     whole = capture("whole")
     with pytest.raises(Killed):
@@ -93,6 +95,7 @@ def test_killed_and_run_again_writes_the_same_bytes(tmp_path, model, monkeypatch
     survivor = Mortal(99)
     again = capture("again", survivor, batch_tokens=60)
     assert survivor.forwards < 10 - 2, "it goes on from the checkpoint"
+    assert survivor.sizes == {4}, "batches are cut as the first run cut them"
     for file in sorted(p.name for p in whole.folder.iterdir()):
         assert (again.folder / file).read_bytes() == (whole.folder / file).read_bytes(), file
 

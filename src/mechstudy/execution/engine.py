@@ -94,18 +94,21 @@ class Run:
         targets: Iterable[str] | None = None,
         *,
         force: Collection[str] = (),
+        before: Callable[[], None] | None = None,
         after: Callable[[RunResult], None] | None = None,
     ) -> RunResult:
         """Runs what has to run for the targets (default: all units), alone in this folder.
 
         ``force`` names units that run although their artifact is there. One unit's failure leaves the others
-        running; a full disk stops the run. An interruption passes through, with nothing lost. ``after`` is
-        called with the result while the folder is still locked.
+        running; a full disk stops the run. An interruption passes through, with nothing lost. ``before`` and
+        ``after`` (with the result) are called while the folder is locked.
 
         Raises:
             MechstudyError: a target that is no unit, or another process runs in this folder.
         """
         with self.folder.lock():
+            if before is not None:
+                before()
             result = _Session(self, self.evaluate(targets, force)).run()
             if after is not None:
                 after(result)

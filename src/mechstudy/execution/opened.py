@@ -1,0 +1,146 @@
+"""A study file opened: its units, its run folder, and how to run them. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mechstudy.core.config import Lines
+from mechstudy.core.errors import MechstudyError
+from mechstudy.core.progress import Progress
+from mechstudy.execution.engine import Run, RunResult
+from mechstudy.execution.jobs import LOG, Options
+from mechstudy.execution.model_files import NOT_FETCHED, config_of, config_without_fetching, local_folder
+from mechstudy.execution.plan import disk_need, disk_refusal
+from mechstudy.models.shapes import ModelShapes, shapes_of
+from mechstudy.models.sources import resolve_source
+from mechstudy.phases.fingerprints import model_fingerprint
+from mechstudy.phases.study import Study, load_study
+from mechstudy.phases.unit import Unit
+from mechstudy.phases.units import build_units
+
+
+@dataclass(frozen=True)
+class OpenedStudy:
+    """A study with everything known about it before anything is loaded.
+
+    ``model`` is the model's local folder, or None while it is not fetched: then no unit's id is known to be
+    the final one.
+    """
+
+    file: Path
+    study: Study
+    lines: Lines
+    shapes: ModelShapes
+    model: Path | None
+    units: list[Unit]
+    folder: Path
+
+    @property
+    def options(self) -> Options:
+        """How its units run, as the study's ``compute`` says."""
+        c = self.study.compute
+        return Options(
+            device=c.device,
+            threads=c.threads,
+            max_parallel=c.max_parallel,
+            batch_tokens=c.batch_tokens,
+            seed=self.study.seed,
+            base=self.file.parent.resolve(),
+        )
+
+    def run(self, progress: Progress | None = None, **changes: object) -> Run:
+        """Its engine; ``changes`` are fields of `Options`."""
+        options = replace(self.options, **changes)  # type: ignore[arg-type]  # fields by name
+        return Run(self.folder, self.units, options, progress)
+
+
+def open_study(
+    file: Path,
+    overrides: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    fetch: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> OpenedStudy:
+    """Reads a study file and builds its units.
+
+    Args:
+        overrides: ``key=value``, as ``--set`` gives them.
+        out: the run's folder; by default ``runs/<name>`` below the current folder.
+        fetch: fetch and convert the model where it is not here yet.
+        say: told what takes long.
+
+    Raises:
+        MechstudyError: any mistake in the study, at its file and line.
+    """
+    file = Path(file)
+    study, lines = load_study(file, overrides)
+    base = file.parent.resolve()
+    try:
+        folder, shapes = _model(study.model.source, base, fetch, say)
+    except MechstudyError as error:
+        raise _at_field(error, lines, "model.source") from error
+    fingerprint = NOT_FETCHED if folder is None else model_fingerprint(folder)
+    try:
+        units = build_units(study, shapes, fingerprint, base)
+    except MechstudyError as error:
+        raise _located(error, lines) from error
+    return OpenedStudy(file, study, lines, shapes, folder, units, out or Path("runs") / study.name)
+
+
+def execute(
+    opened: OpenedStudy,
+    targets: Sequence[str] | None = None,
+    *,
+    force: Sequence[str] = (),
+    progress: Progress | None = None,
+    **changes: object,
+) -> RunResult:
+    """Runs a study's units; afterwards its folder holds the newest summary and report."""
+    from mechstudy.execution.summary import write_summary
+
+    run = opened.run(progress, **changes)
+
+    def before() -> None:
+        if (refusal := disk_refusal(disk_need(run.evaluate(targets), run.folder.path), run.folder.path)) is not None:
+            raise refusal
+        run.folder.keep_study(opened.file)
+
+    def after(result: RunResult) -> None:
+        report = next((unit.artifact for unit in result.units if unit.phase == "report"), None)
+        if report is not None:
+            run.folder.point_report_to(report)
+        write_summary(opened, result)
+
+    return run.execute(targets, force=force, before=before, after=after)
+
+
+def _model(source: str, base: Path, fetch: bool, say: Callable[[str], None]) -> tuple[Path | None, ModelShapes]:
+    folder = local_folder(source, base)
+    if folder is None and not fetch and (config := config_without_fetching(source)) is not None:
+        return None, shapes_of(config)
+    if folder is None:
+        say(f"fetching {source}; this happens once")
+        folder = resolve_source(source, base=base)
+    return folder, shapes_of(config_of(folder))
+
+
+def _at_field(error: MechstudyError, lines: Lines, field: str) -> MechstudyError:
+    """The error at a field of the study; where it stood before becomes part of the text."""
+    what = error.what if error.where is None else f"{error.what} ({error.where})"
+    return lines.error(field, what, facts=error.facts, fix=error.fix)
+
+
+def _located(error: MechstudyError, lines: Lines) -> MechstudyError:
+    """At its file and line, where the error names a field of the study."""
+    section = (error.where or "").partition(".")[0]
+    if section in Study.model_fields:
+        return lines.error(error.where or "", error.what, facts=error.facts, fix=error.fix)
+    return error
+
+
+def log_file(folder: Path) -> Path:
+    """Where a run's messages are kept."""
+    return folder / LOG

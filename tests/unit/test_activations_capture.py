@@ -160,6 +160,19 @@ def test_prompt_rows_are_in_order_and_equal_single_forwards(tmp_path, model):
     }
 
 
+def test_one_version_alone_keeps_its_document_numbers(tmp_path, model):
+    pairs = [pair(0, 5), pair(1, 7)]
+    both = capture_prompts(model, pairs, SITES, Positions.last(2), tmp_path / "a", dtype="float32")
+    one = capture_prompts(
+        model, pairs, SITES, Positions.last(2), tmp_path / "b", dtype="float32", versions=("corrupted",)
+    )
+    assert one.index().documents.tolist() == [1, 1, 3, 3]
+    torch.testing.assert_close(one.rows(SITES[0]), both.rows(SITES[0])[[2, 3, 6, 7]], rtol=1e-5, atol=1e-6)
+    lines = (tmp_path / "b" / "documents.jsonl").read_text().splitlines()
+    assert [json.loads(line)["document"] for line in lines] == [1, 3]
+    assert [json.loads(line)["first_row"] for line in lines] == [0, 2]
+
+
 def test_a_position_a_prompt_lacks_names_the_prompt(tmp_path, model):
     with pytest.raises(MechstudyError, match="prompt p0: positions: no position is called 'verb'"):
         capture_prompts(model, [pair(0, 5)], SITES, Positions.parse("verb"), tmp_path)

@@ -102,6 +102,12 @@ def test_positions_that_name_nothing_are_refused(written):
         PromptCaptureConfig(positions=written)
 
 
+@pytest.mark.parametrize("fields", [{"versions": []}, {"splits": ["test", "test"]}, {"versions": ["both"]}])
+def test_splits_and_versions_are_named_once_each(fields):
+    with pytest.raises(ValidationError):
+        PromptCaptureConfig(**fields)
+
+
 @pytest.mark.parametrize("written", ["last-5", "all", ["subject", "last-2"]])
 def test_positions_survive_the_canonical_form(written):
     config = PromptCaptureConfig(positions=written)

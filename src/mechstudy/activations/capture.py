@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mechstudy.activations.config import Positions
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 DOCUMENTS_FILE = "documents.jsonl"
 CHECKPOINT_SECONDS = 60.0
+VERSIONS = ("clean", "corrupted")
 
 
 def site_width(model: LanguageModel, site: Site) -> int:
@@ -95,6 +97,7 @@ def capture_prompts(
     positions: Positions,
     folder: Path,
     *,
+    versions: Sequence[str] = VERSIONS,
     dtype: str = "bfloat16",
     batch_tokens: int = 4096,
     progress: Progress | None = None,
@@ -107,22 +110,22 @@ def capture_prompts(
     Raises:
         MechstudyError: a position that a prompt does not have (the pair is named).
     """
-    if not pairs:
+    if not pairs or not versions:
         raise MechstudyError("there are no prompts to capture")
     progress = progress or NullProgress()
-    prompts, chosen = [], []
-    for pair in pairs:
-        for tokens in (pair.clean_tokens, pair.corrupted_tokens):
+    documents, prompts, chosen = [], [], []
+    for number, pair in enumerate(pairs):
+        for offset, tokens in enumerate((pair.clean_tokens, pair.corrupted_tokens)):
+            if VERSIONS[offset] not in versions:
+                continue
+            documents.append(2 * number + offset)
             prompts.append(tokens)
-            try:
-                chosen.append(np.array(positions.resolve(pair.positions, len(tokens)), dtype=np.int64))
-            except MechstudyError as error:
-                raise MechstudyError(error.what, where=f"prompt {pair.id}", facts=error.facts, fix=error.fix) from error
-    firsts = np.concatenate([[0], np.cumsum([len(c) for c in chosen])])
+            chosen.append(_chosen(pair, positions, len(tokens)))
+    firsts = np.concatenate([[0], np.cumsum([len(c) for c in chosen])]).astype(np.int64)
     writer = StoreWriter(
         folder, {site: site_width(model, site) for site in sites}, int(firsts[-1]), dtype, shuffle=False
     )
-    _write_documents(folder / DOCUMENTS_FILE, pairs, [len(p) for p in prompts], firsts)
+    _write_documents(folder / DOCUMENTS_FILE, pairs, documents, [len(p) for p in prompts], firsts)
     with progress.bar("capture", len(prompts), "prompts") as bar:
         for members in length_buckets([len(tokens) for tokens in prompts], batch_tokens):
             tokens_BT = torch.tensor([prompts[i] for i in members])
@@ -132,7 +135,7 @@ def capture_prompts(
             writer.put(
                 np.concatenate([firsts[i] + np.arange(len(chosen[i])) for i in members]),
                 {site: values[torch.from_numpy(flat).to(values.device)] for site, values in found.items()},
-                np.concatenate([np.full(len(chosen[i]), i) for i in members]),
+                np.concatenate([np.full(len(chosen[i]), documents[i]) for i in members]),
                 flat % length,
                 tokens_BT.flatten()[torch.from_numpy(flat)],
             )
@@ -156,19 +159,30 @@ def _activations(
     return oom_backoff(forward, len(tokens_BT), progress)
 
 
+def _chosen(pair: PromptPair, positions: Positions, length: int) -> NDArray[np.int64]:
+    try:
+        return np.array(positions.resolve(pair.positions, length), dtype=np.int64)
+    except MechstudyError as error:
+        raise MechstudyError(error.what, where=f"prompt {pair.id}", facts=error.facts, fix=error.fix) from error
+
+
 def _write_documents(
-    file: Path, pairs: Sequence[PromptPair], lengths: Sequence[int], firsts: Sequence[int] | np.ndarray
+    file: Path,
+    pairs: Sequence[PromptPair],
+    documents: Sequence[int],
+    lengths: Sequence[int],
+    firsts: NDArray[np.int64],
 ) -> None:
     with atomic_path(file) as temporary, temporary.open("w") as out:
-        for number, length in enumerate(lengths):
-            pair = pairs[number // 2]
+        for i, (document, length) in enumerate(zip(documents, lengths, strict=True)):
+            pair = pairs[document // 2]
             record = {
-                "document": number,
+                "document": document,
                 "id": pair.id,
-                "version": "corrupted" if number % 2 else "clean",
+                "version": VERSIONS[document % 2],
                 "length": length,
-                "first_row": int(firsts[number]),
-                "n_rows": int(firsts[number + 1] - firsts[number]),
+                "first_row": int(firsts[i]),
+                "n_rows": int(firsts[i + 1] - firsts[i]),
                 "positions": dict(pair.positions),
             }
             out.write(json.dumps(record, ensure_ascii=False) + "\n")

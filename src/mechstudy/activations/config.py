@@ -256,8 +256,16 @@ class CaptureConfig(Config):
 
 
 class PromptCaptureConfig(CaptureConfig):
-    """Sites and token positions to capture over a behaviour's prompts, clean and corrupted."""
+    """Sites and token positions to capture over a behaviour's prompts, clean, corrupted or both."""
 
     sites: tuple[SiteKind, ...] = ("resid_post", "attn_out", "mlp_out")
     positions: Positions = Positions(("last-5",))
     splits: tuple[Literal["train", "test"], ...] = ("train",)
+    versions: tuple[Literal["clean", "corrupted"], ...] = ("clean", "corrupted")
+
+    @field_validator("splits", "versions")
+    @classmethod
+    def _some_of_each(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) < len(value):
+            raise MechstudyError("name at least one, each once", facts={"given": ", ".join(value) or "none"})
+        return value

@@ -1,0 +1,70 @@
+"""What an effect is compared with: matched features, random directions of equal norm."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.interventions.features import FeatureAt, NamedActivations
+
+
+def matched_controls(
+    members: Sequence[FeatureAt],
+    discovery: NamedActivations,
+    dictionaries: Mapping[int, Dictionary],
+    excluded: Collection[tuple[int, int]],
+    n_controls: int,
+) -> list[tuple[FeatureAt, ...]]:
+    """Groups of features that are like ``members`` in all but their place in the circuit.
+
+    For each member: features of the same layer at the same named position, active on discovery prompts, not
+    in ``excluded`` ((layer, feature) of the whole circuit), by closeness of mean activation x decoder norm.
+    The nearest goes to control 1, the next to control 2, and so on; no feature stands for two members.
+
+    Returns:
+        ``n_controls`` groups, each in the members' order. A member without enough candidates is missing from
+        the later groups; empty groups are left out.
+    """
+    barred = set(excluded) | {(m.layer, m.feature) for m in members}
+    used: set[FeatureAt] = set()
+    groups: list[list[FeatureAt]] = [[] for _ in range(n_controls)]
+    for member in members:
+        sizes_F = activation_sizes(discovery, dictionaries[member.layer], member.layer, member.position)
+        distance = (sizes_F - sizes_F[member.feature]).abs()
+        distance[sizes_F <= 0] = torch.inf
+        order = torch.sort(distance, stable=True)
+        found = 0
+        for gap, feature in zip(order.values.tolist(), order.indices.tolist(), strict=True):
+            if gap == float("inf") or found == n_controls:
+                break
+            control = FeatureAt(member.layer, feature, member.position)
+            if (member.layer, feature) in barred or control in used:
+                continue
+            groups[found].append(control)
+            used.add(control)
+            found += 1
+    return [tuple(g) for g in groups if g]
+
+
+def activation_sizes(discovery: NamedActivations, dictionary: Dictionary, layer: int, name: str) -> Tensor:
+    """Mean activation x decoder norm of every feature at a named position, [F] float64."""
+    return discovery.means(layer, name) * dictionary.W_dec.double().norm(dim=-1).cpu()
+
+
+def random_like(direction: Mapping[int, Tensor], generator: torch.Generator) -> dict[int, Tensor]:
+    """A random direction with the same norm in every layer."""
+    result = {}
+    for layer in sorted(direction):
+        drawn = torch.randn(direction[layer].shape, generator=generator, dtype=torch.float64)
+        result[layer] = with_norm_of(direction[layer], drawn)
+    return result
+
+
+def with_norm_of(direction_D: Tensor, other_D: Tensor) -> Tensor:
+    """``other_D`` scaled to the norm of ``direction_D``; zero stays zero."""
+    other = other_D.to(direction_D)
+    norm = other.norm()
+    return other * (direction_D.norm() / norm) if float(norm) > 0 else other

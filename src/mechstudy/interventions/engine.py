@@ -1,0 +1,187 @@
+"""The batched engine: a different intervention in every row of one forward, from the lowest edited layer up.
+
+A clean run of the same rows gives the reference and the residual stream to start from. Because the edited
+run has the same shape and repeats the same operations, an edit that changes nothing leaves the logits equal
+to the bit: the numerical noise of a comparison is zero.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.models.language_model import LanguageModel, Output
+from mechstudy.models.sites import Site
+
+_ENCODE_ROWS = 512  # rows whose dense feature activations are held at a time
+
+
+@dataclass(frozen=True)
+class SetFeature:
+    """Give a feature the activation ``value`` at one token position; None keeps its own (a sham).
+
+    The activation it has is computed live, from the MLP input of the edited run.
+    """
+
+    layer: int
+    feature: int
+    position: int
+    value: float | None = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class AddVector:
+    """Add ``vector_D`` to a site at one token position."""
+
+    site: Site
+    position: int
+    vector_D: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ReplaceVector:
+    """Write ``vector_D`` over a site at one token position."""
+
+    site: Site
+    position: int
+    vector_D: Tensor
+
+
+RowEdit = SetFeature | AddVector | ReplaceVector
+SiteEdit = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class CleanRun:
+    """Rows without interventions: ``resid[layer]`` [B, T, D] enters that layer, ``logits_BV`` at the last position."""
+
+    tokens_BT: Tensor
+    resid: Mapping[int, Tensor]
+    logits_BV: Tensor
+
+
+def layer_of(edit: RowEdit) -> int:
+    """The block below which an edit changes nothing."""
+    return edit.layer if isinstance(edit, SetFeature) else edit.site.layer
+
+
+def clean_run(model: LanguageModel, tokens_BT: Tensor, start_layers: Iterable[int]) -> CleanRun:
+    """Run the rows as they are, keeping the residual stream where edited runs may start."""
+    sites = [Site("resid_pre", layer) for layer in sorted(set(start_layers))]
+    out = model.forward(tokens_BT, capture=sites)
+    assert out.logits is not None
+    return CleanRun(tokens_BT, {s.layer: out.activations[s] for s in sites}, out.logits)
+
+
+def edited_run(
+    model: LanguageModel,
+    dictionaries: Mapping[int, Dictionary],
+    clean: CleanRun,
+    rows: Sequence[Sequence[RowEdit]],
+    *,
+    capture: Sequence[Site] = (),
+) -> Output:
+    """Run the clean run's rows again, row ``i`` with the interventions ``rows[i]``.
+
+    Starts at the highest kept layer that no edit or captured site lies below.
+    """
+    assert len(rows) == clean.tokens_BT.shape[0], (len(rows), clean.tokens_BT.shape)
+    layers = [layer_of(e) for row in rows for e in row] + [s.layer for s in capture]
+    lowest = min(layers, default=model.n_layers - 1)
+    start = max((layer for layer in clean.resid if layer <= lowest), default=None)
+    return model.forward(
+        clean.tokens_BT,
+        capture=capture,
+        edits=site_edits(dictionaries, rows),
+        start=None if start is None else (start, clean.resid[start]),
+    )
+
+
+def site_edits(dictionaries: Mapping[int, Dictionary], rows: Sequence[Sequence[RowEdit]]) -> dict[Site, SiteEdit]:
+    """The interventions of all rows as one function per site, for `LanguageModel.forward`."""
+    features: dict[int, list[tuple[int, SetFeature]]] = defaultdict(list)
+    vectors: dict[Site, list[tuple[int, AddVector | ReplaceVector]]] = defaultdict(list)
+    for row, edits in enumerate(rows):
+        for edit in edits:
+            if isinstance(edit, SetFeature):
+                features[edit.layer].append((row, edit))
+            else:
+                vectors[edit.site].append((row, edit))
+    chains: dict[Site, list[SiteEdit]] = defaultdict(list)
+    for site, placed in vectors.items():
+        chains[site].append(_vector_edit(placed))
+    for layer, sets in features.items():
+        seen: list[Tensor] = []
+        chains[Site("mlp_in", layer)].append(_recorder(seen))
+        chains[Site("mlp_out", layer)].append(_feature_edit(dictionaries[layer], sets, seen))
+    return {site: _chain(edits) for site, edits in chains.items()}
+
+
+def valid_rows(dictionary: Dictionary, x_ND: Tensor, position_N: Tensor) -> Tensor:
+    """Where the dictionary speaks, [N] bool, for single positions: the rule of `circuits.linearised`."""
+    return (position_N > 0) & dictionary.is_valid(x_ND)
+
+
+def encode_rows(dictionary: Dictionary, x_ND: Tensor) -> Iterable[tuple[int, Tensor]]:
+    """Dense activations a few rows at a time: (first row, [n, F])."""
+    for start in range(0, x_ND.shape[0], _ENCODE_ROWS):
+        yield start, dictionary.encode(x_ND[start : start + _ENCODE_ROWS].to(dictionary.W_enc))
+
+
+def _chain(edits: Sequence[SiteEdit]) -> SiteEdit:
+    def run(x: Tensor) -> Tensor:
+        for edit in edits:
+            x = edit(x)
+        return x
+
+    return run
+
+
+def _recorder(seen: list[Tensor]) -> SiteEdit:
+    def edit(x_BTD: Tensor) -> Tensor:
+        seen.append(x_BTD)
+        return x_BTD
+
+    return edit
+
+
+def _vector_edit(placed: Sequence[tuple[int, AddVector | ReplaceVector]]) -> SiteEdit:
+    def edit(x_BTD: Tensor) -> Tensor:
+        x = x_BTD.clone()
+        for row, e in placed:
+            vector = e.vector_D.to(x)
+            x[row, e.position] = vector if isinstance(e, ReplaceVector) else x[row, e.position] + vector
+        return x
+
+    return edit
+
+
+def _feature_edit(dictionary: Dictionary, sets: Sequence[tuple[int, SetFeature]], seen: list[Tensor]) -> SiteEdit:
+    """Adds (new - live activation) x decoder row for every feature set, where the dictionary is valid."""
+    places = list(dict.fromkeys((row, e.position) for row, e in sets))
+    number = {place: i for i, place in enumerate(places)}
+
+    def edit(out_BTD: Tensor) -> Tensor:
+        device = out_BTD.device
+        row_N, position_N = torch.tensor(places, device=device).T
+        which_M = torch.tensor([number[row, e.position] for row, e in sets], device=device)
+        feature_M = torch.tensor([e.feature for _, e in sets], device=device)
+        own_M = torch.tensor([e.value is None for _, e in sets], device=device)
+        x_ND = seen.pop()[row_N, position_N]
+        live_M = x_ND.new_zeros(len(sets))
+        for start, f_nF in encode_rows(dictionary, x_ND):
+            here = (which_M >= start) & (which_M < start + f_nF.shape[0])
+            live_M[here] = f_nF[which_M[here] - start, feature_M[here]].to(live_M)
+        new_M = torch.tensor([e.value or 0.0 for _, e in sets], dtype=torch.float64, device=device).to(live_M)
+        keep_M = own_M | ~valid_rows(dictionary, x_ND, position_N)[which_M]
+        change_M = torch.where(keep_M, torch.zeros_like(live_M), new_M - live_M)
+        written = change_M[:, None] * dictionary.W_dec[feature_M].to(out_BTD)
+        at = (row_N[which_M], position_N[which_M])
+        return out_BTD.index_put(at, written, accumulate=True)
+
+    return edit

@@ -1,0 +1,63 @@
+"""Activation patching over layers and named positions: the corrupted run's activation, written into the clean run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mechstudy.behaviours.schema import PromptPair
+from mechstudy.interventions.engine import ReplaceVector
+from mechstudy.interventions.features import positions_named
+from mechstudy.models.batches import length_buckets
+from mechstudy.models.language_model import LanguageModel
+from mechstudy.models.sites import Site
+
+
+@dataclass(frozen=True)
+class Donor:
+    """Activations of other prompts: ``at[pair id, position name, site]`` is [n positions of that name, D]."""
+
+    at: dict[tuple[str, str, Site], Tensor]
+
+    def edits(self, pair: PromptPair, name: str, site: Site) -> list[ReplaceVector]:
+        """Write the donor's activation into ``pair`` at a named position (nothing where it has none)."""
+        places = positions_named(pair, name)
+        if not places:
+            return []
+        return [ReplaceVector(site, p, v) for p, v in zip(places, self.at[pair.id, name, site], strict=True)]
+
+
+def donor(
+    model: LanguageModel,
+    pairs: Sequence[PromptPair],
+    sites: Sequence[Site],
+    names: Sequence[str],
+    *,
+    corrupted: bool = True,
+    batch_tokens: int = 4096,
+) -> Donor:
+    """Activations of each pair's corrupted prompt (or its clean one: a sham) at sites and named positions."""
+    rows = [p.corrupted_tokens if corrupted else p.clean_tokens for p in pairs]
+    deepest = max(site.layer for site in sites)
+    at: dict[tuple[str, str, Site], Tensor] = {}
+    for batch in length_buckets([len(r) for r in rows], batch_tokens):
+        tokens_BT = torch.tensor([rows[i] for i in batch])
+        found = model.forward(tokens_BT, capture=sites, stop_after=deepest, logits_at=None).activations
+        for b, i in enumerate(batch):
+            for name in names:
+                places = positions_named(pairs[i], name)
+                if places:
+                    at.update({(pairs[i].id, name, site): found[site][b, places].clone() for site in sites})
+    return Donor(at)
+
+
+def position_names(pairs: Sequence[PromptPair]) -> list[str]:
+    """All position names, from left to right by mean token index."""
+    places: dict[str, list[float]] = {}
+    for pair in pairs:
+        for name, index in pair.positions.items():
+            places.setdefault(name, []).append(index - len(pair.clean_tokens))
+    return sorted(places, key=lambda name: (sum(places[name]) / len(places[name]), name))

@@ -1,0 +1,257 @@
+"""The list of samples: which interventions run on which prompts, in one fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mechstudy.behaviours.schema import PromptPair
+from mechstudy.core.seeds import numpy_generator, torch_generator
+from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.interventions.config import InterventionConfig
+from mechstudy.interventions.controls import activation_sizes, matched_controls, random_like
+from mechstudy.interventions.engine import RowEdit, SetFeature
+from mechstudy.interventions.features import FeatureAt, FeatureGroup, NamedActivations, positions_named
+from mechstudy.interventions.patching import donor, position_names
+from mechstudy.interventions.steering import difference_of_means, feature_direction, steer
+from mechstudy.models.language_model import LanguageModel
+from mechstudy.models.sites import Site, parse_layers
+
+CIRCUIT, SHAM, GRID = "circuit", "sham", "patching_grid"
+_Values = Mapping[FeatureAt, Mapping[int, Mapping[int, float]]]
+# What to set a feature to on the suite's pair i: one value, one per token position, or None (its own).
+_Policy = Callable[[FeatureAt, int], float | Mapping[int, float] | None]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One intervention, whatever the prompt: ``edits(i)`` is what it does to the suite's pair ``i``.
+
+    ``role``: ``effect`` | ``control`` | ``baseline`` | ``sham``. ``start``: its lowest edited layer.
+    """
+
+    kind: str
+    item: str
+    group: str
+    role: str
+    start: int
+    edits: Callable[[int], Sequence[RowEdit]]
+    draw: int = 0
+    alpha: float | None = None
+    only_where_edited: bool = False
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Variants that all run on the same pairs."""
+
+    name: str
+    pairs: tuple[PromptPair, ...]
+    variants: tuple[Variant, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that will be run, and what the summary says about it.
+
+    ``controls[group name]`` are its matched groups; ``sizes[group name]`` the summed mean activation x
+    decoder norm of the members and, averaged, of the controls; ``layers`` and ``positions`` span the grid.
+    """
+
+    behaviour: str
+    groups: tuple[FeatureGroup, ...]
+    controls: Mapping[str, tuple[tuple[FeatureAt, ...], ...]]
+    sizes: Mapping[str, tuple[float, float | None]]
+    suites: tuple[Suite, ...]
+    layers: tuple[int, ...]
+    positions: tuple[str, ...]
+
+
+def build_plan(
+    model: LanguageModel,
+    dictionaries: Mapping[int, Dictionary],
+    pairs_train: Sequence[PromptPair],
+    pairs_test: Sequence[PromptPair],
+    groups: Sequence[FeatureGroup],
+    excluded: Collection[tuple[int, int]],
+    config: InterventionConfig,
+    *,
+    behaviour: str,
+    batch_tokens: int = 4096,
+) -> Plan:
+    """Discover means, donors, controls and directions on training prompts; list what runs on test prompts.
+
+    Args:
+        dictionaries: transcoders by layer.
+        groups: from `features.feature_groups`; the first is the headline, and the one that steers.
+        excluded: (layer, feature) of every feature of the circuit: none becomes a control.
+    """
+    train, test = list(pairs_train[: config.n_discovery]), list(pairs_test[: config.n_samples])
+    discovery = NamedActivations(model, dictionaries, train, batch_tokens=batch_tokens)
+    controls = {
+        g.name: tuple(matched_controls(g.members, discovery, dictionaries, excluded, config.n_controls)) for g in groups
+    }
+    variants = _feature_variants(
+        model, dictionaries, discovery, test, groups, controls, config, behaviour, batch_tokens
+    )
+    if "steering" in config.kinds and groups:
+        variants += _steering_variants(model, dictionaries, discovery, train, test, groups[0], config, behaviour)
+    suites = [Suite("features", tuple(test), tuple(variants))]
+    layers: tuple[int, ...] = ()
+    positions: list[str] = []
+    if "patching" in config.kinds:
+        few = test[: config.patching.n_pairs]
+        layers, positions = parse_layers(config.patching.layers, model.n_layers), position_names(few)
+        suites.append(
+            Suite(GRID, tuple(few), grid_variants(model, few, config.patching.site, layers, positions, batch_tokens))
+        )
+    sizes = {g.name: _sizes(g, controls[g.name], discovery, dictionaries) for g in groups}
+    return Plan(behaviour, tuple(groups), controls, sizes, tuple(suites), layers, tuple(positions))
+
+
+def set_features(pair: PromptPair, values: Mapping[FeatureAt, float | Mapping[int, float] | None]) -> list[SetFeature]:
+    """Give features activations at their named positions (one for all, or one per token position)."""
+    return [
+        SetFeature(f.layer, f.feature, at, v.get(at, 0.0) if isinstance(v, Mapping) else v)
+        for f, v in values.items()
+        for at in positions_named(pair, f.position)
+    ]
+
+
+def grid_variants(
+    model: LanguageModel,
+    pairs: Sequence[PromptPair],
+    kind: str,
+    layers: Sequence[int],
+    positions: Sequence[str],
+    batch_tokens: int = 4096,
+) -> tuple[Variant, ...]:
+    """Patching of every layer x position; prompts that lack the position are left out."""
+    if not layers or not positions:
+        return ()
+    corrupted = donor(model, pairs, [Site(kind, layer) for layer in layers], positions, batch_tokens=batch_tokens)
+
+    def cell(site: Site, name: str) -> Callable[[int], Sequence[RowEdit]]:
+        return lambda i: corrupted.edits(pairs[i], name, site)
+
+    return tuple(
+        Variant(
+            GRID, f"{kind}.{layer}@{name}", "", "effect", layer, cell(Site(kind, layer), name), only_where_edited=True
+        )
+        for layer in layers
+        for name in positions
+    )
+
+
+def _feature_variants(
+    model: LanguageModel,
+    dictionaries: Mapping[int, Dictionary],
+    discovery: NamedActivations,
+    test: Sequence[PromptPair],
+    groups: Sequence[FeatureGroup],
+    controls: Mapping[str, Sequence[Sequence[FeatureAt]]],
+    config: InterventionConfig,
+    behaviour: str,
+    batch_tokens: int,
+) -> list[Variant]:
+    every = [f for g in groups for part in (g.members, *controls[g.name]) for f in part]
+    donors = discovery.values(every) if "resampling" in config.kinds else {}
+    corrupted: _Values = {}
+    if "patching" in config.kinds:
+        there = NamedActivations(model, dictionaries, test, corrupted=True, batch_tokens=batch_tokens)
+        corrupted = there.values(every)
+    policies: list[tuple[str, int, _Policy]] = []
+    if "ablation" in config.kinds and "zero" in config.ablations:
+        policies.append(("ablation_zero", 0, lambda _f, _i: 0.0))
+    if "ablation" in config.kinds and "mean" in config.ablations:
+        policies.append(("ablation_mean", 0, lambda f, _i: float(discovery.means(f.layer, f.position)[f.feature])))
+    for draw in range(config.resample_draws if donors else 0):
+        chosen = donor_numbers(test, len(discovery.pairs), config.seed, behaviour, draw)
+        policies.append(("resampling", draw, _donated(donors, discovery, chosen)))
+    if corrupted:
+        policies.append(("patching", 0, lambda f, i: corrupted[f].get(i, {})))
+    return [v for group in groups for v in _group_variants(group, controls[group.name], policies, test)]
+
+
+def _group_variants(
+    group: FeatureGroup,
+    controls: Sequence[Sequence[FeatureAt]],
+    policies: Sequence[tuple[str, int, _Policy]],
+    test: Sequence[PromptPair],
+) -> list[Variant]:
+    """Every policy on the group and its controls, and the sham: each member keeps its own activation."""
+    items: list[tuple[str, str, Sequence[FeatureAt]]] = [(CIRCUIT, "effect", group.members)]
+    items += [(f"control {i + 1}", "control", part) for i, part in enumerate(controls)]
+    variants = [
+        Variant(kind, item, group.name, role, min(m.layer for m in members), _setter(test, members, values), draw)
+        for kind, draw, values in policies
+        for item, role, members in items
+    ]
+    own = _setter(test, group.members, lambda _f, _i: None)
+    return [*variants, Variant(SHAM, SHAM, group.name, "sham", min(m.layer for m in group.members), own)]
+
+
+def _setter(
+    test: Sequence[PromptPair],
+    members: Sequence[FeatureAt],
+    values: _Policy,
+) -> Callable[[int], Sequence[RowEdit]]:
+    return lambda i: set_features(test[i], {f: values(f, i) for f in members})
+
+
+def donor_numbers(pairs: Sequence[PromptPair], n_donors: int, seed: int, behaviour: str, draw: int) -> list[int]:
+    """A training prompt for each test pair: the same for circuit and controls, another in every draw."""
+    return [int(numpy_generator(seed, behaviour, f"resample/{pair.id}/{draw}").integers(n_donors)) for pair in pairs]
+
+
+def _donated(donors: _Values, discovery: NamedActivations, chosen: Sequence[int]) -> Callable[[FeatureAt, int], float]:
+    """The donor's activation at the named position (the mean over several; the mean of all donors if it has none)."""
+
+    def value(f: FeatureAt, i: int) -> float:
+        there = donors[f].get(chosen[i])
+        return float(np.mean(list(there.values()))) if there else float(discovery.means(f.layer, f.position)[f.feature])
+
+    return value
+
+
+def _steering_variants(
+    model: LanguageModel,
+    dictionaries: Mapping[int, Dictionary],
+    discovery: NamedActivations,
+    train: Sequence[PromptPair],
+    test: Sequence[PromptPair],
+    group: FeatureGroup,
+    config: InterventionConfig,
+    behaviour: str,
+) -> list[Variant]:
+    features = feature_direction(group.members, discovery, dictionaries)
+    directions = [("features", "effect", features, 0)]
+    for i in range(config.n_controls):
+        generator = torch_generator(config.seed, behaviour, f"random direction {i}")
+        directions.append(("random", "control", random_like(features, generator), i))
+    directions.append(("difference_of_means", "baseline", difference_of_means(model, train, features), 0))
+
+    def edits(direction: Mapping, alpha: float) -> Callable[[int], Sequence[RowEdit]]:
+        return lambda i: steer(direction, alpha, test[i])
+
+    return [
+        Variant("steering", name, group.name, role, min(direction), edits(direction, alpha), draw, alpha)
+        for name, role, direction, draw in directions
+        for alpha in config.alphas
+    ]
+
+
+def _sizes(
+    group: FeatureGroup,
+    controls: Sequence[Sequence[FeatureAt]],
+    discovery: NamedActivations,
+    dictionaries: Mapping[int, Dictionary],
+) -> tuple[float, float | None]:
+    def total(members: Sequence[FeatureAt]) -> float:
+        return sum(
+            float(activation_sizes(discovery, dictionaries[m.layer], m.layer, m.position)[m.feature]) for m in members
+        )
+
+    return total(group.members), float(np.mean([total(c) for c in controls])) if controls else None

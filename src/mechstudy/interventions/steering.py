@@ -1,0 +1,58 @@
+"""Steering directions: the circuit's features, random ones of equal norm, and the difference of means.
+
+A direction is one vector per layer, added to ``mlp_out`` at the last position, times alpha. One is the
+natural scale: what the group's features write there by their mean activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mechstudy.behaviours.schema import PromptPair
+from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.interventions.controls import with_norm_of
+from mechstudy.interventions.engine import AddVector
+from mechstudy.interventions.features import FeatureAt, NamedActivations
+from mechstudy.models.batches import length_buckets
+from mechstudy.models.language_model import LanguageModel
+from mechstudy.models.sites import Site
+
+Direction = Mapping[int, Tensor]
+
+
+def feature_direction(
+    members: Sequence[FeatureAt], discovery: NamedActivations, dictionaries: Mapping[int, Dictionary]
+) -> dict[int, Tensor]:
+    """Per layer, the sum of mean activation x decoder row over the group's features (float64)."""
+    direction: dict[int, Tensor] = {}
+    for m in members:
+        row = dictionaries[m.layer].W_dec[m.feature].double().cpu()
+        written = float(discovery.means(m.layer, m.position)[m.feature]) * row
+        direction[m.layer] = direction[m.layer] + written if m.layer in direction else written
+    return direction
+
+
+def difference_of_means(
+    model: LanguageModel, pairs: Sequence[PromptPair], like: Direction, *, batch_tokens: int = 4096
+) -> dict[int, Tensor]:
+    """Mean of clean minus corrupted ``mlp_out`` at the last position, with the norms of ``like``."""
+    sites = [Site("mlp_out", layer) for layer in sorted(like)]
+    total = {s.layer: torch.zeros(model.d_model, dtype=torch.float64) for s in sites}
+    for batch in length_buckets([len(p.clean_tokens) for p in pairs], batch_tokens):
+        for sign, rows in (
+            (1.0, [pairs[i].clean_tokens for i in batch]),
+            (-1.0, [pairs[i].corrupted_tokens for i in batch]),
+        ):
+            out = model.forward(torch.tensor(rows), capture=sites, stop_after=sites[-1].layer, logits_at=None)
+            for s in sites:
+                total[s.layer] += sign * out.activations[s][:, -1].double().sum(0).cpu()
+    return {layer: with_norm_of(like[layer], total[layer]) for layer in sorted(like)}
+
+
+def steer(direction: Direction, alpha: float, pair: PromptPair) -> list[AddVector]:
+    """``alpha`` x the direction at the pair's last position; alpha 0 adds exactly nothing."""
+    last = len(pair.clean_tokens) - 1
+    return [AddVector(Site("mlp_out", layer), last, alpha * v) for layer, v in sorted(direction.items())]

@@ -68,8 +68,11 @@ def test_setting_a_feature_to_the_value_it_has_changes_nothing(family):
     model = tiny_model(family)
     dicts = transcoders(model)
     clean = clean_run(model, tokens_of(EQUAL), (0, 2))
-    rows = [[SetFeature(layer, f, at, v) for layer in (0, 2) for at in (2, 6) for f, v in active(model, dicts, p, layer, at)]
-            for p in EQUAL]  # fmt: skip
+    places = [(layer, at) for layer in (0, 2) for at in (2, 6)]
+    rows = [
+        [SetFeature(layer, f, at, v) for layer, at in places for f, v in active(model, dicts, p, layer, at)]
+        for p in EQUAL
+    ]
     assert sum(map(len, rows)) > 20
     assert torch.allclose(edited_run(model, dicts, clean, rows).logits, clean.logits_BV, rtol=0, atol=1e-10)
 
@@ -83,7 +86,7 @@ def test_started_at_the_layer_equals_the_whole_forward(family):
     started = edited_run(model, dicts, clean_run(model, tokens, (0, 2)), rows).logits
     whole = model.forward(tokens, edits=site_edits(dicts, rows)).logits
     assert torch.equal(started, whole)
-    assert (started - clean_run(model, tokens, ()).logits_BV).abs().min(-1).values.max() > 1e-9
+    assert (started - model.forward(tokens).logits).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -108,7 +111,7 @@ def test_different_interventions_in_one_batch_equal_each_alone(family):
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ablating_the_strongest_feature_in_a_frozen_model_equals_the_graphs_edge(family, skip):
-    """The engine's own edit, on top of the linearised model's hooks: what live ablation would do if nothing else moved."""
+    """What the engine's ablation takes away at the MLP moves the linearised model by the edge."""
     model = tiny_model(family)
     dicts = transcoders(model, skip=skip)
     prompt = EQUAL[0]
@@ -117,28 +120,34 @@ def test_ablating_the_strongest_feature_in_a_frozen_model_equals_the_graphs_edge
     graph = attribute(model, dicts, tokens, AttributionConfig(), answer=answer, wrong_answer=wrong)
     column = int(graph.A_RS[0, : graph.index.n_features].abs().argmax())
     layer, at, f = (int(x[column]) for x in (graph.feature_layer_S, graph.feature_position_S, graph.feature_id_S))
-    seen = {}
     edits = site_edits(dicts, [[SetFeature(layer, f, at, 0.0)]])
-    out = model.forward(
-        tokens[None],
-        capture=[Site("mlp_out", layer)],
-        edits={**edits, Site("mlp_out", layer): lambda x: seen.setdefault("after", edits[Site("mlp_out", layer)](x))},
-        logits_at=None,
-    )
+    out = model.forward(tokens[None], capture=[Site("mlp_out", layer)], edits=edits, logits_at=None)
     clean = model.forward(tokens[None], capture=[Site("mlp_out", layer)]).activations[Site("mlp_out", layer)]
     removed = (out.activations[Site("mlp_out", layer)] - clean)[0]
     assert removed[torch.arange(7) != at].abs().max() == 0
     frozen = FrozenForward(model, linearise(model, dicts, tokens))
     moved = frozen.logits(frozen.run([]))[0] - frozen.logits(frozen.run([(layer, at, removed[at])]))[0]
     assert float(moved[answer] - moved[wrong]) == pytest.approx(float(graph.A_RS[0, column]), abs=1e-8)
-    if not skip and layer == model.n_layers - 1:
-        # Above the last MLP there is only the final norm: frozen there, live and frozen are one.
-        norm = linearise(model, dicts, tokens).final_norm
-        handle = model.final_norm.register_forward_hook(lambda _m, args, _o: norm.forward(args[0]))
-        live = model.forward(tokens[None], edits=site_edits(dicts, [[SetFeature(layer, f, at, 0.0)]])).logits
-        whole = model.forward(tokens[None]).logits
-        handle.remove()
-        assert float(difference([prompt], whole - live)[0]) == pytest.approx(float(graph.A_RS[0, column]), abs=1e-8)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_above_the_last_mlp_live_ablation_with_the_final_norm_frozen_equals_the_edge(family):
+    model = tiny_model(family)
+    last = model.n_layers - 1
+    dicts = transcoders(model, (last,))
+    prompt = EQUAL[0]
+    tokens = torch.tensor(prompt.clean_tokens)
+    answer, wrong = prompt.answer_tokens[0], prompt.wrong_tokens[0]
+    graph = attribute(model, dicts, tokens, AttributionConfig(), answer=answer, wrong_answer=wrong)
+    norm = linearise(model, dicts, tokens).final_norm
+    clean = clean_run(model, tokens[None], (last,))
+    handle = model.final_norm.register_forward_hook(lambda _m, args, _o: norm.forward(args[0]))
+    for column in (graph.feature_position_S == 6).nonzero()[:, 0].tolist():
+        edit = SetFeature(last, int(graph.feature_id_S[column]), 6, 0.0)
+        live = difference([prompt], edited_run(model, dicts, clean, [[edit]]).logits)
+        whole = difference([prompt], clean.logits_BV)
+        assert float(whole - live) == pytest.approx(float(graph.A_RS[0, column]), abs=1e-8)
+    handle.remove()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -160,7 +169,7 @@ def test_patching_the_last_layer_everywhere_gives_the_corrupted_logit_difference
 
 
 def test_patching_before_the_difference_does_nothing_and_at_it_everything():
-    """resid_post of layer 0 differs at positions >= 2 only; at the subject of mlp-free inputs it carries it all."""
+    """The prompts differ at the subject only, and before any layer nothing has moved from there."""
     model = tiny_model("llama")
     site = Site("resid_pre", 0)
     named = [p.model_copy(update={"positions": {"first": 1, "subject": 2}}) for p in EQUAL]
@@ -232,7 +241,7 @@ def test_the_first_position_and_sinks_are_left_alone():
     tokens = tokens_of(EQUAL)
     site = Site("mlp_in", 0)
     norms = model.forward(tokens, capture=[site]).activations[site].norm(dim=-1)
-    limit = float(norms[0].sort().values[3])
+    limit = 1.001 * float(norms[0].sort().values[3])
     dictionary = transcoder(model.d_model, 0, max_input_norm=limit)
     x = model.forward(tokens, capture=[site]).activations[site]
     expected = torch.stack([valid_positions(dictionary, row) for row in x])

@@ -1,0 +1,75 @@
+"""A small world for intervention tests: random prompt pairs, a random model's transcoders, made-up groups."""
+
+from __future__ import annotations
+
+import torch
+
+from mechstudy.behaviours.schema import PromptPair
+from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
+from mechstudy.interventions.features import FeatureAt, FeatureGroup, NamedActivations, feature_groups
+
+
+def pair(number: int, length: int = 7, cluster: str | None = None, seed: int = 0) -> PromptPair:
+    """A pair of random tokens that differ at position 2 ("subject") only."""
+    g = torch.Generator().manual_seed(1000 * seed + number)
+    clean = torch.randint(1, 257, (length,), generator=g).tolist()
+    corrupted = list(clean)
+    corrupted[2] = clean[2] % 256 + 1
+    answer, wrong = torch.randperm(256, generator=g)[:2].add(1).tolist()
+    return PromptPair(
+        id=f"p{seed}-{number}",
+        template=f"t{number % 3}",
+        group=cluster or f"t{number % 3}/{number // 2}",
+        clean=f"clean {number}",
+        corrupted=f"corrupted {number}",
+        answer=" a",
+        wrong_answer=" b",
+        positions={"subject": 2, "last": length - 1},
+        clean_tokens=tuple(clean),
+        corrupted_tokens=tuple(corrupted),
+        answer_tokens=(answer,),
+        wrong_tokens=(wrong,),
+    )
+
+
+def pairs(n: int, lengths: tuple[int, ...] = (7, 9), seed: int = 0) -> list[PromptPair]:
+    return [pair(i, lengths[i % len(lengths)], seed=seed) for i in range(n)]
+
+
+def transcoder(
+    d: int, layer: int, n_features: int = 40, k: int = 8, skip: bool = False, **metadata: float
+) -> Dictionary:
+    g = torch.Generator().manual_seed(layer)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64) / shape[0] ** 0.5
+
+    kind = "skip_transcoder" if skip else "transcoder"
+    meta = DictionaryMeta(kind, "topk", d, d, n_features, k, f"mlp_in.{layer}", f"mlp_out.{layer}", dict(metadata))
+    return Dictionary(
+        meta,
+        W_enc=draw(d, n_features),
+        b_enc=0.1 * draw(n_features),
+        W_dec=draw(n_features, d),
+        b_dec=draw(d),
+        W_skip=draw(d, d) if skip else None,
+    )
+
+
+def transcoders(model, layers: tuple[int, ...] = (0, 2), skip: bool = False) -> dict[int, Dictionary]:
+    return {layer: transcoder(model.d_model, layer, skip=skip) for layer in layers}
+
+
+def strongest(discovery: NamedActivations, layer: int, name: str, n: int) -> list[FeatureAt]:
+    """The features that are most active on average."""
+    return [FeatureAt(layer, f, name) for f in discovery.means(layer, name).topk(n).indices.tolist()]
+
+
+def groups_of(discovery: NamedActivations, layers: tuple[int, ...] = (0, 2), n: int = 2) -> list[FeatureGroup]:
+    """Two groups of features that are active at the subject and at the last position."""
+    found = [f for layer in layers for name in ("subject", "last") for f in strongest(discovery, layer, name, n)]
+    nodes = [
+        {"type": "feature", "layer": f.layer, "feature": f.feature, "position": f.position, "total_effect": -i}
+        for i, f in enumerate(found)
+    ]
+    return feature_groups(nodes, n_groups=2, group_size=len(found) // 2)

@@ -48,8 +48,8 @@ def test_training_recovers_most_variance_of_a_sparse_world(kind, activation, tmp
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_killed_and_resumed_training_saves_the_same_bytes(kind, activation, precision, tmp_path):
-    cfg = DictionaryConfig(kind=kind, activation=activation, d_sae=64, k=4)
-    recipe = SHORT.model_copy(update={"precision": precision, "dead_after_rows": 300, "checkpoint_every": 7})
+    cfg = DictionaryConfig(kind=kind, activation=activation, d_sae=128, k=2)
+    recipe = SHORT.model_copy(update={"precision": precision, "dead_after_rows": 200, "checkpoint_every": 7})
     straight, resumed, checkpoint = tmp_path / "a", tmp_path / "b", tmp_path / "checkpoint"
     train(cfg, recipe, world(kind), **sites(kind), out=straight).save(straight)
     with pytest.raises(KeyboardInterrupt):
@@ -58,6 +58,7 @@ def test_killed_and_resumed_training_saves_the_same_bytes(kind, activation, prec
     train(cfg, recipe, world(kind), **sites(kind), out=resumed, checkpoint=checkpoint).save(resumed)
     for name in ("sae_weights.safetensors", "cfg.json"):
         assert (straight / name).read_bytes() == (resumed / name).read_bytes()
+    assert any(line.get("aux_loss") for line in map(json.loads, (straight / "scalars.jsonl").open()))
     logs = [[json.loads(line) for line in (d / "scalars.jsonl").open()] for d in (straight, resumed)]
     for line in logs[0] + logs[1]:
         line.pop("seconds")

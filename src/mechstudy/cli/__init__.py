@@ -1,0 +1,10 @@
+"""The command line: `mechstudy`. Thin: what it says and asks; the work is in `mechstudy.execution`."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Entry point of the `mechstudy` command."""
+    from mechstudy.cli.app import app
+
+    app()

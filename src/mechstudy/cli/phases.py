@@ -1,0 +1,242 @@
+"""One command per phase: it runs that phase's units and what they need, with the phase's own flags."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mechstudy.cli.options import (
+    PHASE_PANEL,
+    Device,
+    Out,
+    Profile,
+    Sets,
+    StudyFile,
+    Threads,
+    guarded,
+    overrides,
+)
+
+if TYPE_CHECKING:
+    from mechstudy.execution.opened import OpenedStudy
+    from mechstudy.phases.study import Study
+
+Samples = Annotated[
+    int | None,
+    typer.Option("--n-samples", min=1, metavar="N", help="Prompts to use.", rich_help_panel=PHASE_PANEL),
+]
+Layers = Annotated[
+    str | None,
+    typer.Option(metavar="LAYERS", help="10-24, or 3,5,8-10, or all.", rich_help_panel=PHASE_PANEL),
+]
+
+
+@guarded
+def prompts(
+    study: StudyFile,
+    n_samples: Samples = None,
+    sets: Sets = None,
+    out: Out = None,
+    device: Device = None,
+    threads: Threads = None,
+    profile: Profile = False,
+) -> None:
+    """Phase 0: contrastive prompt pairs of every behaviour, train and test.
+
+    [dim]mechstudy prompts study.yaml --n-samples 50[/]
+    """
+    _run("prompts", study, overrides(sets, device, threads), out, profile, more=_prompts_used(n_samples))
+
+
+@guarded
+def baseline(
+    study: StudyFile,
+    n_samples: Samples = None,
+    sets: Sets = None,
+    out: Out = None,
+    device: Device = None,
+    threads: Threads = None,
+    profile: Profile = False,
+) -> None:
+    """Phase 1: does the model show the behaviour? Accuracy, logit differences, and the gate.
+
+    [dim]mechstudy baseline study.yaml --set baseline.min_accuracy=0.9[/]
+    """
+    _run("baseline", study, overrides(sets, device, threads), out, profile, more=_prompts_used(n_samples))
+
+
+@guarded
+def capture(
+    study: StudyFile,
+    layers: Layers = None,
+    n_samples: Samples = None,
+    sets: Sets = None,
+    out: Out = None,
+    device: Device = None,
+    threads: Threads = None,
+    profile: Profile = False,
+) -> None:
+    """Phase 2: activations of the prompts and of the training corpus, to disk.
+
+    [dim]mechstudy capture study.yaml --layers 10-24 --n-samples 40[/]
+    """
+
+    def more(read: Study) -> list[str]:
+        return [*_prompts_used(n_samples)(read), *([f'capture.layers="{layers}"'] if layers else [])]
+
+    _run("capture", study, overrides(sets, device, threads), out, profile, more=more, layers=layers)
+
+
+@guarded
+def train(
+    study: StudyFile,
+    layers: Layers = None,
+    max_steps: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Training steps per dictionary.", rich_help_panel=PHASE_PANEL),
+    ] = None,
+    resume_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="A checkpoint file, or a folder with one, to start the one selected layer from.",
+            rich_help_panel=PHASE_PANEL,
+        ),
+    ] = None,
+    sets: Sets = None,
+    out: Out = None,
+    device: Device = None,
+    threads: Threads = None,
+    profile: Profile = False,
+) -> None:
+    """Phase 3: one dictionary (SAE or transcoder) per layer. An interrupted training resumes by itself.
+
+    [dim]mechstudy train study.yaml --layers 12 --max-steps 5000 --profile[/]
+    """
+
+    def more(_: Study) -> list[str]:
+        return [f"dictionaries.training.steps={max_steps}"] if max_steps else []
+
+    options = overrides(sets, device, threads)
+    _run("train", study, options, out, profile, more=more, layers=layers, resume_from=resume_from)
+
+
+@guarded
+def attribute(
+    study: StudyFile,
+    n_samples: Samples = None,
+    sets: Sets = None,
+    out: Out = None,
+    device: Device = None,
+    threads: Threads = None,
+    profile: Profile = False,
+) -> None:
+    """Phase 4: attribution graphs of every behaviour, per prompt and aggregated.
+
+    [dim]mechstudy attribute study.yaml --n-samples 8[/]
+    """
+
+    def more(_: Study) -> list[str]:
+        return [f"attribution.n_prompts={n_samples}"] if n_samples else []
+
+    _run("attribute", study, overrides(sets, device, threads), out, profile, more=more)
+
+
+@guarded
+def intervene(
+    study: StudyFile,
+    n_samples: Samples = None,
+    sets: Sets = None,
+    out: Out = None,
+    device: Device = None,
+    threads: Threads = None,
+    profile: Profile = False,
+) -> None:
+    """Phase 5: ablation, patching, resampling, steering and edges, on test prompts discovery has not seen.
+
+    [dim]mechstudy intervene study.yaml --n-samples 50[/]
+    """
+
+    def more(_: Study) -> list[str]:
+        return [f"interventions.n_samples={n_samples}"] if n_samples else []
+
+    _run("intervene", study, overrides(sets, device, threads), out, profile, more=more)
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (prompts, baseline, capture, train, attribute, intervene)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands to the app, in the order of the phases."""
+    for command in COMMANDS:
+        app.command(rich_help_panel="One phase, and what it needs")(command)
+
+
+def _prompts_used(n_samples: int | None) -> Callable[[Study], list[str]]:
+    """Overrides that give every behaviour so many prompts in each split."""
+
+    def more(study: Study) -> list[str]:
+        if n_samples is None:
+            return []
+        splits = ("n_train", "n_test")
+        return [f"behaviours.{i}.{split}={n_samples}" for i in range(len(study.behaviours)) for split in splits]
+
+    return more
+
+
+def _run(
+    phase: str,
+    file: Path,
+    given: Sequence[str],
+    out: Path | None,
+    profile: bool,
+    *,
+    more: Callable[[Study], list[str]],
+    layers: str | None = None,
+    resume_from: Path | None = None,
+) -> None:
+    """Opens the study with the flags as overrides, and runs the phase's units (of the layers asked for)."""
+    from mechstudy.cli.run import run_units, say
+    from mechstudy.core.errors import MechstudyError
+    from mechstudy.execution.jobs import find_checkpoint
+    from mechstudy.execution.opened import open_study
+    from mechstudy.models.sites import parse_layers
+    from mechstudy.phases.study import load_study
+
+    study, _ = load_study(file, given)
+    changes = [*given, *more(study)]
+    opened = open_study(file, changes, out=out, fetch=True, say=say)
+    if layers is not None:
+        wanted = parse_layers(layers, opened.shapes.n_layers)
+        if not set(wanted) <= _dictionary_layers(opened):
+            opened = open_study(file, [*changes, f'dictionaries.layers="{layers}"'], out=out, fetch=True, say=say)
+        targets = _of_layers(opened, phase, wanted)
+    else:
+        targets = [unit.name for unit in opened.units if unit.phase == phase]
+    resume = {}
+    if resume_from is not None:
+        if len(targets) != 1:
+            raise MechstudyError(
+                f"--resume-from starts one dictionary, and {len(targets)} are selected",
+                facts={"selected": ", ".join(targets)},
+                fix="select one, for example --layers 12",
+            )
+        resume = {targets[0]: find_checkpoint(resume_from)}
+    raise typer.Exit(run_units(opened, targets, profile=profile, resume=resume))
+
+
+def _dictionary_layers(opened: OpenedStudy) -> set[int]:
+    return {int(unit.spec["layer"]) for unit in opened.units if unit.phase == "train"}
+
+
+def _of_layers(opened: OpenedStudy, phase: str, layers: Iterable[int]) -> list[str]:
+    """The phase's units of these layers; a capture is one of prompts, or of a group with any of the layers."""
+    wanted = set(layers)
+
+    def has(spec: dict) -> bool:
+        return bool({spec["layer"]} & wanted if "layer" in spec else set(spec.get("layers", ())) & wanted)
+
+    return [unit.name for unit in opened.units if unit.phase == phase and has(dict(unit.spec))]

@@ -1,0 +1,378 @@
+"""The command line: exit statuses, messages, what it imports. Toy units stand in for the phases."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mechstudy.cli.app import app
+from mechstudy.execution import opened as opening
+from tests.unit.toy_units import calls, chain, unit
+
+ROOT = Path(__file__).parents[2]
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "vocab_size": 260,
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a study of a model that is nothing but a config and an empty weights file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MECHSTUDY_DEBUG", raising=False)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(CONFIG))
+    (model / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    (tmp_path / "text.txt").write_text("Some text.\n")
+    (tmp_path / "study.yaml").write_text(
+        "name: tiny\n"
+        "model: {source: 'path:model'}\n"
+        "behaviours:\n"
+        "  - {name: country_capital, n_train: 4, n_test: 4}\n"
+        "corpus: {source: 'text:text.txt', tokens: 4096}\n"
+        "capture: {layers: 2-4}\n"
+        "dictionaries: {layers: 1-3, layers_per_pass: 2}\n"
+    )
+    return tmp_path
+
+
+def mechstudy(*arguments: str, code: int = 0):
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def use(monkeypatch, units) -> None:
+    monkeypatch.setattr(opening, "build_units", lambda *_: units)
+
+
+def flat(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
+
+
+# ------------------------------------------------------------------------------------------------- help
+
+
+def test_help_names_every_command_and_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['mechstudy', '--help']\n"
+        "from mechstudy.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'ruamel', 'psutil', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = "init plan run status report validate verify corpus prompts baseline capture train attribute intervene"
+    for command in names.split(" "):
+        assert re.search(rf"^\W+{command}\s", done.stdout, re.MULTILINE), command
+
+
+def test_version_is_printed():
+    assert mechstudy("--version").output.startswith("mechstudy 0.")
+
+
+@pytest.mark.parametrize("command", ["prompts", "baseline", "capture", "train", "attribute", "intervene"])
+def test_every_phase_has_help_with_an_example(command):
+    assert f"mechstudy {command} study.yaml" in flat(mechstudy(command, "--help").output)
+
+
+# ------------------------------------------------------------------------------------------------- init
+
+
+def test_init_writes_a_study_that_can_be_planned_and_never_overwrites_one(here):
+    mechstudy("init", "new", "-b", "antonym", "-b", "country_capital", "--model", f"path:{here / 'model'}")
+    assert "layers: 2-5" in (here / "new" / "study.yaml").read_text(), "the middle layers of this model"
+    error = mechstudy("init", "new", code=2).stderr
+    assert "new/study.yaml: there is a study already" in error
+    plan = mechstudy("plan", "new/study.yaml", "--json", "--set", "corpus.source=text:../text.txt").stdout
+    names = [row["unit"] for row in json.loads(plan)["units"]]
+    assert {"baseline[antonym]", "baseline[country_capital]", "train[5]"} <= set(names)
+
+
+def test_init_of_the_quickstart_model_needs_no_download(here, monkeypatch):
+    monkeypatch.setenv("MECHSTUDY_CACHE", str(here / "cache"))
+    mechstudy("init", "quick")
+    text = (here / "quick" / "study.yaml").read_text()
+    assert "layers: 10-19" in text and "subject_verb_agreement" in text
+    plan = json.loads(mechstudy("plan", "quick/study.yaml", "--json").stdout)
+    assert "not fetched" in plan["notes"][0]
+    assert not (here / "cache").exists()
+
+
+def test_init_refuses_an_unknown_behaviour_with_the_nearest(here):
+    assert "did you mean antonym?" in mechstudy("init", "new", "-b", "antonyms", code=2).stderr
+
+
+# ------------------------------------------------------------------------------------- plan and status
+
+
+def test_plan_shows_units_sizes_and_totals(here):
+    output = mechstudy("plan", "study.yaml").stdout
+    for text in ("train[3]", "capture[corpus:1-2]", "rough", "storage.activations: keep", "runs/tiny"):
+        assert text in output, output
+    made = json.loads(mechstudy("plan", "study.yaml", "--json").stdout)
+    assert made["time"]["label"] == "rough"
+    assert {row["state"] for row in made["units"]} <= {"runs", "waits"}
+
+
+def test_plan_and_status_import_no_torch_from_the_command_line(here):
+    code = (
+        "import sys\nfrom mechstudy.cli import main\nsys.argv = ['mechstudy', sys.argv[1], 'study.yaml']\n"
+        "try: main()\n"
+        "except SystemExit as exit: assert not exit.code, exit.code\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    for command in ("plan", "status"):
+        done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_disk_too_small_is_refused_by_plan_and_by_run(here, monkeypatch):
+    from mechstudy.execution import plan
+
+    monkeypatch.setattr(plan, "free_bytes", lambda folder: 1000)
+    assert "the disk is too small for this study by" in mechstudy("plan", "study.yaml", code=2).stderr
+    assert "the disk is too small for this study by" in mechstudy("run", "study.yaml", code=2).stderr
+    assert not (here / "runs" / "tiny" / "artifacts").exists()
+
+
+def test_status_shows_each_unit(here, monkeypatch):
+    use(monkeypatch, chain())
+    assert "5 pending" in mechstudy("status", "study.yaml").stdout
+    mechstudy("run", "study.yaml")
+    output = mechstudy("status", "study.yaml").stdout
+    assert "5 done" in output and "artifacts/left/left-" in output
+    assert json.loads(mechstudy("status", "study.yaml", "--json").stdout)["counts"] == {"done": 5}
+
+
+# ------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "what"),
+    [
+        ("name: tiny\nnmae: x\n", "study.yaml:2", "nmae"),
+        ("seed: seven\n", "study.yaml:", "seed"),
+        ("name: tiny\n  bad: [\n", "study.yaml:", ""),
+    ],
+)
+def test_a_broken_study_is_refused_at_its_line_without_traceback(here, change, where, what):
+    text = (here / "study.yaml").read_text()
+    (here / "study.yaml").write_text(change + text.replace("name: tiny\n", "" if "name:" in change else "name: tiny\n"))
+    for command in ("plan", "run", "status", "train"):
+        error = mechstudy(command, "study.yaml", code=2).stderr
+        assert where in error and what in error
+        assert "Traceback" not in error
+
+
+def test_a_layer_that_the_model_has_not_is_refused_at_its_line(here):
+    file = here / "study.yaml"
+    file.write_text(file.read_text().replace("capture: {layers: 2-4}", "capture: {layers: 2-6}"))
+    error = mechstudy("run", "study.yaml", code=2).stderr
+    assert "study.yaml:6: capture.layers: layer 6 does not exist" in error
+    assert "0-5" in error
+
+
+def test_a_model_folder_without_weights_and_a_truncated_file_are_refused_at_the_model(here):
+    (here / "model" / "model.safetensors").write_bytes(b"{}")
+    error = mechstudy("plan", "study.yaml", code=2).stderr
+    assert "study.yaml:2: model.source" in error and "truncated" in error
+    (here / "model" / "model.safetensors").unlink()
+    assert "holds no safetensors weights" in mechstudy("plan", "study.yaml", code=2).stderr
+
+
+def test_a_missing_study_is_an_error_not_a_traceback(here):
+    assert "nothing.yaml" in mechstudy("run", "nothing.yaml", code=2).stderr
+
+
+def test_an_unknown_option_exits_with_2(here):
+    mechstudy("run", "study.yaml", "--colour", "red", code=2)
+
+
+def test_with_the_debug_variable_an_error_shows_its_traceback(here, monkeypatch):
+    from mechstudy.core.errors import MechstudyError
+
+    monkeypatch.setenv("MECHSTUDY_DEBUG", "1")
+    with pytest.raises(MechstudyError):
+        mechstudy("run", "nothing.yaml")
+
+
+# ---------------------------------------------------------------------------------------------- running
+
+
+def test_run_writes_summary_study_and_report_link_and_a_second_run_runs_nothing(here, monkeypatch):
+    use(monkeypatch, chain())
+    output = mechstudy("run", "study.yaml").stdout
+    assert "summary: runs/tiny/summary.json" in output
+    folder = here / "runs" / "tiny"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["units"]["left"]["status"] == "done"
+    assert summary["units"]["left"]["artifact"].startswith("left/left-")
+    assert summary["wall_seconds"] > 0 and summary["peak_rss_bytes"] > 0
+    assert (folder / "study.yaml").read_text() == (here / "study.yaml").read_text()
+    assert (folder / "report").is_symlink() and not os.path.isabs(os.readlink(folder / "report"))  # noqa: PTH115, PTH117
+    assert (folder / "report" / "digest").exists()
+    mechstudy("run", "study.yaml")
+    assert len(calls(folder)) == 5
+    assert json.loads((folder / "summary.json").read_text()) == summary, "nothing ran, so its time is the first run's"
+
+
+def test_out_chooses_the_run_folder(here, monkeypatch):
+    use(monkeypatch, chain())
+    mechstudy("run", "study.yaml", "--out", "elsewhere")
+    assert (here / "elsewhere" / "summary.json").exists()
+    assert not (here / "runs").exists()
+
+
+def test_a_changed_unit_changes_where_the_report_link_leads(here, monkeypatch):
+    use(monkeypatch, chain())
+    mechstudy("run", "study.yaml")
+    before = (here / "runs" / "tiny" / "report").resolve()
+    use(monkeypatch, chain(right="other"))
+    mechstudy("run", "study.yaml")
+    assert (here / "runs" / "tiny" / "report").resolve() != before
+
+
+@pytest.mark.parametrize(("entry", "code", "text"), [("refuses", 2, "mend it"), ("crashes", 1, "ZeroDivisionError")])
+def test_failed_units_are_told_in_full_and_decide_the_exit_status(here, monkeypatch, entry, code, text):
+    use(monkeypatch, [unit("left", entry=entry), unit("right")])
+    result = mechstudy("run", "study.yaml", code=code)
+    assert f"error: left: {'toy.yaml:3: the toy is broken' if code == 2 else text}" in result.stderr
+    assert text in result.stderr and "Traceback" not in result.stderr
+    assert json.loads((here / "runs/tiny/summary.json").read_text())["units"]["left"]["status"] == "failed"
+
+
+def test_the_report_alone_is_made_again_and_its_path_printed(here, monkeypatch):
+    use(monkeypatch, chain())
+    assert "nothing of this study has run yet" in mechstudy("report", "study.yaml", code=2).stderr
+    mechstudy("run", "study.yaml")
+    assert mechstudy("report", "study.yaml").stdout.strip() == "runs/tiny/report/index.html"
+    assert calls(here / "runs" / "tiny")[5:] == ["report"]
+
+
+def test_verify_names_the_file_and_the_next_run_mends_it(here, monkeypatch):
+    use(monkeypatch, chain())
+    mechstudy("run", "study.yaml")
+    assert "5 artifacts, every checksum is right" in mechstudy("verify", "study.yaml").stdout
+    [file] = (here / "runs" / "tiny" / "artifacts" / "left").glob("*/digest")
+    file.write_text(file.read_text().replace(file.read_text()[0], "#"))
+    output = mechstudy("verify", "runs/tiny", code=2).stdout
+    assert re.search(r"left/left-\w+/digest: the file's bytes have changed", output)
+    mechstudy("run", "study.yaml")
+    assert calls(here / "runs" / "tiny")[5:] == ["left"]
+
+
+def test_ctrl_c_exits_with_130_and_says_how_to_resume(here, monkeypatch):
+    use(monkeypatch, [unit("left", entry="interrupted")])
+    monkeypatch.setattr(sys, "argv", ["mechstudy", "run", "study.yaml"])
+    assert "mechstudy run study.yaml" in mechstudy("run", "study.yaml", code=130).stderr
+
+
+def test_sigterm_stops_as_cleanly_with_143(here):
+    code = (
+        "import sys; from mechstudy.execution import opened; from mechstudy.cli import main\n"
+        "from tests.unit.toy_units import unit\n"
+        "opened.build_units = lambda *_: [unit('train[0]', entry='counting', to=600, pause=0.05)]\n"
+        "sys.argv = ['mechstudy', 'run', 'study.yaml']; main()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not list(here.glob("runs/tiny/artifacts/train/*/.scratch/state")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert "is resumed by the same command" in error and "Traceback" not in error
+
+
+# ----------------------------------------------------------------------------------------------- phases
+
+
+@pytest.fixture
+def asked(here, monkeypatch):
+    """Records what phase commands hand to the engine instead of running it."""
+    from mechstudy.cli import run
+
+    record = {}
+
+    def run_units(opened, targets, *, profile=False, resume=None):
+        record.update(opened=opened, study=opened.study, targets=list(targets), profile=profile, resume=resume or {})
+        return 0
+
+    monkeypatch.setattr(run, "run_units", run_units)
+    return record
+
+
+def test_a_phase_command_runs_the_units_of_its_phase(asked):
+    mechstudy("baseline", "study.yaml", "--n-samples", "7")
+    assert asked["targets"] == ["baseline[country_capital]"]
+    assert (asked["study"].behaviours[0].n_train, asked["study"].behaviours[0].n_test) == (7, 7)
+
+
+def test_train_takes_layers_of_the_study_without_changing_what_they_are_made_from(asked):
+    mechstudy("train", "study.yaml", "--layers", "1,3", "--max-steps", "5", "--profile", "--threads", "3")
+    assert asked["targets"] == ["train[1]", "train[3]"]
+    assert asked["study"].dictionaries.layers == "1-3", "so the captured groups stay the same"
+    assert asked["study"].dictionaries.training.steps == 5
+    assert asked["study"].compute.threads == 3 and asked["profile"]
+
+
+def test_train_takes_layers_the_study_has_not_named(asked):
+    mechstudy("train", "study.yaml", "--layers", "5")
+    assert asked["targets"] == ["train[5]"]
+
+
+def test_train_refuses_a_layer_that_the_model_has_not(asked):
+    assert "layer 6 does not exist" in mechstudy("train", "study.yaml", "--layers", "6", code=2).stderr
+
+
+def test_capture_takes_layers_for_prompts_and_the_groups_that_hold_them(asked):
+    mechstudy("capture", "study.yaml", "--layers", "2-3", "--n-samples", "6")
+    assert asked["targets"] == ["capture[country_capital]", "capture[corpus:1-2]", "capture[corpus:3]"]
+    assert asked["study"].capture.layers == "2-3"
+
+
+def test_the_other_phases_take_their_numbers_of_prompts(asked):
+    mechstudy("attribute", "study.yaml", "--n-samples", "3")
+    assert (asked["targets"], asked["study"].attribution.n_prompts) == (["attribute[country_capital]"], 3)
+    mechstudy("intervene", "study.yaml", "--n-samples", "9")
+    assert (asked["targets"], asked["study"].interventions.n_samples) == (["intervene[country_capital]"], 9)
+
+
+def test_resume_from_takes_one_layer_and_a_checkpoint(asked, here):
+    checkpoint = here / "old" / "checkpoint.safetensors"
+    checkpoint.parent.mkdir()
+    checkpoint.write_text("weights")
+    mechstudy("train", "study.yaml", "--layers", "2", "--resume-from", "old")
+    assert asked["resume"] == {"train[2]": Path("old/checkpoint.safetensors")}
+    error = mechstudy("train", "study.yaml", "--resume-from", "old", code=2).stderr
+    assert "3 are selected" in error and "--layers 12" in error
+    assert (
+        "no such checkpoint" in mechstudy("train", "study.yaml", "--layers", "2", "--resume-from", "x", code=2).stderr
+    )
+
+
+def test_a_phase_command_says_where_its_artifacts_are(here, monkeypatch):
+    use(monkeypatch, [unit("model"), unit("train[1]", ["model"], layer=1), unit("train[2]", ["model"], layer=2)])
+    output = mechstudy("train", "study.yaml", "--layers", "2").stdout
+    assert re.fullmatch(r"train\[2\]: done: runs/tiny/artifacts/train/train-2-\w{12}\n", output)

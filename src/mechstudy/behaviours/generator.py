@@ -1,0 +1,204 @@
+"""From templates and word lists to as many balanced contrastive pairs as asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from string import Formatter
+
+from mechstudy.behaviours.schema import SPLITS, Encode, PromptPair
+from mechstudy.behaviours.tokenise import Tokens, Unsuitable, pair_tokens, same_positions
+from mechstudy.core.errors import MechstudyError, nearest
+
+Rank = Callable[[str], int]
+"""A keyed hash: the only randomness of a family. It depends on (seed, behaviour, split) and the text."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt with named holes, such as "The {subject} near the {attractor}"."""
+
+    name: str
+    text: str
+
+    def render(self, fields: Mapping[str, str], named: Iterable[str]) -> Rendered:
+        """Fill the holes, and note the character at which each hole in `named` ends."""
+        text, ends = "", {}
+        for literal, field, _, _ in Formatter().parse(self.text):
+            text += literal
+            if field is not None:
+                text += fields[field]
+                ends[field] = len(text)
+        return Rendered(text, {name: ends[name] for name in named})
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt's text, and where each named word in it ends (character offset, exclusive)."""
+
+    text: str
+    ends: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A pair before any tokenizer has seen it."""
+
+    clean: Rendered
+    corrupted: Rendered
+    answer: str
+    wrong_answer: str
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One place in a data set, filled by the first of `drafts` that suits the tokenizer.
+
+    `balance` is the class held half-half (such as "singular"); `item` the word to be used about equally often;
+    `group` the bootstrap's cluster.
+    """
+
+    balance: str
+    template: str
+    item: str
+    group: str
+    key: str
+    drafts: Callable[[], Iterator[Draft]]
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """A family of contrastive prompts.
+
+    `templates` and `lexicon` hold what each split draws from; no split's words or templates are in the other.
+    `slots(split, rank)` lists every prompt that could be made.
+    """
+
+    name: str
+    description: str
+    positions: tuple[str, ...]
+    templates: Mapping[str, tuple[Template, ...]]
+    lexicon: Mapping[str, frozenset[str]]
+    slots: Callable[[str, Rank], Iterable[Slot]]
+
+    def generate(self, encode: Encode, n: int = 100, split: str = "train", seed: int = 0) -> list[PromptPair]:
+        """The first `n` pairs of the split's sequence for this seed and tokenizer.
+
+        The sequence does not depend on `n`: asking for more keeps the earlier pairs. Every pair has clean and
+        corrupted prompts of equal token length, the same named positions in both, and answers that differ in
+        their first token.
+
+        Raises:
+            MechstudyError: unknown split, `n` below 1, or more pairs asked for than exist.
+        """
+        if split not in SPLITS:
+            valid = nearest(split, SPLITS)
+            raise MechstudyError(
+                f"{self.name}: unknown split {split!r}",
+                facts={"splits": ", ".join(SPLITS)},
+                fix=f"split: {valid}" if valid else None,
+            )
+        if n < 1:
+            raise MechstudyError(f"{self.name}: {n} {split} prompts asked for", fix="ask for at least 1")
+        rank, skipped = self._rank(split, seed), Counter[str]()
+        stream = _fill(self.slots(split, rank), f"{self.name}-{split}", Tokens(encode), rank, skipped)
+        pairs = list(islice(stream, n))
+        if len(pairs) == n:
+            return pairs
+        reasons = [f"{count} drafts: {kind}" for kind, count in sorted(skipped.items())]
+        raise MechstudyError(
+            f"{self.name}: {n} {split} prompts asked for, but this tokenizer allows {len(pairs)} at most",
+            facts={"skipped": "\n".join(reasons)} if reasons else None,
+            fix=f"ask for at most {len(pairs)}" if pairs else "bring your own prompts as JSONL",
+        )
+
+    def _rank(self, split: str, seed: int) -> Rank:
+        prefix = f"{seed}\n{self.name}\n{split}\n"
+        return lambda text: int.from_bytes(hashlib.sha256((prefix + text).encode()).digest()[:8], "big")
+
+
+def pick(rank: Rank, choices: Sequence[str], key: str) -> str:
+    """One of `choices`, by the hash of `key`."""
+    return choices[rank(key) % len(choices)]
+
+
+class _Pool:
+    """The unused slots of one balance class and template, by item, in hash order."""
+
+    def __init__(self, slots: Iterable[Slot], rank: Rank) -> None:
+        self.by_item: dict[str, list[Slot]] = {}
+        for slot in sorted(slots, key=lambda slot: rank(slot.key)):
+            self.by_item.setdefault(slot.item, []).append(slot)
+        self.order = {item: index for index, item in enumerate(self.by_item)}
+
+    def pop(self, used: Mapping[str, int], used_in_group: Mapping[str, int]) -> Slot:
+        """The next slot of the least used item, and of these the one whose group is least used."""
+        item = min(
+            self.by_item,
+            key=lambda item: (used[item], used_in_group[self.by_item[item][0].group], self.order[item]),
+        )
+        slot = self.by_item[item].pop(0)
+        if not self.by_item[item]:
+            del self.by_item[item]
+        return slot
+
+
+def _fill(slots: Iterable[Slot], name: str, tokens: Tokens, rank: Rank, skipped: Counter[str]) -> Iterator[PromptPair]:
+    """Balance classes in strict turn, templates in turn within a class, the least used item first.
+
+    Ends when the class whose turn it is has nothing left, so that what was given stays balanced. `skipped`
+    counts, by kind, the drafts that this tokenizer refused.
+    """
+    grouped: dict[str, dict[str, list[Slot]]] = {}
+    for slot in slots:
+        grouped.setdefault(slot.balance, {}).setdefault(slot.template, []).append(slot)
+    turns = [deque(_Pool(pool, rank) for pool in by_template.values()) for by_template in grouped.values()]
+    used: Counter[str] = Counter()
+    used_in_group: Counter[str] = Counter()
+    count = 0
+    while turns:
+        for turn in turns:
+            filled = None
+            while turn and filled is None:
+                pool = turn.popleft()
+                while pool.by_item and filled is None:
+                    slot = pool.pop(used, used_in_group)
+                    filled = _suit(slot, f"{name}-{count:04d}", tokens, skipped)
+                if pool.by_item:
+                    turn.append(pool)
+            if filled is None:
+                return
+            used[slot.item] += 1
+            used_in_group[slot.group] += 1
+            count += 1
+            yield filled
+
+
+def _suit(slot: Slot, id: str, tokens: Tokens, skipped: Counter[str]) -> PromptPair | None:
+    """The slot's first draft that suits the tokenizer, or None."""
+    for draft in slot.drafts():
+        clean, corrupted = draft.clean, draft.corrupted
+        try:
+            ids = pair_tokens(tokens, clean.text, corrupted.text, draft.answer, draft.wrong_answer)
+            positions = same_positions(tokens, clean.text, clean.ends, corrupted.text, corrupted.ends)
+        except Unsuitable as error:
+            skipped[error.kind] += 1
+            continue
+        return PromptPair(
+            id=id,
+            template=slot.template,
+            group=slot.group,
+            clean=clean.text,
+            corrupted=corrupted.text,
+            answer=draft.answer,
+            wrong_answer=draft.wrong_answer,
+            positions=positions,
+            clean_tokens=ids.clean,
+            corrupted_tokens=ids.corrupted,
+            answer_tokens=ids.answer,
+            wrong_tokens=ids.wrong,
+        )
+    return None

@@ -1,0 +1,90 @@
+"""One contrastive prompt pair, and its file: JSON Lines, one pair a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import model_validator
+
+from mechstudy.core.config import Config
+from mechstudy.core.errors import MechstudyError
+
+Encode = Callable[[str], list[int]]
+"""Text to token ids, with BOS exactly as the model wants it (`LanguageModel.encode`)."""
+
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
+
+
+class PromptPair(Config):
+    """A clean prompt, its corrupted twin, and the two answers that tell them apart.
+
+    The clean prompt's right answer is `answer`; the corrupted prompt's is `wrong_answer`. Both are written
+    as they follow the prompt, with their leading space. The two prompts have as many tokens as each other, so
+    one token index in `positions` names the same place in both.
+
+    Raises:
+        ValueError: unequal lengths, a position outside the prompt, or answers with the same first token.
+    """
+
+    id: str
+    template: str
+    group: str
+    """Cluster for the bootstrap: template x lexical item. Pairs of one group are not independent."""
+    clean: str
+    corrupted: str
+    answer: str
+    wrong_answer: str
+    positions: dict[str, int]
+    clean_tokens: tuple[int, ...]
+    corrupted_tokens: tuple[int, ...]
+    answer_tokens: tuple[int, ...]
+    wrong_tokens: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PromptPair:
+        where = f"prompt {self.id}"
+        if len(self.clean_tokens) != len(self.corrupted_tokens) or not self.clean_tokens:
+            raise MechstudyError(
+                f"clean has {len(self.clean_tokens)} tokens and corrupted {len(self.corrupted_tokens)}",
+                where=where,
+                fix="both must have the same number of tokens, at least one",
+            )
+        if not self.answer_tokens or not self.wrong_tokens or self.answer_tokens[0] == self.wrong_tokens[0]:
+            raise MechstudyError(
+                f"answers {self.answer!r} and {self.wrong_answer!r} do not differ in their first token",
+                where=where,
+                fix="choose answers that the model can tell apart at its next token",
+            )
+        for name, index in self.positions.items():
+            if not 0 <= index < len(self.clean_tokens):
+                raise MechstudyError(
+                    f"position {name}={index} is outside the prompt's {len(self.clean_tokens)} tokens",
+                    where=where,
+                )
+        return self
+
+
+def to_jsonl(pairs: Iterable[PromptPair]) -> str:
+    """The text of a prompts file: one canonical JSON object a line."""
+    return "".join(json.dumps(pair.canonical(), ensure_ascii=False) + "\n" for pair in pairs)
+
+
+def from_jsonl(path: Path) -> list[PromptPair]:
+    """Read a prompts file written by `to_jsonl` (an artifact's `train.jsonl` or `test.jsonl`).
+
+    Raises:
+        MechstudyError: a line that is no prompt pair, with its number.
+    """
+    pairs = []
+    # not splitlines(): a prompt may hold U+2028, which JSON does not escape
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line:
+            try:
+                pairs.append(PromptPair.model_validate_json(line))
+            except ValueError as error:
+                raise MechstudyError(f"not a prompt pair: {error}", where=f"{path}:{number}") from error
+    return pairs

@@ -1,0 +1,145 @@
+"""Where words fall on tokens, for any tokenizer, from nothing but `encode`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mechstudy.behaviours.schema import Encode
+
+
+class Unsuitable(ValueError):
+    """These prompts cannot make a contrastive pair with this tokenizer.
+
+    `kind` is short and the same for all prompts with this defect, to count by; `what` names the prompt's own
+    facts; `fix` is what a user would do about it.
+    """
+
+    def __init__(self, kind: str, what: str, fix: str) -> None:
+        super().__init__(what)
+        self.kind = kind
+        self.what = what
+        self.fix = fix
+
+
+@dataclass(frozen=True)
+class PairTokens:
+    """Token ids of a pair: prompts of equal length, answers as they follow the prompts."""
+
+    clean: tuple[int, ...]
+    corrupted: tuple[int, ...]
+    answer: tuple[int, ...]
+    wrong: tuple[int, ...]
+
+
+class Tokens:
+    """`encode` with a memory: the same few prompts are encoded again and again."""
+
+    def __init__(self, encode: Encode) -> None:
+        self._encode = encode
+        self._seen: dict[str, tuple[int, ...]] = {}
+
+    def __call__(self, text: str) -> tuple[int, ...]:
+        if text not in self._seen:
+            self._seen[text] = tuple(self._encode(text))
+        return self._seen[text]
+
+
+def token_at(tokens: Tokens, text: str, end: int) -> int:
+    """Index of the token that holds the character before `end`.
+
+    A cut is at a token boundary when the text before it encodes to a prefix of the whole's tokens. From `end`
+    on, the first such cut closes the token asked for: so a word of several tokens gives its last, part of a
+    token gives that token, and BOS shifts nothing by hand.
+    """
+    whole = tokens(text)
+    for cut in range(end, len(text)):
+        head = tokens(text[:cut])
+        if head and head == whole[: len(head)]:
+            return len(head) - 1
+    return len(whole) - 1
+
+
+def continuation(tokens: Tokens, prompt: str, answer: str) -> tuple[int, ...]:
+    """The answer's tokens as they follow the prompt.
+
+    Raises:
+        Unsuitable: the prompt's own tokens change when the answer is appended, or the answer has no token.
+    """
+    before, both = tokens(prompt), tokens(prompt + answer)
+    if both[: len(before)] != before:
+        raise Unsuitable(
+            "answer merges with the prompt",
+            f"answer {answer!r} merges with the end of the prompt {prompt[-12:]!r} into other tokens",
+            "end the prompt without a space and begin the answer with one",
+        )
+    if len(both) == len(before):
+        raise Unsuitable("answer without a token", f"answer {answer!r} has no token", "give an answer")
+    return both[len(before) :]
+
+
+def pair_tokens(tokens: Tokens, clean: str, corrupted: str, answer: str, wrong: str) -> PairTokens:
+    """Tokenise a pair and both answers in context.
+
+    Raises:
+        Unsuitable: unequal prompt lengths, answers that begin with the same token, that merge with the
+            prompt, or that are tokenised differently after the clean and the corrupted prompt.
+    """
+    clean_ids, corrupted_ids = tokens(clean), tokens(corrupted)
+    if len(clean_ids) != len(corrupted_ids):
+        raise Unsuitable(
+            "clean and corrupted of unequal token length",
+            f"clean has {len(clean_ids)} tokens, corrupted {len(corrupted_ids)}",
+            "choose words with the same number of tokens, so that positions match",
+        )
+    if not clean_ids:
+        raise Unsuitable("prompt without a token", "the prompts have no tokens", "give a prompt")
+    if clean_ids == corrupted_ids:
+        raise Unsuitable(
+            "clean and corrupted are the same", "clean and corrupted are the same tokens", "change one of them"
+        )
+    answers = []
+    for text in (answer, wrong):
+        after_clean, after_corrupted = continuation(tokens, clean, text), continuation(tokens, corrupted, text)
+        if after_clean != after_corrupted:
+            raise Unsuitable(
+                "answer tokenised differently after clean and corrupted",
+                f"answer {text!r} has different tokens after the clean and the corrupted prompt",
+                "let both prompts end with the same characters",
+            )
+        answers.append(after_clean)
+    if answers[0][0] == answers[1][0]:
+        raise Unsuitable(
+            "answers begin with the same token",
+            f"answers {answer!r} and {wrong!r} begin with the same token, so one logit cannot tell them apart",
+            "choose answers with different first tokens (and mind the leading space)",
+        )
+    return PairTokens(clean_ids, corrupted_ids, answers[0], answers[1])
+
+
+def same_positions(
+    tokens: Tokens, clean: str, clean_ends: Mapping[str, int], corrupted: str, corrupted_ends: Mapping[str, int]
+) -> dict[str, int]:
+    """Token index of each named word, given where it ends in either text, plus `last`.
+
+    Raises:
+        Unsuitable: a name falls on different tokens in clean and corrupted, or two names on the same token.
+    """
+    found = {}
+    for name, end in clean_ends.items():
+        found[name] = token_at(tokens, clean, end)
+        other = token_at(tokens, corrupted, corrupted_ends[name])
+        if found[name] != other:
+            raise Unsuitable(
+                "positions differ between clean and corrupted",
+                f"position {name} is token {found[name]} in clean, {other} in corrupted",
+                "choose words with the same number of tokens",
+            )
+    found["last"] = len(tokens(clean)) - 1
+    if len(set(found.values())) < len(found):
+        raise Unsuitable(
+            "two positions on one token",
+            f"two of the positions {', '.join(found)} are the same token",
+            "name words further apart",
+        )
+    return found

@@ -1,0 +1,246 @@
+"""Bring your own prompts: a JSON Lines file, one contrastive pair a line. See docs/behaviours.md."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mechstudy.behaviours.schema import SPLITS, Encode, PromptPair
+from mechstudy.behaviours.tokenise import Tokens, Unsuitable, pair_tokens, token_at
+from mechstudy.core.errors import MechstudyError, nearest
+
+REQUIRED = ("clean", "corrupted", "answer", "wrong_answer")
+OPTIONAL = ("id", "template", "group", "split", "positions")
+MAX_LISTED = 10
+
+
+class _Broken(ValueError):
+    """What is wrong with a line, and what to do about it."""
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.fix = fix
+
+
+def load_jsonl(path: Path, encode: Encode) -> dict[str, list[PromptPair]]:
+    """Read a user's prompts, tokenise and validate each line, and split them.
+
+    A line without `split` goes where the hash of its group says, so that no group is in both splits and adding
+    lines moves none of the old ones.
+
+    Returns:
+        {"train": [...], "test": [...]}, both non-empty, in the file's order.
+
+    Raises:
+        MechstudyError: the file is missing or empty, or lines are broken: the first ten, each as `file:line`.
+    """
+    path = Path(path)
+    tokens = Tokens(encode)
+    broken: dict[int, _Broken] = {}
+    rows: dict[int, dict[str, Any]] = {}
+    pairs: dict[int, PromptPair] = {}
+    for number, raw in _lines(path):
+        try:
+            rows[number] = _parse(raw)
+            pairs[number] = _pair(rows[number], f"{path.stem}-{number:04d}", tokens)
+        except _Broken as error:
+            broken[number] = error
+    if not rows and not broken:
+        raise MechstudyError("no prompts in the file", where=str(path), fix="one JSON object a line")
+    split_of = _splits(rows, pairs, broken)
+    _no_repeats(pairs, broken)
+    if broken:
+        raise _report(path, broken, len(rows.keys() | broken.keys()))
+    result: dict[str, list[PromptPair]] = {
+        split: [pairs[number] for number in pairs if split_of[number] == split] for split in SPLITS
+    }
+    for split in SPLITS:
+        if not result[split]:
+            raise MechstudyError(
+                f"no {split} prompts: all {len(pairs)} are in the other split",
+                where=str(path),
+                fix=f'write "split": "{split}" on some lines, or give more lines of other groups',
+            )
+    return result
+
+
+def _lines(path: Path) -> list[tuple[int, bytes]]:
+    """(number, bytes) of the lines that are not blank."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise MechstudyError(
+            f"cannot read the prompts: {error.strerror}", where=str(path), fix="the path of a .jsonl file"
+        ) from error
+    data = data.removeprefix(b"\xef\xbb\xbf")  # the byte order mark that Windows editors write
+    return [(number, raw) for number, raw in enumerate(data.split(b"\n"), start=1) if raw.strip()]
+
+
+def _parse(raw: bytes) -> dict[str, Any]:
+    """A line's object, with its keys and the types of its values checked."""
+
+    def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in items]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise _Broken(f"key {key!r} is there twice", "keep one")
+        return dict(items)
+
+    try:
+        row = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+    except UnicodeDecodeError as error:
+        raise _Broken(f"not UTF-8 at byte {error.start + 1} of the line", "save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise _Broken(f"not JSON: {error.msg} at column {error.colno}", "one JSON object a line") from error
+    except RecursionError as error:
+        raise _Broken("not a prompt: nested too deeply", "one flat JSON object a line") from error
+    if not isinstance(row, dict):
+        raise _Broken(f"a JSON {type(row).__name__}, not an object", 'a line is {"clean": ..., ...}')
+    for key in row:
+        if key not in REQUIRED + OPTIONAL:
+            meant = nearest(key, REQUIRED + OPTIONAL)
+            raise _Broken(f"unknown key {key!r}", f"{meant!r}?" if meant else f"keys: {', '.join(REQUIRED + OPTIONAL)}")
+    if missing := [key for key in REQUIRED if key not in row]:
+        raise _Broken(f"missing {', '.join(missing)}", f"required: {', '.join(REQUIRED)}")
+    for key, value in row.items():
+        if key != "positions":
+            _check_text(key, value)
+    if "split" in row and row["split"] not in SPLITS:
+        raise _Broken(f"unknown split {row['split']!r}", f"one of {', '.join(SPLITS)}, or leave it out")
+    return row
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str) or not value:
+        raise _Broken(f"{name} is {json.dumps(value)[:40]}, not a text", f"{name}: a non-empty string")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise _Broken(f"{name} holds half a surrogate pair", "write the character itself") from error
+
+
+def _pair(row: Mapping[str, Any], default_id: str, tokens: Tokens) -> PromptPair:
+    clean, corrupted = row["clean"], row["corrupted"]
+    try:
+        ids = pair_tokens(tokens, clean, corrupted, row["answer"], row["wrong_answer"])
+    except Unsuitable as error:
+        raise _Broken(error.what, error.fix) from error
+    return PromptPair(
+        id=row.get("id", default_id),
+        template=row.get("template", "user"),
+        group=row.get("group", clean),
+        clean=clean,
+        corrupted=corrupted,
+        answer=row["answer"],
+        wrong_answer=row["wrong_answer"],
+        positions=_positions(row.get("positions", {}), clean, tokens),
+        clean_tokens=ids.clean,
+        corrupted_tokens=ids.corrupted,
+        answer_tokens=ids.answer,
+        wrong_tokens=ids.wrong,
+    )
+
+
+def _positions(named: object, clean: str, tokens: Tokens) -> dict[str, int]:
+    """Token index of each named substring or index of the clean prompt, plus `last`."""
+    if not isinstance(named, dict):
+        raise _Broken("positions is not an object", 'positions: {"name": "substring" or token index}')
+    last = len(tokens(clean)) - 1
+    found: dict[str, int] = {}
+    for name, place in named.items():
+        _check_text("a position's name", name)
+        if isinstance(place, int) and not isinstance(place, bool):
+            index = place if place >= 0 else last + 1 + place
+            if not 0 <= index <= last:
+                raise _Broken(f"position {name}: no token {place}", f"an index from 0 to {last}, or from the end")
+        else:
+            _check_text(f"position {name}", place)
+            index = _find(name, str(place), clean, tokens)
+        found[name] = index
+    if found.setdefault("last", last) != last:
+        raise _Broken(
+            f"position last is token {found['last']}, but the prompt ends with token {last}",
+            "leave `last` out (it is always there), or use another name",
+        )
+    return found
+
+
+def _find(name: str, substring: str, clean: str, tokens: Tokens) -> int:
+    start = clean.find(substring)
+    if start < 0:
+        raise _Broken(
+            f"position {name}: {substring!r} is not in the clean prompt", "copy it from `clean`, or give an index"
+        )
+    if clean.find(substring, start + 1) >= 0:
+        raise _Broken(
+            f"position {name}: {substring!r} is in the clean prompt more than once",
+            "a longer substring that ends at the same word, or a token index",
+        )
+    return token_at(tokens, clean, start + len(substring.rstrip()))
+
+
+def _splits(
+    rows: Mapping[int, Mapping[str, Any]], pairs: Mapping[int, PromptPair], broken: dict[int, _Broken]
+) -> dict[int, str]:
+    """The split of each line: its group's, by the group's word or else by its hash."""
+    stated: dict[str, tuple[str, int]] = {}
+    for number, row in rows.items():
+        if "split" in row:
+            group = row.get("group", row.get("clean"))
+            split, first = stated.setdefault(group, (row["split"], number))
+            if split != row["split"]:
+                broken.setdefault(
+                    number,
+                    _Broken(
+                        f"group {group[:60]!r} is in {row['split']} here and in {split} on line {first}",
+                        "one split for all lines of a group, or other groups",
+                    ),
+                )
+    split_of = {}
+    seen: dict[str, int] = {}
+    for number, pair in pairs.items():
+        split_of[number] = stated[pair.group][0] if pair.group in stated else _hashed(pair.group)
+        first = seen.setdefault(pair.clean, number)
+        if split_of[first] != split_of[number]:
+            broken.setdefault(
+                number,
+                _Broken(
+                    f"the clean prompt of line {first}, in the other split",
+                    "give both lines one group, or leave one out: a test prompt must not be trained on",
+                ),
+            )
+    return split_of
+
+
+def _hashed(group: str) -> str:
+    return SPLITS[hashlib.sha256(group.encode()).digest()[0] % 2]
+
+
+def _no_repeats(pairs: Mapping[int, PromptPair], broken: dict[int, _Broken]) -> None:
+    """Ids, and whole pairs, are there once."""
+    ids: dict[str, int] = {}
+    contents: dict[tuple[str, ...], int] = {}
+    for number, pair in pairs.items():
+        if (first := ids.setdefault(pair.id, number)) != number:
+            broken.setdefault(number, _Broken(f"id {pair.id!r} is line {first}'s", "another id, or none"))
+        content = (pair.clean, pair.corrupted, pair.answer, pair.wrong_answer)
+        if (first := contents.setdefault(content, number)) != number:
+            broken.setdefault(number, _Broken(f"the same pair as line {first}", "leave one out"))
+
+
+def _report(path: Path, broken: Mapping[int, _Broken], n_lines: int) -> MechstudyError:
+    """One error for all broken lines; one broken line reads as any other mistake."""
+    if len(broken) == 1:
+        ((number, only),) = broken.items()
+        return MechstudyError(only.what, where=f"{path}:{number}", fix=only.fix)
+    listed = sorted(broken)[:MAX_LISTED]
+    more = f"; the first {MAX_LISTED} are" if len(broken) > MAX_LISTED else ""
+    return MechstudyError(
+        f"{len(broken)} of {n_lines} lines are broken{more}",
+        where=str(path),
+        facts={f"{path}:{number}": f"{broken[number].what}\nfix: {broken[number].fix}" for number in listed},
+    )

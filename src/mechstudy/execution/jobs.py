@@ -178,8 +178,8 @@ def entry_of(unit: Unit) -> Callable[..., None]:
 
 def resolve_device(device: str) -> str:
     """``auto`` is CUDA where there is one, else the CPU; a device that is not there is refused."""
-    if device == "cpu":
-        return device
+    if device == "cpu" or (device == "auto" and not _may_have_gpu()):
+        return "cpu"
     import torch
 
     if device == "auto":
@@ -195,6 +195,14 @@ def resolve_device(device: str) -> str:
             fix="compute.device: auto, or --device cpu",
         )
     return device
+
+
+def _may_have_gpu() -> bool:
+    """False where no driver of a GPU is to be seen, so that torch need not be imported to ask it."""
+    import shutil
+
+    devices = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+    return any(Path(device).exists() for device in devices) or shutil.which("nvidia-smi") is not None
 
 
 def make_room(unit: Unit, cache: dict[Any, Any], progress: Progress) -> None:

@@ -36,6 +36,7 @@ class OpenedStudy:
     model: Path | None
     units: list[Unit]
     folder: Path
+    overrides: tuple[str, ...] = ()
 
     @property
     def options(self) -> Options:
@@ -87,7 +88,7 @@ def open_study(
         units = build_units(study, shapes, fingerprint, base)
     except MechstudyError as error:
         raise _located(error, lines) from error
-    return OpenedStudy(file, study, lines, shapes, folder, units, out or Path("runs") / study.name)
+    return OpenedStudy(file, study, lines, shapes, folder, units, out or Path("runs") / study.name, tuple(overrides))
 
 
 def execute(

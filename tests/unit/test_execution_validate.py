@@ -1,0 +1,67 @@
+"""The three tests before a long run, on a tiny random model, through the study's own units."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mechstudy.core.errors import MechstudyError
+from mechstudy.core.progress import NullProgress
+from mechstudy.execution import validate as validating
+from mechstudy.execution.opened import OpenedStudy, open_study
+from mechstudy.execution.validate import validate
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny = tiny_model("llama", dtype="float32", n_layers=3, d=16)
+    tiny.hf.save_pretrained(folder)
+    tiny.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def opened(model, tmp_path) -> OpenedStudy:
+    pairs = []
+    for i in range(8):
+        pair = {"id": f"p{i}", "template": "t", "group": f"g{i}", "clean": f"abc {i}", "corrupted": f"abd {i}"}
+        pairs.append(pair | {"answer": "x", "wrong_answer": "y", "split": "train" if i % 2 else "test"})
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (tmp_path / "text.txt").write_text("".join(f"A line of text, number {i}, of some length.\n\n" for i in range(400)))
+    (tmp_path / "study.yaml").write_text(
+        "name: tiny\n"
+        f"model: {{source: 'path:{model}'}}\n"
+        "behaviours: [{name: mine, file: prompts.jsonl, n_train: 4, n_test: 4}]\n"
+        "corpus: {source: 'text:text.txt', tokens: 4096, held_out_tokens: 1024, context: 32}\n"
+        "dictionaries: {layers: all, evaluation_rows: 256, evaluation_tokens: 128}\n"
+        "compute: {device: cpu, threads: 1}\n"
+    )
+    return open_study(tmp_path / "study.yaml", out=tmp_path / "run")
+
+
+def test_the_three_tests_give_numbers_and_verdicts_and_leave_only_their_file(opened):
+    found = validate(opened, steps=60, progress=NullProgress())
+    assert [test["name"] for test in found["tests"]] == ["memory", "speed", "convergence"]
+    memory, speed, convergence = found["tests"]
+    assert memory["peak_rss_bytes"] > 1e6 and memory["go"]
+    assert speed["prompts"] == 4 and speed["projected_seconds"] > 0
+    assert convergence["d_sae"] == 64 and convergence["r2"] < 1
+    assert found["go"] == all(test["go"] for test in found["tests"])
+    assert json.loads((opened.folder / "validate.json").read_text()) == found
+    assert sorted(path.name for path in opened.folder.iterdir()) == ["lock", "validate.json"]
+
+
+def test_a_poor_r2_is_a_no_go(opened, monkeypatch):
+    monkeypatch.setattr(validating, "MIN_R2", 1.1)
+    found = validate(opened, steps=5, progress=NullProgress())
+    assert not found["go"] and not found["tests"][2]["go"]
+
+
+def test_a_test_that_cannot_run_raises_the_study_s_own_error(opened):
+    (opened.file.parent / "prompts.jsonl").write_text("{broken\n")
+    broken = open_study(opened.file, out=opened.folder)
+    with pytest.raises(MechstudyError, match=r"prompts\.jsonl:1"):
+        validate(broken, steps=5, progress=NullProgress())

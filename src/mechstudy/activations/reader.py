@@ -26,13 +26,14 @@ class RowReader:
     """Batches ``(x, y)`` of one site's rows and another's, for ever.
 
     They are fully determined by the store, the seed and the step they start from. Rows at a document's first
-    position and sinks (input norm above ``sink_ratio`` times the median) are left out. The store is shuffled
-    on disk, so an epoch reads it from end to end; the seed says where it begins.
+    position and sinks (input or target norm above ``sink_ratio`` times its median) are left out: in SmolLM2 the
+    normed inputs of a sink look like any other, and what the MLP writes there is 500 times the rest. The store
+    is shuffled on disk, so an epoch reads it from end to end; the seed says where it begins.
 
     Attributes:
         d_in, d_out: widths of the two sites.
         n_rows: rows in the store; rows_per_epoch: those that are kept.
-        max_input_norm: rows of a larger norm are sinks; None with ``sink_ratio=None``.
+        max_input_norm, max_output_norm: rows of a larger norm are sinks; None with ``sink_ratio=None``.
         sink_rows: rows left out as sinks (first positions not counted).
     """
 
@@ -54,8 +55,8 @@ class RowReader:
         self._in, self._out = self._files(site_in), self._files(site_out)
         self.d_in, self.d_out = self._in.width, self._out.width
         self.n_rows = store.n_rows
-        median = self._in.median_norm
-        self.max_input_norm = None if sink_ratio is None or median is None else sink_ratio * median
+        self.max_input_norm = _limit(self._in, sink_ratio)
+        self.max_output_norm = _limit(self._out, sink_ratio)
         self._keep, self.sink_rows = self._kept_rows(drop_first_position)
         self.rows_per_epoch = int(np.count_nonzero(self._keep))
         if not self.rows_per_epoch:
@@ -166,11 +167,17 @@ class RowReader:
             rows = slice(first, min(self.n_rows, first + SCAN_ROWS))
             if drop_first_position:
                 keep[rows] &= self.store.index(rows).positions > 0
-            if self.max_input_norm is not None:
-                small = self.store.norms(self.site_in, rows) <= self.max_input_norm
-                sinks += int(np.count_nonzero(keep[rows] & ~small))
-                keep[rows] &= small
+            kept_before = int(np.count_nonzero(keep[rows]))
+            for site, limit in ((self.site_in, self.max_input_norm), (self.site_out, self.max_output_norm)):
+                if limit is not None:
+                    keep[rows] &= self.store.norms(site, rows) <= limit
+            sinks += kept_before - int(np.count_nonzero(keep[rows]))
         return keep, sinks
+
+
+def _limit(site: SiteFiles, ratio: float | None) -> float | None:
+    """The norm above which a row of the site is a sink."""
+    return None if ratio is None or site.median_norm is None else ratio * site.median_norm
 
 
 class _RowFile:

@@ -164,7 +164,7 @@ def _linear_layer(
     valid = torch.zeros(pre.shape[0], dtype=torch.bool, device=pre.device)
     error = mlp_out
     if dictionary is not None:
-        valid = valid_positions(dictionary, mlp_in)
+        valid = valid_positions(dictionary, mlp_in, mlp_out)
         features = active_features(dictionary, mlp_in, valid)
         explained = torch.zeros_like(mlp_out).index_add(0, features.position_M, features.vector_MD)
         bias = dictionary.b_dec.to(pre) * valid[:, None]
@@ -180,11 +180,11 @@ def _linear_layer(
     )  # fmt: skip
 
 
-def valid_positions(dictionary: Dictionary, mlp_in_TD: Tensor) -> Tensor:
+def valid_positions(dictionary: Dictionary, mlp_in_TD: Tensor, mlp_out_TD: Tensor | None = None) -> Tensor:
     """Where the dictionary speaks, [T] bool: not at the first position, nor at sinks it was never trained on."""
     valid = torch.ones(mlp_in_TD.shape[0], dtype=torch.bool, device=mlp_in_TD.device)
     valid[0] = False
-    return valid & dictionary.is_valid(mlp_in_TD)
+    return valid & dictionary.is_valid(mlp_in_TD, mlp_out_TD)
 
 
 def active_features(dictionary: Dictionary, mlp_in_TD: Tensor, valid_T: Tensor) -> ActiveFeatures:

@@ -16,7 +16,7 @@ from mechstudy.dictionaries.kernels import top_k
 
 @dataclass(frozen=True)
 class DictionaryMeta:
-    """What a dictionary is. `metadata` is free-form JSON; `max_input_norm` in it marks sinks (see `Dictionary`).
+    """What a dictionary is. `metadata` is free-form JSON; `max_input_norm` and `max_output_norm` mark sinks.
 
     `k` is exact for topk; for jumprelu it is the average the threshold was calibrated to, or None if unknown.
     """
@@ -94,11 +94,19 @@ class Dictionary(nn.Module):
         limit = self.cfg.metadata.get("max_input_norm")
         return math.inf if limit is None else float(limit)
 
-    def is_valid(self, x: Tensor) -> Tensor:
-        """x[..., d_in] -> bool[...]: False for sinks."""
-        if math.isinf(self.max_input_norm):
-            return torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
-        return torch.linalg.vector_norm(x.detach().float(), dim=-1) <= self.max_input_norm
+    @property
+    def max_output_norm(self) -> float:
+        """L2 norm of a target row above which it is a sink; infinity if nothing was recorded."""
+        limit = self.cfg.metadata.get("max_output_norm")
+        return math.inf if limit is None else float(limit)
+
+    def is_valid(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """x[..., d_in] -> bool[...]: False for sinks; those told by their target alone need ``y`` [..., d_out]."""
+        valid = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
+        for rows, limit in ((x, self.max_input_norm), (y, self.max_output_norm)):
+            if rows is not None and not math.isinf(limit):
+                valid &= torch.linalg.vector_norm(rows.detach().float(), dim=-1) <= limit
+        return valid
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """x[..., d_in] -> [..., F] = x @ W_enc + b_enc; sinks are not treated apart here."""

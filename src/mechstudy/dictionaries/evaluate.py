@@ -80,7 +80,8 @@ def fvu(y_ND: Tensor, y_hat_ND: Tensor) -> float:
 def evaluate(dictionary: Dictionary, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
     """Score on held-out rows (x [N, d_in], y [N, d_out]).
 
-    Sinks (rows above the dictionary's `max_input_norm`) are counted in `sink_rows_share` and left out of the rest.
+    Sinks (rows above the dictionary's `max_input_norm` or `max_output_norm`) are counted in `sink_rows_share` and
+    left out of the rest.
 
     Returns:
         fvu, r2 = 1 - fvu, l0 (mean active features of a row), dead_share (never active here), dense_share
@@ -92,7 +93,7 @@ def evaluate(dictionary: Dictionary, batches: Iterable[tuple[Tensor, Tensor]]) -
     n_sinks = 0
     for batch in batches:
         x, y = (tensor.to(dictionary.W_enc) for tensor in batch)
-        valid = dictionary.is_valid(x)
+        valid = dictionary.is_valid(x, y)
         n_sinks += int((~valid).sum())
         x, y = x[valid], y[valid]
         f_NF = dictionary.encode(x)
@@ -189,7 +190,7 @@ class _Splice:
             x_BTD = y_BTD if self._in == self._out else self._x_BTD
             assert x_BTD is not None  # site_in runs before site_out
             x_BTD = x_BTD.to(self._dictionary.W_enc)
-            keep = ~self._dictionary.is_valid(x_BTD)
+            keep = ~self._dictionary.is_valid(x_BTD, y_BTD)
             keep[:, 0] = True
             return torch.where(keep[..., None].to(y_BTD.device), y_BTD, replacement(x_BTD, y_BTD))
 

@@ -39,7 +39,8 @@ class RowSource(Protocol):
     """Where rows come from; `activations.reader.RowReader` is one.
 
     `batches(start)` yields (x [N, d_in], y [N, d_out]) for step start, start+1, ... for ever, fully determined by
-    the source and `start`. A source that drops sinks has `max_input_norm`, the largest input norm it lets pass.
+    the source and `start`. A source that drops sinks has `max_input_norm` and `max_output_norm`, the largest
+    norms it lets pass.
     """
 
     d_in: int
@@ -295,9 +296,11 @@ def _finish(
     norm = state.normalisation
     folded = norm.fold(state.weights)
     limit = getattr(source, "max_input_norm", None)
+    limit_out = getattr(source, "max_output_norm", None)
     n_features = len(folded.b_enc)
     metadata = {
         "max_input_norm": None if limit is None else float(limit),
+        "max_output_norm": None if limit_out is None else float(limit_out),
         "trained_as": cfg.activation,
         "normalisation": {"scale_in": norm.scale_in, "scale_out": norm.scale_out},
         "precision": state.precision,

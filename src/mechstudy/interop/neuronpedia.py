@@ -29,7 +29,7 @@ def graph_json(
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The pruned graph as JSON; ``extra`` goes under ``metadata.mechstudy``."""
-    source_I, row_I = graph.influence()
+    source_I, _ = graph.influence()
     ids = _source_ids(graph)
     nodes = [_logit_node(graph, row, token_strings) for row in range(len(graph.logits))]
     row_ids = [node["node_id"] for node in nodes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mechstudy.core.artifacts import Artifact, ArtifactWriter
@@ -11,19 +12,21 @@ from mechstudy.core.runtime import Runtime
 
 def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
     """Writes ``tokens.safetensors`` and ``corpus.json``."""
-    from mechstudy.activations.config import CorpusConfig
+    from mechstudy.activations.config import FILE_KINDS, CorpusConfig
     from mechstudy.activations.corpus import build_corpus
     from mechstudy.phases.common import loaded_model
 
     config = CorpusConfig.model_validate({k: v for k, v in spec.items() if k != "fingerprint"})
-    sampled = config.parsed().kind == "sampled"
+    source = config.parsed()
+    sampled = source.kind == "sampled"
+    if source.kind in FILE_KINDS:  # the study's paths are relative to the study
+        config = config.model_copy(update={"source": f"{source.kind}:{runtime.base / source.path}"})
     model = loaded_model(inputs["model"], runtime, "bfloat16" if sampled else None)
     corpus = build_corpus(
         config,
         model.tokenizer,
         model=model if sampled else None,
         scratch=out.scratch / "samples",
-        base=runtime.base,
         progress=runtime.progress,
     )
-    corpus.save(out.path)
+    replace(corpus, source=spec["source"]).save(out.path)

@@ -65,7 +65,7 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
 
 
 def features_in_graphs(graphs: Mapping[str, Artifact], most: int) -> dict[tuple[int, int], dict[str, Any]]:
-    """(layer, feature) -> behaviour -> where it stands, for each behaviour's features of the largest influence or effect."""
+    """(layer, feature) -> behaviour -> where it stands: each behaviour's features of largest influence or effect."""
     found: dict[tuple[int, int], dict[str, Any]] = defaultdict(dict)
     for behaviour, artifact in graphs.items():
         nodes = [n for n in artifact.read_json("aggregate.json")["nodes"] if n["type"] == "feature"]

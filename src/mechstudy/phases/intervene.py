@@ -1,0 +1,47 @@
+"""Phase 5: what happens when the circuit's features are removed, resampled, patched and steered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mechstudy.core.artifacts import Artifact, ArtifactWriter
+from mechstudy.core.runtime import Runtime
+
+
+def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
+    """Writes ``results.csv``, ``results_partial_N.csv``, ``edges.csv``, ``dose_response.csv``, ``patching.csv`` and
+    ``summary.json``. Features come from train prompts, effects from test prompts; edges are checked where they
+    were predicted."""
+    from mechstudy.interventions.config import InterventionConfig
+    from mechstudy.interventions.edges import edge_checks, measure_edges
+    from mechstudy.interventions.features import feature_groups
+    from mechstudy.interventions.runner import run_interventions
+    from mechstudy.interventions.samples import build_plan
+    from mechstudy.interventions.summary import summarise
+    from mechstudy.phases.common import behaviour_of, dictionaries_of, inputs_of, loaded_model, prompts_of
+
+    config = InterventionConfig.model_validate(spec)
+    behaviour = behaviour_of(inputs)
+    model = loaded_model(inputs["model"], runtime)
+    dictionaries = dictionaries_of(inputs, runtime)
+    train, test = (prompts_of(inputs, split) for split in ("train", "test"))
+    [graphs] = inputs_of(inputs, "attribute").values()
+    aggregate = graphs.read_json("aggregate.json")
+    nodes = [node for node in aggregate["nodes"] if node["type"] == "feature"]
+    plan = build_plan(
+        model,
+        dictionaries,
+        train,
+        test,
+        feature_groups(nodes, n_groups=config.n_groups, group_size=config.group_size),
+        {(node["layer"], node["feature"]) for node in nodes},
+        config,
+        behaviour=behaviour,
+        batch_tokens=runtime.batch_tokens,
+    )
+    how = {"progress": runtime.progress, "batch_tokens": runtime.batch_tokens}
+    run_interventions(model, dictionaries, plan, config, out.path, **how)
+    if "edges" in config.kinds and config.n_edges:
+        measure_edges(model, dictionaries, edge_checks(aggregate, train), config, out.path, **how)
+    out.write_json("summary.json", summarise(plan, config, out.path))

@@ -4,6 +4,8 @@ The formats are the contract's; the shapes (falling loss, middle layers better t
 made up to look like a real run.
 """
 
+# ruff: noqa: RUF001 - the typography of the pages is under test
+
 from __future__ import annotations
 
 import csv
@@ -23,8 +25,10 @@ POSITIONS = {
     "subject_verb_agreement": ["start", "subject", "preposition", "attractor", "end"],
     "country_capital": ["start", "country", "end"],
 }
-WORDS = (" keys cabinet are is were the of near old red dog cats walks walk France Paris Rome Italy capital said that many"
-         " doctor friends with by").split(" ")  # fmt: skip
+WORDS = [
+    "", "keys", "cabinet", "are", "is", "were", "the", "of", "near", "old", "red", "dog", "cats", "walks", "walk", "France",
+    "Paris", "Rome", "Italy", "capital", "said", "that", "many", "doctor", "friends", "with", "by",
+]  # fmt: skip
 
 
 def write(path: Path, value: Any) -> None:
@@ -96,7 +100,8 @@ class FakeStudy:
                 "spec": {"seed": 7, "unit": name, "layers": [10, 11]},
                 "inputs": {"model": {"id": "ab" * 32, "path": "../model"}} if name != "model" else {},
                 "provenance": {
-                    "python": "3.11.9", "platform": "Linux-6.1-x86_64", "cpu": "Fictional CPU, 2 cores", "memory": "24 GB",
+                    "python": "3.11.9", "platform": "Linux-6.1-x86_64", "cpu": "Fictional CPU, 2 cores",
+                    "memory": "24 GB",
                     "packages": {"torch": "2.13.0", "transformers": "5.23.0", "numpy": "2.4.6"},
                     "git": {"commit": "0123456789abcdef", "dirty": False}, "hostname": "node1",
                     "argv": ["/usr/bin/mechstudy", "run", "study.yaml"],
@@ -119,7 +124,7 @@ class FakeStudy:
     def _prompts(self, behaviour: str) -> None:
         folder, tokens = self.folder(f"prompts[{behaviour}]"), {}
         vocabulary = [w if i % 3 else f" {w}" for i, w in enumerate(WORDS)] + list(HOSTILE_TOKENS)
-        tokens = {i: w for i, w in enumerate(vocabulary)}
+        tokens = dict(enumerate(vocabulary))
         names = POSITIONS.get(behaviour, ["start", "end"])
         for split in ("train", "test"):
             pairs = []
@@ -215,7 +220,8 @@ class FakeStudy:
                 {
                     "slug": slug, "prompt": graph["metadata"]["prompt"], "prompt_id": f"train-{i}",
                     "n_features_active": 5200, "n_nodes": 2400, "n_edges": 190_000,
-                    "n_nodes_pruned": len(graph["nodes"]), "n_edges_pruned": len(graph["links"]), "seconds": 3.2, **scores,
+                    "n_nodes_pruned": len(graph["nodes"]), "n_edges_pruned": len(graph["links"]), "seconds": 3.2,
+                    **scores,
                 }
             )  # fmt: skip
         write(folder / "graphs" / "graph-metadata.json", {"graphs": []})
@@ -278,7 +284,8 @@ class FakeStudy:
         ledger = {"features": 2.4, "errors": 0.7, "tokens": 0.35, "biases": -0.2}
         return {
             "metadata": {
-                "slug": slug, "scan": "smollm2", "prompt_tokens": tokens, "prompt": "".join(tokens), "schema_version": 1,
+                "slug": slug, "scan": "smollm2", "prompt_tokens": tokens, "prompt": "".join(tokens),
+                "schema_version": 1,
                 "node_threshold": 0.8,
                 "mechstudy": {
                     "positions": {"subject": 2, "attractor": 7, "end": 11}, "answer": " are", "wrong_answer": " is",
@@ -307,15 +314,17 @@ class FakeStudy:
         for layer in LAYERS:
             for feature in self.features[layer][:9]:
                 position = self.random.choice(names[1:])
-                nodes.append({"id": f"{layer}_{feature}@{position}", "type": "feature", "layer": layer, "feature": feature,
-                              "position": position, "frequency": self.random.uniform(0.3, 1),
-                              "influence": self.random.paretovariate(1.1) * 1e-3, "activation": 4.2, "label": ""})  # fmt: skip
+                nodes.append({"id": f"{layer}_{feature}@{position}", "type": "feature", "layer": layer,
+                              "feature": feature, "position": position, "frequency": self.random.uniform(0.3, 1),
+                              "influence": self.random.paretovariate(1.1) * 1e-3, "activation": 4.2,
+                              "label": ""})  # fmt: skip
             nodes.append({"id": f"error_{layer}@{names[-1]}", "type": "error", "layer": layer, "feature": None,
-                          "position": names[-1], "frequency": 1.0, "influence": 0.004, "activation": None, "label": ""})  # fmt: skip
+                          "position": names[-1], "frequency": 1.0, "influence": 0.004, "activation": None,
+                          "label": ""})  # fmt: skip
             nodes.append({"id": f"b_{layer}", "type": "bias", "layer": layer, "feature": None, "position": None,
                           "frequency": 1.0, "influence": 0.001, "activation": None, "label": ""})  # fmt: skip
-        nodes.append({"id": "logit", "type": "logit", "layer": None, "feature": None, "position": None, "frequency": 1.0,
-                      "influence": None, "activation": None, "label": "answer − wrong answer"})  # fmt: skip
+        nodes.append({"id": "logit", "type": "logit", "layer": None, "feature": None, "position": None,
+                      "frequency": 1.0, "influence": None, "activation": None, "label": "answer − wrong answer"})  # fmt: skip
         depth = {n["id"]: -1 if n["type"] == "token" else 99 if n["type"] == "logit" else n["layer"] for n in nodes}
         order = {None: 0, **{p: i for i, p in enumerate(names)}}
         edges = []
@@ -329,7 +338,8 @@ class FakeStudy:
                                   "weight_sd": 0.05, "frequency": self.random.uniform(0.4, 1), "n": 20})  # fmt: skip
         self.edges = getattr(self, "edges", {}) | {behaviour: edges}
         self.nodes = getattr(self, "nodes", {}) | {behaviour: nodes}
-        return {"behaviour": behaviour, "target": "answer − wrong answer", "n_prompts": self.n_prompts, "positions": names,
+        return {"behaviour": behaviour, "target": "answer − wrong answer", "n_prompts": self.n_prompts,
+                "positions": names,
                 "layers_with_dictionaries": list(LAYERS), "n_layers": 30, "nodes": nodes, "edges": edges}  # fmt: skip
 
     def _features(self) -> None:
@@ -351,10 +361,11 @@ class FakeStudy:
                 shuffled = self.random.sample(vocabulary, 10)
                 features.append(
                     {
-                        "layer": layer, "feature": feature, "kind": "skip_transcoder", "frequency": 10 ** -self.random.uniform(1.5, 4),
+                        "layer": layer, "feature": feature, "kind": "skip_transcoder",
+                        "frequency": 10 ** -self.random.uniform(1.5, 4),
                         "mean_activation": 2.2, "max_activation": 9.0,
                         "top_logits": [{"token": t, "value": 2 - 0.1 * i} for i, t in enumerate(shuffled)],
-                        "bottom_logits": [{"token": t, "value": -2 + 0.1 * i} for i, t in enumerate(reversed(shuffled))],
+                        "bottom_logits": [{"token": t, "value": -2 + 0.1 * i} for i, t in enumerate(shuffled[::-1])],
                         "examples": examples,
                         "graphs": {b: {"influence": self.random.random() * 0.1, "frequency": 0.7, "positions": ["end"]}
                                    for b in BEHAVIOURS if k < 9},
@@ -402,7 +413,8 @@ class FakeStudy:
         rows = []
         for e in sorted(self.edges[behaviour], key=lambda e: -abs(e["weight"]))[:60]:
             live = 0.8 * e["weight"] + self.random.gauss(0, 0.1)
-            rows.append({"source": e["source"], "target": e["target"], "predicted": e["weight"], "frozen": e["weight"] * 1.0001,
+            rows.append({"source": e["source"], "target": e["target"], "predicted": e["weight"],
+                         "frozen": e["weight"] * 1.0001,
                          "frozen_ci95": [e["weight"] - 0.01, e["weight"] + 0.01], "live": live,
                          "live_ci95": [live - 0.12, live + 0.12], "n": 20})  # fmt: skip
         write(

@@ -139,7 +139,7 @@ def _compute_page(source: Source, site: Site, figures: Figures) -> None:
             title="Peak memory of each unit", caption="Largest resident set of the process.", unit="",
         ),
     ]  # fmt: skip
-    provenance = next((u["provenance"] for u in reversed(source.units) if u.get("provenance")), {})
+    provenance: dict[str, Any] = next((u["provenance"] for u in reversed(source.units) if u.get("provenance")), {})
     packages = provenance.get("packages") or {}
     environment = {
         k: v if isinstance(v, str) else _yaml(v)

@@ -1,5 +1,7 @@
 """Charts of prompts, baselines, dictionaries and units, as altair specs without data frames."""
 
+# ruff: noqa: RUF001 - minus signs and Greek letters are what the axes show
+
 from __future__ import annotations
 
 import math
@@ -26,7 +28,7 @@ def zero_rule(axis: str) -> alt.Chart:
 
 def logit_differences(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> alt.TopLevelMixin | None:
     """Histogram of per-prompt logit differences, one colour per split; right of zero is correct."""
-    values = [
+    values: list[dict[str, Any]] = [
         {"split": split, "d": d} for split, rows in splits.items() for r in rows
         if (d := real(r.get("logit_difference"))) is not None
     ]  # fmt: skip
@@ -177,7 +179,12 @@ def graph_scores(per_prompt: Sequence[Mapping[str, Any]]) -> alt.TopLevelMixin |
     if not rows:
         return None
     base = alt.Chart(data(rows)).encode(y=alt.Y("score:N", title=None, sort=[label for _, label in fields]))
-    x = alt.X("v:Q", title="score (1 = nothing left to error nodes)", scale=alt.Scale(domain=[0, 1]))
+    x = alt.X(
+        "v:Q",
+        title="score (1 = nothing left to error nodes)",
+        scale=alt.Scale(domain=[0, 1]),
+        axis=alt.Axis(tickCount=6),
+    )
     ticks = base.mark_tick(color="@effect", opacity=0.5, thickness=2, size=18).encode(
         x=x, tooltip=["prompt:N", alt.Tooltip("v:Q", format=".3f")]
     )
@@ -195,7 +202,7 @@ def unit_bars(units: Sequence[Mapping[str, Any]], field: str, label: str, scale:
         return None
     base = alt.Chart(data(rows)).encode(
         y=alt.Y("unit:N", title=None, sort=None, axis=alt.Axis(labelLimit=220)),
-        x=alt.X("v:Q", title=label),
+        x=alt.X("v:Q", title=label, axis=alt.Axis(tickCount=5)),
         tooltip=["unit:N", "phase:N", alt.Tooltip("v:Q", title=label, format=",.3~f")],
     )
     bars = base.mark_bar(color="@effect", opacity=0.8, cornerRadiusEnd=2)

@@ -1,7 +1,10 @@
 """Charts of interventions: effects against controls, dose-response, patching, predicted against measured edges."""
 
+# ruff: noqa: RUF001 - Greek letters are what the axes show
+
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,12 +13,12 @@ import altair as alt
 from .charts import data, zero_rule
 from .claims import Claim
 from .source import real
-from .text import clip, plain
+from .text import plain
 
 DIRECTIONS = {
     "features": "circuit's features",
-    "random": "random directions (control)",
-    "difference_of_means": "difference of means (baseline)",
+    "random": "random (control)",
+    "difference_of_means": "difference of means",
 }
 
 
@@ -23,7 +26,7 @@ def forest(claims: Sequence[Claim]) -> alt.TopLevelMixin | None:
     """Effect and matched control of each test, with 95% CIs around zero."""
     rows = []
     for claim in claims:
-        label = clip(plain(claim.title), 48)
+        label = _wrap(claim.title)
         for role, mean, ci in (
             ("circuit", claim.effect, claim.ci95),
             ("matched control", claim.control_effect, claim.control_ci95),
@@ -39,7 +42,7 @@ def groups_forest(groups: Sequence[Mapping[str, Any]], metric: str) -> alt.TopLe
     """Effect and control of each group of features."""
     rows = []
     for group in groups:
-        label = clip(plain(f"{group.get('kind')}: {group.get('name')}"), 48)
+        label = _wrap(f"{group.get('kind')}: {group.get('name')}")
         for role, e, c in (("circuit", "effect", "ci95"), ("matched control", "control_effect", "control_ci95")):
             if group.get(e) is not None:
                 low, high = group.get(c) or (group[e], group[e])
@@ -47,11 +50,21 @@ def groups_forest(groups: Sequence[Mapping[str, Any]], metric: str) -> alt.TopLe
     return _forest(rows, f"mean change of the {metric} (95% CI)") if rows else None
 
 
+def _wrap(label: str) -> str:
+    """At most three lines of a label for an axis."""
+    return "\n".join(textwrap.wrap(plain(label), 30, max_lines=3, placeholder="…"))
+
+
 def _forest(rows: list[dict[str, Any]], label: str) -> alt.TopLevelMixin:
     roles = ["circuit", "matched control"]
     color = alt.Color("role:N", title=None, scale=alt.Scale(domain=roles, range=["@effect", "@control"]))
     offset = alt.YOffset("role:N", scale=alt.Scale(domain=roles, paddingOuter=0.55))
-    y = alt.Y("test:N", title=None, sort=None, axis=alt.Axis(labelLimit=260, grid=False))
+    y = alt.Y(
+        "test:N",
+        title=None,
+        sort=None,
+        axis=alt.Axis(labelLimit=260, grid=False, labelExpr="split(datum.label, '\\n')", labelLineHeight=13),
+    )
     base = alt.Chart(data(rows)).encode(y=y, yOffset=offset, color=color)
     tooltip = [
         "test:N", "role:N", alt.Tooltip("v:Q", title="mean", format=".3f"),
@@ -61,7 +74,7 @@ def _forest(rows: list[dict[str, Any]], label: str) -> alt.TopLevelMixin:
     bars = base.mark_rule(strokeWidth=2.5).encode(x=alt.X("low:Q", title=label), x2="high:Q", tooltip=tooltip)
     points = base.mark_point(size=70, opacity=1).encode(x="v:Q", shape=shape, tooltip=tooltip)
     n_tests = len({r["test"] for r in rows})
-    return (zero_rule("x") + bars + points).properties(width="container", height=max(90, 40 * n_tests))
+    return (zero_rule("x") + bars + points).properties(width="container", height=max(90, 46 * n_tests))
 
 
 def dose_response(summary: Mapping[str, Any]) -> alt.TopLevelMixin | None:
@@ -113,7 +126,7 @@ def patching(summary: Mapping[str, Any]) -> alt.TopLevelMixin | None:
     colour = alt.Color(
         "v:Q",
         title="share of the gap restored",
-        scale=alt.Scale(domain=[-reach, 0, reach], range=["@neg", "@mid", "@pos"]),
+        scale=alt.Scale(domain=[-reach, 0, reach], range=["@neg", "@mid", "@pos"], interpolate="rgb"),
         legend=alt.Legend(format=".0%", gradientLength=200),
     )
     base = alt.Chart(data(rows)).encode(

@@ -15,7 +15,7 @@ from .text import clip, plain
 Theme = Mapping[str, str]
 INLINE: Theme = {token: f"var(--{token[1:]})" for token in LIGHT}
 
-_BOX_W, _BOX_H, _GAP = 148, 19, 5
+_BOX_W, _BOX_H, _GAP = 178, 19, 5
 _LEFT, _TOP, _BOTTOM = 58, 14, 40
 
 
@@ -115,10 +115,12 @@ def _draw_edges(
         (x1, y1), (x2, y2) = places[s], places[t]
         y1, y2 = y1 - half, y2 + half
         middle = (y1 + y2) / 2
+        bow = 0.22 * abs(y1 - y2) + half if abs(x1 - x2) < 30 and abs(y1 - y2) > 70 else 0.0
         share = abs(w) / top
         dash = ' stroke-dasharray="5 3"' if w < 0 else ""
         parts.append(
-            f'<path d="M{x1:.1f} {y1:.1f}C{x1:.1f} {middle:.1f} {x2:.1f} {middle:.1f} {x2:.1f} {y2:.1f}" fill="none" '
+            f'<path d="M{x1:.1f} {y1:.1f}C{x1 - bow:.1f} {middle:.1f} {x2 - bow:.1f} {middle:.1f} {x2:.1f} {y2:.1f}" '
+            f'fill="none" '
             f'stroke="{theme["@pos" if w > 0 else "@neg"]}" stroke-width="{0.6 + 3 * share:.2f}" '
             f'stroke-opacity="{0.25 + 0.6 * share:.2f}"{dash}/>'
         )
@@ -145,7 +147,7 @@ def _draw_node(view: Mapping[str, Any], i: int, place: tuple[float, float], them
         f'<rect x="{x - _BOX_W / 2:.1f}" y="{y - _BOX_H / 2:.1f}" width="{_BOX_W}" height="{_BOX_H}" '
         f'rx="{4 if kind == "feature" else 9}" fill="{fill}" stroke="{stroke}"/>'
     )
-    return f"<g>{tip}{box}{_text(x, y + 3.6, clip(shown, 27), theme['@ink'], 9.5, 'middle')}</g>"
+    return f"<g>{tip}{box}{_text(x, y + 3.6, clip(shown, 34), theme['@ink'], 9.5, 'middle')}</g>"
 
 
 def _text(x: float, y: float, label: str, fill: str, font_size: float, anchor: str, weight: int = 400) -> str:

@@ -41,7 +41,7 @@ def auto_label(feature: Mapping[str, Any]) -> str:
 def write_features(out: Path, features: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Write data/features-L<layer>.js and return the index's rows, the most influential first."""
     layers: dict[int, dict[str, Any]] = {}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for feature in features:
         layer, number = int(feature["layer"]), int(feature["feature"])
         layers.setdefault(layer, {})[str(number)] = _record(feature)

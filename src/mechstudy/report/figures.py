@@ -70,4 +70,4 @@ def write_data(out: Path, name: str, value: Any) -> None:
 
 def bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one classic script, without any network request."""
-    return vl_convert.javascript_bundle(vl_version=_VEGA_LITE)
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=_VEGA_LITE)

@@ -217,4 +217,4 @@ def is_cumulative(influences: Sequence[float | None]) -> bool:
     Shares that add up to a direct influence are small; cumulative ones lie between 0 and 1 with a high mean.
     """
     known = [v for v in influences if v is not None]
-    return len(known) > 3 and 0 <= min(known) and max(known) <= 1.0001 and sum(known) / len(known) > 0.3
+    return len(known) > 3 and min(known) >= 0 and max(known) <= 1.0001 and sum(known) / len(known) > 0.3

@@ -1,5 +1,7 @@
 """One function per page: gather what it shows, draw its figures, render its template."""
 
+# ruff: noqa: RUF001 - minus signs and Greek letters are what the captions show
+
 from __future__ import annotations
 
 from typing import Any
@@ -74,12 +76,12 @@ def _token_strings(source: Source, behaviour: str, pairs: list[dict[str, Any]]) 
     table = source.json(f"prompts[{behaviour}]", "tokens.json")
     if table:
         return {int(i): str(t) for i, t in table.items()}
-    ids = {p["id"]: p["clean_tokens"] for p in pairs}
+    ids = {str(p["id"]): p["clean_tokens"] for p in pairs}
     strings: dict[int, str] = {}
     for row in (source.json(f"attribute[{behaviour}]", "scores.json") or {}).get("per_prompt") or []:
         graph = source.json(f"attribute[{behaviour}]", f"graphs/{row['slug']}.json") or {}
         shown = (graph.get("metadata") or {}).get("prompt_tokens") or []
-        known = ids.get(row.get("prompt_id")) or []
+        known = ids.get(str(row.get("prompt_id"))) or []
         if len(known) == len(shown):
             strings.update(zip(known, shown, strict=True))
     return strings
@@ -129,14 +131,14 @@ def dictionaries_page(source: Source, site: Site, figures: Figures) -> None:
             "dictionaries-training",
             charts.loss_curves(scalars),
             title="Training: fraction of variance unexplained",
-            caption="One line per layer; lower is better. A curve still falling at the end is an undertrained dictionary.",
+            caption="One line per layer; lower is better. A curve still falling at the end is undertrained.",
             unit=unit,
         ),
         figures.add(
             "dictionaries-density",
             charts.density_histograms(evaluations),
             title="Feature densities",
-            caption="A hump far right is dense features, which are seldom interpretable; far left, features that hardly fire.",
+            caption="A hump far right is dense features, seldom interpretable; far left, features that hardly fire.",
             unit=unit,
         ),
     ]
@@ -161,7 +163,7 @@ def graph_page(source: Source, site: Site, figures: Figures, behaviour: str, lab
     if aggregate and aggregate.get("nodes"):
         view = aggregate_view(aggregate, labels, checked)
         if not view["scores"]:
-            view["scores"] = {k: v for k, v in scores.items() if isinstance(v, (int, float))}
+            view["scores"] = {k: v for k, v in scores.items() if isinstance(v, (int, float)) and k != "n_prompts"}
         name = f"graph-{key}-aggregate"
         write_data(source_out(site), name, view)
         entries.append({"data": name, "slug": "aggregate", "label": f"All {view['n_prompts']} prompts, aggregated"})
@@ -213,8 +215,8 @@ def interventions_page(source: Source, site: Site, figures: Figures, behaviour: 
         "forest": figures.add(
             f"interventions-{key}", charts_interventions.forest(found),
             title="Effects against matched controls", unit=unit,
-            caption="Mean paired change per test prompt; bars are 95% cluster-bootstrap CIs. Controls are features matched "
-            "on layer, position and activation. A causal claim needs the bar away from zero and away from its control.",
+            caption="Mean paired change per test prompt; bars are 95% cluster-bootstrap CIs. Controls are features "
+            "matched on layer, position and activation. A causal claim needs the bar away from zero and away from its control.",
         ),
         "groups": figures.add(
             f"groups-{key}", charts_interventions.groups_forest(summary.get("groups") or [], metric),
@@ -230,20 +232,20 @@ def interventions_page(source: Source, site: Site, figures: Figures, behaviour: 
         "patching": figures.add(
             f"patching-{key}", charts_interventions.patching(summary),
             title="Where the information is", unit=unit,
-            caption="Patching one layer's activation at one position from clean into corrupted: share of the gap in the "
-            f"metric that comes back (n = {(summary.get('patching') or {}).get('n', 'n/a')}).",
+            caption="Patching one layer's activation at one position from clean into corrupted: share of the gap in "
+            f"the metric that comes back (n = {(summary.get('patching') or {}).get('n', 'n/a')}).",
         ),
         "edges_frozen": figures.add(
             f"edges-frozen-{key}", charts_interventions.edges(summary, "frozen"),
             title="Edges: predicted and measured, attention and norms frozen", unit=unit,
-            caption=f"Spearman {text.number(edges.get('spearman_frozen'))} over {edges.get('n', 0)} edges. On the dashed "
-            "line prediction and measurement agree; off it, the graph itself is wrong.",
+            caption=f"Spearman {text.number(edges.get('spearman_frozen'))} over {edges.get('n', 0)} edges. On the "
+            "dashed line prediction and measurement agree; off it, the graph itself is wrong.",
         ),
         "edges_live": figures.add(
             f"edges-live-{key}", charts_interventions.edges(summary, "live"),
             title="Edges: predicted and measured, live model", unit=unit,
-            caption=f"Spearman {text.number(edges.get('spearman_live'))} over {edges.get('n', 0)} edges. The distance to "
-            "the frozen panel is what the linear picture leaves out.",
+            caption=f"Spearman {text.number(edges.get('spearman_live'))} over {edges.get('n', 0)} edges. The distance "
+            "to the frozen panel is what the linear picture leaves out.",
         ),
     }  # fmt: skip
     site.render(

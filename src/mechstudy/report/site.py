@@ -49,9 +49,9 @@ class Site:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        filters = {
-            "visible": text.visible, "plain": text.plain, "title_": text.title, "num": text.number, "int_": text.integer,
-            "pct": text.percent, "ci": text.interval, "p": text.p_value, "duration": text.duration, "size": text.size,
+        filters: dict[str, Callable[..., Any]] = {
+            "visible": text.visible, "plain": text.plain, "title_": text.title, "num": text.number,
+            "int_": text.integer, "pct": text.percent, "ci": text.interval, "p": text.p_value, "duration": text.duration, "size": text.size,
             "slug": text.slug, "tokens": token_markup,
         }  # fmt: skip
         self.environment.filters.update({name: _tolerant(f) for name, f in filters.items()})

@@ -39,7 +39,7 @@ def chart_config(font: str) -> dict[str, Any]:
         "legend": {
             "labelFont": font, "titleFont": font, "labelFontSize": 11, "titleFontSize": 11,
             "titleFontWeight": 500, "labelColor": "@ink", "titleColor": "@muted", "orient": "top",
-            "symbolSize": 70, "labelLimit": 300, "offset": 4,
+            "symbolSize": 70, "labelLimit": 300, "offset": 4, "symbolOpacity": 1,
         },
         "title": {
             "font": font, "color": "@ink", "fontSize": 13, "fontWeight": 600, "anchor": "start",

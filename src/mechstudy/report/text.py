@@ -4,6 +4,8 @@ Jinja escapes HTML by itself; this module makes invisible characters visible, ke
 inert, names files, and writes numbers the same way on every page.
 """
 
+# ruff: noqa: RUF001 - the characters that stand for others are the point here
+
 from __future__ import annotations
 
 import hashlib
@@ -72,7 +74,7 @@ def script_json(value: Any) -> str:
 
 
 def slug(name: str) -> str:
-    """A file name for a unit, behaviour or graph: letters, digits and dashes; unique by a hash where it had to change."""
+    """A file name for a unit, behaviour or graph: letters, digits and dashes, and a hash where it had to change."""
     safe = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:60]
     if safe == name:
         return safe
@@ -92,10 +94,13 @@ def number(value: float | None, digits: int = 2) -> str:
     if value != 0 and (abs(value) < 0.5 * 10**-digits or abs(value) >= 1e6):
         text = f"{value:.1e}"
     else:
-        text = f"{value:,.{digits}f}"
-        if float(text.replace(",", "")) == 0:
-            text = text.lstrip("-")
+        return _fixed(value, digits)
     return text.replace("-", "−")
+
+
+def _fixed(value: float | None, digits: int) -> str:
+    text = f"{value or 0.0:,.{digits}f}"
+    return (text.lstrip("-") if float(text.replace(",", "")) == 0 else text).replace("-", "−")
 
 
 def integer(value: float | None) -> str:
@@ -113,7 +118,8 @@ def interval(ci: Sequence[float | None] | None, digits: int = 2) -> str:
     if not has_interval(ci):
         return f"[{NOT_AVAILABLE}]"
     assert ci is not None
-    return f"[{number(ci[0], digits)}, {number(ci[1], digits)}]"
+    low, high = (_fixed(v, digits) for v in ci)
+    return f"[{low}, {high}]"
 
 
 def has_interval(ci: Sequence[float | None] | None) -> bool:

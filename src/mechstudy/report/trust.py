@@ -77,8 +77,8 @@ def _graphs(source: Source, behaviour: str) -> list[TrustRow]:
             TrustRow(
                 "Do the graphs add up?",
                 text.number(scores["conservation_residual_max"], 4),
-                "Largest relative residual of features + errors + tokens + biases against the metric, over all prompts; "
-                "0 is exact.",
+                "Largest relative residual of features + errors + tokens + biases against the metric, over all "
+                "prompts; 0 is exact.",
                 unit,
             )
         )
@@ -88,8 +88,8 @@ def _graphs(source: Source, behaviour: str) -> list[TrustRow]:
             TrustRow(
                 "How much of the computation is in the drawn graph?",
                 f"completeness {text.number(pruned)}, replacement {text.number(scores.get('replacement_pruned'))}",
-                f"{text.percent(1 - pruned, 0)} of the weighted influence reaches its target through error or pruned nodes: "
-                "the picture is silent about that share.",
+                f"{text.percent(1 - pruned, 0)} of the weighted influence reaches its target through error or pruned "
+                "nodes: the picture is silent about that share.",
                 unit,
             )
         )

@@ -29,7 +29,8 @@
     const x2 = graph.x[t] * view.k + view.x, y2 = graph.y[t] * view.k + view.y;
     const middle = (y1 + y2) / 2;
     context.moveTo(x1, y1);
-    context.bezierCurveTo(x1, middle, x2, middle, x2, y2);
+    const bow = Math.abs(x1 - x2) < 8 && y1 - y2 > 40 * view.k ? Math.min(60, 0.16 * (y1 - y2)) : 0; // same column: go round
+    context.bezierCurveTo(x1 - bow, middle, x2 - bow, middle, x2, y2);
   }
 
   /* Strokes edges in a few batches: one path per sign and strength. */
@@ -133,7 +134,7 @@
       const room = graph.columnW[c] * view.k;
       const { label, name } = graph.columns[c];
       context.font = (name ? "600 " : "") + "12px " + family;
-      const shown = clip(label, Math.max(2, Math.floor(room / 6.6)));
+      const shown = clip(label, Math.max(4, Math.floor(room / 6.6)));
       const half = context.measureText(shown).width / 2;
       if (x - half < right || x + half > w) continue;
       right = x + half + 5;
@@ -143,12 +144,12 @@
     }
   }
 
-  app.drawBase = function (canvas, graph, view, state) {
+  app.drawBase = function (canvas, graph, view, state, most) {
     const { context, w, h } = prepare(canvas);
     const colours = palette();
     drawFrame(context, graph, view, w, h, colours);
     const dense = state.shownEdges.length > 2500 ? 0.45 : 1;
-    strokeEdges(context, graph, view, state.shownEdges, colours, [0.09 * dense, 0.6 * dense], graph.maxWeight);
+    strokeEdges(context, graph, view, state.shownEdges.slice(0, most), colours, [0.09 * dense, 0.6 * dense], graph.maxWeight);
     for (let i = graph.x.length - 1; i >= 0; i--) if (state.visible[i]) drawNode(context, graph, view, i, colours, 0);
     drawLabels(context, graph, view, w, h, colours);
   };

@@ -3,7 +3,7 @@
   "use strict";
   const app = window.mechstudy;
   const PITCH = 15; // world units between neighbours
-  const MARGIN = { left: 62, right: 22, top: 18, bottom: 46 };
+  const MARGIN = { left: 8, right: 16, top: 16, bottom: 6 };
 
   /* Adds to `graph`: x, y, r (Float32Array, world units), columnX, rowY, width, height, incoming, outgoing. */
   app.layout = function (graph, viewWidth, viewHeight) {

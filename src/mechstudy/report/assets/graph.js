@@ -8,7 +8,8 @@
   const $ = (id) => document.getElementById(id);
   const base = $("g-base"), over = $("g-over"), tip = $("g-tip"), panel = $("g-detail"), box = $("g-box");
   const emptyPanel = panel.innerHTML; // our own markup, before any data
-  let graph = null, entries = [], view = { k: 1, x: 0, y: 0 }, frame = 0, dirty = false;
+  let graph = null, entries = [], view = { k: 1, x: 0, y: 0 }, frame = 0, dirty = false, moving = 0;
+  const MOVING_EDGES = 900; // drawn while the view moves; all of them when it rests
 
   const state = {
     selected: -1, hover: -1, pins: new Set(), visible: new Uint8Array(0), shownEdges: [], rank: [], rankOf: 0,
@@ -37,17 +38,27 @@
       redraw(false);
     },
   };
-  window.mechstudyGraph = state; // for tests and the curious
+  /* For tests and the curious: the data, and where a node is on the canvas. */
+  state.graph = () => graph;
+  state.place = (id) => [graph.x[graph.index.get(id)] * view.k + view.x, graph.y[graph.index.get(id)] * view.k + view.y];
+  window.mechstudyGraph = state;
 
   function redraw(all) {
     dirty = dirty || all;
     if (frame || !graph) return;
     frame = requestAnimationFrame(() => {
       frame = 0;
-      if (dirty) app.drawBase(base, graph, view, state);
+      if (dirty) app.drawBase(base, graph, view, state, moving ? MOVING_EDGES : Infinity);
       dirty = false;
       app.drawOverlay(over, graph, view, state);
     });
+  }
+
+  /* A redraw while the view moves: the strongest edges now, all of them when it has rested. */
+  function move() {
+    clearTimeout(moving);
+    moving = setTimeout(() => { moving = 0; redraw(true); }, 140);
+    redraw(true);
   }
 
   /* Which nodes pass the filters, and each one's strongest edges among them. */
@@ -85,18 +96,21 @@
 
   function fit() {
     const w = box.clientWidth, h = box.clientHeight;
-    app.layout(graph, w, h);
-    const k = Math.min(1, w / graph.width, h / graph.height);
-    view = { k: Math.max(k, 0.3), x: 0, y: 0 };
-    view.x = Math.max(0, (w - graph.width * view.k) / 2);
-    view.y = Math.max(0, (h - graph.height * view.k) / 2);
+    const frame = (height) => { // the strips of layer names and tokens keep their size on the screen
+      app.layout(graph, w - 54, height);
+      return Math.min(1, (w - 54) / graph.width, (h - 40) / graph.height);
+    };
+    let k = frame(h - 40);
+    if (k < 1) k = frame((h - 40) / k); // a graph shrunk to the width gets the whole height
+    view = { k: Math.max(k, 0.3), x: 54, y: 0 };
+    view.y = Math.max(0, (h - 40 - graph.height * view.k) / 2);
     redraw(true);
   }
 
   function zoom(factor, cx, cy) {
     const k = Math.min(6, Math.max(0.2, view.k * factor));
     view = { k, x: cx - ((cx - view.x) * k) / view.k, y: cy - ((cy - view.y) * k) / view.k };
-    redraw(true);
+    move();
   }
 
   /* Moves the view so that a node can be seen, and shows it if a filter hid it. */
@@ -189,7 +203,7 @@
     if (drag) {
       const [px, py] = point(event);
       if (Math.hypot(px - drag.at[0], py - drag.at[1]) > 4) drag.moved = true;
-      if (drag.moved) { view.x = drag.x + px - drag.at[0]; view.y = drag.y + py - drag.at[1]; showTip(-1); redraw(true); }
+      if (drag.moved) { view.x = drag.x + px - drag.at[0]; view.y = drag.y + py - drag.at[1]; showTip(-1); move(); }
       return;
     }
     const i = at(event);

@@ -1,0 +1,186 @@
+"""The report in a real browser, from file://: no error, no request, no foreign script, and a graph one can use."""
+
+# ruff: noqa: RUF001 - the typography of the pages is under test
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mechstudy.report.build import build_report
+from tests.browser.report_browser import Browser, chromium
+from tests.report_fixture import BEHAVIOURS, FakeStudy
+
+pytest.importorskip("websocket", reason="the DevTools client needs websocket-client (in the dev extra)")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(chromium() is None, reason="Chromium is not installed"),
+]
+BIG = f"#g={BEHAVIOURS[0]}-0"
+GRAPH = f"graph-{BEHAVIOURS[0]}.html"
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    fake = FakeStudy(tmp_path_factory.mktemp("study"), prompts=2)
+    out = tmp_path_factory.mktemp("report")
+    build_report(fake.study, fake.inputs, fake.units, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    instance = Browser()
+    instance.size(1440, 900)
+    yield instance
+    instance.close()
+
+
+def select(browser: Browser, node: str) -> None:
+    """Click a node on the canvas, where it is drawn."""
+    x, y = browser.evaluate(
+        "(() => { const c = document.getElementById('g-over'); c.scrollIntoView({block: 'center'});"
+        f"const r = c.getBoundingClientRect(), p = mechstudyGraph.place('{node}');"
+        "return [r.left + p[0], r.top + p[1]]; })()"
+    )
+    browser.click(x, y)
+
+
+def enter(browser: Browser, control: str, value: str) -> None:
+    """Set a control's value as typing would."""
+    browser.evaluate(
+        f"(() => {{ const c = document.getElementById({control!r}); c.value = {value!r};"
+        "c.dispatchEvent(new Event('input')); })()"
+    )
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_page_loads_without_error_request_or_foreign_script(browser: Browser, report: Path, theme: str) -> None:
+    browser.theme(theme)
+    for page in sorted(report.glob("*.html")):
+        browser.open(page)
+        assert browser.errors == [], page.name
+        assert [u for u in browser.requests if not u.startswith(("file:", "data:"))] == [], page.name
+        assert browser.evaluate("document.querySelectorAll('img[src=x]').length") == 0
+        assert browser.evaluate("[...document.querySelectorAll('.chart')].every((c) => c.querySelector('svg'))")
+    assert browser.dialogs == []
+
+
+def test_no_page_scrolls_sideways_on_a_phone(browser: Browser, report: Path) -> None:
+    browser.size(390, 844, mobile=True)
+    try:
+        for page in sorted(report.glob("*.html")):
+            browser.open(page)
+            assert browser.evaluate("document.documentElement.scrollWidth") <= 390, page.name
+    finally:
+        browser.size(1440, 900)
+
+
+def test_the_graph_shows_all_nodes_and_at_most_k_edges_into_each(browser: Browser, report: Path) -> None:
+    browser.open(report / GRAPH, BIG)
+    assert browser.evaluate("mechstudyGraph.visible.length") == 2073
+    enter(browser, "g-influence", "100")
+    assert browser.evaluate("mechstudyGraph.nodeCount") == 2073
+    assert 2000 < browser.evaluate("mechstudyGraph.shownEdges.length") <= 3 * 2073
+    inked = (
+        "(() => { const c = document.getElementById('g-base');"
+        "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0; for (let i = 3; i < d.length; i += 4) if (d[i] > 40) n++; return n; })()"
+    )
+    browser.wait(f"{inked} > 10000")
+
+
+def test_the_influence_filter_hides_nodes_and_their_edges(browser: Browser, report: Path) -> None:
+    browser.open(report / GRAPH, BIG)
+    enter(browser, "g-influence", "30")
+    assert browser.evaluate("mechstudyGraph.nodeCount") < 1000
+    assert browser.evaluate(
+        "mechstudyGraph.shownEdges.every((e) => mechstudyGraph.visible[mechstudyGraph.graph().edges.source[e]])"
+    )
+
+
+def test_clicking_a_node_opens_its_evidence_and_its_edges(browser: Browser, report: Path) -> None:
+    browser.open(report / GRAPH)
+    node = browser.evaluate(
+        "(() => { const g = mechstudyGraph.graph();"
+        "const i = g.nodes.type.findIndex((t, k) => t === 0 && g.incoming[k].length && g.outgoing[k].length); return g.nodes.id[i]; })()"
+    )
+    select(browser, node)
+    browser.wait(f"document.getElementById('g-detail').dataset.node === '{node}'")
+    browser.wait("document.querySelectorAll('#g-detail .examples li').length > 0")
+    assert browser.evaluate("document.querySelectorAll('#g-detail .logits li').length") > 4
+    assert browser.evaluate("document.querySelectorAll('#g-detail .edges-list li').length") > 1
+    weights = browser.evaluate(
+        "[...document.querySelector('#g-detail .edges-list').querySelectorAll('.w')].map((w) => Math.abs(parseFloat("
+        "w.textContent.replace('−', '-'))))"
+    )
+    assert weights == sorted(weights, reverse=True)
+    assert browser.errors == []
+
+
+def test_a_link_restores_graph_node_and_pins(browser: Browser, report: Path) -> None:
+    browser.open(report / GRAPH, BIG)
+    browser.evaluate("(() => { mechstudyGraph.select(40); mechstudyGraph.pin(41); })()")
+    fragment = browser.evaluate("location.hash")
+    browser.open(report / GRAPH, fragment)
+    assert browser.evaluate("mechstudyGraph.selected") == 40
+    assert browser.evaluate("[...mechstudyGraph.pins]") == [41]
+
+
+def test_the_graph_works_from_the_keyboard(browser: Browser, report: Path) -> None:
+    browser.open(report / GRAPH)
+    browser.evaluate("document.getElementById('g-over').focus()")
+    for key, code in (("ArrowUp", 38), ("ArrowUp", 38), ("Enter", 13)):
+        browser.key(key, code)
+    browser.wait("mechstudyGraph.selected >= 0")
+    browser.key("p", 80)
+    assert browser.evaluate("mechstudyGraph.pins.size") == 1
+    browser.key("Escape", 27)
+    assert browser.evaluate("mechstudyGraph.selected") == -1
+
+
+def test_search_finds_a_feature_by_number_and_a_token_by_its_text(browser: Browser, report: Path) -> None:
+    browser.open(report / GRAPH, BIG)
+    feature = browser.evaluate(
+        "(() => { const n = mechstudyGraph.graph().nodes; return n.layer[30] + '/' + n.feature[30]; })()"
+    )
+    for query in (feature, "</script>"):
+        enter(browser, "g-search", query)
+        assert browser.evaluate("document.querySelectorAll('#g-results li[role=option]').length") >= 1
+
+
+def test_a_hostile_token_is_shown_as_text_and_never_runs(browser: Browser, report: Path) -> None:
+    browser.open(report / "features.html")
+    shown = browser.evaluate(
+        "(async () => { for (const r of await mechstudy.load('features-index')) {"
+        "const f = (await mechstudy.load('features-L' + r.layer))[r.feature];"
+        "if (f.examples.some((e) => e.t.some((t) => t.includes('<img')))) return r.layer + '/' + r.feature; } })()"
+    )
+    browser.evaluate(f"location.hash = '{shown}'")
+    browser.wait(f"document.getElementById('f-detail').dataset.feature === '{shown}'")
+    assert "</script><img·src=x·onerror=alert(1)>" in browser.evaluate(
+        "document.getElementById('f-detail').textContent"
+    )
+    assert browser.evaluate("document.querySelectorAll('img').length") == 0
+    assert browser.dialogs == []
+
+
+def test_the_pages_policy_forbids_requests_and_inline_scripts(browser: Browser, report: Path) -> None:
+    browser.open(report / "index.html")
+    blocked = browser.evaluate("fetch('http://127.0.0.1:9/').then(() => 'reached', () => 'blocked')")
+    assert blocked == "blocked"
+    ran = browser.evaluate(
+        "(() => { const s = document.createElement('script'); s.textContent = 'window.ran = true';"
+        "document.body.append(s);"
+        "return window.ran === true; })()"
+    )
+    assert ran is False
+    assert any("Content Security Policy" in e for e in browser.errors)
+
+
+def test_a_demo_sized_report_stays_small(report: Path) -> None:
+    files = [p for p in report.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) < 20e6
+    assert all(p.stat().st_size > 500 for p in (report / "figures").iterdir())

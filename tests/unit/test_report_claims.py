@@ -1,0 +1,84 @@
+"""A claim is only called one when its interval, its p-value and its controls allow it."""
+
+# ruff: noqa: RUF001 - the typography of the pages is under test
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mechstudy.report.claims import claims, excludes_zero, judge
+from mechstudy.report.source import Source
+
+
+def claim(tmp_path: Path, kind: str = "ablation", **test: Any):
+    summary = {
+        "metric": "logit difference",
+        "tests": {
+            kind: {
+                "n": 100, "effect": -2.31, "ci95": [-2.64, -1.98], "control_effect": -0.04,
+                "control_ci95": [-0.1, 0.02],
+                "p": 0.0, "p_adjusted": 0.001, "difference": -2.27, "difference_ci95": [-2.6, -1.94],
+                "label": "ablating the top 10 features", **test,
+            }
+        },
+    }  # fmt: skip
+    (tmp_path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    source = Source({"behaviours": ["b"]}, {"intervene[b]": tmp_path})
+    return claims(source, "b")[0]
+
+
+def test_a_supported_claim_reads_as_a_sentence_with_both_intervals(tmp_path: Path) -> None:
+    found = claim(tmp_path)
+    assert found.verdict == "supported"
+    assert found.sentence == (
+        "ablating the top 10 features lowers the logit difference by 2.31 [1.98, 2.64] on 100 unseen prompts; "
+        "matched controls 0.04 [−0.02, 0.10]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ({"ci95": [-4.0, 0.1]}, "unsupported"),
+        ({"ci95": [-4.0, 0.0]}, "unsupported"),
+        ({"p_adjusted": 0.05}, "unsupported"),
+        ({"p_adjusted": None}, "unsupported"),
+        ({"effect": None}, "unsupported"),
+        ({"difference_ci95": [-2.0, 0.2]}, "unspecific"),
+        ({"control_effect": -3.0, "control_ci95": [-3.2, -2.8], "difference_ci95": [0.3, 1.1]}, "unspecific"),
+        ({"difference_ci95": None, "control_ci95": [-2.2, 2.0]}, "unspecific"),
+        ({"difference_ci95": None}, "supported"),
+        ({"control_effect": None, "control_ci95": None}, "caveat"),
+        ({"control_ci95": [-0.1, -0.01]}, "caveat"),
+        ({"n": 12}, "caveat"),
+    ],
+)
+def test_the_verdict_follows_the_numbers(tmp_path: Path, change: dict[str, Any], verdict: str) -> None:
+    assert claim(tmp_path, **change).verdict == verdict
+
+
+def test_a_claim_that_is_not_shown_does_not_say_that_anything_was_lowered(tmp_path: Path) -> None:
+    sentence = claim(tmp_path, ci95=[-4.0, 0.1]).sentence
+    assert "does not measurably change" in sentence
+    assert "lowers" not in sentence
+
+
+def test_an_ablation_that_helps_is_pointed_out(tmp_path: Path) -> None:
+    found = claim(tmp_path, effect=2.0, ci95=[1.5, 2.5], difference_ci95=[1.4, 2.6])
+    assert found.verdict == "caveat"
+    assert any("other way" in caveat for caveat in found.caveats)
+
+
+def test_an_interval_that_ends_at_zero_does_not_exclude_it() -> None:
+    assert not excludes_zero([0.0, 1.0])
+    assert excludes_zero([1e-9, 1.0])
+    assert not excludes_zero(None)
+    assert not excludes_zero([None, 1.0])
+
+
+def test_without_an_interval_nothing_is_claimed() -> None:
+    assert judge(-2.0, None, 0.0, [-0.1, 0.1], [-2.0, -1.9], 0.001) == "unsupported"

@@ -30,7 +30,7 @@ TEMPLATES = {
 # Myanmar, Netherlands, South Africa, Sri Lanka, Tanzania); country and capital with one name or one root (Algeria,
 # Brazil, Djibouti, El Salvador, Guatemala, Guinea-Bissau, Kuwait, Luxembourg, Mexico, Panama, Singapore, Tunisia);
 # a name that is part of another's or another place's (both Congos, Georgia, Guinea, both Koreas, Niger, both
-# Sudans).
+# Sudans, Trinidad and Tobago).
 CAPITALS = {
     "train": """France:Paris, Spain:Madrid, Poland:Warsaw, Sweden:Stockholm, Denmark:Copenhagen, Greece:Athens,
         Hungary:Budapest, Ireland:Dublin, Romania:Bucharest, Ukraine:Kyiv, Croatia:Zagreb, Latvia:Riga,
@@ -58,7 +58,7 @@ CAPITALS = {
         Mauritius:Port Louis, Cape Verde:Praia, the Central African Republic:Bangui,
         the United States:Washington, Chile:Santiago, Colombia:Bogota, Venezuela:Caracas, Uruguay:Montevideo,
         Costa Rica:San Jose, Nicaragua:Managua, Suriname:Paramaribo, Belize:Belmopan, the Bahamas:Nassau,
-        the Dominican Republic:Santo Domingo, Trinidad and Tobago:Port of Spain,
+        the Dominican Republic:Santo Domingo,
         New Zealand:Wellington, Papua New Guinea:Port Moresby, Vanuatu:Port Vila""",
 }
 

@@ -46,7 +46,7 @@ class Tokens:
 
 
 def token_at(tokens: Tokens, text: str, end: int) -> int:
-    """Index of the token that holds the character before `end`.
+    """Index of the token that holds the character before `end`, which must not be white space.
 
     A cut is at a token boundary when the text before it encodes to a prefix of the whole's tokens. From `end`
     on, the first such cut closes the token asked for: so a word of several tokens gives its last, part of a

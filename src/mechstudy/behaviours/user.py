@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def load_jsonl(path: Path, encode: Encode) -> dict[str, list[PromptPair]]:
     for number, raw in _lines(path):
         try:
             rows[number] = _parse(raw)
-            pairs[number] = _pair(rows[number], f"{path.stem}-{number:04d}", tokens)
+            pairs[number] = _pair(rows[number], f"line-{number:04d}", tokens)
         except _Broken as error:
             broken[number] = error
     if not rows and not broken:
@@ -96,6 +97,10 @@ def _parse(raw: bytes) -> dict[str, Any]:
         raise _Broken(f"not UTF-8 at byte {error.start + 1} of the line", "save the file as UTF-8") from error
     except json.JSONDecodeError as error:
         raise _Broken(f"not JSON: {error.msg} at column {error.colno}", "one JSON object a line") from error
+    except _Broken:
+        raise
+    except ValueError as error:  # an integer of thousands of digits
+        raise _Broken(f"not readable: {error}", "plain texts and token indices") from error
     except RecursionError as error:
         raise _Broken("not a prompt: nested too deeply", "one flat JSON object a line") from error
     if not isinstance(row, dict):
@@ -111,6 +116,11 @@ def _parse(raw: bytes) -> dict[str, Any]:
             _check_text(key, value)
     if "split" in row and row["split"] not in SPLITS:
         raise _Broken(f"unknown split {row['split']!r}", f"one of {', '.join(SPLITS)}, or leave it out")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,79}", row.get("id", "x"), re.ASCII):
+        raise _Broken(
+            f"id {row['id'][:90]!r} cannot name a file",
+            "up to 80 of letters, digits and _ . + -, the first a letter or digit",
+        )
     return row
 
 
@@ -157,9 +167,12 @@ def _positions(named: object, clean: str, tokens: Tokens) -> dict[str, int]:
             index = place if place >= 0 else last + 1 + place
             if not 0 <= index <= last:
                 raise _Broken(f"position {name}: no token {place}", f"an index from 0 to {last}, or from the end")
+        elif isinstance(place, str) and place.strip():
+            index = _find(name, place, clean, tokens)
         else:
-            _check_text(f"position {name}", place)
-            index = _find(name, str(place), clean, tokens)
+            raise _Broken(
+                f"position {name} is {json.dumps(place)[:40]}", "a substring of the clean prompt, or a token index"
+            )
         found[name] = index
     if found.setdefault("last", last) != last:
         raise _Broken(
@@ -242,5 +255,5 @@ def _report(path: Path, broken: Mapping[int, _Broken], n_lines: int) -> Mechstud
     return MechstudyError(
         f"{len(broken)} of {n_lines} lines are broken{more}",
         where=str(path),
-        facts={f"{path}:{number}": f"{broken[number].what}\nfix: {broken[number].fix}" for number in listed},
+        facts={f"{path.name}:{number}": f"{broken[number].what}\nfix: {broken[number].fix}" for number in listed},
     )

@@ -47,6 +47,7 @@ def here(tmp_path, monkeypatch):
         "corpus: {source: 'text:text.txt', tokens: 4096}\n"
         "capture: {layers: 2-4}\n"
         "dictionaries: {layers: 1-3, layers_per_pass: 2}\n"
+        "compute: {device: cpu}\n"
     )
     return tmp_path
 

@@ -118,6 +118,18 @@ def test_bytes_for_people(n, text):
     assert human(n) == text
 
 
+@pytest.mark.real
+def test_the_config_that_spares_a_first_plan_the_download_is_the_model_s_own():
+    from mechstudy.execution.model_files import _KNOWN_CONFIGS, config_of, local_folder
+    from mechstudy.models.shapes import shapes_of
+
+    for source, config in _KNOWN_CONFIGS.items():
+        folder = local_folder(source, Path())
+        if folder is None:
+            pytest.skip(f"{source} is not fetched")
+        assert shapes_of(config_of(folder)) == shapes_of(config)
+
+
 @pytest.mark.parametrize("what", ["plan.make_plan", "status.read_status"])
 def test_plan_and_status_import_no_torch(tmp_path, what):
     module, _, function = what.partition(".")

@@ -306,7 +306,7 @@ class _Session:
                 continue
             freed = self.folder.store.discard(node.artifact, node.unit.discard_patterns)
             if freed:
-                self.progress.log(f"{name}: {freed / 1e9:.2f} GB deleted, nobody needs them any more")
+                self.progress.log(f"{name}: {freed / 1e6:,.1f} MB deleted, nobody needs them any more")
 
     def _replace(self, pool: Pool, death: WorkersDied) -> Pool:
         """A narrower pool after workers were killed; a unit that dies alone has failed."""

@@ -59,8 +59,8 @@ class RunFolder:
                 temporary.symlink_to(target, target_is_directory=True)
             except OSError:
                 shutil.copytree(artifact.path, temporary)
-            if link.exists() and not link.is_symlink():
-                shutil.rmtree(link)
+            if not (link.is_symlink() and temporary.is_symlink()):  # only a link replaces a link in one step
+                _remove(link)
             temporary.replace(link)
         return link
 

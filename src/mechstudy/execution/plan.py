@@ -20,6 +20,7 @@ from mechstudy.phases.unit import Unit
 
 _EFFICIENCY = 0.5  # share of a plain matrix product's rate that whole units reach, roughly
 _ASSUMED_GPU_RATE = 1e14  # FLOP/s, where a GPU is there and is not measured
+_MEASURE_SECONDS = 0.25
 _SPARE = 256 << 20  # bytes kept free beside what the study writes: logs, checkpoints, the report
 
 
@@ -182,16 +183,15 @@ def free_bytes(folder: Path) -> int:
 
 
 def measured_rate(device: str = "cpu") -> Rate:
-    """FLOP/s of a float32 matrix product on this machine's CPU (a tenth of a second), or an assumption for a GPU."""
+    """FLOP/s of a float32 matrix product on this machine's CPU, or an assumption for a GPU."""
     if device != "cpu" and (device.startswith("cuda") or shutil.which("nvidia-smi")):
         return Rate(_ASSUMED_GPU_RATE, f"assumed {_ASSUMED_GPU_RATE / 1e12:.0f} TFLOP/s of a GPU")
     import numpy
 
-    size = 1024
+    size = 768
     a = numpy.ones((size, size), dtype=numpy.float32)
-    best = float("inf")
-    for _ in range(4):
-        began = time.perf_counter()
+    best, end = float("inf"), time.perf_counter() + _MEASURE_SECONDS
+    while (began := time.perf_counter()) < end:
         a @ a
         best = min(best, time.perf_counter() - began)
     rate = 2 * size**3 / best
@@ -219,7 +219,8 @@ def _row(evaluation: Evaluation, name: str, rate: Rate) -> PlanRow:
     elif node.artifact is not None:
         state = "done"
         seconds = node.artifact.manifest.get("seconds")
-        size = sum(file["size"] for file in node.artifact.manifest["files"].values())
+        gone = node.artifact.manifest.get("discarded", ())
+        size = sum(file["size"] for name, file in node.artifact.manifest["files"].items() if name not in gone)
     else:
         state = "not asked for"
     return PlanRow(

@@ -1,0 +1,58 @@
+# make demo   everything from nothing to a report, on a CPU
+# make test   all tests (make check is the quick part of it)
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+RUN    := runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo check test format golden clean chromium
+
+help:
+	@grep -E '^# make' Makefile | cut -c3-
+	@echo 'make check  ruff, types, import rules, fast tests'
+	@echo 'make format ruff format and its safe fixes'
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'mechstudy needs Python 3.11 or newer; say which: make demo PYTHON=python3.12'; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/mechstudy run examples/demo.yaml --out $(RUN)
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m 'not real and not browser and not slow'
+
+test: $(READY) chromium
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m 'not real and not browser'
+	$(BIN)/pytest -q -m 'real or browser'
+
+# The report's tests need a browser. Where it is absent and cannot be installed they are skipped, and say so.
+chromium:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
+		echo 'no Chromium: the browser tests will be skipped (apt-get install chromium)'
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+golden: $(READY)
+	$(BIN)/python -m tests.golden.dictionary_curves
+	git diff --stat tests/golden
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -4,8 +4,6 @@ The formats are the contract's; the shapes (falling loss, middle layers better t
 made up to look like a real run.
 """
 
-# ruff: noqa: RUF001 - the typography of the pages is under test
-
 from __future__ import annotations
 
 import csv
@@ -26,7 +24,8 @@ POSITIONS = {
     "country_capital": ["start", "country", "end"],
 }
 WORDS = [
-    "", "keys", "cabinet", "are", "is", "were", "the", "of", "near", "old", "red", "dog", "cats", "walks", "walk", "France",
+    "", "keys", "cabinet", "are", "is", "were", "the", "of", "near", "old", "red", "dog", "cats", "walks", "walk",
+    "France",
     "Paris", "Rome", "Italy", "capital", "said", "that", "many", "doctor", "friends", "with", "by",
 ]  # fmt: skip
 
@@ -198,13 +197,14 @@ class FakeStudy:
             {
                 "layer": layer, "kind": "skip_transcoder", "activation": "batchtopk", "site_in": f"mlp_in.{layer}",
                 "site_out": f"mlp_out.{layer}", "d_in": 576, "d_out": 576, "d_sae": 2304, "k": 32, "steps": 2000,
-                "train_rows": 2_048_000, "rows_per_second": 19_400.0, "train_seconds": 105.0,
+                "train_rows": 2_048_000, "distinct_rows": 1_900_000,
                 "l0": 31.2 + self.random.uniform(-1, 1), "fvu": 1 - r2, "r2": r2, "dead_share": 0.012 + 0.001 * layer,
                 "dense_share": 0.004, "density_histogram": {"edges": edges, "counts": counts}, "ce_model": 2.91,
                 "ce_dictionary": 3.0, "ce_zero": 4.2, "ce_loss_recovered": 0.9 + 0.004 * (layer - 10), "kl": 0.08,
                 "n_eval_rows": 32_768, "sink_rows_share": 0.006,
             },
         )  # fmt: skip
+        write(folder / "timing.json", {"train_seconds": 105.0, "rows_per_second": 19_400.0})
         self._unit(f"train[{layer}]", 100 + layer, {"dictionary/sae_weights.safetensors": 12_000_000})
 
     def _attribute(self, behaviour: str) -> None:
@@ -220,11 +220,13 @@ class FakeStudy:
                 {
                     "slug": slug, "prompt": graph["metadata"]["prompt"], "prompt_id": f"train-{i}",
                     "n_features_active": 5200, "n_nodes": 2400, "n_edges": 190_000,
-                    "n_nodes_pruned": len(graph["nodes"]), "n_edges_pruned": len(graph["links"]), "seconds": 3.2,
+                    "n_nodes_pruned": len(graph["nodes"]), "n_edges_pruned": len(graph["links"]),
                     **scores,
                 }
             )  # fmt: skip
         write(folder / "graphs" / "graph-metadata.json", {"graphs": []})
+        seconds = {row["slug"]: 3.2 for row in per_prompt}
+        write(folder / "timing.json", {"seconds_per_prompt": seconds})
         aggregate = self._aggregate(behaviour)
         write(folder / "aggregate.json", aggregate)
         write(
@@ -314,17 +316,18 @@ class FakeStudy:
         for layer in LAYERS:
             for feature in self.features[layer][:9]:
                 position = self.random.choice(names[1:])
-                nodes.append({"id": f"{layer}_{feature}@{position}", "type": "feature", "layer": layer,
+                nodes.append({"id": f"f.{layer}.{feature}@{position}", "type": "feature", "layer": layer,
                               "feature": feature, "position": position, "frequency": self.random.uniform(0.3, 1),
                               "influence": self.random.paretovariate(1.1) * 1e-3, "activation": 4.2,
                               "label": ""})  # fmt: skip
-            nodes.append({"id": f"error_{layer}@{names[-1]}", "type": "error", "layer": layer, "feature": None,
+            nodes.append({"id": f"error.{layer}@{names[-1]}", "type": "error", "layer": layer, "feature": None,
                           "position": names[-1], "frequency": 1.0, "influence": 0.004, "activation": None,
                           "label": ""})  # fmt: skip
             nodes.append({"id": f"b_{layer}", "type": "bias", "layer": layer, "feature": None, "position": None,
                           "frequency": 1.0, "influence": 0.001, "activation": None, "label": ""})  # fmt: skip
         nodes.append({"id": "logit", "type": "logit", "layer": None, "feature": None, "position": None,
-                      "frequency": 1.0, "influence": None, "activation": None, "label": "answer − wrong answer"})  # fmt: skip
+                      "frequency": 1.0, "influence": None, "activation": None,
+                      "label": "target"})  # fmt: skip
         depth = {n["id"]: -1 if n["type"] == "token" else 99 if n["type"] == "logit" else n["layer"] for n in nodes}
         order = {None: 0, **{p: i for i, p in enumerate(names)}}
         edges = []
@@ -335,11 +338,12 @@ class FakeStudy:
                 late = b["type"] == "logit" or order[a["position"]] <= order[b["position"]]
                 if depth[a["id"]] < depth[b["id"]] and late and self.random.random() < 0.16:
                     edges.append({"source": a["id"], "target": b["id"], "weight": self.random.gauss(0, 0.4),
-                                  "weight_sd": 0.05, "frequency": self.random.uniform(0.4, 1), "n": 20})  # fmt: skip
+                                  "weight_sd": 0.05, "frequency": self.random.uniform(0.4, 1), "n": 20,
+                                  "strength": self.random.random()})  # fmt: skip
         self.edges = getattr(self, "edges", {}) | {behaviour: edges}
         self.nodes = getattr(self, "nodes", {}) | {behaviour: nodes}
-        return {"behaviour": behaviour, "target": "answer − wrong answer", "n_prompts": self.n_prompts,
-                "positions": names,
+        return {"behaviour": behaviour, "target": "logit_difference", "n_prompts": self.n_prompts,
+                "positions": [*names, "other"],
                 "layers_with_dictionaries": list(LAYERS), "n_layers": 30, "nodes": nodes, "edges": edges}  # fmt: skip
 
     def _features(self) -> None:
@@ -420,7 +424,8 @@ class FakeStudy:
         write(
             self.folder(f"intervene[{behaviour}]") / "summary.json",
             {
-                "behaviour": behaviour, "metric": "logit difference", "clean_mean": 3.1, "corrupted_mean": -2.8,
+                "behaviour": behaviour, "metric": "logit difference", "clean_mean": 3.1, "sham_max": 0.0,
+                "corrupted_mean": -2.8,
                 "tests": tests, "groups": groups, "dose_response": doses,
                 "patching": {"layers": list(LAYERS), "positions": names, "site": "resid_pre", "effect": heat, "n": 50},
                 "edges": {"n": len(rows), "spearman_frozen": 0.999, "max_relative_error_frozen": 1.2e-4,

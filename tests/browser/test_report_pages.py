@@ -87,7 +87,8 @@ def test_the_graph_shows_all_nodes_and_at_most_k_edges_into_each(browser: Browse
     assert 2000 < browser.evaluate("mechstudyGraph.shownEdges.length") <= 3 * 2073
     inked = (
         "(() => { const c = document.getElementById('g-base');"
-        "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0; for (let i = 3; i < d.length; i += 4) if (d[i] > 40) n++; return n; })()"
+        "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+        "let n = 0; for (let i = 3; i < d.length; i += 4) if (d[i] > 40) n++; return n; })()"
     )
     browser.wait(f"{inked} > 10000")
 
@@ -105,7 +106,8 @@ def test_clicking_a_node_opens_its_evidence_and_its_edges(browser: Browser, repo
     browser.open(report / GRAPH)
     node = browser.evaluate(
         "(() => { const g = mechstudyGraph.graph();"
-        "const i = g.nodes.type.findIndex((t, k) => t === 0 && g.incoming[k].length && g.outgoing[k].length); return g.nodes.id[i]; })()"
+        "const i = g.nodes.type.findIndex((t, k) => t === 0 && g.incoming[k].length && g.outgoing[k].length);"
+        "return g.nodes.id[i]; })()"
     )
     select(browser, node)
     browser.wait(f"document.getElementById('g-detail').dataset.node === '{node}'")

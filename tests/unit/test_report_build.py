@@ -264,6 +264,43 @@ def test_the_most_influential_node_enters_first() -> None:
     assert nodes["share"][inner[1]] == pytest.approx(0.6)
 
 
+def test_unnamed_positions_stand_left_and_the_target_in_the_last_named_column() -> None:
+    nodes = [
+        {"id": "f.3.7@other", "type": "feature", "layer": 3, "feature": 7, "position": "other", "influence": 0.5,
+         "label": "3/7"},
+        {"id": "logit", "type": "logit", "layer": None, "feature": None, "position": "last", "label": "target"},
+    ]  # fmt: skip
+    view = aggregate_view(
+        {"positions": ["subject", "end", "other"], "target": "logit_difference", "nodes": nodes, "edges": []},
+        {(3, 7): "on «·keys»"},
+    )
+    assert [c["label"] for c in view["columns"]] == ["other", "subject", "end"]
+    at = {node_id: i for i, node_id in enumerate(view["nodes"]["id"])}
+    assert view["nodes"]["column"][at["f.3.7@other"]] == 0
+    assert view["nodes"]["column"][at["logit"]] == 2
+    assert view["nodes"]["label"][at["f.3.7@other"]] == "on «·keys»"  # not the number the node already shows
+    assert view["nodes"]["label"][at["logit"]] == "answer − wrong answer"
+
+
+def test_a_node_without_an_influence_is_never_filtered_by_it() -> None:
+    example = graph()
+    example["nodes"][3]["influence"] = None
+    nodes = prompt_view(example, {})["nodes"]
+    assert nodes["share"][nodes["id"].index("b_3")] == 0.0
+
+
+def test_a_behaviour_below_the_gate_that_was_studied_all_the_same_is_not_called_stopped(tmp_path: Path) -> None:
+    gate = {"min_accuracy": 0.8, "passed": False, "on_fail": "continue"}
+    (tmp_path / "summary.json").write_text(json.dumps({"gate": gate, "splits": {}}), encoding="utf-8")
+    source = Source({"behaviours": ["b"]}, {"baseline[b]": tmp_path})
+    assert "Stopped" not in source.why_absent("intervene[b]")
+
+
+def test_timing_joins_the_evaluation(fake: FakeStudy) -> None:
+    summary = build_summary(fake.study, fake.inputs, fake.units, 1.0, 1)
+    assert summary["dictionaries"]["10"]["rows_per_second"] == 19_400.0
+
+
 def test_cumulative_influences_are_told_from_direct_ones() -> None:
     assert is_cumulative([0.1, 0.3, 0.5, 0.65, 0.78, 0.8])
     assert not is_cumulative([0.4, 0.2, 0.1, 0.05, 0.01, 0.001])

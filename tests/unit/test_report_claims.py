@@ -52,6 +52,8 @@ def test_a_supported_claim_reads_as_a_sentence_with_both_intervals(tmp_path: Pat
         ({"control_effect": -3.0, "control_ci95": [-3.2, -2.8], "difference_ci95": [0.3, 1.1]}, "unspecific"),
         ({"difference_ci95": None, "control_ci95": [-2.2, 2.0]}, "unspecific"),
         ({"difference_ci95": None}, "supported"),
+        ({"p_difference_adjusted": 0.2}, "unspecific"),
+        ({"n_clusters": 4}, "caveat"),
         ({"control_effect": None, "control_ci95": None}, "caveat"),
         ({"control_ci95": [-0.1, -0.01]}, "caveat"),
         ({"n": 12}, "caveat"),

@@ -42,7 +42,7 @@ def groups_forest(groups: Sequence[Mapping[str, Any]], metric: str) -> alt.TopLe
     """Effect and control of each group of features."""
     rows = []
     for group in groups:
-        label = _wrap(f"{group.get('kind')}: {group.get('name')}")
+        label = _wrap(str(group.get("name")))
         for role, e, c in (("circuit", "effect", "ci95"), ("matched control", "control_effect", "control_ci95")):
             if group.get(e) is not None:
                 low, high = group.get(c) or (group[e], group[e])
@@ -74,7 +74,9 @@ def _forest(rows: list[dict[str, Any]], label: str) -> alt.TopLevelMixin:
     bars = base.mark_rule(strokeWidth=2.5).encode(x=alt.X("low:Q", title=label), x2="high:Q", tooltip=tooltip)
     points = base.mark_point(size=70, opacity=1).encode(x="v:Q", shape=shape, tooltip=tooltip)
     n_tests = len({r["test"] for r in rows})
-    return (zero_rule("x") + bars + points).properties(width="container", height=max(90, 46 * n_tests))
+    return (zero_rule("x") + bars + points).properties(
+        width="container", height=max(90, (46 if n_tests < 8 else 34) * n_tests)
+    )
 
 
 def dose_response(summary: Mapping[str, Any]) -> alt.TopLevelMixin | None:
@@ -111,7 +113,7 @@ def dose_response(summary: Mapping[str, Any]) -> alt.TopLevelMixin | None:
 
 
 def patching(summary: Mapping[str, Any]) -> alt.TopLevelMixin | None:
-    """Share of the clean-corrupted gap that patching one layer at one position restores."""
+    """Share of the clean-corrupted gap that patching one layer at one position removes."""
     block = summary.get("patching") or {}
     layers, positions = block.get("layers") or [], block.get("positions") or []
     rows = [
@@ -125,14 +127,14 @@ def patching(summary: Mapping[str, Any]) -> alt.TopLevelMixin | None:
     reach = max(0.1, max(abs(r["v"]) for r in rows))
     colour = alt.Color(
         "v:Q",
-        title="share of the gap restored",
+        title="share of the gap removed",
         scale=alt.Scale(domain=[-reach, 0, reach], range=["@neg", "@mid", "@pos"], interpolate="rgb"),
         legend=alt.Legend(format=".0%", gradientLength=200),
     )
     base = alt.Chart(data(rows)).encode(
         x=alt.X("position:N", title="position", sort=None, axis=alt.Axis(labelAngle=-30)),
         y=alt.Y("layer:O", title="layer", sort="descending"),
-        tooltip=["layer:O", "position:N", alt.Tooltip("v:Q", title="restored", format=".1%")],
+        tooltip=["layer:O", "position:N", alt.Tooltip("v:Q", title="removed", format=".1%")],
     )
     cells = base.mark_rect().encode(color=colour)
     return cells.properties(width="container", height=max(160, 20 * len(layers)))

@@ -76,7 +76,13 @@ def _claim(behaviour: str, kind: str, test: Mapping[str, Any], default_metric: s
     ci, control_ci = _pair(test.get("ci95")), _pair(test.get("control_ci95"))
     difference_ci = _pair(test.get("difference_ci95"))
     verdict = judge(
-        test.get("effect"), ci, test.get("control_effect"), control_ci, difference_ci, test.get("p_adjusted")
+        test.get("effect"),
+        ci,
+        test.get("control_effect"),
+        control_ci,
+        difference_ci,
+        test.get("p_adjusted"),
+        test.get("p_difference_adjusted"),
     )
     caveats = _caveats(kind, test, verdict, control_ci)
     if verdict == "supported" and caveats:
@@ -85,7 +91,7 @@ def _claim(behaviour: str, kind: str, test: Mapping[str, Any], default_metric: s
     return Claim(
         behaviour=behaviour,
         kind=kind,
-        title=text.title(label),
+        title=text.title(label.rstrip(", ")),
         verdict=verdict,
         sentence=_sentence(label, metric, test, ci, control_ci, verdict),
         effect=test.get("effect"),
@@ -109,17 +115,21 @@ def judge(
     control_ci: Sequence[float] | None,
     difference_ci: Sequence[float] | None,
     p_adjusted: float | None,
+    p_difference_adjusted: float | None = None,
 ) -> Verdict:
     """The verdict of a test.
 
     Against the controls, the CI of the paired difference decides; where it is missing, the two CIs must not
-    overlap. An effect smaller than the controls' is not specific, whatever its p-value.
+    overlap. An effect smaller than the controls' is not specific, whatever its p-value; nor is one whose
+    difference from them has an adjusted p-value of 0.05 or more.
     """
     if effect is None or ci is None or not excludes_zero(ci) or p_adjusted is None or p_adjusted >= ALPHA:
         return "unsupported"
     if control_effect is None or control_ci is None:
         return "caveat"
     apart = excludes_zero(difference_ci) if difference_ci else ci[0] > control_ci[1] or ci[1] < control_ci[0]
+    if p_difference_adjusted is not None and p_difference_adjusted >= ALPHA:
+        apart = False
     if not apart or abs(effect) <= abs(control_effect):
         return "unspecific"
     return "supported"
@@ -146,6 +156,9 @@ def _caveats(kind: str, test: Mapping[str, Any], verdict: Verdict, control_ci: S
     n = test.get("n")
     if n is not None and n < 30:
         caveats.append(f"Only {n} prompts: read the interval with care.")
+    clusters = test.get("n_clusters")
+    if clusters is not None and clusters < 10:
+        caveats.append(f"Only {clusters} independent clusters of prompts: the interval is rough.")
     return caveats
 
 

@@ -3,6 +3,8 @@
 Per-prompt graphs are Neuronpedia JSON (schema 1) with our extra fields; the aggregated graph is ours.
 """
 
+# ruff: noqa: RUF001 - a minus sign is what the label shows
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +14,9 @@ from .text import significant, visible
 
 TYPES = ("feature", "error", "token", "bias", "logit")
 MAX_EDGES = 40_000  # drawn; the artifact keeps them all
+
+OTHER = "other"
+TARGETS = {"logit_difference": "answer − wrong answer", "logits": "top outputs"}
 
 _NEURONPEDIA_TYPES = {
     "mlp reconstruction error": "error",
@@ -86,13 +91,13 @@ def aggregate_view(
         checked: rows of the interventions' edge check; an edge that has one carries it.
     """
     positions = [str(p) for p in aggregate.get("positions") or []]
+    positions.sort(key=lambda p: p != OTHER)  # tokens without a name stand apart, at the left; the rest keeps its order
     columns = [{"label": p, "name": ""} for p in positions]
     where = {p: i for i, p in enumerate(positions)}
     nodes = []
     for n in aggregate.get("nodes") or []:
         kind = str(n.get("type"))
         column = where.get(str(n.get("position")), len(positions) - 1 if kind == "logit" else None)
-        key = (n.get("layer"), n.get("feature"))
         nodes.append(
             {
                 "id": str(n["id"]),
@@ -104,19 +109,30 @@ def aggregate_view(
                 "activation": n.get("activation"),
                 "frequency": n.get("frequency"),
                 "probability": None,
-                "label": str(n.get("label") or "") or labels.get(key, ""),  # type: ignore[arg-type]  # any key may miss
+                "label": _label(n, labels, str(aggregate.get("target") or "")),
             }
         )
     view = _view(nodes, aggregate.get("edges") or [], columns, checked)
     view.update(
         kind="aggregate",
         slug="aggregate",
-        target=str(aggregate.get("target") or ""),
+        target=TARGETS.get(str(aggregate.get("target")), str(aggregate.get("target") or "")),
         n_prompts=aggregate.get("n_prompts"),
         scores=aggregate.get("scores") or {},
         ledger=aggregate.get("ledger") or {},
     )
     return view
+
+
+def _label(n: Mapping[str, Any], labels: Mapping[tuple[int, int], str], target: str) -> str:
+    """A node's own label, unless it only repeats what the node is."""
+    label, kind = str(n.get("label") or ""), n.get("type")
+    if kind == "feature":
+        given = "" if label == f"{n.get('layer')}/{n.get('feature')}" else label
+        return given or labels.get((int(n["layer"]), int(n["feature"])), "")
+    if kind == "token":
+        return str(n.get("position") or label)
+    return TARGETS.get(target, label) if kind == "logit" and label == "target" else label
 
 
 def _view(
@@ -158,7 +174,7 @@ def _edges(
     edges: Sequence[Mapping[str, Any]], index: Mapping[str, int], checked: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     known = [e for e in edges if str(e["source"]) in index and str(e["target"]) in index and e.get("weight")]
-    known.sort(key=lambda e: -abs(e["weight"]))
+    known.sort(key=lambda e: -(e["strength"] if e.get("strength") is not None else abs(e["weight"])))
     dropped, known = max(0, len(known) - MAX_EDGES), known[:MAX_EDGES]
     checks = {(str(r["source"]), str(r["target"])): r for r in checked}
     result: dict[str, Any] = {
@@ -194,20 +210,21 @@ def _layer(value: Any) -> int | None:
 def _by_importance(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Nodes with the most important first, each with `share`: the cumulative influence at which it enters.
 
-    Tokens and outputs have share 0: they are always shown.
+    Tokens, outputs and nodes without an influence (biases) have share 0: no threshold hides them.
     """
-    inner = [n for n in nodes if n["type"] in ("feature", "error", "bias")]
+    inner = [n for n in nodes if n["type"] in ("feature", "error", "bias") and n["influence"] is not None]
+    taken = {n["id"] for n in inner}
     if is_cumulative([n["influence"] for n in inner]):
-        inner.sort(key=lambda n: 1.0 if n["influence"] is None else n["influence"])
-        shares = [1.0 if n["influence"] is None else n["influence"] for n in inner]
+        inner.sort(key=lambda n: n["influence"])
+        shares = [n["influence"] for n in inner]
     else:
-        inner.sort(key=lambda n: -abs(n["influence"] or 0.0))
-        total = sum(abs(n["influence"] or 0.0) for n in inner) or 1.0
+        inner.sort(key=lambda n: -abs(n["influence"]))
+        total = sum(abs(n["influence"]) for n in inner) or 1.0
         running, shares = 0.0, []
         for n in inner:
             shares.append(running / total)
-            running += abs(n["influence"] or 0.0)
-    outer = [n for n in nodes if n["type"] not in ("feature", "error", "bias")]
+            running += abs(n["influence"])
+    outer = [n for n in nodes if n["id"] not in taken]
     return [{**n, "share": 0.0} for n in outer] + [{**n, "share": s} for n, s in zip(inner, shares, strict=True)]
 
 

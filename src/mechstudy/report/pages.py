@@ -46,7 +46,7 @@ def behaviour_page(source: Source, site: Site, figures: Figures, behaviour: str)
     ]
     pairs = {s: source.rows(prompts_unit, f"{s}.jsonl") for s in ("train", "test")}
     strings = _token_strings(source, behaviour, pairs["train"] + pairs["test"])
-    by_id = {p["id"]: p for ps in pairs.values() for p in ps}
+    by_id: dict[str, Any] = {str(p["id"]): p for ps in pairs.values() for p in ps}
     site.render(
         "behaviour.html.j2",
         f"behaviour-{key}.html",
@@ -54,12 +54,18 @@ def behaviour_page(source: Source, site: Site, figures: Figures, behaviour: str)
         prompts=source.json(prompts_unit, "summary.json") or {},
         summary=summary,
         figures=[f for f in drawn if f],
-        examples=[_pair(p, strings) for p in _spread(pairs["train"], N_EXAMPLES)],
+        examples=_examples(pairs["train"], strings),
         worst=_worst(splits, by_id),
         n_pairs={s: len(ps) for s, ps in pairs.items() if ps},
         absent={u: source.why_absent(u) for u in (prompts_unit, unit) if u not in source.inputs},
         units=(prompts_unit, unit),
     )
+
+
+def _examples(pairs: list[dict[str, Any]], strings: dict[int, str]) -> list[dict[str, Any]]:
+    """Pairs to show: those whose tokens are all known, where there are any."""
+    known = [p for p in pairs if all(t in strings for t in [*p["clean_tokens"], *p["corrupted_tokens"]])]
+    return [_pair(p, strings) for p in _spread(known or pairs, N_EXAMPLES)]
 
 
 def _spread(pairs: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
@@ -76,7 +82,7 @@ def _token_strings(source: Source, behaviour: str, pairs: list[dict[str, Any]]) 
     table = source.json(f"prompts[{behaviour}]", "tokens.json")
     if table:
         return {int(i): str(t) for i, t in table.items()}
-    ids = {str(p["id"]): p["clean_tokens"] for p in pairs}
+    ids: dict[str, list[int]] = {str(p["id"]): p["clean_tokens"] for p in pairs}
     strings: dict[int, str] = {}
     for row in (source.json(f"attribute[{behaviour}]", "scores.json") or {}).get("per_prompt") or []:
         graph = source.json(f"attribute[{behaviour}]", f"graphs/{row['slug']}.json") or {}
@@ -103,7 +109,7 @@ def _pair(pair: dict[str, Any], strings: dict[int, str]) -> dict[str, Any]:
 
 def _worst(splits: dict[str, list[dict[str, Any]]], by_id: dict[str, Any]) -> list[dict[str, Any]]:
     rows = [
-        {**r, "split": split, "d": d, "pair": by_id.get(r.get("id"))}
+        {**r, "split": split, "d": d, "pair": by_id.get(str(r.get("id")))}
         for split, rs in splits.items() for r in rs if (d := real(r.get("logit_difference"))) is not None
     ]  # fmt: skip
     return sorted(rows, key=lambda r: r["d"])[:N_WORST]
@@ -111,7 +117,7 @@ def _worst(splits: dict[str, list[dict[str, Any]]], by_id: dict[str, Any]) -> li
 
 def dictionaries_page(source: Source, site: Site, figures: Figures) -> None:
     """All dictionaries: a row each, metrics over layers, training curves, densities."""
-    evaluations = {layer: e for layer in source.layers if (e := source.json(f"train[{layer}]", "evaluation.json"))}
+    evaluations = {layer: e for layer in source.layers if (e := source.evaluation(layer))}
     scalars = {layer: rows for layer in source.layers if (rows := source.rows(f"train[{layer}]", "scalars.jsonl"))}
     unit = f"train[{source.layers[0]}]" if source.layers else "train"
     note = {"r2": "1 − FVU against the vector mean, on held-out rows.",
@@ -191,6 +197,7 @@ def graph_page(source: Source, site: Site, figures: Figures, behaviour: str, lab
         key=key,
         entries=entries,
         scores=scores,
+        seconds=(source.json(unit, "timing.json") or {}).get("seconds_per_prompt") or {},
         figure=figure,
         picture=circuit_svg(view, boxes=True, theme=INLINE) if view else None,
         absent=None if entries else source.why_absent(unit),
@@ -216,12 +223,7 @@ def interventions_page(source: Source, site: Site, figures: Figures, behaviour: 
             f"interventions-{key}", charts_interventions.forest(found),
             title="Effects against matched controls", unit=unit,
             caption="Mean paired change per test prompt; bars are 95% cluster-bootstrap CIs. Controls are features "
-            "matched on layer, position and activation. A causal claim needs the bar away from zero and away from its control.",
-        ),
-        "groups": figures.add(
-            f"groups-{key}", charts_interventions.groups_forest(summary.get("groups") or [], metric),
-            title="Groups of features", unit=unit,
-            caption="Each group is intervened on by itself; p-values in the table are adjusted over all tests.",
+            "matched on layer, position and activation. A claim needs the bar away from zero and from its control.",
         ),
         "dose": figures.add(
             f"dose-response-{key}", charts_interventions.dose_response(summary),
@@ -232,8 +234,9 @@ def interventions_page(source: Source, site: Site, figures: Figures, behaviour: 
         "patching": figures.add(
             f"patching-{key}", charts_interventions.patching(summary),
             title="Where the information is", unit=unit,
-            caption="Patching one layer's activation at one position from clean into corrupted: share of the gap in "
-            f"the metric that comes back (n = {(summary.get('patching') or {}).get('n', 'n/a')}).",
+            caption="The corrupted prompt's activation of one layer at one position, written into the clean prompt: "
+            "share of the metric's gap between the two that this removes "
+            f"(n = {(summary.get('patching') or {}).get('n', 'n/a')}).",
         ),
         "edges_frozen": figures.add(
             f"edges-frozen-{key}", charts_interventions.edges(summary, "frozen"),
@@ -256,11 +259,28 @@ def interventions_page(source: Source, site: Site, figures: Figures, behaviour: 
         summary=summary,
         claims=with_strips(found),
         figures=drawn,
+        groups=_group_figures(figures, summary, metric, key, unit),
         edges=edges,
         verdicts=VERDICT_WORDS,
         absent=None if summary else source.why_absent(unit),
         unit=unit,
     )
+
+
+def _group_figures(figures: Figures, summary: dict[str, Any], metric: str, key: str, unit: str) -> list[Figure]:
+    """A forest plot of the groups per kind of intervention."""
+    kinds = dict.fromkeys(str(g.get("kind")) for g in summary.get("groups") or [])
+    drawn = [
+        figures.add(
+            f"groups-{text.slug(kind)}-{key}",
+            charts_interventions.groups_forest([g for g in summary["groups"] if g.get("kind") == kind], metric),
+            title=f"Groups: {text.title(kind).lower()}",
+            caption="Each group is intervened on by itself; p-values in the table are adjusted over all tests.",
+            unit=unit,
+        )
+        for kind in kinds
+    ]
+    return [f for f in drawn if f]
 
 
 def with_strips(found: list[Claim]) -> list[dict[str, Any]]:
@@ -283,7 +303,6 @@ def overview_page(source: Source, site: Site, views: dict[str, Any], phases: lis
                 "key": text.slug(behaviour),
                 "description": prompts.get("description") or "",
                 "splits": baseline.get("splits") or {},
-                "stopped": (baseline.get("gate") or {}).get("passed") is False,
                 "claims": with_strips(found),
                 "held": sum(c.verdict in ("supported", "caveat") for c in found),
                 "picture": circuit_svg(view, boxes=False, theme=INLINE, max_nodes=40, max_edges=70) if view else None,

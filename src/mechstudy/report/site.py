@@ -51,8 +51,8 @@ class Site:
         )
         filters: dict[str, Callable[..., Any]] = {
             "visible": text.visible, "plain": text.plain, "title_": text.title, "num": text.number,
-            "int_": text.integer, "pct": text.percent, "ci": text.interval, "p": text.p_value, "duration": text.duration, "size": text.size,
-            "slug": text.slug, "tokens": token_markup,
+            "int_": text.integer, "pct": text.percent, "ci": text.interval, "p": text.p_value,
+            "duration": text.duration, "size": text.size, "slug": text.slug, "tokens": token_markup,
         }  # fmt: skip
         self.environment.filters.update({name: _tolerant(f) for name, f in filters.items()})
         model = source.json("model", "model.json") or {}
@@ -62,7 +62,7 @@ class Site:
             model_name=text.plain(str(model.get("name") or model_name(source.study))),
             chip=self.chip,
             csp=CSP,
-            groups=self._groups(),
+            navigation=self._groups(),
         )
 
     def _groups(self) -> dict[str, list[Page]]:

@@ -83,13 +83,19 @@ class Source:
                 fix="run `mechstudy verify`, then run the unit again",
             ) from error
 
+    def evaluation(self, layer: int) -> dict[str, Any]:
+        """evaluation.json of a layer's dictionary with its timing.json; empty where it did not run."""
+        unit = f"train[{layer}]"
+        found = self.json(unit, "evaluation.json")
+        return {**(self.json(unit, "timing.json") or {}), **found} if found else {}
+
     def why_absent(self, unit: str) -> str:
         """One sentence for a page about what is not there: the gate, the unit's status, or that it never ran."""
         phase, key = parse_unit(unit)
         if phase in ("attribute", "intervene", "capture") and key in self.behaviours:
             summary = self.json(f"baseline[{key}]", "summary.json")
             gate = (summary or {}).get("gate") or {}
-            if summary and gate.get("passed") is False:
+            if summary and gate.get("passed") is False and gate.get("on_fail") != "continue":
                 accuracy = [
                     f"{s.get('accuracy', 0):.0%} on {name}" for name, s in (summary.get("splits") or {}).items()
                 ]

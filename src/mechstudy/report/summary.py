@@ -57,7 +57,7 @@ def build_summary(
     for behaviour in source.behaviours:
         _summarise_behaviour(source, behaviour, result)
     for layer in source.layers:
-        evaluation = source.json(f"train[{layer}]", "evaluation.json")
+        evaluation = source.evaluation(layer)
         if evaluation:
             result["dictionaries"][str(layer)] = {f: evaluation.get(f) for f in _DICTIONARY_FIELDS}
     for unit in source.units:
@@ -110,7 +110,8 @@ def findings(summary: Mapping[str, Any], inputs: Mapping[str, Path]) -> list[str
     source = Source({"behaviours": behaviours}, inputs)
     lines: list[str] = []
     for behaviour in behaviours:
-        lines += _baseline_finding(behaviour, summary["baseline"].get(behaviour) or {})
+        stopped = behaviour not in (summary.get("interventions") or {})
+        lines += _baseline_finding(behaviour, summary["baseline"].get(behaviour) or {}, stopped)
         for claim in claims(source, behaviour)[:3]:
             hedge = "" if claim.verdict == "supported" else f" ({claim.words.lower()})"
             lines.append(f"{behaviour}: {claim.sentence}{hedge}")
@@ -119,7 +120,7 @@ def findings(summary: Mapping[str, Any], inputs: Mapping[str, Path]) -> list[str
     return [text.plain(line) for line in lines]
 
 
-def _baseline_finding(behaviour: str, splits: Mapping[str, Any]) -> list[str]:
+def _baseline_finding(behaviour: str, splits: Mapping[str, Any], stopped: bool) -> list[str]:
     split = splits.get("test") or next(iter(splits.values()), None)
     if not split:
         return []
@@ -127,8 +128,9 @@ def _baseline_finding(behaviour: str, splits: Mapping[str, Any]) -> list[str]:
         f"{behaviour}: the model is right on {text.percent(split['accuracy'], 0)} of {split['n']} prompts, "
         f"mean logit difference {text.number(split['mean_logit_difference'])} {text.interval(split['ci95'])}"
     )
-    stopped = any(s.get("passed") is False for s in splits.values())
-    return [line + ("; below the gate, so it was not studied further" if stopped else "")]
+    if any(s.get("passed") is False for s in splits.values()):
+        line += "; below the gate" + (", so it was not studied further" if stopped else ", studied all the same")
+    return [line]
 
 
 def _graph_finding(behaviour: str, summary: Mapping[str, Any]) -> list[str]:

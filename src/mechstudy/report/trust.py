@@ -27,6 +27,7 @@ def trust_rows(source: Source, behaviour: str) -> list[TrustRow]:
         *_graphs(source, behaviour),
         *_edges(source, behaviour),
         *_controls(source, behaviour),
+        *_sham(source, behaviour),
     ]
     return rows
 
@@ -52,7 +53,7 @@ def _percent_interval(ci: list[float] | None) -> str:
 
 
 def _dictionaries(source: Source) -> list[TrustRow]:
-    evaluations = [source.json(f"train[{layer}]", "evaluation.json") or {} for layer in source.layers]
+    evaluations = [source.evaluation(layer) for layer in source.layers]
     r2 = [e["r2"] for e in evaluations if e.get("r2") is not None]
     if not r2:
         return []
@@ -123,5 +124,20 @@ def _controls(source: Source, behaviour: str) -> list[TrustRow]:
             "Tests whose matched controls have a CI that includes zero. All p-values are adjusted over all tests "
             "(Benjamini-Hochberg).",
             f"intervene[{behaviour}]",
+        )
+    ]
+
+
+def _sham(source: Source, behaviour: str) -> list[TrustRow]:
+    unit = f"intervene[{behaviour}]"
+    sham = (source.json(unit, "summary.json") or {}).get("sham_max")
+    if sham is None:
+        return []
+    return [
+        TrustRow(
+            "Does an empty intervention change nothing?",
+            text.number(sham, 5),
+            "Largest change of the metric when activations are replaced by themselves; 0 is exact.",
+            unit,
         )
     ]

@@ -21,7 +21,8 @@
   };
 
   function edgeList(graph, edges, end, state) {
-    const shown = edges.filter((e) => state.visible[graph.edges[end][e]]);
+    const shown = edges.filter((e) => state.visible[graph.edges[end][e]])
+      .sort((a, b) => Math.abs(graph.edges.weight[b]) - Math.abs(graph.edges.weight[a]));
     if (!shown.length) return [el("p", { class: "hint" }, "None in this view.")];
     const top = Math.abs(graph.edges.weight[shown[0]]);
     const list = el("ul", { class: "edges-list" });
@@ -59,7 +60,7 @@
     const pinned = state.pins.has(i);
     const facts = [["Node", nodes.id[i]], ["Place", (graph.rows[nodes.row[i]] + " " + app.nodePlace(graph, i)).trim()]];
     if (nodes.influence[i] !== null && type !== 4) facts.push(["Influence", app.number(nodes.influence[i], 4)]);
-    if (type !== 2 && type !== 4) facts.push(["Rank", (state.rank[i] + 1) + " of " + state.rankOf + ", enters at " + app.number(100 * nodes.share[i], 0) + "% of influence"]);
+    if (type < 2) facts.push(["Rank", (state.rank[i] + 1) + " of " + state.rankOf + ", enters at " + app.number(100 * nodes.share[i], 0) + "% of influence"]);
     if (nodes.activation[i] !== null && type === 0) facts.push(["Activation", app.number(nodes.activation[i])]);
     if (nodes.frequency[i] !== null) facts.push(["In", app.number(100 * nodes.frequency[i], 0) + "% of the prompts' graphs"]);
     if (nodes.probability[i] !== null) facts.push(["Probability", app.number(nodes.probability[i], 3)]);

@@ -61,7 +61,7 @@
     graph.grid = spatialIndex(graph);
   };
 
-  /* Edge indices per node; edges come sorted by |weight|, so these lists are too. */
+  /* Edge indices per node; edges come strongest first, so these lists are too. */
   function connect(graph) {
     const n = graph.nodes.id.length;
     graph.incoming = Array.from({ length: n }, () => []);
@@ -72,7 +72,7 @@
       graph.outgoing[source[e]].push(e);
     }
     graph.index = new Map(graph.nodes.id.map((id, i) => [id, i]));
-    graph.maxWeight = graph.edges.weight.length ? Math.abs(graph.edges.weight[0]) : 1;
+    graph.maxWeight = graph.edges.weight.reduce((m, w) => Math.max(m, Math.abs(w)), 1e-12);
   }
 
   function spatialIndex(graph) {

@@ -157,7 +157,7 @@
     $("g-select").value = entry.data;
     state.selected = state.hover = -1;
     state.pins = new Set();
-    const inner = graph.nodes.type.map((t, i) => [t, i]).filter(([t]) => t === 0 || t === 1 || t === 3).map(([, i]) => i);
+    const inner = graph.nodes.type.map((t, i) => [t, i]).filter(([t]) => t < 2).map(([, i]) => i);
     state.rank = new Int32Array(graph.nodes.type.length);
     inner.forEach((i, k) => { state.rank[i] = k; });
     state.rankOf = inner.length;

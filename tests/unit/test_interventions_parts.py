@@ -126,6 +126,15 @@ def test_the_first_control_is_the_closest_in_size(world):
     assert gaps == sorted(float((sizes[f] - sizes[member.feature]).abs()) for f in others)[:3]
 
 
+def test_features_that_never_fire_are_no_controls_even_where_they_are_nearest(world):
+    _, dicts, discovery = world
+    sizes = activation_sizes(discovery, dicts[0], 0, "subject")
+    smallest = int(torch.where(sizes > 0, sizes, torch.inf).argmin())
+    assert (sizes == 0).sum() >= 3 and float((sizes - sizes[smallest]).abs().sort().values[1]) == sizes[smallest]
+    controls = matched_controls([FeatureAt(0, smallest, "subject")], discovery, dicts, (), 3)
+    assert len(controls) == 3 and all(sizes[c.feature] > 0 for group in controls for c in group)
+
+
 def test_where_every_feature_is_in_the_circuit_there_is_no_control(world):
     _, dicts, discovery = world
     members = strongest(discovery, 0, "subject", 2)

@@ -22,7 +22,7 @@ _INSTANCES = 200  # strongest edges that carry their per-prompt weights, for the
 def position_names(positions: Mapping[str, int], n_positions: int) -> list[str]:
     """The name of every token position; where two names share a token the first one given counts."""
     names = [OTHER] * n_positions
-    for name, index in reversed(positions.items()):
+    for name, index in reversed(list(positions.items())):
         names[index] = name
     return names
 
@@ -139,7 +139,7 @@ def _edges(records: Sequence[Mapping[str, Any]], kept: set[str], n: int) -> list
         for edge in record["edges"]:
             if edge["source"] in kept and edge["target"] in kept:
                 weights[edge["source"], edge["target"]].append((record["prompt_id"], edge["weight"]))
-    edges = []
+    edges: list[dict[str, Any]] = []
     for (source, target), found in weights.items():
         values = [w for _, w in found]
         edges.append(

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from mechstudy.core.errors import MechstudyError
@@ -24,7 +25,8 @@ _OUT_OF_MEMORY = re.compile(
 class Runtime:
     """What a phase may use. Results must not depend on it beyond rounding.
 
-    ``batch_tokens`` is tokens per forward batch; ``cache`` keeps models loaded between units of one process.
+    ``base`` is the study file's folder, where relative paths start; ``batch_tokens`` is tokens per forward batch;
+    ``cache`` keeps models loaded between units of one process.
     """
 
     device: str = "cpu"
@@ -32,6 +34,7 @@ class Runtime:
     batch_tokens: int = 4096
     progress: Progress = field(default_factory=NullProgress)
     seed: int = 0
+    base: Path = Path()
     cache: dict[Any, Any] = field(default_factory=dict)
     profile: bool = False
 

@@ -20,7 +20,9 @@ HISTOGRAM_EDGES = [-7.0 + 0.25 * i for i in range(29)]  # log10 of a feature's s
 class ForwardModel(Protocol):
     """The part of `models.language_model.LanguageModel` used here."""
 
-    def forward(self, tokens_BT: Tensor, **options: Any) -> Any: ...
+    def forward(
+        self, tokens_BT: Tensor, *, capture: Any = ..., edits: Any = ..., start: Any = ..., logits_at: Any = ...
+    ) -> Any: ...
 
 
 class VarianceSums:

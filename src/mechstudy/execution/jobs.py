@@ -128,9 +128,16 @@ def _publish(job: Job, cache: dict[Any, Any], stream: TextIO | None) -> Artifact
         place_checkpoint(job.checkpoint, writer)
     progress = Progress(writer.scratch, phase=unit.phase, unit=unit.name, stream=stream, log_file=job.run / LOG)
     device = resolve_device(options.device)
-    runtime = Runtime(device, options.unit_threads, options.batch_tokens, progress, options.seed, cache)
-    runtime.profile = options.profile is not None
-    runtime.base = options.base
+    runtime = Runtime(
+        device=device,
+        threads=options.unit_threads,
+        batch_tokens=options.batch_tokens,
+        progress=progress,
+        seed=options.seed,
+        base=options.base,
+        cache=cache,
+        profile=options.profile is not None,
+    )
     make_room(unit, cache, progress)
     _set_threads(options.unit_threads)
     with disk_errors(writer.path):

@@ -181,7 +181,7 @@ def _group_variants(
     policies: Sequence[tuple[str, int, _Policy]],
     test: Sequence[PromptPair],
 ) -> list[Variant]:
-    """Every policy on the group and its controls, and the sham: each member keeps its own activation."""
+    """Every policy on the group and its controls; on the first group the sham too: each member keeps its own."""
     items: list[tuple[str, str, Sequence[FeatureAt]]] = [(CIRCUIT, "effect", group.members)]
     items += [(f"control {i + 1}", "control", part) for i, part in enumerate(controls)]
     variants = [
@@ -189,6 +189,8 @@ def _group_variants(
         for kind, draw, values in policies
         for item, role, members in items
     ]
+    if group.rank > 1:
+        return variants
     own = _setter(test, group.members, lambda _f, _i: None)
     return [*variants, Variant(SHAM, SHAM, group.name, "sham", min(m.layer for m in group.members), own)]
 

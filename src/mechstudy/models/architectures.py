@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -158,13 +158,13 @@ class Block:
 
     def __init__(self, arch: Architecture, module: nn.Module, config) -> None:
         self.arch, self.module, self.config = arch, module, config
-        self.attn: nn.Module = getattr(module, arch.attn)
+        self.attn: Any = getattr(module, arch.attn)  # Any: their attributes differ from family to family
         self.mlp: nn.Module = getattr(module, arch.mlp)
         self.norm_attn: nn.Module = getattr(module, arch.norm_attn)
         self.norm_mlp: nn.Module = getattr(module, arch.norm_mlp)
         self.norm_attn_post: nn.Module | None = _optional(module, arch.norm_attn_post)
         self.norm_mlp_post: nn.Module | None = _optional(module, arch.norm_mlp_post)
-        self.mlp_down: nn.Module = getattr(self.mlp, arch.mlp_down)
+        self.mlp_down: Any = getattr(self.mlp, arch.mlp_down)
         self.parallel = bool(arch.value == "neox" and getattr(module, "use_parallel_residual", False))
 
     def attention_weights(self) -> AttentionWeights:
@@ -196,7 +196,7 @@ class Block:
         )
 
 
-def linear_norm(arch: Architecture, norm: nn.Module, x_TD: Tensor) -> LinearNorm:
+def linear_norm(arch: Architecture, norm: Any, x_TD: Tensor) -> LinearNorm:
     """The norm with the scale it has at ``x_TD`` [..., T, D], computed in the dtype of ``x_TD``."""
     weight = norm.weight.detach().to(x_TD.dtype)
     if arch.norm == "layer":

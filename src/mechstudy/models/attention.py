@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
@@ -19,7 +20,7 @@ _frozen: Mapping[int, Tensor] | None = None
 
 
 def _attention(
-    module: nn.Module,
+    module: Any,
     query_BQTH: Tensor,
     key_BGTH: Tensor,
     value_BGTH: Tensor,

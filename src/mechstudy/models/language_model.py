@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class LanguageModel:
         self.name = name
         self.base: nn.Module = hf.base_model
         self.blocks: Sequence[Block] = blocks_of(arch, self.base, hf.config)
-        self.final_norm: nn.Module = getattr(self.base, arch.final_norm)
+        self.final_norm: Any = getattr(self.base, arch.final_norm)
         self.unembedding: nn.Linear = hf.get_output_embeddings()
         self.n_layers = len(self.blocks)
         self.d_model: int = hf.config.hidden_size
@@ -285,7 +286,7 @@ def load_model(
     before = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
     try:
-        hf, report = transformers.AutoModelForCausalLM.from_pretrained(
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=DTYPES[dtype],
             attn_implementation=attention,
@@ -303,6 +304,7 @@ def load_model(
         ) from error
     finally:
         transformers.utils.logging.set_verbosity(before)
+    hf, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise MechstudyError(
             f"the weights are incomplete: {len(missing)} tensors are missing",

@@ -70,8 +70,8 @@ def parse_layers(spec: str | int | Iterable[int | str], n_layers: int | None) ->
                 )
     else:
         layers = set()
-        for part in spec:
-            layers |= set(parse_layers(part, n_layers))
+        for item in spec:
+            layers |= set(parse_layers(item, n_layers))
     if not layers:
         raise MechstudyError("no layer is named", fix="write for example 10-24, or all")
     if n_layers is not None and (bad := [x for x in sorted(layers) if not 0 <= x < n_layers]):

@@ -40,7 +40,7 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
         behaviour=behaviour,
         batch_tokens=runtime.batch_tokens,
     )
-    how = {"progress": runtime.progress, "batch_tokens": runtime.batch_tokens}
+    how: dict[str, Any] = {"progress": runtime.progress, "batch_tokens": runtime.batch_tokens}
     run_interventions(model, dictionaries, plan, config, out.path, **how)
     if "edges" in config.kinds and config.n_edges:
         measure_edges(model, dictionaries, edge_checks(aggregate, train), config, out.path, **how)

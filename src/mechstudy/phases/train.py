@@ -27,7 +27,8 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
     architecture = DictionaryConfig.model_validate(spec["architecture"])
     training = TrainConfig.model_validate(spec["training"])
     sites = Site(spec["site_in"], spec["layer"]), Site(spec["site_out"], spec["layer"])
-    source = RowReader(Store.open(capture.path / "train"), *sites, training.batch_size, seed=training.seed)
+    store = Store.open(capture.path / "train")
+    source = RowReader(store, sites[0], sites[1], training.batch_size, seed=training.seed)
     dictionary = train(
         architecture,
         training,
@@ -73,7 +74,7 @@ def _held_out(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], dictionar
     [capture] = inputs_of(inputs, "capture").values()
     store = Store.open(capture.path / "held_out")
     # Sinks stay in, so that their share is known; the evaluation leaves them out by the dictionary's own limit.
-    rows = RowReader(store, *sites, _EVALUATION_BATCH, sink_ratio=None)
+    rows = RowReader(store, sites[0], sites[1], _EVALUATION_BATCH, sink_ratio=None)
     n_batches = max(1, min(spec["evaluation_rows"], rows.rows_per_epoch) // _EVALUATION_BATCH)
     reconstruction = evaluate(dictionary, islice(rows.batches(), n_batches))
     model = loaded_model(inputs["model"], runtime, spec["model_dtype"])

@@ -6,6 +6,7 @@ measured effect must equal the prediction. Live: nothing held, the model as it i
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -202,7 +203,8 @@ def live_effects(
 def summarise_edges(path: Path, config: InterventionConfig, behaviour: str) -> dict[str, Any] | None:
     """The ``edges`` entry of summary.json from edges.csv; None without edges.
 
-    ``max_relative_error_frozen``: largest |frozen - predicted| / |predicted| of an edge's means;
+    ``max_relative_error_frozen``: largest |frozen - predicted| / |predicted| of an edge, Euclidean norms over its
+    prompts (an edge's mean may cancel between prompts, its norm does not);
     ``max_relative_error_frozen_instance``: of one edge on one prompt, with the prediction's size taken as at
     least 0.001 x the largest prediction (weights near 0 have no meaningful relative error).
     """
@@ -227,7 +229,7 @@ def summarise_edges(path: Path, config: InterventionConfig, behaviour: str) -> d
             size = max(abs(float(r["predicted"])), _FLOOR * largest)
             worst = max(worst, abs(float(r["frozen"]) - float(r["predicted"])) / size if size else 0.0)
     predicted = [r["predicted"] for r in rows]
-    errors = [abs(r["frozen"] - r["predicted"]) / abs(r["predicted"]) for r in rows if r["predicted"]]
+    errors = [_relative_error(group) for group in by_edge.values() if any(float(r["predicted"]) for r in group)]
     return {
         "n": len(rows),
         "n_instances": sum(r["n"] for r in rows),
@@ -237,6 +239,12 @@ def summarise_edges(path: Path, config: InterventionConfig, behaviour: str) -> d
         "spearman_live": spearman(predicted, [r["live"] for r in rows]),
         "rows": rows,
     }
+
+
+def _relative_error(group: Sequence[Mapping[str, str]]) -> float:
+    """Of one edge: the norm of what was measured minus what was predicted, over the norm of the prediction."""
+    predicted = [float(r["predicted"]) for r in group]
+    return math.dist([float(r["frozen"]) for r in group], predicted) / math.hypot(*predicted)
 
 
 def _job(edge: int, number: int, check: EdgeCheck, instance: EdgeInstance) -> _Job:

@@ -94,15 +94,9 @@ class Graph:
         )
 
     def conservation_residual_max(self) -> float:
-        """Largest |sum of a row - its target's value| over all rows, relative to the value.
-
-        A target near zero is the difference of large parts, so the scale is at least a hundredth of the sum
-        of their magnitudes.
-        """
-        a = self.A_RS.double()
+        """Largest |sum of a row - its target's value| / |the value| over all rows, summed in float64."""
         value = self.value_R.double()
-        scale = torch.maximum(value.abs(), 0.01 * a.abs().sum(1)).clamp_min(1e-30)
-        return float(((a.sum(1) - value).abs() / scale).max())
+        return float(((self.A_RS.double().sum(1) - value).abs() / value.abs().clamp_min(1e-30)).max())
 
     # ---------------------------------------------------------------- influence
 

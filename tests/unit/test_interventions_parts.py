@@ -1,6 +1,7 @@
 """Configs, metrics, groups, controls, directions, and the table on disk."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -127,14 +128,11 @@ def test_the_first_control_is_the_closest_in_size(world):
 
 
 def test_features_that_never_fire_are_no_controls_even_where_they_are_nearest(world):
-    model, dicts, _ = world
-    discovery = NamedActivations(model, dicts, pairs(2))
-    sizes = activation_sizes(discovery, dicts[0], 0, "subject")
-    smallest = int(torch.where(sizes > 0, sizes, torch.inf).argmin())
-    nearest = (sizes - sizes[smallest]).abs().argsort()[1:4]
-    assert not sizes[nearest].all()
-    controls = matched_controls([FeatureAt(0, smallest, "subject")], discovery, dicts, (), 3)
-    assert len(controls) == 3 and all(sizes[c.feature] > 0 for group in controls for c in group)
+    _, dicts, _ = world
+    means = torch.cat([torch.tensor([0.1]), torch.zeros(30), torch.full((9,), 10.0)]).double()
+    made_up = SimpleNamespace(means=lambda _layer, _name: means)
+    controls = matched_controls([FeatureAt(0, 0, "subject")], made_up, dicts, (), 3)
+    assert len(controls) == 3 and all(c.feature > 30 for group in controls for c in group)
 
 
 def test_where_every_feature_is_in_the_circuit_there_is_no_control(world):

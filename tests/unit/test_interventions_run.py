@@ -21,6 +21,7 @@ from mechstudy.interventions.results import read_csv
 from mechstudy.interventions.runner import n_samples, run_interventions
 from mechstudy.interventions.samples import Suite, build_plan, donor_numbers
 from mechstudy.interventions.summary import summarise
+from mechstudy.models.sites import Site
 from tests.tiny import tiny_model
 from tests.unit.interventions_world import groups_of, pairs, transcoders
 
@@ -208,6 +209,31 @@ def test_donors_are_the_same_in_every_run_and_differ_between_draws():
     first, second = (donor_numbers(test, 50, 3, "b", draw) for draw in (0, 1))
     assert first == donor_numbers(test, 50, 3, "b", 0) and first != second and len(set(first)) > 15
     assert first[5:] == donor_numbers(test[5:], 50, 3, "b", 0)
+
+
+def own_activation(model, dicts, tokens, feature, at):
+    x = model.forward(torch.tensor([tokens]), capture=[Site("mlp_in", feature.layer)]).activations
+    return float(dicts[feature.layer].encode(x[Site("mlp_in", feature.layer)][0, at])[feature.feature])
+
+
+def test_each_kind_sets_features_to_what_it_says(finished):
+    """Zero; the mean of discovery prompts; the donor's activation; the corrupted prompt's activation."""
+    model, dicts, plan, test, *_ = finished
+    train = pairs(10)
+    by_kind = {
+        (v.kind, v.draw): v for v in plan.suites[0].variants if v.item == "circuit" and v.group == "features 1-4"
+    }
+    donors = donor_numbers(test, len(train), CONFIG.seed, "b", 1)
+    for number, member in enumerate(plan.groups[0].members):
+        for i in (0, 3):
+            set_to = {key: v.edits(i)[number].value for key, v in by_kind.items()}
+            at = test[i].positions[member.position]
+            there = [own_activation(model, dicts, p.clean_tokens, member, p.positions[member.position]) for p in train]
+            corrupted = own_activation(model, dicts, test[i].corrupted_tokens, member, at)
+            assert set_to["ablation_zero", 0] == 0
+            assert set_to["ablation_mean", 0] == pytest.approx(np.mean(there), abs=1e-10)
+            assert set_to["resampling", 1] == pytest.approx(there[donors[i]], abs=1e-10)
+            assert set_to["patching", 0] == pytest.approx(corrupted, abs=1e-10)
 
 
 def test_measured_edges_stand_in_the_summary(finished, tmp_path):

@@ -232,6 +232,12 @@ def test_a_tokenizer_that_cannot_tell_answers_apart_is_told_why():
     assert "drafts" in error.value.facts["skipped"]
 
 
+def test_a_chat_template_around_the_prompt_is_refused():
+    encode = FakeTokenizer(bos=False)
+    with pytest.raises(MechstudyError, match=r"chat: false"):
+        BEHAVIOURS["antonym"].generate(lambda text: encode(f"user: {text} assistant:"), 5, "train", 0)
+
+
 def test_a_class_that_runs_out_ends_the_sequence_so_that_it_stays_balanced():
     def slots(split: str, rank: generator.Rank):
         for balance, words in (("a", ["one", "two", "three"]), ("b", ["four"])):

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechstudy.behaviours.tokenise import Tokens, Unsuitable, pair_tokens, same_positions, token_at
+from mechstudy.behaviours.tokenise import Tokens, Unsuitable, pair_tokens, require_open_end, same_positions, token_at
+from mechstudy.core.errors import MechstudyError
 from tests.unit.fake_tokenizer import FakeTokenizer
 
 prompts = st.text(alphabet="abcdefghij .,\n", max_size=60).filter(str.strip)
@@ -74,3 +75,10 @@ def test_two_names_for_one_token_are_unsuitable():
     tokens = Tokens(FakeTokenizer(bos=False))
     with pytest.raises(Unsuitable, match="same token"):
         same_positions(tokens, "The cat", {"noun": 7}, "The dog", {"noun": 7})
+
+
+def test_an_encoding_that_closes_the_prompt_is_refused():
+    encode = FakeTokenizer(bos=True)
+    require_open_end(Tokens(encode))
+    with pytest.raises(MechstudyError, match="adds tokens after the prompt"):
+        require_open_end(Tokens(lambda text: [*encode(text), 99]))

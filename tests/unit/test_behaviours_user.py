@@ -192,6 +192,12 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
             load(path)
 
 
+def test_a_chat_template_around_the_prompt_is_refused(tmp_path):
+    encode = FakeTokenizer(bos=False)
+    with pytest.raises(MechstudyError, match=r"chat: false"):
+        load_jsonl(write(tmp_path, *lines(9)), lambda text: encode(f"user: {text} assistant:"))
+
+
 def test_a_file_with_one_split_only_says_how_to_get_the_other(tmp_path):
     with pytest.raises(MechstudyError, match="no test prompts: all 5 are in the other split") as error:
         load(write(tmp_path, *lines(5, split="train")))

@@ -84,3 +84,9 @@ def test_an_interval_that_ends_at_zero_does_not_exclude_it() -> None:
 
 def test_without_an_interval_nothing_is_claimed() -> None:
     assert judge(-2.0, None, 0.0, [-0.1, 0.1], [-2.0, -1.9], 0.001) == "unsupported"
+
+
+def test_a_raw_interval_beside_zero_that_fails_correction_says_so(tmp_path: Path) -> None:
+    sentence = claim(tmp_path, effect=0.02, ci95=[0.01, 0.05], p_adjusted=0.11).sentence
+    assert "does not measurably change" in sentence
+    assert "adjusted p = 0.11: not significant among all tests" in sentence

@@ -10,7 +10,7 @@ from itertools import islice
 from string import Formatter
 
 from mechstudy.behaviours.schema import SPLITS, Encode, PromptPair
-from mechstudy.behaviours.tokenise import Tokens, Unsuitable, pair_tokens, same_positions
+from mechstudy.behaviours.tokenise import Tokens, Unsuitable, pair_tokens, require_open_end, same_positions
 from mechstudy.core.errors import MechstudyError, nearest
 
 Rank = Callable[[str], int]
@@ -92,7 +92,8 @@ class Behaviour:
         their first token.
 
         Raises:
-            MechstudyError: unknown split, `n` below 1, or more pairs asked for than exist.
+            MechstudyError: unknown split, `n` below 1, more pairs asked for than exist, or an `encode` that
+                adds tokens after the prompt.
         """
         if split not in SPLITS:
             valid = nearest(split, SPLITS)
@@ -104,7 +105,9 @@ class Behaviour:
         if n < 1:
             raise MechstudyError(f"{self.name}: {n} {split} prompts asked for", fix="ask for at least 1")
         rank, skipped = self._rank(split, seed), Counter[str]()
-        stream = _fill(self.slots(split, rank), f"{self.name}-{split}", Tokens(encode), rank, skipped)
+        tokens = Tokens(encode)
+        require_open_end(tokens)
+        stream = _fill(self.slots(split, rank), f"{self.name}-{split}", tokens, rank, skipped)
         pairs = list(islice(stream, n))
         if len(pairs) == n:
             return pairs

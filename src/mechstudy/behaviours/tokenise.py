@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mechstudy.behaviours.schema import Encode
+from mechstudy.core.errors import MechstudyError
 
 
 class Unsuitable(ValueError):
@@ -43,6 +44,21 @@ class Tokens:
         if text not in self._seen:
             self._seen[text] = tuple(self._encode(text))
         return self._seen[text]
+
+
+def require_open_end(tokens: Tokens) -> None:
+    """Check that an answer can follow a prompt: that `encode` adds nothing after the text.
+
+    Raises:
+        MechstudyError: it does, as a chat template or an end-of-sequence token does.
+    """
+    one, other = tokens("a"), tokens("b")
+    if one != other and one[-1] == other[-1]:
+        raise MechstudyError(
+            "the model's encoding adds tokens after the prompt, so no answer can follow it",
+            facts={"added": "by a chat template, or as an end-of-sequence token"},
+            fix="set model.chat: false; your own prompts may hold the chat template's text themselves",
+        )
 
 
 def token_at(tokens: Tokens, text: str, end: int) -> int:

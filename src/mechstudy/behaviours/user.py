@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mechstudy.behaviours.schema import SPLITS, Encode, PromptPair
-from mechstudy.behaviours.tokenise import Tokens, Unsuitable, pair_tokens, token_at
+from mechstudy.behaviours.tokenise import Tokens, Unsuitable, pair_tokens, require_open_end, token_at
 from mechstudy.core.errors import MechstudyError, nearest
 
 REQUIRED = ("clean", "corrupted", "answer", "wrong_answer")
@@ -41,6 +41,7 @@ def load_jsonl(path: Path, encode: Encode) -> dict[str, list[PromptPair]]:
     """
     path = Path(path)
     tokens = Tokens(encode)
+    require_open_end(tokens)
     broken: dict[int, _Broken] = {}
     rows: dict[int, dict[str, Any]] = {}
     pairs: dict[int, PromptPair] = {}

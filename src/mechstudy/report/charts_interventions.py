@@ -71,7 +71,9 @@ def _forest(rows: list[dict[str, Any]], label: str) -> alt.TopLevelMixin:
         alt.Tooltip("low:Q", format=".3f"), alt.Tooltip("high:Q", format=".3f"), "n:Q",
     ]  # fmt: skip
     shape = alt.Shape("role:N", title=None, scale=alt.Scale(domain=roles, range=["circle", "diamond"]))
-    bars = base.mark_rule(strokeWidth=2.5).encode(x=alt.X("low:Q", title=label), x2="high:Q", tooltip=tooltip)
+    bars = base.mark_rule(strokeWidth=2.5).encode(
+        x=alt.X("low:Q", title=label, axis=alt.Axis(tickCount=8)), x2="high:Q", tooltip=tooltip
+    )
     points = base.mark_point(size=70, opacity=1).encode(x="v:Q", shape=shape, tooltip=tooltip)
     n_tests = len({r["test"] for r in rows})
     return (zero_rule("x") + bars + points).properties(
@@ -100,7 +102,7 @@ def dose_response(summary: Mapping[str, Any]) -> alt.TopLevelMixin | None:
     base = alt.Chart(data(rows)).encode(x=alt.X("alpha:Q", title="steering coefficient α"), color=colour)
     y = alt.Y("low:Q", title=f"change of the {summary.get('metric', 'logit difference')} (95% CI)")
     band = base.mark_area(opacity=0.18).encode(y=y, y2="high:Q")
-    dash = alt.StrokeDash("direction:N", title=None, scale=alt.Scale(domain=names, range=[[1, 0], [5, 3], [2, 2]]))
+    dash = alt.StrokeDash("direction:N", legend=None, scale=alt.Scale(domain=names, range=[[1, 0], [5, 3], [2, 2]]))
     line = base.mark_line(strokeWidth=2).encode(y="v:Q", strokeDash=dash)
     points = base.mark_point(size=36, opacity=1).encode(
         y="v:Q",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +17,8 @@ INLINE: Theme = {token: f"var(--{token[1:]})" for token in LIGHT}
 
 _BOX_W, _BOX_H, _GAP = 178, 19, 5
 _LEFT, _TOP, _BOTTOM = 58, 14, 40
+PER_CELL_BOXES, PER_CELL_DOTS = 6, 16  # features drawn at one layer and position
+_DOTS_PER_LINE = 8
 
 
 def circuit_svg(view: Mapping[str, Any], *, boxes: bool, theme: Theme, max_nodes: int = 26, max_edges: int = 60) -> str:
@@ -29,7 +31,7 @@ def circuit_svg(view: Mapping[str, Any], *, boxes: bool, theme: Theme, max_nodes
         max_nodes: feature nodes drawn.
         max_edges: edges drawn, the strongest ones between drawn nodes.
     """
-    chosen = _choose(view, max_nodes)
+    chosen, left_out = _choose(view, max_nodes, PER_CELL_BOXES if boxes else PER_CELL_DOTS)
     places, width, height, columns, rows = _lay_out(view, chosen, boxes)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
@@ -47,12 +49,26 @@ def circuit_svg(view: Mapping[str, Any], *, boxes: bool, theme: Theme, max_nodes
         parts.append(_text(x, height - 14, label, theme["@ink"], 12, "middle", 600))
     parts += _draw_edges(view, chosen, places, theme, max_edges, boxes)
     parts += [_draw_node(view, i, places[i], theme, boxes) for i in chosen]
+    for (row, column), n in left_out.items() if boxes else ():
+        low = max(
+            places[i][1] for i in chosen if (view["nodes"]["row"][i], view["nodes"]["column"][i]) == (row, column)
+        )
+        parts.append(_text(columns[column] + _BOX_W / 2, low + 20, f"+ {n} more", theme["@muted"], 9, "end"))
     return "".join(parts) + "</svg>"
 
 
-def _choose(view: Mapping[str, Any], max_nodes: int) -> list[int]:
+def _choose(view: Mapping[str, Any], max_nodes: int, per_cell: int) -> tuple[list[int], dict[tuple[int, int], int]]:
+    """Nodes to draw, and how many of the drawn cells' features were left out."""
     nodes = view["nodes"]
-    features = [i for i, t in enumerate(nodes["type"]) if TYPES[t] == "feature"][:max_nodes]
+    features: list[int] = []
+    cells: Counter[tuple[int, int]] = Counter()
+    for i, t in enumerate(nodes["type"]):
+        cell = (nodes["row"][i], nodes["column"][i])
+        if TYPES[t] != "feature":
+            continue
+        cells[cell] += 1
+        if cells[cell] <= per_cell and len(features) < max_nodes:
+            features.append(i)
     kept = set(features)
     edges = view["edges"]
     strength: dict[int, float] = defaultdict(float)
@@ -63,7 +79,8 @@ def _choose(view: Mapping[str, Any], max_nodes: int) -> list[int]:
             strength[s] += abs(w or 0)
     ends = [i for i, t in enumerate(nodes["type"]) if TYPES[t] in ("token", "logit")]
     ends.sort(key=lambda i: -strength[i])
-    return features + ends[:14]
+    drawn = Counter((nodes["row"][i], nodes["column"][i]) for i in features)
+    return features + ends[:14], {cell: cells[cell] - n for cell, n in drawn.items() if cells[cell] > n}
 
 
 def _lay_out(
@@ -76,8 +93,10 @@ def _lay_out(
     used_rows = sorted({row for row, _ in cells})
     used_columns = sorted({column for _, column in cells})
     most = {r: max(len(c) for (row, _), c in cells.items() if row == r) for r in used_rows}
-    heights = {r: (most[r] * (_BOX_H + _GAP) + 14) if boxes else 30 for r in used_rows}
-    column_width = _BOX_W + 26 if boxes else max(96, 13 * max(len(c) for c in cells.values()) + 24)
+    lines = {r: most[r] if boxes else -(-most[r] // _DOTS_PER_LINE) for r in used_rows}
+    heights = {r: (lines[r] * (_BOX_H + _GAP) + 26) if boxes else 17 + 13 * lines[r] for r in used_rows}
+    widest = min(_DOTS_PER_LINE, max((len(c) for c in cells.values()), default=1))
+    column_width = _BOX_W + 34 if boxes else max(96, 13 * widest + 24)
     columns = {c: _LEFT + column_width * (k + 0.5) for k, c in enumerate(used_columns)}
     rows: dict[int, float] = {}
     y = float(_TOP)
@@ -87,8 +106,13 @@ def _lay_out(
     places = {}
     for (row, column), members in cells.items():
         for k, i in enumerate(members):
-            offset = k - (len(members) - 1) / 2
-            dx, dy = (0.0, offset * (_BOX_H + _GAP)) if boxes else (offset * 13, 0.0)
+            if boxes:
+                dx, dy = 0.0, (k - (len(members) - 1) / 2) * (_BOX_H + _GAP)
+            else:
+                line, n_lines = k // _DOTS_PER_LINE, -(-len(members) // _DOTS_PER_LINE)
+                in_line = min(_DOTS_PER_LINE, len(members) - line * _DOTS_PER_LINE)
+                dx = (k % _DOTS_PER_LINE - (in_line - 1) / 2) * 13
+                dy = (line - (n_lines - 1) / 2) * 13
             places[i] = (columns[column] + dx, rows[row] + dy)
     width = int(_LEFT + column_width * max(1, len(used_columns)) + 12)
     return places, width, int(y + _BOTTOM), columns, rows
@@ -113,18 +137,29 @@ def _draw_edges(
     parts = []
     for s, t, w in reversed(drawn):
         (x1, y1), (x2, y2) = places[s], places[t]
-        y1, y2 = y1 - half, y2 + half
-        middle = (y1 + y2) / 2
-        bow = 0.22 * abs(y1 - y2) + half if abs(x1 - x2) < 30 and abs(y1 - y2) > 70 else 0.0
+        path = _beside(x1, y1, x2, y2) if boxes and abs(x1 - x2) < 30 else _between(x1, y1 - half, x2, y2 + half)
         share = abs(w) / top
         dash = ' stroke-dasharray="5 3"' if w < 0 else ""
         parts.append(
-            f'<path d="M{x1:.1f} {y1:.1f}C{x1 - bow:.1f} {middle:.1f} {x2 - bow:.1f} {middle:.1f} {x2:.1f} {y2:.1f}" '
-            f'fill="none" '
+            f'<path d="{path}" fill="none" '
             f'stroke="{theme["@pos" if w > 0 else "@neg"]}" stroke-width="{0.6 + 3 * share:.2f}" '
             f'stroke-opacity="{0.25 + 0.6 * share:.2f}"{dash}/>'
         )
     return parts
+
+
+def _between(x1: float, y1: float, x2: float, y2: float) -> str:
+    """A curve from the top of a node to the bottom of another; round what stands between in the same column."""
+    middle = (y1 + y2) / 2
+    bow = 0.22 * abs(y1 - y2) if abs(x1 - x2) < 30 and abs(y1 - y2) > 40 else 0.0
+    return f"M{x1:.1f} {y1:.1f}C{x1 - bow:.1f} {middle:.1f} {x2 - bow:.1f} {middle:.1f} {x2:.1f} {y2:.1f}"
+
+
+def _beside(x1: float, y1: float, x2: float, y2: float) -> str:
+    """A curve along the left side of a stack of boxes."""
+    x1, x2 = x1 - _BOX_W / 2, x2 - _BOX_W / 2
+    out = min(22.0, 6 + 0.08 * abs(y1 - y2))
+    return f"M{x1:.1f} {y1:.1f}C{x1 - out:.1f} {y1:.1f} {x2 - out:.1f} {y2:.1f} {x2:.1f} {y2:.1f}"
 
 
 def _draw_node(view: Mapping[str, Any], i: int, place: tuple[float, float], theme: Theme, boxes: bool) -> str:
@@ -142,7 +177,8 @@ def _draw_node(view: Mapping[str, Any], i: int, place: tuple[float, float], them
             f'<rect x="{x - 4.2:.1f}" y="{y - 4.2:.1f}" width="8.4" height="8.4" rx="1.5" fill="{colour}">{tip}</rect>'
         )
     fill, stroke = (theme["@paper"], theme["@effect"]) if kind == "feature" else (theme["@mid"], theme["@axis"])
-    shown = f"#{nodes['feature'][i]} {label}" if kind == "feature" else name
+    label = label if nodes["label"][i] else ""
+    shown = f"#{nodes['feature'][i]} {label}".strip() if kind == "feature" else name
     box = (
         f'<rect x="{x - _BOX_W / 2:.1f}" y="{y - _BOX_H / 2:.1f}" width="{_BOX_W}" height="{_BOX_H}" '
         f'rx="{4 if kind == "feature" else 9}" fill="{fill}" stroke="{stroke}"/>'

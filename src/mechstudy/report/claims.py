@@ -39,7 +39,10 @@ _LOWERING = ("ablation", "necessity", "resampl")
 
 @dataclass(frozen=True)
 class Claim:
-    """One test of a behaviour's circuit, with its verdict and the sentence that states it."""
+    """One test of a behaviour's circuit, with its verdict and the sentence that states it.
+
+    `share` is the part of the clean metric that the intervention takes away, where it lowers it.
+    """
 
     behaviour: str
     kind: str
@@ -56,6 +59,7 @@ class Claim:
     p: float | None
     p_adjusted: float | None
     metric: str
+    share: float | None = None
     caveats: tuple[str, ...] = field(default=())
 
     @property
@@ -68,10 +72,11 @@ def claims(source: Source, behaviour: str) -> list[Claim]:
     """The claims of one behaviour, in the intervention artifact's order; empty where it did not run."""
     summary = source.json(f"intervene[{behaviour}]", "summary.json") or {}
     metric = str(summary.get("metric") or "logit difference")
-    return [_claim(behaviour, kind, test, metric) for kind, test in (summary.get("tests") or {}).items()]
+    clean = summary.get("clean_mean")
+    return [_claim(behaviour, kind, test, metric, clean) for kind, test in (summary.get("tests") or {}).items()]
 
 
-def _claim(behaviour: str, kind: str, test: Mapping[str, Any], default_metric: str) -> Claim:
+def _claim(behaviour: str, kind: str, test: Mapping[str, Any], default_metric: str, clean: float | None) -> Claim:
     metric = str(test.get("metric") or default_metric)
     ci, control_ci = _pair(test.get("ci95")), _pair(test.get("control_ci95"))
     difference_ci = _pair(test.get("difference_ci95"))
@@ -104,6 +109,7 @@ def _claim(behaviour: str, kind: str, test: Mapping[str, Any], default_metric: s
         p=test.get("p"),
         p_adjusted=test.get("p_adjusted"),
         metric=metric,
+        share=_share(kind, test.get("effect"), clean),
         caveats=tuple(caveats),
     )
 
@@ -143,6 +149,13 @@ def excludes_zero(ci: Sequence[float | None] | None) -> bool:
     return ci[0] > 0 or ci[1] < 0
 
 
+def _share(kind: str, effect: float | None, clean: float | None) -> float | None:
+    """How much of the clean prompts' metric an intervention takes away; None where that makes no sense."""
+    if effect is None or effect >= 0 or clean is None or clean < 0.1 or not kind.startswith((*_LOWERING, "patch")):
+        return None
+    return -effect / clean
+
+
 def _caveats(kind: str, test: Mapping[str, Any], verdict: Verdict, control_ci: Sequence[float] | None) -> list[str]:
     caveats = []
     if test.get("control_effect") is None or control_ci is None:
@@ -150,15 +163,15 @@ def _caveats(kind: str, test: Mapping[str, Any], verdict: Verdict, control_ci: S
     elif excludes_zero(control_ci):
         share = abs(test["control_effect"] / test["effect"]) if test.get("effect") else None
         size = f", {share:.0%} of the effect" if share is not None and verdict in ("supported", "caveat") else ""
-        caveats.append(f"The controls are not null: their CI excludes zero too{size}.")
+        caveats.append(f"The controls are not null, their CI excludes zero too{size}.")
     if kind.startswith(_LOWERING) and verdict != "unsupported" and (test.get("effect") or 0) > 0:
         caveats.append("The effect points the other way: a necessary circuit would lower the metric.")
     n = test.get("n")
     if n is not None and n < 30:
-        caveats.append(f"Only {n} prompts: read the interval with care.")
+        caveats.append(f"Only {n} prompts, so the interval is rough.")
     clusters = test.get("n_clusters")
     if clusters is not None and clusters < 10:
-        caveats.append(f"Only {clusters} independent clusters of prompts: the interval is rough.")
+        caveats.append(f"Only {clusters} independent clusters of prompts, so the interval is rough.")
     return caveats
 
 
@@ -176,16 +189,18 @@ def _sentence(
     sign = -1 if effect < 0 else 1
     gerund = label.split(" ", 1)[0].rstrip(":,").endswith("ing")
     if verdict == "unsupported":
-        verb, sign, by = "does not measurably change", 1, ":"
+        verb, sign, by = "does not measurably change", 1, ":"  # a raw interval may exclude zero: see p below
     else:
         verb, by = "lowers" if sign < 0 else "raises", " by"
     body = f"{label} {verb} the {metric}" if gerund else f"{label}: {verb} the {metric}"
-    body += f"{by} {text.number(sign * effect)} {text.interval(_flip(ci, sign))}"
+    body += f"{by} {text.fixed(sign * effect)} {text.interval(_flip(ci, sign))}"
     if test.get("n") is not None:
         body += f" on {test['n']} unseen prompts"
+    if verdict == "unsupported" and excludes_zero(ci):
+        body += f" (adjusted {text.p_value(test.get('p_adjusted'))}: not significant among all tests)"
     if control is None:
         return f"{body}; no matched control"
-    return f"{body}; matched controls {text.number(sign * control)} {text.interval(_flip(control_ci, sign))}"
+    return f"{body}; matched controls {text.fixed(sign * control)} {text.interval(_flip(control_ci, sign))}"
 
 
 def _flip(ci: Sequence[float] | None, sign: int) -> list[float] | None:

@@ -91,6 +91,8 @@ def aggregate_view(
         checked: rows of the interventions' edge check; an edge that has one carries it.
     """
     positions = [str(p) for p in aggregate.get("positions") or []]
+    if not any(n.get("position") == OTHER for n in aggregate.get("nodes") or []):
+        positions = [p for p in positions if p != OTHER]
     positions.sort(key=lambda p: p != OTHER)  # tokens without a name stand apart, at the left; the rest keeps its order
     columns = [{"label": p, "name": ""} for p in positions]
     where = {p: i for i, p in enumerate(positions)}

@@ -64,7 +64,8 @@ def behaviour_page(source: Source, site: Site, figures: Figures, behaviour: str)
 
 def _examples(pairs: list[dict[str, Any]], strings: dict[int, str]) -> list[dict[str, Any]]:
     """Pairs to show: those whose tokens are all known, where there are any."""
-    known = [p for p in pairs if all(t in strings for t in [*p["clean_tokens"], *p["corrupted_tokens"]])]
+    known = [p for p in pairs if _known([*p["clean_tokens"], *p["corrupted_tokens"]], strings)]
+    known = known or [p for p in pairs if _known(p["clean_tokens"], strings)]
     return [_pair(p, strings) for p in _spread(known or pairs, N_EXAMPLES)]
 
 
@@ -97,14 +98,17 @@ def _pair(pair: dict[str, Any], strings: dict[int, str]) -> dict[str, Any]:
     clean, corrupted = pair["clean_tokens"], pair["corrupted_tokens"]
     marks = {int(i): str(name) for name, i in (pair.get("positions") or {}).items()}
     changed = {i for i, (a, b) in enumerate(zip(clean, corrupted, strict=False)) if a != b}
-    known = all(t in strings for t in [*clean, *corrupted])
     return {
         **pair,
         "marks": marks,
         "changed": changed,
-        "clean_strings": [strings[t] for t in clean] if known else None,
-        "corrupted_strings": [strings[t] for t in corrupted] if known else None,
+        "clean_strings": _known(clean, strings),
+        "corrupted_strings": _known(corrupted, strings),
     }
+
+
+def _known(tokens: list[int], strings: dict[int, str]) -> list[str] | None:
+    return [strings[t] for t in tokens] if all(t in strings for t in tokens) else None
 
 
 def _worst(splits: dict[str, list[dict[str, Any]]], by_id: dict[str, Any]) -> list[dict[str, Any]]:
@@ -169,9 +173,9 @@ def graph_page(source: Source, site: Site, figures: Figures, behaviour: str, lab
     if aggregate and aggregate.get("nodes"):
         view = aggregate_view(aggregate, labels, checked)
         if not view["scores"]:
-            view["scores"] = {k: v for k, v in scores.items() if isinstance(v, (int, float)) and k != "n_prompts"}
+            view["scores"] = _mean_scores(scores)
         name = f"graph-{key}-aggregate"
-        write_data(source_out(site), name, view)
+        write_data(site.out, name, view)
         entries.append({"data": name, "slug": "aggregate", "label": f"All {view['n_prompts']} prompts, aggregated"})
         figures.write_svg(f"circuit-{key}", circuit_svg(view, boxes=True, theme=LIGHT))
     for row in scores.get("per_prompt") or []:
@@ -179,10 +183,10 @@ def graph_page(source: Source, site: Site, figures: Figures, behaviour: str, lab
         if graph is None:
             continue
         name = f"graph-{key}-{text.slug(str(row['slug']))}"
-        write_data(source_out(site), name, prompt_view(graph, labels))
+        write_data(site.out, name, prompt_view(graph, labels))
         prompt = text.clip(text.plain(str(row.get("prompt") or row["slug"])), 90)
         entries.append({"data": name, "slug": str(row["slug"]), "label": prompt})
-    write_data(source_out(site), f"graphs-{key}", {"behaviour": behaviour, "graphs": entries})
+    write_data(site.out, f"graphs-{key}", {"behaviour": behaviour, "graphs": entries})
     figure = figures.add(
         f"graph-scores-{key}",
         charts.graph_scores(scores.get("per_prompt") or []),
@@ -206,9 +210,11 @@ def graph_page(source: Source, site: Site, figures: Figures, behaviour: str, lab
     return view
 
 
-def source_out(site: Site) -> Any:
-    """The report's folder."""
-    return site.out
+def _mean_scores(scores: dict[str, Any]) -> dict[str, float]:
+    """The aggregated graph's facts: means over its prompts, named so."""
+    names = {"nodes": "mean nodes of a prompt's graph", "edges": "mean edges of a prompt's graph"}
+    found = {names.get(k, k): v for k, v in scores.items() if isinstance(v, (int, float)) and k != "n_prompts"}
+    return {k: round(v, 1) if k.startswith("mean ") else v for k, v in found.items()}
 
 
 def interventions_page(source: Source, site: Site, figures: Figures, behaviour: str) -> None:

@@ -50,7 +50,7 @@ class Site:
             lstrip_blocks=True,
         )
         filters: dict[str, Callable[..., Any]] = {
-            "visible": text.visible, "plain": text.plain, "title_": text.title, "num": text.number,
+            "visible": text.visible, "plain": text.plain, "title_": text.title, "num": text.number, "fixed": text.fixed,
             "int_": text.integer, "pct": text.percent, "ci": text.interval, "p": text.p_value,
             "duration": text.duration, "size": text.size, "slug": text.slug, "tokens": token_markup,
         }  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from .claims import Claim
-from .text import number
+from .text import fixed, number
 
 _WIDTH, _HEIGHT, _PAD = 320, 58, 12
 
@@ -39,10 +39,11 @@ def interval_strip(claim: Claim, domain: tuple[float, float]) -> Markup:
         f'<line class="strip-zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="4" y2="46"/>',
         f'<text class="strip-label" x="{x(0):.1f}" y="56" text-anchor="middle">0</text>',
     ]
+    digits = 1 if high - low > 1 else 2 if high - low > 0.1 else 3
     for end in (low * 0.94, high * 0.94):
         if abs(x(end) - x(0)) > 30:
             parts.append(
-                f'<text class="strip-label" x="{x(end):.1f}" y="56" text-anchor="middle">{number(end, 1)}</text>'
+                f'<text class="strip-label" x="{x(end):.1f}" y="56" text-anchor="middle">{fixed(end, digits)}</text>'
             )
     for mean, ci, y, name in (
         (claim.effect, claim.ci95, 14, "effect"),

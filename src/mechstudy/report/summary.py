@@ -113,7 +113,10 @@ def findings(summary: Mapping[str, Any], inputs: Mapping[str, Path]) -> list[str
         stopped = behaviour not in (summary.get("interventions") or {})
         lines += _baseline_finding(behaviour, summary["baseline"].get(behaviour) or {}, stopped)
         for claim in claims(source, behaviour)[:3]:
-            hedge = "" if claim.verdict == "supported" else f" ({claim.words.lower()})"
+            hedge = claim.words.lower()
+            if claim.verdict == "caveat":
+                hedge += f": {claim.caveats[0][:1].lower()}{claim.caveats[0][1:].rstrip('.')}"
+            hedge = "" if claim.verdict == "supported" else f" ({hedge})"
             lines.append(f"{behaviour}: {claim.sentence}{hedge}")
         lines += _graph_finding(behaviour, summary)
     lines += _dictionary_finding(summary.get("dictionaries") or {})

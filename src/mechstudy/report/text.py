@@ -94,11 +94,14 @@ def number(value: float | None, digits: int = 2) -> str:
     if value != 0 and (abs(value) < 0.5 * 10**-digits or abs(value) >= 1e6):
         text = f"{value:.1e}"
     else:
-        return _fixed(value, digits)
+        return fixed(value, digits)
     return text.replace("-", "−")
 
 
-def _fixed(value: float | None, digits: int) -> str:
+def fixed(value: float | None, digits: int = 2) -> str:
+    """A number with a fixed count of decimals, however small; for numbers that stand beside their interval."""
+    if value is None or not math.isfinite(value):
+        return NOT_AVAILABLE
     text = f"{value or 0.0:,.{digits}f}"
     return (text.lstrip("-") if float(text.replace(",", "")) == 0 else text).replace("-", "−")
 
@@ -118,7 +121,7 @@ def interval(ci: Sequence[float | None] | None, digits: int = 2) -> str:
     if not has_interval(ci):
         return f"[{NOT_AVAILABLE}]"
     assert ci is not None
-    low, high = (_fixed(v, digits) for v in ci)
+    low, high = (fixed(v, digits) for v in ci)
     return f"[{low}, {high}]"
 
 

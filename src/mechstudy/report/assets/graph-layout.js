@@ -25,11 +25,13 @@
       columns[column] = Math.max(columns[column], Math.ceil(members.length / count));
     }
     const widths = columns.map((c) => Math.max(46, c * PITCH + 16));
-    const heights = lines.map((l) => l * PITCH + 13);
+    const rich = new Array(graph.rows.length).fill(false); // rows with only errors and biases may be narrow
+    nodes.row.forEach((row, i) => { if (nodes.type[i] !== 1 && nodes.type[i] !== 3) rich[row] = true; });
+    const heights = lines.map((l, row) => l * PITCH + (rich[row] ? 15 : 1));
     const spareX = viewWidth - MARGIN.left - MARGIN.right - widths.reduce((a, b) => a + b, 0);
     const spareY = viewHeight - MARGIN.top - MARGIN.bottom - heights.reduce((a, b) => a + b, 0);
     if (spareX > 0) widths.forEach((w, i) => { widths[i] = w + spareX / widths.length; });
-    if (spareY > 0) heights.forEach((h, i) => { heights[i] = h + spareY / heights.length; });
+    if (spareY > 0) heights.forEach((h, i) => { heights[i] = h + (spareY * h) / (viewHeight - MARGIN.top - MARGIN.bottom - spareY); });
 
     graph.columnX = []; graph.columnW = widths;
     let x = MARGIN.left;

@@ -96,12 +96,10 @@
 
   function fit() {
     const w = box.clientWidth, h = box.clientHeight;
-    const frame = (height) => { // the strips of layer names and tokens keep their size on the screen
-      app.layout(graph, w - 54, height);
-      return Math.min(1, (w - 54) / graph.width, (h - 40) / graph.height);
-    };
-    let k = frame(h - 40);
-    if (k < 1) k = frame((h - 40) / k); // a graph shrunk to the width gets the whole height
+    const inner = [w - 54, h - 40]; // the strips of layer names and tokens keep their size on the screen
+    app.layout(graph, ...inner);
+    const k = Math.min(1, inner[0] / graph.width, inner[1] / graph.height);
+    if (k < 1) app.layout(graph, inner[0] / k, inner[1] / k); // what shrinks in one direction spreads in the other
     view = { k: Math.max(k, 0.3), x: 54, y: 0 };
     view.y = Math.max(0, (h - 40 - graph.height * view.k) / 2);
     redraw(true);

@@ -1,0 +1,187 @@
+"""The real model, end to end, through the command line: what a study promises to whoever runs one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+STUDY = Path(__file__).with_name("study.yaml")
+BEHAVIOURS = ("subject_verb_agreement", "indirect_object_identification")
+# Logs hold clock times; everything else must be the same bytes whatever happened on the way.
+LOGS = ("scalars.jsonl", "timing.json", "tensorboard/")
+
+pytestmark = pytest.mark.real
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "mechstudy", *arguments]
+
+
+def mechstudy(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def checksums(run: Path, *phases: str) -> dict[str, str]:
+    """Unit and file -> sha256, for every file that is no log."""
+    found = {}
+    for manifest in run.glob("artifacts/*/*/manifest.json"):
+        content = json.loads(manifest.read_text())
+        if phases and content["phase"] not in phases:
+            continue
+        for name, entry in content["files"].items():
+            if not name.startswith(LOGS):
+                found[f"{content['unit']}/{name}"] = entry["sha256"]
+    return found
+
+
+def ran(run: Path, *arguments: str) -> list[str]:
+    """Runs the study and says which units ran."""
+    before = {p: p.stat().st_mtime_ns for p in run.glob("artifacts/*/*/manifest.json")}
+    mechstudy("run", str(STUDY), "--out", str(run), *arguments)
+    after = {p: p.stat().st_mtime_ns for p in run.glob("artifacts/*/*/manifest.json")}
+    return sorted(json.loads(p.read_text())["unit"] for p, t in after.items() if before.get(p) != t)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("study") / "run"
+    mechstudy("run", str(STUDY), "--out", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def summary(run) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+def test_the_model_shows_both_behaviours(summary):
+    for behaviour in BEHAVIOURS:
+        for split in ("train", "test"):
+            baseline = summary["baseline"][behaviour][split]
+            assert baseline["n"] == 24 and baseline["accuracy"] >= 0.8 and baseline["passed"], (behaviour, split)
+
+
+def test_dictionaries_explain_held_out_rows_and_are_alive(summary):
+    assert sorted(summary["dictionaries"], key=int) == ["0", "15", "23"]
+    for layer, dictionary in summary["dictionaries"].items():
+        assert dictionary["r2"] > 0.3 and dictionary["dead_share"] < 0.5, (layer, dictionary)
+        assert dictionary["d_sae"] == 2 * 576 and dictionary["ce_loss_recovered"] is not None
+
+
+def test_every_row_of_every_graph_adds_up(summary):
+    for behaviour in BEHAVIOURS:
+        graphs = summary["graphs"][behaviour]
+        assert graphs["n_prompts"] == 4 and graphs["nodes"] > 10
+        assert graphs["conservation_residual_max"] <= 1e-4
+        assert graphs["replacement_pruned"] <= graphs["replacement"]
+
+
+def test_frozen_interventions_measure_what_the_graph_predicts(run):
+    checked = 0
+    for path in run.glob("artifacts/intervene/*/summary.json"):
+        edges = json.loads(path.read_text())["edges"]
+        if edges and edges["n"] >= 3:
+            assert edges["spearman_frozen"] >= 0.999
+            assert edges["max_relative_error_frozen"] <= 1e-3
+            checked += 1
+    assert checked, "no behaviour had three edges to check"
+
+
+def test_a_sham_intervention_does_exactly_nothing(run):
+    for path in run.glob("artifacts/intervene/*/summary.json"):
+        assert json.loads(path.read_text())["sham_max"] == 0
+
+
+def test_captured_bytes_are_layers_x_positions_x_width_x_2_x_prompts(run):
+    for store in run.glob("artifacts/capture/capture-*agreement*/train"):
+        mlp_out = sorted(store.glob("mlp_out.*.bin"))
+        rows = [p for p in mlp_out if not p.name.endswith(".norms.bin")]
+        assert sum(p.stat().st_size for p in rows) == 3 * 5 * 576 * 2 * (24 * 2)
+        return
+    pytest.fail("no prompt capture found")
+
+
+def test_graphs_are_what_neuronpedia_reads(run):
+    for path in run.glob("artifacts/attribute/*/graphs/*-000.json"):
+        graph = json.loads(path.read_text())
+        ids = {node["node_id"] for node in graph["nodes"]}
+        assert len(ids) == len(graph["nodes"])
+        assert all(link["source"] in ids and link["target"] in ids for link in graph["links"])
+        kinds = {node["feature_type"] for node in graph["nodes"]}
+        assert {"cross layer transcoder", "mlp reconstruction error", "embedding", "logit"} <= kinds
+        ledger = graph["metadata"]["mechstudy"]["ledger"]
+        parts = sum(ledger[k] for k in ("features", "errors", "tokens", "biases"))
+        assert parts == pytest.approx(ledger["target"], rel=1e-4)
+
+
+def test_saelens_files_load_as_dictionaries(run):
+    from mechstudy.dictionaries.dictionary import Dictionary
+
+    folders = list(run.glob("artifacts/train/*/dictionary"))
+    assert len(folders) == 3
+    for folder in folders:
+        assert Dictionary.load(folder).cfg.d_sae == 2 * 576
+
+
+def test_a_second_run_runs_no_unit_in_15_seconds(run, summary):
+    began = time.monotonic()
+    assert ran(run) == []
+    assert time.monotonic() - began < 15
+
+
+def test_changed_interventions_run_interventions_and_report_alone(run, summary):
+    units = ran(run, "--set", "interventions.n_samples=12", "--set", "interventions.kinds=[ablation]")
+    assert units == sorted([*(f"intervene[{b}]" for b in BEHAVIOURS), "report"])
+
+
+def test_a_flipped_byte_is_found_named_and_only_that_unit_is_made_again(run, summary):
+    [file] = run.glob("artifacts/train/train-15-*/dictionary/sae_weights.safetensors")
+    before = checksums(run, "train")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    done = mechstudy("verify", str(STUDY), "--out", str(run), check=False)
+    told = done.stdout + done.stderr
+    assert done.returncode == 2 and "train-15" in told and "sae_weights.safetensors" in told
+    again = ran(run)
+    assert "train[15]" in again and not {"train[0]", "train[23]", "corpus"} & set(again)
+    assert checksums(run, "train") == before
+
+
+def test_killed_in_training_and_in_interventions_a_run_ends_with_the_same_bytes(run, summary, tmp_path):
+    """The whole pipeline in one process at a time, killed twice with SIGKILL."""
+    folder = tmp_path / "run"
+    kill_when(folder, lambda: list(folder.glob("artifacts/train/*.partial/.scratch/checkpoint*")))
+    kill_when(folder, lambda: list(folder.glob("artifacts/intervene/*.partial/results_partial_2.csv")))
+    mechstudy("run", str(STUDY), "--out", str(folder))
+    assert mechstudy("verify", str(STUDY), "--out", str(folder)).returncode == 0
+    compared = ("prompts", "baseline", "corpus", "train", "attribute", "intervene")
+    expected = checksums(run, *compared)
+    found = checksums(folder, *compared)
+    assert len(found) > 40
+    assert {k: expected.get(k) for k in found} == found
+
+
+def kill_when(folder: Path, reached) -> None:
+    process = subprocess.Popen(
+        command("run", str(STUDY), "--out", str(folder)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 900
+    try:
+        while not reached():
+            assert process.poll() is None, f"ended before it could be killed: {process.stderr.read()[-2000:]}"
+            assert time.monotonic() < deadline, "never got there"
+            time.sleep(0.02)
+    finally:
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait()

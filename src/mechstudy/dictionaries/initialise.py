@@ -15,7 +15,7 @@ from mechstudy.dictionaries.gradients import Weights
 STATISTICS_ROWS = 16_384  # rows the normalisation is measured on
 SKIP_ROWS_PER_INPUT = 16  # rows per input coordinate for the ridge regression of the skip path
 RIDGE = 1e-3  # ridge penalty, as a share of the mean input variance
-TRANSCODER_DECODER_NORM = 0.1  # length of decoder rows at the start
+TRANSCODER_DECODER_NORM = 0.1  # length of decoder rows at the start; 1.0 cost .01-.02 of R2 (SmolLM2 layer 3)
 
 
 @dataclass

@@ -3,7 +3,7 @@ from __future__ import annotations
 from itertools import accumulate
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechstudy.behaviours.tokenise import Tokens, Unsuitable, pair_tokens, require_open_end, same_positions, token_at
@@ -13,6 +13,7 @@ from tests.unit.fake_tokenizer import FakeTokenizer
 prompts = st.text(alphabet="abcdefghij .,\n", max_size=60).filter(str.strip)
 
 
+@settings(deadline=None)
 @given(text=prompts, data=st.data(), bos=st.booleans())
 def test_the_token_found_is_the_one_that_holds_the_character(text: str, data: st.DataObject, bos: bool):
     encode = FakeTokenizer(bos=bos)

@@ -215,7 +215,7 @@ rows = st.fixed_dictionaries(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
 @given(row=st.binary(max_size=40) | rows.map(lambda row: json.dumps(row).encode()))
 def test_any_line_is_either_read_or_refused_with_a_message(tmp_path, row: bytes):
     try:

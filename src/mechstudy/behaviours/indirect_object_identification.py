@@ -7,11 +7,11 @@ is the other one. After Wang et al. 2022 (arXiv:2211.00593).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import permutations
 
 from mechstudy.behaviours.generator import Behaviour, Draft, Rank, Slot, Template, pick
 
 POSITIONS = ("name1", "name2", "subject2")
+PARTNERS = 20  # names that may follow each first name in a template: so no two names meet twice in it
 
 TEMPLATES = {
     "train": (
@@ -74,8 +74,10 @@ OBJECTS = {
 
 def _slots(split: str, rank: Rank) -> Iterator[Slot]:
     for template in TEMPLATES[split]:
-        for name1, name2 in permutations(NAMES[split].split(), 2):
-            yield _slot(split, template, name1, name2, rank)
+        circle = sorted(NAMES[split].split(), key=lambda name: rank(f"{template.name}/{name}"))
+        for index, name1 in enumerate(circle):
+            for step in range(1, PARTNERS + 1):
+                yield _slot(split, template, name1, circle[(index + step) % len(circle)], rank)
 
 
 def _slot(split: str, template: Template, name1: str, name2: str, rank: Rank) -> Slot:

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from mechstudy import __version__
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.graph import Graph, Pruned
@@ -29,13 +32,13 @@ def graph_json(
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The pruned graph as JSON; ``extra`` goes under ``metadata.mechstudy``."""
-    source_I, _ = graph.influence()
+    share_S = _cumulative_shares(graph)
     ids = _source_ids(graph)
     nodes = [_logit_node(graph, row, token_strings) for row in range(len(graph.logits))]
     row_ids = [node["node_id"] for node in nodes]
     row_ids += [ids[c] for c in graph.column_R[len(graph.logits) :].tolist()]
     for column in pruned.sources_S.nonzero()[:, 0].tolist():
-        nodes.append(_source_node(graph, column, ids[column], float(source_I[column])))
+        nodes.append(_source_node(graph, column, ids[column], float(share_S[column])))
     nodes += [_bias_node(graph, layer) for layer in range(graph.index.n_layers) if _bias(graph, layer) != 0]
     links = [
         {"source": ids[column], "target": row_ids[row], "weight": float(graph.A_RS[row, column])}
@@ -80,6 +83,18 @@ def graph_json(
         "nodes": nodes,
         "links": links,
     }
+
+
+def _cumulative_shares(graph: Graph) -> Tensor:
+    """circuit-tracer's ``influence`` of a node: the share of all influence held by it and the nodes above it.
+
+    Small values are important; a viewer's threshold keeps nodes up to a share.
+    """
+    source_I, _ = graph.influence()
+    values, order = source_I.double().sort(descending=True, stable=True)
+    shares = torch.empty_like(values)
+    shares[order] = values.cumsum(0) / values.sum().clamp_min(1e-30)
+    return shares
 
 
 def _ledger(graph: Graph) -> dict[str, float]:

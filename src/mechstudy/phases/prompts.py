@@ -13,7 +13,7 @@ from mechstudy.core.runtime import Runtime
 
 
 def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
-    """Writes ``train.jsonl``, ``test.jsonl`` and ``summary.json``."""
+    """Writes ``train.jsonl``, ``test.jsonl``, ``tokens.json`` (id -> text) and ``summary.json``."""
     from mechstudy.behaviours.registry import behaviour
     from mechstudy.behaviours.schema import SPLITS, to_jsonl
     from mechstudy.behaviours.user import load_jsonl
@@ -38,6 +38,8 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
     for split in SPLITS:
         out.write_text(f"{split}.jsonl", to_jsonl(pairs[split]))
     everything = [pair for split in SPLITS for pair in pairs[split]]
+    used = sorted({t for pair in everything for t in (*pair.clean_tokens, *pair.corrupted_tokens)})
+    out.write_json("tokens.json", dict(zip(map(str, used), model.token_strings(used), strict=True)), indent=None)
     out.write_json(
         "summary.json",
         {

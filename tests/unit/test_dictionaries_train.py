@@ -221,6 +221,15 @@ def test_learning_rate_rule_is_openais_for_long_runs_and_higher_for_short_ones()
     assert TrainConfig(steps=10, lr=0.5).resolved_lr(64) == 0.5
 
 
+@pytest.mark.parametrize("steps", [100, 400])
+def test_batch_topk_threshold_stands_for_k_even_after_a_short_run(steps, tmp_path):
+    source = SparseWorld(d=32, n_true=40, active=6, batch_size=256)
+    recipe = TrainConfig(steps=steps, batch_size=256, tensorboard=False, precision="float32")
+    cfg = DictionaryConfig(kind="sae", activation="batchtopk", d_sae=96, k=6)
+    dictionary = train(cfg, recipe, source, **sites("sae"), out=tmp_path)
+    assert evaluate(dictionary, [source.batch(10_000)])["l0"] == pytest.approx(6, rel=0.15)
+
+
 def test_both_widths_given_is_an_error_and_neither_means_four_times():
     with pytest.raises(ValueError, match="both given"):
         DictionaryConfig(expansion=2, d_sae=64)

@@ -109,6 +109,12 @@ class TrainConfig(Config):
             return self.dead_after_rows
         return min(10_000_000, max(1, self.steps * self.batch_size // 8))
 
+    def threshold_rate(self) -> float:
+        """Weight of the newest batch in BatchTopK's running threshold: a window of 100 batches, or a fortieth of a
+        shorter run. Kept activations shrink during training, and a longer memory would set the threshold too high
+        (L0 20 for k = 32 after 400 steps)."""
+        return max(0.01, min(0.2, 40 / self.steps))
+
     def lr_factor(self, step: int) -> float:
         """Share of the peak learning rate at `step` (0-based): linear warm-up, flat, linear decay to zero."""
         warmup, decay = self.resolved_warmup(), round(self.steps * self.decay_share)

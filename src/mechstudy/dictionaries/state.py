@@ -14,8 +14,6 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.gradients import Weights
 from mechstudy.dictionaries.initialise import Normalisation
 
-THRESHOLD_RATE = 0.01  # weight of the newest batch in the running BatchTopK threshold
-
 
 @dataclass
 class TrainState:
@@ -54,9 +52,8 @@ class TrainState:
         self.dead = (self.rows_since_fired >= dead_after).nonzero().squeeze(1)
         self.rows += n_rows
 
-    def observe_minimum(self, minimum: float) -> None:
+    def observe_minimum(self, minimum: float, rate: float) -> None:
         """Take the smallest kept activation of a BatchTopK batch into the running threshold."""
-        rate = max(THRESHOLD_RATE, 1.0 / (self.step + 1))
         self.threshold = minimum if self.threshold is None else self.threshold + rate * (minimum - self.threshold)
         self.last_minimum = minimum
 

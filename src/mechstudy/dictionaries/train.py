@@ -197,7 +197,7 @@ def train_step(cfg: DictionaryConfig, train_cfg: TrainConfig, state: TrainState,
     if cfg.kind == "sae":
         normalise_rows(state.weights.dec)
     if minimum:
-        state.observe_minimum(minimum[0])
+        state.observe_minimum(minimum[0], train_cfg.threshold_rate())
     state.observe_codes(output.codes.fired(), len(x), train_cfg.resolved_dead_after())
     state.step += 1
     return output

@@ -146,6 +146,11 @@ def test_a_broken_line_is_named_with_what_is_wrong_and_what_to_do(tmp_path, row:
     assert fix in (error.fix or "")
 
 
+def test_occurrences_that_overlap_are_ambiguous_too(tmp_path):
+    row = {**GOOD, "clean": "The hahaha near the trees", "positions": {"a": "haha"}}
+    assert "'haha' is in the clean prompt more than once" in broken(tmp_path, row).what
+
+
 def test_ids_and_pairs_are_there_once(tmp_path):
     first = {**lines(1)[0], "id": "a"}
     assert (

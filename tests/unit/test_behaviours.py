@@ -77,12 +77,22 @@ def test_positions_are_the_last_tokens_of_their_words(name: str, bos: bool):
     for pair in family.generate(encode, 60, "test", 0):
         assert tuple(pair.positions) == family.positions
         assert pair.positions["last"] == len(pair.clean_tokens) - 1
-        places = list(pair.positions.values())
-        assert places == sorted(set(places)), "named from left to right, each on its own token"
+        places = sorted(pair.positions.values())
+        assert len(set(places)) == len(places), "each on its own token"
         for tokens in (pair.clean_tokens, pair.corrupted_tokens):
             for place in places[:-1]:
                 upto = "".join(map(encode.text, tokens[bos : place + 1]))
                 assert any(upto.endswith(f" {word}") for word in lexicon), (upto, pair)
+
+
+@each_bos
+def test_names_of_the_indirect_object_prompts_are_positions_by_their_role(bos: bool):
+    encode = FakeTokenizer(bos=bos)
+    for pair in BEHAVIOURS["indirect_object_identification"].generate(encode, 60, "test", 0):
+        said = {role: "".join(map(encode.text, pair.clean_tokens[bos : at + 1])) for role, at in pair.positions.items()}
+        assert said["io"].endswith(pair.answer)
+        assert said["subject1"].endswith(pair.wrong_answer) and said["subject2"].endswith(pair.wrong_answer)
+        assert pair.positions["subject1"] < pair.positions["subject2"]
 
 
 def test_a_word_of_several_tokens_is_named_by_its_last():

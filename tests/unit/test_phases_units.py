@@ -71,7 +71,7 @@ def test_another_seed_reruns_all_but_the_model():
 
 @pytest.mark.parametrize("field", ["dictionaries.layers=28-31", "capture.layers=40"])
 def test_a_layer_that_does_not_exist_is_named_with_its_field(field):
-    with pytest.raises(MechstudyError, match="layer (30|40) does not exist") as caught:
+    with pytest.raises(MechstudyError, match=r"layer (30|40) does not exist") as caught:
         ids(field)
     assert caught.value.where == field.split("=")[0]
 

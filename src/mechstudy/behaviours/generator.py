@@ -24,15 +24,19 @@ class Template:
     name: str
     text: str
 
-    def render(self, fields: Mapping[str, str], named: Iterable[str]) -> Rendered:
-        """Fill the holes, and note the character at which each hole in `named` ends."""
+    def render(self, fields: Mapping[str, str], named: Iterable[str] | Mapping[str, str]) -> Rendered:
+        """Fill the holes, and note the character at which each hole in `named` ends.
+
+        A mapping gives holes other names: position name -> hole.
+        """
         text, ends = "", {}
         for literal, field, _, _ in Formatter().parse(self.text):
             text += literal
             if field is not None:
                 text += fields[field]
                 ends[field] = len(text)
-        return Rendered(text, {name: ends[name] for name in named})
+        holes = named if isinstance(named, Mapping) else {name: name for name in named}
+        return Rendered(text, {name: ends[hole] for name, hole in holes.items()})
 
 
 @dataclass(frozen=True)

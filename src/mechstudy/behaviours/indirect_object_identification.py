@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from mechstudy.behaviours.generator import Behaviour, Draft, Rank, Slot, Template, pick
 
-POSITIONS = ("name1", "name2", "subject2")
+ROLES = ("io", "subject1", "subject2")
+"""Positions are named by the clean prompt's roles: the indirect object, and the subject's two mentions."""
 PARTNERS = 20  # names that may follow each first name in a template: so no two names meet twice in it
 
 TEMPLATES = {
@@ -92,9 +93,11 @@ def _slot(split: str, template: Template, name1: str, name2: str, rank: Rank) ->
             "object": pick(rank, OBJECTS[split].split(), f"{key}/object"),
         }
         repeated, other = (name1, name2) if repeats_first else (name2, name1)
+        holes = ("name2", "name1", "subject2") if repeats_first else ("name1", "name2", "subject2")
+        roles = dict(zip(ROLES, holes, strict=True))
         yield Draft(
-            clean=template.render({**fields, "subject2": repeated}, POSITIONS),
-            corrupted=template.render({**fields, "subject2": other}, POSITIONS),
+            clean=template.render({**fields, "subject2": repeated}, roles),
+            corrupted=template.render({**fields, "subject2": other}, roles),
             answer=f" {other}",
             wrong_answer=f" {repeated}",
         )
@@ -112,7 +115,7 @@ def _slot(split: str, template: Template, name1: str, name2: str, rank: Rank) ->
 BEHAVIOUR = Behaviour(
     name="indirect_object_identification",
     description="The receiver is the one of two names that the sentence has not repeated.",
-    positions=(*POSITIONS, "last"),
+    positions=(*ROLES, "last"),
     templates=TEMPLATES,
     lexicon={split: frozenset(f"{NAMES[split]} {PLACES[split]} {OBJECTS[split]}".split()) for split in TEMPLATES},
     slots=_slots,

@@ -77,7 +77,8 @@ def prompt_record(prompt_id: str, graph: Graph, pruned: Pruned, positions: Mappi
 def aggregate(records: Sequence[Mapping[str, Any]], config: AttributionConfig) -> dict[str, Any]:
     """Nodes and edges over all prompts, the most influential ones.
 
-    ``frequency`` is the share of prompts whose pruned graph has the node or edge; ``influence`` and
+    ``frequency`` is the share of prompts whose pruned graph has the node or edge, ``presence`` the share on which
+    a feature has a row at all; ``influence`` and
     ``total_effect`` are means over all prompts (absent counts 0); ``activation`` and an edge's ``weight`` are
     means over the prompts that have it. Edges between named positions carry ``instances``.
     """
@@ -89,7 +90,7 @@ def aggregate(records: Sequence[Mapping[str, Any]], config: AttributionConfig) -
     nodes = {key: _node(key, found, n) for key, found in seen.items()}
     nodes[node_id("logit")] = {
         "id": node_id("logit"), "type": "logit", "layer": None, "feature": None, "position": "last",
-        "frequency": 1.0, "influence": 1.0, "total_effect": 0.0, "activation": None, "label": "target",
+        "frequency": 1.0, "presence": 1.0, "influence": 1.0, "total_effect": 0.0, "activation": None, "label": "target",
     }  # fmt: skip
     kept = _chosen(nodes.values(), config, n)
     edges = _edges(records, {node["id"] for node in kept}, n)
@@ -112,6 +113,7 @@ def _node(key: str, found: Sequence[Mapping[str, Any]], n: int) -> dict[str, Any
         "feature": first["feature"],
         "position": first["position"],
         "frequency": sum(node["kept"] for node in found) / n,
+        "presence": len(found) / n,
         "influence": sum(node["influence"] for node in found) / n,
         "total_effect": sum(node["total_effect"] for node in found) / n,
         "activation": fmean(node["activation"] for node in found) if is_feature else None,

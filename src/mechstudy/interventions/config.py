@@ -26,8 +26,9 @@ class PatchingConfig(Config):
 class InterventionConfig(Config):
     """Interventions on one behaviour's circuit.
 
-    Groups hold ``group_size`` features each, by falling total effect. Each is compared with ``n_controls``
-    groups matched in layer, position and size. ``alphas`` are multiples of the natural activation scale.
+    Groups hold ``group_size`` features each, by falling total effect, of those active on at least ``min_presence``
+    of the graphs' prompts (what fires on one name or noun alone cannot act on unseen prompts). Each is compared with
+    ``n_controls`` groups matched in layer, position and size. ``alphas`` are multiples of the natural activation scale.
     ``n_discovery`` training prompts give means, donors and matches; ``n_samples`` test prompts give effects.
     ``edge_prompts`` bounds the prompts each of the ``n_edges`` strongest edges is measured on. Intervals hold
     the share ``ci`` of ``bootstrap`` cluster resamples; p-values come from ``permutations`` sign flips.
@@ -38,6 +39,7 @@ class InterventionConfig(Config):
     n_discovery: int = Field(100, ge=1)
     n_groups: int = Field(10, ge=1)
     group_size: int = Field(10, ge=1)
+    min_presence: float = Field(0.5, ge=0, le=1)
     n_controls: int = Field(3, ge=1)
     ablations: tuple[Ablation, ...] = ("zero", "mean")
     resample_draws: int = Field(2, ge=1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from mechstudy.core.artifacts import Artifact, ArtifactWriter
 from mechstudy.core.runtime import Runtime
+
+if TYPE_CHECKING:
+    from mechstudy.interventions.config import InterventionConfig
 
 
 def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
@@ -34,7 +37,7 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
         dictionaries,
         train,
         test,
-        feature_groups(nodes, n_groups=config.n_groups, group_size=config.group_size),
+        feature_groups(recurring(nodes, config), n_groups=config.n_groups, group_size=config.group_size),
         {(node["layer"], node["feature"]) for node in nodes},
         config,
         behaviour=behaviour,
@@ -45,3 +48,9 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
     if "edges" in config.kinds and config.n_edges:
         measure_edges(model, dictionaries, edge_checks(aggregate, train), config, out.path, **how)
     out.write_json("summary.json", summarise(plan, config, out.path))
+
+
+def recurring(nodes: Sequence[Mapping[str, Any]], config: InterventionConfig) -> list[Mapping[str, Any]]:
+    """The features present on enough prompts; all of them where those would not fill one group."""
+    found = [node for node in nodes if node["presence"] >= config.min_presence]
+    return found if sum(node["position"] != "other" for node in found) >= config.group_size else list(nodes)

@@ -42,17 +42,8 @@ def influence(A_hat_RS: Tensor, weights_R: Tensor, column_R: Tensor) -> tuple[Te
 
     The graph has no cycles, so the sum ends after as many steps as its longest path has edges.
     """
-    is_feature = column_R >= 0
-    columns = column_R.clamp_min(0)
-    total = torch.zeros_like(A_hat_RS[0])
-    step = weights_R.to(A_hat_RS)
-    for _ in range(len(A_hat_RS) + 1):
-        arrived = step @ A_hat_RS
-        total += arrived
-        step = torch.where(is_feature, arrived[columns], 0.0)
-        if not step.any():
-            break
-    return total, torch.where(is_feature, total[columns], 0.0)
+    total = _propagated(A_hat_RS, weights_R, column_R)
+    return total, torch.where(column_R >= 0, total[column_R.clamp_min(0)], 0.0)
 
 
 def scores(A_hat_RS: Tensor, weights_R: Tensor, column_R: Tensor, token_S: Tensor, error_S: Tensor) -> Scores:
@@ -80,13 +71,18 @@ def total_effects(A_RS: Tensor, weights_R: Tensor, column_R: Tensor, value_R: Te
     A feature's relative change equals its pre-activation's, gates frozen: removing ``s`` changes feature ``t``
     by ``A[t, s]``, and a change of ``t`` by its whole value ``a_t`` changes the target by t's own effect.
     """
+    relative_RS = A_RS / torch.where(column_R >= 0, value_R, 1.0)[:, None]
+    return _propagated(relative_RS, weights_R, column_R)
+
+
+def _propagated(M_RS: Tensor, weights_R: Tensor, column_R: Tensor) -> Tensor:
+    """w M + w M^2 + ..., [S]; a power passes from a feature's column to its row. No cycles, so it ends."""
     is_feature = column_R >= 0
     columns = column_R.clamp_min(0)
-    relative_RS = A_RS / torch.where(is_feature, value_R, 1.0)[:, None]
-    total = torch.zeros_like(A_RS[0])
-    step = weights_R.to(A_RS)
-    for _ in range(len(A_RS) + 1):
-        arrived = step @ relative_RS
+    total = torch.zeros_like(M_RS[0])
+    step = weights_R.to(M_RS)
+    for _ in range(len(M_RS) + 1):
+        arrived = step @ M_RS
         total += arrived
         step = torch.where(is_feature, arrived[columns], 0.0)
         if not step.any():

@@ -38,6 +38,7 @@ __all__ = ["Artifact", "ArtifactStore", "ArtifactWriter", "Problem", "artifact_i
 SCRATCH = ".scratch"
 _PARTIAL = ".partial"
 _REPLACED = ".replaced"
+DAMAGED = ".damaged"  # set aside by `mechstudy verify`
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ class ArtifactStore:
     def _folders(self) -> list[Path]:
         """Folders of published artifacts, complete or damaged."""
         found = [path for path in sorted(self.root.glob("*/*")) if path.is_dir()]
-        return [path for path in found if path.suffix not in (_PARTIAL, _REPLACED)]
+        return [path for path in found if path.suffix not in (_PARTIAL, _REPLACED, DAMAGED)]
 
 
 class ArtifactWriter:

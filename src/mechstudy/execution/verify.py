@@ -6,12 +6,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from mechstudy.core.artifacts import Problem
+from mechstudy.core.artifacts import DAMAGED, Problem
 from mechstudy.core.disk import disk_errors
 from mechstudy.core.errors import MechstudyError
 from mechstudy.execution.folder import RunFolder
 
-DAMAGED = ".damaged"
 _UNPUBLISHED = (".partial", ".replaced", DAMAGED)
 
 
@@ -37,7 +36,7 @@ def verify_run(folder: Path) -> Verified:
         raise MechstudyError("there is no run here", where=str(folder), fix="run the study first, or give --out")
     with run.lock():
         folders = [path.name for path in run.store.root.glob("*/*") if path.is_dir()]
-        problems = [p for p in run.store.verify() if not p.artifact.endswith(DAMAGED)]
+        problems = run.store.verify()
         moved = {name: _set_aside(run, name) for name in dict.fromkeys(p.artifact for p in problems)}
         return Verified(sum(not name.endswith(_UNPUBLISHED) for name in folders), problems, moved)
 

@@ -211,3 +211,27 @@ def test_unexpanded_features_lower_the_scores_and_never_break_conservation():
     assert few.scores().replacement < full.scores().replacement
     assert few.conservation_residual_max() < 1e-6
     assert torch.allclose(few.A_RS[0], full.A_RS[0], atol=1e-12)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "neox"])
+def test_live_gradients_are_the_slopes_of_the_unfrozen_model(family):
+    from mechstudy.circuits.live import live_gradients
+    from mechstudy.models.sites import Site
+
+    model = tiny_model(family)
+    gradients = live_gradients(model, TOKENS, 7, 99, [0, 2])
+    vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def value(layer, step):
+        def push(x):
+            x = x.clone()
+            x[0, 4] += step * vector
+            return x
+
+        logits = model.forward(TOKENS[None], edits={Site("mlp_out", layer): push}).logits[0]
+        return float(logits[7] - logits[99])
+
+    for layer, gradient in gradients.items():
+        slope = (value(layer, 1e-3) - value(layer, -1e-3)) / 2e-3
+        assert float(gradient[4] @ vector) == pytest.approx(slope, rel=1e-2, abs=1e-4)
+    assert not model.forward(TOKENS[None]).logits.requires_grad

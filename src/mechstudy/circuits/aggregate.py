@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
+from torch import Tensor
+
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.graph import Graph, Pruned
 from mechstudy.circuits.influence import total_effects
@@ -38,11 +40,13 @@ def node_id(kind: str, layer: int | None = None, feature: int | None = None, pos
     }[kind]
 
 
-def prompt_record(prompt_id: str, graph: Graph, pruned: Pruned, positions: Mapping[str, int]) -> dict[str, Any]:
+def prompt_record(
+    prompt_id: str, graph: Graph, pruned: Pruned, positions: Mapping[str, int], live_S: Tensor | None = None
+) -> dict[str, Any]:
     """What one prompt contributes: JSON of its nodes, and of its pruned graph's edges.
 
     All expanded features are there (``kept`` says which survive pruning), so that a feature's mean effect over
-    prompts does not depend on where pruning cut.
+    prompts does not depend on where pruning cut. ``live_S`` are `live.live_effects` of the feature columns.
     """
     x = graph.index
     names = position_names(positions, x.n_positions)
@@ -54,11 +58,14 @@ def prompt_record(prompt_id: str, graph: Graph, pruned: Pruned, positions: Mappi
     for column in shown.nonzero()[:, 0].tolist():
         node = dict(keys[column])
         key = node_id(node["type"], node["layer"], node["feature"], node["position"])
-        found = nodes.setdefault(key, node | {"influence": 0.0, "total_effect": 0.0, "activation": 0.0, "kept": False})
+        found = nodes.setdefault(
+            key, node | {"influence": 0.0, "total_effect": 0.0, "live_effect": 0.0, "activation": 0.0, "kept": False}
+        )
         found["influence"] += float(source_I[column])
         found["total_effect"] += float(effects[column])
         if node["type"] == "feature":
             found["activation"] = max(found["activation"], float(graph.activation_S[column]))
+            found["live_effect"] += 0.0 if live_S is None else float(live_S[column])
         found["kept"] |= bool(pruned.sources_S[column])
     edges: dict[tuple[str, str], float] = defaultdict(float)
     row_keys = [_key(keys[c]) if c >= 0 else node_id("logit") for c in graph.column_R.tolist()]
@@ -90,7 +97,7 @@ def aggregate(records: Sequence[Mapping[str, Any]], config: AttributionConfig) -
     nodes = {key: _node(key, found, n) for key, found in seen.items()}
     nodes[node_id("logit")] = {
         "id": node_id("logit"), "type": "logit", "layer": None, "feature": None, "position": "last",
-        "frequency": 1.0, "presence": 1.0, "influence": 1.0, "total_effect": 0.0, "activation": None, "label": "target",
+        "frequency": 1.0, "presence": 1.0, "influence": 1.0, "total_effect": 0.0, "live_effect": 0.0, "activation": None, "label": "target",
     }  # fmt: skip
     kept = _chosen(nodes.values(), config, n)
     edges = _edges(records, {node["id"] for node in kept}, n)
@@ -116,6 +123,7 @@ def _node(key: str, found: Sequence[Mapping[str, Any]], n: int) -> dict[str, Any
         "presence": len(found) / n,
         "influence": sum(node["influence"] for node in found) / n,
         "total_effect": sum(node["total_effect"] for node in found) / n,
+        "live_effect": sum(node["live_effect"] for node in found) / n,
         "activation": fmean(node["activation"] for node in found) if is_feature else None,
         "label": label,
     }
@@ -127,11 +135,10 @@ def _chosen(nodes: Iterable[dict[str, Any]], config: AttributionConfig, n: int) 
     needed = min(config.aggregate_min_prompts, n) / n
     recurring = [node for node in ordered if node["frequency"] >= needed or node["type"] in ("logit", "token")]
     kept = {node["id"]: node for node in recurring[: config.aggregate_nodes]}
-    effects = sorted(
-        (node for node in ordered if node["type"] == "feature" and node["position"] != OTHER),
-        key=lambda node: (-abs(node["total_effect"]), node["id"]),
-    )
-    kept |= {node["id"]: node for node in effects[: config.aggregate_nodes]}
+    named = [node for node in ordered if node["type"] == "feature" and node["position"] != OTHER]
+    for effect in ("total_effect", "live_effect"):
+        largest = sorted(named, key=lambda node: (-abs(node[effect]), node["id"]))
+        kept |= {node["id"]: node for node in largest[: config.aggregate_nodes]}
     return sorted(kept.values(), key=lambda node: (-node["influence"], node["id"]))
 
 

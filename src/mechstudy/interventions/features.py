@@ -65,8 +65,10 @@ def positions_named(pair: PromptPair, name: str) -> list[int]:
     return [pair.positions[name]] if name in pair.positions else []
 
 
-def feature_groups(nodes: Iterable[Mapping[str, Any]], *, n_groups: int, group_size: int) -> list[FeatureGroup]:
-    """Group ``i`` holds the features ranked (i-1) x size + 1 to i x size by falling ``total_effect`` (signed).
+def feature_groups(
+    nodes: Iterable[Mapping[str, Any]], *, n_groups: int, group_size: int, rank_by: str = "total_effect"
+) -> list[FeatureGroup]:
+    """Group ``i`` holds the features ranked (i-1) x size + 1 to i x size by falling ``rank_by`` (signed).
 
     Args:
         nodes: aggregate.json's nodes; those of type ``feature`` need layer, feature, position, total_effect.
@@ -84,11 +86,11 @@ def feature_groups(nodes: Iterable[Mapping[str, Any]], *, n_groups: int, group_s
             "the aggregated graph has no feature, so there is nothing to intervene on",
             fix="train dictionaries on more layers, or raise attribution.aggregate_nodes",
         )
-    if any(n.get("total_effect") is None for n in found):
-        raise MechstudyError("the aggregated graph's features carry no total_effect")
+    if any(n.get(rank_by) is None for n in found):
+        raise MechstudyError(f"the aggregated graph's features carry no {rank_by}")
     named = [n for n in found if n["position"] != OTHER]
     chosen = named if len(named) >= group_size else found
-    ranked = sorted(chosen, key=lambda n: (-n["total_effect"], n["layer"], n["feature"], n["position"]))
+    ranked = sorted(chosen, key=lambda n: (-n[rank_by], n["layer"], n["feature"], n["position"]))
     members = [FeatureAt(int(n["layer"]), int(n["feature"]), str(n["position"])) for n in ranked]
     count = max(1, min(n_groups, len(members) // group_size))
     parts = [members[i * group_size : (i + 1) * group_size] for i in range(count)]

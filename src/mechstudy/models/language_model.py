@@ -43,7 +43,7 @@ class _StopForward(Exception):
 class LanguageModel:
     """A loaded causal language model with named sites.
 
-    All forwards run without gradients, on rows of equal length: there is no padding in the mathematics.
+    Forwards run on rows of equal length: there is no padding in the mathematics. Gradients flow only when asked.
     """
 
     def __init__(self, hf, tokenizer, arch: Architecture, name: str) -> None:
@@ -96,7 +96,6 @@ class LanguageModel:
 
     # ----------------------------------------------------------------- forward
 
-    @torch.no_grad()
     def forward(
         self,
         tokens_BT: Tensor,
@@ -106,6 +105,7 @@ class LanguageModel:
         start: tuple[int, Tensor] | None = None,
         stop_after: int | None = None,
         logits_at: str | Tensor | None = "last",
+        grad: bool = False,
     ) -> Output:
         """Run the model, or the part of it that is asked for.
 
@@ -116,6 +116,7 @@ class LanguageModel:
             start: ``(layer, resid_pre_BTD)``: blocks below ``layer`` are skipped.
             stop_after: the last block to run; the logits are then None.
             logits_at: ``"last"``, ``"all"``, one position per row [B], or None for no unembedding.
+            grad: let gradients flow, to tensors that edits bring in; weights never have any.
         """
         self._check_sites([*capture, *(edits or {})])
         tokens_BT = tokens_BT.to(self.device)
@@ -123,6 +124,7 @@ class LanguageModel:
         edits = dict(edits or {})
         hidden = None
         with ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(grad))
             self._install(stack, set(capture) | set(edits), edits, found, start)
             if stop_after is not None:
                 self._stop_after(stack, stop_after)
@@ -130,7 +132,7 @@ class LanguageModel:
                 hidden = self.base(input_ids=tokens_BT, use_cache=False).last_hidden_state
             except _StopForward:
                 logits_at = None
-        logits = None if logits_at is None or hidden is None else self._unembed(hidden, logits_at)
+            logits = None if logits_at is None or hidden is None else self._unembed(hidden, logits_at)
         return Output(logits, {site: found[site] for site in capture})
 
     def embed(self, tokens_BT: Tensor) -> Tensor:

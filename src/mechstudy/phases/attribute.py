@@ -76,13 +76,14 @@ def _one_prompt(model, dictionaries, pair, slug: str, config, out: ArtifactWrite
     from mechstudy.circuits.aggregate import prompt_record
     from mechstudy.circuits.attribute import attribute
     from mechstudy.circuits.graph import prune
+    from mechstudy.circuits.live import live_effects
     from mechstudy.interop.neuronpedia import graph_json
 
     begun = time.monotonic()
     tokens = torch.tensor(pair.clean_tokens, device=model.device)
-    graph = attribute(
-        model, dictionaries, tokens, config, answer=pair.answer_tokens[0], wrong_answer=pair.wrong_tokens[0]
-    )
+    answer, wrong = pair.answer_tokens[0], pair.wrong_tokens[0]
+    graph = attribute(model, dictionaries, tokens, config, answer=answer, wrong_answer=wrong)
+    live = live_effects(model, dictionaries, graph, answer, wrong)
     pruned = prune(graph, config.node_threshold, config.edge_threshold)
     before, after = graph.scores(), graph.scores(pruned)
     score = {
@@ -116,6 +117,6 @@ def _one_prompt(model, dictionaries, pair, slug: str, config, out: ArtifactWrite
     return {
         "score": score,
         "metadata": json["metadata"],
-        "record": prompt_record(pair.id, graph, pruned, pair.positions),
+        "record": prompt_record(pair.id, graph, pruned, pair.positions, live),
         "seconds": time.monotonic() - begun,
     }

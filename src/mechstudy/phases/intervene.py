@@ -37,7 +37,9 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
         dictionaries,
         train,
         test,
-        feature_groups(recurring(nodes, config), n_groups=config.n_groups, group_size=config.group_size),
+        feature_groups(
+            recurring(nodes, config), n_groups=config.n_groups, group_size=config.group_size, rank_by=config.rank_by
+        ),
         {(node["layer"], node["feature"]) for node in nodes},
         config,
         behaviour=behaviour,

@@ -23,7 +23,7 @@ VERSIONS = {
     "corpus": 1,
     "capture": 1,
     "train": 1,
-    "attribute": 1,
+    "attribute": 2,  # live effects
     "features": 1,
     "intervene": 1,
     "report": 1,

@@ -1,0 +1,49 @@
+"""First-order effects in the live model: what a graph with frozen attention cannot see.
+
+A graph follows values, not queries and keys: a feature that moves the target by changing where a head looks has
+no edge for it. The gradient of the unfrozen model has that path too (attribution patching, Nanda 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mechstudy.circuits.graph import Graph
+from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.models.language_model import LanguageModel
+from mechstudy.models.sites import Site
+
+
+def live_gradients(
+    model: LanguageModel, tokens_T: Tensor, answer: int, wrong_answer: int, layers: Sequence[int]
+) -> dict[int, Tensor]:
+    """Gradient of logit(answer) - logit(wrong answer) with respect to each layer's ``mlp_out``, [T, D], unfrozen."""
+    shape = (1, len(tokens_T), model.d_model)
+    added = {layer: torch.zeros(shape, dtype=model.dtype, device=model.device, requires_grad=True) for layer in layers}
+    edits = {Site("mlp_out", layer): (lambda x, zero=zero: x + zero) for layer, zero in added.items()}
+    logits = model.forward(tokens_T[None], edits=edits, grad=True).logits
+    assert logits is not None
+    found = torch.autograd.grad(logits[0, answer] - logits[0, wrong_answer], list(added.values()))
+    return {layer: gradient[0] for layer, gradient in zip(added, found, strict=True)}
+
+
+@torch.no_grad()
+def live_effects(
+    model: LanguageModel, dictionaries: Mapping[int, Dictionary], graph: Graph, answer: int, wrong_answer: int
+) -> Tensor:
+    """For each of the graph's feature columns: how much the logit difference owes to it, to first order, live."""
+    effects = torch.zeros(graph.index.n_features, dtype=graph.A_RS.dtype)
+    if not dictionaries:
+        return effects
+    tokens = torch.tensor(graph.tokens, device=model.device)
+    with torch.enable_grad():
+        gradients = live_gradients(model, tokens, answer, wrong_answer, sorted(dictionaries))
+    for layer, gradient_TD in gradients.items():
+        columns = graph.index.feature_slices[layer]
+        rows = dictionaries[layer].W_dec[graph.feature_id_S[columns]].to(gradient_TD)
+        at = gradient_TD[graph.feature_position_S[columns]]
+        effects[columns] = ((rows * at).sum(-1).cpu() * graph.activation_S[columns]).to(effects)
+    return effects

@@ -97,7 +97,8 @@ def aggregate(records: Sequence[Mapping[str, Any]], config: AttributionConfig) -
     nodes = {key: _node(key, found, n) for key, found in seen.items()}
     nodes[node_id("logit")] = {
         "id": node_id("logit"), "type": "logit", "layer": None, "feature": None, "position": "last",
-        "frequency": 1.0, "presence": 1.0, "influence": 1.0, "total_effect": 0.0, "live_effect": 0.0, "activation": None, "label": "target",
+        "frequency": 1.0, "presence": 1.0, "influence": 1.0, "total_effect": 0.0, "live_effect": 0.0,
+        "activation": None, "label": "target",
     }  # fmt: skip
     kept = _chosen(nodes.values(), config, n)
     edges = _edges(records, {node["id"] for node in kept}, n)

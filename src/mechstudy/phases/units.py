@@ -248,8 +248,7 @@ class _Builder:
         self._add(f"intervene[{b}]", "intervene", spec, inputs, gates=(f"baseline[{b}]",), estimate=estimate)
 
     def _report(self) -> None:
-        skipped = ("capture",)  # raw activations are for the user's own analysis
-        inputs = [u.name for u in self.units if u.phase not in skipped]
+        inputs = [u.name for u in self.units]
         study = self.study.canonical()
         study.pop("compute")
         self._add("report", "report", {"study": study}, inputs, optional_inputs=True)

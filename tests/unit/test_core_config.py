@@ -355,8 +355,8 @@ OVERRIDE_REFUSALS = {
     "capture.layers.5=1": "--set capture.layers.5: capture.layers is a list of 2, and 5 is no position in it\n"
     "  fix:   use 0 to 2 (2 appends)",
     "name.first=1": "--set name.first: name is 'first', which has nothing named first",
-    "steps": "--set steps: is not of the form key=value\n  fix:   for example --set training.steps=100",
-    "a..b=1": "--set a..b=1: is not of the form key=value\n  fix:   for example --set training.steps=100",
+    "steps": "--set steps: is not of the form key=value\n  fix:   for example --set seed=1",
+    "a..b=1": "--set a..b=1: is not of the form key=value\n  fix:   for example --set seed=1",
     "steps=14": "study.yaml:1: 14 is unlucky too\n  with:  --set steps",
 }
 

@@ -77,3 +77,11 @@ def test_without_flock_a_living_process_of_this_host_is_the_holder(tmp_path, mon
     (tmp_path / "lock").write_text(content.replace(f'"pid": {os.getpid()}', '"pid": 4194305'))
     with RunLock(tmp_path):  # that process is gone
         pass
+
+
+def test_a_file_in_the_folders_place_is_named(tmp_path):
+    file = tmp_path / "afile"
+    file.write_text("x")
+    for folder in (file, file / "sub"):
+        with pytest.raises(MechstudyError, match="a file stands where a folder is needed"), RunLock(folder):
+            pass

@@ -79,3 +79,11 @@ def test_a_layer_that_does_not_exist_is_named_with_its_field(field):
 def test_layers_are_captured_in_groups():
     names = ids("dictionaries.layers=0-24", "dictionaries.layers_per_pass=10")
     assert {"capture[corpus:0-9]", "capture[corpus:10-19]", "capture[corpus:20-24]"} <= set(names)
+
+
+def test_a_misspelt_behaviour_is_told_first_with_the_nearest_name():
+    with pytest.raises(MechstudyError, match="subject_verb_agrement") as caught:
+        ids("behaviours=[{name: subject_verb_agrement}]")
+    assert "did you mean 'subject_verb_agreement'" in str(caught.value)
+    with pytest.raises(MechstudyError, match="no behaviour is named"):
+        ids("behaviours=[]")

@@ -28,7 +28,7 @@ def is_full_disk(error: BaseException) -> bool:
 def disk_errors(folder: Path) -> Iterator[None]:
     """Turns a full disk inside the block into a MechstudyError that names the folder and the bytes free.
 
-    A folder that may not be written to becomes one too. Other errors pass through.
+    A folder that may not be written to, or a file in a folder's place, becomes one too. Other errors pass through.
     """
     try:
         yield
@@ -37,6 +37,10 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _REFUSED:
             raise MechstudyError(f"cannot be written: {error.strerror}", where=str(error.filename or folder)) from error
+        if isinstance(error, FileExistsError | NotADirectoryError) and error.filename is not None:
+            raise MechstudyError(
+                "a file stands where a folder is needed", where=str(error.filename), fix="name a folder"
+            ) from error
         if not is_full_disk(error):
             raise
         raise MechstudyError(

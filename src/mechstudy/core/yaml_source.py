@@ -234,7 +234,7 @@ def _apply(data: dict[str, Any], override: str, lines: Lines) -> dict[str, Any]:
         raise MechstudyError(
             "is not of the form key=value",
             where=f"--set {override}",
-            fix="for example --set training.steps=100",
+            fix="for example --set seed=1",
         )
     yaml = _reader()
     try:

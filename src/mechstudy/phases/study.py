@@ -120,7 +120,7 @@ class Study(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
     seed: int = Field(0, ge=0)
     model: ModelConfig
-    behaviours: tuple[BehaviourConfig, ...] = Field(min_length=1)
+    behaviours: tuple[BehaviourConfig, ...]
     baseline: BaselineConfig = BaselineConfig()
     capture: PromptCaptureConfig = PromptCaptureConfig()
     corpus: CorpusConfig = CorpusConfig(tokens=200_000)
@@ -134,6 +134,8 @@ class Study(Config):
     @field_validator("behaviours")
     @classmethod
     def _distinct(cls, value: tuple[BehaviourConfig, ...]) -> tuple[BehaviourConfig, ...]:
+        if not value:
+            raise MechstudyError("no behaviour is named", fix="for example - name: subject_verb_agreement")
         names = [b.name for b in value]
         if repeated := [n for n in names if names.count(n) > 1]:
             raise MechstudyError(f"behaviour {repeated[0]!r} is named twice")

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mechstudy.behaviours.schema import PromptPair
-from mechstudy.behaviours.user import load_jsonl
+from mechstudy.behaviours.user import joined_words, load_jsonl, outline_jsonl
 from mechstudy.core.errors import MechstudyError
 from tests.unit.fake_tokenizer import FakeTokenizer
 
@@ -127,6 +127,7 @@ def test_a_stated_split_carries_its_whole_group(tmp_path):
         ({**GOOD, "wrong_answer": " is"}, "begin with the same token", "different first tokens"),
         ({**GOOD, "answer": "is"}, "merges with the end of the prompt", "begin the answer with one"),
         ({**GOOD, "corrupted": GOOD["clean"]}, "the same tokens", "change one"),
+        ({**GOOD, "clean": "The cat near the trees "}, "clean ends with a space and answer begins with one", "without"),
         ({**GOOD, "positions": ["cat"]}, "positions is not an object", '"name": "substring" or token index'),
         ({**GOOD, "positions": {"a": 2.5}}, "position a is 2.5", "substring of the clean prompt, or a token index"),
         ({**GOOD, "positions": {"a": True}}, "position a is true", "substring"),
@@ -144,6 +145,26 @@ def test_a_broken_line_is_named_with_what_is_wrong_and_what_to_do(tmp_path, row:
     assert error.where == f"{tmp_path / 'mine.jsonl'}:2"
     assert what in error.what
     assert fix in (error.fix or "")
+
+
+def test_answers_that_go_on_with_the_last_word_are_found(tmp_path):
+    def pair(clean: str, answer: str) -> PromptPair:
+        base = load_one(tmp_path, GOOD)
+        return base.model_copy(update={"clean": clean, "answer": answer, "wrong_answer": answer})
+
+    suspect = [pair("the city of", "Paris"), pair("un", "able")]
+    fine = [pair("the city of", " Paris"), pair("2 + 2 = ", "4"), pair("A:\n", "Yes"), pair("首都是", "北京")]
+    assert joined_words([*suspect, *fine]) == suspect
+
+
+@given(st.lists(st.sampled_from(["train", "test", None]), min_size=4, max_size=12))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+def test_the_outline_counts_what_is_loaded(tmp_path, splits: list[str | None]):
+    rows = [{**row, **({"split": s} if s else {})} for row, s in zip(lines(len(splits)), splits, strict=True)]
+    path = write(
+        tmp_path, *rows, *({**row, "split": s} for row, s in zip(lines(40)[38:], ("train", "test"), strict=True))
+    )
+    assert dict(outline_jsonl(path).n) == {split: len(pairs) for split, pairs in load(path).items()}
 
 
 def test_occurrences_that_overlap_are_ambiguous_too(tmp_path):

@@ -165,7 +165,27 @@ def test_status_shows_each_unit(here, monkeypatch):
     assert json.loads(mechstudy("status", "study.yaml", "--json").stdout)["counts"] == {"done": 5}
 
 
+def test_status_says_that_the_study_has_changed_since(here, monkeypatch):
+    use(monkeypatch, [unit("left", n=1)])
+    mechstudy("run", "study.yaml")
+    use(monkeypatch, [unit("left", n=2)])
+    assert "done for another version of the study" in mechstudy("status", "study.yaml").stdout
+
+
 # ------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "what"),
+    [
+        ("compute.device=cdua", "--set compute.device", "is no device"),
+        ("capture.positions=[contry]", "--set capture.positions", "did you mean 'country'?"),
+        ("dictionaries.architecture={k: 4000}", "--set dictionaries.architecture", "k = 4000 active features"),
+    ],
+)
+def test_plan_refuses_what_run_would(here, override, where, what):
+    told = mechstudy("plan", "study.yaml", "--set", override, code=2).stderr
+    assert where in told and what in told
 
 
 @pytest.mark.parametrize(
@@ -351,6 +371,8 @@ def test_capture_takes_layers_for_prompts_and_the_groups_that_hold_them(asked):
     mechstudy("capture", "study.yaml", "--layers", "2-3", "--n-samples", "6")
     assert asked["targets"] == ["capture[country_capital]", "capture[corpus:1-2]", "capture[corpus:3]"]
     assert asked["study"].capture.layers == "2-3"
+    mechstudy("capture", "study.yaml", "--prompts")
+    assert asked["targets"] == ["capture[country_capital]"]
 
 
 def test_the_other_phases_take_their_numbers_of_prompts(asked):

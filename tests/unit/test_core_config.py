@@ -304,8 +304,8 @@ def test_a_folder_and_bytes_that_are_no_text_are_refused(in_folder):
     Path("latin.yaml").write_bytes("name: caf\xe9\n".encode("latin-1"))
     Path("bell.yaml").write_bytes(b"name: \x07\n")
     for name, expected in {
-        ".": ".: cannot be read: Is a directory",
-        "latin.yaml": "latin.yaml: not UTF-8 text (byte 9)",
+        ".": ".: is a folder, not a study file\n  fix:   bell.yaml",
+        "latin.yaml": "latin.yaml: not UTF-8 text (byte 9)\n  fix:   save it as UTF-8",
         "bell.yaml": "bell.yaml: not valid YAML: special characters are not allowed",
     }.items():
         with pytest.raises(MechstudyError) as caught:

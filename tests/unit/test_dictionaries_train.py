@@ -14,7 +14,7 @@ from mechstudy.dictionaries.evaluate import evaluate
 from mechstudy.dictionaries.gradients import Weights
 from mechstudy.dictionaries.initialise import Normalisation
 from mechstudy.dictionaries.state import TrainState
-from mechstudy.dictionaries.train import measured_precision, train, train_step
+from mechstudy.dictionaries.train import train, train_step
 from tests.unit.dictionary_worlds import SparseWorld, StoppingWorld
 
 KINDS = ("sae", "transcoder", "skip_transcoder")
@@ -68,10 +68,10 @@ def test_killed_and_resumed_training_saves_the_same_bytes(kind, activation, prec
 def test_resuming_keeps_the_precision_of_the_checkpoint(tmp_path, monkeypatch):
     cfg = DictionaryConfig(kind="sae", d_sae=64, k=4)
     recipe = SHORT.model_copy(update={"precision": "auto"})
-    monkeypatch.setattr("mechstudy.dictionaries.train.measured_precision", lambda *_: "bfloat16")
+    monkeypatch.setattr("mechstudy.dictionaries.train.faster_dtype", lambda *_: "bfloat16")
     with pytest.raises(KeyboardInterrupt):
         train(cfg, recipe, world("sae", StoppingWorld), **sites("sae"), out=tmp_path, checkpoint=tmp_path / "c")
-    monkeypatch.setattr("mechstudy.dictionaries.train.measured_precision", lambda *_: "float32")
+    monkeypatch.setattr("mechstudy.dictionaries.train.faster_dtype", lambda *_: "float32")
     progress = NullProgress()
     dictionary = train(
         cfg, recipe, world("sae"), **sites("sae"), out=tmp_path, checkpoint=tmp_path / "c", progress=progress
@@ -85,10 +85,6 @@ def test_finished_checkpoint_gives_the_dictionary_again_without_more_steps(tmp_p
     first = train(cfg, SHORT, world("sae"), **sites("sae"), out=tmp_path, checkpoint=tmp_path / "c")
     again = train(cfg, SHORT, world("sae"), **sites("sae"), out=tmp_path, checkpoint=tmp_path / "c")
     torch.testing.assert_close(first.W_dec, again.W_dec, rtol=0, atol=0)
-
-
-def test_automatic_precision_is_one_of_the_two():
-    assert measured_precision(32, 16, 64, "cpu") in ("float32", "bfloat16")
 
 
 def test_decoder_rows_of_an_sae_are_unit_after_every_step_and_of_the_saved_file(tmp_path):

@@ -47,6 +47,8 @@ def test_numbers_never_read_minus_zero_and_use_a_true_minus() -> None:
     assert text.number(-0.0) == "0.00"
     assert text.number(-2.305) == "−2.31" or text.number(-2.305) == "−2.30"
     assert text.interval([-1e-9, 0.5]) == "[0.00, 0.50]"
+    assert text.interval([0.0, 0.5]) == "[0.00, 0.50]"
+    assert text.interval([0.003, 0.04]) == "[0.003, 0.040]", "an interval that excludes zero shows it"
 
 
 def test_missing_numbers_say_so() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,51 @@ def load_jsonl(path: Path, encode: Encode) -> dict[str, list[PromptPair]]:
     return result
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What a file holds, before any tokenizer: prompts per split, and the position names all of them have."""
+
+    n: Mapping[str, int]
+    positions: tuple[str, ...]
+
+
+def outline_jsonl(path: Path) -> Outline:
+    """Check every line as far as that needs no tokenizer, and count.
+
+    Raises:
+        MechstudyError: as `load_jsonl`, for the mistakes that can be seen without tokens.
+    """
+    broken: dict[int, _Broken] = {}
+    rows: dict[int, dict[str, Any]] = {}
+    for number, raw in _lines(path):
+        try:
+            rows[number] = _parse(raw)
+        except _Broken as error:
+            broken[number] = error
+    if not rows and not broken:
+        raise MechstudyError("no prompts in the file", where=str(path), fix="one JSON object a line")
+    stated = _stated(rows, broken)
+    if broken:
+        raise _report(path, broken, len(rows.keys() | broken.keys()))
+    groups = [_group(row) for row in rows.values()]
+    splits = [stated[group][0] if group in stated else _hashed(group) for group in groups]
+    named = [row["positions"] if isinstance(row.get("positions"), dict) else {} for row in rows.values()]
+    common = [name for name in named[0] if all(name in others for others in named)]
+    return Outline({split: splits.count(split) for split in SPLITS}, (*common, "last"))
+
+
+def joined_words(pairs: Iterable[PromptPair]) -> list[PromptPair]:
+    """Pairs whose answer goes on with the prompt's last word: the leading space was most likely forgotten.
+
+    Only scripts with upper and lower case put spaces between words.
+    """
+
+    def is_letter(character: str) -> bool:
+        return character.lower() != character.upper()
+
+    return [p for p in pairs if is_letter(p.clean[-1]) and (is_letter(p.answer[0]) or is_letter(p.wrong_answer[0]))]
+
+
 def _lines(path: Path) -> list[tuple[int, bytes]]:
     """(number, bytes) of the lines that are not blank."""
     try:
@@ -115,6 +161,10 @@ def _parse(raw: bytes) -> dict[str, Any]:
     for key, value in row.items():
         if key != "positions":
             _check_text(key, value)
+    for prompt in ("clean", "corrupted"):
+        for answer in ("answer", "wrong_answer"):
+            if row[prompt][-1] in " \t" and row[answer][0] in " \t":
+                raise _Broken(f"{prompt} ends with a space and {answer} begins with one", f"{prompt} without it")
     if "split" in row and row["split"] not in SPLITS:
         raise _Broken(f"unknown split {row['split']!r}", f"one of {', '.join(SPLITS)}, or leave it out")
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,79}", row.get("id", "x"), re.ASCII):
@@ -143,7 +193,7 @@ def _pair(row: Mapping[str, Any], default_id: str, tokens: Tokens) -> PromptPair
     return PromptPair(
         id=row.get("id", default_id),
         template=row.get("template", "user"),
-        group=row.get("group", clean),
+        group=_group(row),
         clean=clean,
         corrupted=corrupted,
         answer=row["answer"],
@@ -201,19 +251,7 @@ def _splits(
     rows: Mapping[int, Mapping[str, Any]], pairs: Mapping[int, PromptPair], broken: dict[int, _Broken]
 ) -> dict[int, str]:
     """The split of each line: its group's, by the group's word or else by its hash."""
-    stated: dict[str, tuple[str, int]] = {}
-    for number, row in rows.items():
-        if "split" in row:
-            group = row.get("group", row.get("clean"))
-            split, first = stated.setdefault(group, (row["split"], number))
-            if split != row["split"]:
-                broken.setdefault(
-                    number,
-                    _Broken(
-                        f"group {group[:60]!r} is in {row['split']} here and in {split} on line {first}",
-                        "one split for all lines of a group, or other groups",
-                    ),
-                )
+    stated = _stated(rows, broken)
     split_of = {}
     seen: dict[str, int] = {}
     for number, pair in pairs.items():
@@ -228,6 +266,28 @@ def _splits(
                 ),
             )
     return split_of
+
+
+def _stated(rows: Mapping[int, Mapping[str, Any]], broken: dict[int, _Broken]) -> dict[str, tuple[str, int]]:
+    """group -> (split, first line that says so); a line that says otherwise is broken."""
+    stated: dict[str, tuple[str, int]] = {}
+    for number, row in rows.items():
+        if "split" in row:
+            group = _group(row)
+            split, first = stated.setdefault(group, (row["split"], number))
+            if split != row["split"]:
+                broken.setdefault(
+                    number,
+                    _Broken(
+                        f"group {group[:60]!r} is in {row['split']} here and in {split} on line {first}",
+                        "one split for all lines of a group, or other groups",
+                    ),
+                )
+    return stated
+
+
+def _group(row: Mapping[str, Any]) -> str:
+    return row.get("group", row["clean"])
 
 
 def _hashed(group: str) -> str:

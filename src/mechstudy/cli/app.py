@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -80,7 +81,7 @@ def init(
 
     file = write_study(folder, behaviour or ["subject_verb_agreement"], model, name)
     print(f"wrote {file}")
-    print(f"next: mechstudy plan {file}")
+    print(f"next: mechstudy plan {shlex.quote(str(file))}")
 
 
 @app.command(rich_help_panel=WHOLE)
@@ -104,6 +105,7 @@ def plan(
 
     opened = open_study(study, overrides(sets, device), out=out, say=_say)
     made = make_plan(opened.run())
+    made.notes.extend(opened.notes)
     if opened.model is None:
         made.notes.append("the model is not fetched yet; `mechstudy run` fetches it")
     if as_json:

@@ -29,7 +29,8 @@ Sets = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="Override a field of the study; repeatable. "
-        "[dim]--set corpus.tokens=500000 --set behaviours.0.n_test=50[/]",
+        "[dim]--set corpus.tokens=500000 --set behaviours.0.n_test=50[/] "
+        "Paths in it start at the study file's folder.",
         rich_help_panel=STUDY_PANEL,
     ),
 ]

@@ -23,6 +23,7 @@ from mechstudy.cli.options import (
 if TYPE_CHECKING:
     from mechstudy.execution.opened import OpenedStudy
     from mechstudy.phases.study import Study
+    from mechstudy.phases.unit import Unit
 
 Samples = Annotated[
     int | None,
@@ -73,6 +74,9 @@ def capture(
     study: StudyFile,
     layers: Layers = None,
     n_samples: Samples = None,
+    prompts: Annotated[
+        bool, typer.Option("--prompts", help="Of the prompts alone, not of the corpus.", rich_help_panel=PHASE_PANEL)
+    ] = False,
     sets: Sets = None,
     out: Out = None,
     device: Device = None,
@@ -81,13 +85,17 @@ def capture(
 ) -> None:
     """Phase 2: activations of the prompts and of the training corpus, to disk.
 
-    [dim]mechstudy capture study.yaml --layers 10-24 --n-samples 40[/]
+    [dim]mechstudy capture study.yaml --layers 10-24 --n-samples 40 --prompts[/]
     """
 
     def more(read: Study) -> list[str]:
         return [*_prompts_used(n_samples)(read), *([f'capture.layers="{layers}"'] if layers else [])]
 
-    _run("capture", study, overrides(sets, device, threads), out, profile, more=more, layers=layers)
+    def chosen(unit: Unit) -> bool:
+        return not prompts or "corpus" not in unit.inputs
+
+    options = overrides(sets, device, threads)
+    _run("capture", study, options, out, profile, more=more, layers=layers, chosen=chosen)
 
 
 @guarded
@@ -197,6 +205,7 @@ def _run(
     more: Callable[[Study], list[str]],
     layers: str | None = None,
     resume_from: Path | None = None,
+    chosen: Callable[[Unit], bool] = lambda _: True,
 ) -> None:
     """Opens the study with the flags as overrides, and runs the phase's units (of the layers asked for)."""
     from mechstudy.cli.run import run_units, say
@@ -213,9 +222,10 @@ def _run(
         wanted = parse_layers(layers, opened.shapes.n_layers)
         if not set(wanted) <= _dictionary_layers(opened):
             opened = open_study(file, [*changes, f'dictionaries.layers="{layers}"'], out=out, fetch=True, say=say)
-        targets = _of_layers(opened, phase, wanted)
+        units = _of_layers(opened, phase, wanted)
     else:
-        targets = [unit.name for unit in opened.units if unit.phase == phase]
+        units = [unit for unit in opened.units if unit.phase == phase]
+    targets = [unit.name for unit in units if chosen(unit)]
     resume = {}
     if resume_from is not None:
         if len(targets) != 1:
@@ -232,11 +242,11 @@ def _dictionary_layers(opened: OpenedStudy) -> set[int]:
     return {int(unit.spec["layer"]) for unit in opened.units if unit.phase == "train"}
 
 
-def _of_layers(opened: OpenedStudy, phase: str, layers: Iterable[int]) -> list[str]:
+def _of_layers(opened: OpenedStudy, phase: str, layers: Iterable[int]) -> list[Unit]:
     """The phase's units of these layers; a capture is one of prompts, or of a group with any of the layers."""
     wanted = set(layers)
 
     def has(spec: dict) -> bool:
         return bool({spec["layer"]} & wanted if "layer" in spec else set(spec.get("layers", ())) & wanted)
 
-    return [unit.name for unit in opened.units if unit.phase == phase and has(dict(unit.spec))]
+    return [unit for unit in opened.units if unit.phase == phase and has(dict(unit.spec))]

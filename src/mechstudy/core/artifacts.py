@@ -151,6 +151,11 @@ class ArtifactStore:
         artifact = _load(self.folder(phase, unit, id))
         return artifact if artifact is not None and artifact.id == id else None
 
+    def others(self, phase: str, unit: str, id: str) -> list[Artifact]:
+        """Complete artifacts of this unit with other ids: made from another study, or another version of one."""
+        found = (_load(folder) for folder in (self.root / slug(phase)).glob(f"{slug(unit)}-*"))
+        return [a for a in found if a is not None and a.manifest.get("unit") == unit and a.id != id]
+
     def writer(
         self,
         phase: str,

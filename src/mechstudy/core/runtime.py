@@ -26,7 +26,7 @@ class Runtime:
     """What a phase may use. Results must not depend on it beyond rounding.
 
     ``base`` is the study file's folder, where relative paths start; ``batch_tokens`` is tokens per forward batch;
-    ``cache`` keeps models loaded between units of one process.
+    ``cache`` keeps models loaded between units of one process; ``chosen`` is what the phase decided by measuring.
     """
 
     device: str = "cpu"
@@ -37,6 +37,7 @@ class Runtime:
     base: Path = Path()
     cache: dict[Any, Any] = field(default_factory=dict)
     profile: bool = False
+    chosen: dict[str, str] = field(default_factory=dict)
 
     def info(self) -> dict[str, Any]:
         """What a manifest records of it."""
@@ -45,6 +46,7 @@ class Runtime:
             "threads": self.threads,
             "batch_tokens": self.batch_tokens,
             "profile": self.profile,
+            **self.chosen,
         }
 
 

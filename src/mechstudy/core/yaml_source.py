@@ -154,12 +154,17 @@ def _text_of(path: Path) -> str:
             "no such file",
             where=str(path),
             facts={"there": ", ".join(others) or f"no YAML files in {folder}"},
-            fix=str(folder / close) if (close := nearest(path.name, others)) else None,
+            fix=str(folder / close) if (close := nearest(path.name, others)) else "mechstudy init writes a study",
+        ) from None
+    except OSError as error:
+        others = sorted(p.name for p in path.glob("*.y*ml")) if path.is_dir() else []
+        raise MechstudyError(
+            "is a folder, not a study file" if path.is_dir() else f"cannot be read: {error.strerror}",
+            where=str(path),
+            fix=str(path / others[0]) if others else "the path of a study's YAML file",
         ) from None
     except UnicodeDecodeError as error:
-        raise MechstudyError(f"not UTF-8 text (byte {error.start})", where=str(path)) from None
-    except OSError as error:
-        raise MechstudyError(f"cannot be read: {error.strerror}", where=str(path)) from None
+        raise MechstudyError(f"not UTF-8 text (byte {error.start})", where=str(path), fix="save it as UTF-8") from None
 
 
 def _note_lines(node: Node, path: Names, lines: Lines, above: tuple[int, ...]) -> None:

@@ -55,7 +55,8 @@ class DictionaryConfig(Config):
         if self.k > width:
             raise MechstudyError(
                 f"k = {self.k} active features out of d_sae = {width} is impossible",
-                facts={"input width": str(d_in), "expansion": str(self.expansion), "d_sae": str(self.d_sae)},
+                where="k",
+                facts={"input width": str(d_in), "expansion": str(self.expansion)},
                 fix=f"k of at most {width}, or a larger expansion",
             )
         return width
@@ -65,7 +66,7 @@ class TrainConfig(Config):
     """The recipe. Fields left at None follow the rules written beside them.
 
     `precision` is that of the encoder's matrix product, the one dense product of a step; master weights, sparse
-    products and the optimizer are float32 always. "auto" times both on this machine and records the choice.
+    products and the optimizer are float32 always. "auto" times both on this machine, once, and records the choice.
     """
 
     steps: int = Field(default=2_000, ge=1)

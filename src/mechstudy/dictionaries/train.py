@@ -30,9 +30,9 @@ from mechstudy.dictionaries.initialise import SKIP_ROWS_PER_INPUT, STATISTICS_RO
 from mechstudy.dictionaries.kernels import SparseCodes, batch_topk_codes, topk_codes
 from mechstudy.dictionaries.scalars import ScalarLog
 from mechstudy.dictionaries.state import TrainState
+from mechstudy.models.precision import faster_dtype
 
 _HOW_ONLY = ("log_every", "checkpoint_every", "tensorboard")  # of TrainConfig: change no byte of the weights
-BFLOAT16_GAIN = 1.2  # "auto" takes bfloat16 only if its product is faster by this factor
 
 
 class RowSource(Protocol):
@@ -123,7 +123,7 @@ def _start(
     weights = initial_weights(cfg.kind, n_features, source.d_in, source.d_out, moments, generator)
     precision: str = train_cfg.precision
     if precision == "auto":
-        precision = measured_precision(train_cfg.batch_size, source.d_in, n_features, device)
+        precision = faster_dtype(source.d_in, n_features, device, train_cfg.batch_size)
     return TrainState.fresh(weights, moments.normalisation, precision, device)
 
 
@@ -201,22 +201,6 @@ def train_step(cfg: DictionaryConfig, train_cfg: TrainConfig, state: TrainState,
     state.observe_codes(output.codes.fired(), len(x), train_cfg.resolved_dead_after())
     state.step += 1
     return output
-
-
-def measured_precision(n_rows: int, d_in: int, n_features: int, device: str) -> str:
-    """ "bfloat16" where the encoder's product is clearly faster in it on this machine, else "float32"."""
-    times: dict[torch.dtype, float] = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.ones(n_rows, d_in, dtype=dtype, device=device)
-        b = torch.ones(n_features, d_in, dtype=dtype, device=device)
-        best = float("inf")
-        for _ in range(4):
-            start = time.perf_counter()
-            product = a @ b.T
-            float(product[0, 0])  # waits for the device
-            best = min(best, time.perf_counter() - start)
-        times[dtype] = best
-    return "bfloat16" if times[torch.float32] > BFLOAT16_GAIN * times[torch.bfloat16] else "float32"
 
 
 def _checked(source: RowSource, start: int, train_cfg: TrainConfig, device: str) -> Iterator[tuple[Tensor, Tensor]]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
-from mechstudy.models.sources import KNOWN_WHEELS, cache_folder, check_folder, read_config, resolve_source
+from mechstudy.core.machine import cache_folder
+from mechstudy.models.sources import KNOWN_WHEELS, check_folder, read_config, resolve_source
 
 NOT_FETCHED = "not fetched"  # in place of the fingerprint of files that are not here yet
 

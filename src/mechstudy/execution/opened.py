@@ -16,6 +16,7 @@ from mechstudy.execution.plan import disk_need, disk_refusal
 from mechstudy.models.shapes import ModelShapes, shapes_of
 from mechstudy.models.sources import resolve_source
 from mechstudy.phases.fingerprints import model_fingerprint
+from mechstudy.phases.preflight import check_study, notes, outlines
 from mechstudy.phases.study import Study, load_study
 from mechstudy.phases.unit import Unit
 from mechstudy.phases.units import build_units
@@ -26,7 +27,7 @@ class OpenedStudy:
     """A study with everything known about it before anything is loaded.
 
     ``model`` is the model's local folder, or None while it is not fetched: then no unit's id is known to be
-    the final one.
+    the final one. ``notes`` say where less will be done than a number in the study asks for.
     """
 
     file: Path
@@ -37,6 +38,7 @@ class OpenedStudy:
     units: list[Unit]
     folder: Path
     overrides: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def options(self) -> Options:
@@ -80,15 +82,24 @@ def open_study(
     study, lines = load_study(file, overrides)
     base = file.parent.resolve()
     try:
+        given = outlines(study, base)
+        check_study(study, given)
+    except MechstudyError as error:
+        raise _located(error, lines) from error
+    try:
         folder, shapes = _model(study.model.source, base, fetch, say)
     except MechstudyError as error:
         raise _at_field(error, lines, "model.source") from error
     fingerprint = NOT_FETCHED if folder is None else model_fingerprint(folder)
     try:
-        units = build_units(study, shapes, fingerprint, base)
+        units = build_units(study, shapes, fingerprint, base, given)
     except MechstudyError as error:
         raise _located(error, lines) from error
-    return OpenedStudy(file, study, lines, shapes, folder, units, out or Path("runs") / study.name, tuple(overrides))
+    told = tuple(notes(study, given))
+    for note in told if fetch else ():
+        say(f"note: {note}")
+    out = out or Path("runs") / study.name
+    return OpenedStudy(file, study, lines, shapes, folder, units, out, tuple(overrides), told)
 
 
 def execute(

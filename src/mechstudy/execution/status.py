@@ -61,7 +61,10 @@ def _unit(run: Run, node: Node, told: dict[str, Any], holder: dict[str, Any] | N
         seconds = node.artifact.manifest.get("seconds")
         return UnitStatus(name, phase, "done", seconds, run.folder.relative(node.artifact.path), detail)
     if told.get("status") == "failed":
-        return UnitStatus(name, phase, "failed", told.get("seconds"), detail=str(told.get("reason", "")))
+        reason = str(told.get("reason") or "see log.txt")
+        return UnitStatus(name, phase, "failed", told.get("seconds"), detail=reason)
+    if node.id is not None and not told.get("reason") and run.folder.store.others(phase, name, node.id):
+        return UnitStatus(name, phase, "pending", detail="done for another version of the study; will run again")
     begun = node.id is not None and run.folder.store.partial(phase, name, node.id) is not None
     detail = str(told.get("reason") or "")
     return UnitStatus(name, phase, "pending", detail=detail or ("begun; will be resumed" if begun else ""))

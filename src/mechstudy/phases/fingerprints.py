@@ -45,6 +45,12 @@ def corpus_fingerprint(config: CorpusConfig, base: Path) -> str:
     if source.kind in ("hf", "sampled"):
         return ""
     path = base / source.path
+    if not path.exists():
+        raise MechstudyError(
+            f"there is no file or folder {path}",
+            where="corpus.source",
+            fix="a path seen from the study file's folder, or an absolute one",
+        )
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:

@@ -16,7 +16,7 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
     """Writes ``train.jsonl``, ``test.jsonl``, ``tokens.json`` (id -> text) and ``summary.json``."""
     from mechstudy.behaviours.registry import behaviour
     from mechstudy.behaviours.schema import SPLITS, to_jsonl
-    from mechstudy.behaviours.user import load_jsonl
+    from mechstudy.behaviours.user import joined_words, load_jsonl
     from mechstudy.phases.common import loaded_model
 
     model = loaded_model(inputs["model"], runtime)
@@ -35,9 +35,16 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
         family = behaviour(name)
         pairs = {split: family.generate(encode, spec["n"][split], split, spec["seed"]) for split in SPLITS}
         description = family.description
+    everything = [pair for split in SPLITS for pair in pairs[split]]
+    if spec.get("file") and (joined := joined_words(everything)):
+        first = joined[0]
+        runtime.progress.log(
+            f"{len(joined)} of {len(everything)} answers go on with the prompt's last word, as in"
+            f" {first.clean.split()[-1] + '|' + first.answer!r} ({first.id}): give them a leading space"
+            " unless that is meant"
+        )
     for split in SPLITS:
         out.write_text(f"{split}.jsonl", to_jsonl(pairs[split]))
-    everything = [pair for split in SPLITS for pair in pairs[split]]
     used = sorted({t for pair in everything for t in (*pair.clean_tokens, *pair.corrupted_tokens)})
     out.write_json("tokens.json", dict(zip(map(str, used), model.token_strings(used), strict=True)), indent=None)
     out.write_json(

@@ -69,7 +69,8 @@ class BaselineConfig(Config):
 class DictionariesConfig(Config):
     """One dictionary per layer. Transcoders read ``mlp_in`` and write ``mlp_out``; an SAE does both at ``site``.
 
-    ``model_dtype`` is the precision of the forward pass over the corpus, ``store_dtype`` that of the stored rows.
+    ``model_dtype`` is the precision of the forward pass over the corpus (``auto``: bfloat16 where this machine is
+    faster in it, else float32), ``store_dtype`` that of the stored rows.
     ``layers_per_pass`` bounds the disk: so many layers are captured, trained and (with ``storage.activations:
     discard``) deleted before the next.
     """
@@ -78,7 +79,7 @@ class DictionariesConfig(Config):
     site: SiteKind = "mlp_out"
     architecture: DictionaryConfig = DictionaryConfig()
     training: TrainConfig = TrainConfig()
-    model_dtype: Dtype = "bfloat16"
+    model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     store_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     layers_per_pass: int = Field(10, ge=1)
     evaluation_rows: int = Field(16_384, ge=256)
@@ -147,7 +148,7 @@ class Study(Config):
             raise MechstudyError(
                 f"attribution graphs need fp32 weights, the model is to be loaded as {self.model.dtype}",
                 where="model",
-                fix="dtype: float32 (dictionaries.model_dtype may stay bfloat16)",
+                fix="dtype: float32 (dictionaries.model_dtype may be another)",
             )
         return self
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mechstudy.activations.config import store_bytes
+from mechstudy.behaviours.user import Outline
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.seeds import seed_for
+from mechstudy.dictionaries.config import DictionaryConfig
+from mechstudy.interventions.config import InterventionConfig
 from mechstudy.models.shapes import ModelShapes
 from mechstudy.models.sites import parse_layers
 from mechstudy.phases.fingerprints import corpus_fingerprint, file_fingerprint
+from mechstudy.phases.preflight import n_prompts
 from mechstudy.phases.study import BehaviourConfig, Study
 from mechstudy.phases.unit import Estimate, Unit
 
@@ -28,23 +32,30 @@ VERSIONS = {
     "intervene": 1,
     "report": 1,
 }
+_TYPICAL_POSITIONS = 4  # named ones of a prompt
 _TYPICAL_PROMPT = 16  # tokens; only estimates of time use it
 
 
-def build_units(study: Study, shapes: ModelShapes, fingerprint: str, base: Path) -> list[Unit]:
+def build_units(
+    study: Study, shapes: ModelShapes, fingerprint: str, base: Path, given: Mapping[str, Outline] | None = None
+) -> list[Unit]:
     """Every unit of the study, inputs before those who need them.
 
     Args:
         shapes: of the study's model.
         fingerprint: of the model's files, so that other weights under the same name are another study.
         base: the study file's folder; relative paths in the study start there.
+        given: of the behaviours' own files (`preflight.outlines`); only estimates use it.
     """
-    return _Builder(study, shapes, fingerprint, base).build()
+    return _Builder(study, shapes, fingerprint, base, given or {}).build()
 
 
 class _Builder:
-    def __init__(self, study: Study, shapes: ModelShapes, fingerprint: str, base: Path) -> None:
+    def __init__(
+        self, study: Study, shapes: ModelShapes, fingerprint: str, base: Path, given: Mapping[str, Outline]
+    ) -> None:
         self.study, self.shapes, self.fingerprint, self.base = study, shapes, fingerprint, base
+        self.given = given
         self.layers = _layers(study.dictionaries.layers, shapes, "dictionaries.layers")
         self.units: list[Unit] = []
 
@@ -106,7 +117,7 @@ class _Builder:
         spec["seed"] = seed_for(self.study.seed, f"prompts[{b.name}]", "prompts")
         if b.file is not None:
             spec |= {"file": b.file, "sha256": file_fingerprint(self.base / b.file)}
-        n = b.n_train + b.n_test
+        n = sum(n_prompts(b, self.given).values())
         prompts = self._add(
             f"prompts[{b.name}]", "prompts", spec, ["model"],
             estimate=Estimate(bytes_on_disk=n * 900, note=f"{n} contrastive pairs"),
@@ -133,7 +144,7 @@ class _Builder:
         c = self.study.capture
         layers = _layers(c.layers, self.shapes, "capture.layers")
         versions = len(c.versions)
-        n = sum({"train": b.n_train, "test": b.n_test}[s] for s in c.splits) * versions
+        n = sum(n_prompts(b, self.given)[s] for s in c.splits) * versions
         widths = [self._width(kind) for kind in c.sites for _ in layers]
         rows = n * c.positions.count(_TYPICAL_PROMPT)
         estimate = Estimate(
@@ -168,7 +179,7 @@ class _Builder:
         }
         estimate = Estimate(
             store_bytes(rows, widths, d.store_dtype),
-            self._weights_bytes // (1 if d.model_dtype == "float32" else 2),
+            self._weights_bytes // (1 if d.model_dtype in ("float32", "auto") else 2),
             self._forward_flops(rows, max(layers) + 1),
             exact=True,
             shapes={"rows": f"{rows:,} x {len(widths)} sites x {widths[0]}"},
@@ -184,7 +195,7 @@ class _Builder:
     def _train(self, layer: int, capture: str, site_in: str, site_out: str) -> None:
         d = self.study.dictionaries
         width_in, width_out = self._width(site_in), self._width(site_out)
-        n_features = d.architecture.width(width_in)
+        n_features = _n_features(d.architecture, width_in)
         t = d.training
         spec = {
             "layer": layer,
@@ -237,7 +248,10 @@ class _Builder:
     def _intervene(self, b: str) -> None:
         i = self.study.interventions
         spec = i.canonical() | {"seed": seed_for(self.study.seed, f"intervene[{b}]", f"draws {i.seed}")}
-        forwards = i.n_samples * i.n_groups * 3 * (1 + i.n_controls)
+        forwards = _forwards(i)
+        if "patching" in i.kinds:
+            layers = _layers(i.patching.layers, self.shapes, "interventions.patching.layers")
+            forwards += i.patching.n_pairs * len(layers) * _TYPICAL_POSITIONS
         estimate = Estimate(
             forwards * 120,
             2 * self._weights_bytes,
@@ -252,6 +266,24 @@ class _Builder:
         study = self.study.canonical()
         study.pop("compute")
         self._add("report", "report", {"study": study}, inputs, optional_inputs=True)
+
+
+def _n_features(architecture: DictionaryConfig, d_in: int) -> int:
+    try:
+        return architecture.width(d_in)
+    except MechstudyError as error:
+        where = f"dictionaries.architecture.{error.where}"
+        raise MechstudyError(error.what, where=where, facts=error.facts, fix=error.fix) from None
+
+
+def _forwards(i: InterventionConfig) -> int:
+    """Edited forward passes: every policy on each group and its controls, the sham, steering, and the grid."""
+    policies = len(i.ablations) * ("ablation" in i.kinds) + i.resample_draws * ("resampling" in i.kinds)
+    policies += "patching" in i.kinds
+    per_pair = policies * i.n_groups * (1 + i.n_controls) + 1
+    if "steering" in i.kinds:
+        per_pair += len(i.alphas) * (2 + i.n_controls)
+    return i.n_samples * per_pair
 
 
 def _layers(spec: Any, shapes: ModelShapes, where: str) -> tuple[int, ...]:

@@ -132,11 +132,11 @@ def _compute_page(source: Source, site: Site, figures: Figures) -> None:
     drawn = [
         figures.add(
             "compute-time", charts.unit_bars(source.units, "seconds", "wall time (s)", 1.0),
-            title="Wall time of each unit", caption="As measured when the artifact was made.", unit="",
+            title="Wall time of each unit", caption="As measured when the artifact was made.", units=(),
         ),
         figures.add(
             "compute-memory", charts.unit_bars(source.units, "peak_rss_bytes", "peak resident memory (GB)", 1e-9),
-            title="Peak memory of each unit", caption="Largest resident set of the process.", unit="",
+            title="Peak memory of each unit", caption="Largest resident set of the process.", units=(),
         ),
     ]  # fmt: skip
     provenance: dict[str, Any] = next((u["provenance"] for u in reversed(source.units) if u.get("provenance")), {})

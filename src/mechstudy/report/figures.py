@@ -19,13 +19,13 @@ _VEGA_LITE = "6.4"  # the schema that altair writes
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart on a page: `name` names its data file and its exports; `unit` made its numbers."""
+    """A chart on a page: `name` names its data file and its exports; `units` made its numbers."""
 
     name: str
     title: str
     caption: str
     alt: str
-    unit: str
+    units: tuple[str, ...]
     height: int = 260
 
 
@@ -37,7 +37,14 @@ class Figures:
         (out / "figures").mkdir(parents=True, exist_ok=True)
 
     def add(
-        self, name: str, chart: alt.TopLevelMixin | None, *, title: str, caption: str, unit: str, alt_text: str = ""
+        self,
+        name: str,
+        chart: alt.TopLevelMixin | None,
+        *,
+        title: str,
+        caption: str,
+        units: tuple[str, ...],
+        alt_text: str = "",
     ) -> Figure | None:
         """Write a chart's data and exports; None where there is no chart to draw."""
         if chart is None:
@@ -52,7 +59,7 @@ class Figures:
             export["width"] = EXPORT_WIDTH
         svg = vl_convert.vegalite_to_svg(export, vl_version=_VEGA_LITE)
         self.write_svg(name, svg)
-        return Figure(name, title, caption, alt_text or title, unit, int(spec.get("height", 260)))
+        return Figure(name, title, caption, alt_text or title, units, int(spec.get("height", 260)))
 
     def write_svg(self, name: str, svg: str) -> None:
         """Write an SVG and the PNG of it."""

@@ -34,14 +34,14 @@ def behaviour_page(source: Source, site: Site, figures: Figures, behaviour: str)
             title="Accuracy per split",
             caption="Share of prompts where the answer's first token beats the wrong one, with its 95% CI. "
             "Dashed: the gate a behaviour must pass to be studied.",
-            unit=unit,
+            units=(unit,),
         ),
         figures.add(
             f"baseline-logit-differences-{key}",
             charts.logit_differences(splits),
             title="Logit differences of all prompts",
             caption="Left of zero the model prefers the wrong answer.",
-            unit=unit,
+            units=(unit,),
         ),
     ]
     pairs = {s: source.rows(prompts_unit, f"{s}.jsonl") for s in ("train", "test")}
@@ -123,7 +123,7 @@ def dictionaries_page(source: Source, site: Site, figures: Figures) -> None:
     """All dictionaries: a row each, metrics over layers, training curves, densities."""
     evaluations = {layer: e for layer in source.layers if (e := source.evaluation(layer))}
     scalars = {layer: rows for layer in source.layers if (rows := source.rows(f"train[{layer}]", "scalars.jsonl"))}
-    unit = f"train[{source.layers[0]}]" if source.layers else "train"
+    units = tuple(f"train[{layer}]" for layer in source.layers)
     note = {"r2": "1 − FVU against the vector mean, on held-out rows.",
             "ce_loss_recovered": "1: splicing the dictionary in costs nothing; 0: as bad as zero-ablating the layer.",
             "l0": "Mean number of active features per token.",
@@ -132,7 +132,7 @@ def dictionaries_page(source: Source, site: Site, figures: Figures) -> None:
         figures.add(
             f"dictionaries-{field.replace('_', '-')}",
             charts.over_layers(evaluations, field, label),
-            title=text.title(label), caption=note[field], unit=unit,
+            title=text.title(label), caption=note[field], units=units,
         )
         for field, label, _ in charts.DICTIONARY_METRICS
     ]  # fmt: skip
@@ -142,14 +142,14 @@ def dictionaries_page(source: Source, site: Site, figures: Figures) -> None:
             charts.loss_curves(scalars),
             title="Training: fraction of variance unexplained",
             caption="One line per layer; lower is better. A curve still falling at the end is undertrained.",
-            unit=unit,
+            units=units,
         ),
         figures.add(
             "dictionaries-density",
             charts.density_histograms(evaluations),
             title="Feature densities",
             caption="A hump far right is dense features, seldom interpretable; far left, features that hardly fire.",
-            unit=unit,
+            units=units,
         ),
     ]
     site.render(
@@ -192,7 +192,7 @@ def graph_page(source: Source, site: Site, figures: Figures, behaviour: str, lab
         charts.graph_scores(scores.get("per_prompt") or []),
         title="How much of each graph the features explain",
         caption="One tick per prompt, diamond: median. In the pruned graphs, what was pruned counts as error.",
-        unit=unit,
+        units=(unit,),
     )
     site.render(
         "graph.html.j2",
@@ -227,32 +227,32 @@ def interventions_page(source: Source, site: Site, figures: Figures, behaviour: 
     drawn: dict[str, Figure | None] = {
         "forest": figures.add(
             f"interventions-{key}", charts_interventions.forest(found),
-            title="Effects against matched controls", unit=unit,
+            title="Effects against matched controls", units=(unit,),
             caption="Mean paired change per test prompt; bars are 95% cluster-bootstrap CIs. Controls are features "
             "matched on layer, position and activation. A claim needs the bar away from zero and from its control.",
         ),
         "dose": figures.add(
             f"dose-response-{key}", charts_interventions.dose_response(summary),
-            title="Dose-response", unit=unit,
+            title="Dose-response", units=(unit,),
             caption="Steering by α times each direction; bands are 95% CIs. A causal direction changes sign with α and "
             "beats random directions of the same norm; the difference of means is the baseline to beat.",
         ),
         "patching": figures.add(
             f"patching-{key}", charts_interventions.patching(summary),
-            title="Where the information is", unit=unit,
+            title="Where the information is", units=(unit,),
             caption="The corrupted prompt's activation of one layer at one position, written into the clean prompt: "
             "share of the metric's gap between the two that this removes "
             f"(n = {(summary.get('patching') or {}).get('n', 'n/a')}).",
         ),
         "edges_frozen": figures.add(
             f"edges-frozen-{key}", charts_interventions.edges(summary, "frozen"),
-            title="Edges: predicted and measured, attention and norms frozen", unit=unit,
+            title="Edges: predicted and measured, attention and norms frozen", units=(unit,),
             caption=f"Spearman {text.number(edges.get('spearman_frozen'))} over {edges.get('n', 0)} edges. On the "
             "dashed line prediction and measurement agree; off it, the graph itself is wrong.",
         ),
         "edges_live": figures.add(
             f"edges-live-{key}", charts_interventions.edges(summary, "live"),
-            title="Edges: predicted and measured, live model", unit=unit,
+            title="Edges: predicted and measured, live model", units=(unit,),
             caption=f"Spearman {text.number(edges.get('spearman_live'))} over {edges.get('n', 0)} edges. The distance "
             "to the frozen panel is what the linear picture leaves out.",
         ),
@@ -282,7 +282,7 @@ def _group_figures(figures: Figures, summary: dict[str, Any], metric: str, key: 
             charts_interventions.groups_forest([g for g in summary["groups"] if g.get("kind") == kind], metric),
             title=f"Groups: {text.title(kind).lower()}",
             caption="Each group is intervened on by itself; p-values in the table are adjusted over all tests.",
-            unit=unit,
+            units=(unit,),
         )
         for kind in kinds
     ]

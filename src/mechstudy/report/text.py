@@ -117,11 +117,13 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def interval(ci: Sequence[float | None] | None, digits: int = 2) -> str:
-    """`[low, high]`."""
+    """`[low, high]`, with up to two more digits where an end would read as zero and is not."""
     if not has_interval(ci):
         return f"[{NOT_AVAILABLE}]"
     assert ci is not None
-    low, high = (fixed(v, digits) for v in ci)
+    enough = (d for d in range(digits, digits + 3) if all(not end or round(end, d) for end in ci))
+    chosen = next(enough, digits)
+    low, high = (fixed(end, chosen) for end in ci)
     return f"[{low}, {high}]"
 
 

@@ -61,9 +61,9 @@ def test_a_poor_r2_is_a_no_go(opened, monkeypatch):
 
 
 def test_a_test_that_cannot_run_raises_the_study_s_own_error(opened):
-    rows = [{"clean": "One cat", "corrupted": "Two more cats", "answer": " a", "wrong_answer": " b"}] * 2
-    lines = [json.dumps(row | {"split": split}) for row, split in zip(rows, ("train", "test"), strict=True)]
-    (opened.file.parent / "prompts.jsonl").write_text("\n".join(lines))
+    row = {"corrupted": "Two more cats", "answer": " a", "wrong_answer": " b"}
+    rows = [row | {"clean": "One cat", "split": "train"}, row | {"clean": "A cat", "split": "test"}]
+    (opened.file.parent / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     broken = open_study(opened.file, out=opened.folder)
     with pytest.raises(MechstudyError, match="2 of 2 lines are broken"):  # only a tokenizer can see it
         validate(broken, steps=5, progress=NullProgress())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from mechstudy.core.progress import duration
-from mechstudy.execution.plan import Plan, human
+from mechstudy.execution.plan import Plan, PlanRow, human
 from mechstudy.execution.status import Status
 
-_FILE_WIDTH = 160  # columns where there is no terminal to ask
+_FILE_WIDTH = 140  # columns where there is no terminal to ask
 _COLOURS = {
     "done": "green",
     "runs": "cyan",
@@ -46,12 +48,14 @@ def show_plan(plan: Plan) -> None:
         table.add_column(name, overflow="fold")
     for name in ("disk", "memory", "FLOPs", "time (rough)"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in plan.rows:
+    for row, units in _alike(plan.rows):
         shapes = ", ".join(f"{name} {shape}" for name, shape in row.shapes.items())
         what = row.reason or "; ".join(text for text in (row.note, shapes) if text)
+        if len(units) > 1:
+            what = f"{len(units)} units, each: {what}"
         disk = human(row.bytes_on_disk) if row.bytes_on_disk else "-"
         table.add_row(
-            Text(row.unit),
+            Text(_together(row.phase, units)),
             Text(row.state, style=_COLOURS.get(row.state, "")),
             Text(what),
             disk if row.exact or disk == "-" else f"~{disk}",
@@ -79,9 +83,30 @@ def show_plan(plan: Plan) -> None:
         out.print(Text(line))
 
 
+def _alike(rows: Iterable[PlanRow]) -> list[tuple[PlanRow, list[str]]]:
+    """Neighbouring rows that differ in nothing but the unit's name and measured time, as one row and its units."""
+    found: list[tuple[PlanRow, list[str]]] = []
+    for row in rows:
+        if found and row.state != "done" and replace(found[-1][0], unit=row.unit) == row:
+            found[-1][1].append(row.unit)
+        else:
+            found.append((row, [row.unit]))
+    return found
+
+
+def _together(phase: str, units: Sequence[str]) -> str:
+    """``train[0,7,11]`` of train[0], train[7], train[11]."""
+    if len(units) == 1:
+        return units[0]
+    keys = [unit[len(phase) + 1 : -1] for unit in units]
+    return f"{phase}[{','.join(keys)}]" if all(key.isdecimal() for key in keys) else "\n".join(units)
+
+
 def _plan_lines(plan: Plan) -> list[str]:
     disk = plan.disk
     kept = f"{human(disk.needed_keeping)} with storage.activations: keep, {human(disk.needed_discarding)} with discard"
+    if disk.needed_keeping == disk.needed_discarding:
+        kept = "all layers are captured in one pass, so keeping or discarding them makes no difference to that"
     lines = [
         f"disk:   {human(disk.needed)} to write at the fullest moment ({kept}); {human(disk.free)} free",
         f"memory: {human(plan.memory_needed)} at the most, and what Python and torch take; "

@@ -216,7 +216,7 @@ class _Builder:
             4 * weights + 8 * t.batch_size * (n_features + width_in + width_out),
             t.steps * step,
             note=f"{t.steps:,} steps x {t.batch_size:,} rows",
-            shapes={"dictionary": f"{width_in} -> {n_features:,} (k={d.architecture.k}) -> {width_out}"},
+            shapes={"width": f"{width_in} > {n_features:,} (k {d.architecture.k}) > {width_out}"},
         )
         self._add(f"train[{layer}]", "train", spec, ["model", "corpus", capture], estimate=estimate)
 

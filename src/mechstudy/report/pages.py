@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from . import charts, charts_interventions, text
@@ -156,11 +157,22 @@ def dictionaries_page(source: Source, site: Site, figures: Figures) -> None:
         "dictionaries.html.j2",
         "dictionaries.html",
         evaluations=evaluations,
+        alike=_alike(evaluations.values()),
         layers=source.layers,
         metrics=[f for f in drawn if f],
         curves=[f for f in curves if f],
         reasons={layer: source.why_absent(f"train[{layer}]") for layer in source.layers if layer not in evaluations},
     )
+
+
+def _alike(evaluations: Iterable[dict[str, Any]]) -> str:
+    """What all dictionaries are, where they are the same but for the layer; else nothing."""
+    kinds = {(e.get("kind"), e.get("activation"), *(str(e.get(f)).partition(".")[0] for f in ("site_in", "site_out")))
+             for e in evaluations}  # fmt: skip
+    if len(kinds) != 1:
+        return ""
+    kind, activation, site_in, site_out = kinds.pop()
+    return f"{str(kind or '').replace('_', ' ')}, {activation}, {site_in} → {site_out}"
 
 
 def graph_page(source: Source, site: Site, figures: Figures, behaviour: str, labels: Labels) -> dict[str, Any] | None:

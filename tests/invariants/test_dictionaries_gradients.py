@@ -3,8 +3,12 @@
 import pytest
 import torch
 
-from mechstudy.dictionaries.gradients import Weights, loss_and_gradients, normalise_rows, remove_parallel
-from mechstudy.dictionaries.kernels import SparseCodes, batch_topk_codes, top_k, topk_codes
+from mechstudy.dictionaries.architectures.batchtopk import BatchTopK
+from mechstudy.dictionaries.architectures.topk import TopK
+from mechstudy.dictionaries.codes import SparseCodes
+from mechstudy.dictionaries.gradients import loss_and_gradients, normalise_rows, remove_parallel
+from mechstudy.dictionaries.kernels import batch_topk_codes, top_k, topk_codes
+from mechstudy.dictionaries.weights import Weights
 
 N, D_IN, D_OUT, F, K = 40, 7, 5, 32, 4
 
@@ -24,10 +28,8 @@ def some_rows(seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.randn(N, D_OUT, generator=generator, dtype=torch.float64)
 
 
-def select(activation: str, guess: float | None = None):
-    if activation == "topk":
-        return lambda pre: topk_codes(pre, K, torch.float64)
-    return lambda pre: batch_topk_codes(pre, K, torch.float64, guess)[0]
+def select(activation: str):
+    return TopK(K) if activation == "topk" else BatchTopK(K)
 
 
 def dense_codes(pre: torch.Tensor, activation: str) -> torch.Tensor:

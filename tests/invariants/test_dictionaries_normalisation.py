@@ -5,8 +5,8 @@ import torch
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.evaluate import VarianceSums, fvu
-from mechstudy.dictionaries.gradients import Weights
 from mechstudy.dictionaries.initialise import Normalisation, initial_weights, measure
+from mechstudy.dictionaries.weights import Weights
 
 
 def rows(n: int, d: int, offset: float, seed: int = 0) -> torch.Tensor:

@@ -11,14 +11,20 @@ from mechstudy.core.progress import NullProgress
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.evaluate import evaluate
-from mechstudy.dictionaries.gradients import Weights
 from mechstudy.dictionaries.initialise import Normalisation
 from mechstudy.dictionaries.state import TrainState
 from mechstudy.dictionaries.train import train, train_step
+from mechstudy.dictionaries.weights import Weights
 from tests.unit.dictionary_worlds import SparseWorld, StoppingWorld
 
 KINDS = ("sae", "transcoder", "skip_transcoder")
 ACTIVATIONS = ("topk", "batchtopk")
+EVERY_ARCHITECTURE = [
+    *({"activation": a} for a in ("topk", "batchtopk", "relu", "gated", "jumprelu")),
+    *({"activation": a, "penalty": p} for a in ("relu", "gated") for p in ("sqrt", "tanh")),
+    {"activation": "jumprelu", "penalty": "tanh"},
+    *({"activation": a, "matryoshka": True} for a in ("topk", "batchtopk", "jumprelu")),
+]
 SHORT = TrainConfig(
     steps=40, batch_size=64, lr=3e-3, tensorboard=False, checkpoint_every=10, log_every=10, precision="float32"
 )
@@ -44,11 +50,11 @@ def test_training_recovers_most_variance_of_a_sparse_world(kind, activation, tmp
     assert 1.0 < scores["l0"] <= 4.5  # the calibrated threshold stands for k
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("case", EVERY_ARCHITECTURE, ids=lambda c: "-".join(map(str, c.values())))
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_killed_and_resumed_training_saves_the_same_bytes(kind, activation, precision, tmp_path):
-    cfg = DictionaryConfig(kind=kind, activation=activation, d_sae=128, k=2)
+def test_killed_and_resumed_training_saves_the_same_bytes(kind, case, precision, tmp_path):
+    cfg = DictionaryConfig(kind=kind, d_sae=128, k=2, **case)
     recipe = SHORT.model_copy(update={"precision": precision, "dead_after_rows": 200, "checkpoint_every": 7})
     straight, resumed, checkpoint = tmp_path / "a", tmp_path / "b", tmp_path / "checkpoint"
     train(cfg, recipe, world(kind), **sites(kind), out=straight).save(straight)

@@ -11,21 +11,45 @@ from mechstudy.core.config import Config
 from mechstudy.core.errors import MechstudyError
 
 Kind = Literal["sae", "transcoder", "skip_transcoder"]
+ActivationName = Literal["topk", "batchtopk", "relu", "gated", "jumprelu"]
 Precision = Literal["auto", "float32", "bfloat16"]
+PENALTIES: dict[str, tuple[str, ...]] = {  # the first is the default
+    "topk": (),
+    "batchtopk": (),
+    "relu": ("l1", "sqrt", "tanh"),
+    "gated": ("l1", "sqrt", "tanh"),
+    "jumprelu": ("l0", "tanh"),
+}
+MATRYOSHKA = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0)
 
 
 class DictionaryConfig(Config):
     """The architecture. Every field enters the artifact's id.
 
     `expansion` is the number of features per input coordinate; `d_sae` gives the number itself. With neither,
-    expansion is 4. `k` is the number of active features per row (for batchtopk: on average over a batch).
+    expansion is 4.
+
+    `k` is the number of active features per row: exactly (topk), on average over a batch (batchtopk), or the L0 that
+    training steers to (relu, gated, jumprelu).
+
+    `penalty`: l1, sqrt or tanh on the activations (relu, gated; default l1), l0 or tanh (jumprelu; default l0). Its
+    weight is found during training so that L0 becomes k; `coefficient` gives it by hand instead.
+
+    `matryoshka`: prefixes as shares of the features, rising to 1, each of which reconstructs by itself; true takes
+    1/32, 3/32, 7/32, 15/32, 1. Only with topk, batchtopk and jumprelu.
+
+    `bandwidth`: of the straight-through gradient of jumprelu's thresholds, in standard deviations of a new feature.
     """
 
     kind: Kind = "transcoder"
-    activation: Literal["topk", "batchtopk"] = "topk"
+    activation: ActivationName = "topk"
     expansion: float | None = Field(default=None, gt=0)
     d_sae: int | None = Field(default=None, ge=1)
     k: int = Field(default=32, ge=1)
+    penalty: Literal["l0", "l1", "sqrt", "tanh"] | None = None
+    coefficient: float | None = Field(default=None, gt=0)
+    matryoshka: bool | tuple[float, ...] = False
+    bandwidth: float = Field(default=0.1, gt=0)
 
     @model_validator(mode="after")
     def _one_width(self) -> DictionaryConfig:
@@ -40,6 +64,40 @@ class DictionaryConfig(Config):
                 fix=f"k of at most {self.d_sae}",
             )
         return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> DictionaryConfig:
+        known = PENALTIES[self.activation]
+        for name, given in (("penalty", self.penalty), ("coefficient", self.coefficient)):
+            if given is not None and not known:
+                raise MechstudyError(
+                    f"{self.activation} has no {name}: its sparsity is k", where=name, fix=f"remove {name}"
+                )
+        if self.penalty is not None and self.penalty not in known:
+            raise MechstudyError(
+                f"{self.activation} has no penalty {self.penalty!r}", where="penalty", fix=f"one of {', '.join(known)}"
+            )
+        if self.matryoshka and self.activation in ("relu", "gated"):
+            raise MechstudyError(
+                f"matryoshka is not made for {self.activation}", where="matryoshka", fix="topk, batchtopk or jumprelu"
+            )
+        shares = self.matryoshka if isinstance(self.matryoshka, tuple) else ()
+        if shares and (sorted(set(shares)) != list(shares) or shares[0] <= 0 or shares[-1] != 1):
+            raise MechstudyError(
+                f"prefixes {list(shares)} do not rise to 1", where="matryoshka", fix="for example [0.125, 0.5, 1]"
+            )
+        return self
+
+    def resolved_penalty(self) -> str:
+        """The penalty: as given, or the activation's default; "" where it has none."""
+        return self.penalty or next(iter(PENALTIES[self.activation]), "")
+
+    def prefixes(self, n_features: int) -> tuple[int, ...]:
+        """Matryoshka's prefixes as numbers of features; () for a plain dictionary."""
+        if self.matryoshka is False:
+            return ()
+        shares = MATRYOSHKA if self.matryoshka is True else self.matryoshka
+        return tuple(sorted({max(1, round(share * n_features)) for share in shares}))
 
     def width(self, d_in: int) -> int:
         """Number of features F for inputs of width `d_in`.

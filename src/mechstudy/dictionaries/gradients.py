@@ -3,50 +3,40 @@
 Autograd would keep and revisit dense [N, F] matrices. Here the reconstruction error g = dL/dy_hat reaches the
 weights through active entries only:
 
-    dW_dec[f] = sum_n f_nf g_n      df_nf = <g_n, W_dec[f]> where f_nf > 0      dW_enc[:, f] = sum_n df_nf x_n
+    dW_dec[f] = sum_n f_nf g_n      df_nf = <g_n, W_dec[f]>      dW_enc[:, f] = sum_n du_nf x_n
 
-A test holds every line of this to autograd on the plain dense formula, in float64.
+and the architecture says how df becomes du. A test holds every line of this to autograd on the plain dense formula,
+in float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mechstudy.dictionaries.kernels import SparseCodes, top_k
-
-
-@dataclass
-class Weights:
-    """Weights in the normalised space. `enc` is W_enc transposed, so that both big matrices are rows by feature.
-
-    enc [F, d_in], b_enc [F], dec [F, d_out], b_dec [d_out], skip [d_out, d_in] or None. Gradients use it too.
-    """
-
-    enc: Tensor
-    b_enc: Tensor
-    dec: Tensor
-    b_dec: Tensor
-    skip: Tensor | None = None
-
-    def named(self) -> Iterator[tuple[str, Tensor]]:
-        for name in ("enc", "b_enc", "dec", "b_dec", "skip"):
-            tensor = getattr(self, name)
-            if tensor is not None:
-                yield name, tensor
+from mechstudy.dictionaries.architectures.base import Architecture, Context
+from mechstudy.dictionaries.codes import Codes
+from mechstudy.dictionaries.kernels import top_k
+from mechstudy.dictionaries.weights import Weights
 
 
 @dataclass
 class StepOutput:
-    """loss: mean squared error per coordinate (about FVU, as targets have unit variance). error = y_hat - y."""
+    """What a step found.
+
+    loss: mean squared error per coordinate of the whole dictionary (about FVU, as targets have unit variance);
+    penalty and aux_loss: what else is minimised; error = y_hat - y; minimum: see `architectures.base.Encoded`.
+    """
 
     loss: Tensor
+    penalty: Tensor | None
     aux_loss: Tensor | None
     error_ND: Tensor
-    codes: SparseCodes
+    codes: Codes
+    minimum: float | None
     gradients: Weights
 
 
@@ -54,9 +44,13 @@ def loss_and_gradients(
     weights: Weights,
     x_ND: Tensor,
     y_ND: Tensor,
-    select: Callable[[Tensor], SparseCodes],
+    architecture: Architecture,
     *,
     dense_dtype: torch.dtype,
+    guess: float | None = None,
+    prefixes: Sequence[int] = (),
+    coefficient: float = 1.0,
+    unit_decoder: bool = False,
     dead: Tensor | None = None,
     aux_k: int = 0,
     aux_alpha: float = 0.0,
@@ -64,34 +58,97 @@ def loss_and_gradients(
     """Loss, codes and gradients on one batch of normalised rows.
 
     Args:
-        select: pre-activations [N, F] -> codes (TopK or BatchTopK).
         dense_dtype: of the dense products; the sparse ones stay in the weights' dtype.
+        guess: the last batch's ``minimum``.
+        prefixes: Matryoshka: numbers of features, rising, the last one F; each prefix reconstructs by itself, and
+            the loss is the mean over prefixes. None or one prefix is the plain dictionary.
+        coefficient: of the architecture's sparsity penalty.
+        unit_decoder: decoder rows have length one, so that the penalty need not know their length.
         dead: indices of dead features, for the auxiliary loss; None or empty turns it off.
     """
     x_dense = x_ND.to(dense_dtype)
-    enc_dense = weights.enc.to(dense_dtype)
-    pre_NF = torch.addmm(weights.b_enc.to(dense_dtype), x_dense, enc_dense.T)
-    codes = select(pre_NF)
-    error = codes.times(weights.dec).add_(weights.b_dec).sub_(y_ND)
+    pre_NF = torch.addmm(weights.b_enc.to(dense_dtype), x_dense, weights.enc.to(dense_dtype).T)
+    encoded = architecture.encode(pre_NF, weights, guess, dense_dtype)
+    codes = encoded.codes
+    rest = weights.b_dec - y_ND
     if weights.skip is not None:
-        error += x_dense @ weights.skip.to(dense_dtype).T
-    scale = 1.0 / error.numel()
-    loss = error.square().sum() * scale
-    g_ND = error * (2.0 * scale)
+        rest += x_dense @ weights.skip.to(dense_dtype).T
+    objective = _Objective(codes, weights.dec, rest, prefixes or (codes.n_features,))
+    error, g_ND = objective.error, objective.gradients[0]
 
-    d_values = codes.products(g_ND, weights.dec) * (codes.values > 0)
-    ones = torch.ones(len(x_ND), 1, dtype=x_ND.dtype, device=x_ND.device)
+    norms = _norms(weights.dec, unit_decoder)
+    d_values = objective.project(codes)
+    passed = architecture.backward(
+        Context(weights, pre_NF, codes, d_values, norms, rest, objective.project, coefficient, dense_dtype)
+    )
     gradients = Weights(
-        enc=codes.transposed_times(d_values, x_ND),
-        b_enc=codes.transposed_times(d_values, ones).squeeze(1),
-        dec=codes.transposed_times(codes.values, g_ND),
+        enc=_total([c.transposed_times(entries, x_ND) for c, entries in passed.to_encoder]),
+        b_enc=_total([c.sum_features(entries) for c, entries in passed.to_bias]),
+        dec=objective.decoder_gradient(),
         b_dec=g_ND.sum(0),
         skip=None if weights.skip is None else (g_ND.to(dense_dtype).T @ x_dense).to(x_ND.dtype),
+        extra=passed.extra,
     )
+    if passed.to_norms is not None and not unit_decoder:
+        gradients.dec += (passed.to_norms / norms.clamp_min(1e-12))[:, None] * weights.dec
     aux_loss = None
     if dead is not None and len(dead) and aux_alpha > 0:
         aux_loss = _add_auxiliary(weights, gradients, x_dense, error, pre_NF, dead, aux_k, aux_alpha)
-    return StepOutput(loss, aux_loss, error, codes, gradients)
+    loss = error.square().sum() / error.numel()
+    return StepOutput(loss, passed.penalty, aux_loss, error, codes, encoded.minimum, gradients)
+
+
+class _Objective:
+    """The reconstruction loss: the mean, over prefixes of the features, of the mean squared error per coordinate.
+
+    ``gradients[m]`` [N, d_out] is dL/dy_hat as the features of part m feel it: the sum over all prefixes that hold
+    them. With one prefix that is the gradient of the plain loss.
+    """
+
+    def __init__(self, codes: Codes, dec_FD: Tensor, rest_ND: Tensor, prefixes: Sequence[int]) -> None:
+        self._codes, self._dec, self._prefixes = codes, dec_FD, tuple(prefixes)
+        scale = 2.0 / (rest_ND.numel() * len(self._prefixes))
+        if len(self._prefixes) == 1:
+            self.error = codes.times(dec_FD).add_(rest_ND)
+            self.gradients = [self.error * scale]
+            return
+        self._parts = codes.split(self._prefixes)
+        errors, error = [], rest_ND
+        for (part, _), rows in zip(self._parts, self._decoder_parts(), strict=True):
+            error = part.times(rows).add_(error)
+            errors.append(error)
+        self.error = error
+        self.gradients = [error * scale]
+        for error in reversed(errors[:-1]):
+            self.gradients.insert(0, torch.add(self.gradients[0], error, alpha=scale))
+
+    def project(self, codes: Codes) -> Tensor:
+        """Entries <gradient felt by feature f in row n, dec[f]>."""
+        if len(self._prefixes) == 1:
+            return codes.products(self.gradients[0], self._dec)
+        parts = self._parts if codes is self._codes else codes.split(self._prefixes)
+        entries = torch.empty_like(codes.values)
+        for (part, where), g_ND, rows in zip(parts, self.gradients, self._decoder_parts(), strict=True):
+            entries[where] = part.products(g_ND, rows)
+        return entries
+
+    def decoder_gradient(self) -> Tensor:
+        if len(self._prefixes) == 1:
+            return self._codes.transposed_times(self._codes.values, self.gradients[0])
+        return torch.cat(
+            [part.transposed_times(part.values, g) for (part, _), g in zip(self._parts, self.gradients, strict=True)]
+        )
+
+    def _decoder_parts(self) -> list[Tensor]:
+        return [self._dec[low:high] for low, high in zip((0, *self._prefixes[:-1]), self._prefixes, strict=True)]
+
+
+def _norms(dec_FD: Tensor, unit: bool) -> Tensor:
+    return dec_FD.new_ones(len(dec_FD)) if unit else torch.linalg.vector_norm(dec_FD, dim=1)
+
+
+def _total(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.stack(tensors).sum(0)
 
 
 def _add_auxiliary(

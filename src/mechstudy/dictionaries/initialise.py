@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.gradients import Weights
+from mechstudy.dictionaries.weights import Weights
 
 STATISTICS_ROWS = 16_384  # rows the normalisation is measured on
+SAMPLE_ROWS = 2_048  # rows that biases and thresholds are set by at the start
 SKIP_ROWS_PER_INPUT = 16  # rows per input coordinate for the ridge regression of the skip path
 RIDGE = 1e-3  # ridge penalty, as a share of the mean input variance
 TRANSCODER_DECODER_NORM = 0.1  # length of decoder rows at the start; 1.0 cost .01-.02 of R2 (SmolLM2 layer 3)
@@ -54,6 +55,7 @@ class Moments:
 
     n_rows: int
     normalisation: Normalisation
+    sample: Tensor  # [at most SAMPLE_ROWS, d_in]: normalised inputs of the first batch
     covariance: Tensor | None  # [d_in, d_in] of normalised inputs
     cross: Tensor | None  # [d_in, d_out] of normalised inputs and targets
 
@@ -66,12 +68,13 @@ def measure(batches: Iterable[tuple[Tensor, Tensor]], *, n_rows: int, with_cross
     """
     seen, square_in, square_out = 0, 0.0, 0.0
     origin: tuple[Tensor, Tensor] | None = None
+    sample = torch.zeros(0)
     sum_in, sum_out = torch.zeros(()), torch.zeros(())
     covariance: Tensor | None = None
     cross: Tensor | None = None
     for x, y in batches:
         if origin is None:  # subtracting a first mean keeps the float32 products of large offsets exact enough
-            origin = (x.double().mean(0), y.double().mean(0))
+            origin, sample = (x.double().mean(0), y.double().mean(0)), x[:SAMPLE_ROWS].cpu().clone()
             sum_in, sum_out = torch.zeros_like(origin[0]), torch.zeros_like(origin[1])
         dx, dy = x.double() - origin[0], y.double() - origin[1]
         sum_in, sum_out = sum_in + dx.sum(0), sum_out + dy.sum(0)
@@ -89,10 +92,11 @@ def measure(batches: Iterable[tuple[Tensor, Tensor]], *, n_rows: int, with_cross
     scale_in = _scale(square_in / seen - float(shift_in.square().sum()), len(shift_in), "input")
     scale_out = _scale(square_out / seen - float(shift_out.square().sum()), len(shift_out), "target")
     normalisation = Normalisation((origin[0] + shift_in).float(), scale_in, (origin[1] + shift_out).float(), scale_out)
+    sample = (sample - normalisation.mean_in.cpu()) / scale_in
     if covariance is not None and cross is not None:
         covariance = (covariance / seen - torch.outer(shift_in, shift_in)) / scale_in**2
         cross = (cross / seen - torch.outer(shift_in, shift_out)) / (scale_in * scale_out)
-    return Moments(seen, normalisation, covariance, cross)
+    return Moments(seen, normalisation, sample, covariance, cross)
 
 
 def _scale(variance: float, width: int, what: str) -> float:

@@ -1,105 +1,13 @@
-"""Selection of active features, and products in which only they take part.
-
-Of F features only about k are active in a row, so a training step needs one dense product (the encoder); the
-decoder and all gradients are sums over active entries. On a CPU `embedding_bag` and `sampled_addmm` do these at
-memory speed, at a tenth of the dense product's time. Sums run in a fixed order: the same input gives the same
-bits on one machine.
-"""
+"""Finding the largest entries, exactly and without looking at all of them."""
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass
-from functools import cached_property
-
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor
 
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+from mechstudy.dictionaries.codes import SparseCodes, flat_nonzero
 
 _GROUPS = 8  # groups of features whose maxima are searched first; 8 measured best of 4, 8, 12, 16
-
-
-@dataclass(frozen=True)
-class SparseCodes:
-    """Active entries of a code matrix [N, F], row after row.
-
-    offsets [N+1]: row n owns entries offsets[n]:offsets[n+1]; features [M] int64; values [M] >= 0. A value of 0
-    stands for "no feature" and gets no gradient. n_features is F.
-    """
-
-    offsets: Tensor
-    features: Tensor
-    values: Tensor
-    n_features: int
-
-    @property
-    def n_rows(self) -> int:
-        return len(self.offsets) - 1
-
-    @cached_property
-    def by_feature(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(order [M], rows [M], offsets [F+1]): the entries sorted by feature, rows ascending within each."""
-        order = torch.sort(self.features.to(torch.int32), stable=True)[1]
-        lengths = self.offsets.diff()
-        rows = torch.arange(self.n_rows, device=self.features.device).repeat_interleave(
-            lengths, output_size=len(self.features)
-        )
-        counts = torch.bincount(self.features, minlength=self.n_features)
-        offsets = torch.zeros(self.n_features + 1, dtype=torch.int64, device=self.features.device)
-        torch.cumsum(counts, 0, out=offsets[1:])
-        return order, rows[order], offsets
-
-    def fired(self) -> Tensor:
-        """bool [F]: features with a positive value in at least one row."""
-        seen = torch.zeros(self.n_features, dtype=torch.bool, device=self.features.device)
-        seen[self.features[self.values > 0]] = True
-        return seen
-
-    def dense(self) -> Tensor:
-        """[N, F]."""
-        return self.times(torch.eye(self.n_features, dtype=self.values.dtype, device=self.values.device))
-
-    def times(self, table_FD: Tensor) -> Tensor:
-        """codes @ table -> [N, D], in the table's dtype."""
-        return nnf.embedding_bag(
-            self.features,
-            table_FD,
-            self.offsets,
-            mode="sum",
-            per_sample_weights=self.values.to(table_FD.dtype),
-            include_last_offset=True,
-        )
-
-    def transposed_times(self, weights_M: Tensor, rows_ND: Tensor) -> Tensor:
-        """[F, D]: for each feature the sum over its entries of weight x row. With weights = values: codes.T @ rows."""
-        order, rows, offsets = self.by_feature
-        return nnf.embedding_bag(
-            rows,
-            rows_ND,
-            offsets,
-            mode="sum",
-            per_sample_weights=weights_M[order].to(rows_ND.dtype),
-            include_last_offset=True,
-        )
-
-    def products(self, rows_ND: Tensor, table_FD: Tensor) -> Tensor:
-        """[M]: <rows[n], table[f]> at each entry (n, f), in the inputs' dtype."""
-        if rows_ND.device.type != "cpu":
-            lengths = self.offsets.diff()
-            n = torch.arange(self.n_rows, device=rows_ND.device).repeat_interleave(
-                lengths, output_size=len(self.features)
-            )
-            return (rows_ND @ table_FD.T)[n, self.features]
-        pattern = torch.sparse_csr_tensor(
-            self.offsets,
-            self.features,
-            torch.zeros(len(self.features), dtype=rows_ND.dtype),
-            (self.n_rows, self.n_features),
-            check_invariants=False,
-        )
-        return torch.sparse.sampled_addmm(pattern, rows_ND, table_FD.T, beta=0.0).values()
 
 
 def top_k(pre_NF: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -161,9 +69,7 @@ def batch_topk_codes(pre_NF: Tensor, k: int, dtype: torch.dtype, guess: float | 
 def _above(flat: Tensor, bound: float) -> Tensor:
     """Indices of entries above a positive bound, ascending."""
     limit = torch.tensor(bound, dtype=flat.dtype, device=flat.device)
-    if flat.device.type != "cpu":
-        return (flat > limit).nonzero().squeeze(1)
-    if flat.dtype == torch.bfloat16:  # positive floats sort like their bits, and integers compare faster
+    if flat.dtype == torch.bfloat16 and flat.device.type == "cpu":
+        # Positive floats sort like their bits, and integers compare faster.
         flat, limit = flat.view(torch.int16), limit.view(torch.int16)
-    mask = flat > limit
-    return torch.from_numpy(mask.numpy().nonzero()[0])
+    return flat_nonzero(flat > limit)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from mechstudy.core.checkpoint import load_checkpoint, save_checkpoint
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.gradients import Weights
+from mechstudy.dictionaries.control import START
 from mechstudy.dictionaries.initialise import Normalisation
+from mechstudy.dictionaries.weights import Weights
 
 
 @dataclass
@@ -21,6 +22,7 @@ class TrainState:
 
     threshold: running mean of the smallest kept activation (BatchTopK; normalised units), or None.
     last_minimum: the last batch's smallest kept activation, where the next batch's search begins.
+    control: integral of the controller that finds the penalty's coefficient; last_l0: what it goes by.
     rows_since_fired [F] int64: rows seen since each feature was last active.
     """
 
@@ -33,11 +35,13 @@ class TrainState:
     rows: int = 0
     threshold: float | None = None
     last_minimum: float | None = None
+    control: float = START
+    last_l0: float | None = None
     dead: Tensor | None = field(default=None, repr=False)
 
     @classmethod
     def fresh(cls, weights: Weights, normalisation: Normalisation, precision: str, device: str) -> TrainState:
-        moved = Weights(**{name: tensor.to(device) for name, tensor in weights.named()})
+        moved = Weights.of({name: tensor.to(device) for name, tensor in weights.named()})
         return cls(
             weights=moved,
             normalisation=normalisation,
@@ -72,6 +76,8 @@ class TrainState:
             "precision": self.precision,
             "threshold": self.threshold,
             "last_minimum": self.last_minimum,
+            "control": self.control,
+            "last_l0": self.last_l0,
             "scale_in": self.normalisation.scale_in,
             "scale_out": self.normalisation.scale_out,
         }
@@ -98,13 +104,11 @@ class TrainState:
                 fix="delete the checkpoint to train from the beginning, or restore the configuration",
             )
         try:
-            weights = Weights(
-                **{
-                    name: tensors[f"weights.{name}"].to(device)
-                    for name in ("enc", "b_enc", "dec", "b_dec", "skip")
-                    if name != "skip" or f"weights.{name}" in tensors
-                }
-            )
+            prefix = "weights."
+            found_weights = {n.removeprefix(prefix): t.to(device) for n, t in tensors.items() if n.startswith(prefix)}
+            if missing := [n for n in ("enc", "b_enc", "dec", "b_dec") if n not in found_weights]:
+                raise KeyError(f"weights.{missing[0]}")
+            weights = Weights.of(found_weights)
             result = cls.fresh(
                 weights,
                 Normalisation(
@@ -125,6 +129,7 @@ class TrainState:
             result.rows_since_fired = tensors["rows_since_fired"].to(device)
             result.step, result.rows = state["step"], state["rows"]
             result.threshold, result.last_minimum = state["threshold"], state["last_minimum"]
+            result.control, result.last_l0 = state["control"], state["last_l0"]
         except KeyError as error:
             raise MechstudyError(
                 f"the checkpoint lacks {error}", where=str(path), fix="delete the file to start again"

@@ -1,8 +1,8 @@
 """Train one dictionary.
 
-The steps: measure the normalisation on the first batches, initialise, then per step: pre-activations, select
-active features, loss and gradients, (SAE: drop the decoder's parallel gradient), clip, Adam, (SAE: unit rows).
-At the end the normalisation is folded into the weights, and BatchTopK's running threshold becomes a JumpReLU's.
+The steps: measure the normalisation on the first batches, initialise, then per step: pre-activations, active
+features, loss and gradients, (SAE: drop the decoder's parallel gradient), clip, Adam, (SAE: unit rows). At the end
+the normalisation is folded into the weights, and every architecture but TopK becomes the JumpReLU it is at inference.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress, Progress
+from mechstudy.dictionaries.architectures import Architecture, architecture_of
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
+from mechstudy.dictionaries.control import coefficient
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
 from mechstudy.dictionaries.gradients import (
     StepOutput,
@@ -27,7 +29,6 @@ from mechstudy.dictionaries.gradients import (
     remove_parallel,
 )
 from mechstudy.dictionaries.initialise import SKIP_ROWS_PER_INPUT, STATISTICS_ROWS, initial_weights, measure
-from mechstudy.dictionaries.kernels import SparseCodes, batch_topk_codes, topk_codes
 from mechstudy.dictionaries.scalars import ScalarLog
 from mechstudy.dictionaries.state import TrainState
 from mechstudy.models.precision import faster_dtype
@@ -121,6 +122,7 @@ def _start(
     moments = measure(_checked(source, 0, train_cfg, device), n_rows=n_rows, with_cross=with_skip)
     generator = torch.Generator().manual_seed(train_cfg.seed)
     weights = initial_weights(cfg.kind, n_features, source.d_in, source.d_out, moments, generator)
+    weights.b_enc, weights.extra = architecture_of(cfg).start(moments.sample @ weights.enc.T)
     precision: str = train_cfg.precision
     if precision == "auto":
         precision = faster_dtype(source.d_in, n_features, device, train_cfg.batch_size)
@@ -167,21 +169,17 @@ def _loop(
 
 def train_step(cfg: DictionaryConfig, train_cfg: TrainConfig, state: TrainState, x: Tensor, y: Tensor) -> StepOutput:
     """One optimisation step on a normalised batch; changes `state`."""
-    minimum: list[float] = []
-
-    def select(pre_NF: Tensor) -> SparseCodes:
-        if cfg.activation == "topk":
-            return topk_codes(pre_NF, cfg.k, x.dtype)
-        codes, least = batch_topk_codes(pre_NF, cfg.k, x.dtype, state.last_minimum)
-        minimum.append(least)
-        return codes
-
+    architecture = architecture_of(cfg)
     output = loss_and_gradients(
         state.weights,
         x,
         y,
-        select,
+        architecture,
         dense_dtype=torch.bfloat16 if state.precision == "bfloat16" else x.dtype,
+        guess=state.last_minimum,
+        prefixes=cfg.prefixes(len(state.weights.b_enc)),
+        coefficient=_coefficient(cfg, architecture, state),
+        unit_decoder=cfg.kind == "sae",
         dead=state.dead,
         aux_k=train_cfg.resolved_aux_k(y.shape[1]),
         aux_alpha=train_cfg.aux_alpha,
@@ -196,11 +194,23 @@ def train_step(cfg: DictionaryConfig, train_cfg: TrainConfig, state: TrainState,
     state.optimizer.step()
     if cfg.kind == "sae":
         normalise_rows(state.weights.dec)
-    if minimum:
-        state.observe_minimum(minimum[0], train_cfg.threshold_rate())
+    if output.minimum is not None:
+        state.observe_minimum(output.minimum, train_cfg.threshold_rate())
     state.observe_codes(output.codes.fired(), len(x), train_cfg.resolved_dead_after())
+    if architecture.needs_control:
+        state.last_l0 = float((output.codes.values > 0).sum()) / len(x)
     state.step += 1
     return output
+
+
+def _coefficient(cfg: DictionaryConfig, architecture: Architecture, state: TrainState) -> float:
+    """The penalty's: as given, found by the controller, or one where the penalty has a scale of its own."""
+    if cfg.coefficient is not None:
+        return cfg.coefficient
+    if not architecture.needs_control:
+        return 1.0
+    value, state.control = coefficient(state.control, state.last_l0, cfg.k)
+    return value
 
 
 def _checked(source: RowSource, start: int, train_cfg: TrainConfig, device: str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -263,6 +273,8 @@ def _scalars(
     }
     if output.aux_loss is not None:
         values["aux_loss"] = float(output.aux_loss)
+    if output.penalty is not None:
+        values["penalty"] = float(output.penalty)
     if state.threshold is not None:
         values["threshold"] = state.threshold * state.normalisation.scale_out
     return values
@@ -278,14 +290,15 @@ def _finish(
 ) -> Dictionary:
     """Fold the normalisation and wrap up."""
     norm = state.normalisation
-    folded = norm.fold(state.weights)
+    weights, threshold = architecture_of(cfg).at_inference(state.weights, state.threshold)
+    folded = norm.fold(weights)
     limit = getattr(source, "max_input_norm", None)
     limit_out = getattr(source, "max_output_norm", None)
     n_features = len(folded.b_enc)
     metadata = {
         "max_input_norm": None if limit is None else float(limit),
         "max_output_norm": None if limit_out is None else float(limit_out),
-        "trained_as": cfg.activation,
+        "trained_as": f"matryoshka_{cfg.activation}" if cfg.matryoshka else cfg.activation,
         "normalisation": {"scale_in": norm.scale_in, "scale_out": norm.scale_out},
         "precision": state.precision,
         "steps": state.step,
@@ -293,10 +306,9 @@ def _finish(
         "lr": train_cfg.resolved_lr(n_features),
         "seed": train_cfg.seed,
     }
-    batchtopk = cfg.activation == "batchtopk"
     meta = DictionaryMeta(
         kind=cfg.kind,
-        activation="jumprelu" if batchtopk else "topk",
+        activation="topk" if threshold is None else "jumprelu",
         d_in=source.d_in,
         d_out=source.d_out,
         d_sae=n_features,
@@ -305,9 +317,6 @@ def _finish(
         site_out=site_out,
         metadata=metadata,
     )
-    threshold = None
-    if batchtopk:
-        threshold = torch.full_like(folded.b_enc, (state.threshold or 0.0) * norm.scale_out)
     return Dictionary(
         meta,
         W_enc=folded.enc.T.contiguous(),
@@ -315,5 +324,5 @@ def _finish(
         W_dec=folded.dec,
         b_dec=folded.b_dec,
         W_skip=folded.skip,
-        threshold=threshold,
+        threshold=None if threshold is None else threshold * norm.scale_out,
     )

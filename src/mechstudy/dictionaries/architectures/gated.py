@@ -1,0 +1,69 @@
+"""Gated (Rajamanoharan et al. 2024): one affine map decides whether a feature is active, another how much.
+
+gate = u + b_enc, magnitude = exp(r_mag) * u + b_mag with u = x @ enc.T shared. The penalty sits on relu(gate), which
+also has to reconstruct the target through a frozen decoder. At inference it is a JumpReLU, exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mechstudy.dictionaries.architectures.base import Context, Encoded, Passed, upper_quantile
+from mechstudy.dictionaries.architectures.penalties import PENALTIES
+from mechstudy.dictionaries.codes import codes_where
+from mechstudy.dictionaries.weights import Weights
+
+
+@dataclass(frozen=True)
+class Gated:
+    k: int
+    penalty: str = "l1"
+    needs_control: bool = True
+
+    def start(self, pre_NF: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        zeros = torch.zeros_like(pre_NF[0])
+        return zeros - upper_quantile(pre_NF, self.k), {"r_mag": zeros, "b_mag": zeros.clone()}
+
+    def encode(self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype) -> Encoded:
+        magnitude = self._magnitude(pre_NF, weights)
+        mask = (pre_NF > 0) & (magnitude > 0)
+        return Encoded(codes_where(mask, magnitude, weights.dec.dtype, dense_dtype))
+
+    def backward(self, context: Context) -> Passed:
+        weights, codes = context.weights, context.codes
+        through = context.d_values * (codes.values > 0)
+        gain = weights.extra["r_mag"].exp()
+        gained = through * codes.per_feature(gain)
+        u = codes.at(context.pre_NF).to(through.dtype) - codes.per_feature(weights.b_enc)
+
+        gate = codes_where(context.pre_NF > 0, context.pre_NF, through.dtype, context.dense_dtype)
+        error = gate.times(weights.dec) + context.rest_ND
+        scale = 1.0 / error.numel()
+        phi = PENALTIES[self.penalty]
+        norms = gate.per_feature(context.norms_F)
+        s = gate.values * norms
+        per_row = context.coefficient / gate.n_rows
+        slope = phi.slope(s) * (gate.values > 0) * per_row
+        to_gate = gate.products(error * (2.0 * scale), weights.dec) * (gate.values > 0) + slope * norms
+        return Passed(
+            [(codes, gained), (gate, to_gate)],
+            [(gate, to_gate)],
+            extra={"r_mag": codes.sum_features(gained * u), "b_mag": codes.sum_features(through)},
+            to_norms=gate.sum_features(slope * gate.values),
+            penalty=error.square().sum() * scale + (phi.value(s) * (gate.values > 0)).sum() * per_row,
+        )
+
+    def at_inference(self, weights: Weights, threshold: float | None) -> tuple[Weights, Tensor | None]:
+        """gate > 0 and magnitude > 0 is magnitude > max(0, b_mag - exp(r_mag) * b_enc)."""
+        gain, b_mag = weights.extra["r_mag"].exp(), weights.extra["b_mag"]
+        bound = (b_mag - gain * weights.b_enc).clamp_min(0.0)
+        folded = Weights(weights.enc * gain[:, None], b_mag, weights.dec, weights.b_dec, weights.skip)
+        return folded, bound
+
+    @staticmethod
+    def _magnitude(pre_NF: Tensor, weights: Weights) -> Tensor:
+        gain = weights.extra["r_mag"].exp()
+        return pre_NF * gain.to(pre_NF.dtype) + (weights.extra["b_mag"] - gain * weights.b_enc).to(pre_NF.dtype)

@@ -1,0 +1,76 @@
+"""JumpReLU (Rajamanoharan et al. 2024): f = pre where pre > threshold, with learned thresholds.
+
+A threshold has no gradient of its own. Straight-through: an entry within half a bandwidth of its threshold stands
+for the density there, so raising the threshold takes away theta of the feature's activation, and one from L0, at
+rate 1/bandwidth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mechstudy.dictionaries.architectures.base import Context, Encoded, Passed, upper_quantile
+from mechstudy.dictionaries.architectures.penalties import PENALTIES
+from mechstudy.dictionaries.codes import codes_where
+from mechstudy.dictionaries.weights import Weights
+
+L0_STRENGTH = 8.0  # of the quadratic penalty: 10% off the target costs as much as .08 of FVU
+_PRE_ACT = 0.05  # share of the tanh penalty's coefficient for inactive features (Anthropic's pre-act loss)
+
+
+@dataclass(frozen=True)
+class JumpReLU:
+    """``penalty`` "l0": strength x (L0 / k - 1)^2, which needs no coefficient (Gemma Scope 2); or "tanh"."""
+
+    k: int
+    penalty: str = "l0"
+    bandwidth: float = 0.1
+
+    @property
+    def needs_control(self) -> bool:
+        return self.penalty != "l0"
+
+    def start(self, pre_NF: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Thresholds that k features of a row exceed on average."""
+        threshold = torch.full_like(pre_NF[0], max(1e-3, upper_quantile(pre_NF, self.k)))
+        return torch.zeros_like(pre_NF[0]), {"log_threshold": threshold.log()}
+
+    def encode(self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype) -> Encoded:
+        threshold = weights.extra["log_threshold"].exp().to(pre_NF.dtype)
+        return Encoded(codes_where(pre_NF > threshold, pre_NF, weights.dec.dtype, dense_dtype))
+
+    def backward(self, context: Context) -> Passed:
+        codes, n = context.codes, context.codes.n_rows
+        dtype = context.norms_F.dtype
+        threshold_F = context.weights.extra["log_threshold"].exp()
+        pre = context.pre_NF
+        distance = pre - threshold_F.to(pre.dtype)
+        near = codes_where(distance.abs() < self.bandwidth / 2, pre, dtype, context.dense_dtype)
+        here = near.values != 0 if near.values.ndim == 2 else torch.ones_like(near.values, dtype=torch.bool)
+        lost = context.project(near) * near.per_feature(threshold_F)
+        active = codes.values > 0
+        through = context.d_values * active
+        result = Passed([(codes, through)], [(codes, through)])
+        if self.penalty == "l0":
+            excess = float(active.sum()) / (n * self.k) - 1.0
+            strength = context.coefficient * L0_STRENGTH
+            result.penalty = torch.tensor(strength * excess**2, dtype=dtype)
+            lost = lost + 2.0 * strength * excess / (self.k * n)
+        else:
+            phi, norms_F = PENALTIES[self.penalty], context.norms_F
+            scale = context.coefficient / n
+            s = codes.values * codes.per_feature(norms_F)
+            slope = phi.slope(s) * active * scale
+            through += slope * codes.per_feature(norms_F)
+            result.to_norms = codes.sum_features(slope * codes.values)
+            result.penalty = (phi.value(s) * active).sum() * scale
+            lost = lost + scale * near.per_feature(phi.value(threshold_F * norms_F))
+        d_threshold = -near.sum_features(lost * here) / self.bandwidth
+        result.extra = {"log_threshold": d_threshold * threshold_F}
+        return result
+
+    def at_inference(self, weights: Weights, threshold: float | None) -> tuple[Weights, Tensor | None]:
+        return weights, weights.extra["log_threshold"].exp()

@@ -1,0 +1,19 @@
+"""Finding the weight of a sparsity penalty that gives the L0 asked for, while training."""
+
+from __future__ import annotations
+
+import math
+
+START = math.log(1e-3)
+PROPORTIONAL, INTEGRAL = 1.0, 0.02  # per unit of log L0; the integral part per step
+
+
+def coefficient(integral: float, l0: float | None, target: float) -> tuple[float, float]:
+    """(coefficient of this step, integral afterwards), given the L0 of the step before.
+
+    A proportional-integral controller in logarithms: too many active features raise the coefficient at once and,
+    while they stay, further and further.
+    """
+    error = 0.0 if l0 is None else max(-1.0, min(1.0, math.log(max(l0, 1e-3) / target)))
+    integral += INTEGRAL * error
+    return math.exp(integral + PROPORTIONAL * error), integral

@@ -7,7 +7,7 @@ import torch
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta, expected_shapes
-from mechstudy.dictionaries.saelens import hook_name, site_name
+from mechstudy.dictionaries.formats.saelens import hook_name, site_name
 
 D_IN, D_OUT, F, K = 6, 5, 24, 3
 FORMS = [(kind, act) for kind in ("sae", "transcoder", "skip_transcoder") for act in ("topk", "jumprelu")]
@@ -217,7 +217,8 @@ def change_cfg(**changes):
         (cut_weights, "truncated or damaged"),
         (lambda folder: foreign(folder, {}, W_dec=None), "tensor W_dec is missing"),
         (lambda folder: foreign(folder, {}, b_enc=torch.zeros(F + 1)), "tensor b_enc has the wrong shape"),
-        (change_cfg(architecture="gated"), "architecture 'gated' cannot be used"),
+        (change_cfg(architecture="temporal"), "architecture 'temporal' cannot be used"),
+        (change_cfg(architecture="gated"), "tensor b_gate is missing"),
         (change_cfg(architecture="jumprelu"), "tensor threshold is missing"),
         (change_cfg(architecture="topk", k=F + 1), "k must be between"),
         (change_cfg(normalize_activations="layer_norm"), "layer_norm"),

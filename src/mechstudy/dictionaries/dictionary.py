@@ -158,19 +158,21 @@ class Dictionary(nn.Module):
         return positions, features, f_TF[positions, features]
 
     def save(self, folder: Path) -> None:
-        """Write SAELens' cfg.json and sae_weights.safetensors into `folder` (see `saelens.py`)."""
-        from mechstudy.dictionaries.saelens import write
+        """Write SAELens' cfg.json and sae_weights.safetensors into `folder` (see `formats.saelens`)."""
+        from mechstudy.dictionaries.formats.saelens import write
 
         write(self, folder)
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Dictionary:
-        """Read a folder written by `save` or by SAELens. `dtype` None keeps the file's.
+        """Read a dictionary of `save`, SAELens, sparsify, dictionary_learning, circuit-tracer or Gemma Scope.
+
+        `dtype` None keeps the file's; see `formats.read`.
 
         Raises:
             MechstudyError: a file or tensor is missing, truncated, misshapen, or of an unknown architecture.
         """
-        from mechstudy.dictionaries.saelens import read
+        from mechstudy.dictionaries.formats import read
 
         return read(folder, device=device, dtype=dtype)
 

@@ -9,6 +9,7 @@
 | transcoder, topk            | transcoder                    | no: loads, but has no TopK   |
 | skip_transcoder, topk       | skip_transcoder               | no: loads, but has no TopK   |
 
+ReLU, Gated and Matryoshka dictionaries are JumpReLU ones at inference, and are written as such.
 What is exact stands under `metadata.mechstudy` and is what `read` goes by; files without it are SAELens' own.
 SAELens knows no sinks (`max_input_norm`): on such rows it returns features where we return none.
 """
@@ -26,6 +27,13 @@ from torch import Tensor
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.config import Kind
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta, expected_shapes
+from mechstudy.dictionaries.formats.tensors import (
+    gated_as_jumprelu,
+    read_json,
+    read_safetensors,
+    require,
+    without_centring,
+)
 
 CFG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
@@ -36,6 +44,7 @@ _ARCHITECTURES: dict[str, tuple[Kind, str]] = {
     "topk": ("sae", "topk"),
     "jumprelu": ("sae", "jumprelu"),
     "standard": ("sae", "relu"),
+    "gated": ("sae", "gated"),
     "transcoder": ("transcoder", "relu"),
     "skip_transcoder": ("skip_transcoder", "relu"),
     "jumprelu_transcoder": ("transcoder", "jumprelu"),
@@ -107,37 +116,27 @@ def write(dictionary: Dictionary, folder: Path) -> None:
         ) from error
 
 
-def read(folder: Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Dictionary:
-    """Read a folder of ours, or SAELens' own standard, topk, jumprelu or transcoder.
+def read(folder: Path) -> Dictionary:
+    """Read a folder of ours, or SAELens' own standard, gated, topk, jumprelu or transcoder.
 
     A subtracted b_dec (`apply_b_dec_to_input`) and decoder norms (`rescale_acts_by_decoder_norm`) are folded in.
     """
     folder = Path(folder)
     content = _read_cfg(folder / CFG)
-    tensors = _read_tensors(folder / WEIGHTS)
+    tensors = read_safetensors(folder / WEIGHTS)
     metadata = content.get("metadata") or {}
     ours = metadata.get("mechstudy")
     meta = _our_meta(content, ours, tensors, folder) if ours else _foreign_meta(content, metadata, tensors, folder)
     if meta.activation == "jumprelu" and not ours and _activation(content) == "relu":
         tensors["threshold"] = torch.zeros_like(tensors["b_enc"])
+    if not ours and _activation(content) == "gated":
+        _degate(tensors, meta, folder / WEIGHTS)
     shapes = expected_shapes(meta)
-    for name, shape in shapes.items():
-        if name not in tensors:
-            raise MechstudyError(
-                f"tensor {name} is missing",
-                where=str(folder / WEIGHTS),
-                facts={"has": ", ".join(sorted(tensors)), "needs": ", ".join(shapes)},
-            )
-        if tuple(tensors[name].shape) != shape:
-            raise MechstudyError(
-                f"tensor {name} has the wrong shape",
-                where=str(folder / WEIGHTS),
-                facts={"found": str(list(tensors[name].shape)), "expected": str(list(shape))},
-            )
+    require(tensors, shapes, folder / WEIGHTS)
     chosen = {name: tensors[name] for name in shapes}
     if not ours:
         _fold(chosen, content, meta)
-    return Dictionary(meta, **{name: t.to(device=device, dtype=dtype or t.dtype) for name, t in chosen.items()})
+    return Dictionary(meta, **chosen)
 
 
 def hook_name(site: str) -> str:
@@ -156,35 +155,11 @@ def site_name(hook: str) -> str:
 
 
 def _read_cfg(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise MechstudyError(f"no dictionary here: {CFG} is missing", where=str(path.parent)) from error
-    except (OSError, ValueError) as error:
-        raise MechstudyError("cannot be read as JSON", where=str(path), facts={"reason": str(error)}) from error
-    if not isinstance(content, dict):
-        raise MechstudyError("holds no mapping", where=str(path))
+    content = read_json(path)
     for name in ("d_in", "d_sae"):
         if not isinstance(content.get(name), int) or content[name] < 1:
             raise MechstudyError(f"{name} must be a positive integer", where=str(path))
     return content
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.exists():
-        raise MechstudyError(f"no dictionary here: {WEIGHTS} is missing", where=str(path.parent))
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise MechstudyError(
-            "the weights are truncated or damaged",
-            where=str(path),
-            facts={"reason": str(error), "size": f"{path.stat().st_size:,} bytes"},
-            fix="copy or download the file again",
-        ) from error
 
 
 def _our_meta(
@@ -262,17 +237,25 @@ def _foreign_meta(
 
 
 def _activation(content: dict[str, Any]) -> str:
-    """ "topk", "jumprelu" or "relu"; before version 6 SAELens kept topk in `activation_fn`."""
+    """ "topk", "jumprelu", "gated" or "relu"; before version 6 SAELens kept topk in `activation_fn`."""
     activation = _ARCHITECTURES[content.get("architecture", "standard")][1]
     old = content.get("activation_fn_str") or content.get("activation_fn")
     return "topk" if activation == "relu" and old == "topk" else activation
 
 
+def _degate(tensors: dict[str, Tensor], meta: DictionaryMeta, where: Path) -> None:
+    """A gated encoder becomes the JumpReLU that it is, in place."""
+    F = (meta.d_sae,)
+    require(tensors, {"W_enc": (meta.d_in, meta.d_sae), "b_gate": F, "r_mag": F, "b_mag": F}, where)
+    tensors["W_enc"], tensors["b_enc"], tensors["threshold"] = gated_as_jumprelu(
+        tensors["W_enc"], tensors["b_gate"], tensors["r_mag"], tensors["b_mag"]
+    )
+
+
 def _fold(tensors: dict[str, Tensor], content: dict[str, Any], meta: DictionaryMeta) -> None:
     """Fold SAELens' subtraction of b_dec from the input, and its decoder norms, into the weights, in place."""
     if meta.kind == "sae" and content.get("apply_b_dec_to_input", True):
-        shift = tensors["b_dec"].double() @ tensors["W_enc"].double()
-        tensors["b_enc"] = (tensors["b_enc"].double() - shift).to(tensors["b_enc"].dtype)
+        tensors["b_enc"] = without_centring(tensors["b_enc"], tensors["b_dec"], tensors["W_enc"])
     if meta.activation == "topk" and content.get("rescale_acts_by_decoder_norm", False):
         norms = torch.linalg.vector_norm(tensors["W_dec"], dim=1)
         tensors["W_enc"] = tensors["W_enc"] * norms

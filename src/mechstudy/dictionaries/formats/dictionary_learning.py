@@ -1,0 +1,150 @@
+"""saprmarks' dictionary_learning: a folder with ``config.json`` and ``ae.pt``. Read only.
+
+``ae.pt`` is a pickle. It is read with torch's weights-only loader, which builds tensors and refuses everything else.
+Every class becomes a TopK or JumpReLU dictionary that computes the same.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mechstudy.core.errors import MechstudyError
+from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
+from mechstudy.dictionaries.formats.tensors import (
+    float_tensor,
+    gated_as_jumprelu,
+    read_json,
+    require,
+    without_centring,
+)
+
+CFG, WEIGHTS = "config.json", "ae.pt"
+
+
+def read(folder: Path) -> Dictionary:
+    """Read a folder that dictionary_learning's training wrote.
+
+    Raises:
+        MechstudyError: a file or tensor is missing or damaged, the pickle holds more than tensors, or the class is
+            not known.
+    """
+    trainer = read_json(folder / CFG).get("trainer") or {}
+    name = trainer.get("dict_class")
+    if name not in _READERS:
+        raise MechstudyError(
+            f"dict_class {name!r} is not known", where=str(folder / CFG), facts={"known": ", ".join(_READERS)}
+        )
+    tensors = _load(folder / WEIGHTS)
+    weights = _READERS[name](tensors, folder / WEIGHTS)
+    d_in, d_sae = weights["W_enc"].shape
+    k = trainer.get("k", tensors.get("k"))
+    site = str(trainer.get("submodule_name") or f"layer {trainer.get('layer')}")
+    meta = DictionaryMeta(
+        kind="sae",
+        activation="topk" if weights["threshold"] is None else "jumprelu",
+        d_in=d_in,
+        d_out=d_in,
+        d_sae=d_sae,
+        k=None if k is None else int(k),
+        site_in=site,
+        site_out=site,
+        metadata={"model_name": trainer.get("lm_name"), "architecture": name},
+    )
+    return Dictionary(meta, **weights)
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise MechstudyError(
+            "ae.pt is damaged, or holds more than tensors and is not trusted",
+            where=str(path),
+            facts={"reason": str(error).splitlines()[0][:200]},
+            fix="save its state_dict() again with torch.save",
+        ) from error
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise MechstudyError("ae.pt holds no state dict", where=str(path))
+    return found
+
+
+def _linear(t: dict[str, Tensor], where: Path, bias: str, decoder_bias: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(W_enc, b_enc, W_dec, b_dec) of an encoder and a decoder that are torch's linear layers."""
+    if "encoder.weight" not in t:
+        raise MechstudyError("tensor encoder.weight is missing", where=str(where), facts={"has": ", ".join(sorted(t))})
+    d_sae, d_in = t["encoder.weight"].shape
+    require(t, {"decoder.weight": (d_in, d_sae), bias: (d_sae,), decoder_bias: (d_in,)}, where)
+    return t["encoder.weight"].T.contiguous(), t[bias], t["decoder.weight"].T.contiguous(), t[decoder_bias]
+
+
+def _standard(t: dict[str, Tensor], where: Path) -> dict[str, Any]:
+    """AutoEncoder; its loader gives decoder rows length one, and so do we."""
+    W_enc, b_enc, W_dec, b_dec = _linear(t, where, "encoder.bias", "bias")
+    norms = torch.linalg.vector_norm(W_dec, dim=1)
+    b_enc = without_centring(b_enc, b_dec, W_enc) * norms
+    return _weights(W_enc * norms, b_enc, W_dec / norms[:, None], b_dec, torch.zeros_like(b_enc))
+
+
+def _new_standard(t: dict[str, Tensor], where: Path) -> dict[str, Any]:
+    W_enc, b_enc, W_dec, b_dec = _linear(t, where, "encoder.bias", "decoder.bias")
+    return _weights(W_enc, b_enc, W_dec, b_dec, torch.zeros_like(b_enc))
+
+
+def _gated(t: dict[str, Tensor], where: Path) -> dict[str, Any]:
+    W_enc, b_gate, W_dec, b_dec = _linear(t, where, "gate_bias", "decoder_bias")
+    require(t, {"r_mag": b_gate.shape, "mag_bias": b_gate.shape}, where)
+    W, b_enc, threshold = gated_as_jumprelu(W_enc, b_gate, t["r_mag"], t["mag_bias"])
+    shifted = without_centring(b_enc, b_dec, W)
+    # The threshold compares magnitudes, which the shift of the input changes nothing about.
+    return _weights(W, shifted, W_dec, b_dec, threshold)
+
+
+def _topk(t: dict[str, Tensor], where: Path) -> dict[str, Any]:
+    W_enc, b_enc, W_dec, b_dec = _linear(t, where, "encoder.bias", "b_dec")
+    return _weights(W_enc, without_centring(b_enc, b_dec, W_enc), W_dec, b_dec, None)
+
+
+def _batchtopk(t: dict[str, Tensor], where: Path) -> dict[str, Any]:
+    W_enc, b_enc, W_dec, b_dec = _linear(t, where, "encoder.bias", "b_dec")
+    return _thresholded(t, W_enc, without_centring(b_enc, b_dec, W_enc), W_dec, b_dec)
+
+
+def _matryoshka(t: dict[str, Tensor], where: Path) -> dict[str, Any]:
+    require(t, {"W_enc": t["W_enc"].shape if "W_enc" in t else (0, 0)}, where)
+    d_in, d_sae = t["W_enc"].shape
+    require(t, {"b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}, where)
+    b_enc = without_centring(t["b_enc"], t["b_dec"], t["W_enc"])
+    return _thresholded(t, t["W_enc"], b_enc, t["W_dec"], t["b_dec"])
+
+
+def _jumprelu(t: dict[str, Tensor], where: Path) -> dict[str, Any]:
+    require(t, {"W_enc": t["W_enc"].shape if "W_enc" in t else (0, 0)}, where)
+    d_in, d_sae = t["W_enc"].shape
+    require(t, {"b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,), "threshold": (d_sae,)}, where)
+    return _weights(t["W_enc"], t["b_enc"], t["W_dec"], t["b_dec"], t["threshold"])
+
+
+def _thresholded(t: dict[str, Tensor], W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> dict[str, Any]:
+    """One threshold for all features; -1 stands for "not calibrated", which acts as zero does."""
+    threshold = torch.zeros_like(b_enc) + float_tensor(t.get("threshold", 0.0), b_enc).clamp_min(0.0)
+    return _weights(W_enc, b_enc, W_dec, b_dec, threshold)
+
+
+def _weights(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, threshold: Tensor | None) -> dict[str, Any]:
+    return {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": threshold}
+
+
+_READERS = {
+    "AutoEncoder": _standard,
+    "AutoEncoderNew": _new_standard,
+    "GatedAutoEncoder": _gated,
+    "AutoEncoderTopK": _topk,
+    "BatchTopKSAE": _batchtopk,
+    "MatryoshkaBatchTopKSAE": _matryoshka,
+    "JumpReluAutoEncoder": _jumprelu,
+}

@@ -77,7 +77,7 @@ def capture_corpus(
             size = len(tokens_BT)
             writer.put(
                 start * context,
-                _activations(model, tokens_BT, sites, progress),
+                activations_at(model, tokens_BT, sites, progress),
                 np.repeat(np.arange(start, start + size, dtype=np.int32), context),
                 np.tile(positions_T, size),
                 tokens_BT.flatten(),
@@ -129,7 +129,7 @@ def capture_prompts(
     with progress.bar("capture", len(prompts), "prompts") as bar:
         for members in length_buckets([len(tokens) for tokens in prompts], batch_tokens):
             tokens_BT = torch.tensor([prompts[i] for i in members])
-            found = _activations(model, tokens_BT, sites, progress)
+            found = activations_at(model, tokens_BT, sites, progress)
             length = tokens_BT.shape[1]
             flat = np.concatenate([row * length + chosen[i] for row, i in enumerate(members)])
             writer.put(
@@ -143,7 +143,7 @@ def capture_prompts(
     return writer.close()
 
 
-def _activations(
+def activations_at(
     model: LanguageModel, tokens_BT: Tensor, sites: Sequence[Site], progress: Progress
 ) -> dict[Site, Tensor]:
     """Activations [B * T, width] of each site; halves the batch where memory runs out."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mechstudy.activations.config import ITEM_SIZES
+from mechstudy.activations.prefetch import ahead
 from mechstudy.activations.store import RAW, SiteFiles, Store
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.models.sites import Site
@@ -52,11 +51,11 @@ class RowReader:
         assert batch_size > 0, batch_size
         self.store, self.site_in, self.site_out = store, site_in, site_out
         self.batch_size, self.seed, self.prefetch = batch_size, seed, prefetch
-        self._in, self._out = self._files(site_in), self._files(site_out)
+        self._in, self._out = files_of(store, site_in), files_of(store, site_out)
         self.d_in, self.d_out = self._in.width, self._out.width
         self.n_rows = store.n_rows
-        self.max_input_norm = _limit(self._in, sink_ratio)
-        self.max_output_norm = _limit(self._out, sink_ratio)
+        self.max_input_norm = sink_limit(self._in, sink_ratio)
+        self.max_output_norm = sink_limit(self._out, sink_ratio)
         self._keep, self.sink_rows = self._kept_rows(drop_first_position)
         self.rows_per_epoch = int(np.count_nonzero(self._keep))
         if not self.rows_per_epoch:
@@ -78,40 +77,11 @@ class RowReader:
         The two are the same tensor when the sites are. A thread reads ahead; it ends when the iterator is
         closed or let go.
         """
-        ready: queue.Queue = queue.Queue(maxsize=self.prefetch)
-        stop = threading.Event()
-        thread = threading.Thread(target=self._fill, args=(start, ready, stop), daemon=True)
-        thread.start()
-        try:
-            while True:
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                x, y = item
-                x_ND = torch.from_numpy(x)
-                yield x_ND, x_ND if y is x else torch.from_numpy(y)
-        finally:
-            stop.set()
-            thread.join()
+        for x, y in ahead(self._read(start), self.prefetch):
+            x_ND = torch.from_numpy(x)
+            yield x_ND, x_ND if y is x else torch.from_numpy(y)
 
     # ---------------------------------------------------------- the reading thread
-
-    def _fill(self, start: int, ready: queue.Queue, stop: threading.Event) -> None:
-        def deliver(item: object) -> bool:
-            while not stop.is_set():
-                try:
-                    ready.put(item, timeout=0.1)
-                    return True
-                except queue.Full:
-                    continue
-            return False
-
-        try:
-            for batch in self._read(start):
-                if not deliver(batch):
-                    return
-        except BaseException as error:  # handed to the thread that asked for the batch
-            deliver(error)
 
     def _read(self, start: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Numpy only: it runs beside the training step, and numpy takes one core."""
@@ -120,7 +90,7 @@ class RowReader:
         skip = position - int(self._kept_before[block])
         same = self.site_in == self.site_out
         n_blocks = len(self._kept_before) - 1
-        with _RowFile(self._in, self._block) as first, _RowFile(self._out, self._block) as second:
+        with RowFile(self._in, self._block) as first, RowFile(self._out, self._block) as second:
             x, y = self._empty(same)
             filled = 0
             while True:
@@ -148,39 +118,50 @@ class RowReader:
 
     # --------------------------------------------------------------------- opening
 
-    def _files(self, site: Site) -> SiteFiles:
-        if site not in self.store.sites:
-            names = [str(s) for s in self.store.sites]
-            guess = nearest(str(site), names)
-            raise MechstudyError(
-                f"{site} was not captured",
-                where=str(self.store.folder),
-                facts={"captured": ", ".join(names)},
-                fix=f"did you mean {guess}?" if guess else "add it to capture.sites",
-            )
-        return self.store.sites[site]
-
     def _kept_rows(self, drop_first_position: bool) -> tuple[NDArray[np.bool_], int]:
-        keep = np.ones(self.n_rows, dtype=bool)
-        sinks = 0
+        keep = kept_positions(self.store) if drop_first_position else np.ones(self.n_rows, dtype=bool)
+        before = int(np.count_nonzero(keep))
         for first in range(0, self.n_rows, SCAN_ROWS):
             rows = slice(first, min(self.n_rows, first + SCAN_ROWS))
-            if drop_first_position:
-                keep[rows] &= self.store.index(rows).positions > 0
-            kept_before = int(np.count_nonzero(keep[rows]))
             for site, limit in ((self.site_in, self.max_input_norm), (self.site_out, self.max_output_norm)):
                 if limit is not None:
                     keep[rows] &= self.store.norms(site, rows) <= limit
-            sinks += kept_before - int(np.count_nonzero(keep[rows]))
-        return keep, sinks
+        return keep, before - int(np.count_nonzero(keep))
 
 
-def _limit(site: SiteFiles, ratio: float | None) -> float | None:
+def files_of(store: Store, site: Site) -> SiteFiles:
+    """A site's files.
+
+    Raises:
+        MechstudyError: it was not captured.
+    """
+    if site not in store.sites:
+        names = [str(s) for s in store.sites]
+        guess = nearest(str(site), names)
+        raise MechstudyError(
+            f"{site} was not captured",
+            where=str(store.folder),
+            facts={"captured": ", ".join(names)},
+            fix=f"did you mean {guess}?" if guess else "add it to capture.sites",
+        )
+    return store.sites[site]
+
+
+def kept_positions(store: Store) -> NDArray[np.bool_]:
+    """True [n_rows] except at documents' first positions."""
+    keep = np.ones(store.n_rows, dtype=bool)
+    for first in range(0, store.n_rows, SCAN_ROWS):
+        rows = slice(first, min(store.n_rows, first + SCAN_ROWS))
+        keep[rows] = store.index(rows).positions > 0
+    return keep
+
+
+def sink_limit(site: SiteFiles, ratio: float | None) -> float | None:
     """The norm above which a row of the site is a sink."""
     return None if ratio is None or site.median_norm is None else ratio * site.median_norm
 
 
-class _RowFile:
+class RowFile:
     """One site's file, read block by block into one buffer that is used again for each."""
 
     def __init__(self, site: SiteFiles, block_rows: int) -> None:
@@ -190,7 +171,7 @@ class _RowFile:
         self._buffer = bytearray(block_rows * self.row_bytes)
         self._rows = np.frombuffer(self._buffer, RAW[site.dtype]).reshape(block_rows, site.width)
 
-    def __enter__(self) -> _RowFile:
+    def __enter__(self) -> RowFile:
         self._file = FileIO(self.path, "rb")
         return self
 

@@ -8,7 +8,7 @@ the normalisation is folded into the weights, and every architecture but TopK be
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ from mechstudy.dictionaries.gradients import (
     remove_parallel,
 )
 from mechstudy.dictionaries.initialise import SKIP_ROWS_PER_INPUT, STATISTICS_ROWS, initial_weights, measure
+from mechstudy.dictionaries.rows import rows_of
 from mechstudy.dictionaries.scalars import ScalarLog
 from mechstudy.dictionaries.state import TrainState
 from mechstudy.models.precision import faster_dtype
@@ -53,51 +54,158 @@ class RowSource(Protocol):
 def train(
     cfg: DictionaryConfig,
     train_cfg: TrainConfig,
-    source: RowSource,
+    source: Any,
     *,
-    site_in: str,
-    site_out: str,
-    out: Path,
+    site_in: str = "activations",
+    site_out: str = "",
+    out: Path | None = None,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
     device: str = "cpu",
 ) -> Dictionary:
-    """Train a dictionary on `source`; writes scalars.jsonl and tensorboard/ under `out`.
+    """Train a dictionary.
 
     With `checkpoint`, the run saves itself there every `checkpoint_every` steps and goes on from an existing
     file; a resumed run ends with the same bytes as an uninterrupted one on the same machine.
+
+    Args:
+        source: a `RowSource` such as a store's reader; or rows [N, d], a pair (inputs, targets), or any iterable of
+            such batches (see `rows.rows_of`).
+        site_in, site_out: what the rows are, kept in the file; site_out is site_in for an SAE if not given.
+        out: receives scalars.jsonl and tensorboard/; None: nothing is logged.
 
     Raises:
         MechstudyError: impossible k or widths, NaN or infinity in the activations (names step and row), a loss
             that diverged, a checkpoint that is damaged or of another configuration.
     """
     progress = progress or NullProgress()
-    n_features = cfg.width(source.d_in)
-    if cfg.kind == "sae" and source.d_in != source.d_out:
+    source = rows_of(source, train_cfg.batch_size, train_cfg.seed)
+    site_out = site_out or (site_in if cfg.kind == "sae" else f"target of {site_in}")
+    training = Training(cfg, train_cfg, source, site_in=site_in, site_out=site_out, out=out, checkpoint=checkpoint,
+                        device=device)  # fmt: skip
+    training.begin(_checked(source, 0, train_cfg, device), progress)
+    with training, progress.bar("train", train_cfg.steps, "steps", done=training.step) as bar:
+        for x, y in _checked(source, training.step, train_cfg, device):
+            if training.finished:
+                break
+            bar.advance(1, **training.take(x, y))
+            if training.finished:
+                break
+    return training.finish()
+
+
+class Training:
+    """One dictionary in training: `begin`, then `take` a batch at a time, then `finish`.
+
+    `train` drives one; `many.train_many` drives several with the batches of one pass.
+    """
+
+    def __init__(
+        self,
+        cfg: DictionaryConfig,
+        train_cfg: TrainConfig,
+        source: RowSource,
+        *,
+        site_in: str,
+        site_out: str,
+        out: Path | None,
+        checkpoint: Path | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.cfg, self.train_cfg, self.source = cfg, train_cfg, source
+        self.site_in, self.site_out = str(site_in), str(site_out)
+        self.out, self.checkpoint, self.device = out, checkpoint, device
+        self.n_features = cfg.width(source.d_in)
+        _check_sites(cfg, source, self.site_in, self.site_out)
+        self.fingerprint = _fingerprint(cfg, train_cfg, source, self.n_features, self.site_in, self.site_out)
+        self._state: TrainState | None = None
+        self._log: ScalarLog | None = None
+
+    @property
+    def state(self) -> TrainState:
+        assert self._state is not None, "begin() comes first"
+        return self._state
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.state.step
+
+    @property
+    def finished(self) -> bool:
+        return self.state.step >= self.train_cfg.steps
+
+    def begin(self, first_batches: Iterable[tuple[Tensor, Tensor]], progress: Progress) -> None:
+        """Go on from the checkpoint where there is one; else start from statistics of the first batches."""
+        if self.checkpoint is not None:
+            dead_after = self.train_cfg.resolved_dead_after()
+            self._state = TrainState.restore(self.checkpoint, self.fingerprint, self.device, dead_after)
+        if self._state is not None:
+            progress.log(f"resumed at step {self.step:,} of {self.train_cfg.steps:,}")
+        else:
+            self._state = _start(
+                self.cfg, self.train_cfg, self.source.d_in, self.source.d_out, first_batches, self.device
+            )
+
+    def __enter__(self) -> Training:
+        self._begun = time.monotonic()
+        if self.out is not None:
+            self._log = ScalarLog(self.out, tensorboard=self.train_cfg.tensorboard, start_step=self.step)
+            self._begun -= self._log.seconds_before
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._log is not None:
+            self._log.close()
+
+    def take(self, x: Tensor, y: Tensor) -> dict[str, Any]:
+        """One step on raw rows; the scalars, where this step logs any."""
+        cfg, train_cfg, state = self.cfg, self.train_cfg, self.state
+        x, y = state.normalisation.apply(x, y)
+        output = train_step(cfg, train_cfg, state, x, y)
+        step, last = state.step, self.finished
+        told: dict[str, Any] = {}
+        if step % train_cfg.log_every == 0 or last or step == 1:
+            values = _scalars(train_cfg, state, output, y, time.monotonic() - self._begun)
+            if self._log is not None:
+                self._log.write(step, values)
+            told = {name: values[name] for name in ("loss", "fvu", "l0")}
+        saves = self.checkpoint is not None and step % train_cfg.checkpoint_every == 0
+        if saves or last:
+            _assert_finite(state, output)
+        if self.checkpoint is not None and (saves or last):
+            state.save(self.checkpoint, self.fingerprint)
+        return told
+
+    def finish(self) -> Dictionary:
+        """The trained dictionary, on raw activations.
+
+        Raises:
+            MechstudyError: the source ended early.
+        """
+        if not self.finished:
+            raise MechstudyError(
+                f"the activations ended at step {self.step} of {self.train_cfg.steps}",
+                fix="a source that repeats its rows",
+            )
+        return _finish(self.cfg, self.train_cfg, self.source, self.state, self.site_in, self.site_out)
+
+
+def _check_sites(cfg: DictionaryConfig, source: RowSource, site_in: str, site_out: str) -> None:
+    if cfg.kind != "sae":
+        return
+    if source.d_in != source.d_out:
         raise MechstudyError(
             "an SAE reconstructs its own input, but the target has another width",
             facts={"input": f"{site_in}, {source.d_in} wide", "target": f"{site_out}, {source.d_out} wide"},
             fix="the same site for both, or kind: transcoder",
         )
-    if cfg.kind == "sae" and site_in != site_out:
+    if site_in != site_out:
         raise MechstudyError(
             "an SAE reconstructs its own input, but the target is another site",
-            facts={"input": str(site_in), "target": str(site_out)},
+            facts={"input": site_in, "target": site_out},
             fix="the same site for both, or kind: transcoder",
         )
-    fingerprint = _fingerprint(cfg, train_cfg, source, n_features, str(site_in), str(site_out))
-    dead_after = train_cfg.resolved_dead_after()
-    state = TrainState.restore(checkpoint, fingerprint, device, dead_after) if checkpoint else None
-    if state is None:
-        state = _start(cfg, train_cfg, source, n_features, device)
-    else:
-        progress.log(f"resumed at step {state.step:,} of {train_cfg.steps:,}")
-    log = ScalarLog(out, tensorboard=train_cfg.tensorboard, start_step=state.step)
-    try:
-        _loop(cfg, train_cfg, source, state, log, checkpoint, fingerprint, progress, device)
-    finally:
-        log.close()
-    return _finish(cfg, train_cfg, source, state, str(site_in), str(site_out))
 
 
 def _fingerprint(
@@ -114,57 +222,28 @@ def _fingerprint(
 
 
 def _start(
-    cfg: DictionaryConfig, train_cfg: TrainConfig, source: RowSource, n_features: int, device: str
+    cfg: DictionaryConfig,
+    train_cfg: TrainConfig,
+    d_in: int,
+    d_out: int,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: str,
 ) -> TrainState:
-    with_skip = cfg.kind == "skip_transcoder"
-    n_rows = max(STATISTICS_ROWS, SKIP_ROWS_PER_INPUT * source.d_in if with_skip else 0)
-    n_rows = min(n_rows, train_cfg.steps * train_cfg.batch_size)
-    moments = measure(_checked(source, 0, train_cfg, device), n_rows=n_rows, with_cross=with_skip)
+    n_features, with_skip = cfg.width(d_in), cfg.kind == "skip_transcoder"
+    n_rows = min(statistics_rows(cfg, d_in), train_cfg.steps * train_cfg.batch_size)
+    moments = measure(batches, n_rows=n_rows, with_cross=with_skip)
     generator = torch.Generator().manual_seed(train_cfg.seed)
-    weights = initial_weights(cfg.kind, n_features, source.d_in, source.d_out, moments, generator)
+    weights = initial_weights(cfg.kind, n_features, d_in, d_out, moments, generator)
     weights.b_enc, weights.extra = architecture_of(cfg).start(moments.sample @ weights.enc.T)
     precision: str = train_cfg.precision
     if precision == "auto":
-        precision = faster_dtype(source.d_in, n_features, device, train_cfg.batch_size)
+        precision = faster_dtype(d_in, n_features, device, train_cfg.batch_size)
     return TrainState.fresh(weights, moments.normalisation, precision, device)
 
 
-def _loop(
-    cfg: DictionaryConfig,
-    train_cfg: TrainConfig,
-    source: RowSource,
-    state: TrainState,
-    log: ScalarLog,
-    checkpoint: Path | None,
-    fingerprint: dict[str, Any],
-    progress: Progress,
-    device: str,
-) -> None:
-    begun = time.monotonic() - log.seconds_before
-    with progress.bar("train", train_cfg.steps, "steps", done=state.step) as bar:
-        for x, y in _checked(source, state.step, train_cfg, device):
-            if state.step >= train_cfg.steps:
-                break
-            x, y = state.normalisation.apply(x, y)
-            output = train_step(cfg, train_cfg, state, x, y)
-            step, last = state.step, state.step == train_cfg.steps
-            if step % train_cfg.log_every == 0 or last or step == 1:
-                values = _scalars(train_cfg, state, output, y, time.monotonic() - begun)
-                log.write(step, values)
-                bar.advance(1, loss=values["loss"], fvu=values["fvu"], l0=values["l0"])
-            else:
-                bar.advance(1)
-            if checkpoint is not None and (step % train_cfg.checkpoint_every == 0 or last):
-                _assert_finite(state, output)
-                state.save(checkpoint, fingerprint)
-            if last:
-                _assert_finite(state, output)
-                break
-    if state.step < train_cfg.steps:
-        raise MechstudyError(
-            f"the activations ended at step {state.step} of {train_cfg.steps}",
-            fix="a source that repeats its rows",
-        )
+def statistics_rows(cfg: DictionaryConfig, d_in: int) -> int:
+    """Rows that the normalisation, and the skip path's regression, are measured on."""
+    return max(STATISTICS_ROWS, SKIP_ROWS_PER_INPUT * d_in if cfg.kind == "skip_transcoder" else 0)
 
 
 def train_step(cfg: DictionaryConfig, train_cfg: TrainConfig, state: TrainState, x: Tensor, y: Tensor) -> StepOutput:

@@ -1,0 +1,194 @@
+"""Batches of many sites at once: from a store's files, or from the model as it reads the corpus.
+
+Both are sources for `dictionaries.many.train_many`: the same rows at every site, fully determined by the step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mechstudy.activations.capture import activations_at, site_width
+from mechstudy.activations.config import ITEM_SIZES
+from mechstudy.activations.prefetch import ahead
+from mechstudy.activations.reader import BLOCK_BYTES, RowFile, files_of, kept_positions, sink_limit
+from mechstudy.activations.store import Store
+from mechstudy.core.errors import MechstudyError
+from mechstudy.core.progress import NullProgress
+from mechstudy.models.language_model import LanguageModel
+from mechstudy.models.sites import Site
+
+SINK_RATIO = 10.0
+
+
+class StorePass:
+    """Batches of a store's rows at several sites, read once, first positions left out.
+
+    The store is shuffled on disk, so a pass reads every file from end to end; the seed says where it begins.
+    """
+
+    def __init__(
+        self, store: Store, sites: Sequence[Site], batch_size: int, *, seed: int = 0,
+        sink_ratio: float | None = SINK_RATIO, prefetch: int = 2,
+    ) -> None:  # fmt: skip
+        self.store, self.sites, self.batch_size, self.prefetch = store, tuple(sites), batch_size, prefetch
+        self._files = {site: files_of(store, site) for site in self.sites}
+        self.widths = {str(site): file.width for site, file in self._files.items()}
+        limits = {str(site): sink_limit(file, sink_ratio) for site, file in self._files.items()}
+        self.limits = {site: limit for site, limit in limits.items() if limit is not None}
+        self._keep = kept_positions(store)
+        self.rows_per_epoch = int(np.count_nonzero(self._keep))
+        if not self.rows_per_epoch:
+            raise MechstudyError(
+                "no row is left to train on",
+                where=str(store.folder),
+                facts={"rows": f"{store.n_rows:,}, all at a first position"},
+                fix="capture longer rows (context)",
+            )
+        widest = max(file.width * ITEM_SIZES[file.dtype] for file in self._files.values())
+        self._block = max(1, BLOCK_BYTES // widest)
+        counts = np.add.reduceat(self._keep, np.arange(0, store.n_rows, self._block), dtype=np.int64)
+        self._kept_before = np.concatenate([[0], np.cumsum(counts)])
+        self._offset = int(np.random.default_rng(seed).integers(self.rows_per_epoch))
+
+    def batches(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
+        """``{site: float32 [batch_size, width]}`` of steps ``start``, ``start + 1``, ..., for ever."""
+        for rows in ahead(self._read(start), self.prefetch):
+            yield {site: torch.from_numpy(values) for site, values in rows.items()}
+
+    def _read(self, start: int) -> Iterator[dict[str, NDArray[np.float32]]]:
+        position = (self._offset + start * self.batch_size) % self.rows_per_epoch
+        block = int(np.searchsorted(self._kept_before, position, side="right")) - 1
+        skip = position - int(self._kept_before[block])
+        n_blocks = len(self._kept_before) - 1
+        with ExitStack() as stack:
+            files = {str(s): stack.enter_context(RowFile(f, self._block)) for s, f in self._files.items()}
+            rows, filled = self._empty(), 0
+            while True:
+                span = slice(block * self._block, min(self.store.n_rows, (block + 1) * self._block))
+                kept = np.flatnonzero(self._keep[span])[skip:]
+                for file in files.values():
+                    file.load(span)
+                while len(kept):
+                    take, kept = kept[: self.batch_size - filled], kept[self.batch_size - filled :]
+                    for site, file in files.items():
+                        file.widen(take, rows[site][filled : filled + len(take)])
+                    filled += len(take)
+                    if filled == self.batch_size:
+                        yield rows
+                        rows, filled = self._empty(), 0
+                block, skip = (block + 1) % n_blocks, 0
+
+    def _empty(self) -> dict[str, NDArray[np.float32]]:
+        return {site: np.empty((self.batch_size, width), np.float32) for site, width in self.widths.items()}
+
+
+class StreamPass:
+    """Batches straight from forward passes: nothing is stored, and memory is one window of rows.
+
+    Documents are taken in a shuffled order, a window of them at a time; the window's rows (first positions left
+    out) are shuffled and cut into batches. A row meets only rows of its own window, so a window should hold many
+    more documents than a batch has rows of one: `mixing` measures it.
+
+    Args:
+        token_rows: token ids [n_documents, T], rows of equal length.
+        window_rows: rows held at a time; ``nbytes`` says what that takes.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        token_rows: Tensor,
+        sites: Sequence[Site],
+        batch_size: int,
+        *,
+        window_rows: int = 65_536,
+        seed: int = 0,
+        sink_ratio: float | None = SINK_RATIO,
+        batch_tokens: int = 4096,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        self.model, self.tokens, self.sites, self.batch_size = model, token_rows, tuple(sites), batch_size
+        self.seed, self.batch_tokens, self.dtype = seed, batch_tokens, dtype
+        self.widths = {str(site): site_width(model, site) for site in self.sites}
+        n_documents, context = token_rows.shape
+        self._per_document = context - 1
+        documents = max(1, min(n_documents, window_rows // self._per_document))
+        self._documents = max(documents, -(-batch_size // self._per_document))
+        self.steps_per_window = self._documents * self._per_document // batch_size
+        self._window: tuple[int, dict[str, Tensor], Tensor] | None = None
+        self.limits: dict[str, float] = {}
+        if sink_ratio is not None:
+            for site, rows in self._rows_of(0)[0].items():
+                self.limits[site] = sink_ratio * float(torch.linalg.vector_norm(rows.float(), dim=1).median())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one window."""
+        rows = self._documents * self._per_document
+        return rows * sum(self.widths.values()) * self.dtype.itemsize
+
+    def batches(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
+        """``{site: [batch_size, width]}`` of steps ``start``, ``start + 1``, ..., for ever."""
+        step = start
+        while True:
+            window, within = divmod(step, self.steps_per_window)
+            rows, _ = self._rows_of(window)
+            part = slice(within * self.batch_size, (within + 1) * self.batch_size)
+            yield {site: values[part] for site, values in rows.items()}
+            step += 1
+
+    def mixing(self, step: int = 0) -> float:
+        """Entropy of the documents that a batch's rows come from, over that of as many rows drawn anywhere.
+
+        1: as mixed as rows of the whole corpus; 0: all rows of one document.
+        """
+        window, within = divmod(step, self.steps_per_window)
+        documents = self._rows_of(window)[1][within * self.batch_size : (within + 1) * self.batch_size]
+        share = torch.unique(documents, return_counts=True)[1].double() / len(documents)
+        best = math.log(min(len(documents), len(self.tokens)))
+        return float(-(share * share.log()).sum()) / best if best > 0 else 1.0
+
+    def _rows_of(self, window: int) -> tuple[dict[str, Tensor], Tensor]:
+        """The window's shuffled rows by site, and the document of each."""
+        if self._window is None or self._window[0] != window:
+            self._window = None  # let go of the last one before the next is made
+            self._window = (window, *self._make(window))
+        return self._window[1], self._window[2]
+
+    def _make(self, window: int) -> tuple[dict[str, Tensor], Tensor]:
+        documents = self._documents_of(window)
+        n_rows = len(documents) * self._per_document
+        order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(_mixed(self.seed, 2, window)))
+        rows = {site: torch.empty(n_rows, width, dtype=self.dtype) for site, width in self.widths.items()}
+        place = torch.empty_like(order)
+        place[order] = torch.arange(n_rows)  # row i of the window goes to place[i]
+        done = 0
+        for part in documents.split(max(1, self.batch_tokens // self.tokens.shape[1])):
+            found = activations_at(self.model, self.tokens[part].long(), self.sites, NullProgress())
+            size = len(part) * self._per_document
+            for site, values in found.items():
+                kept = values.view(len(part), -1, values.shape[-1])[:, 1:].reshape(size, -1)
+                rows[str(site)][place[done : done + size]] = kept.to("cpu", self.dtype)
+            done += size
+        return rows, documents.repeat_interleave(self._per_document)[order]
+
+    def _documents_of(self, window: int) -> Tensor:
+        """The documents of a window: consecutive ones of endless epochs, each in an order of its own."""
+        n = len(self.tokens)
+        first, found = window * self._documents, []
+        for epoch in range(first // n, (first + self._documents - 1) // n + 1):
+            order = torch.randperm(n, generator=torch.Generator().manual_seed(_mixed(self.seed, 1, epoch)))
+            low, high = max(0, first - epoch * n), min(n, first + self._documents - epoch * n)
+            found.append(order[low:high])
+        return torch.cat(found)
+
+
+def _mixed(seed: int, purpose: int, number: int) -> int:
+    return int(np.random.SeedSequence([seed, purpose, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))

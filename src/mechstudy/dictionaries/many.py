@@ -1,0 +1,167 @@
+"""Several dictionaries from one pass: every batch is read (or computed) once and each training takes its sites.
+
+Step s of every training is batch s of the pass without that training's sinks, so a batch may be a few rows short.
+Training one of them alone on the same pass gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mechstudy.core.errors import MechstudyError, nearest
+from mechstudy.core.progress import NullProgress, Progress
+from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
+from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.train import Training, statistics_rows
+
+
+class PassSource(Protocol):
+    """Rows of several sites at once; `activations.passes` has one over a store and one over the model itself.
+
+    widths: site -> number of coordinates; limits: site -> norm above which a row is a sink (absent: none is).
+    `batches(start)` yields for step start, start+1, ... the same rows at every site, {site: [batch_size, width]},
+    fully determined by the source and the step.
+    """
+
+    batch_size: int
+    widths: Mapping[str, int]
+    limits: Mapping[str, float]
+
+    def batches(self, start: int = 0) -> Iterator[Mapping[str, Tensor]]: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """One dictionary to train. ``out`` receives its scalars, ``checkpoint`` is where it saves itself."""
+
+    name: str
+    architecture: DictionaryConfig
+    recipe: TrainConfig
+    site_in: str
+    site_out: str
+    out: Path
+    checkpoint: Path | None = None
+
+
+class View:
+    """One dictionary's part of a pass, as a `train.RowSource`."""
+
+    def __init__(self, source: PassSource, site_in: str, site_out: str) -> None:
+        for site in (site_in, site_out):
+            if site not in source.widths:
+                guess = nearest(site, source.widths)
+                raise MechstudyError(
+                    f"{site} is not part of the pass",
+                    facts={"sites": ", ".join(source.widths)},
+                    fix=f"did you mean {guess}?" if guess else "add it to the pass",
+                )
+        self.source, self.site_in, self.site_out = source, site_in, site_out
+        self.d_in, self.d_out = source.widths[site_in], source.widths[site_out]
+        self.max_input_norm = source.limits.get(site_in)
+        self.max_output_norm = source.limits.get(site_out)
+
+    def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in self.source.batches(start):
+            yield self.select(rows)
+
+    def select(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(x, y) float32 without sinks; one tensor where the sites are one."""
+        x = rows[self.site_in].float()
+        y = x if self.site_in == self.site_out else rows[self.site_out].float()
+        keep = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        for tensor, limit in ((x, self.max_input_norm), (y, self.max_output_norm)):
+            if limit is not None:
+                keep &= torch.linalg.vector_norm(tensor, dim=1) <= limit
+        if bool(keep.all()):
+            return x, y
+        kept = x[keep]
+        return kept, kept if y is x else y[keep]
+
+
+def train_many(
+    jobs: Sequence[Job], source: PassSource, *, progress: Progress | None = None, device: str = "cpu"
+) -> dict[str, Dictionary]:
+    """Train every job's dictionary from one pass over the source.
+
+    A killed run goes on from the checkpoints, those further ahead waiting for the others.
+
+    Returns:
+        Job name -> dictionary.
+
+    Raises:
+        MechstudyError: as `train.train`; two jobs of one name; a recipe of another batch size.
+    """
+    progress = progress or NullProgress()
+    _check(jobs, source)
+    trainings: dict[str, tuple[Training, View]] = {}
+    for job in jobs:
+        view = View(source, job.site_in, job.site_out)
+        trainings[job.name] = (
+            Training(job.architecture, job.recipe, view, site_in=job.site_in, site_out=job.site_out, out=job.out,
+                     checkpoint=job.checkpoint, device=device),
+            view,
+        )  # fmt: skip
+    _begin(trainings, source, progress, device)
+    first = min(training.step for training, _ in trainings.values())
+    total = max(training.train_cfg.steps for training, _ in trainings.values())
+    with ExitStack() as stack:
+        for training, _ in trainings.values():
+            stack.enter_context(training)
+        bar = stack.enter_context(progress.bar(f"train {len(jobs)}", total, "steps", done=first))
+        batches = source.batches(first) if first < total else iter(())
+        for step, rows in enumerate(batches, first):
+            for name, (training, view) in trainings.items():
+                if training.step == step and not training.finished:
+                    _take(name, training, view, rows, step, device)
+            bar.advance(1)
+            if all(training.finished for training, _ in trainings.values()):
+                break
+    return {name: training.finish() for name, (training, _) in trainings.items()}
+
+
+def _check(jobs: Sequence[Job], source: PassSource) -> None:
+    names = [job.name for job in jobs]
+    if not jobs:
+        raise MechstudyError("there is nothing to train")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise MechstudyError(f"two dictionaries are called {repeated[0]!r}")
+    for job in jobs:
+        if job.recipe.batch_size != source.batch_size:
+            raise MechstudyError(
+                f"{job.name}: batch_size is {job.recipe.batch_size}, the pass gives {source.batch_size} rows at a time",
+                fix="one batch_size for all dictionaries of a pass",
+            )
+
+
+def _begin(trainings: Mapping[str, tuple[Training, View]], source: PassSource, progress: Progress, device: str) -> None:
+    """Start or resume every training; the first batches, for their statistics, are read once for all."""
+    rows = max(statistics_rows(training.cfg, view.d_in) for training, view in trainings.values())
+    held: list[Mapping[str, Tensor]] = []
+
+    def first(view: View) -> Iterator[tuple[Tensor, Tensor]]:
+        if not held:
+            held.extend(islice(source.batches(0), -(-rows // source.batch_size) + 1))
+        for batch in held:
+            x, y = view.select(batch)
+            yield x.to(device), x.to(device) if y is x else y.to(device)
+
+    for training, view in trainings.values():
+        training.begin(first(view), progress)
+
+
+def _take(name: str, training: Training, view: View, rows: Mapping[str, Tensor], step: int, device: str) -> None:
+    x, y = view.select(rows)
+    same = y is x
+    for what, tensor in (("input", x), ("target", y)):
+        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+            raise MechstudyError(f"{name}: the {what} activations hold NaN or infinity", where=f"step {step}")
+    x = x.to(device)
+    training.take(x, x if same else y.to(device))

@@ -87,6 +87,14 @@ def test_help_names_every_command_and_imports_nothing_heavy():
         assert re.search(rf"^\W+{command}\s", done.stdout, re.MULTILINE), command
 
 
+def test_the_synthetic_bench_prints_a_row_per_architecture():
+    small = ("--features", "24", "--d", "12", "--l0", "2", "--steps", "20", "--json")
+    rows = json.loads(mechstudy("bench", "synthetic", "-a", "topk", "-a", "gated", *small).stdout)
+    assert [row["architecture"] for row in rows] == ["topk", "gated"]
+    assert all(0 <= row["mcc"] <= 1 and 0 <= row["shrinkage"] < 5 for row in rows)
+    assert "matryoshka" in mechstudy("bench", "synthetic", "-a", "matroshka", code=2).stderr
+
+
 def test_version_is_printed():
     assert mechstudy("--version").output.startswith("mechstudy 0.")
 

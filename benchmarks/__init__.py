@@ -1,0 +1,1 @@
+"""Measurements, side by side with peers. Not part of the package."""

@@ -1,0 +1,46 @@
+"""Milliseconds per optimisation step of TopK and BatchTopK autoencoders, ours and the peers', in one run.
+
+Every round runs each contender once in a process of its own, in turn; the table gives medians over the rounds. Rows
+are random: the time of a step does not depend on them. Peers run in float32 and under bfloat16 autocast, and
+the faster counts; ours chooses by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+from benchmarks.peers import HERE, PEERS, run_worker
+
+SHAPES = {"smollm2": (576, 4608, 32, 4096, 6), "specification": (3584, 14336, 32, 256, 6)}  # d, F, k, batch, steps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shape", choices=SHAPES, action="append")
+    parser.add_argument("--only", choices=("mechstudy", *PEERS), action="append")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "step_time.json")
+    a = parser.parse_args()
+    contenders = a.only or ("mechstudy", *PEERS)
+    results = {}
+    for shape in a.shape or SHAPES:
+        times: dict[str, list[float]] = defaultdict(list)
+        for _ in range(a.rounds):
+            for name in contenders:
+                for line in run_worker(name, "step", *SHAPES[shape]):
+                    times[f"{name} {line['what']}"].append(line["ms"])
+        results[shape] = {what: {"median_ms": statistics.median(ms), "ms": ms} for what, ms in times.items()}
+        print(f"\n{shape}: d, F, k, batch, steps = {SHAPES[shape]}")
+        for what, found in sorted(results[shape].items(), key=lambda item: item[1]["median_ms"]):
+            print(f"  {what:<50} {found['median_ms']:8.1f} ms")
+    a.out.parent.mkdir(parents=True, exist_ok=True)
+    a.out.write_text(json.dumps({"machine": platform.processor() or platform.machine(), "shapes": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,8 @@
 """Training on plain tensors, pairs, lists and generators."""
 
+import runpy
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,3 +81,11 @@ def test_what_holds_no_rows_is_refused():
         rows_of([torch.zeros(0, 3)], 8)
     with pytest.raises(MechstudyError, match="4 inputs, but targets"):
         TensorRows(torch.zeros(4, 2), torch.zeros(3, 2))
+
+
+def test_the_example_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train_dictionary.py"])
+    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "train_dictionary.py"))
+    assert "'r2': 0." in capsys.readouterr().out
+    assert (tmp_path / "runs" / "my-dictionary" / "sae_weights.safetensors").exists()

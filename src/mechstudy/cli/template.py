@@ -42,7 +42,7 @@ dictionaries:             # one per layer; layers without one enter the graphs a
   layers: {layers}
   architecture:
     kind: transcoder      # or: sae, skip_transcoder
-    activation: topk      # or: batchtopk
+    activation: topk      # or: batchtopk, jumprelu, gated, relu (docs/dictionaries.md)
     expansion: 4          # features per coordinate of the input
     k: 32                 # active features per token
   training:

@@ -1,8 +1,12 @@
 """Exact identities of forward passes on tiny random models, every supported family, float64."""
 
+from functools import partial
+
 import pytest
 import torch
 
+from mechstudy.behaviours.tokenise import Tokens, pair_tokens, require_open_end
+from mechstudy.core.errors import MechstudyError
 from mechstudy.models.sites import Site
 from mechstudy.models.validate import relative, validate_model
 from tests.tiny import FAMILIES, tiny_model
@@ -85,3 +89,17 @@ def test_bos_stands_exactly_where_the_tokenizer_puts_it(bos):
     ids = tiny_model(bos=bos).encode("hi")
     assert ids[0] == 0 if bos else 0 not in ids
     assert len(ids) == 2 + bos
+
+
+def test_in_a_chat_template_the_prompt_begins_the_reply_and_an_answer_can_follow_it():
+    model = tiny_model()
+    model.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}<assistant>"
+    before, after = (model.encode(text, instruction="Go on.") for text in ("The cat", "The cat is"))
+    assert after[: len(before)] == before
+    assert "".join(model.token_strings(after)) == "<user>Go on.</><assistant>The cat is"
+    tokens = Tokens(partial(model.encode, instruction="Go on."))
+    require_open_end(tokens)
+    assert pair_tokens(tokens, "The cat", "The dog", "s", "d").answer == tuple(model.encode("s"))
+    model.tokenizer.chat_template = None
+    with pytest.raises(MechstudyError, match="has no chat template"):
+        model.encode("The cat", instruction="Go on.")

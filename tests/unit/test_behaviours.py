@@ -255,9 +255,9 @@ def test_a_tokenizer_that_cannot_tell_answers_apart_is_told_why():
     assert "drafts" in error.value.facts["skipped"]
 
 
-def test_a_chat_template_around_the_prompt_is_refused():
+def test_an_encoding_that_adds_tokens_after_the_prompt_is_refused():
     encode = FakeTokenizer(bos=False)
-    with pytest.raises(MechstudyError, match=r"chat: false"):
+    with pytest.raises(MechstudyError, match="adds tokens after the prompt"):
         BEHAVIOURS["antonym"].generate(lambda text: encode(f"user: {text} assistant:"), 5, "train", 0)
 
 

@@ -218,9 +218,9 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
             load(path)
 
 
-def test_a_chat_template_around_the_prompt_is_refused(tmp_path):
+def test_an_encoding_that_adds_tokens_after_the_prompt_is_refused(tmp_path):
     encode = FakeTokenizer(bos=False)
-    with pytest.raises(MechstudyError, match=r"chat: false"):
+    with pytest.raises(MechstudyError, match="adds tokens after the prompt"):
         load_jsonl(write(tmp_path, *lines(9)), lambda text: encode(f"user: {text} assistant:"))
 
 

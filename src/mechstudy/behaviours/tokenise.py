@@ -50,14 +50,14 @@ def require_open_end(tokens: Tokens) -> None:
     """Check that an answer can follow a prompt: that `encode` adds nothing after the text.
 
     Raises:
-        MechstudyError: it does, as a chat template or an end-of-sequence token does.
+        MechstudyError: it does, as an end-of-sequence token does.
     """
     one, other = tokens("a"), tokens("b")
     if one != other and one[-1] == other[-1]:
         raise MechstudyError(
             "the model's encoding adds tokens after the prompt, so no answer can follow it",
-            facts={"added": "by a chat template, or as an end-of-sequence token"},
-            fix="set model.chat: false; your own prompts may hold the chat template's text themselves",
+            facts={"added": "most likely an end-of-sequence token of the tokenizer's settings"},
+            fix="a tokenizer that adds nothing at the end",
         )
 
 

@@ -18,7 +18,7 @@ seed: 0
 model:
   # hf:<id>[@revision]  path:<folder>  gguf:<file>  pypi:<package>==<version>
   source: {model}
-  chat: false             # true: every prompt becomes the user's turn of the model's chat template
+  chat: false             # true: every prompt begins the reply to chat_instruction, in the model's chat template
 
 behaviours:
   # built in: {builtin}

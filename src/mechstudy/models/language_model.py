@@ -72,19 +72,23 @@ class LanguageModel:
     def dtype(self) -> torch.dtype:
         return self.unembedding.weight.dtype
 
-    def encode(self, text: str, *, chat: bool = False) -> list[int]:
+    def encode(self, text: str, *, instruction: str | None = None) -> list[int]:
         """Token ids of ``text``, with BOS exactly where the tokenizer puts it by itself.
 
-        With ``chat`` the text is the user's turn of the model's chat template, ready for the reply.
+        With an ``instruction``, that is the user's turn of the model's chat template and the text is the beginning of
+        the reply, so that an answer can follow it.
+
+        Raises:
+            MechstudyError: an instruction for a tokenizer without a chat template.
         """
-        if not chat:
+        if instruction is None:
             return list(self.tokenizer(text).input_ids)
         if not getattr(self.tokenizer, "chat_template", None):
             raise MechstudyError(f"{self.name} has no chat template", fix="set model.chat: false")
         rendered = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": instruction}], tokenize=False, add_generation_prompt=True
         )
-        return list(self.tokenizer(rendered, add_special_tokens=False).input_ids)
+        return list(self.tokenizer(rendered + text, add_special_tokens=False).input_ids)
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """Each token as text; bytes that are no whole character show as the replacement character."""

@@ -20,7 +20,7 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
     from mechstudy.phases.common import loaded_model
 
     model = loaded_model(inputs["model"], runtime)
-    encode = partial(model.encode, chat=inputs["model"].manifest["spec"]["chat"])
+    encode = partial(model.encode, instruction=inputs["model"].manifest["spec"].get("chat_instruction"))
     name = spec["behaviour"]
     if spec.get("file"):
         given = load_jsonl(runtime.base / spec["file"], encode)

@@ -23,12 +23,14 @@ class ModelConfig(Config):
     """The model: ``hf:<id>[@revision]``, ``path:<folder>``, ``gguf:<file>`` or ``pypi:<package>==<version>``.
 
     ``dtype`` is the precision in which behaviour, graphs and interventions are computed (graphs need
-    float32); ``chat`` wraps every prompt in the model's chat template.
+    float32); ``chat`` puts every prompt at the beginning of the reply to a user's turn,
+    ``chat_instruction``, in the model's chat template.
     """
 
     source: str
     dtype: Dtype = "float32"
     chat: bool = False
+    chat_instruction: str = "Continue the text."
     trust_remote_code: bool = False
 
 

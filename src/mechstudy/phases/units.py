@@ -26,11 +26,11 @@ VERSIONS = {
     "baseline": 1,
     "corpus": 1,
     "capture": 1,
-    "train": 1,
+    "train": 2,
     "attribute": 2,  # live effects
     "features": 1,
-    "intervene": 1,
-    "report": 1,
+    "intervene": 2,  # edits of one place are added in a fixed order
+    "report": 2,
 }
 _TYPICAL_POSITIONS = 4  # named ones of a prompt
 _TYPICAL_PROMPT = 16  # tokens; only estimates of time use it
@@ -106,7 +106,7 @@ class _Builder:
             "trust_remote_code": m.trust_remote_code,
             "chat": m.chat,
             "fingerprint": self.fingerprint,
-        }
+        } | ({"chat_instruction": m.chat_instruction} if m.chat else {})
         x = self.shapes
         facts = {"layers": str(x.n_layers), "width": str(x.d_model), "mlp": str(x.d_mlp)}
         estimate = Estimate(bytes_in_memory=self._weights_bytes, note="load and validate", shapes=facts)

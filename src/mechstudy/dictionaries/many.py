@@ -31,9 +31,14 @@ class PassSource(Protocol):
     fully determined by the source and the step.
     """
 
-    batch_size: int
-    widths: Mapping[str, int]
-    limits: Mapping[str, float]
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def widths(self) -> Mapping[str, int]: ...
+
+    @property
+    def limits(self) -> Mapping[str, float]: ...
 
     def batches(self, start: int = 0) -> Iterator[Mapping[str, Tensor]]: ...
 

@@ -73,8 +73,10 @@ class DictionariesConfig(Config):
 
     ``model_dtype`` is the precision of the forward pass over the corpus (``auto``: bfloat16 where this machine is
     faster in it, else float32), ``store_dtype`` that of the stored rows.
-    ``layers_per_pass`` bounds the disk: so many layers are captured, trained and (with ``storage.activations:
-    discard``) deleted before the next.
+    ``source: stream`` trains from forward passes as they happen: nothing on disk, ``window_rows`` rows of every site in
+    memory, and the corpus is read again for every epoch. ``store`` (the default) captures first.
+    ``layers_per_pass`` bounds the disk, or the window: so many layers are captured, trained and (with
+    ``storage.activations: discard``) deleted before the next.
     """
 
     layers: str | int | tuple[int | str, ...] = "all"
@@ -84,6 +86,8 @@ class DictionariesConfig(Config):
     model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     store_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     layers_per_pass: int = Field(10, ge=1)
+    source: Literal["store", "stream"] = "store"
+    window_rows: int = Field(65_536, ge=1_024)
     evaluation_rows: int = Field(16_384, ge=256)
     evaluation_tokens: int = Field(4096, ge=128)
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mechstudy.core.artifacts import Artifact, ArtifactWriter
 from mechstudy.core.runtime import Runtime
 
-_EVALUATION_BATCH = 1024
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mechstudy.dictionaries.dictionary import Dictionary
+
+EVALUATION_BATCH = 1024
 
 
 def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
@@ -41,48 +46,58 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
         device=runtime.device,
     )
     dictionary.save(out.path / "dictionary")
+    # Sinks stay in, so that their share is known; the evaluation leaves them out by the dictionary's own limit.
+    held_out = Store.open(capture.path / "held_out")
+    rows = RowReader(held_out, sites[0], sites[1], EVALUATION_BATCH, sink_ratio=None)
+    n_batches = max(1, min(spec["evaluation_rows"], rows.rows_per_epoch) // EVALUATION_BATCH)
+    seen = {"distinct_rows": source.rows_per_epoch, "train_sink_rows": source.sink_rows}
+    judge(spec, inputs, dictionary, rows.batches(), n_batches, seen, out, runtime)
+
+
+def judge(
+    spec: Mapping[str, Any],
+    inputs: Mapping[str, Artifact],
+    dictionary: Dictionary,
+    held_out: Iterator[tuple[Tensor, Tensor]],
+    n_batches: int,
+    seen: Mapping[str, int | None],
+    out: ArtifactWriter,
+    runtime: Runtime,
+) -> None:
+    """Writes ``evaluation.json`` and ``timing.json``: reconstruction of held-out rows, and what splicing the
+    dictionary in does to the model's loss."""
+    from mechstudy.activations.corpus import Corpus
+    from mechstudy.dictionaries.evaluate import evaluate, language_model_effect
+    from mechstudy.phases.common import loaded_model
+
+    architecture, training, cfg = spec["architecture"], spec["training"], dictionary.cfg
+    reconstruction = evaluate(dictionary, islice(held_out, n_batches))
+    reconstruction["n_eval_rows"] = reconstruction.pop("n_rows")
+    model = loaded_model(inputs["model"], runtime, spec["model_dtype"])
+    documents = Corpus.load(inputs["corpus"].path).held_out
+    n_documents = max(1, spec["evaluation_tokens"] // documents.shape[1])
+    effect = language_model_effect(model, dictionary, documents[:n_documents].long())
+    rows = training["steps"] * training["batch_size"]
     out.write_json(
         "evaluation.json",
         {
             "layer": spec["layer"],
-            "kind": architecture.kind,
-            "activation": architecture.activation,
-            "site_in": str(sites[0]),
-            "site_out": str(sites[1]),
-            "d_in": dictionary.cfg.d_in,
-            "d_out": dictionary.cfg.d_out,
-            "d_sae": dictionary.cfg.d_sae,
-            "k": architecture.k,
-            "steps": training.steps,
-            "train_rows": training.steps * training.batch_size,
-            "distinct_rows": source.rows_per_epoch,
-            "train_sink_rows": source.sink_rows,
+            "kind": architecture["kind"],
+            "activation": dictionary.metadata["trained_as"],
+            "site_in": cfg.site_in,
+            "site_out": cfg.site_out,
+            "d_in": cfg.d_in,
+            "d_out": cfg.d_out,
+            "d_sae": cfg.d_sae,
+            "k": architecture["k"],
+            "steps": training["steps"],
+            "train_rows": rows,
+            **seen,
         }
-        | _held_out(spec, inputs, dictionary, sites, runtime),
+        | reconstruction
+        | effect,
     )
-    out.write_json("timing.json", _timing(out, training.steps * training.batch_size))
-
-
-def _held_out(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], dictionary, sites, runtime: Runtime):
-    """Reconstruction on held-out rows, and what splicing it in does to the model's loss."""
-    from mechstudy.activations.corpus import Corpus
-    from mechstudy.activations.reader import RowReader
-    from mechstudy.activations.store import Store
-    from mechstudy.dictionaries.evaluate import evaluate, language_model_effect
-    from mechstudy.phases.common import inputs_of, loaded_model
-
-    [capture] = inputs_of(inputs, "capture").values()
-    store = Store.open(capture.path / "held_out")
-    # Sinks stay in, so that their share is known; the evaluation leaves them out by the dictionary's own limit.
-    rows = RowReader(store, sites[0], sites[1], _EVALUATION_BATCH, sink_ratio=None)
-    n_batches = max(1, min(spec["evaluation_rows"], rows.rows_per_epoch) // _EVALUATION_BATCH)
-    reconstruction = evaluate(dictionary, islice(rows.batches(), n_batches))
-    model = loaded_model(inputs["model"], runtime, spec["model_dtype"])
-    held_out = Corpus.load(inputs["corpus"].path).held_out
-    n_documents = max(1, spec["evaluation_tokens"] // held_out.shape[1])
-    effect = language_model_effect(model, dictionary, held_out[:n_documents].long())
-    reconstruction["n_eval_rows"] = reconstruction.pop("n_rows")
-    return reconstruction | effect
+    out.write_json("timing.json", _timing(out, rows))
 
 
 def _timing(out: ArtifactWriter, rows: int) -> dict[str, float]:

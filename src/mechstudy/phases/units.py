@@ -26,6 +26,7 @@ VERSIONS = {
     "baseline": 1,
     "corpus": 1,
     "capture": 1,
+    "stream": 1,
     "train": 2,
     "attribute": 2,  # live effects
     "features": 1,
@@ -68,7 +69,11 @@ class _Builder:
             self._capture_prompts(behaviour)
         size = self.study.dictionaries.layers_per_pass
         for start in range(0, len(self.layers), size):
-            self._capture_and_train(self.layers[start : start + size])
+            layers = self.layers[start : start + size]
+            stored = self.study.dictionaries.source == "store"
+            made = self._capture_corpus(layers) if stored else self._stream(layers)
+            for layer in layers:
+                self._train(layer, made)
         for behaviour in self.study.behaviours:
             self._attribute(behaviour.name)
         self._features()
@@ -163,7 +168,7 @@ class _Builder:
     def _width(self, kind: str) -> int:
         return self.shapes.d_mlp if kind == "mlp_act" else self.shapes.d_model
 
-    def _capture_and_train(self, layers: Sequence[int]) -> None:
+    def _capture_corpus(self, layers: Sequence[int]) -> str:
         d, c = self.study.dictionaries, self.study.corpus
         site_in, site_out = d.sites()
         kinds = [site_in] if site_in == site_out else [site_in, site_out]
@@ -184,41 +189,79 @@ class _Builder:
             exact=True,
             shapes={"rows": f"{rows:,} x {len(widths)} sites x {widths[0]}"},
         )
-        self._add(
+        return self._add(
             name, "capture", spec, ["model", "corpus"], estimate=estimate,
             entry="mechstudy.phases.capture:run_corpus", retention=self.study.storage.activations,
             discard_patterns=("*.bin",),
         )  # fmt: skip
-        for layer in layers:
-            self._train(layer, name, site_in, site_out)
 
-    def _train(self, layer: int, capture: str, site_in: str, site_out: str) -> None:
+    def _stream(self, layers: Sequence[int]) -> str:
         d = self.study.dictionaries
-        width_in, width_out = self._width(site_in), self._width(site_out)
-        n_features = _n_features(d.architecture, width_in)
-        t = d.training
+        sites, t = d.sites(), d.training
+        spec = {
+            "layers": list(layers),
+            "sites": list(sites),
+            "architecture": d.architecture.canonical(),
+            "training": t.canonical(),
+            "seeds": {str(layer): self._init_seed(layer) for layer in layers},
+            "seed": seed_for(self.study.seed, "stream", "order"),
+            "window_rows": d.window_rows,
+            "model_dtype": d.model_dtype,
+        }
+        each = [self._training_cost(layer) for layer in layers]
+        widths = sum(self._width(kind) for kind in dict.fromkeys(sites)) * len(layers)
+        tokens = t.steps * t.batch_size
+        estimate = Estimate(
+            sum(cost.bytes_on_disk for cost in each),
+            self._weights_bytes + 2 * d.window_rows * widths + sum(cost.bytes_in_memory for cost in each),
+            self._forward_flops(tokens, max(layers) + 1) + sum(cost.flops for cost in each),
+            note=f"{t.steps:,} steps x {t.batch_size:,} rows, streamed",
+            shapes={"window": f"{d.window_rows:,} rows x {widths:,}"},
+        )
+        return self._add(f"stream[{_span(layers)}]", "stream", spec, ["model", "corpus"], estimate=estimate)
+
+    def _init_seed(self, layer: int) -> int:
+        return seed_for(self.study.seed, f"train[{layer}]", f"init {self.study.dictionaries.training.seed}")
+
+    def _train(self, layer: int, made: str) -> None:
+        d = self.study.dictionaries
+        site_in, site_out = d.sites()
         spec = {
             "layer": layer,
             "site_in": site_in,
             "site_out": site_out,
             "architecture": d.architecture.canonical(),
-            "training": t.canonical() | {"seed": seed_for(self.study.seed, f"train[{layer}]", f"init {t.seed}")},
+            "training": d.training.canonical() | {"seed": self._init_seed(layer)},
             "evaluation_rows": d.evaluation_rows,
             "evaluation_tokens": d.evaluation_tokens,
             "model_dtype": d.model_dtype,
         }
+        cost = self._training_cost(layer)
+        how: dict[str, Any] = {"estimate": cost}
+        if d.source == "stream":
+            how = {
+                "estimate": Estimate(cost.bytes_on_disk, self._weights_bytes),
+                "entry": "mechstudy.phases.stream:take",
+            }
+        self._add(f"train[{layer}]", "train", spec, ["model", "corpus", made], **how)
+
+    def _training_cost(self, layer: int) -> Estimate:
+        """Of training one layer's dictionary from rows that are there."""
+        d = self.study.dictionaries
+        width_in, width_out = (self._width(kind) for kind in d.sites())
+        n_features = _n_features(d.architecture, width_in)
+        t = d.training
         weights = 4 * (n_features * (width_in + width_out + 1) + width_out)
         if d.architecture.kind == "skip_transcoder":
             weights += 4 * width_in * width_out
         step = 6.0 * t.batch_size * n_features * width_in
-        estimate = Estimate(
+        return Estimate(
             weights,
             4 * weights + 8 * t.batch_size * (n_features + width_in + width_out),
             t.steps * step,
             note=f"{t.steps:,} steps x {t.batch_size:,} rows",
             shapes={"width": f"{width_in} > {n_features:,} (k {d.architecture.k}) > {width_out}"},
         )
-        self._add(f"train[{layer}]", "train", spec, ["model", "corpus", capture], estimate=estimate)
 
     def _attribute(self, b: str) -> None:
         a = self.study.attribution

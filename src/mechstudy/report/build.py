@@ -26,7 +26,8 @@ from .source import Source, parse_unit, real
 
 PHASES = (
     ("model", "Model"), ("prompts", "Prompts"), ("baseline", "Baseline"), ("corpus", "Corpus"),
-    ("capture", "Capture"), ("train", "Dictionaries"), ("attribute", "Graphs"), ("features", "Features"),
+    ("capture", "Capture"), ("stream", "Streamed"), ("train", "Dictionaries"), ("attribute", "Graphs"),
+    ("features", "Features"),
     ("intervene", "Interventions"),
 )  # fmt: skip
 DONE = ("done", "complete", "completed", "cached", "reused", "ok", "published")

@@ -1,0 +1,81 @@
+"""Phase 3 without a store: several layers' dictionaries from one streamed pass of the model over the corpus."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from mechstudy.core.artifacts import Artifact, ArtifactWriter
+from mechstudy.core.runtime import Runtime
+
+
+def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
+    """Writes ``layers/<layer>/dictionary/`` with its logs for every layer, and ``pass.json``; resumes where killed."""
+    from mechstudy.activations.corpus import Corpus
+    from mechstudy.activations.passes import StreamPass
+    from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
+    from mechstudy.dictionaries.many import Job, train_many
+    from mechstudy.models.sites import Site
+    from mechstudy.phases.common import loaded_model
+
+    architecture = DictionaryConfig.model_validate(spec["architecture"])
+    model = loaded_model(inputs["model"], runtime, spec["model_dtype"])
+    sites = [Site(kind, layer) for layer in spec["layers"] for kind in dict.fromkeys(spec["sites"])]
+    jobs = []
+    for layer in spec["layers"]:
+        recipe = TrainConfig.model_validate(spec["training"] | {"seed": spec["seeds"][str(layer)]})
+        site_in, site_out = (str(Site(kind, layer)) for kind in spec["sites"])
+        folder = out.path / "layers" / str(layer)
+        jobs.append(
+            Job(str(layer), architecture, recipe, site_in, site_out, folder, out.scratch / f"{layer}.safetensors")
+        )
+    source = StreamPass(
+        model,
+        Corpus.load(inputs["corpus"].path).train,
+        sites,
+        jobs[0].recipe.batch_size,
+        window_rows=spec["window_rows"],
+        seed=spec["seed"],
+        batch_tokens=runtime.batch_tokens,
+    )
+    runtime.progress.log(f"a batch is {source.mixing():.2f} as mixed as rows of the whole corpus would be")
+    trained = train_many(jobs, source, progress=runtime.progress, device=runtime.device)
+    for layer, dictionary in trained.items():
+        dictionary.save(out.path / "layers" / layer / "dictionary")
+    out.write_json(
+        "pass.json",
+        {
+            "mixing": source.mixing(),
+            "window_bytes": source.nbytes,
+            "steps_per_window": source.steps_per_window,
+            "sink_limits": source.limits,
+        },
+    )
+
+
+def take(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
+    """One layer's dictionary out of the streamed pass, judged on held-out text: what `phases.train.run` writes."""
+    from mechstudy.activations.corpus import Corpus
+    from mechstudy.activations.passes import StreamPass
+    from mechstudy.dictionaries.dictionary import Dictionary
+    from mechstudy.dictionaries.many import View
+    from mechstudy.models.sites import Site
+    from mechstudy.phases.common import inputs_of, loaded_model
+    from mechstudy.phases.train import EVALUATION_BATCH, judge
+
+    [streamed] = inputs_of(inputs, "stream").values()
+    shutil.copytree(streamed.path / "layers" / str(spec["layer"]), out.path, dirs_exist_ok=True)
+    dictionary = Dictionary.load(out.path / "dictionary", device=runtime.device)
+    sites = [Site(kind, spec["layer"]) for kind in (spec["site_in"], spec["site_out"])]
+    model = loaded_model(inputs["model"], runtime, spec["model_dtype"])
+    corpus = Corpus.load(inputs["corpus"].path)
+    held_out = corpus.held_out[: max(1, spec["evaluation_rows"] // corpus.held_out.shape[1])]
+    rows = held_out.shape[0] * (held_out.shape[1] - 1)
+    source = StreamPass(
+        model, held_out, list(dict.fromkeys(sites)), min(EVALUATION_BATCH, rows), window_rows=rows, sink_ratio=None,
+        batch_tokens=runtime.batch_tokens,
+    )  # fmt: skip
+    batches = View(source, *map(str, sites)).batches()
+    seen = {"distinct_rows": corpus.train.shape[0] * (corpus.train.shape[1] - 1), "train_sink_rows": None}
+    judge(spec, inputs, dictionary, batches, max(1, rows // source.batch_size), seen, out, runtime)

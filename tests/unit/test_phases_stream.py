@@ -1,0 +1,80 @@
+"""A study's dictionaries from a streamed pass: the same files as from a store, and no activations on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mechstudy.core.jsonio import read_json
+from mechstudy.core.progress import NullProgress
+from mechstudy.execution.opened import execute, open_study
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    tiny = tiny_model("llama", dtype="float32", n_layers=3, d=16)
+    tiny.hf.save_pretrained(folder / "model")
+    tiny.tokenizer.save_pretrained(folder / "model")
+    row = {"answer": "x", "wrong_answer": "y"}
+    pairs = [
+        row | {"clean": f"abc {i}", "corrupted": f"abd {i}", "split": s} for i, s in enumerate(["train", "test"] * 2)
+    ]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    (folder / "text.txt").write_text("".join(f"A line of text, number {i}, of some length.\n\n" for i in range(400)))
+    (folder / "study.yaml").write_text(
+        "name: tiny\n"
+        "model: {source: 'path:model'}\n"
+        "behaviours: [{name: mine, file: prompts.jsonl, n_train: 2, n_test: 2}]\n"
+        "corpus: {source: 'text:text.txt', tokens: 4096, held_out_tokens: 1024, context: 32}\n"
+        "dictionaries:\n"
+        "  layers: 0-2\n"
+        "  source: stream\n"
+        "  window_rows: 1024\n"
+        "  layers_per_pass: 2\n"
+        "  evaluation_rows: 256\n"
+        "  evaluation_tokens: 128\n"
+        "  architecture: {kind: skip_transcoder, activation: batchtopk, d_sae: 32, k: 4}\n"
+        "  training: {steps: 30, batch_size: 128, precision: float32, tensorboard: false, checkpoint_every: 10}\n"
+        "compute: {device: cpu, threads: 1}\n"
+    )
+    return folder / "study.yaml"
+
+
+def evaluations(study: Path, folder: Path, *overrides: str) -> dict[int, dict]:
+    opened = open_study(study, overrides, out=folder)
+    targets = [unit.name for unit in opened.units if unit.phase == "train"]
+    result = execute(opened, targets, progress=NullProgress())
+    assert result.exit_code == 0, result.failures
+    return {
+        int(name[6:-1]): read_json(result.unit(name).artifact.file("evaluation.json"))  # type: ignore[union-attr]
+        for name in targets
+    }
+
+
+def test_streamed_dictionaries_are_judged_as_stored_ones_and_leave_no_activations(study, tmp_path):
+    streamed = evaluations(study, tmp_path / "streamed")
+    stored = evaluations(study, tmp_path / "stored", "dictionaries.source=store")
+    assert streamed.keys() == stored.keys() == {0, 1, 2}
+    for layer, evaluation in streamed.items():
+        assert evaluation.keys() == stored[layer].keys()
+        assert evaluation["d_sae"] == 32 and evaluation["n_eval_rows"] > 200
+        assert abs(evaluation["r2"] - stored[layer]["r2"]) < 0.15, "the same recipe on the same text in another order"
+    assert not list((tmp_path / "streamed").rglob("*.bin"))
+    [first] = (tmp_path / "streamed" / "artifacts" / "stream").glob("stream-0-1-*")
+    assert 0 < read_json(first / "pass.json")["mixing"] <= 1
+    assert (first / "layers" / "1" / "dictionary" / "sae_weights.safetensors").exists()
+
+
+def test_a_streamed_study_plans_no_store(study, tmp_path):
+    units = {unit.name: unit for unit in open_study(study, out=tmp_path).units}
+    assert {name for name in units if name.startswith(("stream", "capture"))} == {
+        "stream[0-1]",
+        "stream[2]",
+        "capture[mine]",
+    }
+    assert units["train[2]"].inputs.keys() == {"model", "corpus", "stream[2]"}
+    assert units["stream[0-1]"].estimate.bytes_in_memory > 2 * 1024 * 4 * 16

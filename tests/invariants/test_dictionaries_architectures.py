@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mechstudy.dictionaries import codes as codes_module
 from mechstudy.dictionaries.architectures import architecture_of
-from mechstudy.dictionaries.architectures.jumprelu import L0_STRENGTH
+from mechstudy.dictionaries.architectures.jumprelu import L0_STRENGTH, TANH_WEIGHT
 from mechstudy.dictionaries.config import DictionaryConfig
 from mechstudy.dictionaries.gradients import loss_and_gradients
 from mechstudy.dictionaries.weights import Weights
@@ -87,15 +87,15 @@ def textbook(cfg: DictionaryConfig, w: Weights, x: Tensor, y: Tensor) -> Tensor:
     elif cfg.activation == "jumprelu":
         threshold = w.extra["log_threshold"].exp()
         f = Jump.apply(pre, threshold)
-        if cfg.resolved_penalty() == "l0":
-            l0 = Step.apply(pre, threshold, torch.ones_like(pre)).sum() / N
-            extra_loss = COEFFICIENT * L0_STRENGTH * (l0 / cfg.k - 1) ** 2
-        else:
+        l0 = Step.apply(pre, threshold, torch.ones_like(pre)).sum() / N
+        with_tanh = cfg.resolved_penalty() == "tanh"
+        extra_loss = L0_STRENGTH * (1 if with_tanh else COEFFICIENT) * (l0 / cfg.k - 1) ** 2
+        if with_tanh:
+            scale = TANH_WEIGHT * COEFFICIENT / N
             at_jump = phi(threshold * norms).detach().expand_as(pre)
             smooth = phi(f.detach() * norms + (pre - pre.detach()) * norms.detach() * (pre > threshold))
-            extra_loss = COEFFICIENT * ((smooth * (pre > threshold)).sum()) / N
-            jump = Step.apply(pre, threshold, at_jump).sum() / N
-            extra_loss = extra_loss + COEFFICIENT * (jump - jump.detach())
+            jump = Step.apply(pre, threshold, at_jump).sum()
+            extra_loss = extra_loss + scale * ((smooth * (pre > threshold)).sum() + jump - jump.detach())
     else:
         bound = pre.topk(K, 1).values[:, -1:] if cfg.activation == "topk" else pre.flatten().topk(N * K).values[-1]
         f = torch.where(pre >= bound, pre.relu(), torch.zeros_like(pre))

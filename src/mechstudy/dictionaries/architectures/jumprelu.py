@@ -18,20 +18,20 @@ from mechstudy.dictionaries.codes import codes_where
 from mechstudy.dictionaries.weights import Weights
 
 L0_STRENGTH = 8.0  # of the quadratic penalty: 10% off the target costs as much as .08 of FVU
-_PRE_ACT = 0.05  # share of the tanh penalty's coefficient for inactive features (Anthropic's pre-act loss)
+TANH_WEIGHT = 1e-3  # of the tanh penalty where no coefficient is given
 
 
 @dataclass(frozen=True)
 class JumpReLU:
-    """``penalty`` "l0": strength x (L0 / k - 1)^2, which needs no coefficient (Gemma Scope 2); or "tanh"."""
+    """L0 is pulled to k by strength x (L0 / k - 1)^2 (Gemma Scope 2), so no coefficient has to be found.
+
+    ``penalty`` "tanh" weighs activations by tanh besides (Anthropic, January 2025), with a weight of its own.
+    """
 
     k: int
     penalty: str = "l0"
     bandwidth: float = 0.1
-
-    @property
-    def needs_control(self) -> bool:
-        return self.penalty != "l0"
+    needs_control: bool = False
 
     def start(self, pre_NF: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Thresholds that k features of a row exceed on average."""
@@ -54,19 +54,19 @@ class JumpReLU:
         active = codes.values > 0
         through = context.d_values * active
         result = Passed([(codes, through)], [(codes, through)])
-        if self.penalty == "l0":
-            excess = float(active.sum()) / (n * self.k) - 1.0
-            strength = context.coefficient * L0_STRENGTH
-            result.penalty = torch.tensor(strength * excess**2, dtype=dtype)
-            lost = lost + 2.0 * strength * excess / (self.k * n)
-        else:
+        with_tanh = self.penalty != "l0"
+        strength = L0_STRENGTH * (1.0 if with_tanh else context.coefficient)
+        excess = float(active.sum()) / (n * self.k) - 1.0
+        result.penalty = torch.tensor(strength * excess**2, dtype=dtype)
+        lost = lost + 2.0 * strength * excess / (self.k * n)
+        if with_tanh:
             phi, norms_F = PENALTIES[self.penalty], context.norms_F
-            scale = context.coefficient / n
+            scale = TANH_WEIGHT * context.coefficient / n
             s = codes.values * codes.per_feature(norms_F)
             slope = phi.slope(s) * active * scale
             through += slope * codes.per_feature(norms_F)
             result.to_norms = codes.sum_features(slope * codes.values)
-            result.penalty = (phi.value(s) * active).sum() * scale
+            result.penalty = result.penalty + (phi.value(s) * active).sum() * scale
             lost = lost + scale * near.per_feature(phi.value(threshold_F * norms_F))
         d_threshold = -near.sum_features(lost * here) / self.bandwidth
         result.extra = {"log_threshold": d_threshold * threshold_F}

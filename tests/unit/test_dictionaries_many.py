@@ -104,9 +104,9 @@ def test_nan_names_the_dictionary_and_the_step(tmp_path):
                     rows["mlp_out.1"][5, 3] = torch.nan
                 yield rows
 
-    with pytest.raises(MechstudyError, match="sae: the input activations hold NaN") as error:
+    with pytest.raises(MechstudyError, match="the input activations hold NaN") as error:
         train_many(jobs(tmp_path)[:2], Broken())
-    assert error.value.where == "step 9"
+    assert error.value.where == "mlp_out.1: step 9, row 5"
 
 
 def test_an_unknown_site_another_batch_size_and_two_of_one_name_are_refused(tmp_path):

@@ -125,6 +125,9 @@ class TrainConfig(Config):
 
     `precision` is that of the encoder's matrix product, the one dense product of a step; master weights, sparse
     products and the optimizer are float32 always. "auto" times both on this machine, once, and records the choice.
+
+    `health`: what follows when a training looks ill (loss spikes, dead features, L0 or FVU far off): a warning, or the
+    end. `non_finite`: rows with NaN or infinity end the training, or are left out and counted.
     """
 
     steps: int = Field(default=2_000, ge=1)
@@ -138,6 +141,8 @@ class TrainConfig(Config):
     dead_after_rows: int | None = Field(default=None, ge=1)
     checkpoint_every: int = Field(default=1_000, ge=1)
     precision: Precision = "auto"
+    health: Literal["off", "warn", "stop"] = "warn"
+    non_finite: Literal["refuse", "skip"] = "refuse"
     log_every: int = Field(default=50, ge=1)
     tensorboard: bool = True
     seed: int = Field(default=0, ge=0)

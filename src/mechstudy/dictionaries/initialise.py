@@ -59,6 +59,12 @@ class Moments:
     covariance: Tensor | None  # [d_in, d_in] of normalised inputs
     cross: Tensor | None  # [d_in, d_out] of normalised inputs and targets
 
+    @property
+    def mean_to_spread(self) -> float:
+        """Length of the mean input over the inputs' root mean squared distance from it."""
+        norm = self.normalisation
+        return float(torch.linalg.vector_norm(norm.mean_in)) / (norm.scale_in * math.sqrt(len(norm.mean_in)))
+
 
 def measure(batches: Iterable[tuple[Tensor, Tensor]], *, n_rows: int, with_cross: bool) -> Moments:
     """Read batches until `n_rows` rows are seen (or they end); float64 sums.

@@ -114,7 +114,7 @@ def train_many(
                      checkpoint=job.checkpoint, device=device),
             view,
         )  # fmt: skip
-    _begin(trainings, source, progress, device)
+    _begin(trainings, source, progress)
     first = min(training.step for training, _ in trainings.values())
     total = max(training.train_cfg.steps for training, _ in trainings.values())
     with ExitStack() as stack:
@@ -123,9 +123,9 @@ def train_many(
         bar = stack.enter_context(progress.bar(f"train {len(jobs)}", total, "steps", done=first))
         batches = source.batches(first) if first < total else iter(())
         for step, rows in enumerate(batches, first):
-            for name, (training, view) in trainings.items():
+            for training, view in trainings.values():
                 if training.step == step and not training.finished:
-                    _take(name, training, view, rows, step, device)
+                    training.take(*view.select(rows))
             bar.advance(1)
             if all(training.finished for training, _ in trainings.values()):
                 break
@@ -146,7 +146,7 @@ def _check(jobs: Sequence[Job], source: PassSource) -> None:
             )
 
 
-def _begin(trainings: Mapping[str, tuple[Training, View]], source: PassSource, progress: Progress, device: str) -> None:
+def _begin(trainings: Mapping[str, tuple[Training, View]], source: PassSource, progress: Progress) -> None:
     """Start or resume every training; the first batches, for their statistics, are read once for all."""
     rows = max(statistics_rows(training.cfg, view.d_in) for training, view in trainings.values())
     held: list[Mapping[str, Tensor]] = []
@@ -155,18 +155,7 @@ def _begin(trainings: Mapping[str, tuple[Training, View]], source: PassSource, p
         if not held:
             held.extend(islice(source.batches(0), -(-rows // source.batch_size) + 1))
         for batch in held:
-            x, y = view.select(batch)
-            yield x.to(device), x.to(device) if y is x else y.to(device)
+            yield view.select(batch)
 
     for training, view in trainings.values():
         training.begin(first(view), progress)
-
-
-def _take(name: str, training: Training, view: View, rows: Mapping[str, Tensor], step: int, device: str) -> None:
-    x, y = view.select(rows)
-    same = y is x
-    for what, tensor in (("input", x), ("target", y)):
-        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
-            raise MechstudyError(f"{name}: the {what} activations hold NaN or infinity", where=f"step {step}")
-    x = x.to(device)
-    training.take(x, x if same else y.to(device))

@@ -23,6 +23,8 @@ class TrainState:
     threshold: running mean of the smallest kept activation (BatchTopK; normalised units), or None.
     last_minimum: the last batch's smallest kept activation, where the next batch's search begins.
     control: integral of the controller that finds the penalty's coefficient; last_l0: what it goes by.
+    health: what `health.Health` has seen.
+    left_out: rows with NaN or infinity.
     rows_since_fired [F] int64: rows seen since each feature was last active.
     """
 
@@ -33,10 +35,12 @@ class TrainState:
     optimizer: torch.optim.Adam
     step: int = 0
     rows: int = 0
+    left_out: int = 0
     threshold: float | None = None
     last_minimum: float | None = None
     control: float = START
     last_l0: float | None = None
+    health: dict[str, Any] = field(default_factory=dict)
     dead: Tensor | None = field(default=None, repr=False)
 
     @classmethod
@@ -73,11 +77,13 @@ class TrainState:
             "fingerprint": fingerprint,
             "step": self.step,
             "rows": self.rows,
+            "left_out": self.left_out,
             "precision": self.precision,
             "threshold": self.threshold,
             "last_minimum": self.last_minimum,
             "control": self.control,
             "last_l0": self.last_l0,
+            "health": self.health,
             "scale_in": self.normalisation.scale_in,
             "scale_out": self.normalisation.scale_out,
         }
@@ -127,9 +133,10 @@ class TrainState:
                     **{key: moment.to(device) for key, moment in moments.items()},
                 }
             result.rows_since_fired = tensors["rows_since_fired"].to(device)
-            result.step, result.rows = state["step"], state["rows"]
+            result.step, result.rows, result.left_out = state["step"], state["rows"], state["left_out"]
             result.threshold, result.last_minimum = state["threshold"], state["last_minimum"]
             result.control, result.last_l0 = state["control"], state["last_l0"]
+            result.health = state["health"]
         except KeyError as error:
             raise MechstudyError(
                 f"the checkpoint lacks {error}", where=str(path), fix="delete the file to start again"

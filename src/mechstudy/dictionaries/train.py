@@ -28,13 +28,20 @@ from mechstudy.dictionaries.gradients import (
     normalise_rows,
     remove_parallel,
 )
-from mechstudy.dictionaries.initialise import SKIP_ROWS_PER_INPUT, STATISTICS_ROWS, initial_weights, measure
+from mechstudy.dictionaries.health import Finding, Health
+from mechstudy.dictionaries.initialise import (
+    SKIP_ROWS_PER_INPUT,
+    STATISTICS_ROWS,
+    Moments,
+    initial_weights,
+    measure,
+)
 from mechstudy.dictionaries.rows import rows_of
 from mechstudy.dictionaries.scalars import ScalarLog
 from mechstudy.dictionaries.state import TrainState
 from mechstudy.models.precision import faster_dtype
 
-_HOW_ONLY = ("log_every", "checkpoint_every", "tensorboard")  # of TrainConfig: change no byte of the weights
+_HOW_ONLY = ("log_every", "checkpoint_every", "tensorboard", "health")  # of TrainConfig: change no byte of the weights
 
 
 class RowSource(Protocol):
@@ -83,9 +90,9 @@ def train(
     site_out = site_out or (site_in if cfg.kind == "sae" else f"target of {site_in}")
     training = Training(cfg, train_cfg, source, site_in=site_in, site_out=site_out, out=out, checkpoint=checkpoint,
                         device=device)  # fmt: skip
-    training.begin(_checked(source, 0, train_cfg, device), progress)
+    training.begin(source.batches(), progress)
     with training, progress.bar("train", train_cfg.steps, "steps", done=training.step) as bar:
-        for x, y in _checked(source, training.step, train_cfg, device):
+        for x, y in source.batches(training.step):
             if training.finished:
                 break
             bar.advance(1, **training.take(x, y))
@@ -118,6 +125,8 @@ class Training:
         self.n_features = cfg.width(source.d_in)
         _check_sites(cfg, source, self.site_in, self.site_out)
         self.fingerprint = _fingerprint(cfg, train_cfg, source, self.n_features, self.site_in, self.site_out)
+        self.health = Health(cfg, train_cfg)
+        self._progress: Progress = NullProgress()
         self._state: TrainState | None = None
         self._log: ScalarLog | None = None
 
@@ -140,12 +149,14 @@ class Training:
         if self.checkpoint is not None:
             dead_after = self.train_cfg.resolved_dead_after()
             self._state = TrainState.restore(self.checkpoint, self.fingerprint, self.device, dead_after)
+        self._progress = progress
         if self._state is not None:
             progress.log(f"resumed at step {self.step:,} of {self.train_cfg.steps:,}")
-        else:
-            self._state = _start(
-                self.cfg, self.train_cfg, self.source.d_in, self.source.d_out, first_batches, self.device
-            )
+            self.health.restore(self._state.health)
+            return
+        rows = (self._usable(x, y, step)[:2] for step, (x, y) in enumerate(first_batches))
+        self._state, moments = _start(self.cfg, self.train_cfg, self.source.d_in, self.source.d_out, rows, self.device)
+        self._tell(self.health.data(moments.mean_to_spread))
 
     def __enter__(self) -> Training:
         self._begun = time.monotonic()
@@ -159,8 +170,15 @@ class Training:
             self._log.close()
 
     def take(self, x: Tensor, y: Tensor) -> dict[str, Any]:
-        """One step on raw rows; the scalars, where this step logs any."""
+        """One step on raw rows; the scalars, where this step logs any.
+
+        Raises:
+            MechstudyError: rows of another width or with NaN or infinity, a loss that diverged, or poor health where
+                the recipe says to stop.
+        """
         cfg, train_cfg, state = self.cfg, self.train_cfg, self.state
+        x, y, left_out = self._usable(x, y, state.step)
+        state.left_out += left_out
         x, y = state.normalisation.apply(x, y)
         output = train_step(cfg, train_cfg, state, x, y)
         step, last = state.step, self.finished
@@ -170,10 +188,12 @@ class Training:
             if self._log is not None:
                 self._log.write(step, values)
             told = {name: values[name] for name in ("loss", "fvu", "l0")}
+            self._tell(self.health.step(step, values))
         saves = self.checkpoint is not None and step % train_cfg.checkpoint_every == 0
         if saves or last:
             _assert_finite(state, output)
         if self.checkpoint is not None and (saves or last):
+            state.health = self.health.state()
             state.save(self.checkpoint, self.fingerprint)
         return told
 
@@ -188,7 +208,42 @@ class Training:
                 f"the activations ended at step {self.step} of {self.train_cfg.steps}",
                 fix="a source that repeats its rows",
             )
-        return _finish(self.cfg, self.train_cfg, self.source, self.state, self.site_in, self.site_out)
+        found = _finish(self.cfg, self.train_cfg, self.source, self.state, self.site_in, self.site_out)
+        if self.health.findings:
+            found.metadata["health"] = self.health.as_json()
+        return found
+
+    def _tell(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            self._progress.log(f"{self.site_out}, step {finding.step:,}: {finding.text}; fix: {finding.fix}")
+
+    def _usable(self, x: Tensor, y: Tensor, step: int) -> tuple[Tensor, Tensor, int]:
+        """The rows on the device as float32, without those that are not finite; and how many those were."""
+        same = y is x
+        for name, tensor, width in (("input", x, self.source.d_in), ("target", y, self.source.d_out)):
+            if tensor.ndim != 2 or tensor.shape[1] != width:
+                raise MechstudyError(
+                    f"{name} rows have shape {list(tensor.shape)}, but {width} columns were promised",
+                    where=f"step {step}",
+                )
+        x = x.to(self.device, torch.float32)
+        y = x if same else y.to(self.device, torch.float32)
+        if torch.isfinite(x.sum()) and (same or torch.isfinite(y.sum())):
+            return x, y, 0
+        finite = torch.isfinite(x).all(1) & torch.isfinite(y).all(1)
+        bad = (~finite).nonzero().squeeze(1)
+        if not len(bad):  # the sum overflowed, the rows are finite
+            return x, y, 0
+        if self.train_cfg.non_finite == "refuse" or len(bad) == len(x):
+            name = "input" if not torch.isfinite(x[bad[0]]).all() else "target"
+            raise MechstudyError(
+                f"the {name} activations hold NaN or infinity",
+                where=f"{self.site_out}: step {step}, row {int(bad[0])}",
+                facts={"rows affected": f"{len(bad)} of {len(x)} in this batch"},
+                fix="capture again in float32 or bfloat16 (float16 overflows at 65,504), or training.non_finite: skip",
+            )
+        x = x[finite]
+        return x, x if same else y[finite], len(bad)
 
 
 def _check_sites(cfg: DictionaryConfig, source: RowSource, site_in: str, site_out: str) -> None:
@@ -228,7 +283,7 @@ def _start(
     d_out: int,
     batches: Iterable[tuple[Tensor, Tensor]],
     device: str,
-) -> TrainState:
+) -> tuple[TrainState, Moments]:
     n_features, with_skip = cfg.width(d_in), cfg.kind == "skip_transcoder"
     n_rows = min(statistics_rows(cfg, d_in), train_cfg.steps * train_cfg.batch_size)
     moments = measure(batches, n_rows=n_rows, with_cross=with_skip)
@@ -238,7 +293,7 @@ def _start(
     precision: str = train_cfg.precision
     if precision == "auto":
         precision = faster_dtype(d_in, n_features, device, train_cfg.batch_size)
-    return TrainState.fresh(weights, moments.normalisation, precision, device)
+    return TrainState.fresh(weights, moments.normalisation, precision, device), moments
 
 
 def statistics_rows(cfg: DictionaryConfig, d_in: int) -> int:
@@ -290,42 +345,6 @@ def _coefficient(cfg: DictionaryConfig, architecture: Architecture, state: Train
         return 1.0
     value, state.control = coefficient(state.control, state.last_l0, cfg.k)
     return value
-
-
-def _checked(source: RowSource, start: int, train_cfg: TrainConfig, device: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """The source's batches on the device, as float32; widths and finiteness checked. x is y stays so."""
-    batches = source.batches(start)
-    try:
-        for step, (x, y) in enumerate(batches, start):
-            same = y is x
-            for name, tensor, width in (("input", x, source.d_in), ("target", y, source.d_out)):
-                if tensor.ndim != 2 or tensor.shape[1] != width:
-                    raise MechstudyError(
-                        f"{name} rows have shape {list(tensor.shape)}, but {width} columns were promised",
-                        facts={"step": str(step)},
-                    )
-                if not torch.isfinite(tensor.sum(dtype=torch.float32)):
-                    _raise_non_finite(name, tensor, step, train_cfg.batch_size)
-                if same:
-                    break
-            x = x.to(device, torch.float32)
-            yield x, x if same else y.to(device, torch.float32)
-    finally:
-        close = getattr(batches, "close", None)
-        if close is not None:
-            close()
-
-
-def _raise_non_finite(name: str, tensor: Tensor, step: int, batch_size: int) -> None:
-    bad = (~torch.isfinite(tensor)).any(1).nonzero().squeeze(1)
-    if not len(bad):
-        return  # the sum overflowed, the rows are finite
-    raise MechstudyError(
-        f"the {name} activations hold NaN or infinity",
-        where=f"step {step}, row {int(bad[0])}",
-        facts={"rows affected": f"{len(bad)} of {len(tensor)} in this batch"},
-        fix="capture again in float32 or bfloat16: float16 overflows at 65,504",
-    )
 
 
 def _assert_finite(state: TrainState, output: StepOutput) -> None:
@@ -382,6 +401,7 @@ def _finish(
         "precision": state.precision,
         "steps": state.step,
         "train_rows": state.rows,
+        **({"rows_left_out": state.left_out} if state.left_out else {}),
         "lr": train_cfg.resolved_lr(n_features),
         "seed": train_cfg.seed,
     }

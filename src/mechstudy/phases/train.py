@@ -92,6 +92,7 @@ def judge(
             "k": architecture["k"],
             "steps": training["steps"],
             "train_rows": rows,
+            "health": dictionary.metadata.get("health", []),
             **seen,
         }
         | reconstruction

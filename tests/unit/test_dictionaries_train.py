@@ -1,6 +1,7 @@
 """The trainer: it learns, it resumes bit for bit, and it refuses what cannot work."""
 
 import json
+from itertools import islice
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.evaluate import evaluate
 from mechstudy.dictionaries.initialise import Normalisation
 from mechstudy.dictionaries.state import TrainState
-from mechstudy.dictionaries.train import train, train_step
+from mechstudy.dictionaries.train import Training, train, train_step
 from mechstudy.dictionaries.weights import Weights
 from tests.unit.dictionary_worlds import SparseWorld, StoppingWorld
 
@@ -84,6 +85,28 @@ def test_resuming_keeps_the_precision_of_the_checkpoint(tmp_path, monkeypatch):
     )
     assert dictionary.metadata["precision"] == "bfloat16"
     assert any("resumed at step 20 " in message for message in progress.messages)
+
+
+def test_with_ema_the_dictionary_is_the_average_of_the_weights_and_resumes_to_the_same_bytes(tmp_path):
+    cfg, source = DictionaryConfig(kind="sae", d_sae=64, k=4), world("sae")
+    recipe = SHORT.model_copy(update={"ema": 0.9, "steps": 20, "checkpoint_every": 7})
+    training = Training(cfg, recipe, source, **sites("sae"), out=None)
+    training.begin(source.batches(), NullProgress())
+    mean: torch.Tensor | None = None
+    with training:
+        for x, y in islice(source.batches(), 20):
+            training.take(x, y)
+            dec = training.state.weights.dec
+            mean = dec.clone() if mean is None else 0.9 * mean + 0.1 * dec
+    straight = training.finish()
+    torch.testing.assert_close(straight.W_dec, mean)
+    assert not torch.allclose(straight.W_dec, training.state.weights.dec, rtol=1e-3)
+    stopping = world("sae", StoppingWorld)
+    stopping.stop_at = 16
+    with pytest.raises(KeyboardInterrupt):
+        train(cfg, recipe, stopping, **sites("sae"), out=tmp_path, checkpoint=tmp_path / "c")
+    resumed = train(cfg, recipe, source, **sites("sae"), out=tmp_path, checkpoint=tmp_path / "c")
+    assert torch.equal(resumed.W_dec, straight.W_dec) and torch.equal(resumed.b_enc, straight.b_enc)
 
 
 def test_finished_checkpoint_gives_the_dictionary_again_without_more_steps(tmp_path):

@@ -126,6 +126,8 @@ class TrainConfig(Config):
     `precision` is that of the encoder's matrix product, the one dense product of a step; master weights, sparse
     products and the optimizer are float32 always. "auto" times both on this machine, once, and records the choice.
 
+    `ema`: the dictionary is the exponential moving average of the weights with this decay, not their last state.
+
     `health`: what follows when a training looks ill (loss spikes, dead features, L0 or FVU far off): a warning, or the
     end. `non_finite`: rows with NaN or infinity end the training, or are left out and counted.
     """
@@ -141,6 +143,7 @@ class TrainConfig(Config):
     dead_after_rows: int | None = Field(default=None, ge=1)
     checkpoint_every: int = Field(default=1_000, ge=1)
     precision: Precision = "auto"
+    ema: float | None = Field(default=None, gt=0, lt=1)
     health: Literal["off", "warn", "stop"] = "warn"
     non_finite: Literal["refuse", "skip"] = "refuse"
     log_every: int = Field(default=50, ge=1)

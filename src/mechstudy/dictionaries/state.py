@@ -24,6 +24,7 @@ class TrainState:
     last_minimum: the last batch's smallest kept activation, where the next batch's search begins.
     control: integral of the controller that finds the penalty's coefficient; last_l0: what it goes by.
     health: what `health.Health` has seen.
+    average: moving averages of the weights, where the recipe asks for them.
     left_out: rows with NaN or infinity.
     rows_since_fired [F] int64: rows seen since each feature was last active.
     """
@@ -41,6 +42,7 @@ class TrainState:
     control: float = START
     last_l0: float | None = None
     health: dict[str, Any] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict, repr=False)
     dead: Tensor | None = field(default=None, repr=False)
 
     @classmethod
@@ -60,6 +62,14 @@ class TrainState:
         self.dead = (self.rows_since_fired >= dead_after).nonzero().squeeze(1)
         self.rows += n_rows
 
+    def observe_weights(self, decay: float) -> None:
+        """Take the weights into their moving average, which starts at the first ones seen."""
+        for name, weight in self.weights.named():
+            if name in self.average:
+                self.average[name].lerp_(weight, 1.0 - decay)
+            else:
+                self.average[name] = weight.clone()
+
     def observe_minimum(self, minimum: float, rate: float) -> None:
         """Take the smallest kept activation of a BatchTopK batch into the running threshold."""
         self.threshold = minimum if self.threshold is None else self.threshold + rate * (minimum - self.threshold)
@@ -71,6 +81,7 @@ class TrainState:
         for name, tensor in self.weights.named():
             moments = self.optimizer.state[tensor]
             tensors |= {f"adam.{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq", "step")}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         tensors["rows_since_fired"] = self.rows_since_fired
         tensors["mean_in"], tensors["mean_out"] = self.normalisation.mean_in, self.normalisation.mean_out
         state = {
@@ -137,6 +148,8 @@ class TrainState:
             result.threshold, result.last_minimum = state["threshold"], state["last_minimum"]
             result.control, result.last_l0 = state["control"], state["last_l0"]
             result.health = state["health"]
+            averages = {n.removeprefix("average."): t for n, t in tensors.items() if n.startswith("average.")}
+            result.average = {name: tensor.to(device) for name, tensor in averages.items()}
         except KeyError as error:
             raise MechstudyError(
                 f"the checkpoint lacks {error}", where=str(path), fix="delete the file to start again"

@@ -39,6 +39,7 @@ from mechstudy.dictionaries.initialise import (
 from mechstudy.dictionaries.rows import rows_of
 from mechstudy.dictionaries.scalars import ScalarLog
 from mechstudy.dictionaries.state import TrainState
+from mechstudy.dictionaries.weights import Weights
 from mechstudy.models.precision import faster_dtype
 
 _HOW_ONLY = ("log_every", "checkpoint_every", "tensorboard", "health")  # of TrainConfig: change no byte of the weights
@@ -328,6 +329,8 @@ def train_step(cfg: DictionaryConfig, train_cfg: TrainConfig, state: TrainState,
     state.optimizer.step()
     if cfg.kind == "sae":
         normalise_rows(state.weights.dec)
+    if train_cfg.ema is not None:
+        state.observe_weights(train_cfg.ema)
     if output.minimum is not None:
         state.observe_minimum(output.minimum, train_cfg.threshold_rate())
     state.observe_codes(output.codes.fired(), len(x), train_cfg.resolved_dead_after())
@@ -388,7 +391,8 @@ def _finish(
 ) -> Dictionary:
     """Fold the normalisation and wrap up."""
     norm = state.normalisation
-    weights, threshold = architecture_of(cfg).at_inference(state.weights, state.threshold)
+    learned = Weights.of(state.average) if state.average else state.weights
+    weights, threshold = architecture_of(cfg).at_inference(learned, state.threshold)
     folded = norm.fold(weights)
     limit = getattr(source, "max_input_norm", None)
     limit_out = getattr(source, "max_output_norm", None)

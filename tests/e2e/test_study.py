@@ -31,7 +31,7 @@ def mechstudy(*arguments: str, check: bool = True) -> subprocess.CompletedProces
 
 
 def checksums(run: Path, *phases: str) -> dict[str, str]:
-    """Unit and file -> sha256, for every file that is no log."""
+    """Artifact (unit and id) and file -> sha256, for every file that is no log."""
     found = {}
     for manifest in run.glob("artifacts/*/*/manifest.json"):
         content = json.loads(manifest.read_text())
@@ -39,7 +39,7 @@ def checksums(run: Path, *phases: str) -> dict[str, str]:
             continue
         for name, entry in content["files"].items():
             if not name.startswith(LOGS):
-                found[f"{content['unit']}/{name}"] = entry["sha256"]
+                found[f"{manifest.parent.name}/{name}"] = entry["sha256"]
     return found
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechstudy.activations import passes as passes_module
+from mechstudy.activations import reader as reader_module
 from mechstudy.activations.passes import StorePass, StreamPass
 from mechstudy.activations.store import StoreWriter
 from mechstudy.core.checkpoint import load_checkpoint
@@ -124,7 +124,7 @@ def test_an_unknown_site_another_batch_size_and_two_of_one_name_are_refused(tmp_
 
 
 def test_a_store_pass_reads_every_row_once_with_rows_of_one_token_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(passes_module, "BLOCK_BYTES", 512)
+    monkeypatch.setattr(reader_module, "BLOCK_BYTES", 512)
     n, context = 400, 8
     writer = StoreWriter(tmp_path, {SITES[0]: 2, SITES[2]: 3}, n, "float32", seed=1)
     numbers = torch.arange(n)

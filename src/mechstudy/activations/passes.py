@@ -7,24 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mechstudy.activations.capture import activations_at, site_width
-from mechstudy.activations.config import ITEM_SIZES
 from mechstudy.activations.prefetch import ahead
-from mechstudy.activations.reader import BLOCK_BYTES, RowFile, files_of, kept_positions, sink_limit
+from mechstudy.activations.reader import SINK_RATIO, KeptRows, files_of, kept_positions, sink_limit
 from mechstudy.activations.store import Store
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
-
-SINK_RATIO = 10.0
 
 
 class StorePass:
@@ -38,12 +33,12 @@ class StorePass:
         sink_ratio: float | None = SINK_RATIO, prefetch: int = 2,
     ) -> None:  # fmt: skip
         self.store, self.sites, self.batch_size, self.prefetch = store, tuple(sites), batch_size, prefetch
-        self._files = {site: files_of(store, site) for site in self.sites}
-        self.widths = {str(site): file.width for site, file in self._files.items()}
-        limits = {str(site): sink_limit(file, sink_ratio) for site, file in self._files.items()}
+        files = {site: files_of(store, site) for site in self.sites}
+        self.widths = {str(site): file.width for site, file in files.items()}
+        limits = {str(site): sink_limit(file, sink_ratio) for site, file in files.items()}
         self.limits = {site: limit for site, limit in limits.items() if limit is not None}
-        self._keep = kept_positions(store)
-        self.rows_per_epoch = int(np.count_nonzero(self._keep))
+        keep = kept_positions(store)
+        self.rows_per_epoch = int(np.count_nonzero(keep))
         if not self.rows_per_epoch:
             raise MechstudyError(
                 "no row is left to train on",
@@ -51,42 +46,12 @@ class StorePass:
                 facts={"rows": f"{store.n_rows:,}, all at a first position"},
                 fix="capture longer rows (context)",
             )
-        widest = max(file.width * ITEM_SIZES[file.dtype] for file in self._files.values())
-        self._block = max(1, BLOCK_BYTES // widest)
-        counts = np.add.reduceat(self._keep, np.arange(0, store.n_rows, self._block), dtype=np.int64)
-        self._kept_before = np.concatenate([[0], np.cumsum(counts)])
-        self._offset = int(np.random.default_rng(seed).integers(self.rows_per_epoch))
+        self._rows = KeptRows({str(site): file for site, file in files.items()}, keep, seed)
 
     def batches(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """``{site: float32 [batch_size, width]}`` of steps ``start``, ``start + 1``, ..., for ever."""
-        for rows in ahead(self._read(start), self.prefetch):
+        for rows in ahead(self._rows.batches(start, self.batch_size), self.prefetch):
             yield {site: torch.from_numpy(values) for site, values in rows.items()}
-
-    def _read(self, start: int) -> Iterator[dict[str, NDArray[np.float32]]]:
-        position = (self._offset + start * self.batch_size) % self.rows_per_epoch
-        block = int(np.searchsorted(self._kept_before, position, side="right")) - 1
-        skip = position - int(self._kept_before[block])
-        n_blocks = len(self._kept_before) - 1
-        with ExitStack() as stack:
-            files = {str(s): stack.enter_context(RowFile(f, self._block)) for s, f in self._files.items()}
-            rows, filled = self._empty(), 0
-            while True:
-                span = slice(block * self._block, min(self.store.n_rows, (block + 1) * self._block))
-                kept = np.flatnonzero(self._keep[span])[skip:]
-                for file in files.values():
-                    file.load(span)
-                while len(kept):
-                    take, kept = kept[: self.batch_size - filled], kept[self.batch_size - filled :]
-                    for site, file in files.items():
-                        file.widen(take, rows[site][filled : filled + len(take)])
-                    filled += len(take)
-                    if filled == self.batch_size:
-                        yield rows
-                        rows, filled = self._empty(), 0
-                block, skip = (block + 1) % n_blocks, 0
-
-    def _empty(self) -> dict[str, NDArray[np.float32]]:
-        return {site: np.empty((self.batch_size, width), np.float32) for site, width in self.widths.items()}
 
 
 class StreamPass:

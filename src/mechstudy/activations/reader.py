@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from io import FileIO
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mechstudy.models.sites import Site
 
 BLOCK_BYTES = 4 << 20
 SCAN_ROWS = 1 << 20
+SINK_RATIO = 10.0  # times the median norm: above it a row is a sink
 
 
 class RowReader:
@@ -45,7 +47,7 @@ class RowReader:
         *,
         seed: int = 0,
         drop_first_position: bool = True,
-        sink_ratio: float | None = 10.0,
+        sink_ratio: float | None = SINK_RATIO,
         prefetch: int = 4,
     ) -> None:
         assert batch_size > 0, batch_size
@@ -65,11 +67,8 @@ class RowReader:
                 facts={"rows": f"{self.n_rows:,}, all at a first position or above the sink norm"},
                 fix="capture longer rows (context), or more tokens",
             )
-        widest = max(self.d_in * ITEM_SIZES[self._in.dtype], self.d_out * ITEM_SIZES[self._out.dtype])
-        self._block = max(1, BLOCK_BYTES // widest)
-        counts = np.add.reduceat(self._keep, np.arange(0, self.n_rows, self._block), dtype=np.int64)
-        self._kept_before = np.concatenate([[0], np.cumsum(counts)])
-        self._offset = int(np.random.default_rng(seed).integers(self.rows_per_epoch))
+        files = {"x": self._in} if site_in == site_out else {"x": self._in, "y": self._out}
+        self._rows = KeptRows(files, self._keep, seed)
 
     def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of steps ``start``, ``start + 1``, ...: float32 [batch_size, d_in] and [batch_size, d_out].
@@ -77,46 +76,9 @@ class RowReader:
         The two are the same tensor when the sites are. A thread reads ahead; it ends when the iterator is
         closed or let go.
         """
-        for x, y in ahead(self._read(start), self.prefetch):
-            x_ND = torch.from_numpy(x)
-            yield x_ND, x_ND if y is x else torch.from_numpy(y)
-
-    # ---------------------------------------------------------- the reading thread
-
-    def _read(self, start: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """Numpy only: it runs beside the training step, and numpy takes one core."""
-        position = (self._offset + start * self.batch_size) % self.rows_per_epoch
-        block = int(np.searchsorted(self._kept_before, position, side="right")) - 1
-        skip = position - int(self._kept_before[block])
-        same = self.site_in == self.site_out
-        n_blocks = len(self._kept_before) - 1
-        with RowFile(self._in, self._block) as first, RowFile(self._out, self._block) as second:
-            x, y = self._empty(same)
-            filled = 0
-            while True:
-                rows = slice(block * self._block, min(self.n_rows, (block + 1) * self._block))
-                kept = np.flatnonzero(self._keep[rows])[skip:]
-                first.load(rows)
-                if not same:
-                    second.load(rows)
-                while len(kept):
-                    take, kept = kept[: self.batch_size - filled], kept[self.batch_size - filled :]
-                    to = slice(filled, filled + len(take))
-                    first.widen(take, x[to])
-                    if not same:
-                        second.widen(take, y[to])
-                    filled = to.stop
-                    if filled == self.batch_size:
-                        yield x, y
-                        x, y = self._empty(same)
-                        filled = 0
-                block, skip = (block + 1) % n_blocks, 0
-
-    def _empty(self, same: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        x = np.empty((self.batch_size, self.d_in), np.float32)
-        return x, x if same else np.empty((self.batch_size, self.d_out), np.float32)
-
-    # --------------------------------------------------------------------- opening
+        for rows in ahead(self._rows.batches(start, self.batch_size), self.prefetch):
+            x = torch.from_numpy(rows["x"])
+            yield x, torch.from_numpy(rows["y"]) if "y" in rows else x
 
     def _kept_rows(self, drop_first_position: bool) -> tuple[NDArray[np.bool_], int]:
         keep = kept_positions(self.store) if drop_first_position else np.ones(self.n_rows, dtype=bool)
@@ -127,6 +89,54 @@ class RowReader:
                 if limit is not None:
                     keep[rows] &= self.store.norms(site, rows) <= limit
         return keep, before - int(np.count_nonzero(keep))
+
+
+class KeptRows:
+    """Rows of several files of a store, read together and in order, without those a mask leaves out.
+
+    Args:
+        files: by the name that batches give their rows.
+        keep: [n_rows] bool, true somewhere.
+        seed: says at which kept row the first epoch begins.
+    """
+
+    def __init__(self, files: Mapping[str, SiteFiles], keep: NDArray[np.bool_], seed: int) -> None:
+        self._files, self._keep = files, keep
+        widest = max(file.width * ITEM_SIZES[file.dtype] for file in files.values())
+        self._block = max(1, BLOCK_BYTES // widest)
+        counts = np.add.reduceat(keep, np.arange(0, len(keep), self._block), dtype=np.int64)
+        self._kept_before = np.concatenate([[0], np.cumsum(counts)])
+        self._offset = int(np.random.default_rng(seed).integers(self._kept_before[-1]))
+
+    def batches(self, start: int, size: int) -> Iterator[dict[str, NDArray[np.float32]]]:
+        """Batches ``start``, ``start + 1``, ... of ``size`` rows as float32, for ever.
+
+        NumPy only: it runs beside the training step, and NumPy takes one core.
+        """
+        position = (self._offset + start * size) % int(self._kept_before[-1])
+        block = int(np.searchsorted(self._kept_before, position, side="right")) - 1
+        skip = position - int(self._kept_before[block])
+        n_blocks = len(self._kept_before) - 1
+        with ExitStack() as stack:
+            opened = {name: stack.enter_context(RowFile(file, self._block)) for name, file in self._files.items()}
+            rows, filled = self._empty(size), 0
+            while True:
+                span = slice(block * self._block, min(len(self._keep), (block + 1) * self._block))
+                kept = np.flatnonzero(self._keep[span])[skip:]
+                for file in opened.values():
+                    file.load(span)
+                while len(kept):
+                    take, kept = kept[: size - filled], kept[size - filled :]
+                    for name, file in opened.items():
+                        file.widen(take, rows[name][filled : filled + len(take)])
+                    filled += len(take)
+                    if filled == size:
+                        yield rows
+                        rows, filled = self._empty(size), 0
+                block, skip = (block + 1) % n_blocks, 0
+
+    def _empty(self, size: int) -> dict[str, NDArray[np.float32]]:
+        return {name: np.empty((size, file.width), np.float32) for name, file in self._files.items()}
 
 
 def files_of(store: Store, site: Site) -> SiteFiles:

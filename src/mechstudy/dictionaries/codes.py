@@ -23,7 +23,9 @@ from torch import Tensor
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
-DENSE_FROM = 1 / 24  # share of active entries from which dense products are faster (2 cores, F = 2,304)
+# Share of active entries from which dense products are faster. Measured on a step's products, 2,048 x 576 x 2,304,
+# float32, 2 cores without AMX: 50 ms sparse against 89 dense at 1/24, 70 against 78 at 1/16, 86 against 80 at 1/12.
+DENSE_FROM = 1 / 14
 
 
 @dataclass(frozen=True)

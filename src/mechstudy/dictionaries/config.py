@@ -13,7 +13,7 @@ from mechstudy.core.errors import MechstudyError
 Kind = Literal["sae", "transcoder", "skip_transcoder"]
 ActivationName = Literal["topk", "batchtopk", "relu", "gated", "jumprelu"]
 Precision = Literal["auto", "float32", "bfloat16"]
-PENALTIES: dict[str, tuple[str, ...]] = {  # the first is the default
+PENALTIES_OF: dict[str, tuple[str, ...]] = {  # the first is the default
     "topk": (),
     "batchtopk": (),
     "relu": ("l1", "sqrt", "tanh"),
@@ -67,7 +67,7 @@ class DictionaryConfig(Config):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> DictionaryConfig:
-        known = PENALTIES[self.activation]
+        known = PENALTIES_OF[self.activation]
         for name, given in (("penalty", self.penalty), ("coefficient", self.coefficient)):
             if given is not None and not known:
                 raise MechstudyError(
@@ -90,7 +90,7 @@ class DictionaryConfig(Config):
 
     def resolved_penalty(self) -> str:
         """The penalty: as given, or the activation's default; "" where it has none."""
-        return self.penalty or next(iter(PENALTIES[self.activation]), "")
+        return self.penalty or next(iter(PENALTIES_OF[self.activation]), "")
 
     def prefixes(self, n_features: int) -> tuple[int, ...]:
         """Matryoshka's prefixes as numbers of features; () for a plain dictionary."""

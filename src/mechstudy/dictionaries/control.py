@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 START = math.log(1e-3)
-PROPORTIONAL, INTEGRAL = 4.0, 0.3  # per unit of log L0, the integral part per step: L0 within 2% after 160 steps
+# Per unit of log L0, the integral part per step. On the synthetic world (k = 12, ReLU and Gated) L0 is within 2% of the
+# target after 320 steps; with 1 and .1 within 3%.
+PROPORTIONAL, INTEGRAL = 4.0, 0.3
 
 
 def coefficient(integral: float, l0: float | None, target: float) -> tuple[float, float]:

@@ -66,6 +66,11 @@ class Moments:
         return float(torch.linalg.vector_norm(norm.mean_in)) / (norm.scale_in * math.sqrt(len(norm.mean_in)))
 
 
+def statistics_rows(d_in: int, *, with_skip: bool) -> int:
+    """Rows that the normalisation, and a skip path's regression, are measured on."""
+    return max(STATISTICS_ROWS, SKIP_ROWS_PER_INPUT * d_in if with_skip else 0)
+
+
 def measure(batches: Iterable[tuple[Tensor, Tensor]], *, n_rows: int, with_cross: bool) -> Moments:
     """Read batches until `n_rows` rows are seen (or they end); float64 sums.
 

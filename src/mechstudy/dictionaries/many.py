@@ -20,7 +20,8 @@ from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
 from mechstudy.dictionaries.dictionary import Dictionary
-from mechstudy.dictionaries.train import Training, statistics_rows
+from mechstudy.dictionaries.initialise import statistics_rows
+from mechstudy.dictionaries.train import Training
 
 
 class PassSource(Protocol):
@@ -148,7 +149,10 @@ def _check(jobs: Sequence[Job], source: PassSource) -> None:
 
 def _begin(trainings: Mapping[str, tuple[Training, View]], source: PassSource, progress: Progress) -> None:
     """Start or resume every training; the first batches, for their statistics, are read once for all."""
-    rows = max(statistics_rows(training.cfg, view.d_in) for training, view in trainings.values())
+    rows = max(
+        statistics_rows(view.d_in, with_skip=training.cfg.kind == "skip_transcoder")
+        for training, view in trainings.values()
+    )
     held: list[Mapping[str, Tensor]] = []
 
     def first(view: View) -> Iterator[tuple[Tensor, Tensor]]:

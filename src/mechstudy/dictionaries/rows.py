@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.initialise import SKIP_ROWS_PER_INPUT, STATISTICS_ROWS
+from mechstudy.dictionaries.initialise import statistics_rows
 
 Batch = Tensor | tuple[Tensor, Tensor]
 
@@ -76,7 +76,7 @@ class IterableRows:
     def _only_time(self) -> Iterator[tuple[Tensor, Tensor]]:
         yield from self._held
         for x, y in self._rest:
-            if len(self._held) * self.batch_size < max(STATISTICS_ROWS, SKIP_ROWS_PER_INPUT * x.shape[1]):
+            if len(self._held) * self.batch_size < statistics_rows(x.shape[1], with_skip=True):
                 self._held.append((x, y))
             yield x, y
 

@@ -29,13 +29,7 @@ from mechstudy.dictionaries.gradients import (
     remove_parallel,
 )
 from mechstudy.dictionaries.health import Finding, Health
-from mechstudy.dictionaries.initialise import (
-    SKIP_ROWS_PER_INPUT,
-    STATISTICS_ROWS,
-    Moments,
-    initial_weights,
-    measure,
-)
+from mechstudy.dictionaries.initialise import Moments, initial_weights, measure, statistics_rows
 from mechstudy.dictionaries.rows import rows_of
 from mechstudy.dictionaries.scalars import ScalarLog
 from mechstudy.dictionaries.state import TrainState
@@ -286,7 +280,7 @@ def _start(
     device: str,
 ) -> tuple[TrainState, Moments]:
     n_features, with_skip = cfg.width(d_in), cfg.kind == "skip_transcoder"
-    n_rows = min(statistics_rows(cfg, d_in), train_cfg.steps * train_cfg.batch_size)
+    n_rows = min(statistics_rows(d_in, with_skip=with_skip), train_cfg.steps * train_cfg.batch_size)
     moments = measure(batches, n_rows=n_rows, with_cross=with_skip)
     generator = torch.Generator().manual_seed(train_cfg.seed)
     weights = initial_weights(cfg.kind, n_features, d_in, d_out, moments, generator)
@@ -295,11 +289,6 @@ def _start(
     if precision == "auto":
         precision = faster_dtype(d_in, n_features, device, train_cfg.batch_size)
     return TrainState.fresh(weights, moments.normalisation, precision, device), moments
-
-
-def statistics_rows(cfg: DictionaryConfig, d_in: int) -> int:
-    """Rows that the normalisation, and the skip path's regression, are measured on."""
-    return max(STATISTICS_ROWS, SKIP_ROWS_PER_INPUT * d_in if cfg.kind == "skip_transcoder" else 0)
 
 
 def train_step(cfg: DictionaryConfig, train_cfg: TrainConfig, state: TrainState, x: Tensor, y: Tensor) -> StepOutput:

@@ -14,6 +14,8 @@ from mechstudy.dictionaries.weights import Weights
 
 @dataclass(frozen=True)
 class BatchTopK:
+    """k: active features of a row, on average over a batch."""
+
     k: int
     needs_control: bool = False
 

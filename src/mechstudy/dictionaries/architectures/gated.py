@@ -19,6 +19,8 @@ from mechstudy.dictionaries.weights import Weights
 
 @dataclass(frozen=True)
 class Gated:
+    """k: the L0 that the penalty's weight is found for."""
+
     k: int
     penalty: str = "l1"
     needs_control: bool = True
@@ -57,13 +59,22 @@ class Gated:
         )
 
     def at_inference(self, weights: Weights, threshold: float | None) -> tuple[Weights, Tensor | None]:
-        """gate > 0 and magnitude > 0 is magnitude > max(0, b_mag - exp(r_mag) * b_enc)."""
-        gain, b_mag = weights.extra["r_mag"].exp(), weights.extra["b_mag"]
-        bound = (b_mag - gain * weights.b_enc).clamp_min(0.0)
-        folded = Weights(weights.enc * gain[:, None], b_mag, weights.dec, weights.b_dec, weights.skip)
-        return folded, bound
+        gain, bound = gate_as_threshold(weights.b_enc, weights.extra["r_mag"], weights.extra["b_mag"])
+        folded = Weights(weights.enc * gain[:, None], weights.extra["b_mag"], weights.dec, weights.b_dec, weights.skip)
+        return folded, bound.clamp_min(0.0)
 
     @staticmethod
     def _magnitude(pre_NF: Tensor, weights: Weights) -> Tensor:
-        gain = weights.extra["r_mag"].exp()
-        return pre_NF * gain.to(pre_NF.dtype) + (weights.extra["b_mag"] - gain * weights.b_enc).to(pre_NF.dtype)
+        """Of gate = pre: the magnitude where the gate opens, plus the gain times how far it is open."""
+        gain, at_gate = gate_as_threshold(weights.b_enc, weights.extra["r_mag"], weights.extra["b_mag"])
+        return pre_NF * gain.to(pre_NF.dtype) + at_gate.to(pre_NF.dtype)
+
+
+def gate_as_threshold(b_gate_F: Tensor, r_mag_F: Tensor, b_mag_F: Tensor) -> tuple[Tensor, Tensor]:
+    """(gain, magnitude at which the gate opens), [F] each: exp(r_mag), and b_mag - gain * b_gate.
+
+    So gate > 0 and magnitude > 0 is magnitude > max(0, that): a gated encoder is the JumpReLU with the encoder's rows
+    times the gain, bias b_mag and that threshold.
+    """
+    gain = r_mag_F.exp()
+    return gain, b_mag_F - gain * b_gate_F

@@ -15,6 +15,8 @@ from mechstudy.dictionaries.weights import Weights
 
 @dataclass(frozen=True)
 class ReLU:
+    """k: the L0 that the penalty's weight is found for."""
+
     k: int
     penalty: str = "l1"
     needs_control: bool = True

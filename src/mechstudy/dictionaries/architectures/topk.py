@@ -14,6 +14,8 @@ from mechstudy.dictionaries.weights import Weights
 
 @dataclass(frozen=True)
 class TopK:
+    """k: active features of every row."""
+
     k: int
     needs_control: bool = False
 

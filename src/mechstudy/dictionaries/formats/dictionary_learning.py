@@ -16,7 +16,6 @@ from torch import Tensor
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
 from mechstudy.dictionaries.formats.tensors import (
-    float_tensor,
     gated_as_jumprelu,
     read_json,
     require,
@@ -100,7 +99,6 @@ def _gated(t: dict[str, Tensor], where: Path) -> dict[str, Any]:
     require(t, {"r_mag": b_gate.shape, "mag_bias": b_gate.shape}, where)
     W, b_enc, threshold = gated_as_jumprelu(W_enc, b_gate, t["r_mag"], t["mag_bias"])
     shifted = without_centring(b_enc, b_dec, W)
-    # The threshold compares magnitudes, which the shift of the input changes nothing about.
     return _weights(W, shifted, W_dec, b_dec, threshold)
 
 
@@ -131,7 +129,7 @@ def _jumprelu(t: dict[str, Tensor], where: Path) -> dict[str, Any]:
 
 def _thresholded(t: dict[str, Tensor], W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> dict[str, Any]:
     """One threshold for all features; -1 stands for "not calibrated", which acts as zero does."""
-    threshold = torch.zeros_like(b_enc) + float_tensor(t.get("threshold", 0.0), b_enc).clamp_min(0.0)
+    threshold = torch.full_like(b_enc, max(0.0, float(t.get("threshold", 0.0))))
     return _weights(W_enc, b_enc, W_dec, b_dec, threshold)
 
 

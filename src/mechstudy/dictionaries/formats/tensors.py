@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
+from mechstudy.dictionaries.architectures.gated import gate_as_threshold
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -77,15 +77,6 @@ def without_centring(b_enc: Tensor, b_dec: Tensor, W_enc: Tensor) -> Tensor:
 
 
 def gated_as_jumprelu(W_enc: Tensor, b_gate: Tensor, r_mag: Tensor, b_mag: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(W_enc, b_enc, threshold) of the JumpReLU that a gated encoder is.
-
-    gate = u + b_gate > 0 and magnitude = exp(r) u + b_mag > 0 is magnitude > max(0, b_mag - exp(r) b_gate).
-    """
-    gain = r_mag.double().exp()
-    threshold = (b_mag.double() - gain * b_gate.double()).clamp_min(0.0)
-    return (W_enc.double() * gain).to(W_enc.dtype), b_mag, threshold.to(b_mag.dtype)
-
-
-def float_tensor(value: Any, like: Tensor) -> Tensor:
-    """A number or tensor, as a tensor with the dtype of another."""
-    return torch.as_tensor(value).to(like.dtype)
+    """(W_enc, b_enc, threshold) of the JumpReLU that a gated encoder is; see `architectures.gated`."""
+    gain, threshold = gate_as_threshold(b_gate.double(), r_mag.double(), b_mag.double())
+    return (W_enc.double() * gain).to(W_enc.dtype), b_mag, threshold.clamp_min(0.0).to(b_mag.dtype)

@@ -10,6 +10,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.controls import activation_sizes, matched_controls, random_like, with_norm_of
 from mechstudy.interventions.edges import LOGIT, edge_checks
+from mechstudy.interventions.engine import _turns
 from mechstudy.interventions.features import FeatureAt, NamedActivations, feature_groups, positions_named
 from mechstudy.interventions.metric import kl_divergence, logit_difference
 from mechstudy.interventions.patching import position_names
@@ -219,3 +220,8 @@ def test_a_part_that_does_not_fit_the_list_is_refused(tmp_path):
     (tmp_path / "results_partial_2.csv").write_bytes(path.read_bytes())
     with pytest.raises(MechstudyError, match="do not fit the sample list"):
         PartialResults(tmp_path, 1)
+
+
+def test_edits_of_one_place_take_turns_and_places_never_repeat_within_one():
+    assert _turns([0, 1, 0, 0, 1, 2]) == [[0, 1, 5], [2, 4], [3]]
+    assert _turns([]) == []

@@ -44,16 +44,13 @@ def load_jsonl(path: Path, encode: Encode) -> dict[str, list[PromptPair]]:
     tokens = Tokens(encode)
     require_open_end(tokens)
     broken: dict[int, _Broken] = {}
-    rows: dict[int, dict[str, Any]] = {}
+    rows = _parsed(path, broken)
     pairs: dict[int, PromptPair] = {}
-    for number, raw in _lines(path):
+    for number, row in rows.items():
         try:
-            rows[number] = _parse(raw)
-            pairs[number] = _pair(rows[number], f"line-{number:04d}", tokens)
+            pairs[number] = _pair(row, f"line-{number:04d}", tokens)
         except _Broken as error:
             broken[number] = error
-    if not rows and not broken:
-        raise MechstudyError("no prompts in the file", where=str(path), fix="one JSON object a line")
     split_of = _splits(rows, pairs, broken)
     _no_repeats(pairs, broken)
     if broken:
@@ -86,14 +83,7 @@ def outline_jsonl(path: Path) -> Outline:
         MechstudyError: as `load_jsonl`, for the mistakes that can be seen without tokens.
     """
     broken: dict[int, _Broken] = {}
-    rows: dict[int, dict[str, Any]] = {}
-    for number, raw in _lines(path):
-        try:
-            rows[number] = _parse(raw)
-        except _Broken as error:
-            broken[number] = error
-    if not rows and not broken:
-        raise MechstudyError("no prompts in the file", where=str(path), fix="one JSON object a line")
+    rows = _parsed(path, broken)
     stated = _stated(rows, broken)
     if broken:
         raise _report(path, broken, len(rows.keys() | broken.keys()))
@@ -114,6 +104,19 @@ def joined_words(pairs: Iterable[PromptPair]) -> list[PromptPair]:
         return character.lower() != character.upper()
 
     return [p for p in pairs if is_letter(p.clean[-1]) and (is_letter(p.answer[0]) or is_letter(p.wrong_answer[0]))]
+
+
+def _parsed(path: Path, broken: dict[int, _Broken]) -> dict[int, dict[str, Any]]:
+    """Line number -> object, of the lines that can be read; the others go into ``broken``."""
+    rows: dict[int, dict[str, Any]] = {}
+    for number, raw in _lines(path):
+        try:
+            rows[number] = _parse(raw)
+        except _Broken as error:
+            broken[number] = error
+    if not rows and not broken:
+        raise MechstudyError("no prompts in the file", where=str(path), fix="one JSON object a line")
+    return rows
 
 
 def _lines(path: Path) -> list[tuple[int, bytes]]:

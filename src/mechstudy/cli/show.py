@@ -84,7 +84,7 @@ def show_plan(plan: Plan) -> None:
 
 
 def _alike(rows: Iterable[PlanRow]) -> list[tuple[PlanRow, list[str]]]:
-    """Neighbouring rows that differ in nothing but the unit's name and measured time, as one row and its units."""
+    """Neighbouring rows that differ in nothing but the unit's name, as one row and its units."""
     found: list[tuple[PlanRow, list[str]]] = []
     for row in rows:
         if found and row.state != "done" and replace(found[-1][0], unit=row.unit) == row:

@@ -193,14 +193,15 @@ def _sentence(
     else:
         verb, by = "lowers" if sign < 0 else "raises", " by"
     body = f"{label} {verb} the {metric}" if gerund else f"{label}: {verb} the {metric}"
-    body += f"{by} {text.fixed(sign * effect)} {text.interval(_flip(ci, sign))}"
+    body += f"{by} {text.fixed(sign * effect, text.decimals(ci))} {text.interval(_flip(ci, sign))}"
     if test.get("n") is not None:
         body += f" on {test['n']} unseen prompts"
     if verdict == "unsupported" and excludes_zero(ci):
         body += f" (adjusted {text.p_value(test.get('p_adjusted'))}: not significant among all tests)"
     if control is None:
         return f"{body}; no matched control"
-    return f"{body}; matched controls {text.fixed(sign * control)} {text.interval(_flip(control_ci, sign))}"
+    beside = f"{text.fixed(sign * control, text.decimals(control_ci))} {text.interval(_flip(control_ci, sign))}"
+    return f"{body}; matched controls {beside}"
 
 
 def _flip(ci: Sequence[float] | None, sign: int) -> list[float] | None:

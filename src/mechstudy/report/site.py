@@ -52,7 +52,8 @@ class Site:
         filters: dict[str, Callable[..., Any]] = {
             "visible": text.visible, "plain": text.plain, "title_": text.title, "num": text.number, "fixed": text.fixed,
             "int_": text.integer, "pct": text.percent, "ci": text.interval, "p": text.p_value,
-            "duration": text.duration, "size": text.size, "slug": text.slug, "tokens": token_markup,
+            "decimals": text.decimals, "duration": text.duration, "size": text.size, "slug": text.slug,
+            "tokens": token_markup,
         }  # fmt: skip
         self.environment.filters.update({name: _tolerant(f) for name, f in filters.items()})
         model = source.json("model", "model.json") or {}

@@ -116,14 +116,19 @@ def percent(value: float | None, digits: int = 1) -> str:
     return NOT_AVAILABLE if value is None else f"{number(100 * value, digits)}%"
 
 
+def decimals(ci: Sequence[float | None] | None, least: int = 2) -> int:
+    """Decimals of an interval and of its number: up to two more where an end would read as zero and is not."""
+    ends = [end for end in ci or () if end is not None]
+    enough = (d for d in range(least, least + 3) if all(not end or round(end, d) for end in ends))
+    return next(enough, least)
+
+
 def interval(ci: Sequence[float | None] | None, digits: int = 2) -> str:
-    """`[low, high]`, with up to two more digits where an end would read as zero and is not."""
+    """`[low, high]`, with `decimals`."""
     if not has_interval(ci):
         return f"[{NOT_AVAILABLE}]"
     assert ci is not None
-    enough = (d for d in range(digits, digits + 3) if all(not end or round(end, d) for end in ci))
-    chosen = next(enough, digits)
-    low, high = (fixed(end, chosen) for end in ci)
+    low, high = (fixed(end, decimals(ci, digits)) for end in ci)
     return f"[{low}, {high}]"
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mechstudy.activations import reader as module
+from mechstudy.activations import row_file
 from mechstudy.activations.reader import RowReader
 from mechstudy.activations.store import StoreWriter
 from mechstudy.core.errors import MechstudyError
@@ -20,7 +21,7 @@ IN, OUT = Site("mlp_in", 0), Site("mlp_out", 0)
 CONTEXT, N_ROWS = 8, 400
 
 
-@pytest.fixture(params=["bfloat16", "float32"])
+@pytest.fixture(params=["bfloat16", "float32", "int8"])
 def store(request, tmp_path, monkeypatch):
     """Rows (number mod 251, number // 251 + 100); every 50th is a sink; small blocks, so that there are many."""
     monkeypatch.setattr(module, "BLOCK_BYTES", 256)
@@ -34,7 +35,8 @@ def store(request, tmp_path, monkeypatch):
 
 
 def numbers_of(batch) -> list[int]:
-    return (batch[1][:, 0] + 251 * batch[1][:, 1]).long().tolist()
+    y = batch[1].float()
+    return (y[:, 0].round() + 251 * y[:, 1].round()).long().tolist()
 
 
 def test_an_epoch_is_every_row_once_but_first_positions_and_sinks(store):
@@ -51,11 +53,14 @@ def test_an_epoch_is_every_row_once_but_first_positions_and_sinks(store):
     assert second == epoch
 
 
-def test_batches_are_float32_and_inputs_belong_to_their_outputs(store):
-    for x, y in islice(RowReader(store, IN, OUT, 16).batches(), 30):
-        assert x.dtype == y.dtype == torch.float32
+@pytest.mark.parametrize("widen", [False, True])
+def test_batches_come_as_stored_or_widened_and_inputs_belong_to_their_outputs(store, widen):
+    dtype = torch.bfloat16 if store.dtype == "bfloat16" and not widen else torch.float32
+    for x, y in islice(RowReader(store, IN, OUT, 16, widen=widen).batches(), 30):
+        assert x.dtype == y.dtype == dtype
         assert x.shape == (16, 2) and y.shape == (16, 3)
-        assert torch.equal(x[:, 0], y[:, 0]) and torch.equal(x[:, 1], y[:, 1] + 100)
+        x, y = x.float(), y.float()
+        assert (x[:, 0] - y[:, 0]).abs().max() < 1 and (x[:, 1] - y[:, 1] - 100).abs().max() < 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 333, 1000])
@@ -92,13 +97,54 @@ def test_the_reading_thread_ends_with_its_iterator(store):
     assert threading.active_count() == before
 
 
-def test_batches_handed_out_are_not_overwritten_by_later_reads(store):
-    batches = RowReader(store, IN, OUT, 5).batches()
-    x, _ = next(batches)
-    copy = x.clone()
+@pytest.mark.parametrize("batch_size", [5, 150])
+def test_batches_handed_out_are_not_overwritten_by_later_reads(store, batch_size):
+    batches = RowReader(store, IN, OUT, batch_size).batches()
+    x, y = next(batches)
+    copies, part = (x.clone(), y[1:3].clone()), y[1:3]
+    del y
     for _ in islice(batches, 50):
         pass
-    assert torch.equal(x, copy)
+    assert torch.equal(x, copies[0]) and torch.equal(part, copies[1])
+
+
+def test_memory_of_batches_that_nobody_holds_is_used_again(store):
+    batches = RowReader(store, IN, OUT, 150).batches()
+    places = {x.data_ptr() for x, _ in islice(batches, 100)}
+    assert len(places) < 12
+
+
+def test_rows_far_apart_are_read_as_well_as_neighbours(store, monkeypatch):
+    expected = [x.clone() for x, _ in islice(RowReader(store, IN, OUT, 7).batches(), 60)]
+    monkeypatch.setattr(row_file, "MAX_GAP", 0)
+    monkeypatch.setattr(row_file, "MAX_PIECES", 3)
+    for x, (y, _) in zip(expected, RowReader(store, IN, OUT, 7).batches(), strict=False):
+        assert torch.equal(x, y)
+
+
+def test_rows_that_come_in_pieces_are_put_together(store, monkeypatch):
+    expected = [x.clone() for x, _ in islice(RowReader(store, IN, OUT, 7).batches(), 60)]
+    real = os.preadv
+
+    def little(file, pieces, offset):
+        return real(file, [pieces[0][:5]], offset)
+
+    monkeypatch.setattr(os, "preadv", little)
+    for x, (y, _) in zip(expected, RowReader(store, IN, OUT, 7).batches(), strict=False):
+        assert torch.equal(x, y)
+
+
+def test_rows_that_are_not_finite_reach_the_training(tmp_path):
+    writer = StoreWriter(tmp_path, {IN: 2}, 40, "int8")
+    x = torch.ones(40, 2)
+    x[11, 1], x[12, 0] = torch.nan, torch.inf
+    writer.put(0, {IN: x}, np.arange(40), np.ones(40, int), np.arange(40))
+    store = writer.close()
+    reader = RowReader(store, IN, IN, 40)
+    broken = ~torch.isfinite(next(reader.batches())[0]).all(1)
+    assert int(broken.sum()) == 2 and reader.sink_rows == 0
+    assert store.sites[IN].not_finite == 2 and store.sites[IN].count == 38
+    assert store.mean(IN).tolist() == [1, 1]
 
 
 def test_a_file_truncated_after_opening_is_named(store):

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -60,19 +60,71 @@ def capture_corpus(
         token_rows: token ids [n_documents, T].
         checkpoint: file to resume from, written at most every ``checkpoint_seconds``.
     """
-    n_documents, context = token_rows.shape
+    writer = corpus_writer(model, token_rows, sites, folder, dtype=dtype, seed=seed)
+    write_corpus(model, token_rows, writer, batch_tokens, progress, checkpoint, checkpoint_seconds)
+    return writer.close()
+
+
+def capture_corpus_part(
+    model: LanguageModel,
+    token_rows: Tensor,
+    sites: Sequence[Site],
+    folder: Path,
+    rank: int,
+    n_writers: int,
+    *,
+    dtype: str = "bfloat16",
+    seed: int = 0,
+    batch_tokens: int = 4096,
+    progress: Progress | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> None:
+    """One of ``n_writers`` processes' share of `capture_corpus`; every process is given all ``token_rows``.
+
+    Once all are done, `store.merge` makes the store, the same bytes as one process's: batches are cut where one
+    process would cut them, so ``batch_tokens`` has to be the same in all. Each has a checkpoint of its own.
+    """
+    writer = corpus_writer(
+        model, token_rows, sites, folder, dtype=dtype, seed=seed, rank=rank, n_writers=n_writers
+    )  # fmt: skip
+    write_corpus(model, token_rows, writer, batch_tokens, progress, checkpoint, checkpoint_seconds)
+    writer.close_part()
+
+
+def corpus_writer(
+    model: LanguageModel, token_rows: Tensor, sites: Sequence[Site], folder: Path, **how: Any
+) -> StoreWriter:
+    """A writer for every position of every row, wide enough for each site."""
+    return StoreWriter(folder, {site: site_width(model, site) for site in sites}, token_rows.numel(), **how)
+
+
+def write_corpus(
+    model: LanguageModel,
+    token_rows: Tensor,
+    writer: StoreWriter,
+    batch_tokens: int,
+    progress: Progress | None,
+    checkpoint: Path | None,
+    checkpoint_seconds: float,
+) -> None:
+    """Runs the model over the documents of the writer's rows, from where its checkpoint says on."""
+    context = token_rows.shape[1]
     progress = progress or NullProgress()
-    writer = StoreWriter(folder, {site: site_width(model, site) for site in sites}, n_documents * context, dtype, seed)
+    sites = list(writer.sites)
     batch = max(1, batch_tokens // context)
     saved = load_checkpoint(checkpoint) if checkpoint else None
     if saved is not None:
         writer.restore(*saved)
         batch = int(saved[1]["batch"])
     positions_T = np.arange(context, dtype=np.int32)
+    begin = writer.first_row // context
     first = writer.written_rows // (batch * context) * batch
+    last = -(-writer.last_row // context) if writer.last_row > writer.first_row else first
     last_save = time.monotonic()
-    with progress.bar("capture", n_documents * context, "tokens", done=first * context) as bar:
-        for start in range(first, n_documents, batch):
+    done = max(0, first - begin) * context
+    with progress.bar("capture", (last - begin) * context, "tokens", done=done) as bar:
+        for start in range(first, last, batch):
             tokens_BT = token_rows[start : start + batch].long()
             size = len(tokens_BT)
             writer.put(
@@ -87,7 +139,6 @@ def capture_corpus(
                 tensors, state = writer.state()
                 save_checkpoint(checkpoint, tensors, {**state, "batch": batch})
                 last_save = time.monotonic()
-    return writer.close()
 
 
 def capture_prompts(

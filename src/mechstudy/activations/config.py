@@ -15,8 +15,10 @@ from mechstudy.core.config import Config
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.models.sites import SITES, Site, SiteKind, parse_layers
 
-Dtype = Literal["bfloat16", "float32"]
-ITEM_SIZES: dict[str, int] = {"bfloat16": 2, "float32": 4}
+Dtype = Literal["bfloat16", "float32", "int8"]
+ITEM_SIZES: dict[str, int] = {"bfloat16": 2, "float32": 4, "int8": 1}
+SCALE_BLOCK = 64  # int8: coordinates that share a scale
+SCALE_ITEM_SIZE = 4  # float32
 INDEX_ITEM_SIZE = 12  # document, position, token: int32 each
 NORM_ITEM_SIZE = 4  # float32 norm of each row, per site
 FILE_KINDS = ("text", "jsonl", "parquet")
@@ -28,13 +30,23 @@ def site_bytes(n_rows: int, width: int, dtype: str) -> int:
     return n_rows * width * ITEM_SIZES[dtype]
 
 
+def scales_per_row(width: int) -> int:
+    """Scales of one int8 row: one for every 64 coordinates, the last block may be shorter."""
+    return -(-width // SCALE_BLOCK)
+
+
+def scale_bytes(n_rows: int, width: int, dtype: str) -> int:
+    """Bytes of one site's ``.scales.bin`` file, exactly; 0 for a dtype without scales."""
+    return n_rows * scales_per_row(width) * SCALE_ITEM_SIZE if dtype == "int8" else 0
+
+
 def store_bytes(n_rows: int, widths: Iterable[int], dtype: str) -> int:
-    """Bytes of all row files of a store, exactly: activations, norms and index.
+    """Bytes of all row files of a store, exactly: activations, scales, norms and index.
 
     Only ``store.json`` and ``statistics.safetensors`` come on top; their size does not grow with the rows.
     """
     widths = list(widths)
-    rows = sum(site_bytes(n_rows, width, dtype) for width in widths)
+    rows = sum(site_bytes(n_rows, width, dtype) + scale_bytes(n_rows, width, dtype) for width in widths)
     return rows + n_rows * (NORM_ITEM_SIZE * len(widths) + INDEX_ITEM_SIZE)
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mechstudy.activations.capture import activations_at, site_width
 from mechstudy.activations.prefetch import ahead
-from mechstudy.activations.reader import SINK_RATIO, KeptRows, files_of, kept_positions, sink_limit
+from mechstudy.activations.reader import KeptRows, files_of, kept_positions, sink_limit
+from mechstudy.activations.statistics import SINK_RATIO
 from mechstudy.activations.store import Store
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress
@@ -49,9 +50,9 @@ class StorePass:
         self._rows = KeptRows({str(site): file for site, file in files.items()}, keep, seed)
 
     def batches(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
-        """``{site: float32 [batch_size, width]}`` of steps ``start``, ``start + 1``, ..., for ever."""
-        for rows in ahead(self._rows.batches(start, self.batch_size), self.prefetch):
-            yield {site: torch.from_numpy(values) for site, values in rows.items()}
+        """``{site: [batch_size, width]}`` of steps ``start``, ``start + 1``, ..., for ever: bf16 where they are
+        stored so, else float32."""
+        yield from ahead(self._rows.batches(start, self.batch_size), self.prefetch)
 
 
 class StreamPass:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from io import FileIO
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mechstudy.activations.config import ITEM_SIZES
+from mechstudy.activations.config import ITEM_SIZES, scales_per_row
+from mechstudy.activations.encoding import DTYPES, RAW, decode
+from mechstudy.activations.opened import SiteFiles, Store
 from mechstudy.activations.prefetch import ahead
-from mechstudy.activations.store import RAW, SiteFiles, Store
+from mechstudy.activations.row_file import RowFile, Run, Slabs
+from mechstudy.activations.statistics import SINK_RATIO
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.models.sites import Site
 
 BLOCK_BYTES = 4 << 20
 SCAN_ROWS = 1 << 20
-SINK_RATIO = 10.0  # times the median norm: above it a row is a sink
 
 
 class RowReader:
@@ -28,8 +28,9 @@ class RowReader:
 
     They are fully determined by the store, the seed and the step they start from. Rows at a document's first
     position and sinks (input or target norm above ``sink_ratio`` times its median) are left out: in SmolLM2 the
-    normed inputs of a sink look like any other, and what the MLP writes there is 500 times the rest. The store
-    is shuffled on disk, so an epoch reads it from end to end; the seed says where it begins.
+    normed inputs of a sink look like any other, and what the MLP writes there is 500 times the rest. Rows that are
+    not finite stay in, so that training sees and names them. The store is shuffled on disk, so an epoch reads it from
+    end to end; the seed says where it begins.
 
     Attributes:
         d_in, d_out: widths of the two sites.
@@ -49,6 +50,7 @@ class RowReader:
         drop_first_position: bool = True,
         sink_ratio: float | None = SINK_RATIO,
         prefetch: int = 4,
+        widen: bool = False,
     ) -> None:
         assert batch_size > 0, batch_size
         self.store, self.site_in, self.site_out = store, site_in, site_out
@@ -68,17 +70,17 @@ class RowReader:
                 fix="capture longer rows (context), or more tokens",
             )
         files = {"x": self._in} if site_in == site_out else {"x": self._in, "y": self._out}
-        self._rows = KeptRows(files, self._keep, seed)
+        self._rows = KeptRows(files, self._keep, seed, widen=widen)
 
     def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of steps ``start``, ``start + 1``, ...: float32 [batch_size, d_in] and [batch_size, d_out].
+        """Batches of steps ``start``, ``start + 1``, ...: [batch_size, d_in] and [batch_size, d_out].
 
-        The two are the same tensor when the sites are. A thread reads ahead; it ends when the iterator is
-        closed or let go.
+        bf16 where they are stored so (and ``widen`` is not set), else float32: a training step widens them on its
+        own device, which is faster than here. The two are the same tensor when the sites are. A thread reads ahead;
+        it ends when the iterator is closed or let go.
         """
         for rows in ahead(self._rows.batches(start, self.batch_size), self.prefetch):
-            x = torch.from_numpy(rows["x"])
-            yield x, torch.from_numpy(rows["y"]) if "y" in rows else x
+            yield rows["x"], rows.get("y", rows["x"])
 
     def _kept_rows(self, drop_first_position: bool) -> tuple[NDArray[np.bool_], int]:
         keep = kept_positions(self.store) if drop_first_position else np.ones(self.n_rows, dtype=bool)
@@ -87,56 +89,109 @@ class RowReader:
             rows = slice(first, min(self.n_rows, first + SCAN_ROWS))
             for site, limit in ((self.site_in, self.max_input_norm), (self.site_out, self.max_output_norm)):
                 if limit is not None:
-                    keep[rows] &= self.store.norms(site, rows) <= limit
+                    norms = self.store.norms(site, rows)
+                    keep[rows] &= (norms <= limit) | ~np.isfinite(norms)  # training is to see what is broken
         return keep, before - int(np.count_nonzero(keep))
 
 
 class KeptRows:
-    """Rows of several files of a store, read together and in order, without those a mask leaves out.
+    """Rows of several sites of a store, read together and in order, without those a mask leaves out.
 
     Args:
         files: by the name that batches give their rows.
         keep: [n_rows] bool, true somewhere.
         seed: says at which kept row the first epoch begins.
+        widen: bf16 rows as float32 rather than as they are stored.
     """
 
-    def __init__(self, files: Mapping[str, SiteFiles], keep: NDArray[np.bool_], seed: int) -> None:
-        self._files, self._keep = files, keep
-        widest = max(file.width * ITEM_SIZES[file.dtype] for file in files.values())
-        self._block = max(1, BLOCK_BYTES // widest)
+    def __init__(
+        self, files: Mapping[str, SiteFiles], keep: NDArray[np.bool_], seed: int, *, widen: bool = False
+    ) -> None:
+        self._files, self._keep, self._widen = files, keep, widen
+        self._row_bytes = max(file.width * ITEM_SIZES[file.dtype] for file in files.values())
+        self._block = max(1, BLOCK_BYTES // self._row_bytes)
         counts = np.add.reduceat(keep, np.arange(0, len(keep), self._block), dtype=np.int64)
         self._kept_before = np.concatenate([[0], np.cumsum(counts)])
         self._offset = int(np.random.default_rng(seed).integers(self._kept_before[-1]))
 
-    def batches(self, start: int, size: int) -> Iterator[dict[str, NDArray[np.float32]]]:
-        """Batches ``start``, ``start + 1``, ... of ``size`` rows as float32, for ever.
+    def batches(self, start: int, size: int) -> Iterator[dict[str, Tensor]]:
+        """Batches ``start``, ``start + 1``, ... of ``size`` rows, for ever: bf16 (unless widened) or float32.
 
         NumPy only: it runs beside the training step, and NumPy takes one core.
         """
-        position = (self._offset + start * size) % int(self._kept_before[-1])
+        together = max(1, BLOCK_BYTES // (self._row_bytes * size))  # small batches are read several at a time
+        runs = self._runs((self._offset + start * size) % int(self._kept_before[-1]))
+        left: Run = (0, 0)
+        with ExitStack() as stack:
+            opened = {
+                name: stack.enter_context(SiteRows(file, together * size, self._widen))
+                for name, file in self._files.items()
+            }
+            while True:
+                taken, missing = [], together * size
+                while missing:
+                    first, last = left if left[0] < left[1] else next(runs)
+                    taken.append((first, min(last, first + missing)))
+                    left = taken[-1][1], last
+                    missing -= taken[-1][1] - first
+                read = {name: file.read(taken) for name, file in opened.items()}
+                for number in range(0, together * size, size):
+                    yield {name: rows[number : number + size] for name, rows in read.items()}
+                del read  # else its memory could not be used for the next
+
+    def _runs(self, position: int) -> Iterator[Run]:
+        """Rows side by side that are kept, from the ``position``-th kept row on, epoch after epoch."""
         block = int(np.searchsorted(self._kept_before, position, side="right")) - 1
         skip = position - int(self._kept_before[block])
-        n_blocks = len(self._kept_before) - 1
-        with ExitStack() as stack:
-            opened = {name: stack.enter_context(RowFile(file, self._block)) for name, file in self._files.items()}
-            rows, filled = self._empty(size), 0
-            while True:
-                span = slice(block * self._block, min(len(self._keep), (block + 1) * self._block))
-                kept = np.flatnonzero(self._keep[span])[skip:]
-                for file in opened.values():
-                    file.load(span)
-                while len(kept):
-                    take, kept = kept[: size - filled], kept[size - filled :]
-                    for name, file in opened.items():
-                        file.widen(take, rows[name][filled : filled + len(take)])
-                    filled += len(take)
-                    if filled == size:
-                        yield rows
-                        rows, filled = self._empty(size), 0
-                block, skip = (block + 1) % n_blocks, 0
+        while True:
+            first = block * self._block
+            kept = np.flatnonzero(self._keep[first : first + self._block])[skip:] + first
+            ends = np.flatnonzero(np.diff(kept) != 1) + 1
+            starts = kept[np.concatenate([[0], ends])] if len(kept) else kept
+            lasts = kept[np.concatenate([ends, [len(kept)]]) - 1] + 1 if len(kept) else kept
+            yield from zip(starts.tolist(), lasts.tolist(), strict=True)
+            block, skip = (block + 1) % (len(self._kept_before) - 1), 0
 
-    def _empty(self, size: int) -> dict[str, NDArray[np.float32]]:
-        return {name: np.empty((size, file.width), np.float32) for name, file in self._files.items()}
+
+class SiteRows:
+    """One site's rows as tensors, whatever they are stored as."""
+
+    def __init__(self, site: SiteFiles, n_rows: int, widen: bool) -> None:
+        self._file = RowFile(site.file, site.width, RAW[site.dtype])
+        shape = (n_rows, site.width)
+        self._raw, self._wide = Slabs(shape, RAW[site.dtype]), Slabs(shape, np.float32)
+        self._scales: tuple[RowFile, Slabs] | None = None
+        if site.scales_file is not None:
+            blocks = scales_per_row(site.width)
+            self._scales = RowFile(site.scales_file, blocks, np.float32), Slabs((n_rows, blocks), np.float32)
+        self._dtype = DTYPES[site.dtype]
+        self._decode = site.dtype == "int8" or (widen and site.dtype == "bfloat16")
+
+    def __enter__(self) -> SiteRows:
+        with ExitStack() as stack:
+            stack.enter_context(self._file)
+            if self._scales is not None:
+                stack.enter_context(self._scales[0])
+            self._opened = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def read(self, runs: Sequence[Run]) -> Tensor:
+        """Rows of the runs [n, width], bf16 or float32."""
+        raw = self._raw.take()
+        self._file.read(runs, raw)
+        if not self._decode:
+            signed = raw.view(np.int16 if raw.dtype == np.uint16 else np.int32)  # torch views no unsigned ones
+            return torch.from_numpy(signed).view(self._dtype)
+        scales = None
+        if self._scales is not None:
+            scales = self._scales[1].take()
+            self._scales[0].read(runs, scales)
+        out = self._wide.take()
+        decode(raw, scales, out)
+        return torch.from_numpy(out)
 
 
 def files_of(store: Store, site: Site) -> SiteFiles:
@@ -169,42 +224,3 @@ def kept_positions(store: Store) -> NDArray[np.bool_]:
 def sink_limit(site: SiteFiles, ratio: float | None) -> float | None:
     """The norm above which a row of the site is a sink."""
     return None if ratio is None or site.median_norm is None else ratio * site.median_norm
-
-
-class RowFile:
-    """One site's file, read block by block into one buffer that is used again for each."""
-
-    def __init__(self, site: SiteFiles, block_rows: int) -> None:
-        self.path: Path = site.file
-        self.dtype = site.dtype
-        self.row_bytes = site.width * ITEM_SIZES[site.dtype]
-        self._buffer = bytearray(block_rows * self.row_bytes)
-        self._rows = np.frombuffer(self._buffer, RAW[site.dtype]).reshape(block_rows, site.width)
-
-    def __enter__(self) -> RowFile:
-        self._file = FileIO(self.path, "rb")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def load(self, rows: slice) -> None:
-        """Read rows into the buffer."""
-        self._file.seek(rows.start * self.row_bytes)
-        wanted = memoryview(self._buffer)[: (rows.stop - rows.start) * self.row_bytes]
-        while wanted:
-            count = self._file.readinto(wanted)
-            if not count:
-                raise MechstudyError(
-                    f"{self.path.name} ended early", where=str(self.path.parent), fix="capture it again"
-                )
-            wanted = wanted[count:]
-
-    def widen(self, numbers: NDArray[np.integer], out: NDArray[np.float32]) -> None:
-        """Copy rows of the buffer into float32 [n, width]; a bf16 is the upper half of a float32."""
-        bits = out.view(np.uint32)
-        if self.dtype == "float32":
-            np.take(self._rows, numbers, axis=0, out=bits)
-        else:
-            bits[...] = self._rows[numbers]
-            np.left_shift(bits, 16, out=bits)

@@ -1,8 +1,13 @@
-"""Statistics of activation rows, gathered in float64 while they are written."""
+"""Statistics of activation rows, gathered in float64 while they are written.
+
+Sums are kept in chunks that depend on the store alone, and added up in the chunks' order: however many processes
+wrote the store, and whoever wrote which chunk, the totals are the same bits.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -12,33 +17,52 @@ from torch import Tensor
 BINS_PER_OCTAVE = 256
 OCTAVES = 32  # norms between 2**-32 and 2**32 are told apart
 N_BINS = 2 * OCTAVES * BINS_PER_OCTAVE
+SINK_RATIO = 10.0  # times the median norm: above it a row is a sink
 
 
 class RowStatistics:
-    """Count, mean vector, mean squared norm and median norm of rows, all sums in float64.
+    """Count, mean vector, mean squared norm and median norm of the finite rows, all sums in float64.
 
     The median comes from a histogram of log2 norms with 256 bins per octave: it is right to 0.14%.
+
+    Args:
+        chunks: parts of the store that are summed apart.
+        quantised: also measure what storing the rows in 8 bits lost.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, chunks: int = 1, *, quantised: bool = False) -> None:
         self.count = 0
-        self.sum = np.zeros(width)
-        self.sum_squared_norm = 0.0
+        self.not_finite = 0
         self.max_norm = 0.0
+        self.sum = np.zeros((chunks, width))
+        self.sum_squared_norm = np.zeros(chunks)
         self.histogram = np.zeros(N_BINS, dtype=np.int64)
+        self.quantisation = Quantisation(width, chunks) if quantised else None
 
-    def add(self, rows_ND: Tensor, norms_N: NDArray[np.float64]) -> None:
-        """Count rows in; ``norms_N`` are their Euclidean norms."""
+    def add(
+        self, rows_ND: Tensor, norms_N: NDArray[np.float64], chunk: int = 0, originals_ND: Tensor | None = None
+    ) -> None:
+        """Count rows in; ``norms_N`` are their Euclidean norms, ``originals_ND`` what they were before they were
+        quantised. Rows that are not finite are only counted."""
+        finite = np.isfinite(norms_N)
+        if not finite.all():
+            self.not_finite += int(np.count_nonzero(~finite))
+            kept = torch.from_numpy(np.flatnonzero(finite))
+            rows_ND, norms_N = rows_ND[kept], norms_N[finite]
+            originals_ND = None if originals_ND is None else originals_ND[kept]
         if not len(norms_N):
             return
         self.count += len(norms_N)
-        self.sum += rows_ND.double().sum(0).numpy()
-        self.sum_squared_norm += float(np.square(norms_N).sum())
+        self.sum[chunk] += rows_ND.double().sum(0).numpy()
+        self.sum_squared_norm[chunk] += float(np.square(norms_N).sum())
         self.max_norm = max(self.max_norm, float(norms_N.max()))
         with np.errstate(divide="ignore"):
             bins = np.floor((np.log2(norms_N) + OCTAVES) * BINS_PER_OCTAVE)
-        bins = np.nan_to_num(bins, nan=N_BINS - 1, posinf=N_BINS - 1, neginf=0)
+        bins = np.nan_to_num(bins, neginf=0)
         self.histogram += np.bincount(np.clip(bins, 0, N_BINS - 1).astype(np.int64), minlength=N_BINS)
+        if self.quantisation is not None and originals_ND is not None:
+            kept = torch.from_numpy(np.flatnonzero(norms_N <= SINK_RATIO * np.median(norms_N)))
+            self.quantisation.add(originals_ND[kept], rows_ND[kept], chunk)
 
     @property
     def median_norm(self) -> float | None:
@@ -49,29 +73,100 @@ class RowStatistics:
         return 0.0 if middle == 0 else 2.0 ** ((middle + 0.5) / BINS_PER_OCTAVE - OCTAVES)
 
     def summary(self) -> dict[str, float | int | None]:
-        """For ``store.json``: numbers only, null without rows or where a sum is not finite."""
-        squared = self.sum_squared_norm / self.count if self.count else math.nan
-        return {
+        """For ``store.json``: numbers only, null without rows or where a sum overflows."""
+        squared = float(in_order(self.sum_squared_norm)) / self.count if self.count else math.nan
+        found: dict[str, float | int | None] = {
             "count": self.count,
+            "not_finite": self.not_finite,
             "mean_squared_norm": squared if math.isfinite(squared) else None,
             "median_norm": self.median_norm,
-            "max_norm": self.max_norm if self.count and math.isfinite(self.max_norm) else None,
+            "max_norm": self.max_norm if self.count else None,
         }
+        return found if self.quantisation is None else found | {"quantisation_fvu": self.quantisation.fvu()}
 
     def mean(self) -> Tensor:
         """Mean vector [width], float64; zeros without rows."""
-        return torch.from_numpy(self.sum / max(1, self.count))
+        return torch.from_numpy(in_order(self.sum) / max(1, self.count))
+
+    def merge(self, other: RowStatistics) -> None:
+        """Count in what another writer of the same store gathered: exact, as no chunk is in both."""
+        self.count += other.count
+        self.not_finite += other.not_finite
+        self.max_norm = max(self.max_norm, other.max_norm)
+        self.sum += other.sum
+        self.sum_squared_norm += other.sum_squared_norm
+        self.histogram += other.histogram
+        if self.quantisation is not None and other.quantisation is not None:
+            self.quantisation.merge(other.quantisation)
 
     def state(self) -> dict[str, Tensor]:
         """Everything, as tensors for a checkpoint; `restore` is exact."""
-        return {
+        tensors = {
             "sum": torch.from_numpy(self.sum.copy()),
-            "scalars": torch.tensor([self.count, self.sum_squared_norm, self.max_norm], dtype=torch.float64),
+            "sum_squared_norm": torch.from_numpy(self.sum_squared_norm.copy()),
+            "scalars": torch.tensor([self.count, self.not_finite, self.max_norm], dtype=torch.float64),
             "histogram": torch.from_numpy(self.histogram.copy()),
         }
+        return tensors if self.quantisation is None else tensors | self.quantisation.state()
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         self.sum = state["sum"].numpy().copy()
-        count, self.sum_squared_norm, self.max_norm = state["scalars"].tolist()
-        self.count = int(count)
+        self.sum_squared_norm = state["sum_squared_norm"].numpy().copy()
+        count, not_finite, self.max_norm = state["scalars"].tolist()
+        self.count, self.not_finite = int(count), int(not_finite)
         self.histogram = state["histogram"].numpy().copy()
+        if self.quantisation is not None:
+            self.quantisation.restore(state)
+
+
+class Quantisation:
+    """What 8 bits lost: squared error of the stored rows over the originals' variance around their mean.
+
+    First positions are left out by whoever adds the rows, and so are sinks (norm above 10 times the median of the
+    rows added together): one sink's variance would hide everything else's error.
+    """
+
+    def __init__(self, width: int, chunks: int = 1) -> None:
+        self.count = 0
+        self.sum = np.zeros((chunks, width))
+        self.squares = np.zeros((chunks, 2))  # of the errors, of the originals
+
+    def add(self, originals_ND: Tensor, stored_ND: Tensor, chunk: int = 0) -> None:
+        """Count rows in."""
+        originals = originals_ND.double()
+        self.count += len(originals)
+        self.sum[chunk] += originals.sum(0).numpy()
+        self.squares[chunk, 1] += float(originals.square().sum())
+        self.squares[chunk, 0] += float(originals.sub_(stored_ND).square_().sum())
+
+    def fvu(self) -> float | None:
+        """Fraction of variance unexplained; None without rows or where they do not vary."""
+        error, total = in_order(self.squares).tolist()
+        variance = total - float(np.square(in_order(self.sum)).sum()) / max(1, self.count)
+        # below that many ulps of the total, what is left is the rounding of its sums
+        return error / variance if variance > 1e-12 * total else None
+
+    def merge(self, other: Quantisation) -> None:
+        self.count += other.count
+        self.sum += other.sum
+        self.squares += other.squares
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            "quantisation_sum": torch.from_numpy(self.sum.copy()),
+            "quantisation_squares": torch.from_numpy(self.squares.copy()),
+            "quantisation_count": torch.tensor(self.count),
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.sum = state["quantisation_sum"].numpy().copy()
+        self.squares = state["quantisation_squares"].numpy().copy()
+        self.count = int(state["quantisation_count"])
+
+
+def in_order(chunks: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The sum over the first axis, one after the other: NumPy's own order depends on the shape."""
+    total = np.zeros(chunks.shape[1:])
+    for chunk in chunks:
+        total = total + chunk
+    return total

@@ -45,7 +45,7 @@ def run_corpus(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: Art
         done = out.scratch / f"{split}.done"
         if done.exists():
             continue
-        capture_corpus(
+        store = capture_corpus(
             model,
             rows,
             sites,
@@ -56,4 +56,8 @@ def run_corpus(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: Art
             progress=runtime.progress,
             checkpoint=out.scratch / f"{split}.checkpoint",
         )
+        costs = {str(site): files.quantisation_fvu for site, files in store.sites.items() if files.quantisation_fvu}
+        if costs:
+            told = ", ".join(f"{site} {cost:.1e}" for site, cost in costs.items())
+            runtime.progress.log(f"{split}: 8-bit rows, fraction of variance lost: {told}")
         done.touch()

@@ -72,7 +72,8 @@ class DictionariesConfig(Config):
     """One dictionary per layer. Transcoders read ``mlp_in`` and write ``mlp_out``; an SAE does both at ``site``.
 
     ``model_dtype`` is the precision of the forward pass over the corpus (``auto``: bfloat16 where this machine is
-    faster in it, else float32), ``store_dtype`` that of the stored rows.
+    faster in it, else float32), ``store_dtype`` that of the stored rows: ``int8`` takes half of bfloat16's disk, and
+    ``store.json`` says what that lost (``quantisation_fvu``).
     ``source: stream`` trains from forward passes as they happen: nothing on disk, ``window_rows`` rows of every site in
     memory, and the corpus is read again for every epoch. ``store`` (the default) captures first.
     ``layers_per_pass`` bounds the disk, or the window: so many layers are captured, trained and (with
@@ -84,7 +85,7 @@ class DictionariesConfig(Config):
     architecture: DictionaryConfig = DictionaryConfig()
     training: TrainConfig = TrainConfig()
     model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    store_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    store_dtype: Literal["bfloat16", "float32", "int8"] = "bfloat16"
     layers_per_pass: int = Field(10, ge=1)
     source: Literal["store", "stream"] = "store"
     window_rows: int = Field(65_536, ge=1_024)

@@ -48,7 +48,7 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
     dictionary.save(out.path / "dictionary")
     # Sinks stay in, so that their share is known; the evaluation leaves them out by the dictionary's own limit.
     held_out = Store.open(capture.path / "held_out")
-    rows = RowReader(held_out, sites[0], sites[1], EVALUATION_BATCH, sink_ratio=None)
+    rows = RowReader(held_out, sites[0], sites[1], EVALUATION_BATCH, sink_ratio=None, widen=True)
     n_batches = max(1, min(spec["evaluation_rows"], rows.rows_per_epoch) // EVALUATION_BATCH)
     seen = {"distinct_rows": source.rows_per_epoch, "train_sink_rows": source.sink_rows}
     judge(spec, inputs, dictionary, rows.batches(), n_batches, seen, out, runtime)

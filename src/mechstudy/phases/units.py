@@ -25,7 +25,7 @@ VERSIONS = {
     "prompts": 1,
     "baseline": 1,
     "corpus": 1,
-    "capture": 1,
+    "capture": 2,  # sums by chunk, checksums
     "stream": 1,
     "train": 2,
     "attribute": 2,  # live effects

@@ -1,0 +1,76 @@
+"""How rows become bytes: bf16 and f32 as they are, int8 with one scale for every block of coordinates.
+
+A residual stream has a few coordinates hundreds of times larger than the rest. One scale for the whole row would round
+those others to nothing; with a scale for every 64 coordinates only an outlier's own block is coarse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mechstudy.activations.config import SCALE_BLOCK, scales_per_row
+
+DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
+RAW: dict[str, type[np.generic]] = {"bfloat16": np.uint16, "float32": np.uint32, "int8": np.int8}
+_RAW_TORCH = {"bfloat16": torch.int16, "float32": torch.int32, "int8": torch.int8}
+LEVELS = 127  # -127..127: symmetric, so that -x is stored as minus what x is
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows as they are stored: ``raw`` [n, width], and for int8 ``scales`` float32 [n, blocks]."""
+
+    raw: NDArray[Any]
+    scales: NDArray[np.float32] | None = None
+
+
+def encode(rows_ND: Tensor, dtype: str) -> Encoded:
+    """Rows on the CPU as stored bytes.
+
+    int8: a block's scale is its largest magnitude / 127, 0 for a block of zeros, NaN where a number of it is not
+    finite: such a block comes back as NaN.
+    """
+    if dtype != "int8":
+        return Encoded(rows_ND.to(DTYPES[dtype]).contiguous().view(_RAW_TORCH[dtype]).numpy())
+    n, width = rows_ND.shape
+    blocks = scales_per_row(width)
+    values = rows_ND.float()
+    if width % SCALE_BLOCK:
+        values = torch.nn.functional.pad(values, (0, blocks * SCALE_BLOCK - width))
+    values = values.view(n, blocks, SCALE_BLOCK)
+    scales = values.abs().amax(2) / LEVELS
+    scales = torch.where(torch.isfinite(scales), scales, torch.nan)
+    divisor = torch.where(scales > 0, scales, torch.inf)  # x / inf: a block without a scale is stored as zeros
+    levels = (values / divisor[:, :, None]).nan_to_num_(0.0).round_().clamp_(-LEVELS, LEVELS).to(torch.int8)
+    return Encoded(levels.view(n, -1)[:, :width].contiguous().numpy(), scales.contiguous().numpy())
+
+
+def decode(raw: NDArray[Any], scales: NDArray[Any] | None, out: NDArray[Any]) -> None:
+    """Stored rows [n, width] into float32 ``out`` [n, width], contiguous. NumPy only: it takes one core."""
+    if scales is None:
+        bits = out.view(np.uint32)
+        bits[...] = raw
+        if raw.dtype == np.uint16:  # a bf16 is the upper half of a float32
+            np.left_shift(bits, 16, out=bits)
+        return
+    out[...] = raw
+    n, width = out.shape
+    whole = width // SCALE_BLOCK
+    blocks = out[:, : whole * SCALE_BLOCK].reshape(n, whole, SCALE_BLOCK)
+    assert np.shares_memory(blocks, out) or not blocks.size
+    blocks *= scales[:, :whole, None]
+    if width % SCALE_BLOCK:
+        out[:, whole * SCALE_BLOCK :] *= scales[:, whole:]
+
+
+def decoded(encoded: Encoded) -> Tensor:
+    """The rows as a reader gets them, float32 [n, width]."""
+    out = np.empty(encoded.raw.shape, np.float32)
+    decode(encoded.raw, encoded.scales, out)
+    return torch.from_numpy(out)

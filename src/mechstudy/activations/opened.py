@@ -1,0 +1,156 @@
+"""A finished activation store, opened for reading."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mechstudy.activations.config import (
+    INDEX_ITEM_SIZE,
+    NORM_ITEM_SIZE,
+    scale_bytes,
+    scales_per_row,
+    site_bytes,
+)
+from mechstudy.activations.encoding import RAW, decode
+from mechstudy.activations.permutation import WindowedShuffle
+from mechstudy.core.errors import MechstudyError
+from mechstudy.models.sites import Site
+
+SCHEMA = 2
+READABLE_SCHEMAS = (1, 2)  # 1: before int8 rows and checksums
+INDEX_FILE, STATISTICS_FILE, STORE_FILE = "index.bin", "statistics.safetensors", "store.json"
+
+
+@dataclass(frozen=True)
+class SiteFiles:
+    """One site of a store. Statistics leave out first positions and rows that are not finite; None without rows.
+
+    ``quantisation_fvu`` is what 8 bits lost: squared error over variance, sinks left out too; None of other dtypes.
+    """
+
+    width: int
+    dtype: str
+    file: Path
+    norms_file: Path
+    scales_file: Path | None  # of int8 rows
+    count: int
+    mean_squared_norm: float | None
+    median_norm: float | None
+    max_norm: float | None
+    not_finite: int = 0
+    quantisation_fvu: float | None = None
+
+
+@dataclass(frozen=True)
+class Index:
+    """Where rows come from; three int32 arrays of equal length."""
+
+    documents: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    tokens: NDArray[np.int32]
+
+
+class Store:
+    """A finished store, opened for reading; the size of every file is verified.
+
+    Raises:
+        MechstudyError: not a store, a missing or truncated file (named).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            meta = json.loads((folder / STORE_FILE).read_text())
+            assert meta["schema"] in READABLE_SCHEMAS, meta["schema"]
+            self.n_rows, self.seed, self.dtype = int(meta["n_rows"]), int(meta["seed"]), str(meta["dtype"])
+            self.sites = {Site.parse(name): self._site(site) for name, site in meta["sites"].items()}
+            shuffle = meta["shuffle"]
+        except FileNotFoundError as error:
+            raise MechstudyError(
+                "no activation store here: store.json is missing", where=str(folder), fix="capture it again"
+            ) from error
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            raise MechstudyError(
+                "store.json is not readable", where=str(folder), facts={"reason": repr(error)}
+            ) from error
+        self._shuffle = WindowedShuffle(self.n_rows, self.seed, **shuffle) if shuffle else None
+        self._verify()
+
+    @classmethod
+    def open(cls, folder: Path) -> Store:
+        return cls(folder)
+
+    def rows(self, site: Site, rows: slice = slice(None)) -> Tensor:
+        """Rows of a site as float32 [n, width]; only the bytes of the slice's span are read."""
+        files = self.sites[site]
+        raw = self._read(files.file, RAW[files.dtype], files.width, rows)
+        scales = None
+        if files.scales_file is not None:
+            scales = self._read(files.scales_file, np.float32, scales_per_row(files.width), rows)
+        out = np.empty(raw.shape, np.float32)
+        decode(raw, scales, out)
+        return torch.from_numpy(out)
+
+    def norms(self, site: Site, rows: slice = slice(None)) -> NDArray[np.float32]:
+        """Euclidean norms of a site's rows [n]."""
+        return self._read(self.sites[site].norms_file, np.float32, 1, rows)[:, 0]
+
+    def index(self, rows: slice = slice(None)) -> Index:
+        """Document, position and token of rows."""
+        columns = self._read(self.folder / INDEX_FILE, np.int32, 3, rows)
+        return Index(columns[:, 0], columns[:, 1], columns[:, 2])
+
+    def places(self, numbers: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Where rows ended up, by the number they were put under."""
+        return np.asarray(numbers, dtype=np.int64) if self._shuffle is None else self._shuffle(numbers)
+
+    def mean(self, site: Site) -> Tensor:
+        """Mean row of a site, float64 [width], without the documents' first positions."""
+        from safetensors import safe_open
+
+        with safe_open(self.folder / STATISTICS_FILE, "pt") as file:
+            return file.get_tensor(f"{site}.mean")
+
+    def _site(self, meta: Mapping[str, Any]) -> SiteFiles:
+        (shard,) = meta["shards"]
+        return SiteFiles(
+            int(meta["width"]),
+            str(meta["dtype"]),
+            self.folder / shard["file"],
+            self.folder / meta["norms"],
+            self.folder / meta["scales"]["file"] if "scales" in meta else None,
+            **meta["statistics"],
+        )
+
+    def _read(self, file: Path, dtype: type[np.generic], width: int, rows: slice) -> NDArray[Any]:
+        first, last, step = rows.indices(self.n_rows)
+        assert step > 0, "rows are read forwards"
+        count = max(0, last - first) * width
+        offset = first * width * np.dtype(dtype).itemsize
+        return np.fromfile(file, dtype, count=count, offset=offset).reshape(-1, width)[::step]
+
+    def _verify(self) -> None:
+        expected = {self.folder / INDEX_FILE: self.n_rows * INDEX_ITEM_SIZE}
+        for site in self.sites.values():
+            expected[site.file] = site_bytes(self.n_rows, site.width, site.dtype)
+            expected[site.norms_file] = self.n_rows * NORM_ITEM_SIZE
+            if site.scales_file is not None:
+                expected[site.scales_file] = scale_bytes(self.n_rows, site.width, site.dtype)
+        for file, size in expected.items():
+            found = file.stat().st_size if file.exists() else None
+            if found != size:
+                raise MechstudyError(
+                    f"{file.name} is missing" if found is None else f"{file.name} is truncated or damaged",
+                    where=str(self.folder),
+                    facts={"expected": f"{size:,} bytes"} | ({"found": f"{found:,} bytes"} if found else {}),
+                    fix="capture it again",
+                )

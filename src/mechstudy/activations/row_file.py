@@ -1,0 +1,103 @@
+"""Rows of one file of a store, read straight to where they are used: no row is copied after the disk gave it.
+
+Rows that are left out lie between those that are kept, a few in a hundred. `os.preadv` scatters one sequential read
+over many places: kept rows go to the batch, the others to a place nobody looks at. Memory of batches that nobody holds
+any more is used again, as fresh pages cost as much as the reading itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mechstudy.core.errors import MechstudyError
+
+Run = tuple[int, int]  # rows from the first up to (not including) the second
+MAX_PIECES = 1000  # of one preadv; Linux takes 1024
+MAX_GAP = 256 << 10  # bytes between two kept rows: more are passed over by a seek
+MAX_SLABS = 32
+
+
+class Slabs:
+    """Arrays of one shape and dtype, handed out again once nobody holds them or a view of them."""
+
+    def __init__(self, shape: tuple[int, int], dtype: type[np.generic]) -> None:
+        self._shape, self._dtype = shape, dtype
+        self._slabs: list[NDArray[Any]] = []
+        probe = [np.empty(0)]
+        self._idle = sys.getrefcount(probe[0])  # the list's own reference, and the asking
+
+    def take(self) -> NDArray[Any]:
+        """An array whose content is anything."""
+        for number in range(len(self._slabs)):
+            if sys.getrefcount(self._slabs[number]) <= self._idle:
+                return self._slabs[number]
+        slab = np.empty(self._shape, self._dtype)
+        if len(self._slabs) < MAX_SLABS:  # a reader whose batches are all kept must not keep them twice over
+            self._slabs.append(slab)
+        return slab
+
+
+class RowFile:
+    """One file of fixed-size rows, read forwards."""
+
+    def __init__(self, path: Path, width: int, dtype: type[np.generic]) -> None:
+        self.path, self.width, self.dtype = path, width, dtype
+        self.row_bytes = width * np.dtype(dtype).itemsize
+        self._rest = bytearray(max(self.row_bytes, min(MAX_GAP, 64 << 10) // self.row_bytes * self.row_bytes))
+
+    def __enter__(self) -> RowFile:
+        self._file = os.open(self.path, os.O_RDONLY)
+        with suppress(AttributeError, OSError):
+            os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+    def read(self, runs: Sequence[Run], out: NDArray[Any]) -> None:
+        """Rows of the runs, in their order, into ``out`` [n, width], contiguous.
+
+        Raises:
+            MechstudyError: the file ends before.
+        """
+        target, done = out.reshape(-1).view(np.uint8).data, 0
+        pieces: list[memoryview] = []
+        offset = position = runs[0][0] * self.row_bytes
+        for first, last in runs:
+            start = first * self.row_bytes
+            gap = start - position
+            if gap < 0 or gap > MAX_GAP or len(pieces) > MAX_PIECES - 2 - gap // len(self._rest):
+                self._fill(pieces, offset)
+                pieces, offset = [], start
+            else:
+                while gap:
+                    pieces.append(memoryview(self._rest)[: min(gap, len(self._rest))])
+                    gap -= len(pieces[-1])
+            size = (last - first) * self.row_bytes
+            pieces.append(target[done : done + size])
+            done, position = done + size, start + size
+        self._fill(pieces, offset)
+
+    def _fill(self, pieces: list[memoryview], offset: int) -> None:
+        while pieces:
+            count = os.preadv(self._file, pieces, offset)
+            if not count:
+                raise MechstudyError(
+                    f"{self.path.name} ended early", where=str(self.path.parent), fix="capture it again"
+                )
+            offset += count
+            passed = 0
+            while passed < len(pieces) and count >= len(pieces[passed]):
+                count -= len(pieces[passed])
+                passed += 1
+            pieces = pieces[passed:]
+            if pieces and count:
+                pieces[0] = pieces[0][count:]

@@ -156,7 +156,7 @@ def test_at_the_start_about_k_features_are_active(activation):
 def test_parts_of_split_codes_put_together_are_the_whole(dense_from, monkeypatch):
     monkeypatch.setattr(codes_module, "DENSE_FROM", dense_from)
     pre = draw(N, F, seed=8)
-    codes = codes_module.codes_where(pre > 1.0, pre, torch.float64, torch.float64)
+    codes = codes_module.codes_between(pre, torch.ones(F, dtype=pre.dtype), dense_dtype=pre.dtype)
     parts = codes.split((3, 10, F))
     assert [part.n_features for part, _ in parts] == [3, 7, F - 10]
     torch.testing.assert_close(torch.cat([part.dense() for part, _ in parts], 1), pre * (pre > 1.0))

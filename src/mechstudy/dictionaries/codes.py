@@ -1,9 +1,8 @@
 """Feature activations of a batch, and products in which only the active ones take part.
 
 Of F features only about k are active in a row, so a training step needs one dense product (the encoder); the
-decoder and all gradients are sums over active entries. On a CPU `embedding_bag` and `sampled_addmm` do these at
-memory speed, at a tenth of the dense product's time. Where many features are active (early in a training with a
-sparsity penalty) `DenseCodes` says the same with dense products. Sums run in a fixed order: the same input gives
+decoder and all gradients are sums over active entries (`kernels`). Where many features are active (early in a training
+with a sparsity penalty) `DenseCodes` says the same with dense products. Sums run in a fixed order: the same input gives
 the same bits on one machine.
 
 *Entries* are one number per stored activation: [M] of sparse codes, [N, F] of dense ones.
@@ -11,17 +10,15 @@ the same bits on one machine.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor
 
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+from mechstudy.dictionaries.kernels import batch_top_k, between, kernels_for, reference, top_k
 
 # Share of active entries from which dense products are faster. Measured on a step's products, 2,048 x 576 x 2,304,
 # float32, 2 cores without AMX: 50 ms sparse against 89 dense at 1/24, 70 against 78 at 1/16, 86 against 80 at 1/12.
@@ -48,18 +45,16 @@ class SparseCodes:
     @cached_property
     def rows(self) -> Tensor:
         """[M]: the row of each entry."""
-        return torch.arange(self.n_rows, device=self.features.device).repeat_interleave(
-            self.offsets.diff(), output_size=len(self.features)
-        )
+        return reference.row_numbers(self.offsets, len(self.features))
 
     @cached_property
     def by_feature(self) -> tuple[Tensor, Tensor, Tensor]:
         """(order [M], rows [M], offsets [F+1]): the entries sorted by feature, rows ascending within each."""
-        order = torch.sort(self.features.to(torch.int32), stable=True)[1]
-        counts = torch.bincount(self.features, minlength=self.n_features)
-        offsets = torch.zeros(self.n_features + 1, dtype=torch.int64, device=self.features.device)
-        torch.cumsum(counts, 0, out=offsets[1:])
-        return order, self.rows[order], offsets
+        return self._kernels.by_feature(self.offsets, self.features, self.n_features)  # type: ignore[no-any-return]
+
+    @property
+    def _kernels(self) -> Any:
+        return kernels_for(self.values)
 
     def fired(self) -> Tensor:
         """bool [F]: features with a positive value in at least one row."""
@@ -72,44 +67,34 @@ class SparseCodes:
         return self.times(torch.eye(self.n_features, dtype=self.values.dtype, device=self.values.device))
 
     def times(self, table_FD: Tensor) -> Tensor:
-        """codes @ table -> [N, D], in the table's dtype."""
-        return nnf.embedding_bag(
-            self.features,
-            table_FD,
-            self.offsets,
-            mode="sum",
-            per_sample_weights=self.values.to(table_FD.dtype),
-            include_last_offset=True,
-        )
+        """codes @ table -> [N, D], in the values' dtype."""
+        return self._kernels.sum_rows(self.offsets, self.features, self.values, table_FD)  # type: ignore[no-any-return]
 
-    def transposed_times(self, entries: Tensor, rows_ND: Tensor) -> Tensor:
+    def reconstruct(self, table_FD: Tensor, base_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """(error [N, D], entries): base + codes @ table, and the products of the error with the table's rows."""
+        return self._kernels.reconstruct(self.offsets, self.features, self.values, table_FD, base_ND)  # type: ignore[no-any-return]
+
+    def transposed_times(self, entries: Tensor, rows_ND: Tensor, out: Tensor | None = None) -> Tensor:
         """[F, D]: for each feature the sum over its entries of entry x row. With entries = values: codes.T @ rows."""
         order, rows, offsets = self.by_feature
-        return nnf.embedding_bag(
-            rows,
-            rows_ND,
-            offsets,
-            mode="sum",
-            per_sample_weights=entries[order].to(rows_ND.dtype),
-            include_last_offset=True,
-        )
+        return self._kernels.sum_rows(offsets, rows, entries[order], rows_ND, out)  # type: ignore[no-any-return]
+
+    def gradient_rows(self, entries: Tensor, rows_ND: Tensor, out: Tensor, unit_FD: Tensor | None = None) -> Tensor:
+        """`transposed_times` into ``out``, without what lies along the rows of ``unit_FD``; squared lengths [F]."""
+        order, rows, offsets = self.by_feature
+        return self._kernels.gradient_rows(offsets, rows, entries[order], rows_ND, unit_FD, out)  # type: ignore[no-any-return]
 
     def products(self, rows_ND: Tensor, table_FD: Tensor) -> Tensor:
-        """Entries <rows[n], table[f]>, in the inputs' dtype."""
-        if rows_ND.device.type != "cpu":
-            return (rows_ND @ table_FD.T)[self.rows, self.features]
-        pattern = torch.sparse_csr_tensor(
-            self.offsets,
-            self.features,
-            torch.zeros(len(self.features), dtype=rows_ND.dtype),
-            (self.n_rows, self.n_features),
-            check_invariants=False,
-        )
-        return torch.sparse.sampled_addmm(pattern, rows_ND, table_FD.T, beta=0.0).values()
+        """Entries <rows[n], table[f]>, in the values' dtype."""
+        return self._kernels.row_products(self.offsets, self.features, rows_ND, table_FD)  # type: ignore[no-any-return]
 
     def at(self, of_NF: Tensor) -> Tensor:
         """Entries of a dense matrix."""
         return of_NF[self.rows, self.features]
+
+    def with_values(self, values: Tensor) -> SparseCodes:
+        """The same places with other values."""
+        return replace(self, values=values)
 
     def per_feature(self, v_F: Tensor) -> Tensor:
         """Entries that repeat one number per feature."""
@@ -117,8 +102,8 @@ class SparseCodes:
 
     def sum_features(self, entries: Tensor) -> Tensor:
         """[F]: the sum of each feature's entries."""
-        ones = torch.ones(self.n_rows, 1, dtype=entries.dtype, device=entries.device)
-        return self.transposed_times(entries, ones).squeeze(1)
+        order, _, offsets = self.by_feature
+        return self._kernels.sum_entries(offsets, entries[order])  # type: ignore[no-any-return]
 
     def split(self, bounds: Sequence[int]) -> list[Part]:
         """Features [0, b0), [b0, b1), ...: each part's codes, renumbered, and where its entries are in the whole."""
@@ -154,16 +139,30 @@ class DenseCodes:
         return self.values
 
     def times(self, table_FD: Tensor) -> Tensor:
-        return (self.values.to(self.dtype) @ table_FD.to(self.dtype)).to(table_FD.dtype)
+        return (self.values.to(self.dtype) @ table_FD.to(self.dtype)).to(self.values.dtype)
 
-    def transposed_times(self, entries: Tensor, rows_ND: Tensor) -> Tensor:
-        return (entries.to(self.dtype).T @ rows_ND.to(self.dtype)).to(rows_ND.dtype)
+    def reconstruct(self, table_FD: Tensor, base_ND: Tensor) -> tuple[Tensor, Tensor]:
+        error = self.times(table_FD).add_(base_ND)
+        return error, self.products(error, table_FD)
+
+    def transposed_times(self, entries: Tensor, rows_ND: Tensor, out: Tensor | None = None) -> Tensor:
+        total = (entries.to(self.dtype).T @ rows_ND.to(self.dtype)).to(self.values.dtype)
+        return total if out is None else out.copy_(total)
+
+    def gradient_rows(self, entries: Tensor, rows_ND: Tensor, out: Tensor, unit_FD: Tensor | None = None) -> Tensor:
+        self.transposed_times(entries, rows_ND, out)
+        if unit_FD is not None:
+            reference.remove_parallel(out, unit_FD)
+        return out.square().sum(1)
 
     def products(self, rows_ND: Tensor, table_FD: Tensor) -> Tensor:
-        return (rows_ND.to(self.dtype) @ table_FD.to(self.dtype).T).to(rows_ND.dtype)
+        return (rows_ND.to(self.dtype) @ table_FD.to(self.dtype).T).to(self.values.dtype)
 
     def at(self, of_NF: Tensor) -> Tensor:
         return of_NF
+
+    def with_values(self, values: Tensor) -> DenseCodes:
+        return replace(self, values=values * (self.values != 0))
 
     def per_feature(self, v_F: Tensor) -> Tensor:
         return v_F
@@ -180,29 +179,37 @@ Codes = SparseCodes | DenseCodes
 Part = tuple[Codes, Any]  # codes of some features, and the index of their entries among the whole's
 
 
-def codes_where(mask_NF: Tensor, values_NF: Tensor, dtype: torch.dtype, dense_dtype: torch.dtype) -> Codes:
-    """Codes that are `values` where `mask` is true, held sparse or dense, whichever is faster.
+def codes_between(pre_NF: Tensor, low_F: Tensor, high_F: Tensor | None = None, *, dense_dtype: torch.dtype) -> Codes:
+    """Codes that are the pre-activations where low < pre < high, held sparse or dense, whichever is faster.
 
     Args:
-        dtype: of the entries.
+        low_F, high_F: bounds [F] in the dtype of the entries; no high_F: no upper bound.
         dense_dtype: of dense products, if it comes to those.
     """
-    n_rows, n_features = mask_NF.shape
-    counts = mask_NF.sum(1)
-    if int(counts.sum()) > DENSE_FROM * mask_NF.numel():
-        return DenseCodes(values_NF.to(dtype).masked_fill(~mask_NF, 0.0), dense_dtype)
-    chosen = flat_nonzero(mask_NF)
-    offsets = torch.zeros(n_rows + 1, dtype=torch.int64, device=mask_NF.device)
-    torch.cumsum(counts, 0, out=offsets[1:])
-    features = chosen - torch.arange(n_rows, device=chosen.device).repeat_interleave(
-        counts, output_size=len(chosen)
-    ) * n_features  # fmt: skip
-    return SparseCodes(offsets, features, values_NF.reshape(-1)[chosen].to(dtype), n_features)
+    high = torch.full_like(low_F, torch.inf) if high_F is None else high_F
+    found = between(pre_NF, low_F, high, DENSE_FROM * pre_NF.numel())
+    if found is not None:
+        return SparseCodes(*found, pre_NF.shape[1])
+    mask = (pre_NF > low_F) & (pre_NF < high)
+    return DenseCodes(pre_NF.to(low_F.dtype).masked_fill(~mask, 0.0), dense_dtype)
 
 
-def flat_nonzero(mask: Tensor) -> Tensor:
-    """Flat indices of the true entries, ascending. NumPy's search is several times faster than torch's on a CPU."""
-    flat = mask.reshape(-1)
-    if flat.device.type != "cpu":
-        return flat.nonzero().squeeze(1)
-    return torch.from_numpy(flat.numpy().nonzero()[0])
+def topk_codes(pre_NF: Tensor, k: int, dtype: torch.dtype) -> SparseCodes:
+    """TopK: the k largest pre-activations of each row, negative ones cut to zero."""
+    values, indices = top_k(pre_NF, k)
+    offsets = torch.arange(0, values.numel() + 1, k, device=pre_NF.device)
+    return SparseCodes(offsets, indices.reshape(-1), values.reshape(-1).to(dtype).relu_(), pre_NF.shape[1])
+
+
+def batch_topk_codes(pre_NF: Tensor, k: int, dtype: torch.dtype, guess: float | None) -> tuple[SparseCodes, float]:
+    """BatchTopK: the N*k largest positive pre-activations of the whole batch.
+
+    Args:
+        guess: where the last batch's smallest kept value lay.
+
+    Returns:
+        The codes, and the smallest value kept (0.0 if nothing is positive).
+    """
+    offsets, features, values = batch_top_k(pre_NF, len(pre_NF) * k, guess)
+    codes = SparseCodes(offsets, features, values.to(dtype), pre_NF.shape[1])
+    return codes, float(values.min()) if len(values) else 0.0

@@ -11,8 +11,8 @@ in float64.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from torch import Tensor
 from mechstudy.dictionaries.architectures.base import Architecture, Context
 from mechstudy.dictionaries.codes import Codes
 from mechstudy.dictionaries.kernels import top_k
+from mechstudy.dictionaries.kernels.reference import remove_parallel
+from mechstudy.dictionaries.scratch import Scratch
 from mechstudy.dictionaries.weights import Weights
 
 
@@ -28,7 +30,8 @@ class StepOutput:
     """What a step found.
 
     loss: mean squared error per coordinate of the whole dictionary (about FVU, as targets have unit variance);
-    penalty and aux_loss: what else is minimised; error = y_hat - y; minimum: see `architectures.base.Encoded`.
+    penalty and aux_loss: what else is minimised; error = y_hat - y; minimum: see `architectures.base.Encoded`;
+    squares: squared lengths of the gradients' rows, [F] each, where they are known already.
     """
 
     loss: Tensor
@@ -38,6 +41,7 @@ class StepOutput:
     codes: Codes
     minimum: float | None
     gradients: Weights
+    squares: dict[str, Tensor] = field(default_factory=dict)
 
 
 def loss_and_gradients(
@@ -54,93 +58,133 @@ def loss_and_gradients(
     dead: Tensor | None = None,
     aux_k: int = 0,
     aux_alpha: float = 0.0,
+    scratch: Scratch | None = None,
 ) -> StepOutput:
     """Loss, codes and gradients on one batch of normalised rows.
 
     Args:
-        dense_dtype: of the dense products; the sparse ones stay in the weights' dtype.
+        dense_dtype: of the factors in all products; sums are in the weights' dtype.
         guess: the last batch's ``minimum``.
         prefixes: Matryoshka: numbers of features, rising, the last one F; each prefix reconstructs by itself, and
             the loss is the mean over prefixes. None or one prefix is the plain dictionary.
         coefficient: of the architecture's sparsity penalty.
-        unit_decoder: decoder rows have length one, so that the penalty need not know their length.
+        unit_decoder: decoder rows have length one: the penalty need not know their length, and the gradient leaves
+            out what lies along them.
         dead: indices of dead features, for the auxiliary loss; None or empty turns it off.
+        scratch: of the training; the result then holds until the next step.
     """
+    scratch = scratch or Scratch()
     x_dense = x_ND.to(dense_dtype)
-    pre_NF = torch.addmm(weights.b_enc.to(dense_dtype), x_dense, weights.enc.to(dense_dtype).T)
+    enc, dec = scratch.copy_of("enc", weights.enc, dense_dtype), scratch.copy_of("dec", weights.dec, dense_dtype)
+    pre_NF = scratch.buffer("pre", (len(x_ND), len(enc)), dense_dtype, x_ND.device)
+    torch.addmm(weights.b_enc.to(dense_dtype), x_dense, enc.T, out=pre_NF)
     encoded = architecture.encode(pre_NF, weights, guess, dense_dtype)
     codes = encoded.codes
     rest = weights.b_dec - y_ND
     if weights.skip is not None:
         rest += x_dense @ weights.skip.to(dense_dtype).T
-    objective = _Objective(codes, weights.dec, rest, prefixes or (codes.n_features,))
-    error, g_ND = objective.error, objective.gradients[0]
+    objective = Objective(codes, dec, rest, prefixes or (codes.n_features,))
 
     norms = _norms(weights.dec, unit_decoder)
-    d_values = objective.project(codes)
     passed = architecture.backward(
-        Context(weights, pre_NF, codes, d_values, norms, rest, objective.project, coefficient, dense_dtype)
+        Context(
+            weights, dec, pre_NF, codes, objective.d_values, norms, rest, objective.project, coefficient, dense_dtype
+        )
     )
+    error, scale = objective.error, objective.scale
+    felt = objective.felt[0]  # by b_dec and the skip path: all prefixes'
+    squares: dict[str, Tensor] = {}
     gradients = Weights(
-        enc=_total([c.transposed_times(entries, x_ND) for c, entries in passed.to_encoder]),
+        enc=_encoder_gradient(passed.to_encoder, x_dense, weights.enc, scratch, squares),
         b_enc=_total([c.sum_features(entries) for c, entries in passed.to_bias]),
-        dec=objective.decoder_gradient(),
-        b_dec=g_ND.sum(0),
-        skip=None if weights.skip is None else (g_ND.to(dense_dtype).T @ x_dense).to(x_ND.dtype),
+        dec=objective.decoder_gradient(weights.dec, unit_decoder, scratch, squares),
+        b_dec=felt.sum(0) * scale,
+        skip=None if weights.skip is None else (felt.to(dense_dtype).T @ x_dense).to(x_ND.dtype).mul_(scale),
         extra=passed.extra,
     )
     if passed.to_norms is not None and not unit_decoder:
         gradients.dec += (passed.to_norms / norms.clamp_min(1e-12))[:, None] * weights.dec
+        squares.pop("dec", None)
     aux_loss = None
     if dead is not None and len(dead) and aux_alpha > 0:
-        aux_loss = _add_auxiliary(weights, gradients, x_dense, error, pre_NF, dead, aux_k, aux_alpha)
-    loss = error.square().sum() / error.numel()
-    return StepOutput(loss, passed.penalty, aux_loss, error, codes, encoded.minimum, gradients)
+        aux = _auxiliary(weights, x_dense, error, pre_NF, dead, aux_k, aux_alpha)
+        aux_loss = aux.loss
+        if unit_decoder:
+            remove_parallel(aux.dec, weights.dec[dead])
+        for name, extra in (("enc", aux.enc), ("b_enc", aux.b_enc), ("dec", aux.dec)):
+            gradient = getattr(gradients, name)
+            gradient[dead] += extra
+            if name in squares:
+                squares[name][dead] = gradient[dead].square().sum(1)
+    loss = torch.linalg.vector_norm(error).square() / error.numel()
+    return StepOutput(loss, passed.penalty, aux_loss, error, codes, encoded.minimum, gradients, squares)
 
 
-class _Objective:
+def _encoder_gradient(
+    parts: Sequence[tuple[Codes, Tensor]], x_dense: Tensor, enc_FD: Tensor, scratch: Scratch, squares: dict[str, Tensor]
+) -> Tensor:
+    out = scratch.buffer("gradient of enc", tuple(enc_FD.shape), enc_FD.dtype, enc_FD.device)
+    (codes, entries), *others = parts
+    squares["enc"] = codes.gradient_rows(entries, x_dense, out)
+    for other, more in others:
+        out += other.transposed_times(more, x_dense)
+        squares.pop("enc", None)
+    return out
+
+
+class Objective:
     """The reconstruction loss: the mean, over prefixes of the features, of the mean squared error per coordinate.
 
-    ``gradients[m]`` [N, d_out] is dL/dy_hat as the features of part m feel it: the sum over all prefixes that hold
-    them. With one prefix that is the gradient of the plain loss.
+    ``felt[m]`` [N, d_out] times ``scale`` is dL/dy_hat as the features of part m feel it: the sum over all prefixes
+    that hold them. With one prefix that is the gradient of the plain loss. ``d_values``: entries of dL/df.
     """
 
     def __init__(self, codes: Codes, dec_FD: Tensor, rest_ND: Tensor, prefixes: Sequence[int]) -> None:
         self._codes, self._dec, self._prefixes = codes, dec_FD, tuple(prefixes)
-        scale = 2.0 / (rest_ND.numel() * len(self._prefixes))
+        self.scale = 2.0 / (rest_ND.numel() * len(self._prefixes))
         if len(self._prefixes) == 1:
-            self.error = codes.times(dec_FD).add_(rest_ND)
-            self.gradients = [self.error * scale]
+            self.error, products = codes.reconstruct(dec_FD, rest_ND)
+            self.felt = [self.error]
+            self.d_values = products.mul_(self.scale)
             return
         self._parts = codes.split(self._prefixes)
         errors, error = [], rest_ND
-        for (part, _), rows in zip(self._parts, self._decoder_parts(), strict=True):
+        for (part, _), rows in zip(self._parts, self._decoder_parts(dec_FD), strict=True):
             error = part.times(rows).add_(error)
             errors.append(error)
         self.error = error
-        self.gradients = [error * scale]
+        self.felt = [error]
         for error in reversed(errors[:-1]):
-            self.gradients.insert(0, torch.add(self.gradients[0], error, alpha=scale))
+            self.felt.insert(0, self.felt[0] + error)
+        self.d_values = self.project(codes)
 
     def project(self, codes: Codes) -> Tensor:
         """Entries <gradient felt by feature f in row n, dec[f]>."""
         if len(self._prefixes) == 1:
-            return codes.products(self.gradients[0], self._dec)
+            return codes.products(self.felt[0], self._dec).mul_(self.scale)
         parts = self._parts if codes is self._codes else codes.split(self._prefixes)
         entries = torch.empty_like(codes.values)
-        for (part, where), g_ND, rows in zip(parts, self.gradients, self._decoder_parts(), strict=True):
-            entries[where] = part.products(g_ND, rows)
+        for (part, where), felt, rows in zip(parts, self.felt, self._decoder_parts(self._dec), strict=True):
+            entries[where] = part.products(felt, rows).mul_(self.scale)
         return entries
 
-    def decoder_gradient(self) -> Tensor:
-        if len(self._prefixes) == 1:
-            return self._codes.transposed_times(self._codes.values, self.gradients[0])
-        return torch.cat(
-            [part.transposed_times(part.values, g) for (part, _), g in zip(self._parts, self.gradients, strict=True)]
-        )
+    def decoder_gradient(self, dec_FD: Tensor, unit: bool, scratch: Scratch, squares: dict[str, Tensor]) -> Tensor:
+        """dL/d dec [F, d_out], and the squared lengths of its rows into ``squares``."""
+        out = scratch.buffer("gradient of dec", tuple(dec_FD.shape), dec_FD.dtype, dec_FD.device)
+        parts = [(self._codes, slice(None))] if len(self._prefixes) == 1 else self._parts
+        lengths = []
+        tables = zip(parts, self.felt, self._decoder_parts(out), self._decoder_parts(dec_FD), strict=True)
+        for (part, _), felt, rows, directions in tables:
+            lengths.append(
+                part.gradient_rows(
+                    part.values * self.scale, felt.to(self._dec.dtype), rows, directions if unit else None
+                )
+            )
+        squares["dec"] = torch.cat(lengths)
+        return out
 
-    def _decoder_parts(self) -> list[Tensor]:
-        return [self._dec[low:high] for low, high in zip((0, *self._prefixes[:-1]), self._prefixes, strict=True)]
+    def _decoder_parts(self, rows_FD: Tensor) -> list[Tensor]:
+        return [rows_FD[low:high] for low, high in zip((0, *self._prefixes[:-1]), self._prefixes, strict=True)]
 
 
 def _norms(dec_FD: Tensor, unit: bool) -> Tensor:
@@ -151,17 +195,20 @@ def _total(tensors: list[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.stack(tensors).sum(0)
 
 
-def _add_auxiliary(
-    weights: Weights,
-    gradients: Weights,
-    x_dense: Tensor,
-    error_ND: Tensor,
-    pre_NF: Tensor,
-    dead: Tensor,
-    aux_k: int,
-    alpha: float,
-) -> Tensor:
-    """AuxK: the dead features alone predict the residual y - y_hat; adds to `gradients`, returns the loss.
+@dataclass
+class _Auxiliary:
+    """The auxiliary loss, and its gradients at the dead features' rows."""
+
+    loss: Tensor
+    enc: Tensor
+    b_enc: Tensor
+    dec: Tensor
+
+
+def _auxiliary(
+    weights: Weights, x_dense: Tensor, error_ND: Tensor, pre_NF: Tensor, dead: Tensor, aux_k: int, alpha: float
+) -> _Auxiliary:
+    """AuxK: the dead features alone predict the residual y - y_hat.
 
     The residual is a constant, already free of b_dec (which is not added again), and its variance divides the
     loss. Values are cut at zero as in the model, except those of a feature that is negative in every row: its
@@ -182,26 +229,23 @@ def _add_auxiliary(
     g_ND = (miss * (2.0 * alpha * scale)).to(dtype)
     da_ND = (g_ND @ dec.T).masked_fill_(~mask, 0.0)
     full = weights.enc.dtype
-    gradients.dec[dead] += (a_ND.T @ g_ND).to(full)
-    gradients.enc[dead] += (da_ND.T @ x_dense).to(full)
-    gradients.b_enc[dead] += da_ND.sum(0, dtype=full)
-    return miss.square().sum() * scale
+    return _Auxiliary(
+        loss=miss.square().sum() * scale,
+        enc=(da_ND.T @ x_dense).to(full),
+        b_enc=da_ND.sum(0, dtype=full),
+        dec=(a_ND.T @ g_ND).to(full),
+    )
 
 
-def remove_parallel(gradient_FD: Tensor, dec_FD: Tensor) -> None:
-    """Take from each row's gradient its component along the (unit) decoder row, in place."""
-    gradient_FD.sub_((gradient_FD * dec_FD).sum(1, keepdim=True) * dec_FD)
+def clip_factor(gradients: Weights, limit: float, squares: Mapping[str, Tensor]) -> float:
+    """What all gradients are to be multiplied by, so that their joint L2 norm is at most ``limit``.
 
-
-def normalise_rows(dec_FD: Tensor) -> None:
-    """Make each decoder row a unit vector, in place."""
-    dec_FD.div_(torch.linalg.vector_norm(dec_FD, dim=1, keepdim=True).clamp_min(1e-12))
-
-
-def clip(gradients: Weights, limit: float) -> Tensor:
-    """Scale all gradients so that their joint L2 norm is at most `limit`; returns the norm before."""
-    tensors = [tensor for _, tensor in gradients.named()]
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors]))
-    factor = (limit / norm.clamp_min(1e-12)).clamp_max(1.0)
-    torch._foreach_mul_(tensors, factor)
-    return norm
+    ``squares``: squared lengths of the rows of some of them, which spares reading those again.
+    """
+    parts = [
+        squares[name].sum(dtype=torch.float64)
+        if name in squares
+        else torch.linalg.vector_norm(tensor).double().square()
+        for name, tensor in gradients.named()
+    ]
+    return min(1.0, limit / max(1e-12, float(torch.stack(parts).sum().sqrt())))

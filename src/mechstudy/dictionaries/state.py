@@ -13,6 +13,8 @@ from mechstudy.core.checkpoint import load_checkpoint, save_checkpoint
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.control import START
 from mechstudy.dictionaries.initialise import Normalisation
+from mechstudy.dictionaries.optimizer import Adam
+from mechstudy.dictionaries.scratch import Scratch
 from mechstudy.dictionaries.weights import Weights
 
 
@@ -33,7 +35,7 @@ class TrainState:
     normalisation: Normalisation
     precision: str
     rows_since_fired: Tensor
-    optimizer: torch.optim.Adam
+    optimizer: Adam
     step: int = 0
     rows: int = 0
     left_out: int = 0
@@ -44,6 +46,7 @@ class TrainState:
     health: dict[str, Any] = field(default_factory=dict)
     average: dict[str, Tensor] = field(default_factory=dict, repr=False)
     dead: Tensor | None = field(default=None, repr=False)
+    scratch: Scratch = field(default_factory=Scratch, repr=False)
 
     @classmethod
     def fresh(cls, weights: Weights, normalisation: Normalisation, precision: str, device: str) -> TrainState:
@@ -53,7 +56,7 @@ class TrainState:
             normalisation=normalisation,
             precision=precision,
             rows_since_fired=torch.zeros(len(moved.b_enc), dtype=torch.int64, device=device),
-            optimizer=make_optimizer(moved),
+            optimizer=Adam(moved),
         )
 
     def observe_codes(self, fired: Tensor, n_rows: int, dead_after: int) -> None:
@@ -78,9 +81,8 @@ class TrainState:
     def save(self, path: Path, fingerprint: dict[str, Any]) -> None:
         """Write the checkpoint; `fingerprint` is what a resumed run must agree on."""
         tensors = {f"weights.{name}": tensor for name, tensor in self.weights.named()}
-        for name, tensor in self.weights.named():
-            moments = self.optimizer.state[tensor]
-            tensors |= {f"adam.{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq", "step")}
+        for name, (mean, square) in self.optimizer.moments.items():
+            tensors |= {f"adam.exp_avg.{name}": mean, f"adam.exp_avg_sq.{name}": square}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         tensors["rows_since_fired"] = self.rows_since_fired
         tensors["mean_in"], tensors["mean_out"] = self.normalisation.mean_in, self.normalisation.mean_out
@@ -137,12 +139,10 @@ class TrainState:
                 state["precision"],
                 device,
             )
-            for name, tensor in result.weights.named():
-                moments = {key: tensors[f"adam.{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
-                result.optimizer.state[tensor] = {
-                    "step": tensors[f"adam.step.{name}"].to(device),
-                    **{key: moment.to(device) for key, moment in moments.items()},
-                }
+            for name in result.optimizer.moments:
+                mean, square = (tensors[f"adam.{key}.{name}"].to(device) for key in ("exp_avg", "exp_avg_sq"))
+                result.optimizer.moments[name] = (mean, square)
+            result.optimizer.count = state["step"]
             result.rows_since_fired = tensors["rows_since_fired"].to(device)
             result.step, result.rows, result.left_out = state["step"], state["rows"], state["left_out"]
             result.threshold, result.last_minimum = state["threshold"], state["last_minimum"]
@@ -156,8 +156,3 @@ class TrainState:
             ) from error
         result.dead = (result.rows_since_fired >= dead_after).nonzero().squeeze(1)
         return result
-
-
-def make_optimizer(weights: Weights) -> torch.optim.Adam:
-    """Fused Adam (betas .9, .999) over all weights; the learning rate is set at each step."""
-    return torch.optim.Adam([tensor for _, tensor in weights.named()], lr=0.0, fused=True)

@@ -21,13 +21,7 @@ from mechstudy.dictionaries.architectures import Architecture, architecture_of
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
 from mechstudy.dictionaries.control import coefficient
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
-from mechstudy.dictionaries.gradients import (
-    StepOutput,
-    clip,
-    loss_and_gradients,
-    normalise_rows,
-    remove_parallel,
-)
+from mechstudy.dictionaries.gradients import StepOutput, clip_factor, loss_and_gradients
 from mechstudy.dictionaries.health import Finding, Health
 from mechstudy.dictionaries.initialise import Moments, initial_weights, measure, statistics_rows
 from mechstudy.dictionaries.rows import rows_of
@@ -307,17 +301,16 @@ def train_step(cfg: DictionaryConfig, train_cfg: TrainConfig, state: TrainState,
         dead=state.dead,
         aux_k=train_cfg.resolved_aux_k(y.shape[1]),
         aux_alpha=train_cfg.aux_alpha,
+        scratch=state.scratch,
     )
-    if cfg.kind == "sae":
-        remove_parallel(output.gradients.dec, state.weights.dec)
-    clip(output.gradients, train_cfg.clip)
-    for group in state.optimizer.param_groups:
-        group["lr"] = train_cfg.resolved_lr(len(state.weights.b_enc)) * train_cfg.lr_factor(state.step)
-    for (_, weight), (_, gradient) in zip(state.weights.named(), output.gradients.named(), strict=True):
-        weight.grad = gradient
-    state.optimizer.step()
-    if cfg.kind == "sae":
-        normalise_rows(state.weights.dec)
+    state.optimizer.step(
+        state.weights,
+        output.gradients,
+        train_cfg.resolved_lr(len(state.weights.b_enc)) * train_cfg.lr_factor(state.step),
+        factor=clip_factor(output.gradients, train_cfg.clip, output.squares),
+        unit=("dec",) if cfg.kind == "sae" else (),
+        copies=state.scratch.copies,
+    )
     if train_cfg.ema is not None:
         state.observe_weights(train_cfg.ema)
     if output.minimum is not None:
@@ -343,7 +336,7 @@ def _assert_finite(state: TrainState, output: StepOutput) -> None:
     if not torch.isfinite(output.loss) or not torch.isfinite(state.weights.dec.sum()):
         raise MechstudyError(
             f"training diverged: the loss is {float(output.loss):.3g} at step {state.step}",
-            facts={"learning rate": f"{state.optimizer.param_groups[0]['lr']:.3g}"},
+            facts={"learning rate": f"{state.optimizer.lr:.3g}"},
             fix="a smaller lr, or a longer warm-up",
         )
 
@@ -356,7 +349,7 @@ def _scalars(
         "loss": float(output.loss),
         "fvu": float(output.error_ND.square().sum(dtype=torch.float64) / variance.clamp_min(1e-30)),
         "l0": float((output.codes.values > 0).sum()) / len(y),
-        "lr": float(state.optimizer.param_groups[0]["lr"]),
+        "lr": float(state.optimizer.lr),
         "dead_share": (0 if state.dead is None else len(state.dead)) / len(state.weights.b_enc),
         "rows": state.rows,
         "seconds": round(seconds, 3),

@@ -28,12 +28,14 @@ class Encoded:
 class Context:
     """One step, as an architecture's backward pass sees it.
 
-    pre [N, F]; d_values: entries of dL/df of the codes, from the reconstruction alone; norms [F]: lengths of the
-    decoder rows; rest [N, d_out]: b_dec + skip path - target, so that codes @ dec + rest is the error; project(codes):
-    entries of <dL/dy_hat[n], dec[f]> anywhere; coefficient: of the sparsity penalty, which is a mean over rows.
+    dec [F, d_out]: the decoder in the products' dtype; pre [N, F]; d_values: entries of dL/df of the codes, from the
+    reconstruction alone; norms [F]: lengths of the decoder rows; rest [N, d_out]: b_dec + skip path - target, so that
+    codes @ dec + rest is the error; project(codes): entries of <dL/dy_hat[n], dec[f]> anywhere; coefficient: of the
+    sparsity penalty, which is a mean over rows.
     """
 
     weights: Weights
+    dec_FD: Tensor
     pre_NF: Tensor
     codes: Codes
     d_values: Tensor

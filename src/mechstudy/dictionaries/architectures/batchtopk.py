@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mechstudy.dictionaries.architectures.base import Context, Encoded, Passed, plain_backward
-from mechstudy.dictionaries.kernels import batch_topk_codes
+from mechstudy.dictionaries.codes import batch_topk_codes
 from mechstudy.dictionaries.weights import Weights
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mechstudy.dictionaries.architectures.base import Context, Encoded, Passed, upper_quantile
 from mechstudy.dictionaries.architectures.penalties import PENALTIES
-from mechstudy.dictionaries.codes import codes_where
+from mechstudy.dictionaries.codes import codes_between
 from mechstudy.dictionaries.weights import Weights
 
 
@@ -30,9 +30,10 @@ class Gated:
         return zeros - upper_quantile(pre_NF, self.k), {"r_mag": zeros, "b_mag": zeros.clone()}
 
     def encode(self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype) -> Encoded:
-        magnitude = self._magnitude(pre_NF, weights)
-        mask = (pre_NF > 0) & (magnitude > 0)
-        return Encoded(codes_where(mask, magnitude, weights.dec.dtype, dense_dtype))
+        gain, at_gate = gate_as_threshold(weights.b_enc, weights.extra["r_mag"], weights.extra["b_mag"])
+        found = codes_between(pre_NF, (-at_gate / gain).clamp_min(0.0), dense_dtype=dense_dtype)
+        magnitude = found.values * found.per_feature(gain) + found.per_feature(at_gate)
+        return Encoded(found.with_values(magnitude.clamp_min(0.0)))
 
     def backward(self, context: Context) -> Passed:
         weights, codes = context.weights, context.codes
@@ -41,15 +42,15 @@ class Gated:
         gained = through * codes.per_feature(gain)
         u = codes.at(context.pre_NF).to(through.dtype) - codes.per_feature(weights.b_enc)
 
-        gate = codes_where(context.pre_NF > 0, context.pre_NF, through.dtype, context.dense_dtype)
-        error = gate.times(weights.dec) + context.rest_ND
+        gate = codes_between(context.pre_NF, torch.zeros_like(gain), dense_dtype=context.dense_dtype)
+        error = gate.times(context.dec_FD) + context.rest_ND
         scale = 1.0 / error.numel()
         phi = PENALTIES[self.penalty]
         norms = gate.per_feature(context.norms_F)
         s = gate.values * norms
         per_row = context.coefficient / gate.n_rows
         slope = phi.slope(s) * (gate.values > 0) * per_row
-        to_gate = gate.products(error * (2.0 * scale), weights.dec) * (gate.values > 0) + slope * norms
+        to_gate = gate.products(error, context.dec_FD) * (2.0 * scale) * (gate.values > 0) + slope * norms
         return Passed(
             [(codes, gained), (gate, to_gate)],
             [(gate, to_gate)],
@@ -62,12 +63,6 @@ class Gated:
         gain, bound = gate_as_threshold(weights.b_enc, weights.extra["r_mag"], weights.extra["b_mag"])
         folded = Weights(weights.enc * gain[:, None], weights.extra["b_mag"], weights.dec, weights.b_dec, weights.skip)
         return folded, bound.clamp_min(0.0)
-
-    @staticmethod
-    def _magnitude(pre_NF: Tensor, weights: Weights) -> Tensor:
-        """Of gate = pre: the magnitude where the gate opens, plus the gain times how far it is open."""
-        gain, at_gate = gate_as_threshold(weights.b_enc, weights.extra["r_mag"], weights.extra["b_mag"])
-        return pre_NF * gain.to(pre_NF.dtype) + at_gate.to(pre_NF.dtype)
 
 
 def gate_as_threshold(b_gate_F: Tensor, r_mag_F: Tensor, b_mag_F: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mechstudy.dictionaries.architectures.base import Context, Encoded, Passed, upper_quantile
 from mechstudy.dictionaries.architectures.penalties import PENALTIES
-from mechstudy.dictionaries.codes import codes_where
+from mechstudy.dictionaries.codes import codes_between
 from mechstudy.dictionaries.weights import Weights
 
 L0_STRENGTH = 8.0  # of the quadratic penalty: 10% off the target costs as much as .08 of FVU
@@ -39,16 +39,14 @@ class JumpReLU:
         return torch.zeros_like(pre_NF[0]), {"log_threshold": threshold.log()}
 
     def encode(self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype) -> Encoded:
-        threshold = weights.extra["log_threshold"].exp().to(pre_NF.dtype)
-        return Encoded(codes_where(pre_NF > threshold, pre_NF, weights.dec.dtype, dense_dtype))
+        return Encoded(codes_between(pre_NF, weights.extra["log_threshold"].exp(), dense_dtype=dense_dtype))
 
     def backward(self, context: Context) -> Passed:
         codes, n = context.codes, context.codes.n_rows
         dtype = context.norms_F.dtype
         threshold_F = context.weights.extra["log_threshold"].exp()
-        pre = context.pre_NF
-        distance = pre - threshold_F.to(pre.dtype)
-        near = codes_where(distance.abs() < self.bandwidth / 2, pre, dtype, context.dense_dtype)
+        low_F, high_F = threshold_F - self.bandwidth / 2, threshold_F + self.bandwidth / 2
+        near = codes_between(context.pre_NF, low_F, high_F, dense_dtype=context.dense_dtype)
         here = near.values != 0 if near.values.ndim == 2 else torch.ones_like(near.values, dtype=torch.bool)
         lost = context.project(near) * near.per_feature(threshold_F)
         active = codes.values > 0

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mechstudy.dictionaries.architectures.base import Context, Encoded, Passed, upper_quantile
 from mechstudy.dictionaries.architectures.penalties import PENALTIES
-from mechstudy.dictionaries.codes import codes_where
+from mechstudy.dictionaries.codes import codes_between
 from mechstudy.dictionaries.weights import Weights
 
 
@@ -26,7 +26,7 @@ class ReLU:
         return torch.full_like(pre_NF[0], -upper_quantile(pre_NF, self.k)), {}
 
     def encode(self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype) -> Encoded:
-        return Encoded(codes_where(pre_NF > 0, pre_NF, weights.dec.dtype, dense_dtype))
+        return Encoded(codes_between(pre_NF, torch.zeros_like(weights.b_enc), dense_dtype=dense_dtype))
 
     def backward(self, context: Context) -> Passed:
         """d/df of (c/N) sum phi(f |dec|) is (c/N) phi' |dec|, and along each decoder row (c/N) sum phi' f."""

@@ -1,0 +1,34 @@
+"""Finding and summing active entries, on whatever device the tensors are: see `reference` for what each means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from mechstudy.dictionaries.kernels import reference
+
+try:
+    from mechstudy.dictionaries.kernels import cpu
+except ImportError:  # a Python that Numba does not know yet: slower, the same numbers
+    cpu = None  # type: ignore[assignment]
+
+
+def kernels_for(*tensors: Tensor) -> Any:
+    """The module whose kernels take these tensors."""
+    return cpu if cpu is not None and cpu.supports(*tensors) else reference
+
+
+def top_k(pre_NF: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """See `reference.top_k`."""
+    return kernels_for(pre_NF).top_k(pre_NF, k)  # type: ignore[no-any-return]
+
+
+def batch_top_k(pre_NF: Tensor, wanted: int, guess: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """See `reference.batch_top_k`."""
+    return kernels_for(pre_NF).batch_top_k(pre_NF, wanted, guess)  # type: ignore[no-any-return]
+
+
+def between(pre_NF: Tensor, low_F: Tensor, high_F: Tensor, at_most: float) -> tuple[Tensor, Tensor, Tensor] | None:
+    """See `reference.between`."""
+    return kernels_for(pre_NF).between(pre_NF, low_F, high_F, at_most)  # type: ignore[no-any-return]

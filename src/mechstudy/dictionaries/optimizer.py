@@ -1,0 +1,56 @@
+"""Adam, one pass over each matrix: clipping, the update, unit rows and the narrow copy together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from mechstudy.dictionaries.kernels import kernels_for
+from mechstudy.dictionaries.weights import Weights
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
+
+class Adam:
+    """State and step of Adam (Kingma and Ba 2015) over the weights of a dictionary, in float32.
+
+    moments: name -> (mean of gradients, mean of squared gradients); step: steps done; lr: the last one's.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self.moments = {name: (torch.zeros_like(w), torch.zeros_like(w)) for name, w in weights.named()}
+        self.count = 0
+        self.lr = 0.0
+
+    def step(
+        self,
+        weights: Weights,
+        gradients: Weights,
+        lr: float,
+        *,
+        factor: float = 1.0,
+        unit: Collection[str] = (),
+        copies: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Change the weights in place.
+
+        Args:
+            factor: what the gradients are multiplied by first (clipping).
+            unit: weights whose rows are made unit vectors afterwards.
+            copies: bfloat16 copies of some weights, brought up to date.
+        """
+        self.count, self.lr = self.count + 1, lr
+        rate = lr / (1.0 - BETA1**self.count)
+        shrink = 1.0 / math.sqrt(1.0 - BETA2**self.count)
+        for (name, weight), (_, gradient) in zip(weights.named(), gradients.named(), strict=True):
+            mean, square = self.moments[name]
+            two = (weight, gradient, mean, square)
+            if weight.ndim == 1 and name not in unit:
+                two = tuple(t.unsqueeze(0) for t in two)  # type: ignore[assignment]
+            kernels_for(weight, gradient).adam(
+                *two, rate=rate, beta1=BETA1, beta2=BETA2, shrink=shrink, epsilon=EPSILON, factor=factor,
+                unit=name in unit, half=(copies or {}).get(name),
+            )  # fmt: skip

@@ -1,0 +1,35 @@
+"""What a training step reuses from the last one, so that no step has to ask the system for memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Scratch:
+    """Buffers by name, and copies of weights in the dtype of the products.
+
+    A fresh matrix of tens of megabytes costs more in page faults than the product that fills it. What a step returns
+    may lie in these buffers, and holds until the next step.
+    """
+
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    copies: dict[str, Tensor] = field(default_factory=dict)
+
+    def buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A tensor of this shape, contents undefined."""
+        found = self.buffers.get(name)
+        if found is None or found.dtype != dtype or found.shape[1:] != shape[1:] or len(found) < shape[0]:
+            found = self.buffers[name] = torch.empty(shape, dtype=dtype, device=device)
+        return found[: shape[0]]
+
+    def copy_of(self, name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """The weight in ``dtype``: itself, or a copy that the optimizer keeps up to date (`Adam.step`)."""
+        if weight.dtype == dtype:
+            return weight
+        if name not in self.copies:
+            self.copies[name] = weight.to(dtype)
+        return self.copies[name]

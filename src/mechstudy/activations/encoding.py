@@ -19,6 +19,7 @@ from mechstudy.activations.config import SCALE_BLOCK, scales_per_row
 DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
 RAW: dict[str, type[np.generic]] = {"bfloat16": np.uint16, "float32": np.uint32, "int8": np.int8}
 _RAW_TORCH = {"bfloat16": torch.int16, "float32": torch.int32, "int8": torch.int8}
+_CACHED = 1 << 15  # numbers worked on at a time, so that the next step finds them in the cache
 LEVELS = 127  # -127..127: symmetric, so that -x is stored as minus what x is
 
 
@@ -39,6 +40,18 @@ def encode(rows_ND: Tensor, dtype: str) -> Encoded:
     if dtype != "int8":
         return Encoded(rows_ND.to(DTYPES[dtype]).contiguous().view(_RAW_TORCH[dtype]).numpy())
     n, width = rows_ND.shape
+    raw = np.empty((n, width), np.int8)
+    scales = np.empty((n, scales_per_row(width)), np.float32)
+    step = max(1, _CACHED // width)
+    for first in range(0, n, step):
+        part = slice(first, first + step)
+        levels, scale = _quantise(rows_ND[part])
+        raw[part], scales[part] = levels.numpy(), scale.numpy()
+    return Encoded(raw, scales)
+
+
+def _quantise(rows_ND: Tensor) -> tuple[Tensor, Tensor]:
+    n, width = rows_ND.shape
     blocks = scales_per_row(width)
     values = rows_ND.float()
     if width % SCALE_BLOCK:
@@ -48,7 +61,7 @@ def encode(rows_ND: Tensor, dtype: str) -> Encoded:
     scales = torch.where(torch.isfinite(scales), scales, torch.nan)
     divisor = torch.where(scales > 0, scales, torch.inf)  # x / inf: a block without a scale is stored as zeros
     levels = (values / divisor[:, :, None]).nan_to_num_(0.0).round_().clamp_(-LEVELS, LEVELS).to(torch.int8)
-    return Encoded(levels.view(n, -1)[:, :width].contiguous().numpy(), scales.contiguous().numpy())
+    return levels.view(n, -1)[:, :width], scales
 
 
 def decode(raw: NDArray[Any], scales: NDArray[Any] | None, out: NDArray[Any]) -> None:
@@ -59,14 +72,14 @@ def decode(raw: NDArray[Any], scales: NDArray[Any] | None, out: NDArray[Any]) ->
         if raw.dtype == np.uint16:  # a bf16 is the upper half of a float32
             np.left_shift(bits, 16, out=bits)
         return
-    out[...] = raw
     n, width = out.shape
     whole = width // SCALE_BLOCK
-    blocks = out[:, : whole * SCALE_BLOCK].reshape(n, whole, SCALE_BLOCK)
-    assert np.shares_memory(blocks, out) or not blocks.size
-    blocks *= scales[:, :whole, None]
-    if width % SCALE_BLOCK:
-        out[:, whole * SCALE_BLOCK :] *= scales[:, whole:]
+    end = whole * SCALE_BLOCK
+    blocks = (n, whole, SCALE_BLOCK)
+    if whole:
+        np.multiply(raw[:, :end].reshape(blocks), scales[:, :whole, None], out=out[:, :end].reshape(blocks))
+    if end < width:
+        np.multiply(raw[:, end:], scales[:, whole:], out=out[:, end:])
 
 
 def decoded(encoded: Encoded) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mechstudy.activations.checksums import FileSum, check_files
 from mechstudy.activations.config import (
     INDEX_ITEM_SIZE,
     NORM_ITEM_SIZE,
@@ -28,6 +29,7 @@ from mechstudy.models.sites import Site
 SCHEMA = 2
 READABLE_SCHEMAS = (1, 2)  # 1: before int8 rows and checksums
 INDEX_FILE, STATISTICS_FILE, STORE_FILE = "index.bin", "statistics.safetensors", "store.json"
+CHECKSUMS_FILE = "checksums.safetensors"
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Store:
             self.n_rows, self.seed, self.dtype = int(meta["n_rows"]), int(meta["seed"]), str(meta["dtype"])
             self.sites = {Site.parse(name): self._site(site) for name, site in meta["sites"].items()}
             shuffle = meta["shuffle"]
+            self._files: dict[str, dict[str, Any]] = meta.get("files", {})
+            self._block = int(meta["checksums"]["block"]) if self._files else 0
         except FileNotFoundError as error:
             raise MechstudyError(
                 "no activation store here: store.json is missing", where=str(folder), fix="capture it again"
@@ -83,7 +87,7 @@ class Store:
                 "store.json is not readable", where=str(folder), facts={"reason": repr(error)}
             ) from error
         self._shuffle = WindowedShuffle(self.n_rows, self.seed, **shuffle) if shuffle else None
-        self._verify()
+        self._check_sizes()
 
     @classmethod
     def open(cls, folder: Path) -> Store:
@@ -120,6 +124,41 @@ class Store:
         with safe_open(self.folder / STATISTICS_FILE, "pt") as file:
             return file.get_tensor(f"{site}.mean")
 
+    def verify(self) -> None:
+        """Read every file from end to end and compare it with the checksums taken when it was written.
+
+        Raises:
+            MechstudyError: a file differs (named, with its first block that does), or there are no checksums.
+        """
+        self._require_checksums()
+        small = {self.folder / name: self._sum(name, ()) for name in (CHECKSUMS_FILE, STATISTICS_FILE)}
+        check_files(small.items())  # first, as the blocks' checksums are in one of them
+        check_files(self.checksums([self.folder / name for name in self._files if name.endswith(".bin")]).items())
+
+    def checksums(self, files: Iterable[Path]) -> dict[Path, FileSum]:
+        """The checksums of some of the row files.
+
+        Raises:
+            MechstudyError: the store was written before there were any.
+        """
+        from safetensors import safe_open
+
+        self._require_checksums()
+        with safe_open(self.folder / CHECKSUMS_FILE, "pt") as opened:
+            return {file: self._sum(file.name, opened.get_tensor(file.name).tolist()) for file in files}
+
+    def _require_checksums(self) -> None:
+        if not self._files:
+            raise MechstudyError(
+                "the store has no checksums: it was written by an earlier version",
+                where=str(self.folder),
+                fix="capture it again",
+            )
+
+    def _sum(self, name: str, crc32: Sequence[int]) -> FileSum:
+        found = self._files.get(name, {"bytes": 0, "sha256": ""})
+        return FileSum(found["bytes"], found["sha256"], tuple(crc32), self._block)
+
     def _site(self, meta: Mapping[str, Any]) -> SiteFiles:
         (shard,) = meta["shards"]
         return SiteFiles(
@@ -138,8 +177,9 @@ class Store:
         offset = first * width * np.dtype(dtype).itemsize
         return np.fromfile(file, dtype, count=count, offset=offset).reshape(-1, width)[::step]
 
-    def _verify(self) -> None:
-        expected = {self.folder / INDEX_FILE: self.n_rows * INDEX_ITEM_SIZE}
+    def _check_sizes(self) -> None:
+        expected = {self.folder / name: found["bytes"] for name, found in self._files.items()}
+        expected[self.folder / INDEX_FILE] = self.n_rows * INDEX_ITEM_SIZE
         for site in self.sites.values():
             expected[site.file] = site_bytes(self.n_rows, site.width, site.dtype)
             expected[site.norms_file] = self.n_rows * NORM_ITEM_SIZE

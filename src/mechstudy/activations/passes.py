@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mechstudy.activations.capture import activations_at, site_width
 from mechstudy.activations.prefetch import ahead
-from mechstudy.activations.reader import KeptRows, files_of, kept_positions, sink_limit
+from mechstudy.activations.reader import KeptRows, checksums_of, files_of, kept_positions, sink_limit
 from mechstudy.activations.statistics import SINK_RATIO
 from mechstudy.activations.store import Store
 from mechstudy.core.errors import MechstudyError
@@ -31,8 +31,9 @@ class StorePass:
 
     def __init__(
         self, store: Store, sites: Sequence[Site], batch_size: int, *, seed: int = 0,
-        sink_ratio: float | None = SINK_RATIO, prefetch: int = 2,
+        sink_ratio: float | None = SINK_RATIO, prefetch: int = 2, verify: bool = False,
     ) -> None:  # fmt: skip
+        """``verify`` compares every block with its checksum as it is first read (see `RowReader`)."""
         self.store, self.sites, self.batch_size, self.prefetch = store, tuple(sites), batch_size, prefetch
         files = {site: files_of(store, site) for site in self.sites}
         self.widths = {str(site): file.width for site, file in files.items()}
@@ -47,7 +48,8 @@ class StorePass:
                 facts={"rows": f"{store.n_rows:,}, all at a first position"},
                 fix="capture longer rows (context)",
             )
-        self._rows = KeptRows({str(site): file for site, file in files.items()}, keep, seed)
+        named = {str(site): file for site, file in files.items()}
+        self._rows = KeptRows(named, keep, seed, checksums=checksums_of(store, files.values(), verify))
 
     def batches(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """``{site: [batch_size, width]}`` of steps ``start``, ``start + 1``, ..., for ever: bf16 where they are

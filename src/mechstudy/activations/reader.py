@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mechstudy.activations.checksums import FileSum
 from mechstudy.activations.config import ITEM_SIZES, scales_per_row
 from mechstudy.activations.encoding import DTYPES, RAW, decode
 from mechstudy.activations.opened import SiteFiles, Store
@@ -51,7 +54,10 @@ class RowReader:
         sink_ratio: float | None = SINK_RATIO,
         prefetch: int = 4,
         widen: bool = False,
+        verify: bool = False,
     ) -> None:
+        """``verify`` compares every block with its checksum as it is first read, which halves the reading thread's
+        speed for that long: an error then names the file and the block."""
         assert batch_size > 0, batch_size
         self.store, self.site_in, self.site_out = store, site_in, site_out
         self.batch_size, self.seed, self.prefetch = batch_size, seed, prefetch
@@ -70,7 +76,9 @@ class RowReader:
                 fix="capture longer rows (context), or more tokens",
             )
         files = {"x": self._in} if site_in == site_out else {"x": self._in, "y": self._out}
-        self._rows = KeptRows(files, self._keep, seed, widen=widen)
+        self._rows = KeptRows(
+            files, self._keep, seed, widen=widen, checksums=checksums_of(store, files.values(), verify)
+        )
 
     def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of steps ``start``, ``start + 1``, ...: [batch_size, d_in] and [batch_size, d_out].
@@ -102,12 +110,19 @@ class KeptRows:
         keep: [n_rows] bool, true somewhere.
         seed: says at which kept row the first epoch begins.
         widen: bf16 rows as float32 rather than as they are stored.
+        checksums: of the files that are to be compared with theirs.
     """
 
     def __init__(
-        self, files: Mapping[str, SiteFiles], keep: NDArray[np.bool_], seed: int, *, widen: bool = False
+        self,
+        files: Mapping[str, SiteFiles],
+        keep: NDArray[np.bool_],
+        seed: int,
+        *,
+        widen: bool = False,
+        checksums: Mapping[Path, FileSum] = MappingProxyType({}),
     ) -> None:
-        self._files, self._keep, self._widen = files, keep, widen
+        self._files, self._keep, self._widen, self._checksums = files, keep, widen, checksums
         self._row_bytes = max(file.width * ITEM_SIZES[file.dtype] for file in files.values())
         self._block = max(1, BLOCK_BYTES // self._row_bytes)
         counts = np.add.reduceat(keep, np.arange(0, len(keep), self._block), dtype=np.int64)
@@ -124,7 +139,7 @@ class KeptRows:
         left: Run = (0, 0)
         with ExitStack() as stack:
             opened = {
-                name: stack.enter_context(SiteRows(file, together * size, self._widen))
+                name: stack.enter_context(SiteRows(file, together * size, self._widen, self._checksums))
                 for name, file in self._files.items()
             }
             while True:
@@ -156,14 +171,15 @@ class KeptRows:
 class SiteRows:
     """One site's rows as tensors, whatever they are stored as."""
 
-    def __init__(self, site: SiteFiles, n_rows: int, widen: bool) -> None:
-        self._file = RowFile(site.file, site.width, RAW[site.dtype])
+    def __init__(self, site: SiteFiles, n_rows: int, widen: bool, checksums: Mapping[Path, FileSum]) -> None:
+        self._file = RowFile(site.file, site.width, RAW[site.dtype], checksums.get(site.file))
         shape = (n_rows, site.width)
         self._raw, self._wide = Slabs(shape, RAW[site.dtype]), Slabs(shape, np.float32)
         self._scales: tuple[RowFile, Slabs] | None = None
         if site.scales_file is not None:
             blocks = scales_per_row(site.width)
-            self._scales = RowFile(site.scales_file, blocks, np.float32), Slabs((n_rows, blocks), np.float32)
+            file = RowFile(site.scales_file, blocks, np.float32, checksums.get(site.scales_file))
+            self._scales = file, Slabs((n_rows, blocks), np.float32)
         self._dtype = DTYPES[site.dtype]
         self._decode = site.dtype == "int8" or (widen and site.dtype == "bfloat16")
 
@@ -192,6 +208,16 @@ class SiteRows:
         out = self._wide.take()
         decode(raw, scales, out)
         return torch.from_numpy(out)
+
+
+def row_files(files: Iterable[SiteFiles]) -> list[Path]:
+    """The files that hold the sites' rows."""
+    return [path for site in files for path in (site.file, site.scales_file) if path is not None]
+
+
+def checksums_of(store: Store, files: Iterable[SiteFiles], verify: bool) -> Mapping[Path, FileSum]:
+    """Of the sites' row files; none where nothing is to be verified."""
+    return store.checksums(row_files(files)) if verify else {}
 
 
 def files_of(store: Store, site: Site) -> SiteFiles:

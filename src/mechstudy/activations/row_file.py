@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mechstudy.activations.checksums import BlockCheck, FileSum
 from mechstudy.core.errors import MechstudyError
 
 Run = tuple[int, int]  # rows from the first up to (not including) the second
@@ -46,10 +47,15 @@ class Slabs:
 
 
 class RowFile:
-    """One file of fixed-size rows, read forwards."""
+    """One file of fixed-size rows, read forwards.
 
-    def __init__(self, path: Path, width: int, dtype: type[np.generic]) -> None:
+    Args:
+        expected: its checksums, to compare each block with as it is read for the first time.
+    """
+
+    def __init__(self, path: Path, width: int, dtype: type[np.generic], expected: FileSum | None = None) -> None:
         self.path, self.width, self.dtype = path, width, dtype
+        self._check = None if expected is None else BlockCheck(path, expected)
         self.row_bytes = width * np.dtype(dtype).itemsize
         self._rest = bytearray(max(self.row_bytes, min(MAX_GAP, 64 << 10) // self.row_bytes * self.row_bytes))
 
@@ -66,15 +72,17 @@ class RowFile:
         """Rows of the runs, in their order, into ``out`` [n, width], contiguous.
 
         Raises:
-            MechstudyError: the file ends before.
+            MechstudyError: the file ends before, or a block of it does not match its checksum.
         """
+        checking = self._check is not None and not self._check.done
+        max_gap = 0 if checking else MAX_GAP  # the check has to see what lies between, too
         target, done = out.reshape(-1).view(np.uint8).data, 0
         pieces: list[memoryview] = []
         offset = position = runs[0][0] * self.row_bytes
         for first, last in runs:
             start = first * self.row_bytes
             gap = start - position
-            if gap < 0 or gap > MAX_GAP or len(pieces) > MAX_PIECES - 2 - gap // len(self._rest):
+            if gap < 0 or gap > max_gap or len(pieces) > MAX_PIECES - 2 - gap // len(self._rest):
                 self._fill(pieces, offset)
                 pieces, offset = [], start
             else:
@@ -87,6 +95,7 @@ class RowFile:
         self._fill(pieces, offset)
 
     def _fill(self, pieces: list[memoryview], offset: int) -> None:
+        whole, begin = pieces, offset
         while pieces:
             count = os.preadv(self._file, pieces, offset)
             if not count:
@@ -101,3 +110,5 @@ class RowFile:
             pieces = pieces[passed:]
             if pieces and count:
                 pieces[0] = pieces[0][count:]
+        if self._check is not None and whole:
+            self._check.feed(self._file, begin, whole)

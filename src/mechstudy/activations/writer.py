@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mechstudy.activations.checksums import BLOCK, sum_of, sums_of
 from mechstudy.activations.config import (
     INDEX_ITEM_SIZE,
     NORM_ITEM_SIZE,
@@ -26,7 +27,7 @@ from mechstudy.activations.config import (
     store_bytes,
 )
 from mechstudy.activations.encoding import DTYPES, decoded, encode
-from mechstudy.activations.opened import INDEX_FILE, SCHEMA, STATISTICS_FILE, STORE_FILE, Store
+from mechstudy.activations.opened import CHECKSUMS_FILE, INDEX_FILE, SCHEMA, STATISTICS_FILE, STORE_FILE, Store
 from mechstudy.activations.permutation import WindowedShuffle, run_length
 from mechstudy.activations.shares import Shares, read_parts, remove_parts, write_part
 from mechstudy.activations.statistics import RowStatistics
@@ -304,11 +305,16 @@ def merge(folder: Path) -> Store:
 
 
 def _describe(folder: Path, header: Mapping[str, Any], statistics: Mapping[Site, RowStatistics]) -> Store:
-    """Writes ``statistics.safetensors`` and ``store.json``, and opens the store."""
+    """Reads every file once for its checksums, writes the description, and opens the store."""
     from safetensors.torch import save_file
 
     save_file({f"{site}.mean": found.mean() for site, found in statistics.items()}, folder / STATISTICS_FILE)
     n_rows, dtype = header["n_rows"], header["dtype"]
+    rows = list(_sizes({site: header["sites"][str(site)] for site in statistics}, n_rows, dtype))
+    sums = dict(zip(rows, sums_of([folder / name for name in rows]), strict=True))
+    save_file({name: torch.tensor(found.crc32) for name, found in sums.items()}, folder / CHECKSUMS_FILE)
+    for name in (STATISTICS_FILE, CHECKSUMS_FILE):
+        sums[name] = sum_of(folder / name)
     description = {
         "schema": SCHEMA,
         "n_rows": n_rows,
@@ -328,6 +334,8 @@ def _describe(folder: Path, header: Mapping[str, Any], statistics: Mapping[Site,
             | ({"scales": {"file": f"{site}.scales.bin", "columns": SCALE_BLOCK}} if dtype == "int8" else {})
             for site, found in statistics.items()
         },
+        "checksums": {"file": CHECKSUMS_FILE, "block": BLOCK},
+        "files": {name: {"bytes": found.bytes, "sha256": found.sha256} for name, found in sums.items()},
     }
     (folder / STORE_FILE).write_text(json.dumps(description, indent=1) + "\n")
     return Store(folder)

@@ -95,6 +95,14 @@ def test_a_disk_too_small_is_refused_with_how_much_is_missing_and_what_to_change
     assert make_plan(engine(tmp_path, captures("discard")), rate=RATE).refusal() is None
 
 
+def test_a_quota_is_a_limit_where_the_disk_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "free_bytes", lambda folder: 10**15)
+    refusal = make_plan(engine(tmp_path, captures("keep"), quota=1500), rate=RATE).refusal()
+    assert refusal is not None and refusal.facts["quota"] == "1.5 kB left of storage.quota"
+    assert "by 520 B" in str(refusal) and "dictionaries.store_dtype: int8" in str(refusal)
+    assert make_plan(engine(tmp_path, captures("keep"), quota=2020), rate=RATE).refusal() is None
+
+
 def test_memory_is_that_of_the_largest_units_that_run_at_once(tmp_path):
     units = [unit(f"train[{i}]", estimate=Estimate(bytes_in_memory=100 * (i + 1))) for i in range(3)]
     assert make_plan(engine(tmp_path, units), rate=RATE).memory_needed == 300

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mechstudy.activations.config import Positions
+from mechstudy.activations.quota import Quota
 from mechstudy.activations.store import Store, StoreWriter
 from mechstudy.core.checkpoint import load_checkpoint, save_checkpoint
 from mechstudy.core.disk import atomic_path
@@ -49,6 +50,7 @@ def capture_corpus(
     progress: Progress | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    quota: Quota | None = None,
 ) -> Store:
     """Store every position of every row at ``sites``.
 
@@ -60,7 +62,7 @@ def capture_corpus(
         token_rows: token ids [n_documents, T].
         checkpoint: file to resume from, written at most every ``checkpoint_seconds``.
     """
-    writer = corpus_writer(model, token_rows, sites, folder, dtype=dtype, seed=seed)
+    writer = corpus_writer(model, token_rows, sites, folder, dtype=dtype, seed=seed, quota=quota)
     write_corpus(model, token_rows, writer, batch_tokens, progress, checkpoint, checkpoint_seconds)
     return writer.close()
 
@@ -79,6 +81,7 @@ def capture_corpus_part(
     progress: Progress | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    quota: Quota | None = None,
 ) -> None:
     """One of ``n_writers`` processes' share of `capture_corpus`; every process is given all ``token_rows``.
 
@@ -86,7 +89,7 @@ def capture_corpus_part(
     process would cut them, so ``batch_tokens`` has to be the same in all. Each has a checkpoint of its own.
     """
     writer = corpus_writer(
-        model, token_rows, sites, folder, dtype=dtype, seed=seed, rank=rank, n_writers=n_writers
+        model, token_rows, sites, folder, dtype=dtype, seed=seed, rank=rank, n_writers=n_writers, quota=quota
     )  # fmt: skip
     write_corpus(model, token_rows, writer, batch_tokens, progress, checkpoint, checkpoint_seconds)
     writer.close_part()
@@ -152,6 +155,7 @@ def capture_prompts(
     dtype: str = "bfloat16",
     batch_tokens: int = 4096,
     progress: Progress | None = None,
+    quota: Quota | None = None,
 ) -> Store:
     """Store chosen positions of clean and corrupted prompts, in order: pair by pair, clean before corrupted.
 
@@ -174,7 +178,7 @@ def capture_prompts(
             chosen.append(_chosen(pair, positions, len(tokens)))
     firsts = np.concatenate([[0], np.cumsum([len(c) for c in chosen])]).astype(np.int64)
     writer = StoreWriter(
-        folder, {site: site_width(model, site) for site in sites}, int(firsts[-1]), dtype, shuffle=False
+        folder, {site: site_width(model, site) for site in sites}, int(firsts[-1]), dtype, shuffle=False, quota=quota
     )
     _write_documents(folder / DOCUMENTS_FILE, pairs, documents, [len(p) for p in prompts], firsts)
     with progress.bar("capture", len(prompts), "prompts") as bar:

@@ -29,10 +29,10 @@ from mechstudy.activations.config import (
 from mechstudy.activations.encoding import DTYPES, decoded, encode
 from mechstudy.activations.opened import CHECKSUMS_FILE, INDEX_FILE, SCHEMA, STATISTICS_FILE, STORE_FILE, Store
 from mechstudy.activations.permutation import WindowedShuffle, run_length
+from mechstudy.activations.quota import Quota, no_room, require_room
 from mechstudy.activations.shares import Shares, read_parts, remove_parts, write_part
 from mechstudy.activations.statistics import RowStatistics
-from mechstudy.core.disk import free_text, is_full_disk
-from mechstudy.core.errors import MechstudyError
+from mechstudy.core.disk import is_full_disk
 from mechstudy.models.sites import Site
 
 Ints = Sequence[int] | NDArray[np.integer] | Tensor
@@ -61,6 +61,7 @@ class StoreWriter:
         shuffle: bool = True,
         rank: int = 0,
         n_writers: int = 1,
+        quota: Quota | None = None,
     ) -> None:
         """Create (or reopen) the files at their full size.
 
@@ -70,7 +71,7 @@ class StoreWriter:
             rank: which of ``n_writers`` this one is, from 0; several need ``shuffle``.
 
         Raises:
-            MechstudyError: the disk has not enough room.
+            MechstudyError: the disk, or the quota, has not enough room.
         """
         assert sys.byteorder == "little", "stores are little-endian"
         assert sites and n_rows > 0, (sites, n_rows)
@@ -91,6 +92,7 @@ class StoreWriter:
         self._buffered = 0
         self._sizes = _sizes(self.sites, n_rows, dtype)
         self._files: dict[str, int] = {}
+        require_room(folder, self.sites, n_rows, dtype, quota, corpus=shuffle)
         with self._disk_errors():
             self._allocate()
 
@@ -275,13 +277,9 @@ class StoreWriter:
         except OSError as error:
             if not is_full_disk(error):
                 raise
-            needed = store_bytes(self.n_rows, self.sites.values(), self.dtype)
-            raise MechstudyError(
-                "the disk has not enough room for the activation store",
-                where=str(self.folder),
-                facts={"needed": f"{needed:,} bytes", "free": free_text(self.folder)},
-                fix="free some disk, or capture fewer tokens, layers or sites",
-            ) from error
+            free = shutil.disk_usage(self.folder).free
+            corpus = self.shuffle is not None
+            raise no_room(self.folder, self.sites, self.n_rows, self.dtype, free, corpus=corpus) from error
 
 
 def merge(folder: Path) -> Store:

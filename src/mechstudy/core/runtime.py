@@ -26,6 +26,7 @@ class Runtime:
     """What a phase may use. Results must not depend on it beyond rounding.
 
     ``base`` is the study file's folder, where relative paths start; ``batch_tokens`` is tokens per forward batch;
+    ``quota`` is bytes that all artifacts together may take;
     ``cache`` keeps models loaded between units of one process; ``chosen`` is what the phase decided by measuring.
     """
 
@@ -35,6 +36,7 @@ class Runtime:
     progress: Progress = field(default_factory=NullProgress)
     seed: int = 0
     base: Path = Path()
+    quota: int | None = None
     cache: dict[Any, Any] = field(default_factory=dict)
     profile: bool = False
     chosen: dict[str, str] = field(default_factory=dict)

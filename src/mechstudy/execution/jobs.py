@@ -39,6 +39,7 @@ class Options:
     threads: int | None = None
     max_parallel: int = 1
     batch_tokens: int = 4096
+    quota: int | None = None
     seed: int = 0
     base: Path = Path()
     profile: Path | None = None
@@ -132,6 +133,7 @@ def _publish(job: Job, cache: dict[Any, Any], stream: TextIO | None) -> Artifact
         device=device,
         threads=options.unit_threads,
         batch_tokens=options.batch_tokens,
+        quota=options.quota,
         progress=progress,
         seed=options.seed,
         base=options.base,

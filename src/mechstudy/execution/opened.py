@@ -49,6 +49,7 @@ class OpenedStudy:
             threads=c.threads,
             max_parallel=c.max_parallel,
             batch_tokens=c.batch_tokens,
+            quota=self.study.storage.quota_bytes,
             seed=self.study.seed,
             base=self.file.parent.resolve(),
         )
@@ -116,7 +117,8 @@ def execute(
     run = opened.run(progress, **changes)
 
     def before() -> None:
-        if (refusal := disk_refusal(disk_need(run.evaluate(targets), run.folder.path), run.folder.path)) is not None:
+        disk = disk_need(run.evaluate(targets), run.folder.path, run.options.quota)
+        if (refusal := disk_refusal(disk, run.folder.path)) is not None:
             raise refusal
         run.folder.keep_study(opened.file)
 

@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mechstudy.activations.quota import Quota
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.memory import available_memory_bytes, total_memory_bytes
 from mechstudy.execution.engine import Run
+from mechstudy.execution.folder import ARTIFACTS
 from mechstudy.execution.graph import Evaluation
 from mechstudy.phases.unit import Unit
 
@@ -65,11 +67,15 @@ class Disk:
     needed_keeping: int
     needed_discarding: int
     free: int
+    quota_left: int | None = None  # of storage.quota
 
     @property
     def short_by(self) -> int:
         """Bytes that are missing; 0 when it fits."""
-        return max(0, self.needed + _SPARE - self.free) if self.needed else 0
+        if not self.needed:
+            return 0
+        over = 0 if self.quota_left is None else self.needed - self.quota_left
+        return max(0, self.needed + _SPARE - self.free, over)
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,7 @@ def make_plan(run: Run, targets: Sequence[str] | None = None, rate: Rate | None 
     return Plan(
         rows,
         rate,
-        disk_need(evaluation, run.folder.path),
+        disk_need(evaluation, run.folder.path, run.options.quota),
         sum(largest),
         available_memory_bytes(),
         total_memory_bytes(),
@@ -149,12 +155,13 @@ def make_plan(run: Run, targets: Sequence[str] | None = None, rate: Rate | None 
     )
 
 
-def disk_need(evaluation: Evaluation, folder: Path) -> Disk:
+def disk_need(evaluation: Evaluation, folder: Path, quota: int | None = None) -> Disk:
     """Bytes that the units to run will write, at the fullest moment, and bytes free where the run lies."""
     as_said = _peak_bytes(evaluation, lambda unit: unit.retention == "discard")
     keeping = _peak_bytes(evaluation, lambda unit: False)
     discarding = _peak_bytes(evaluation, lambda unit: bool(unit.discard_patterns))
-    return Disk(as_said, keeping, discarding, free_bytes(folder))
+    left = None if quota is None else Quota(quota, folder / ARTIFACTS).left(finished=True)
+    return Disk(as_said, keeping, discarding, free_bytes(folder), left)
 
 
 def disk_refusal(disk: Disk, folder: Path, rows: Sequence[PlanRow] = ()) -> MechstudyError | None:
@@ -165,10 +172,13 @@ def disk_refusal(disk: Disk, folder: Path, rows: Sequence[PlanRow] = ()) -> Mech
         "needed": f"{human(disk.needed)} at the fullest moment, and {human(_SPARE)} to spare",
         "free": human(disk.free),
     }
+    if disk.quota_left is not None:
+        facts["quota"] = f"{human(disk.quota_left)} left of storage.quota"
     if rows:
         largest = max(rows, key=lambda row: row.bytes_on_disk)
         facts["largest"] = f"{largest.unit}, {human(largest.bytes_on_disk)}"
-    fix = "smaller corpus.tokens or dictionaries.layers_per_pass, or --out on another disk"
+    fix = "smaller corpus.tokens or dictionaries.layers_per_pass, dictionaries.store_dtype: int8 or source: stream"
+    fix += ", or --out on another disk" if disk.quota_left is None else ", or a larger storage.quota"
     if disk.needed_discarding < disk.needed:
         fix = f"storage.activations: discard (needs {human(disk.needed_discarding)}), {fix}"
     what = f"the disk is too small for this study by {human(disk.short_by)}"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mechstudy.activations.config import CorpusConfig, PromptCaptureConfig
+from mechstudy.activations.quota import parse_size
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.core.config import Config, Lines, load_config_with_lines
 from mechstudy.core.errors import MechstudyError, nearest
@@ -117,9 +118,25 @@ class ComputeConfig(Config):
 
 
 class StorageConfig(Config):
-    """``activations: discard`` deletes captured corpus rows once every dictionary that needs them is trained."""
+    """``activations: discard`` deletes captured corpus rows once every dictionary that needs them is trained.
+
+    ``quota`` (``50GB``, ``1.5TiB``) is the most bytes the run's artifacts may take, where the disk's own free space is
+    not the limit: refused before anything is allocated. How it runs, not what: not part of any artifact's id.
+    """
 
     activations: Literal["keep", "discard"] = "discard"
+    quota: str | None = None
+
+    @field_validator("quota")
+    @classmethod
+    def _a_size(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_size(value)
+        return value
+
+    @property
+    def quota_bytes(self) -> int | None:
+        return None if self.quota is None else parse_size(self.quota)
 
 
 class Study(Config):

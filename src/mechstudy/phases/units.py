@@ -308,6 +308,7 @@ class _Builder:
         inputs = [u.name for u in self.units]
         study = self.study.canonical()
         study.pop("compute")
+        study["storage"].pop("quota")
         self._add("report", "report", {"study": study}, inputs, optional_inputs=True)
 
 

@@ -30,15 +30,16 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m 'not real and not browser and not slow'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m 'not real and not browser and not slow and not peers'
 
 test: $(READY) chromium
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m 'not real and not browser'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m 'not real and not browser and not peers'
 	$(BIN)/pytest -q -m 'real or browser'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m peers tests/peers
 
 # The report's tests need a browser. Where it is absent and cannot be installed they are skipped, and say so.
 chromium:

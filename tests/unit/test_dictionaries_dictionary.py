@@ -121,9 +121,9 @@ def test_saved_and_loaded_is_the_same_dictionary(kind, activation, tmp_path):
     [
         ("sae", "topk", "topk"),
         ("sae", "jumprelu", "jumprelu"),
-        ("transcoder", "topk", "transcoder"),
+        ("transcoder", "topk", "topk_transcoder"),
         ("transcoder", "jumprelu", "jumprelu_transcoder"),
-        ("skip_transcoder", "topk", "skip_transcoder"),
+        ("skip_transcoder", "topk", "topk_skip_transcoder"),
         ("skip_transcoder", "jumprelu", "jumprelu_skip_transcoder"),
     ],
 )

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
-from mechstudy.dictionaries.formats import circuit_tracer, sparsify
+from mechstudy.dictionaries.formats import circuit_tracer, saelens_foreign, sparsify
+from mechstudy.dictionaries.formats.cross_layer import read_clt, write_clt
 
 D, F, K, N = 6, 20, 3, 30
 
@@ -181,15 +182,149 @@ def test_a_set_with_a_gap_is_refused(tmp_path):
     assert error.value.facts["missing"] == "1"
 
 
+def test_a_topk_set_says_so_in_its_config_and_is_read_back(tmp_path):
+    layers = {}
+    for layer in range(2):
+        meta = DictionaryMeta("transcoder", "topk", D, D, F, K, f"mlp_in.{layer}", f"mlp_out.{layer}")
+        t = {
+            "W_enc": draw(D, F, seed=1),
+            "b_enc": draw(F, seed=2),
+            "W_dec": draw(F, D, seed=3),
+            "b_dec": draw(D, seed=4),
+        }
+        layers[layer] = Dictionary(meta, **t)
+    circuit_tracer.write_set(layers, tmp_path, model_name="some/model")
+    config = (tmp_path / "config.yaml").read_text()
+    assert "activation: topk" in config and f"k: {K}" in config and "feature_output_hook: hook_mlp_out" in config
+    for layer, found in circuit_tracer.read_set(tmp_path).items():
+        assert found.cfg.k == K and found.cfg.site_in == f"mlp_in.{layer}"
+        torch.testing.assert_close(found.reconstruct(X), layers[layer].reconstruct(X), rtol=0, atol=0)
+
+
+def test_a_set_of_mixed_layers_is_refused(tmp_path):
+    with pytest.raises(MechstudyError, match="have one input site"):
+        other = transcoder(1)
+        meta = DictionaryMeta("skip_transcoder", "jumprelu", D, D, F, None, "resid_mid.1", "mlp_out.1")
+        changed = Dictionary(meta, **dict(other.named_parameters()))
+        circuit_tracer.write_set({0: transcoder(0), 1: changed}, tmp_path, model_name="m")
+
+
+def test_negative_thresholds_of_a_set_are_refused_because_they_would_let_negative_features_through(tmp_path):
+    circuit_tracer.write_set({0: transcoder(0)}, tmp_path, model_name="m")
+    path = tmp_path / "layer_0.safetensors"
+    t = load_file(path)
+    t[circuit_tracer.THRESHOLD][:3] = -0.5
+    save_file(t, path)
+    with pytest.raises(MechstudyError, match="negative") as error:
+        Dictionary.load(path)
+    assert error.value.facts["features"] == f"3 of {F}"
+
+
+def clt(jumps: bool, L: int = 3) -> dict:
+    return {
+        "enc": [draw(F, D, seed=layer) for layer in range(L)],
+        "b_enc": [draw(F, seed=10 + layer) for layer in range(L)],
+        "dec": [draw(F, L - layer, D, seed=20 + layer) for layer in range(L)],
+        "b_dec": draw(L, D, seed=30),
+        "threshold": [draw(F, seed=40 + layer).abs() for layer in range(L)] if jumps else None,
+    }
+
+
+@pytest.mark.parametrize("jumps", [False, True])
+def test_a_cross_layer_transcoder_is_read_back_bit_for_bit(jumps, tmp_path):
+    written = clt(jumps)
+    write_clt(tmp_path, **written, model_name="some/model")
+    found = read_clt(tmp_path)
+    assert (found["model_name"], found["site_in"], found["site_out"]) == ("some/model", "mlp_in", "mlp_out")
+    for name, values in written.items():
+        assert (values is None) == (found[name] is None)
+        if values is not None:
+            assert all(torch.equal(here, there) for here, there in zip(values, found[name], strict=True))
+    assert set(load_file(tmp_path / "W_enc_1.safetensors")) == {
+        "W_enc_1", "b_enc_1", "b_dec_1", *(["threshold_1"] if jumps else [])
+    }  # fmt: skip
+    assert load_file(tmp_path / "W_dec_1.safetensors")["W_dec_1"].shape == (F, 2, D)
+
+
+@pytest.mark.parametrize(
+    "damage,message",
+    [
+        (lambda folder: (folder / "W_enc_1.safetensors").unlink(), "every further layer"),
+        (lambda folder: (folder / "W_dec_2.safetensors").unlink(), "W_dec_2.safetensors is missing"),
+        (lambda folder: (folder / "config.yaml").unlink(), "config.yaml is missing"),
+        (lambda folder: (folder / "config.yaml").write_text("a: [1"), "cannot be read as YAML"),
+        (lambda folder: (folder / "config.yaml").write_text("model_kind: transcoder_set"), "transcoder_set"),
+        (lambda folder: save_file({"W_dec_0": draw(F, 2, D, seed=0)}, folder / "W_dec_0.safetensors"), "wrong shape"),
+        (lambda folder: save_file({"x": draw(2, seed=0)}, folder / "W_enc_2.safetensors"), "W_enc_2 is missing"),
+    ],
+)
+def test_damaged_cross_layer_folders_are_named(damage, message, tmp_path):
+    write_clt(tmp_path, **clt(True))
+    damage(tmp_path)
+    with pytest.raises(MechstudyError, match=message):
+        read_clt(tmp_path)
+
+
+def test_a_cross_layer_transcoder_with_a_decoder_of_the_wrong_reach_is_not_written(tmp_path):
+    wrong = clt(False)
+    wrong["dec"][1] = draw(F, 3, D, seed=1)
+    with pytest.raises(MechstudyError, match="W_dec_1 has the wrong shape"):
+        write_clt(tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()
+
+
 def test_gemma_scope_arrays_are_read_and_numpys_pickles_are_not(tmp_path):
     t = {"W_enc": draw(D, F, seed=1), "b_enc": draw(F, seed=2), "W_dec": draw(F, D, seed=3), "b_dec": draw(D, seed=4)}
     t["threshold"] = draw(F, seed=5).abs()
-    np.savez(tmp_path / "params.npz", **{name: tensor.numpy() for name, tensor in t.items()})
+    folder = tmp_path / "gemma-scope-2b-pt-mlp" / "layer_7" / "average_l0_20"
+    folder.mkdir(parents=True)
+    np.savez(folder / "params.npz", **{name: tensor.numpy() for name, tensor in t.items()})
     pre = X @ t["W_enc"] + t["b_enc"]
-    torch.testing.assert_close(Dictionary.load(tmp_path).encode(X), pre * (pre > t["threshold"]))
-    np.savez(tmp_path / "params.npz", W_enc=np.array([_Trap()], dtype=object))
+    found = Dictionary.load(folder)
+    torch.testing.assert_close(found.encode(X), pre * (pre > t["threshold"]))
+    assert found.cfg.site_in == found.cfg.site_out == "mlp_out.7"
+    np.savez(folder / "params.npz", W_enc=np.array([_Trap()], dtype=object))
     with pytest.raises(MechstudyError, match="damaged"):
+        Dictionary.load(folder)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_gemma_scope_two_transcoders_are_read(skip, tmp_path):
+    folder = tmp_path / "transcoder_all" / "layer_5_width_16k_l0_small_affine"
+    folder.mkdir(parents=True)
+    t = {"w_enc": draw(D, F, seed=1), "b_enc": draw(F, seed=2), "w_dec": draw(F, D, seed=3), "b_dec": draw(D, seed=4)}
+    t |= {"threshold": draw(F, seed=5).abs()} | ({"affine_skip_connection": draw(D, D, seed=6)} if skip else {})
+    save_file(t, folder / "params.safetensors")
+    found = Dictionary.load(folder)
+    pre = X @ t["w_enc"] + t["b_enc"]
+    y = (pre * (pre > t["threshold"])) @ t["w_dec"] + t["b_dec"]
+    torch.testing.assert_close(found.reconstruct(X), y + X @ t["affine_skip_connection"] if skip else y)
+    assert (found.cfg.site_in, found.cfg.site_out) == ("mlp_in.5", "mlp_out.5")
+
+
+def test_abstopk_is_a_topk_of_twice_as_many_features(tmp_path):
+    t = {"W_enc": draw(D, F, seed=1), "b_enc": draw(F, seed=2), "W_dec": draw(F, D, seed=3), "b_dec": draw(D, seed=4)}
+    save_file(t, tmp_path / "sae_weights.safetensors")
+    content = {"architecture": "abstopk", "d_in": D, "d_sae": F, "k": K, "apply_b_dec_to_input": False}
+    (tmp_path / "cfg.json").write_text(json.dumps(content))
+    pre = X @ t["W_enc"] + t["b_enc"]
+    places = pre.abs().topk(K, 1).indices
+    signed = torch.zeros_like(pre).scatter(1, places, pre.gather(1, places))
+    found = Dictionary.load(tmp_path)
+    both = found.encode(X)
+    torch.testing.assert_close(both[:, :F] - both[:, F:], signed)
+    torch.testing.assert_close(found.reconstruct(X), signed @ t["W_dec"] + t["b_dec"])
+    assert found.cfg.d_sae == 2 * F and (both > 0).sum(1).eq(K).all()
+
+
+def test_whitened_checkpoints_without_their_statistics_are_refused(tmp_path):
+    t = {"W_enc": draw(D, F, seed=1), "b_enc": draw(F, seed=2), "W_dec": draw(F, D, seed=3), "b_dec": draw(D, seed=4)}
+    save_file(t, tmp_path / "sae_weights.safetensors")
+    content = {"architecture": "standard", "d_in": D, "d_sae": F, "normalize_activations": "covariance_whitening"}
+    (tmp_path / "cfg.json").write_text(json.dumps(content))
+    with pytest.raises(MechstudyError, match="covariance_whitening") as error:
         Dictionary.load(tmp_path)
+    assert saelens_foreign.WHITENING in error.value.fix
 
 
 def test_saelens_gated_is_the_jumprelu_it_computes(tmp_path):

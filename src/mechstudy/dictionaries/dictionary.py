@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.kernels import top_k
 
+DictionaryKind = Literal["sae", "transcoder", "skip_transcoder"]
+
 
 @dataclass(frozen=True)
 class DictionaryMeta:
@@ -21,7 +23,7 @@ class DictionaryMeta:
     `k` is exact for topk; for jumprelu it is the average the threshold was calibrated to, or None if unknown.
     """
 
-    kind: Literal["sae", "transcoder", "skip_transcoder"]
+    kind: DictionaryKind
     activation: Literal["topk", "jumprelu"]
     d_in: int
     d_out: int

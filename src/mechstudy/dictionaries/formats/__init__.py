@@ -2,42 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
-from mechstudy.dictionaries.formats import circuit_tracer, dictionary_learning, saelens, sparsify
+from mechstudy.dictionaries.formats import circuit_tracer, dictionary_learning, gemma_scope, saelens, sparsify
 
-__all__ = ["read"]
+__all__ = ["format_of", "read"]
+
+_READERS: dict[str, Callable[[Path], Dictionary]] = {
+    "SAELens": saelens.read,
+    "sparsify": sparsify.read,
+    "dictionary_learning": dictionary_learning.read,
+    "circuit-tracer": circuit_tracer.read,
+    "Gemma Scope": gemma_scope.read,
+}
 
 
-def read(path: Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Dictionary:
+def read(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Dictionary:
     """Read one dictionary of mechstudy, SAELens, sparsify, dictionary_learning, circuit-tracer or Gemma Scope.
 
     Args:
         path: a folder with ``sae_weights.safetensors``, ``sae.safetensors`` or ``ae.pt``; or one file of a
-            transcoder set (``layer_3.safetensors``) or of Gemma Scope (``params.npz``).
+            transcoder set (``layer_3.safetensors``) or of Gemma Scope (``params.npz``, ``params.safetensors``).
         dtype: None keeps the file's.
 
     Raises:
         MechstudyError: nothing that is known is there, or it is damaged or cannot be represented. No pickle is
             executed, whatever the file says.
     """
-    path = Path(path)
-    if path.is_file() and path.suffix == ".safetensors":
-        found = circuit_tracer.read(path)
-    elif path.suffix == ".npz" or (path / circuit_tracer.GEMMA_SCOPE).exists():
-        found = circuit_tracer.read_gemma_scope(path if path.is_file() else path / circuit_tracer.GEMMA_SCOPE)
-    elif (path / sparsify.WEIGHTS).exists():
-        found = sparsify.read(path)
-    elif (path / dictionary_learning.WEIGHTS).exists():
-        found = dictionary_learning.read(path)
-    elif path.is_dir() or not path.exists():
-        found = saelens.read(path)
-    else:
+    local = Path(path)
+    name, found = format_of(local)
+    try:
+        dictionary = _READERS[name](found)
+    except MechstudyError as error:
+        if error.where is not None:
+            raise
+        raise MechstudyError(error.what, where=str(local), facts=error.facts, fix=error.fix) from error
+    return dictionary.to(device=device) if dtype is None else dictionary.to(device=device, dtype=dtype)
+
+
+def format_of(path: Path) -> tuple[str, Path]:
+    """Who wrote what stands at a path, and the folder or file to read.
+
+    Raises:
+        MechstudyError: it is a file of no known kind.
+    """
+    if path.is_file():
+        if path.suffix == ".npz" or path.name in gemma_scope.FILES:
+            return "Gemma Scope", path
+        if path.suffix == ".safetensors" and path.name not in (saelens.WEIGHTS, sparsify.WEIGHTS):
+            return "circuit-tracer", path
+        if path.name in (saelens.WEIGHTS, saelens.CFG, sparsify.WEIGHTS, dictionary_learning.WEIGHTS):
+            return format_of(path.parent)
         raise MechstudyError(
             "this is no dictionary", where=str(path), fix="a folder, or a .safetensors or .npz file of a set"
         )
-    return found.to(device=device) if dtype is None else found.to(device=device, dtype=dtype)
+    for name in gemma_scope.FILES:
+        if (path / name).exists():
+            return "Gemma Scope", path / name
+    if (path / sparsify.WEIGHTS).exists():
+        return "sparsify", path
+    if (path / dictionary_learning.WEIGHTS).exists():
+        return "dictionary_learning", path
+    return "SAELens", path

@@ -1,7 +1,10 @@
-"""circuit-tracer's transcoder sets: ``layer_N.safetensors`` for every layer and one ``config.yaml``; and Gemma Scope.
+"""circuit-tracer's transcoders, one file a layer.
 
-A file holds W_enc [F, d], W_dec [F, d], b_enc, b_dec, and where there are any ``activation_function.threshold`` and
-W_skip. Without a threshold the activation is a ReLU. A set covers the layers from 0 on without a gap.
+A transcoder set is ``layer_N.safetensors`` for every layer from 0 on, and one ``config.yaml``. A file holds
+W_enc [F, d], W_dec [F, d], b_enc [F], b_dec [d], and where there are any ``activation_function.threshold`` [F] and
+W_skip [d, d], used as x @ W_skip.T. Without a threshold the activation is a ReLU, or what ``activation`` in config.yaml
+says: ``topk`` with ``k``. There the k largest count even where they are negative; here only what is positive does,
+which is the same wherever k features are positive. Cross-layer transcoders: see `cross_layer`.
 """
 
 from __future__ import annotations
@@ -9,112 +12,187 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.config import Kind
-from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
-from mechstudy.dictionaries.formats.tensors import read_safetensors, require
+from mechstudy.dictionaries.dictionary import Dictionary, DictionaryKind, DictionaryMeta
+from mechstudy.dictionaries.formats.fields import Fields
+from mechstudy.dictionaries.formats.saelens import hook_name, site_name
+from mechstudy.dictionaries.formats.tensors import (
+    of_one_dtype,
+    read_safetensors,
+    require,
+    shape_of,
+    write_safetensors,
+    write_text,
+)
 
-CONFIG, GEMMA_SCOPE = "config.yaml", "params.npz"
+CONFIG = "config.yaml"
 THRESHOLD = "activation_function.threshold"
 
 
 def read(path: Path) -> Dictionary:
-    """Read one layer's file.
+    """Read one layer's file, and what config.yaml beside it says.
 
     Raises:
-        MechstudyError: it is damaged, or lacks a tensor.
+        MechstudyError: it is damaged, or lacks a tensor, or its activation cannot be represented.
     """
-    tensors = read_safetensors(path)
-    require(tensors, {"W_enc": tensors["W_enc"].shape if "W_enc" in tensors else (0, 0)}, path)
-    d_sae, d_in = tensors["W_enc"].shape
-    require(tensors, {"W_dec": (d_sae, d_in), "b_enc": (d_sae,), "b_dec": (d_in,)}, path)
+    t = read_safetensors(path)
+    config = read_config(path.parent) if (path.parent / CONFIG).exists() else Fields({}, path.parent / CONFIG)
+    d_sae, d_in = shape_of(t, "W_enc", path)
+    shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_sae, d_in), "W_dec": (d_sae, d_in), "b_enc": (d_sae,)}
+    shapes["b_dec"] = (d_in,)
+    shapes |= {"W_skip": (d_in, d_in)} if "W_skip" in t else {}
+    shapes |= {THRESHOLD: (d_sae,)} if THRESHOLD in t else {}
+    require(t, shapes, path)
+    k = _k(config, d_sae)
+    if THRESHOLD in t and k is None and bool((t[THRESHOLD] < 0).any()):
+        raise MechstudyError(
+            "thresholds are negative, and negative features, which circuit-tracer then has, cannot be represented",
+            where=str(path),
+            facts={"features": f"{int((t[THRESHOLD] < 0).sum()):,} of {d_sae:,}"},
+            fix="clamp the thresholds at 0",
+        )
+    threshold = t.get(THRESHOLD, torch.zeros_like(t["b_enc"]))
     found = re.search(r"(\d+)(?!.*\d)", path.stem)
     layer = int(found[1]) if found else 0
-    threshold = tensors.get(THRESHOLD)
-    return _jumprelu(
-        tensors["W_enc"].T.contiguous(), tensors["b_enc"], tensors["W_dec"], tensors["b_dec"],
-        torch.zeros_like(tensors["b_enc"]) if threshold is None else threshold,
-        tensors.get("W_skip"), f"mlp_in.{layer}", f"mlp_out.{layer}",
-    )  # fmt: skip
+    site_in, site_out = (
+        site_name(f"blocks.{layer}.{config.text(f'feature_{end}_hook', default)}")
+        for end, default in (("input", "mlp.hook_in"), ("output", "hook_mlp_out"))
+    )
+    weights = {"W_enc": t["W_enc"].T.contiguous(), "b_enc": t["b_enc"], "W_dec": t["W_dec"], "b_dec": t["b_dec"]}
+    metadata = {"model_name": config.text("model_name")} if "model_name" in config else {}
+    kind: DictionaryKind = "skip_transcoder" if "W_skip" in t else "transcoder"
+    meta = DictionaryMeta(kind, "topk" if k else "jumprelu", d_in, d_in, d_sae, k, site_in, site_out, metadata)
+    weights |= {"W_skip": t["W_skip"]} if "W_skip" in t else {}
+    return Dictionary(meta, **of_one_dtype(weights if k else weights | {"threshold": threshold}))
 
 
-def read_gemma_scope(path: Path) -> Dictionary:
-    """Read Gemma Scope's ``params.npz``: a JumpReLU autoencoder, W_enc [d, F]. NumPy's pickles are not read.
+def read_set(folder: Path) -> dict[int, Dictionary]:
+    """Every layer of a set.
 
     Raises:
-        MechstudyError: it is damaged, or lacks an array.
+        MechstudyError: there is none, a layer is missing, or a file cannot be read.
     """
+    found = {
+        int(match[1]): path
+        for path in sorted(folder.glob("layer_*.safetensors"))
+        if (match := re.fullmatch(r"layer_(\d+)", path.stem))
+    }
+    _refuse_gaps(found, folder)
+    return {layer: read(found[layer]) for layer in sorted(found)}
+
+
+def read_config(folder: Path) -> Fields:
+    """config.yaml of a set.
+
+    Raises:
+        MechstudyError: it is absent, or no YAML mapping.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    path = folder / CONFIG
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            tensors = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (OSError, ValueError) as error:
-        raise MechstudyError("the weights are damaged", where=str(path), facts={"reason": str(error)}) from error
-    require(tensors, {"W_enc": tensors["W_enc"].shape if "W_enc" in tensors else (0, 0)}, path)
-    d_in, d_sae = tensors["W_enc"].shape
-    require(tensors, {"W_dec": (d_sae, d_in), "b_enc": (d_sae,), "b_dec": (d_in,), "threshold": (d_sae,)}, path)
-    site = path.parent.name
-    return _jumprelu(
-        tensors["W_enc"], tensors["b_enc"], tensors["W_dec"], tensors["b_dec"], tensors["threshold"], None, site, site
-    )
+        content: Any = YAML(typ="safe", pure=True).load(path)
+    except FileNotFoundError as error:
+        raise MechstudyError(f"{CONFIG} is missing", where=str(folder), fix="the folder that holds it") from error
+    except (YAMLError, OSError, ValueError, RecursionError) as error:
+        raise MechstudyError(
+            f"{CONFIG} cannot be read as YAML", where=str(path), facts={"reason": str(error)[:300]},
+            fix="copy or download it again",
+        ) from error  # fmt: skip
+    if not isinstance(content, dict):
+        raise MechstudyError(f"{CONFIG} is no mapping", where=str(path), fix="copy or download it again")
+    return Fields(content, path)
 
 
 def write_set(dictionaries: Mapping[int, Dictionary], folder: Path, *, model_name: str, scan: str = "") -> None:
     """Write a set that circuit-tracer loads.
 
     Raises:
-        MechstudyError: a layer is missing, widths differ, or a dictionary is no transcoder with a threshold.
+        MechstudyError: a layer is missing, the layers differ in width or sites, or one is no transcoder.
     """
-    from ruamel.yaml import YAML
-    from safetensors.torch import save_file
+    _refuse_gaps(dictionaries, folder)
+    for layer, dictionary in sorted(dictionaries.items()):
+        if dictionary.cfg.kind == "sae" or dictionary.cfg.d_in != dictionary.cfg.d_out:
+            raise MechstudyError(
+                f"layer {layer} is a {dictionary.cfg.kind} from {dictionary.cfg.d_in} to {dictionary.cfg.d_out}",
+                where=str(folder),
+                fix="transcoders of one width",
+            )
+    for what, values in (
+        ("number of features", {d.cfg.d_sae for d in dictionaries.values()}),
+        ("activation and k", {d.cfg.activation + str(d.cfg.k or "") * (d.threshold is None)
+                              for d in dictionaries.values()}),
+        ("input site", {d.cfg.site_in.partition(".")[0] for d in dictionaries.values()}),
+        ("output site", {d.cfg.site_out.partition(".")[0] for d in dictionaries.values()}),
+    ):  # fmt: skip
+        if len(values) > 1:
+            raise MechstudyError(
+                f"the transcoders of a set have one {what}", where=str(folder),
+                facts={"found": ", ".join(sorted(map(str, values)))}, fix="one architecture for all layers",
+            )  # fmt: skip
+    for layer, dictionary in sorted(dictionaries.items()):
+        tensors: dict[str, Tensor] = {
+            "W_enc": dictionary.W_enc.T, "W_dec": dictionary.W_dec,
+            "b_enc": dictionary.b_enc, "b_dec": dictionary.b_dec,
+        }  # fmt: skip
+        if dictionary.threshold is not None:
+            tensors[THRESHOLD] = dictionary.threshold.clamp_min(0.0)
+        if dictionary.W_skip is not None:
+            tensors["W_skip"] = dictionary.W_skip
+        write_safetensors(tensors, folder / f"layer_{layer}.safetensors")
+    cfg = dictionaries[0].cfg
+    topk = {"activation": "topk", "k": cfg.k} if cfg.activation == "topk" else {}
+    write_config(folder, "transcoder_set", model_name, scan, cfg.site_in, cfg.site_out, **topk)
 
-    missing = sorted(set(range(max(dictionaries, default=0) + 1)) - set(dictionaries))
-    if missing or not dictionaries:
+
+def write_config(folder: Path, kind: str, model_name: str, scan: str, site_in: str, site_out: str, **more: Any) -> None:
+    """config.yaml; a site such as ``mlp_in.0``, or its kind alone, becomes the hook's name inside its block.
+
+    Raises:
+        MechstudyError: it cannot be written.
+    """
+    import io
+
+    from ruamel.yaml import YAML
+
+    text = io.StringIO()
+    hooks = {
+        f"feature_{end}_hook": re.sub(r"^blocks\.\d+\.", "", hook_name(site if "." in site else f"{site}.0"))
+        for end, site in (("input", site_in), ("output", site_out))
+    }
+    content = {"model_kind": kind, "model_name": model_name, **hooks, "scan": scan or model_name, **more}
+    YAML(typ="safe", pure=True).dump(content, text)
+    write_text(text.getvalue(), folder / CONFIG)
+
+
+def _refuse_gaps(layers: Mapping[int, object], folder: Path) -> None:
+    missing = sorted(set(range(max(layers, default=0) + 1)) - set(layers))
+    if missing:
         raise MechstudyError(
-            f"a transcoder set has every layer from 0 on, and {len(missing) or 'all'} are missing",
+            f"a transcoder set has every layer from 0 on, and {len(missing) if layers else 'all'} are missing",
+            where=str(folder),
             facts={"missing": ", ".join(map(str, missing))},
             fix="dictionaries.layers: all",
         )
-    if len({d.cfg.d_sae for d in dictionaries.values()}) > 1:
-        raise MechstudyError("the transcoders of a set have one number of features", fix="one expansion for all layers")
-    folder.mkdir(parents=True, exist_ok=True)
-    for layer, dictionary in sorted(dictionaries.items()):
-        if dictionary.cfg.kind == "sae" or dictionary.threshold is None:
-            raise MechstudyError(
-                f"layer {layer} is a {dictionary.cfg.kind} with {dictionary.cfg.activation}",
-                fix="transcoders of any activation but topk, which circuit-tracer's files cannot say",
-            )
-        tensors: dict[str, Tensor] = {
-            "W_enc": dictionary.W_enc.T,
-            "W_dec": dictionary.W_dec,
-            "b_enc": dictionary.b_enc,
-            "b_dec": dictionary.b_dec,
-            THRESHOLD: dictionary.threshold.clamp_min(0.0),
-        }
-        if dictionary.W_skip is not None:
-            tensors["W_skip"] = dictionary.W_skip
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(plain, folder / f"layer_{layer}.safetensors")
-    config = {
-        "model_kind": "transcoder_set",
-        "model_name": model_name,
-        "feature_input_hook": "mlp.hook_in",
-        "feature_output_hook": "mlp.hook_out",
-        "scan": scan or model_name,
-    }
-    with (folder / CONFIG).open("w") as file:
-        YAML(typ="safe").dump(config, file)
 
 
-def _jumprelu(
-    W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, threshold: Tensor, skip: Tensor | None, *sites: str
-) -> Dictionary:
-    d_in, d_sae = W_enc.shape
-    site_in, site_out = sites
-    kind: Kind = "sae" if site_in == site_out else "transcoder" if skip is None else "skip_transcoder"
-    meta = DictionaryMeta(kind, "jumprelu", d_in, W_dec.shape[1], d_sae, None, site_in, site_out)
-    return Dictionary(meta, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, W_skip=skip, threshold=threshold)
+def _k(config: Fields, d_sae: int) -> int | None:
+    activation = config.text("activation", "jump_relu")
+    if activation in ("jump_relu", "jumprelu", "relu"):
+        return None
+    if activation != "topk":
+        raise MechstudyError(
+            f"activation {activation!r} cannot be represented here", where=str(config.where),
+            facts={"known": "relu, jump_relu, topk"}, fix="a set with one of these",
+        )  # fmt: skip
+    if (k := config.whole("k")) > d_sae:
+        raise MechstudyError(
+            f"k = {k} is more than the {d_sae} features", where=str(config.where), fix="the k of the training"
+        )
+    return k

@@ -6,7 +6,6 @@ Every class becomes a TopK or JumpReLU dictionary that computes the same.
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,12 @@ from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
+from mechstudy.dictionaries.formats.fields import Fields, read_json
 from mechstudy.dictionaries.formats.tensors import (
     gated_as_jumprelu,
-    read_json,
+    of_one_dtype,
     require,
+    shape_of,
     without_centring,
 )
 
@@ -32,51 +33,68 @@ def read(folder: Path) -> Dictionary:
         MechstudyError: a file or tensor is missing or damaged, the pickle holds more than tensors, or the class is
             not known.
     """
-    trainer = read_json(folder / CFG).get("trainer") or {}
-    name = trainer.get("dict_class")
-    if name not in _READERS:
+    trainer = Fields(read_json(folder / CFG), folder / CFG).table("trainer")
+    name = trainer.text("dict_class")
+    if name not in CLASSES:
         raise MechstudyError(
-            f"dict_class {name!r} is not known", where=str(folder / CFG), facts={"known": ", ".join(_READERS)}
+            f"dict_class {name!r} is not known",
+            where=str(folder / CFG),
+            facts={"known": ", ".join(CLASSES)},
+            fix="a dictionary of one of these classes",
         )
     tensors = _load(folder / WEIGHTS)
-    weights = _READERS[name](tensors, folder / WEIGHTS)
+    weights = CLASSES[name](tensors, folder / WEIGHTS)
     d_in, d_sae = weights["W_enc"].shape
-    k = trainer.get("k", tensors.get("k"))
-    site = str(trainer.get("submodule_name") or f"layer {trainer.get('layer')}")
+    topk = name == "AutoEncoderTopK"
+    stored = tensors.get("k")
+    k = trainer.whole("k") if "k" in trainer else None if stored is None else int(stored)
+    if topk and (k is None or (stored is not None and int(stored) != k)):
+        raise MechstudyError(
+            "config.json and ae.pt do not say one k", where=str(folder),
+            facts={CFG: str(trainer.content.get("k")), WEIGHTS: str(None if stored is None else int(stored))},
+            fix="the config and the weights of one dictionary",
+        )  # fmt: skip
+    layer = trainer.whole("layer", least=0) if "layer" in trainer else None
+    site = trainer.text("submodule_name") or f"layer {layer}"
     meta = DictionaryMeta(
         kind="sae",
-        activation="topk" if weights["threshold"] is None else "jumprelu",
+        activation="topk" if topk else "jumprelu",
         d_in=d_in,
         d_out=d_in,
         d_sae=d_sae,
-        k=None if k is None else int(k),
+        k=k,
         site_in=site,
         site_out=site,
-        metadata={"model_name": trainer.get("lm_name"), "architecture": name},
+        metadata={"model_name": trainer.text("lm_name") or None, "architecture": name},
     )
-    return Dictionary(meta, **weights)
+    return Dictionary(meta, **of_one_dtype({name: tensor for name, tensor in weights.items() if tensor is not None}))
 
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the unpickler raises whatever a damaged or hostile file provokes
         raise MechstudyError(
             "ae.pt is damaged, or holds more than tensors and is not trusted",
             where=str(path),
-            facts={"reason": str(error).splitlines()[0][:200]},
+            facts={"reason": (str(error).splitlines() or [type(error).__name__])[0][:200]},
             fix="save its state_dict() again with torch.save",
         ) from error
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise MechstudyError("ae.pt holds no state dict", where=str(path))
+        raise MechstudyError(
+            "ae.pt holds no state dict", where=str(path), fix="save its state_dict() again with torch.save"
+        )
+    found = {str(name): tensor for name, tensor in found.items()}
+    if "k" in found and (found["k"].numel() != 1 or found["k"].is_floating_point()):
+        raise MechstudyError(
+            "tensor k is no integer", where=str(path), fix="save its state_dict() again with torch.save"
+        )
     return found
 
 
 def _linear(t: dict[str, Tensor], where: Path, bias: str, decoder_bias: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(W_enc, b_enc, W_dec, b_dec) of an encoder and a decoder that are torch's linear layers."""
-    if "encoder.weight" not in t:
-        raise MechstudyError("tensor encoder.weight is missing", where=str(where), facts={"has": ", ".join(sorted(t))})
-    d_sae, d_in = t["encoder.weight"].shape
+    d_sae, d_in = shape_of(t, "encoder.weight", where)
     require(t, {"decoder.weight": (d_in, d_sae), bias: (d_sae,), decoder_bias: (d_in,)}, where)
     return t["encoder.weight"].T.contiguous(), t[bias], t["decoder.weight"].T.contiguous(), t[decoder_bias]
 
@@ -85,6 +103,7 @@ def _standard(t: dict[str, Tensor], where: Path) -> dict[str, Any]:
     """AutoEncoder; its loader gives decoder rows length one, and so do we."""
     W_enc, b_enc, W_dec, b_dec = _linear(t, where, "encoder.bias", "bias")
     norms = torch.linalg.vector_norm(W_dec, dim=1)
+    norms = norms.where(norms > 0, torch.ones_like(norms))  # a feature that writes nothing stays one
     b_enc = without_centring(b_enc, b_dec, W_enc) * norms
     return _weights(W_enc * norms, b_enc, W_dec / norms[:, None], b_dec, torch.zeros_like(b_enc))
 
@@ -109,26 +128,28 @@ def _topk(t: dict[str, Tensor], where: Path) -> dict[str, Any]:
 
 def _batchtopk(t: dict[str, Tensor], where: Path) -> dict[str, Any]:
     W_enc, b_enc, W_dec, b_dec = _linear(t, where, "encoder.bias", "b_dec")
-    return _thresholded(t, W_enc, without_centring(b_enc, b_dec, W_enc), W_dec, b_dec)
+    return _thresholded(t, where, W_enc, without_centring(b_enc, b_dec, W_enc), W_dec, b_dec)
 
 
 def _matryoshka(t: dict[str, Tensor], where: Path) -> dict[str, Any]:
-    require(t, {"W_enc": t["W_enc"].shape if "W_enc" in t else (0, 0)}, where)
-    d_in, d_sae = t["W_enc"].shape
+    d_in, d_sae = shape_of(t, "W_enc", where)
     require(t, {"b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}, where)
     b_enc = without_centring(t["b_enc"], t["b_dec"], t["W_enc"])
-    return _thresholded(t, t["W_enc"], b_enc, t["W_dec"], t["b_dec"])
+    return _thresholded(t, where, t["W_enc"], b_enc, t["W_dec"], t["b_dec"])
 
 
 def _jumprelu(t: dict[str, Tensor], where: Path) -> dict[str, Any]:
-    require(t, {"W_enc": t["W_enc"].shape if "W_enc" in t else (0, 0)}, where)
-    d_in, d_sae = t["W_enc"].shape
+    d_in, d_sae = shape_of(t, "W_enc", where)
     require(t, {"b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,), "threshold": (d_sae,)}, where)
     return _weights(t["W_enc"], t["b_enc"], t["W_dec"], t["b_dec"], t["threshold"])
 
 
-def _thresholded(t: dict[str, Tensor], W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> dict[str, Any]:
+def _thresholded(
+    t: dict[str, Tensor], where: Path, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor
+) -> dict[str, Any]:
     """One threshold for all features; -1 stands for "not calibrated", which acts as zero does."""
+    if "threshold" in t:
+        require(t, {"threshold": ()}, where)
     threshold = torch.full_like(b_enc, max(0.0, float(t.get("threshold", 0.0))))
     return _weights(W_enc, b_enc, W_dec, b_dec, threshold)
 
@@ -137,7 +158,7 @@ def _weights(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, thresho
     return {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": threshold}
 
 
-_READERS = {
+CLASSES = {
     "AutoEncoder": _standard,
     "AutoEncoderNew": _new_standard,
     "GatedAutoEncoder": _gated,

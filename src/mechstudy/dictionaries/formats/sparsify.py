@@ -10,9 +10,16 @@ import re
 from pathlib import Path
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.config import Kind
-from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
-from mechstudy.dictionaries.formats.tensors import read_json, read_safetensors, require, without_centring
+from mechstudy.dictionaries.dictionary import Dictionary, DictionaryKind, DictionaryMeta
+from mechstudy.dictionaries.formats.fields import Fields, read_json
+from mechstudy.dictionaries.formats.tensors import (
+    of_one_dtype,
+    read_safetensors,
+    require,
+    without_centring,
+    write_safetensors,
+    write_text,
+)
 
 CFG, WEIGHTS = "cfg.json", "sae.safetensors"
 
@@ -23,32 +30,30 @@ def read(folder: Path) -> Dictionary:
     Raises:
         MechstudyError: a file or tensor is missing or damaged, or the activation is not topk.
     """
-    content, tensors = read_json(folder / CFG), read_safetensors(folder / WEIGHTS)
-    if (activation := content.get("activation", "topk")) != "topk":
+    fields, tensors = Fields(read_json(folder / CFG), folder / CFG), read_safetensors(folder / WEIGHTS)
+    if (activation := fields.text("activation", "topk")) != "topk":
         raise MechstudyError(
             f"activation {activation!r} cannot be represented here", where=str(folder / CFG), fix="a topk dictionary"
         )
-    d_in = int(content["d_in"]) if "d_in" in content else 0
-    d_sae = int(content.get("num_latents") or d_in * int(content.get("expansion_factor", 32)))
+    d_in = fields.whole("d_in")
+    d_sae = fields.whole("num_latents", 0, least=0) or d_in * fields.whole("expansion_factor", 32)
     shapes: dict[str, tuple[int, ...]] = {
         "encoder.weight": (d_sae, d_in), "encoder.bias": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,),
     }  # fmt: skip
-    transcode, skip = bool(content.get("transcode")), bool(content.get("skip_connection"))
+    transcode, skip = fields.flag("transcode", False), fields.flag("skip_connection", False)
     if skip:
         shapes["W_skip"] = (d_in, d_in)
     require(tensors, shapes, folder / WEIGHTS)
-    kind: Kind = "skip_transcoder" if skip else "transcoder" if transcode else "sae"
-    site_in, site_out = _sites(folder.name, transcode)
+    kind: DictionaryKind = "skip_transcoder" if skip else "transcoder" if transcode else "sae"
+    site_in, site_out = _sites(folder.absolute().name, transcode)
     W_enc, b_enc = tensors["encoder.weight"].T.contiguous(), tensors["encoder.bias"]
-    meta = DictionaryMeta(kind, "topk", d_in, d_in, d_sae, int(content.get("k", 32)), site_in, site_out)
-    return Dictionary(
-        meta,
-        W_enc=W_enc,
-        b_enc=b_enc if transcode else without_centring(b_enc, tensors["b_dec"], W_enc),
-        W_dec=tensors["W_dec"],
-        b_dec=tensors["b_dec"],
-        W_skip=tensors.get("W_skip") if skip else None,
-    )
+    meta = DictionaryMeta(kind, "topk", d_in, d_in, d_sae, fields.whole("k", 32), site_in, site_out)
+    weights = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": tensors["W_dec"], "b_dec": tensors["b_dec"]}
+    if not transcode:
+        weights["b_enc"] = without_centring(b_enc, tensors["b_dec"], W_enc)
+    if skip:
+        weights["W_skip"] = tensors["W_skip"]
+    return Dictionary(meta, **of_one_dtype(weights))
 
 
 def write(dictionary: Dictionary, folder: Path) -> None:
@@ -57,15 +62,13 @@ def write(dictionary: Dictionary, folder: Path) -> None:
     Raises:
         MechstudyError: the dictionary is not topk, or its input and output differ in width.
     """
-    from safetensors.torch import save_file
-
     cfg = dictionary.cfg
     if cfg.activation != "topk" or cfg.d_in != cfg.d_out:
         raise MechstudyError(
             f"sparsify has no {cfg.activation} dictionary from {cfg.d_in} to {cfg.d_out}",
+            where=str(folder),
             fix="activation: topk and one width, or SAELens' format",
         )
-    folder.mkdir(parents=True, exist_ok=True)
     b_enc = dictionary.b_enc
     if cfg.kind == "sae":
         b_enc = without_centring(b_enc, -dictionary.b_dec, dictionary.W_enc)
@@ -75,7 +78,7 @@ def write(dictionary: Dictionary, folder: Path) -> None:
     }  # fmt: skip
     if dictionary.W_skip is not None:
         tensors["W_skip"] = dictionary.W_skip
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / WEIGHTS)
+    write_safetensors(tensors, folder / WEIGHTS)
     content = {
         "activation": "topk",
         "num_latents": cfg.d_sae,
@@ -85,7 +88,7 @@ def write(dictionary: Dictionary, folder: Path) -> None:
         "normalize_decoder": False,
         "d_in": cfg.d_in,
     }
-    (folder / CFG).write_text(json.dumps(content, indent=1) + "\n")
+    write_text(json.dumps(content, indent=1) + "\n", folder / CFG)
 
 
 def _sites(hookpoint: str, transcode: bool) -> tuple[str, str]:

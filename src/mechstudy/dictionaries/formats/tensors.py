@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.architectures.gated import gate_as_threshold
 
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        MechstudyError: the file is absent, no JSON, or no object.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise MechstudyError(f"no dictionary here: {path.name} is missing", where=str(path.parent)) from error
-    except (OSError, ValueError) as error:
-        raise MechstudyError(
-            f"{path.name} cannot be read as JSON", where=str(path), facts={"reason": str(error)}
-        ) from error
-    if not isinstance(content, dict):
-        raise MechstudyError(f"{path.name} is no JSON object", where=str(path))
-    return content
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -38,14 +23,15 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         MechstudyError: the file is absent, truncated or damaged.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.exists():
-        raise MechstudyError(f"no dictionary here: {path.name} is missing", where=str(path.parent))
+        raise MechstudyError(
+            f"no dictionary here: {path.name} is missing", where=str(path.parent), fix="the folder that holds it"
+        )
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise MechstudyError(
             "the weights are truncated or damaged",
             where=str(path),
@@ -54,21 +40,99 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a file whole or not at all. A link in its place is replaced, not followed.
+
+    Raises:
+        MechstudyError: it cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    with _whole(path) as partial:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Like `write_safetensors`."""
+    with _whole(path) as partial:
+        partial.write_text(text)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise MechstudyError(
+            f"{path.name} cannot be written",
+            where=str(path.parent),
+            facts={"reason": str(error)},
+            fix="another folder, or room on the disk",
+        ) from error
+
+
 def require(tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], where: Path) -> None:
-    """Refuse missing and misshapen tensors, by name."""
+    """Refuse missing and misshapen tensors, integers, and NaN, by name. A threshold may be infinite: a feature off."""
     for name, shape in shapes.items():
         if name not in tensors:
             raise MechstudyError(
                 f"tensor {name} is missing",
                 where=str(where),
                 facts={"has": ", ".join(sorted(tensors)), "needs": ", ".join(shapes)},
+                fix="copy or download the file again; is it another architecture than its config says?",
             )
-        if tuple(tensors[name].shape) != tuple(shape):
+        tensor = tensors[name]
+        if tuple(tensor.shape) != tuple(shape):
             raise MechstudyError(
                 f"tensor {name} has the wrong shape",
                 where=str(where),
-                facts={"found": str(list(tensors[name].shape)), "expected": str(list(shape))},
+                facts={"found": str(list(tensor.shape)), "expected": str(list(shape))},
+                fix="the config and the weights of one dictionary",
             )
+        if tensor.dtype not in _DTYPES:
+            raise MechstudyError(
+                f"tensor {name} holds {str(tensor.dtype).removeprefix('torch.')}, not numbers of a dictionary",
+                where=str(where),
+                facts={"known": ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)},
+                fix="save the dictionary again in one of these",
+            )
+        bad = int((tensor.isnan() if "threshold" in name else ~tensor.isfinite()).sum())
+        if bad:
+            raise MechstudyError(
+                f"tensor {name} holds {bad:,} values that are no finite numbers",
+                where=str(where),
+                facts={"values": f"{tensor.numel():,}"},
+                fix="an earlier checkpoint: this training has diverged",
+            )
+
+
+def shape_of(tensors: Mapping[str, Tensor], name: str, where: Path) -> tuple[int, int]:
+    """The two sizes of a matrix.
+
+    Raises:
+        MechstudyError: it is missing, or no matrix, or empty.
+    """
+    require(tensors, {name: tensors[name].shape if name in tensors else (0, 0)}, where)
+    if tensors[name].ndim != 2 or not tensors[name].numel():
+        raise MechstudyError(
+            f"tensor {name} is no matrix",
+            where=str(where),
+            facts={"found": str(list(tensors[name].shape))},
+            fix="copy or download the file again",
+        )
+    rows, columns = tensors[name].shape
+    return rows, columns
+
+
+def of_one_dtype(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All in W_enc's dtype: some training keeps thresholds in another than the weights."""
+    return {name: tensor.to(tensors["W_enc"].dtype) for name, tensor in tensors.items()}
 
 
 def without_centring(b_enc: Tensor, b_dec: Tensor, W_enc: Tensor) -> Tensor:

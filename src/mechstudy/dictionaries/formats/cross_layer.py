@@ -1,0 +1,132 @@
+"""circuit-tracer's cross-layer transcoders on disk: two files a layer, and one ``config.yaml``.
+
+``W_enc_l.safetensors``: W_enc_l [F, d], b_enc_l [F], b_dec_l [d], and for JumpReLU threshold_l [F]; without thresholds
+the activation is a ReLU. ``W_dec_l.safetensors``: W_dec_l [F, L - l, d], whose place j writes to layer l + j.
+
+    f_l = activation(W_enc_l x_l + b_enc_l),   y_m = b_dec_m + sum over l <= m of f_l W_dec_l[:, m - l]
+
+The format has no skip path.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from mechstudy.core.errors import MechstudyError
+from mechstudy.dictionaries.formats.circuit_tracer import CONFIG, read_config, write_config
+from mechstudy.dictionaries.formats.saelens import site_name
+from mechstudy.dictionaries.formats.tensors import read_safetensors, require, shape_of, write_safetensors
+
+
+class Clt(TypedDict):
+    """What a folder holds. A ReLU has no `threshold`. Sites are kinds (``mlp_in``), or hooks' names where none is."""
+
+    enc: list[Tensor]  # of every layer [F, d]
+    b_enc: list[Tensor]  # [F]
+    dec: list[Tensor]  # [F, L - l, d]
+    b_dec: Tensor  # [L, d]
+    threshold: list[Tensor] | None  # [F]
+    model_name: str
+    site_in: str
+    site_out: str
+
+
+def write_clt(
+    folder: Path,
+    enc: Sequence[Tensor],
+    b_enc: Sequence[Tensor],
+    dec: Sequence[Tensor],
+    b_dec: Tensor | Sequence[Tensor],
+    threshold: Sequence[Tensor] | None = None,
+    *,
+    model_name: str = "",
+    site_in: str = "mlp_in",
+    site_out: str = "mlp_out",
+    scan: str = "",
+) -> None:
+    """Write a cross-layer transcoder that circuit-tracer loads. Shapes as in `Clt`; L is the number of encoders.
+
+    Raises:
+        MechstudyError: a layer lacks something or has another shape, or a value is not finite; nothing is written then.
+    """
+    lists = {"enc": enc, "b_enc": b_enc, "dec": dec, "b_dec": b_dec}
+    lists |= {} if threshold is None else {"threshold": threshold}
+    if not len(enc) or len({len(values) for values in lists.values()}) > 1:
+        raise MechstudyError(
+            "every layer has one encoder, its biases, one decoder and perhaps a threshold",
+            where=str(folder),
+            facts={name: f"{len(values)} layers" for name, values in lists.items()},
+            fix="as many of each as the model has layers",
+        )
+    layers = [_named(layer, {name: values[layer] for name, values in lists.items()}) for layer in range(len(enc))]
+    size = shape_of(layers[0], "W_enc_0", folder)
+    for layer, tensors in enumerate(layers):
+        require(tensors, _shapes(layer, len(layers), *size, threshold is not None), folder)
+    for layer, tensors in enumerate(layers):
+        name = f"W_dec_{layer}"
+        write_safetensors({name: tensors.pop(name)}, folder / f"{name}.safetensors")
+        write_safetensors(tensors, folder / f"W_enc_{layer}.safetensors")
+    write_config(folder, "cross_layer_transcoder", model_name, scan, site_in, site_out)
+
+
+def read_clt(folder: Path) -> Clt:
+    """Read what `write_clt` or circuit-tracer wrote.
+
+    Raises:
+        MechstudyError: a file or tensor is missing, damaged or misshapen, or layers are missing.
+    """
+    found = {int(m[1]) for path in folder.glob("W_enc_*.safetensors") if (m := re.fullmatch(r"W_enc_(\d+)", path.stem))}
+    L = max(found, default=-1) + 1
+    if not L or len(found) < L:
+        raise MechstudyError(
+            "a cross-layer transcoder has W_enc_0.safetensors and every further layer",
+            where=str(folder),
+            facts={"missing": ", ".join(map(str, sorted(set(range(L)) - found))) or "all"},
+            fix="copy or download the folder again",
+        )
+    layers = [
+        read_safetensors(folder / f"W_enc_{layer}.safetensors")
+        | read_safetensors(folder / f"W_dec_{layer}.safetensors")
+        for layer in range(L)
+    ]
+    size = shape_of(layers[0], "W_enc_0", folder / "W_enc_0.safetensors")
+    jumps = "threshold_0" in layers[0]
+    for layer, tensors in enumerate(layers):
+        require(tensors, _shapes(layer, L, *size, jumps), folder / f"W_enc_{layer}.safetensors")
+
+    def of(name: str) -> list[Tensor]:
+        return [tensors[f"{name}_{layer}"] for layer, tensors in enumerate(layers)]
+
+    config = read_config(folder)
+    if (kind := config.text("model_kind")) != "cross_layer_transcoder":
+        raise MechstudyError(
+            f"model_kind is {kind!r}", where=str(folder / CONFIG), fix="model_kind: cross_layer_transcoder"
+        )
+    hooks = [
+        config.text(f"feature_{end}_hook", default)
+        for end, default in (("input", "hook_resid_mid"), ("output", "hook_mlp_out"))
+    ]
+    sites = [hook if (site := site_name(f"blocks.0.{hook}")).startswith("blocks.") else site[:-2] for hook in hooks]
+    return {
+        "enc": of("W_enc"), "b_enc": of("b_enc"), "dec": of("W_dec"), "b_dec": torch.stack(of("b_dec")),
+        "threshold": of("threshold") if jumps else None, "model_name": config.text("model_name"),
+        "site_in": sites[0], "site_out": sites[1],
+    }  # fmt: skip
+
+
+def _named(layer: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    names = {"enc": "W_enc", "dec": "W_dec"}
+    return {f"{names.get(name, name)}_{layer}": tensor for name, tensor in tensors.items()}
+
+
+def _shapes(layer: int, L: int, d_sae: int, d: int, jumps: bool) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {"enc": (d_sae, d), "b_enc": (d_sae,), "dec": (d_sae, L - layer, d)}
+    shapes |= {"b_dec": (d,)} | ({"threshold": (d_sae,)} if jumps else {})
+    names = {"enc": "W_enc", "dec": "W_dec"}
+    return {f"{names.get(name, name)}_{layer}": shape for name, shape in shapes.items()}

@@ -1,0 +1,1 @@
+"""Run in the peers' environment, one module a peer. What they import of ours is `serve` alone."""

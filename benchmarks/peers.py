@@ -11,6 +11,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).parent
 PEERS = ("saelens", "sparsify", "dictionary_learning")
+UNUSED = {
+    "dictionary_learning": "torchvision"
+}  # built for another torch than the CPU's, it breaks transformers' import
 
 
 def python_of(name: str) -> Path:
@@ -25,6 +28,8 @@ def python_of(name: str) -> Path:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         requirements = HERE / "requirements" / f"{name}.txt"
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", "-r", str(requirements)], check=True)
+        if name in UNUSED:
+            subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", UNUSED[name]], check=True)
         ready.touch()
     return python
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mechstudy.cli import bench, phases
+from mechstudy.cli import bench, dictionary, phases
 from mechstudy.cli.options import (
     STUDY_PANEL,
     Device,
@@ -225,4 +225,5 @@ def _say(message: str) -> None:
 
 
 phases.add_to(app)
+app.add_typer(dictionary.app, name="dictionary", rich_help_panel=KEEP)
 app.add_typer(bench.app, name="bench", rich_help_panel=KEEP)

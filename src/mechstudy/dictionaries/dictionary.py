@@ -166,10 +166,10 @@ class Dictionary(nn.Module):
         write(self, folder)
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Dictionary:
+    def load(cls, folder: Path | str, device: str = "cpu", dtype: torch.dtype | None = None) -> Dictionary:
         """Read a dictionary of `save`, SAELens, sparsify, dictionary_learning, circuit-tracer or Gemma Scope.
 
-        `dtype` None keeps the file's; see `formats.read`.
+        `folder` is a path, or ``hf:owner/name/folder@revision``; `dtype` None keeps the file's; see `formats.read`.
 
         Raises:
             MechstudyError: a file or tensor is missing, truncated, misshapen, or of an unknown architecture.
@@ -177,6 +177,12 @@ class Dictionary(nn.Module):
         from mechstudy.dictionaries.formats import read
 
         return read(folder, device=device, dtype=dtype)
+
+    def push(self, repo: str, *, path_in_repo: str = "", **options: Any) -> str:
+        """Put it and a model card into a repository of the Hugging Face hub; see `formats.hub.push`."""
+        from mechstudy.dictionaries.formats.hub import push
+
+        return push(self, repo, path_in_repo=path_in_repo, **options)
 
     @property
     def _k(self) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
-from mechstudy.dictionaries.formats import circuit_tracer, dictionary_learning, gemma_scope, saelens, sparsify
+from mechstudy.dictionaries.formats import circuit_tracer, dictionary_learning, gemma_scope, hub, saelens, sparsify
 
 __all__ = ["format_of", "read"]
 
@@ -27,14 +27,15 @@ def read(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
 
     Args:
         path: a folder with ``sae_weights.safetensors``, ``sae.safetensors`` or ``ae.pt``; or one file of a
-            transcoder set (``layer_3.safetensors``) or of Gemma Scope (``params.npz``, ``params.safetensors``).
+            transcoder set (``layer_3.safetensors``) or of Gemma Scope (``params.npz``, ``params.safetensors``); or
+            ``hf:owner/name/folder@revision`` for one of these on the Hugging Face hub.
         dtype: None keeps the file's.
 
     Raises:
         MechstudyError: nothing that is known is there, or it is damaged or cannot be represented. No pickle is
             executed, whatever the file says.
     """
-    local = Path(path)
+    local = hub.pull(str(path)) if hub.is_hub(str(path)) else Path(path)
     name, found = format_of(local)
     try:
         dictionary = _READERS[name](found)

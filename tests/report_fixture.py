@@ -30,6 +30,11 @@ WORDS = [
 ]  # fmt: skip
 
 
+def spread(mean: float) -> dict[str, Any]:
+    """A distribution as evaluation.json holds it."""
+    return {"mean": mean, "quantiles": {str(q): mean * (0.5 + q) for q in (0.05, 0.25, 0.5, 0.75, 0.95)}}
+
+
 def write(path: Path, value: Any) -> None:
     """JSON without NaN."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,7 +206,9 @@ class FakeStudy:
                 "l0": 31.2 + self.random.uniform(-1, 1), "fvu": 1 - r2, "r2": r2, "dead_share": 0.012 + 0.001 * layer,
                 "dense_share": 0.004, "density_histogram": {"edges": edges, "counts": counts}, "ce_model": 2.91,
                 "ce_dictionary": 3.0, "ce_zero": 4.2, "ce_loss_recovered": 0.9 + 0.004 * (layer - 10), "kl": 0.08,
-                "n_eval_rows": 32_768, "sink_rows_share": 0.006,
+                "n_eval_rows": 32_768, "sink_rows_share": 0.006, "not_finite_rows": 0, "reconstruction_bias": 0.981,
+                "fvu_per_row": spread(1.1 - r2), "l0_per_row": spread(31.0), "cosine": spread(0.91),
+                "cosine_centred": None, "shrinkage": spread(0.773),
             },
         )  # fmt: skip
         write(folder / "timing.json", {"train_seconds": 105.0, "rows_per_second": 19_400.0})

@@ -7,7 +7,7 @@ import torch
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
-from mechstudy.dictionaries.evaluate import HISTOGRAM_EDGES, evaluate, language_model_effect
+from mechstudy.dictionaries.evaluate import HISTOGRAM_EDGES, distribution, evaluate, language_model_effect
 from mechstudy.models.sites import Site
 from tests.tiny import tiny_model
 
@@ -56,6 +56,91 @@ def test_scores_that_can_be_counted_by_hand():
     assert len(histogram["edges"]) == len(histogram["counts"]) + 1 == len(HISTOGRAM_EDGES)
     assert sum(histogram["counts"]) == 2 and histogram["counts"][-1] == 1
     assert histogram["counts"][histogram["edges"].index(-1.0)] == 1
+
+
+AXES = torch.tensor([[2.0, 0], [-2, 0], [0, 1], [0, -1]], dtype=torch.float64)
+
+
+def changed(dictionary: Dictionary, **tensors: torch.Tensor) -> Dictionary:
+    return Dictionary(dictionary.cfg, **{**dict(dictionary.named_parameters()), **tensors})
+
+
+def test_a_reconstruction_of_half_the_length_has_bias_and_shrinkage_one_half():
+    exact = exact_sae(2, "mlp_out.0")
+    offset = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    half = changed(exact, W_dec=exact.W_dec / 2, b_dec=offset, b_enc=-offset @ exact.W_enc)
+    at_mean = torch.zeros(1, 2, dtype=torch.float64)
+    rows = torch.cat([AXES, at_mean]) + offset
+    scores = evaluate(half, [(rows, rows)])
+    assert scores["fvu"] == pytest.approx(0.25)
+    for name, value in {"fvu_per_row": 0.25, "shrinkage": 0.5, "cosine_centred": 1.0}.items():
+        found = scores[name]  # the row at the mean has no length to compare with
+        assert [found["mean"], *found["quantiles"].values()] == pytest.approx([value] * 6), name
+    assert scores["reconstruction_bias"] == pytest.approx(0.5)
+    assert scores["l0"] == scores["l0_per_row"]["mean"] == pytest.approx(0.8)
+    assert scores["l0_per_row"]["quantiles"]["0.05"] == pytest.approx(0.2), "a fifth of the way from 0 to 1"
+    two = evaluate(half, [(rows[:2], rows[:2])])["cosine"]  # (5, 4) is reconstructed as (4, 4), (1, 4) as (2, 4)
+    assert two["mean"] == pytest.approx((36 / (41 * 32) ** 0.5 + 18 / (17 * 20) ** 0.5) / 2)
+
+
+def test_missing_features_shrink_rows_but_are_no_bias():
+    exact = exact_sae(2, "mlp_out.0")
+    one_axis = changed(exact, W_dec=exact.W_dec * torch.tensor([1.0, 0.0], dtype=torch.float64))
+    scores = evaluate(one_axis, [(AXES, AXES)])
+    assert scores["fvu"] == pytest.approx(2 / 10), "long rows decide the pooled one"
+    assert scores["fvu_per_row"]["mean"] == pytest.approx(0.5)
+    assert scores["fvu_per_row"]["quantiles"]["0.95"] == pytest.approx(1.0)
+    assert scores["shrinkage"]["mean"] == pytest.approx(0.5) and scores["reconstruction_bias"] == pytest.approx(1.0)
+    assert scores["cosine"]["mean"] == scores["cosine_centred"]["mean"] == pytest.approx(1.0), "where both have lengths"
+
+
+def test_a_dictionary_that_says_nothing_has_no_bias_and_no_cosine():
+    scores = evaluate(empty(exact_sae(2, "mlp_out.0")), [(AXES, AXES)])
+    assert scores["fvu"] == pytest.approx(1.0) and scores["shrinkage"]["mean"] == 0 and scores["dead_share"] == 1
+    assert scores["reconstruction_bias"] is scores["cosine"] is scores["cosine_centred"] is None
+
+
+def test_quantiles_are_interpolated_between_rows():
+    found = distribution(torch.arange(101).flip(0))
+    assert found == {"mean": 50.0, "quantiles": {"0.05": 5.0, "0.25": 25.0, "0.5": 50.0, "0.75": 75.0, "0.95": 95.0}}
+    assert distribution(torch.tensor([1.0, 2.0]))["quantiles"]["0.25"] == 1.25
+    assert distribution(torch.zeros(0)) is None
+
+
+def test_batches_of_an_iterator_of_a_list_and_in_other_sizes_score_alike():
+    dictionary = exact_sae(3, "mlp_out.0", max_input_norm=3.0)
+    rows = torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole = evaluate(dictionary, [(rows, rows)])
+    parts = [(part, part) for part in rows.split(7)]
+    assert evaluate(dictionary, parts) == evaluate(dictionary, iter(parts))
+    assert evaluate(dictionary, parts)["cosine_centred"]["mean"] == pytest.approx(whole["cosine_centred"]["mean"])
+    assert whole["sink_rows_share"] > 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        (torch.zeros(0, 2), "no rows to evaluate on"),
+        (torch.full((4, 2), 99.0), "no rows to evaluate on"),
+        (torch.full((7, 2), 0.1), "every row is equal"),
+        (torch.zeros(4, 2), "every row is zero"),
+    ],
+)
+def test_rows_without_variance_are_refused(rows, what):
+    rows = rows.double()
+    with pytest.raises(MechstudyError, match=what):
+        evaluate(exact_sae(2, "mlp_out.0", max_input_norm=50.0), [(rows, rows)])
+
+
+def test_rows_that_are_not_finite_are_named_or_left_out_and_counted():
+    dictionary, bad = exact_sae(2, "mlp_out.0", max_input_norm=50.0), AXES.clone()
+    bad[2, 1] = torch.nan
+    with pytest.raises(MechstudyError, match="the target rows to evaluate on hold NaN") as error:
+        evaluate(dictionary, [(AXES, AXES), (AXES, bad)])
+    assert error.value.where == "mlp_out.0: batch 1, row 2" and error.value.facts["rows affected"].startswith("1 of 4")
+    scores = evaluate(dictionary, [(AXES, AXES), (AXES, bad)], non_finite="skip")
+    assert scores["n_rows"] == 7 and scores["not_finite_rows"] == 1 and scores["sink_rows_share"] == 0
+    assert evaluate(dictionary, [(AXES, AXES)])["not_finite_rows"] == 0
 
 
 def token_rows() -> list[list[int]]:

@@ -317,3 +317,11 @@ def test_a_checked_edge_carries_its_check() -> None:
     }
     view = aggregate_view(aggregate, {}, [{"source": "a", "target": "y", "predicted": 1.0, "live": 0.7}])
     assert view["checks"]["0"]["live"] == 0.7
+
+
+def test_dictionaries_are_shown_row_by_row_and_what_is_undefined_is_said_to_be(report: Path) -> None:
+    page = (report / "dictionaries.html").read_text(encoding="utf-8")
+    section = page.partition("<h2>Row by row</h2>")[2].partition("</section>")[0]
+    first = section.partition("<tbody>")[2].partition("</tr>")[0]
+    cells = re.findall(r'<td class="n">(?:<b>)?([^<]*)', first)
+    assert cells[-5:] == ["45", "0.910", "n/a", "0.773", "0.981"], "L0 at 95% ... shrinkage, bias"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,11 @@ from mechstudy.models.sites import Site
 
 DENSE_FROM = 0.1  # a feature active in more than this share of rows is dense
 HISTOGRAM_EDGES = [-7.0 + 0.25 * i for i in range(29)]  # log10 of a feature's share of active rows
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_NO_LENGTH = 1e-12  # of the mean squared distance: a row this near to the mean is at it, but for rounding
+_EQUAL = 1e-24  # of the mean squared norm: with less variance than that, float64 rows are equal but for rounding
+
+Batch = tuple[Tensor, Tensor]
 
 
 class ForwardModel(Protocol):
@@ -79,46 +84,172 @@ def fvu(y_ND: Tensor, y_hat_ND: Tensor) -> float:
 
 
 @torch.no_grad()
-def evaluate(dictionary: Dictionary, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+def evaluate(
+    dictionary: Dictionary, batches: Iterable[Batch], *, non_finite: Literal["refuse", "skip"] = "refuse"
+) -> dict[str, Any]:
     """Score on held-out rows (x [N, d_in], y [N, d_out]).
 
-    Sinks (rows above the dictionary's `max_input_norm` or `max_output_norm`) are counted in `sink_rows_share` and
-    left out of the rest.
+    The rows are gone through twice, for the targets' mean m and for what is measured from it; an iterator's are held
+    in memory in between, what can be iterated anew (a list, a reader) is read again. Sinks (rows above the
+    dictionary's `max_input_norm` or `max_output_norm`) are counted in `sink_rows_share` and left out of the rest.
+    Sums are float64.
 
     Returns:
-        fvu, r2 = 1 - fvu, l0 (mean active features of a row), dead_share (never active here), dense_share
-        (active in over a tenth of rows), density_histogram {edges: log10, counts} over features that were
-        active, n_rows, sink_rows_share.
+        fvu: sum |y - y_hat|^2 / sum |y - m|^2, pooled over rows, and r2 = 1 - fvu.
+        fvu_per_row: |y - y_hat|^2 / |y - m|^2 of each row. Long rows decide the pooled one, every row counts here.
+        l0 (mean active features of a row) and l0_per_row.
+        cosine: of y and y_hat; cosine_centred: of y - m and y_hat - m, which a common offset does not flatter.
+        shrinkage: |y_hat - m| / |y - m| of each row. Below 1 also where features are merely missing.
+        reconstruction_bias: sum |y_hat - m|^2 / sum (y_hat - m).(y - m), the gamma for which y_hat / gamma is nearest
+        to y (Rajamanoharan et al. 2024, arXiv 2404.16014, section 4, here about the mean); 1 / gamma is the
+        coefficient of regressing y on y_hat. Below 1: activations are too small. None where no feature is active.
+        dead_share (never active here), dense_share (active in over a tenth of rows), density_histogram {edges: log10,
+        counts} over features that were active.
+        n_rows; sink_rows_share; not_finite_rows, left out with non_finite="skip".
+
+        What is there per row is {mean, quantiles: {"0.05": ...}}, over the rows where it is defined (|y - m|, or for
+        cosines both lengths, not 0); None where it is defined for none.
+
+    Raises:
+        MechstudyError: no rows, or only sinks; all rows equal; NaN or infinity (names batch and row).
     """
-    sums = VarianceSums()
-    counts = torch.zeros(dictionary.cfg.d_sae, dtype=torch.int64, device=dictionary.W_enc.device)
-    n_sinks = 0
-    for batch in batches:
-        x, y = (tensor.to(dictionary.W_enc) for tensor in batch)
-        valid = dictionary.is_valid(x, y)
-        n_sinks += int((~valid).sum())
-        x, y = x[valid], y[valid]
+    batches = list(batches) if iter(batches) is batches else batches
+    mean_D, count = _mean_and_counts(dictionary, batches, non_finite)
+    scores = _RowScores(mean_D)
+    active_F = torch.zeros(dictionary.cfg.d_sae, dtype=torch.int64, device=dictionary.W_enc.device)
+    for _, x, y, _ in _usable(dictionary, batches, non_finite):
         f_NF = dictionary.encode(x)
         y_hat = dictionary.decode(f_NF)
         if dictionary.W_skip is not None:
             y_hat = y_hat + x @ dictionary.W_skip.T
-        sums.add(y, y_hat)
-        counts += (f_NF > 0).sum(0)
-    score = sums.fvu()
-    density = counts.double().cpu() / sums.n_rows
+        on_NF = f_NF > 0
+        scores.add(y, y_hat, on_NF.sum(1))
+        active_F += on_NF.sum(0)
+    counted = {
+        "n_rows": count["rows"],
+        "sink_rows_share": count["sinks"] / (count["sinks"] + count["rows"]),
+        "not_finite_rows": count["not_finite"],
+    }
+    return {**scores.summary(), **_densities(active_F.cpu(), count["rows"]), **counted}
+
+
+def _usable(
+    dictionary: Dictionary, batches: Iterable[Batch], non_finite: str
+) -> Iterator[tuple[int, Tensor, Tensor, int]]:
+    """Per batch: rows that are not finite, x and y of the valid rows, and sinks."""
+    for number, batch in enumerate(batches):
+        x, y = (tensor.to(dictionary.W_enc) for tensor in batch)
+        finite = torch.isfinite(x).all(1) & torch.isfinite(y).all(1)
+        bad = len(x) - int(finite.sum())
+        if bad and non_finite == "refuse":
+            row = int((~finite).nonzero()[0])
+            name = "target" if bool(torch.isfinite(x[row]).all()) else "input"
+            raise MechstudyError(
+                f"the {name} rows to evaluate on hold NaN or infinity",
+                where=f"{dictionary.cfg.site_out}: batch {number}, row {row}",
+                facts={"rows affected": f"{bad} of {len(x)} in this batch"},
+                fix="capture again in float32 or bfloat16 (float16 overflows at 65,504), or training.non_finite: skip",
+            )
+        x, y = (x[finite], y[finite]) if bad else (x, y)
+        valid = dictionary.is_valid(x, y)
+        yield bad, x[valid], y[valid], int((~valid).sum())
+
+
+def _mean_and_counts(
+    dictionary: Dictionary, batches: Iterable[Batch], non_finite: str
+) -> tuple[Tensor, dict[str, int]]:
+    """The targets' mean [d_out], float64, and how many rows there are of which kind."""
+    total_D = torch.zeros(dictionary.cfg.d_out, dtype=torch.float64, device=dictionary.W_enc.device)
+    count = {"rows": 0, "sinks": 0, "not_finite": 0}
+    for bad, _, y, sinks in _usable(dictionary, batches, non_finite):
+        total_D += y.double().sum(0)
+        for name, n in (("rows", len(y)), ("sinks", sinks), ("not_finite", bad)):
+            count[name] += n
+    if not count["rows"]:
+        raise MechstudyError(
+            "there are no rows to evaluate on",
+            where=dictionary.cfg.site_out,
+            facts={"sinks": str(count["sinks"]), "not finite": str(count["not_finite"])},
+            fix="more held-out rows" if not count["sinks"] else "rows of the site the dictionary was trained on",
+        )
+    return total_D / count["rows"], count
+
+
+class _RowScores:
+    """What is measured of every row, about the targets' mean."""
+
+    def __init__(self, mean_D: Tensor) -> None:
+        self._mean_D = mean_D
+        self._rows: dict[str, list[Tensor]] = {}
+        self._sums = {"error": 0.0, "variance": 0.0, "power": 0.0, "product": 0.0}
+
+    def add(self, y_ND: Tensor, y_hat_ND: Tensor, l0_N: Tensor) -> None:
+        y, y_hat = y_ND.double(), y_hat_ND.double()
+        centred, centred_hat = y - self._mean_D, y_hat - self._mean_D
+        found = {
+            "error": (y - y_hat).square().sum(1),
+            "variance": centred.square().sum(1),
+            "power": centred_hat.square().sum(1),
+            "product": (centred * centred_hat).sum(1),
+        }
+        for name, values in found.items():
+            self._sums[name] += float(values.sum())
+        found |= {"l0": l0_N.double(), "raw_product": (y * y_hat).sum(1)}
+        found |= {"raw_variance": y.square().sum(1), "raw_power": y_hat.square().sum(1)}
+        for name, values in found.items():
+            self._rows.setdefault(name, []).append(values.cpu())
+
+    def summary(self) -> dict[str, Any]:
+        row = {name: torch.cat(values) for name, values in self._rows.items()}
+        n, total = len(row["l0"]), self._sums["variance"]
+        if not total > _EQUAL * float(row["raw_variance"].sum()):
+            zero = not bool(row["raw_variance"].any())
+            raise MechstudyError(
+                f"every row is {'zero' if zero else 'equal'}, so there is no variance to explain",
+                facts={"rows": f"{n:,}"},
+                fix="check the captured site: was it ablated, or is the text one token repeated?",
+            )
+        least = _NO_LENGTH * total / n
+        away = row["variance"] > least
+        drawn = away & (row["power"] > least)
+        nonzero = (row["raw_variance"] > 0) & (row["raw_power"] > 0)
+        error, power, product = (self._sums[name] for name in ("error", "power", "product"))
+        return {
+            "fvu": error / total,
+            "r2": 1.0 - error / total,
+            "fvu_per_row": distribution((row["error"] / row["variance"])[away]),
+            "l0": float(row["l0"].mean()),
+            "l0_per_row": distribution(row["l0"]),
+            "cosine": distribution((row["raw_product"] / (row["raw_variance"] * row["raw_power"]).sqrt())[nonzero]),
+            "cosine_centred": distribution((row["product"] / (row["variance"] * row["power"]).sqrt())[drawn]),
+            "shrinkage": distribution((row["power"] / row["variance"]).sqrt()[away]),
+            "reconstruction_bias": power / product if product > _NO_LENGTH * total else None,
+        }
+
+
+def distribution(values_N: Tensor) -> dict[str, Any] | None:
+    """Mean and quantiles (linearly interpolated) of one number per row; None of no rows."""
+    if not len(values_N):
+        return None
+    ordered = values_N.double().sort().values
+    quantiles = {}
+    for q in QUANTILES:  # torch.quantile refuses more than 16M values
+        place = q * (len(ordered) - 1)
+        low, high = ordered[int(place)], ordered[min(int(place) + 1, len(ordered) - 1)]
+        quantiles[f"{q:g}"] = float(low + (high - low) * (place - int(place)))
+    return {"mean": float(ordered.mean()), "quantiles": quantiles}
+
+
+def _densities(active_F: Tensor, n_rows: int) -> dict[str, Any]:
+    density = active_F.double() / n_rows
     histogram = torch.histogram(
         density[density > 0].log10().clamp(HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1]),
         torch.tensor(HISTOGRAM_EDGES, dtype=torch.float64),
     ).hist
     return {
-        "fvu": score,
-        "r2": 1.0 - score,
-        "l0": float(counts.sum()) / sums.n_rows,
-        "dead_share": float((counts == 0).double().mean()),
+        "dead_share": float((active_F == 0).double().mean()),
         "dense_share": float((density > DENSE_FROM).double().mean()),
         "density_histogram": {"edges": HISTOGRAM_EDGES, "counts": [int(count) for count in histogram]},
-        "n_rows": sums.n_rows,
-        "sink_rows_share": n_sinks / (n_sinks + sums.n_rows),
     }
 
 

@@ -62,7 +62,7 @@ def take(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactW
     from mechstudy.dictionaries.many import View
     from mechstudy.models.sites import Site
     from mechstudy.phases.common import inputs_of, loaded_model
-    from mechstudy.phases.train import EVALUATION_BATCH, judge
+    from mechstudy.phases.train import EVALUATION_BATCH, FirstBatches, judge
 
     [streamed] = inputs_of(inputs, "stream").values()
     shutil.copytree(streamed.path / "layers" / str(spec["layer"]), out.path, dirs_exist_ok=True)
@@ -76,6 +76,6 @@ def take(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactW
         model, held_out, list(dict.fromkeys(sites)), min(EVALUATION_BATCH, rows), window_rows=rows, sink_ratio=None,
         batch_tokens=runtime.batch_tokens,
     )  # fmt: skip
-    batches = View(source, *map(str, sites)).batches()
+    batches = FirstBatches(View(source, *map(str, sites)).batches, max(1, rows // source.batch_size))
     seen = {"distinct_rows": corpus.train.shape[0] * (corpus.train.shape[1] - 1), "train_sink_rows": None}
-    judge(spec, inputs, dictionary, batches, max(1, rows // source.batch_size), seen, out, runtime)
+    judge(spec, inputs, dictionary, batches, seen, out, runtime)

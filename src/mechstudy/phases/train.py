@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -51,15 +51,24 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
     rows = RowReader(held_out, sites[0], sites[1], EVALUATION_BATCH, sink_ratio=None, widen=True)
     n_batches = max(1, min(spec["evaluation_rows"], rows.rows_per_epoch) // EVALUATION_BATCH)
     seen = {"distinct_rows": source.rows_per_epoch, "train_sink_rows": source.sink_rows}
-    judge(spec, inputs, dictionary, rows.batches(), n_batches, seen, out, runtime)
+    judge(spec, inputs, dictionary, FirstBatches(rows.batches, n_batches), seen, out, runtime)
+
+
+class FirstBatches:
+    """The first ``n`` batches of what ``make`` begins, as often as they are asked for."""
+
+    def __init__(self, make: Callable[[], Iterator[tuple[Tensor, Tensor]]], n: int) -> None:
+        self._make, self._n = make, n
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return islice(self._make(), self._n)
 
 
 def judge(
     spec: Mapping[str, Any],
     inputs: Mapping[str, Artifact],
     dictionary: Dictionary,
-    held_out: Iterator[tuple[Tensor, Tensor]],
-    n_batches: int,
+    held_out: FirstBatches,
     seen: Mapping[str, int | None],
     out: ArtifactWriter,
     runtime: Runtime,
@@ -71,7 +80,7 @@ def judge(
     from mechstudy.phases.common import loaded_model
 
     architecture, training, cfg = spec["architecture"], spec["training"], dictionary.cfg
-    reconstruction = evaluate(dictionary, islice(held_out, n_batches))
+    reconstruction = evaluate(dictionary, held_out, non_finite=training["non_finite"])
     reconstruction["n_eval_rows"] = reconstruction.pop("n_rows")
     model = loaded_model(inputs["model"], runtime, spec["model_dtype"])
     documents = Corpus.load(inputs["corpus"].path).held_out

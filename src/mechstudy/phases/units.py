@@ -27,7 +27,7 @@ VERSIONS = {
     "corpus": 1,
     "capture": 2,  # sums by chunk, checksums
     "stream": 2,
-    "train": 3,
+    "train": 4,  # scores of single rows, shrinkage
     "attribute": 2,  # live effects
     "features": 1,
     "intervene": 2,  # edits of one place are added in a fixed order

@@ -157,6 +157,7 @@ def dictionaries_page(source: Source, site: Site, figures: Figures) -> None:
         "dictionaries.html.j2",
         "dictionaries.html",
         evaluations=evaluations,
+        errors={layer: e for layer, e in evaluations.items() if e.get("fvu_per_row")},
         alike=_alike(evaluations.values()),
         layers=source.layers,
         metrics=[f for f in drawn if f],

@@ -386,7 +386,8 @@ def _adam(
         elif HALF:
             tl.store(half + d, w, mask=inside)
     if UNIT:
-        length = tl.maximum(tl.sqrt_rn(tl.sum(squares, 0)), 1e-12)
+        length = tl.sqrt_rn(tl.sum(squares, 0))
+        length = tl.where(length < 1e-12, 1e-12, length)  # NaN stays NaN, which tl.maximum would lose
         tl.debug_barrier()  # a thread may read what another wrote
         for first in range(0, width, BLOCK):
             d = first + tl.arange(0, BLOCK)

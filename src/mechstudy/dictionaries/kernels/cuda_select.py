@@ -63,8 +63,9 @@ def check(*tensors: Tensor, dtypes: tuple[torch.dtype, ...] = FLOATS) -> None:
 
 @jit
 def _key(x):
-    """int32 that sorts as the float does, NaN last; the lowest int32 is no float's key."""
-    bits = x.to(tl.float32).to(tl.int32, bitcast=True)
+    """int32 that sorts as the float does, -0 as 0 and NaN last; the lowest int32 is no float's key."""
+    x = x.to(tl.float32)
+    bits = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)
     return tl.where(x != x, 0x7FFFFFFF, bits ^ ((bits >> 31) & 0x7FFFFFFF))
 
 
@@ -256,7 +257,8 @@ def _find_candidates(
 @jit
 def _write(features, values, f, x, taken, at):
     tl.store(features + at, f.to(tl.int64), mask=taken)
-    tl.store(values + at, tl.where((x > 0) | (x != x), x, 0.0), mask=taken)
+    number = x.to(tl.float32)
+    tl.store(values + at, tl.where((number > 0) | (number != number), x, 0.0), mask=taken)
 
 
 @jit

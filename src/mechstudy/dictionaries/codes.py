@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mechstudy.dictionaries.kernels import batch_top_k, between, kernels_for, reference, top_k
+from mechstudy.dictionaries.team import ALONE, Team
 
 # Share of active entries from which dense products are faster. Measured on a step's products, 2,048 x 576 x 2,304,
 # float32, 2 cores without AMX: 50 ms sparse against 89 dense at 1/24, 70 against 78 at 1/16, 86 against 80 at 1/12.
@@ -201,15 +202,39 @@ def topk_codes(pre_NF: Tensor, k: int, dtype: torch.dtype) -> SparseCodes:
     return SparseCodes(offsets, indices.reshape(-1), values.reshape(-1).to(dtype).relu_(), pre_NF.shape[1])
 
 
-def batch_topk_codes(pre_NF: Tensor, k: int, dtype: torch.dtype, guess: float | None) -> tuple[SparseCodes, float]:
-    """BatchTopK: the N*k largest positive pre-activations of the whole batch.
+def batch_topk_codes(
+    pre_NF: Tensor, k: int, dtype: torch.dtype, guess: float | None, team: Team = ALONE
+) -> tuple[SparseCodes, float]:
+    """BatchTopK: the N*k largest positive pre-activations of the whole batch, N rows over all processes of the team.
 
     Args:
         guess: where the last batch's smallest kept value lay.
 
     Returns:
-        The codes, and the smallest value kept (0.0 if nothing is positive).
+        The codes of the rows at hand, and the smallest value kept anywhere (0.0 if nothing is positive).
     """
-    offsets, features, values = batch_top_k(pre_NF, len(pre_NF) * k, guess)
+    wanted = int(team.total(len(pre_NF))) * k
+    offsets, features, values = batch_top_k(pre_NF, wanted, guess)
+    if team.size > 1:
+        offsets, features, values = _cut_together(offsets, features, values, wanted, team)
     codes = SparseCodes(offsets, features, values.to(dtype), pre_NF.shape[1])
-    return codes, float(values.min()) if len(values) else 0.0
+    found = torch.cat(team.gather(values.min().reshape(1) if len(values) else values))
+    return codes, float(found.min()) if len(found) else 0.0
+
+
+def _cut_together(
+    offsets: Tensor, features: Tensor, values: Tensor, wanted: int, team: Team
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is among the ``wanted`` largest of all processes; of ties, those of the lower ranks first."""
+    held = team.gather(values)
+    everything = torch.cat(held)
+    if len(everything) <= wanted:
+        return offsets, features, values
+    cut = torch.topk(everything.float(), wanted, sorted=False)[0].min().to(values.dtype)
+    ties = wanted - int((everything > cut).sum()) - sum(int((part == cut).sum()) for part in held[: team.rank])
+    at_cut = values == cut
+    keep = (values > cut) | (at_cut & (at_cut.cumsum(0) <= ties))
+    rows = reference.row_numbers(offsets, len(features))[keep]
+    kept = torch.zeros_like(offsets)
+    torch.cumsum(torch.bincount(rows, minlength=len(offsets) - 1), 0, out=kept[1:])
+    return kept, features[keep], values[keep]

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from mechstudy.core.config import Config
 from mechstudy.core.errors import MechstudyError
 
-Kind = Literal["sae", "transcoder", "skip_transcoder"]
+Kind = Literal["sae", "transcoder", "skip_transcoder", "crosscoder", "clt"]
 ActivationName = Literal["topk", "batchtopk", "relu", "gated", "jumprelu"]
 Precision = Literal["auto", "float32", "bfloat16"]
 PENALTIES_OF: dict[str, tuple[str, ...]] = {  # the first is the default
@@ -20,11 +20,17 @@ PENALTIES_OF: dict[str, tuple[str, ...]] = {  # the first is the default
     "gated": ("l1", "sqrt", "tanh"),
     "jumprelu": ("l0", "tanh"),
 }
+RECONSTRUCTING = ("sae", "crosscoder")  # kinds whose target is their own input; decoder rows have length one
 MATRYOSHKA = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0)
 
 
 class DictionaryConfig(Config):
     """The architecture. Every field enters the artifact's id.
+
+    `kind`: sae, transcoder and skip_transcoder read one site. A crosscoder is an SAE over `n_sites` sites side by side
+    (layers, or models), a clt (cross-layer transcoder) reads `n_sites` layers and lets each feature write to its own
+    and all later ones; rows hold the sites in order, each of the same width and scaled by itself. For both, `expansion`
+    counts features per coordinate of one site (clt: for every site), k the active features over all sites.
 
     `expansion` is the number of features per input coordinate; `d_sae` gives the number itself. With neither,
     expansion is 4.
@@ -50,6 +56,7 @@ class DictionaryConfig(Config):
     coefficient: float | None = Field(default=None, gt=0)
     matryoshka: bool | tuple[float, ...] = False
     bandwidth: float = Field(default=0.1, gt=0)
+    n_sites: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _one_width(self) -> DictionaryConfig:
@@ -81,6 +88,18 @@ class DictionaryConfig(Config):
             raise MechstudyError(
                 f"matryoshka is not made for {self.activation}", where="matryoshka", fix="topk, batchtopk or jumprelu"
             )
+        if (self.n_sites > 1) != (self.kind in ("crosscoder", "clt")):
+            raise MechstudyError(
+                f"a {self.kind} reads {'one site' if self.n_sites > 1 else 'several sites'}, not {self.n_sites}",
+                where="n_sites",
+                fix="kind: crosscoder or clt" if self.n_sites > 1 else "n_sites: as many sites as the rows hold",
+            )
+        if self.kind == "clt" and (self.matryoshka or self.activation in ("topk", "gated")):
+            raise MechstudyError(
+                f"a clt is not made with {'matryoshka' if self.matryoshka else self.activation}",
+                where="matryoshka" if self.matryoshka else "activation",
+                fix="batchtopk, jumprelu or relu, without matryoshka",
+            )
         shares = self.matryoshka if isinstance(self.matryoshka, tuple) else ()
         if shares and (sorted(set(shares)) != list(shares) or shares[0] <= 0 or shares[-1] != 1):
             raise MechstudyError(
@@ -100,16 +119,23 @@ class DictionaryConfig(Config):
         return tuple(sorted({max(1, round(share * n_features)) for share in shares}))
 
     def width(self, d_in: int) -> int:
-        """Number of features F for inputs of width `d_in`.
+        """Number of features F for inputs of width `d_in` (of all sites together).
 
         Raises:
-            MechstudyError: k exceeds it.
+            MechstudyError: k exceeds it, or sites cannot have equal shares.
         """
-        width = (
-            self.d_sae
-            if self.d_sae is not None
-            else max(1, round(d_in * (4.0 if self.expansion is None else self.expansion)))
-        )
+        if d_in % self.n_sites:
+            raise MechstudyError(
+                f"rows of {d_in} columns do not hold {self.n_sites} sites of equal width", where="n_sites"
+            )
+        per_site = d_in if self.kind == "clt" else d_in // self.n_sites
+        expansion = 4.0 if self.expansion is None else self.expansion
+        width = self.d_sae if self.d_sae is not None else max(1, round(per_site * expansion))
+        if self.kind == "clt" and width % self.n_sites:
+            raise MechstudyError(
+                f"{width} features cannot be shared out evenly among {self.n_sites} sites", where="d_sae",
+                fix=f"a multiple of {self.n_sites}",
+            )  # fmt: skip
         if self.k > width:
             raise MechstudyError(
                 f"k = {self.k} active features out of d_sae = {width} is impossible",
@@ -126,6 +152,18 @@ class TrainConfig(Config):
     `precision` is that of the encoder's matrix product, the one dense product of a step; master weights, sparse
     products and the optimizer are float32 always. "auto" times both on this machine, once, and records the choice.
 
+    `schedule`: of the learning rate after the warm-up: linear (flat, then a linear decay over `decay_share` of the
+    steps), cosine (to zero over all steps) or constant.
+
+    `accumulate`: parts in which a batch is worked through, for less memory. What is chosen over a batch (BatchTopK, L0)
+    is then chosen over each part.
+
+    `revive`: dead features come back through the auxiliary loss (aux; Gao et al. 2024), or by starting again at rows
+    that are badly reconstructed (resample, every `dead_after_rows`; Bricken et al. 2023), or not (off). A clt has no
+    auxiliary loss.
+
+    `tf32`: on CUDA, float32 products may use TF32.
+
     `ema`: the dictionary is the exponential moving average of the weights with this decay, not their last state.
 
     `health`: what follows when a training looks ill (loss spikes, dead features, L0 or FVU far off): a warning, or the
@@ -137,7 +175,11 @@ class TrainConfig(Config):
     lr: float | None = Field(default=None, gt=0)
     warmup_steps: int | None = Field(default=None, ge=0)
     decay_share: float = Field(default=0.2, ge=0, le=1)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
     clip: float = Field(default=1.0, gt=0)
+    accumulate: int = Field(default=1, ge=1)
+    revive: Literal["aux", "resample", "off"] = "aux"
+    tf32: bool = True
     aux_alpha: float = Field(default=1 / 32, ge=0)
     aux_k: int | None = Field(default=None, ge=1)
     dead_after_rows: int | None = Field(default=None, ge=1)
@@ -183,8 +225,10 @@ class TrainConfig(Config):
         return max(0.01, min(0.2, 40 / self.steps))
 
     def lr_factor(self, step: int) -> float:
-        """Share of the peak learning rate at `step` (0-based): linear warm-up, flat, linear decay to zero."""
+        """Share of the peak learning rate at `step` (0-based): a linear warm-up, then as `schedule` says."""
         warmup, decay = self.resolved_warmup(), round(self.steps * self.decay_share)
         factor = min(1.0, (step + 1) / warmup) if warmup else 1.0
         left = self.steps - step
-        return factor * min(1.0, left / (decay + 1)) if decay else factor
+        if self.schedule == "cosine":
+            return factor * 0.5 * (1.0 - math.cos(math.pi * left / self.steps))
+        return factor * min(1.0, left / (decay + 1)) if decay and self.schedule == "linear" else factor

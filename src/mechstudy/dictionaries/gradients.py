@@ -17,11 +17,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mechstudy.dictionaries import cross_layer
 from mechstudy.dictionaries.architectures.base import Architecture, Context
+from mechstudy.dictionaries.auxiliary import auxiliary
 from mechstudy.dictionaries.codes import Codes
-from mechstudy.dictionaries.kernels import top_k
 from mechstudy.dictionaries.kernels.reference import remove_parallel
+from mechstudy.dictionaries.objective import Objective, Reconstruction
 from mechstudy.dictionaries.scratch import Scratch
+from mechstudy.dictionaries.team import ALONE, Team
 from mechstudy.dictionaries.weights import Weights
 
 
@@ -31,7 +34,8 @@ class StepOutput:
 
     loss: mean squared error per coordinate of the whole dictionary (about FVU, as targets have unit variance);
     penalty and aux_loss: what else is minimised; error = y_hat - y; minimum: see `architectures.base.Encoded`;
-    squares: squared lengths of the gradients' rows, [F] each, where they are known already.
+    squares: squared lengths of the gradients' rows, [F] each, where they are known already; active: entries of the
+    whole batch's codes (`step.train_step`).
     """
 
     loss: Tensor
@@ -42,6 +46,7 @@ class StepOutput:
     minimum: float | None
     gradients: Weights
     squares: dict[str, Tensor] = field(default_factory=dict)
+    active: float = 0.0
 
 
 def loss_and_gradients(
@@ -59,8 +64,11 @@ def loss_and_gradients(
     aux_k: int = 0,
     aux_alpha: float = 0.0,
     scratch: Scratch | None = None,
+    n_sites: int = 0,
+    n_rows: int | None = None,
+    team: Team = ALONE,
 ) -> StepOutput:
-    """Loss, codes and gradients on one batch of normalised rows.
+    """Loss, codes and gradients on one batch of normalised rows, or on a part of one.
 
     Args:
         dense_dtype: of the factors in all products; sums are in the weights' dtype.
@@ -72,30 +80,40 @@ def loss_and_gradients(
             out what lies along them.
         dead: indices of dead features, for the auxiliary loss; None or empty turns it off.
         scratch: of the training; the result then holds until the next step.
+        n_sites: of a cross-layer transcoder (see `cross_layer`); 0: an ordinary dictionary.
+        n_rows: rows of the whole batch, of which these are a part; losses and gradients are then parts of sums.
+        team: processes that hold the other parts. What is chosen over the batch is chosen over all of them.
     """
     scratch = scratch or Scratch()
+    n_rows = n_rows or len(x_ND)
     x_dense = x_ND.to(dense_dtype)
     enc, dec = scratch.copy_of("enc", weights.enc, dense_dtype), scratch.copy_of("dec", weights.dec, dense_dtype)
     pre_NF = scratch.buffer("pre", (len(x_ND), len(enc)), dense_dtype, x_ND.device)
-    torch.addmm(weights.b_enc.to(dense_dtype), x_dense, enc.T, out=pre_NF)
-    encoded = architecture.encode(pre_NF, weights, guess, dense_dtype)
+    if n_sites:
+        cross_layer.encode(x_dense, enc, weights.b_enc.to(dense_dtype), n_sites, pre_NF)
+    else:
+        torch.addmm(weights.b_enc.to(dense_dtype), x_dense, enc.T, out=pre_NF)
+    encoded = architecture.encode(pre_NF, weights, guess, dense_dtype, team)
     codes = encoded.codes
     rest = weights.b_dec - y_ND
     if weights.skip is not None:
         rest += x_dense @ weights.skip.to(dense_dtype).T
-    objective = Objective(codes, dec, rest, prefixes or (codes.n_features,))
+    objective: Objective
+    if n_sites:
+        objective = cross_layer.CrossLayer(codes, dec, rest, n_sites, n_rows)
+    else:
+        objective = Reconstruction(codes, dec, rest, prefixes or (codes.n_features,), n_rows)
 
-    norms = _norms(weights.dec, unit_decoder)
-    passed = architecture.backward(
-        Context(
-            weights, dec, pre_NF, codes, objective.d_values, norms, rest, objective.project, coefficient, dense_dtype
-        )
-    )
-    error, scale = objective.error, objective.scale
-    felt = objective.felt[0]  # by b_dec and the skip path: all prefixes'
+    norms = _norms(weights.dec, unit_decoder, n_sites)
+    context = Context(
+        weights, dec, pre_NF, codes, objective.d_values, norms, rest, objective.project, coefficient, dense_dtype,
+        n_rows, team,
+    )  # fmt: skip
+    passed = architecture.backward(context)
+    error, felt, scale = objective.error, objective.felt, objective.scale
     squares: dict[str, Tensor] = {}
     gradients = Weights(
-        enc=_encoder_gradient(passed.to_encoder, x_dense, weights.enc, scratch, squares),
+        enc=_encoder_gradient(passed.to_encoder, x_dense, weights.enc, n_sites, scratch, squares),
         b_enc=_total([c.sum_features(entries) for c, entries in passed.to_bias]),
         dec=objective.decoder_gradient(weights.dec, unit_decoder, scratch, squares),
         b_dec=felt.sum(0) * scale,
@@ -103,11 +121,13 @@ def loss_and_gradients(
         extra=passed.extra,
     )
     if passed.to_norms is not None and not unit_decoder:
-        gradients.dec += (passed.to_norms / norms.clamp_min(1e-12))[:, None] * weights.dec
+        along = passed.to_norms / norms.clamp_min(1e-12)
+        by_row = cross_layer.scale_rows(along, weights.dec, n_sites) if n_sites else along[:, None] * weights.dec
+        gradients.dec += by_row
         squares.pop("dec", None)
     aux_loss = None
-    if dead is not None and len(dead) and aux_alpha > 0:
-        aux = _auxiliary(weights, x_dense, error, pre_NF, dead, aux_k, aux_alpha)
+    if dead is not None and len(dead) and aux_alpha > 0 and not n_sites:
+        aux = auxiliary(weights, x_dense, error, pre_NF, dead, aux_k, aux_alpha, n_rows, team)
         aux_loss = aux.loss
         if unit_decoder:
             remove_parallel(aux.dec, weights.dec[dead])
@@ -116,125 +136,38 @@ def loss_and_gradients(
             gradient[dead] += extra
             if name in squares:
                 squares[name][dead] = gradient[dead].square().sum(1)
-    loss = torch.linalg.vector_norm(error).square() / error.numel()
+    loss = torch.linalg.vector_norm(error).square() / (n_rows * error.shape[1])
     return StepOutput(loss, passed.penalty, aux_loss, error, codes, encoded.minimum, gradients, squares)
 
 
 def _encoder_gradient(
-    parts: Sequence[tuple[Codes, Tensor]], x_dense: Tensor, enc_FD: Tensor, scratch: Scratch, squares: dict[str, Tensor]
-) -> Tensor:
+    parts: Sequence[tuple[Codes, Tensor]], x_dense: Tensor, enc_FD: Tensor, n_sites: int, scratch: Scratch,
+    squares: dict[str, Tensor],
+) -> Tensor:  # fmt: skip
+    def rows(codes: Codes, entries: Tensor, out: Tensor) -> Tensor:
+        if n_sites:
+            return cross_layer.encoder_gradient(codes, entries, x_dense, n_sites, out)
+        return codes.gradient_rows(entries, x_dense, out)
+
     out = scratch.buffer("gradient of enc", tuple(enc_FD.shape), enc_FD.dtype, enc_FD.device)
     (codes, entries), *others = parts
-    squares["enc"] = codes.gradient_rows(entries, x_dense, out)
+    squares["enc"] = rows(codes, entries, out)
     for other, more in others:
-        out += other.transposed_times(more, x_dense)
+        extra = torch.empty_like(out)
+        rows(other, more, extra)
+        out += extra
         squares.pop("enc", None)
     return out
 
 
-class Objective:
-    """The reconstruction loss: the mean, over prefixes of the features, of the mean squared error per coordinate.
-
-    ``felt[m]`` [N, d_out] times ``scale`` is dL/dy_hat as the features of part m feel it: the sum over all prefixes
-    that hold them. With one prefix that is the gradient of the plain loss. ``d_values``: entries of dL/df.
-    """
-
-    def __init__(self, codes: Codes, dec_FD: Tensor, rest_ND: Tensor, prefixes: Sequence[int]) -> None:
-        self._codes, self._dec, self._prefixes = codes, dec_FD, tuple(prefixes)
-        self.scale = 2.0 / (rest_ND.numel() * len(self._prefixes))
-        if len(self._prefixes) == 1:
-            self.error, products = codes.reconstruct(dec_FD, rest_ND)
-            self.felt = [self.error]
-            self.d_values = products.mul_(self.scale)
-            return
-        self._parts = codes.split(self._prefixes)
-        errors, error = [], rest_ND
-        for (part, _), rows in zip(self._parts, self._decoder_parts(dec_FD), strict=True):
-            error = part.times(rows).add_(error)
-            errors.append(error)
-        self.error = error
-        self.felt = [error]
-        for error in reversed(errors[:-1]):
-            self.felt.insert(0, self.felt[0] + error)
-        self.d_values = self.project(codes)
-
-    def project(self, codes: Codes) -> Tensor:
-        """Entries <gradient felt by feature f in row n, dec[f]>."""
-        if len(self._prefixes) == 1:
-            return codes.products(self.felt[0], self._dec).mul_(self.scale)
-        parts = self._parts if codes is self._codes else codes.split(self._prefixes)
-        entries = torch.empty_like(codes.values)
-        for (part, where), felt, rows in zip(parts, self.felt, self._decoder_parts(self._dec), strict=True):
-            entries[where] = part.products(felt, rows).mul_(self.scale)
-        return entries
-
-    def decoder_gradient(self, dec_FD: Tensor, unit: bool, scratch: Scratch, squares: dict[str, Tensor]) -> Tensor:
-        """dL/d dec [F, d_out], and the squared lengths of its rows into ``squares``."""
-        out = scratch.buffer("gradient of dec", tuple(dec_FD.shape), dec_FD.dtype, dec_FD.device)
-        parts = [(self._codes, slice(None))] if len(self._prefixes) == 1 else self._parts
-        lengths = []
-        tables = zip(parts, self.felt, self._decoder_parts(out), self._decoder_parts(dec_FD), strict=True)
-        for (part, _), felt, rows, directions in tables:
-            lengths.append(
-                part.gradient_rows(
-                    part.values * self.scale, felt.to(self._dec.dtype), rows, directions if unit else None
-                )
-            )
-        squares["dec"] = torch.cat(lengths)
-        return out
-
-    def _decoder_parts(self, rows_FD: Tensor) -> list[Tensor]:
-        return [rows_FD[low:high] for low, high in zip((0, *self._prefixes[:-1]), self._prefixes, strict=True)]
-
-
-def _norms(dec_FD: Tensor, unit: bool) -> Tensor:
-    return dec_FD.new_ones(len(dec_FD)) if unit else torch.linalg.vector_norm(dec_FD, dim=1)
+def _norms(dec: Tensor, unit: bool, n_sites: int) -> Tensor:
+    if n_sites:
+        return cross_layer.decoder_norms(dec, n_sites)
+    return dec.new_ones(len(dec)) if unit else torch.linalg.vector_norm(dec, dim=1)
 
 
 def _total(tensors: list[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.stack(tensors).sum(0)
-
-
-@dataclass
-class _Auxiliary:
-    """The auxiliary loss, and its gradients at the dead features' rows."""
-
-    loss: Tensor
-    enc: Tensor
-    b_enc: Tensor
-    dec: Tensor
-
-
-def _auxiliary(
-    weights: Weights, x_dense: Tensor, error_ND: Tensor, pre_NF: Tensor, dead: Tensor, aux_k: int, alpha: float
-) -> _Auxiliary:
-    """AuxK: the dead features alone predict the residual y - y_hat.
-
-    The residual is a constant, already free of b_dec (which is not added again), and its variance divides the
-    loss. Values are cut at zero as in the model, except those of a feature that is negative in every row: its
-    values count as they are, which pulls them up (else nothing would ever reach it).
-    """
-    residual = -error_ND
-    variance = (residual - residual.mean(0)).square().mean()
-    dtype = x_dense.dtype
-    a_ND = pre_NF[:, dead]
-    positive = a_ND > 0
-    mask = positive | ~positive.any(0)
-    if len(dead) > aux_k:
-        mask &= torch.zeros_like(mask).scatter_(1, top_k(a_ND, aux_k)[1], True)
-    a_ND = a_ND.masked_fill(~mask, 0.0)
-    dec = weights.dec[dead].to(dtype)
-    miss = (a_ND @ dec).to(residual.dtype).sub_(residual)
-    scale = 1.0 / (miss.numel() * variance.clamp_min(1e-12))
-    g_ND = (miss * (2.0 * alpha * scale)).to(dtype)
-    da_ND = (g_ND @ dec.T).masked_fill_(~mask, 0.0)
-    full = weights.enc.dtype
-    return _Auxiliary(
-        loss=miss.square().sum() * scale,
-        enc=(da_ND.T @ x_dense).to(full),
-        b_enc=da_ND.sum(0, dtype=full),
-        dec=(a_ND.T @ g_ND).to(full),
-    )
 
 
 def clip_factor(gradients: Weights, limit: float, squares: Mapping[str, Tensor]) -> float:

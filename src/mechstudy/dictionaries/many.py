@@ -19,6 +19,7 @@ from torch import Tensor
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
+from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.initialise import statistics_rows
 from mechstudy.dictionaries.train import Training
@@ -94,7 +95,7 @@ class View:
 
 def train_many(
     jobs: Sequence[Job], source: PassSource, *, progress: Progress | None = None, device: str = "cpu"
-) -> dict[str, Dictionary]:
+) -> dict[str, Dictionary | CrossLayerTranscoder]:
     """Train every job's dictionary from one pass over the source.
 
     A killed run goes on from the checkpoints, those further ahead waiting for the others.

@@ -47,10 +47,9 @@ class Adam:
         shrink = 1.0 / math.sqrt(1.0 - BETA2**self.count)
         for (name, weight), (_, gradient) in zip(weights.named(), gradients.named(), strict=True):
             mean, square = self.moments[name]
-            two = (weight, gradient, mean, square)
-            if weight.ndim == 1 and name not in unit:
-                two = tuple(t.unsqueeze(0) for t in two)  # type: ignore[assignment]
-            kernels_for(weight, gradient).adam(
-                *two, rate=rate, beta1=BETA1, beta2=BETA2, shrink=shrink, epsilon=EPSILON, factor=factor,
-                unit=name in unit, half=(copies or {}).get(name),
+            rows = [tensor.view(-1, weight.shape[-1]) for tensor in (weight, gradient, mean, square)]
+            half = (copies or {}).get(name)
+            kernels_for(*rows).adam(
+                *rows, rate=rate, beta1=BETA1, beta2=BETA2, shrink=shrink, epsilon=EPSILON, factor=factor,
+                unit=name in unit, half=None if half is None else half.view(-1, weight.shape[-1]),
             )  # fmt: skip

@@ -113,10 +113,18 @@ def _cut(batches: Iterable[Batch], size: int) -> Iterator[tuple[Tensor, Tensor]]
         left = (x[whole:], y[whole:])
 
 
-def rows_of(source: Any, batch_size: int, seed: int = 0) -> Any:
-    """A row source from a tensor, a pair of tensors, an iterable of either, or what is one already."""
+def rows_of(source: Any, batch_size: int, seed: int = 0, n_sites: int = 1) -> Any:
+    """A row source from a tensor, a pair of tensors, an iterable of either, or what is one already.
+
+    ``n_sites``: tensors [N, n_sites, d] become rows with their sites side by side.
+    """
     if hasattr(source, "batches"):
         return source
+    if n_sites > 1:
+        if isinstance(source, Tensor):
+            source = _side_by_side(source, n_sites)
+        elif isinstance(source, tuple):
+            source = tuple(_side_by_side(part, n_sites) if isinstance(part, Tensor) else part for part in source)
     if isinstance(source, Tensor):
         return TensorRows(source, batch_size=batch_size, seed=seed)
     if isinstance(source, tuple) and len(source) == 2 and all(isinstance(part, Tensor) for part in source):
@@ -126,3 +134,7 @@ def rows_of(source: Any, batch_size: int, seed: int = 0) -> Any:
     raise MechstudyError(
         f"a {type(source).__name__} holds no rows", fix="a tensor [N, d], a pair (x, y), or an iterable of them"
     )
+
+
+def _side_by_side(rows: Tensor, n_sites: int) -> Tensor:
+    return rows.flatten(1) if rows.ndim == 3 and rows.shape[1] == n_sites else rows

@@ -17,6 +17,8 @@ from mechstudy.dictionaries.optimizer import Adam
 from mechstudy.dictionaries.scratch import Scratch
 from mechstudy.dictionaries.weights import Weights
 
+_NORMALISATION = ("mean_in", "mean_out", "spread_in", "spread_out")
+
 
 @dataclass
 class TrainState:
@@ -85,7 +87,10 @@ class TrainState:
             tensors |= {f"adam.exp_avg.{name}": mean, f"adam.exp_avg_sq.{name}": square}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         tensors["rows_since_fired"] = self.rows_since_fired
-        tensors["mean_in"], tensors["mean_out"] = self.normalisation.mean_in, self.normalisation.mean_out
+        for name in _NORMALISATION:
+            tensor = getattr(self.normalisation, name)
+            if tensor is not None:
+                tensors[name] = tensor
         state = {
             "fingerprint": fingerprint,
             "step": self.step,
@@ -127,14 +132,15 @@ class TrainState:
             found_weights = {n.removeprefix(prefix): t.to(device) for n, t in tensors.items() if n.startswith(prefix)}
             if missing := [n for n in ("enc", "b_enc", "dec", "b_dec") if n not in found_weights]:
                 raise KeyError(f"weights.{missing[0]}")
+            if missing := [n for n in ("mean_in", "mean_out") if n not in tensors]:
+                raise KeyError(missing[0])
             weights = Weights.of(found_weights)
             result = cls.fresh(
                 weights,
                 Normalisation(
-                    tensors["mean_in"].to(device),
-                    state["scale_in"],
-                    tensors["mean_out"].to(device),
-                    state["scale_out"],
+                    scale_in=state["scale_in"],
+                    scale_out=state["scale_out"],
+                    **{name: tensors[name].to(device) for name in _NORMALISATION if name in tensors},
                 ),
                 state["precision"],
                 device,

@@ -17,17 +17,20 @@ from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress, Progress
-from mechstudy.dictionaries.architectures import Architecture, architecture_of
-from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
-from mechstudy.dictionaries.control import coefficient
-from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
-from mechstudy.dictionaries.gradients import StepOutput, clip_factor, loss_and_gradients
+from mechstudy.dictionaries.architectures import architecture_of
+from mechstudy.dictionaries.config import RECONSTRUCTING, DictionaryConfig, TrainConfig
+from mechstudy.dictionaries.cross_layer import encode
+from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder
+from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.finish import finished
+from mechstudy.dictionaries.gradients import StepOutput
 from mechstudy.dictionaries.health import Finding, Health
 from mechstudy.dictionaries.initialise import Moments, initial_weights, measure, statistics_rows
 from mechstudy.dictionaries.rows import rows_of
 from mechstudy.dictionaries.scalars import ScalarLog
 from mechstudy.dictionaries.state import TrainState
-from mechstudy.dictionaries.weights import Weights
+from mechstudy.dictionaries.step import train_step
+from mechstudy.dictionaries.team import Team, current_team
 from mechstudy.models.precision import faster_dtype
 
 _HOW_ONLY = ("log_every", "checkpoint_every", "tensorboard", "health")  # of TrainConfig: change no byte of the weights
@@ -59,7 +62,10 @@ def train(
     progress: Progress | None = None,
     device: str = "cpu",
 ) -> Dictionary:
-    """Train a dictionary.
+    """Train a dictionary (a clt by `train_cross_layer`).
+
+    Where torch.distributed is initialised (torchrun), every process takes its share of each batch and all of them end
+    with the same dictionary, that of one process with the same batches; the first one logs and saves.
 
     With `checkpoint`, the run saves itself there every `checkpoint_every` steps and goes on from an existing
     file; a resumed run ends with the same bytes as an uninterrupted one on the same machine.
@@ -74,9 +80,36 @@ def train(
         MechstudyError: impossible k or widths, NaN or infinity in the activations (names step and row), a loss
             that diverged, a checkpoint that is damaged or of another configuration.
     """
+    found = _train(cfg, train_cfg, source, site_in, site_out, out, checkpoint, progress, device)
+    assert isinstance(found, Dictionary), "a clt is trained by train_cross_layer"
+    return found
+
+
+def train_cross_layer(
+    cfg: DictionaryConfig,
+    train_cfg: TrainConfig,
+    source: Any,
+    *,
+    site_in: str = "mlp_in",
+    site_out: str = "mlp_out",
+    out: Path | None = None,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+    device: str = "cpu",
+) -> CrossLayerTranscoder:
+    """`train` for ``kind: clt``: rows are (x [N, L, d_in], y [N, L, d_out]), or with their layers side by side."""
+    found = _train(cfg, train_cfg, source, site_in, site_out, out, checkpoint, progress, device)
+    assert isinstance(found, CrossLayerTranscoder), "train is for what is no clt"
+    return found
+
+
+def _train(
+    cfg: DictionaryConfig, train_cfg: TrainConfig, source: Any, site_in: str, site_out: str, out: Path | None,
+    checkpoint: Path | None, progress: Progress | None, device: str,
+) -> Dictionary | CrossLayerTranscoder:  # fmt: skip
     progress = progress or NullProgress()
-    source = rows_of(source, train_cfg.batch_size, train_cfg.seed)
-    site_out = site_out or (site_in if cfg.kind == "sae" else f"target of {site_in}")
+    source = rows_of(source, train_cfg.batch_size, train_cfg.seed, cfg.n_sites)
+    site_out = site_out or (site_in if cfg.kind in RECONSTRUCTING else f"target of {site_in}")
     training = Training(cfg, train_cfg, source, site_in=site_in, site_out=site_out, out=out, checkpoint=checkpoint,
                         device=device)  # fmt: skip
     training.begin(source.batches(), progress)
@@ -115,6 +148,7 @@ class Training:
         _check_sites(cfg, source, self.site_in, self.site_out)
         self.fingerprint = _fingerprint(cfg, train_cfg, source, self.n_features, self.site_in, self.site_out)
         self.health = Health(cfg, train_cfg)
+        self.team: Team = current_team()
         self._progress: Progress = NullProgress()
         self._state: TrainState | None = None
         self._log: ScalarLog | None = None
@@ -149,7 +183,7 @@ class Training:
 
     def __enter__(self) -> Training:
         self._begun = time.monotonic()
-        if self.out is not None:
+        if self.out is not None and self.team.rank == 0:
             self._log = ScalarLog(self.out, tensorboard=self.train_cfg.tensorboard, start_step=self.step)
             self._begun -= self._log.seconds_before
         return self
@@ -169,11 +203,13 @@ class Training:
         x, y, left_out = self._usable(x, y, state.step)
         state.left_out += left_out
         x, y = state.normalisation.apply(x, y)
-        output = train_step(cfg, train_cfg, state, x, y)
+        mine = self.team.share(len(x))
+        x, y = x[mine], (x[mine] if y is x else y[mine])
+        output = train_step(cfg, train_cfg, state, x, y, self.team)
         step, last = state.step, self.finished
         told: dict[str, Any] = {}
         if step % train_cfg.log_every == 0 or last or step == 1:
-            values = _scalars(train_cfg, state, output, y, time.monotonic() - self._begun)
+            values = _scalars(state, output, y, self.team, time.monotonic() - self._begun)
             if self._log is not None:
                 self._log.write(step, values)
             told = {name: values[name] for name in ("loss", "fvu", "l0")}
@@ -183,11 +219,13 @@ class Training:
             _assert_finite(state, output)
         if self.checkpoint is not None and (saves or last):
             state.health = self.health.state()
-            state.save(self.checkpoint, self.fingerprint)
+            if self.team.rank == 0:
+                state.save(self.checkpoint, self.fingerprint)
+            self.team.wait()
         return told
 
-    def finish(self) -> Dictionary:
-        """The trained dictionary, on raw activations.
+    def finish(self) -> Dictionary | CrossLayerTranscoder:
+        """The trained dictionary, on raw activations; a `CrossLayerTranscoder` of a clt.
 
         Raises:
             MechstudyError: the source ended early.
@@ -197,7 +235,7 @@ class Training:
                 f"the activations ended at step {self.step} of {self.train_cfg.steps}",
                 fix="a source that repeats its rows",
             )
-        found = _finish(self.cfg, self.train_cfg, self.source, self.state, self.site_in, self.site_out)
+        found = finished(self.cfg, self.train_cfg, self.state, self.source, self.site_in, self.site_out)
         if self.health.findings:
             found.metadata["health"] = self.health.as_json()
         return found
@@ -236,7 +274,7 @@ class Training:
 
 
 def _check_sites(cfg: DictionaryConfig, source: RowSource, site_in: str, site_out: str) -> None:
-    if cfg.kind != "sae":
+    if cfg.kind not in RECONSTRUCTING:
         return
     if source.d_in != source.d_out:
         raise MechstudyError(
@@ -275,61 +313,16 @@ def _start(
 ) -> tuple[TrainState, Moments]:
     n_features, with_skip = cfg.width(d_in), cfg.kind == "skip_transcoder"
     n_rows = min(statistics_rows(d_in, with_skip=with_skip), train_cfg.steps * train_cfg.batch_size)
-    moments = measure(batches, n_rows=n_rows, with_cross=with_skip)
+    moments = measure(batches, n_rows=n_rows, with_cross=with_skip, n_sites=cfg.n_sites)
     generator = torch.Generator().manual_seed(train_cfg.seed)
-    weights = initial_weights(cfg.kind, n_features, d_in, d_out, moments, generator)
-    weights.b_enc, weights.extra = architecture_of(cfg).start(moments.sample @ weights.enc.T)
+    weights = initial_weights(cfg.kind, n_features, d_in, d_out, moments, generator, cfg.n_sites)
+    pre = moments.sample.new_empty(len(moments.sample), n_features)
+    encode(moments.sample, weights.enc, weights.b_enc, cfg.n_sites if cfg.kind == "clt" else 1, pre)
+    weights.b_enc, weights.extra = architecture_of(cfg).start(pre)
     precision: str = train_cfg.precision
     if precision == "auto":
         precision = faster_dtype(d_in, n_features, device, train_cfg.batch_size)
     return TrainState.fresh(weights, moments.normalisation, precision, device), moments
-
-
-def train_step(cfg: DictionaryConfig, train_cfg: TrainConfig, state: TrainState, x: Tensor, y: Tensor) -> StepOutput:
-    """One optimisation step on a normalised batch; changes `state`."""
-    architecture = architecture_of(cfg)
-    output = loss_and_gradients(
-        state.weights,
-        x,
-        y,
-        architecture,
-        dense_dtype=torch.bfloat16 if state.precision == "bfloat16" else x.dtype,
-        guess=state.last_minimum,
-        prefixes=cfg.prefixes(len(state.weights.b_enc)),
-        coefficient=_coefficient(cfg, architecture, state),
-        unit_decoder=cfg.kind == "sae",
-        dead=state.dead,
-        aux_k=train_cfg.resolved_aux_k(y.shape[1]),
-        aux_alpha=train_cfg.aux_alpha,
-        scratch=state.scratch,
-    )
-    state.optimizer.step(
-        state.weights,
-        output.gradients,
-        train_cfg.resolved_lr(len(state.weights.b_enc)) * train_cfg.lr_factor(state.step),
-        factor=clip_factor(output.gradients, train_cfg.clip, output.squares),
-        unit=("dec",) if cfg.kind == "sae" else (),
-        copies=state.scratch.copies,
-    )
-    if train_cfg.ema is not None:
-        state.observe_weights(train_cfg.ema)
-    if output.minimum is not None:
-        state.observe_minimum(output.minimum, train_cfg.threshold_rate())
-    state.observe_codes(output.codes.fired(), len(x), train_cfg.resolved_dead_after())
-    if architecture.needs_control:
-        state.last_l0 = float((output.codes.values > 0).sum()) / len(x)
-    state.step += 1
-    return output
-
-
-def _coefficient(cfg: DictionaryConfig, architecture: Architecture, state: TrainState) -> float:
-    """The penalty's: as given, found by the controller, or one where the penalty has a scale of its own."""
-    if cfg.coefficient is not None:
-        return cfg.coefficient
-    if not architecture.needs_control:
-        return 1.0
-    value, state.control = coefficient(state.control, state.last_l0, cfg.k)
-    return value
 
 
 def _assert_finite(state: TrainState, output: StepOutput) -> None:
@@ -341,14 +334,14 @@ def _assert_finite(state: TrainState, output: StepOutput) -> None:
         )
 
 
-def _scalars(
-    train_cfg: TrainConfig, state: TrainState, output: StepOutput, y: Tensor, seconds: float
-) -> dict[str, Any]:
-    variance = (y - y.mean(0)).square().sum(dtype=torch.float64)
+def _scalars(state: TrainState, output: StepOutput, y: Tensor, team: Team, seconds: float) -> dict[str, Any]:
+    n_rows, total, square = team.total(len(y)), y.sum(0, dtype=torch.float64), y.double().square().sum()
+    team.sum(total, square)
+    variance = float(square - total.square().sum() / n_rows)
     values: dict[str, Any] = {
         "loss": float(output.loss),
-        "fvu": float(output.error_ND.square().sum(dtype=torch.float64) / variance.clamp_min(1e-30)),
-        "l0": float((output.codes.values > 0).sum()) / len(y),
+        "fvu": float(output.loss) * n_rows * y.shape[1] / max(1e-30, variance),
+        "l0": output.active / n_rows,
         "lr": float(state.optimizer.lr),
         "dead_share": (0 if state.dead is None else len(state.dead)) / len(state.weights.b_enc),
         "rows": state.rows,
@@ -361,53 +354,3 @@ def _scalars(
     if state.threshold is not None:
         values["threshold"] = state.threshold * state.normalisation.scale_out
     return values
-
-
-def _finish(
-    cfg: DictionaryConfig,
-    train_cfg: TrainConfig,
-    source: RowSource,
-    state: TrainState,
-    site_in: str,
-    site_out: str,
-) -> Dictionary:
-    """Fold the normalisation and wrap up."""
-    norm = state.normalisation
-    learned = Weights.of(state.average) if state.average else state.weights
-    weights, threshold = architecture_of(cfg).at_inference(learned, state.threshold)
-    folded = norm.fold(weights)
-    limit = getattr(source, "max_input_norm", None)
-    limit_out = getattr(source, "max_output_norm", None)
-    n_features = len(folded.b_enc)
-    metadata = {
-        "max_input_norm": None if limit is None else float(limit),
-        "max_output_norm": None if limit_out is None else float(limit_out),
-        "trained_as": f"matryoshka_{cfg.activation}" if cfg.matryoshka else cfg.activation,
-        "normalisation": {"scale_in": norm.scale_in, "scale_out": norm.scale_out},
-        "precision": state.precision,
-        "steps": state.step,
-        "train_rows": state.rows,
-        **({"rows_left_out": state.left_out} if state.left_out else {}),
-        "lr": train_cfg.resolved_lr(n_features),
-        "seed": train_cfg.seed,
-    }
-    meta = DictionaryMeta(
-        kind=cfg.kind,
-        activation="topk" if threshold is None else "jumprelu",
-        d_in=source.d_in,
-        d_out=source.d_out,
-        d_sae=n_features,
-        k=cfg.k,
-        site_in=site_in,
-        site_out=site_out,
-        metadata=metadata,
-    )
-    return Dictionary(
-        meta,
-        W_enc=folded.enc.T.contiguous(),
-        b_enc=folded.b_enc,
-        W_dec=folded.dec,
-        b_dec=folded.b_dec,
-        W_skip=folded.skip,
-        threshold=None if threshold is None else threshold * norm.scale_out,
-    )

@@ -13,7 +13,7 @@ class Weights:
     """Weights in the normalised space. `enc` is W_enc transposed, so that both big matrices are rows by feature.
 
     enc [F, d_in], b_enc [F], dec [F, d_out], b_dec [d_out], skip [d_out, d_in] or None; extra: what an
-    architecture has beyond these, [F] each.
+    architecture has beyond these, [F] each. A cross-layer transcoder has dec [pairs, F / L, d_out / L] (`cross_layer`).
     """
 
     enc: Tensor
@@ -30,6 +30,13 @@ class Weights:
             if tensor is not None:
                 yield name, tensor
         yield from sorted(self.extra.items())
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Replace a tensor by its name."""
+        if name in self.extra:
+            self.extra[name] = tensor
+        else:
+            setattr(self, name, tensor)
 
     @classmethod
     def of(cls, tensors: dict[str, Tensor]) -> Weights:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mechstudy.dictionaries.codes import Codes
+from mechstudy.dictionaries.team import ALONE, Team
 from mechstudy.dictionaries.weights import Weights
 
 
@@ -31,7 +32,8 @@ class Context:
     dec [F, d_out]: the decoder in the products' dtype; pre [N, F]; d_values: entries of dL/df of the codes, from the
     reconstruction alone; norms [F]: lengths of the decoder rows; rest [N, d_out]: b_dec + skip path - target, so that
     codes @ dec + rest is the error; project(codes): entries of <dL/dy_hat[n], dec[f]> anywhere; coefficient: of the
-    sparsity penalty, which is a mean over rows.
+    sparsity penalty, which is a mean over rows; n_rows: of the whole batch, of which these may be a part, and what is
+    held by the other processes of the team another.
     """
 
     weights: Weights
@@ -44,6 +46,8 @@ class Context:
     project: Callable[[Codes], Tensor]
     coefficient: float
     dense_dtype: torch.dtype
+    n_rows: int
+    team: Team
 
 
 @dataclass
@@ -71,8 +75,10 @@ class Architecture(Protocol):
     def start(self, pre_NF: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(b_enc [F], own weights) to begin with, given pre-activations of a first batch (without bias)."""
 
-    def encode(self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype) -> Encoded:
-        """Codes of pre-activations; ``guess``: the last batch's ``minimum``."""
+    def encode(
+        self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype, team: Team = ALONE
+    ) -> Encoded:
+        """Codes of pre-activations; ``guess``: the last batch's ``minimum``; ``team``: who holds the batch's rest."""
 
     def backward(self, context: Context) -> Passed:
         """Where gradients go from the codes."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mechstudy.dictionaries.architectures.base import Context, Encoded, Passed, plain_backward
 from mechstudy.dictionaries.codes import batch_topk_codes
+from mechstudy.dictionaries.team import ALONE, Team
 from mechstudy.dictionaries.weights import Weights
 
 
@@ -22,8 +23,10 @@ class BatchTopK:
     def start(self, pre_NF: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return pre_NF.new_zeros(pre_NF.shape[1]), {}
 
-    def encode(self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype) -> Encoded:
-        return Encoded(*batch_topk_codes(pre_NF, self.k, weights.dec.dtype, guess))
+    def encode(
+        self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype, team: Team = ALONE
+    ) -> Encoded:
+        return Encoded(*batch_topk_codes(pre_NF, self.k, weights.dec.dtype, guess, team))
 
     def backward(self, context: Context) -> Passed:
         return plain_backward(context)

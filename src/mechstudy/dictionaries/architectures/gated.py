@@ -14,6 +14,7 @@ from torch import Tensor
 from mechstudy.dictionaries.architectures.base import Context, Encoded, Passed, upper_quantile
 from mechstudy.dictionaries.architectures.penalties import PENALTIES
 from mechstudy.dictionaries.codes import codes_between
+from mechstudy.dictionaries.team import ALONE, Team
 from mechstudy.dictionaries.weights import Weights
 
 
@@ -29,7 +30,9 @@ class Gated:
         zeros = torch.zeros_like(pre_NF[0])
         return zeros - upper_quantile(pre_NF, self.k), {"r_mag": zeros, "b_mag": zeros.clone()}
 
-    def encode(self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype) -> Encoded:
+    def encode(
+        self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype, team: Team = ALONE
+    ) -> Encoded:
         gain, at_gate = gate_as_threshold(weights.b_enc, weights.extra["r_mag"], weights.extra["b_mag"])
         found = codes_between(pre_NF, (-at_gate / gain).clamp_min(0.0), dense_dtype=dense_dtype)
         magnitude = found.values * found.per_feature(gain) + found.per_feature(at_gate)
@@ -44,11 +47,11 @@ class Gated:
 
         gate = codes_between(context.pre_NF, torch.zeros_like(gain), dense_dtype=context.dense_dtype)
         error = gate.times(context.dec_FD) + context.rest_ND
-        scale = 1.0 / error.numel()
+        scale = 1.0 / (context.n_rows * error.shape[1])
         phi = PENALTIES[self.penalty]
         norms = gate.per_feature(context.norms_F)
         s = gate.values * norms
-        per_row = context.coefficient / gate.n_rows
+        per_row = context.coefficient / context.n_rows
         slope = phi.slope(s) * (gate.values > 0) * per_row
         to_gate = gate.products(error, context.dec_FD) * (2.0 * scale) * (gate.values > 0) + slope * norms
         return Passed(

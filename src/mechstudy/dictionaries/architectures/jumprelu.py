@@ -15,6 +15,7 @@ from torch import Tensor
 from mechstudy.dictionaries.architectures.base import Context, Encoded, Passed, upper_quantile
 from mechstudy.dictionaries.architectures.penalties import PENALTIES
 from mechstudy.dictionaries.codes import codes_between
+from mechstudy.dictionaries.team import ALONE, Team
 from mechstudy.dictionaries.weights import Weights
 
 L0_STRENGTH = 8.0  # of the quadratic penalty: 10% off the target costs as much as .08 of FVU
@@ -38,11 +39,13 @@ class JumpReLU:
         threshold = torch.full_like(pre_NF[0], max(1e-3, upper_quantile(pre_NF, self.k)))
         return torch.zeros_like(pre_NF[0]), {"log_threshold": threshold.log()}
 
-    def encode(self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype) -> Encoded:
+    def encode(
+        self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype, team: Team = ALONE
+    ) -> Encoded:
         return Encoded(codes_between(pre_NF, weights.extra["log_threshold"].exp(), dense_dtype=dense_dtype))
 
     def backward(self, context: Context) -> Passed:
-        codes, n = context.codes, context.codes.n_rows
+        codes, n = context.codes, context.n_rows
         dtype = context.norms_F.dtype
         threshold_F = context.weights.extra["log_threshold"].exp()
         low_F, high_F = threshold_F - self.bandwidth / 2, threshold_F + self.bandwidth / 2
@@ -54,8 +57,9 @@ class JumpReLU:
         result = Passed([(codes, through)], [(codes, through)])
         with_tanh = self.penalty != "l0"
         strength = L0_STRENGTH * (1.0 if with_tanh else context.coefficient)
-        excess = float(active.sum()) / (n * self.k) - 1.0
-        result.penalty = torch.tensor(strength * excess**2, dtype=dtype)
+        at_hand = context.team.total(codes.n_rows)  # L0 is taken over the rows at hand
+        excess = context.team.total(float(active.sum())) / (at_hand * self.k) - 1.0
+        result.penalty = torch.tensor(strength * excess**2 * codes.n_rows / n, dtype=dtype)
         lost = lost + 2.0 * strength * excess / (self.k * n)
         if with_tanh:
             phi, norms_F = PENALTIES[self.penalty], context.norms_F

@@ -10,6 +10,7 @@ from torch import Tensor
 from mechstudy.dictionaries.architectures.base import Context, Encoded, Passed, upper_quantile
 from mechstudy.dictionaries.architectures.penalties import PENALTIES
 from mechstudy.dictionaries.codes import codes_between
+from mechstudy.dictionaries.team import ALONE, Team
 from mechstudy.dictionaries.weights import Weights
 
 
@@ -25,7 +26,9 @@ class ReLU:
         """A bias at which about k features are active: sparse, and so cheap, from the first step."""
         return torch.full_like(pre_NF[0], -upper_quantile(pre_NF, self.k)), {}
 
-    def encode(self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype) -> Encoded:
+    def encode(
+        self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype, team: Team = ALONE
+    ) -> Encoded:
         return Encoded(codes_between(pre_NF, torch.zeros_like(weights.b_enc), dense_dtype=dense_dtype))
 
     def backward(self, context: Context) -> Passed:
@@ -34,7 +37,7 @@ class ReLU:
         active = codes.values > 0
         norms = codes.per_feature(context.norms_F)
         s = codes.values * norms
-        scale = context.coefficient / codes.n_rows
+        scale = context.coefficient / context.n_rows
         slope = phi.slope(s) * active * scale
         through = context.d_values * active + slope * norms
         return Passed(

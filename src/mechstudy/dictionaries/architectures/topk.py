@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mechstudy.dictionaries.architectures.base import Context, Encoded, Passed, plain_backward
 from mechstudy.dictionaries.codes import topk_codes
+from mechstudy.dictionaries.team import ALONE, Team
 from mechstudy.dictionaries.weights import Weights
 
 
@@ -22,7 +23,9 @@ class TopK:
     def start(self, pre_NF: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return pre_NF.new_zeros(pre_NF.shape[1]), {}
 
-    def encode(self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype) -> Encoded:
+    def encode(
+        self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype, team: Team = ALONE
+    ) -> Encoded:
         return Encoded(topk_codes(pre_NF, self.k, weights.dec.dtype))
 
     def backward(self, context: Context) -> Passed:

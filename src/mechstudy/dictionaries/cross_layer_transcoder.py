@@ -1,0 +1,152 @@
+"""A trained cross-layer transcoder: raw activations of all layers in, raw MLP outputs of all layers out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mechstudy.core.errors import MechstudyError
+from mechstudy.core.jsonio import read_json, write_json_atomic
+from mechstudy.dictionaries.cross_layer import pair
+from mechstudy.dictionaries.initialise import Normalisation
+from mechstudy.dictionaries.weights import Weights
+
+META = "mechstudy.json"
+
+
+class CrossLayerTranscoder(nn.Module):
+    """Features of layer l read layer l and write to layers l..L-1. Normalisation is folded into the weights.
+
+        encode(x)[l] = pre_l where pre_l > threshold_l and pre_l > 0, with pre_l = x[l] @ W_enc[l].T + b_enc[l]
+        reconstruct(x)[m] = b_dec[m] + sum over l <= m of encode(x)[l] @ W_dec[l][:, m - l]
+
+    Shapes: W_enc [L, F, d_in], b_enc [L, F], threshold [L, F], W_dec[l] [F, L - l, d_out], b_dec [L, d_out].
+    """
+
+    W_enc: Tensor
+    b_enc: Tensor
+    threshold: Tensor
+    b_dec: Tensor
+
+    def __init__(
+        self,
+        W_enc: Tensor,
+        b_enc: Tensor,
+        threshold: Tensor,
+        W_dec: list[Tensor],
+        b_dec: Tensor,
+        *,
+        k: int | None = None,
+        site_in: str = "mlp_in",
+        site_out: str = "mlp_out",
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        n_sites, n_features, _ = W_enc.shape
+        for name, found, expected in (
+            ("b_enc", b_enc.shape, (n_sites, n_features)),
+            ("threshold", threshold.shape, (n_sites, n_features)),
+            ("b_dec", b_dec.shape, (n_sites, b_dec.shape[-1])),
+            *((f"W_dec[{i}]", w.shape, (n_features, n_sites - i, b_dec.shape[-1])) for i, w in enumerate(W_dec)),
+        ):
+            if tuple(found) != expected:
+                raise MechstudyError(
+                    f"{name} has the wrong shape", facts={"found": str(list(found)), "expected": str(list(expected))}
+                )
+        for name, tensor in (("W_enc", W_enc), ("b_enc", b_enc), ("threshold", threshold), ("b_dec", b_dec)):
+            self.register_parameter(name, nn.Parameter(tensor.detach(), requires_grad=False))
+        self.W_dec = nn.ParameterList(nn.Parameter(w.detach(), requires_grad=False) for w in W_dec)
+        self.k, self.site_in, self.site_out, self.metadata = k, site_in, site_out, metadata or {}
+
+    @property
+    def n_sites(self) -> int:
+        return len(self.W_enc)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """x [..., L, d_in] -> [..., L, F], zero where a feature is not active."""
+        if x.shape[-2:] != (self.n_sites, self.W_enc.shape[2]):
+            raise MechstudyError(
+                f"activations are {list(x.shape)}", facts={"expected": f"[..., {self.n_sites}, {self.W_enc.shape[2]}]"}
+            )
+        pre = torch.einsum("...ld,lfd->...lf", x, self.W_enc) + self.b_enc
+        return pre.masked_fill(~((pre > self.threshold) & (pre > 0)), 0.0)
+
+    def decode(self, f: Tensor) -> Tensor:
+        """f [..., L, F] -> [..., L, d_out]."""
+        parts = [torch.einsum("...f,fmd->...md", f[..., site, :], w) for site, w in enumerate(self.W_dec)]
+        return torch.stack(
+            [
+                self.b_dec[target] + sum(parts[source][..., target - source, :] for source in range(target + 1))
+                for target in range(self.n_sites)
+            ],
+            dim=-2,
+        )
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """x [..., L, d_in] -> [..., L, d_out]."""
+        return self.decode(self.encode(x))
+
+    forward = reconstruct
+
+    def save(self, folder: Path) -> None:
+        """Write circuit-tracer's files (see `formats.cross_layer`), and our own fields in mechstudy.json."""
+        from mechstudy.dictionaries.formats.cross_layer import write_clt
+
+        write_clt(
+            folder, list(self.W_enc), list(self.b_enc), list(self.W_dec), self.b_dec, list(self.threshold),
+            model_name=str(self.metadata.get("model_name", "")), site_in=self.site_in, site_out=self.site_out,
+        )  # fmt: skip
+        write_json_atomic(folder / META, {"k": self.k, "metadata": self.metadata})
+
+    @classmethod
+    def load(cls, folder: Path) -> CrossLayerTranscoder:
+        """Read what `save` or circuit-tracer wrote.
+
+        Raises:
+            MechstudyError: a file or tensor is missing, damaged or misshapen.
+        """
+        from mechstudy.dictionaries.formats.cross_layer import read_clt
+
+        found = read_clt(folder)
+        ours = read_json(folder / META) if (folder / META).exists() else {}
+        b_enc = torch.stack(found["b_enc"])
+        bounds = found["threshold"]
+        return cls(
+            torch.stack(found["enc"]),
+            b_enc,
+            torch.zeros_like(b_enc) if bounds is None else torch.stack(bounds),
+            found["dec"],
+            found["b_dec"],
+            k=ours.get("k"),
+            site_in=found["site_in"],
+            site_out=found["site_out"],
+            metadata=ours.get("metadata") or {"model_name": found["model_name"]},
+        )
+
+    @classmethod
+    def of_weights(
+        cls, weights: Weights, norm: Normalisation, threshold_F: Tensor | None, n_sites: int, **fields: Any
+    ) -> CrossLayerTranscoder:
+        """From weights in the normalised space; thresholds [L F] on raw activations. Decoder rows keep their length
+        where all sites have one scale."""
+        enc, b_enc = weights.enc.view(n_sites, -1, weights.enc.shape[1]), weights.b_enc.view(n_sites, -1)
+        ones = [torch.ones_like(mean).view(n_sites, -1) for mean in (norm.mean_in, norm.mean_out)]
+        spread_in, spread_out = (
+            one if spread is None else spread.view(n_sites, -1)
+            for one, spread in zip(ones, (norm.spread_in, norm.spread_out), strict=True)
+        )
+        enc = enc * (norm.scale_out / norm.scale_in) / spread_in[:, None]
+        mean_in = norm.mean_in.view(n_sites, -1)
+        b_enc = norm.scale_out * b_enc - torch.einsum("lfd,ld->lf", enc, mean_in)
+        b_dec = norm.scale_out * spread_out * weights.b_dec.view(n_sites, -1) + norm.mean_out.view(n_sites, -1)
+        dec = [
+            torch.stack(
+                [weights.dec[pair(n_sites, site, m)] * spread_out[m] for m in range(site, n_sites)], dim=1
+            ).contiguous()
+            for site in range(n_sites)
+        ]
+        bound = torch.zeros_like(b_enc) if threshold_F is None else threshold_F.view(n_sites, -1)
+        return cls(enc, b_enc, bound, dec, b_dec, **fields)

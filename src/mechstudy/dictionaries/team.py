@@ -1,0 +1,71 @@
+"""Several processes that share each batch of one training: what they must agree on, and nothing else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Team:
+    """Rows of a batch spread over processes. This one is a process alone; `TorchTeam` speaks torch.distributed.
+
+    Sums run in the order of ranks on every process alike, so that all of them keep the same weights.
+    """
+
+    rank = 0
+    size = 1
+
+    def share(self, n_rows: int) -> slice:
+        """The rows of a batch that are this process'."""
+        return slice(n_rows * self.rank // self.size, n_rows * (self.rank + 1) // self.size)
+
+    def sum(self, *tensors: Tensor) -> None:
+        """Make every tensor its sum over processes, in place."""
+
+    def total(self, number: float) -> float:
+        """The sum of a number over processes."""
+        return number
+
+    def gather(self, values: Tensor) -> list[Tensor]:
+        """Every process' values [M_rank], by rank."""
+        return [values]
+
+    def wait(self) -> None:
+        """Until every process is here."""
+
+
+class TorchTeam(Team):
+    """The processes of torch.distributed's default group (gloo on CPUs, NCCL on GPUs), started by torchrun."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+    def sum(self, *tensors: Tensor) -> None:
+        for tensor in tensors:
+            torch.distributed.all_reduce(tensor)
+
+    def total(self, number: float) -> float:
+        return float(torch.stack(self.gather(torch.tensor([number], dtype=torch.float64))).sum())
+
+    def gather(self, values: Tensor) -> list[Tensor]:
+        values = values.contiguous()
+        counts = [torch.zeros(1, dtype=torch.int64, device=values.device) for _ in range(self.size)]
+        torch.distributed.all_gather(counts, torch.tensor([len(values)], device=values.device))
+        longest = max(int(count) for count in counts)
+        padded = values.new_zeros(longest)
+        padded[: len(values)] = values
+        found = [torch.empty_like(padded) for _ in range(self.size)]
+        torch.distributed.all_gather(found, padded)
+        return [part[: int(count)] for part, count in zip(found, counts, strict=True)]
+
+    def wait(self) -> None:
+        torch.distributed.barrier()
+
+
+ALONE = Team()
+
+
+def current_team() -> Team:
+    """The team that torch.distributed is initialised for; else this process alone."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return TorchTeam() if distributed and torch.distributed.get_world_size() > 1 else ALONE

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mechstudy.core.errors import MechstudyError
 
 _LONGEST = 60  # characters of a foreign value that an error shows
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2  # a small file can hold what is exponentially long when written out
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = _LONGEST
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -69,9 +73,12 @@ class Fields:
     def number(self, name: str, default: float | None = None) -> float:
         """A finite number above 0."""
         value = self._of(name, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
-            self._refuse(name, "a positive number")
-        return float(value)
+        try:
+            if isinstance(value, int | float) and not isinstance(value, bool) and 0 < float(value) < math.inf:
+                return float(value)
+        except OverflowError:  # an integer of hundreds of digits
+            pass
+        self._refuse(name, "a positive number")
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false."""
@@ -94,7 +101,7 @@ class Fields:
         value = self.content.get(name)
         return default if value is None else value
 
-    def _refuse(self, name: str, wanted: str) -> None:
+    def _refuse(self, name: str, wanted: str) -> NoReturn:
         found = shown(self.content[name]) if name in self.content else "nothing"
         raise MechstudyError(
             f"{self._inside}{name} must be {wanted}", where=str(self.where), facts={"found": found},
@@ -103,6 +110,6 @@ class Fields:
 
 
 def shown(value: Any) -> str:
-    """A foreign value as an error shows it: on one line, and short."""
-    text = repr(value)
+    """A foreign value as an error shows it: on one line, and short, however deep it is."""
+    text = _SHORT.repr(value)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

@@ -161,7 +161,10 @@ def _our_meta(fields: Fields, ours: Fields) -> DictionaryMeta:
             facts={"kinds": ", ".join(get_args(DictionaryKind)), "activations": "topk, jumprelu"},
             fix="the cfg.json that mechstudy wrote",
         )
-    d_in = fields.whole("d_in")
+    d_in, free = fields.whole("d_in"), ours.table("metadata")
+    for limit in ("max_input_norm", "max_output_norm"):
+        if limit in free:
+            free.number(limit)
     meta = DictionaryMeta(
         kind=kind,  # type: ignore[arg-type]  # checked above
         activation=activation,  # type: ignore[arg-type]  # checked above
@@ -171,7 +174,7 @@ def _our_meta(fields: Fields, ours: Fields) -> DictionaryMeta:
         k=ours.whole("k") if "k" in ours else None,
         site_in=ours.text("site_in"),
         site_out=ours.text("site_out"),
-        metadata=dict(ours.table("metadata").content),
+        metadata=dict(free.content),
     )
     # Before topk transcoders had names of their own, they were written under the name of the kind.
     known = {architecture_name(meta)} | ({kind} if activation == "topk" else set())

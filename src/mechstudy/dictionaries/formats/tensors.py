@@ -121,7 +121,7 @@ def shape_of(tensors: Mapping[str, Tensor], name: str, where: Path) -> tuple[int
     require(tensors, {name: tensors[name].shape if name in tensors else (0, 0)}, where)
     if tensors[name].ndim != 2 or not tensors[name].numel():
         raise MechstudyError(
-            f"tensor {name} is no matrix",
+            f"tensor {name} has the wrong shape: it is no matrix",
             where=str(where),
             facts={"found": str(list(tensors[name].shape))},
             fix="copy or download the file again",

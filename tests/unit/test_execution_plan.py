@@ -99,7 +99,8 @@ def test_a_quota_is_a_limit_where_the_disk_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "free_bytes", lambda folder: 10**15)
     refusal = make_plan(engine(tmp_path, captures("keep"), quota=1500), rate=RATE).refusal()
     assert refusal is not None and refusal.facts["quota"] == "1.5 kB left of storage.quota"
-    assert "by 520 B" in str(refusal) and "dictionaries.store_dtype: int8" in str(refusal)
+    assert "storage.quota is too small for this study by 520 B" in str(refusal)
+    assert "dictionaries.store_dtype: int8" in str(refusal)
     assert make_plan(engine(tmp_path, captures("keep"), quota=2020), rate=RATE).refusal() is None
 
 

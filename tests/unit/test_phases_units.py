@@ -48,7 +48,7 @@ def test_interventions_rerun_interventions_and_report_alone():
 def test_how_it_runs_changes_no_id():
     how = ("compute.threads=1", "compute.batch_tokens=64", "storage.activations=keep")
     assert changed(ids(), ids(*how)) <= {"report"}
-    assert changed(ids(), ids("compute.threads=1", "storage.quota=50GB")) == set()
+    assert changed(ids(), ids("compute.threads=1", "storage.quota=50GB", "compute.stage=off")) == set()
 
 
 def test_other_weights_under_the_same_name_are_another_study():

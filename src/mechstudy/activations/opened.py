@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,23 @@ class Store:
         self._require_checksums()
         with safe_open(self.folder / CHECKSUMS_FILE, "pt") as opened:
             return {file: self._sum(file.name, opened.get_tensor(file.name).tolist()) for file in files}
+
+    def sha256(self, name: str) -> str | None:
+        """What a file's sha256 was when it was written; None in a store without checksums."""
+        return self._files[name]["sha256"] if name in self._files else None
+
+    def reading(self, copies: Mapping[Path, Path]) -> Store:
+        """This store, with some files of rows read from copies elsewhere (see `staging`)."""
+        other = copy(self)
+        other.sites = {
+            site: replace(
+                files,
+                file=copies.get(files.file, files.file),
+                scales_file=files.scales_file and copies.get(files.scales_file, files.scales_file),
+            )
+            for site, files in self.sites.items()
+        }
+        return other
 
     def _require_checksums(self) -> None:
         if not self._files:

@@ -26,7 +26,8 @@ class Runtime:
     """What a phase may use. Results must not depend on it beyond rounding.
 
     ``base`` is the study file's folder, where relative paths start; ``batch_tokens`` is tokens per forward batch;
-    ``quota`` is bytes that all artifacts together may take;
+    ``quota`` is bytes that all artifacts together may take; ``stage`` is where rows are copied to before they are
+    read (auto, off, or a folder) and ``verify_reads`` says whether they are compared with their checksums then;
     ``cache`` keeps models loaded between units of one process; ``chosen`` is what the phase decided by measuring.
     """
 
@@ -37,6 +38,8 @@ class Runtime:
     seed: int = 0
     base: Path = Path()
     quota: int | None = None
+    stage: str = "off"
+    verify_reads: bool = False
     cache: dict[Any, Any] = field(default_factory=dict)
     profile: bool = False
     chosen: dict[str, str] = field(default_factory=dict)

@@ -40,6 +40,8 @@ class Options:
     max_parallel: int = 1
     batch_tokens: int = 4096
     quota: int | None = None
+    stage: str = "off"
+    verify_reads: bool = False
     seed: int = 0
     base: Path = Path()
     profile: Path | None = None
@@ -134,6 +136,8 @@ def _publish(job: Job, cache: dict[Any, Any], stream: TextIO | None) -> Artifact
         threads=options.unit_threads,
         batch_tokens=options.batch_tokens,
         quota=options.quota,
+        stage=options.stage,
+        verify_reads=options.verify_reads,
         progress=progress,
         seed=options.seed,
         base=options.base,

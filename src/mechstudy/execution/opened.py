@@ -50,6 +50,8 @@ class OpenedStudy:
             max_parallel=c.max_parallel,
             batch_tokens=c.batch_tokens,
             quota=self.study.storage.quota_bytes,
+            stage=c.stage,
+            verify_reads=c.verify_reads,
             seed=self.study.seed,
             base=self.file.parent.resolve(),
         )

@@ -181,7 +181,8 @@ def disk_refusal(disk: Disk, folder: Path, rows: Sequence[PlanRow] = ()) -> Mech
     fix += ", or --out on another disk" if disk.quota_left is None else ", or a larger storage.quota"
     if disk.needed_discarding < disk.needed:
         fix = f"storage.activations: discard (needs {human(disk.needed_discarding)}), {fix}"
-    what = f"the disk is too small for this study by {human(disk.short_by)}"
+    tight = "storage.quota" if disk.needed + _SPARE <= disk.free else "the disk"
+    what = f"{tight} is too small for this study by {human(disk.short_by)}"
     return MechstudyError(what, where=str(folder), facts=facts, fix=fix)
 
 

@@ -109,12 +109,19 @@ class FeaturesConfig(Config):
 
 
 class ComputeConfig(Config):
-    """How it runs, never what: not part of any artifact's id."""
+    """How it runs, never what: not part of any artifact's id.
+
+    ``stage`` copies a store's rows to the node's own disk for as long as they are trained on: ``auto`` (to
+    ``$SLURM_TMPDIR`` or ``$TMPDIR``, where the run lies on a network file system), ``off``, or a folder, in which
+    ``$NAMES`` are replaced. ``verify_reads`` compares what training reads with the store's checksums.
+    """
 
     device: str = "auto"
     threads: int | None = Field(None, ge=1)
     max_parallel: int = Field(1, ge=1)
     batch_tokens: int = Field(4096, ge=1)
+    stage: str = Field("auto", min_length=1)
+    verify_reads: bool = False
 
 
 class StorageConfig(Config):

@@ -22,6 +22,7 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
     """Writes ``dictionary/`` (SAELens' format), ``evaluation.json``, and logs with clock times:
     ``scalars.jsonl``, ``tensorboard/``, ``timing.json``."""
     from mechstudy.activations.reader import RowReader
+    from mechstudy.activations.staging import staged
     from mechstudy.activations.store import Store
     from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
     from mechstudy.dictionaries.train import train
@@ -33,18 +34,22 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
     training = TrainConfig.model_validate(spec["training"])
     sites = Site(spec["site_in"], spec["layer"]), Site(spec["site_out"], spec["layer"])
     store = Store.open(capture.path / "train")
-    source = RowReader(store, sites[0], sites[1], training.batch_size, seed=training.seed)
-    dictionary = train(
-        architecture,
-        training,
-        source,
-        site_in=str(sites[0]),
-        site_out=str(sites[1]),
-        out=out.path,
-        checkpoint=out.scratch / "checkpoint.safetensors",
-        progress=runtime.progress,
-        device=runtime.device,
-    )
+    epochs = training.steps * training.batch_size / store.n_rows
+    with staged(store, sites, runtime.stage, epochs=epochs, say=runtime.progress.log) as local:
+        source = RowReader(
+            local, sites[0], sites[1], training.batch_size, seed=training.seed, verify=runtime.verify_reads
+        )  # fmt: skip
+        dictionary = train(
+            architecture,
+            training,
+            source,
+            site_in=str(sites[0]),
+            site_out=str(sites[1]),
+            out=out.path,
+            checkpoint=out.scratch / "checkpoint.safetensors",
+            progress=runtime.progress,
+            device=runtime.device,
+        )
     dictionary.save(out.path / "dictionary")
     # Sinks stay in, so that their share is known; the evaluation leaves them out by the dictionary's own limit.
     held_out = Store.open(capture.path / "held_out")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechstudy.dictionaries.kernels import batch_top_k, between, kernels_for, reference, top_k
+from mechstudy.dictionaries.kernels import batch_top_k, between, kernels_for, positive_top_k, reference
 from mechstudy.dictionaries.team import ALONE, Team
 
 # Share of active entries from which dense products are faster. Measured on a step's products, 2,048 x 576 x 2,304,
@@ -197,9 +197,8 @@ def codes_between(pre_NF: Tensor, low_F: Tensor, high_F: Tensor | None = None, *
 
 def topk_codes(pre_NF: Tensor, k: int, dtype: torch.dtype) -> SparseCodes:
     """TopK: the k largest pre-activations of each row, negative ones cut to zero."""
-    values, indices = top_k(pre_NF, k)
-    offsets = torch.arange(0, values.numel() + 1, k, device=pre_NF.device)
-    return SparseCodes(offsets, indices.reshape(-1), values.reshape(-1).to(dtype).relu_(), pre_NF.shape[1])
+    offsets, features, values = positive_top_k(pre_NF, k)
+    return SparseCodes(offsets, features, values.to(dtype), pre_NF.shape[1])
 
 
 def batch_topk_codes(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 
 import torch
@@ -10,8 +9,6 @@ from torch import Tensor
 
 from mechstudy.dictionaries.kernels import kernels_for
 from mechstudy.dictionaries.weights import Weights
-
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
 class Adam:
@@ -43,13 +40,11 @@ class Adam:
             copies: bfloat16 copies of some weights, brought up to date.
         """
         self.count, self.lr = self.count + 1, lr
-        rate = lr / (1.0 - BETA1**self.count)
-        shrink = 1.0 / math.sqrt(1.0 - BETA2**self.count)
         for (name, weight), (_, gradient) in zip(weights.named(), gradients.named(), strict=True):
             mean, square = self.moments[name]
             rows = [tensor.view(-1, weight.shape[-1]) for tensor in (weight, gradient, mean, square)]
             half = (copies or {}).get(name)
             kernels_for(*rows).adam(
-                *rows, rate=rate, beta1=BETA1, beta2=BETA2, shrink=shrink, epsilon=EPSILON, factor=factor,
-                unit=name in unit, half=None if half is None else half.view(-1, weight.shape[-1]),
+                *rows, lr=lr, step=self.count, factor=factor, unit=name in unit,
+                half=None if half is None else half.view(-1, weight.shape[-1]),
             )  # fmt: skip

@@ -169,6 +169,8 @@ class Training:
 
     def begin(self, first_batches: Iterable[tuple[Tensor, Tensor]], progress: Progress) -> None:
         """Go on from the checkpoint where there is one; else start from statistics of the first batches."""
+        if torch.device(self.device).type == "cuda":
+            torch.set_float32_matmul_precision("high" if self.train_cfg.tf32 else "highest")
         if self.checkpoint is not None:
             dead_after = self.train_cfg.resolved_dead_after()
             self._state = TrainState.restore(self.checkpoint, self.fingerprint, self.device, dead_after)

@@ -93,6 +93,17 @@ class DictionariesConfig(Config):
     evaluation_rows: int = Field(16_384, ge=256)
     evaluation_tokens: int = Field(4096, ge=128)
 
+    @model_validator(mode="after")
+    def _one_dictionary_a_layer(self) -> DictionariesConfig:
+        if self.architecture.n_sites > 1:
+            raise MechstudyError(
+                f"a study trains one dictionary per layer, and a {self.architecture.kind} reads several layers",
+                where="architecture.kind",
+                fix="sae, transcoder or skip_transcoder here; crosscoders and clts are trained in Python "
+                "(docs/dictionaries.md)",
+            )
+        return self
+
     def sites(self) -> tuple[str, str]:
         """What a dictionary reads and what it writes."""
         return (self.site, self.site) if self.architecture.kind == "sae" else ("mlp_in", "mlp_out")

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mechstudy.dictionaries.kernels import reference
+from mechstudy.dictionaries.kernels import gpu, reference
 
 try:
     from mechstudy.dictionaries.kernels import cpu
@@ -16,7 +16,14 @@ except ImportError:  # a Python that Numba does not know yet: slower, the same n
 
 def kernels_for(*tensors: Tensor) -> Any:
     """The module whose kernels take these tensors."""
-    return cpu if cpu is not None and cpu.supports(*tensors) else reference
+    if cpu is not None and cpu.supports(*tensors):
+        return cpu
+    return gpu if gpu.supports(*tensors) else reference
+
+
+def positive_top_k(pre_NF: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """See `reference.positive_top_k`."""
+    return kernels_for(pre_NF).positive_top_k(pre_NF, k)  # type: ignore[no-any-return]
 
 
 def top_k(pre_NF: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from mechstudy.dictionaries.kernels.cpu_products import (
     sum_entries,
     sum_rows,
 )
-from mechstudy.dictionaries.kernels.cpu_select import batch_top_k, between, top_k
+from mechstudy.dictionaries.kernels.cpu_select import batch_top_k, between, positive_top_k, top_k
 from mechstudy.dictionaries.kernels.numba_tools import supports
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "between",
     "by_feature",
     "gradient_rows",
+    "positive_top_k",
     "reconstruct",
     "row_products",
     "sum_entries",

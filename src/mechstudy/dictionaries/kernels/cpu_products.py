@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numba import njit, prange
 from torch import Tensor
 
 from mechstudy.dictionaries.kernels.numba_tools import FAST, Array, number, run, values_of, word
+from mechstudy.dictionaries.kernels.reference import BETA1, BETA2, EPSILON
 
 
 @njit(cache=True, fastmath=FAST)
@@ -179,8 +182,8 @@ def gradient_rows(
 
 @njit(parallel=True, cache=True, fastmath=FAST)
 def _adam(weight: Array, gradient: Array, mean: Array, square: Array, numbers: Array, unit: bool, half: Array) -> None:
-    rate, beta1, beta2, shrink, epsilon, factor = numbers
-    rest1, rest2, one = 1 - beta1, 1 - beta2, numbers.dtype.type(1)
+    rate, beta1, rest1, beta2, rest2, shrink, epsilon, factor = numbers
+    one = numbers.dtype.type(1)
     for f in prange(len(weight)):
         w, g, m, v = weight[f], gradient[f], mean[f], square[f]
         for i in range(len(w)):
@@ -204,11 +207,14 @@ def _adam(weight: Array, gradient: Array, mean: Array, square: Array, numbers: A
 
 
 def adam(
-    weight_FD: Tensor, gradient_FD: Tensor, mean_FD: Tensor, square_FD: Tensor, *, rate: float, beta1: float,
-    beta2: float, shrink: float, epsilon: float, factor: float, unit: bool, half: Tensor | None,
+    weight_FD: Tensor, gradient_FD: Tensor, mean_FD: Tensor, square_FD: Tensor, *, lr: float, step: int, factor: float,
+    unit: bool, half: Tensor | None,
 ) -> None:  # fmt: skip
     """See `reference.adam`."""
     w = weight_FD.numpy()
-    numbers = np.array([rate, beta1, beta2, shrink, epsilon, factor], w.dtype)
+    # 1 - beta is taken in double: of a float32 .999 it would be off by 5e-5 of itself.
+    numbers = [lr / (1.0 - BETA1**step), BETA1, 1.0 - BETA1, BETA2, 1.0 - BETA2]
+    numbers += [1.0 / math.sqrt(1.0 - BETA2**step), EPSILON, factor]
     narrow = np.empty((0, 0), np.uint16) if half is None else values_of(half)
-    run(_adam, w, gradient_FD.numpy(), mean_FD.numpy(), square_FD.numpy(), numbers, unit, narrow)
+    tensors = (gradient_FD.numpy(), mean_FD.numpy(), square_FD.numpy())
+    run(_adam, w, *tensors, np.array(numbers, w.dtype), unit, narrow)

@@ -86,6 +86,13 @@ def top_k(pre_NF: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return pre_NF.gather(1, indices), indices
 
 
+def positive_top_k(pre_NF: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """See `reference.positive_top_k`."""
+    values, indices = top_k(pre_NF, k)
+    offsets = torch.arange(0, values.numel() + 1, k)
+    return offsets, indices.reshape(-1), values.reshape(-1).clamp_min(0.0)
+
+
 @njit(parallel=True, cache=True)
 def _count_from(rows: Array, bound: int, counts: Array) -> None:
     for n in prange(len(rows)):

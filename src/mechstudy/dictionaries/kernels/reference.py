@@ -6,15 +6,26 @@ feature features[j] (int64 [M]). *Entries* are one number per active feature, [M
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # of Adam
 
 
 def top_k(pre_NF: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row: (values [N, k], indices [N, k]), unordered, exact; ties are broken anyhow."""
     values, indices = torch.topk(pre_NF, k, dim=1, sorted=False)
     return values, indices
+
+
+def positive_top_k(pre_NF: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The k largest of each row as codes: offsets, features, values >= 0 (k of each row; a value of 0: no feature)."""
+    values, indices = top_k(pre_NF, k)
+    offsets = torch.arange(0, values.numel() + 1, k, device=pre_NF.device)
+    return offsets, indices.reshape(-1), values.reshape(-1).clamp_min(0.0)
 
 
 def batch_top_k(pre_NF: Tensor, wanted: int, guess: float | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,28 +134,29 @@ def normalise_rows(dec_FD: Tensor) -> None:
 
 
 def adam(
-    weight: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, *, rate: float, beta1: float, beta2: float,
-    shrink: float, epsilon: float, factor: float, unit: bool, half: Tensor | None,
+    weight_FD: Tensor, gradient_FD: Tensor, mean_FD: Tensor, square_FD: Tensor, *, lr: float, step: int, factor: float,
+    unit: bool, half: Tensor | None,
 ) -> None:  # fmt: skip
-    """One step of Adam (Kingma and Ba 2015) on one tensor, in place.
+    """One step of Adam (Kingma and Ba 2015) on a matrix, in place.
 
-        g = factor * gradient; mean = beta1 * mean + (1 - beta1) * g; square = beta2 * square + (1 - beta2) * g^2
-        weight -= rate * mean / (sqrt(square) * shrink + epsilon)
-
-    Bias corrections are the caller's: rate = lr / (1 - beta1^t), shrink = 1 / sqrt(1 - beta2^t).
+        g = factor * gradient; mean = beta1 mean + (1 - beta1) g; square = beta2 square + (1 - beta2) g^2
+        weight -= lr / (1 - beta1^step) * mean / (sqrt(square / (1 - beta2^step)) + epsilon)
 
     Args:
+        step: of this update; the first is 1.
+        factor: what clipping asks for.
         unit: make the rows unit vectors afterwards.
         half: receives the weight in bfloat16.
     """
-    g = gradient * factor
-    mean.lerp_(g, 1.0 - beta1)
-    square.mul_(beta2).addcmul_(g, g, value=1.0 - beta2)
-    weight.addcdiv_(mean, square.sqrt().mul_(shrink).add_(epsilon), value=-rate)
+    g = gradient_FD * factor
+    mean_FD.lerp_(g, 1.0 - BETA1)
+    square_FD.mul_(BETA2).addcmul_(g, g, value=1.0 - BETA2)
+    denominator = square_FD.sqrt().div_(math.sqrt(1.0 - BETA2**step)).add_(EPSILON)
+    weight_FD.addcdiv_(mean_FD, denominator, value=-lr / (1.0 - BETA1**step))
     if unit:
-        normalise_rows(weight)
+        normalise_rows(weight_FD)
     if half is not None:
-        half.copy_(weight)
+        half.copy_(weight_FD)
 
 
 def row_numbers(offsets: Tensor, n_entries: int) -> Tensor:

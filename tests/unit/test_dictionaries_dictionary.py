@@ -137,6 +137,23 @@ def test_files_carry_saelens_names(kind, activation, architecture, tmp_path):
     assert ("d_out" in cfg) == (kind != "sae")
 
 
+@pytest.mark.parametrize("kind", ["transcoder", "skip_transcoder"])
+def test_topk_transcoders_of_before_they_had_names_of_their_own_are_read(kind, tmp_path):
+    dictionary = random_dictionary(kind, "topk")
+    dictionary.save(tmp_path)
+    change_cfg(architecture=kind)(tmp_path)
+    torch.testing.assert_close(Dictionary.load(tmp_path).reconstruct(rows()), dictionary.reconstruct(rows()))
+    change_cfg(architecture=f"jumprelu_{kind}")(tmp_path)
+    with pytest.raises(MechstudyError, match="contradict each other"):
+        Dictionary.load(tmp_path)
+
+
+def test_metadata_that_json_cannot_hold_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(MechstudyError, match="metadata cannot be written"):
+        random_dictionary(loss=float("nan")).save(tmp_path / "sae")
+    assert not (tmp_path / "sae").exists()
+
+
 def test_site_names_survive_the_translation():
     for site in ("resid_pre.0", "mlp_in.12", "mlp_out.3", "attn_out.7", "mlp_act.1"):
         assert site_name(hook_name(site)) == site

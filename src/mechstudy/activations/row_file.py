@@ -95,20 +95,22 @@ class RowFile:
         self._fill(pieces, offset)
 
     def _fill(self, pieces: list[memoryview], offset: int) -> None:
-        whole, begin = pieces, offset
-        while pieces:
-            count = os.preadv(self._file, pieces, offset)
+        if not pieces:
+            return
+        wanted, position = sum(map(len, pieces)), offset
+        count = os.preadv(self._file, pieces, position)
+        rest = pieces
+        while count < wanted:  # seldom: a signal, or a file system that gives less at a time
             if not count:
                 raise MechstudyError(
                     f"{self.path.name} ended early", where=str(self.path.parent), fix="capture it again"
                 )
-            offset += count
+            position, wanted = position + count, wanted - count
             passed = 0
-            while passed < len(pieces) and count >= len(pieces[passed]):
-                count -= len(pieces[passed])
+            while count >= len(rest[passed]):
+                count -= len(rest[passed])
                 passed += 1
-            pieces = pieces[passed:]
-            if pieces and count:
-                pieces[0] = pieces[0][count:]
-        if self._check is not None and whole:
-            self._check.feed(self._file, begin, whole)
+            rest = [rest[passed][count:], *rest[passed + 1 :]]
+            count = os.preadv(self._file, rest, position)
+        if self._check is not None:
+            self._check.feed(self._file, offset, pieces)

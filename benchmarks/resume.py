@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,8 @@ from torch import Tensor
 
 from benchmarks.contenders import write
 from benchmarks.peers import HERE
-from mechstudy.core.progress import NullProgress, Progress
+from benchmarks.steps import StepProgress
+from mechstudy.core.progress import Progress
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
 from mechstudy.dictionaries.train import train
 
@@ -93,24 +93,6 @@ class _Rows:
             x = (on * (on > 0.95)) @ self._features + 0.3
             yield x, x if self.trial.kind == "sae" else (x @ self._map).relu()
             step += 1
-
-
-class _Telling(NullProgress):
-    """Says on standard output how many steps are done, first those of the checkpoint."""
-
-    @contextmanager
-    def bar(self, label: str, total: int | None = None, unit: str = "", *, done: int = 0) -> Iterator[Any]:
-        print(f"{STEP}{done}", flush=True)
-        yield _TellingBar(done)
-
-
-class _TellingBar:
-    def __init__(self, done: int) -> None:
-        self.done = done
-
-    def advance(self, n: int = 1, **info: Any) -> None:
-        self.done += n
-        print(f"{STEP}{self.done}", flush=True)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -194,7 +176,11 @@ def main() -> None:
     a = parser.parse_args()
     if a.child is not None:
         trial = Trial(**json.loads((a.child / "trial.json").read_text()))
-        trial.save(a.child / "dictionary", a.child / "checkpoint", _Telling())
+        trial.save(
+            a.child / "dictionary",
+            a.child / "checkpoint",
+            StepProgress(lambda step: print(f"{STEP}{step}", flush=True)),
+        )
         return
     seed = random.SystemRandom().randrange(10**6) if a.seed is None else a.seed
     print(f"seed of the moments: {seed}")

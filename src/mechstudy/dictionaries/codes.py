@@ -59,9 +59,7 @@ class SparseCodes:
 
     def fired(self) -> Tensor:
         """bool [F]: features with a positive value in at least one row."""
-        seen = torch.zeros(self.n_features, dtype=torch.bool, device=self.features.device)
-        seen[self.features[self.values > 0]] = True
-        return seen
+        return self.sum_features(self.values) > 0
 
     def dense(self) -> Tensor:
         """[N, F]."""

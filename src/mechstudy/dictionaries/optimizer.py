@@ -31,6 +31,7 @@ class Adam:
         factor: float = 1.0,
         unit: Collection[str] = (),
         copies: Mapping[str, Tensor] | None = None,
+        squares: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Change the weights in place.
 
@@ -38,6 +39,7 @@ class Adam:
             factor: what the gradients are multiplied by first (clipping).
             unit: weights whose rows are made unit vectors afterwards.
             copies: bfloat16 copies of some weights, brought up to date.
+            squares: squared lengths of the gradients' rows, of some of them.
         """
         self.count, self.lr = self.count + 1, lr
         for (name, weight), (_, gradient) in zip(weights.named(), gradients.named(), strict=True):
@@ -46,5 +48,5 @@ class Adam:
             half = (copies or {}).get(name)
             kernels_for(*rows).adam(
                 *rows, lr=lr, step=self.count, factor=factor, unit=name in unit,
-                half=None if half is None else half.view(-1, weight.shape[-1]),
+                half=None if half is None else half.view(-1, weight.shape[-1]), squares=(squares or {}).get(name),
             )  # fmt: skip

@@ -62,6 +62,7 @@ def train_step(
         factor=clip_factor(total.gradients, train_cfg.clip, total.squares),
         unit=("dec",) if unit else (),
         copies=state.scratch.copies,
+        squares=total.squares,
     )
     if train_cfg.ema is not None:
         state.observe_weights(train_cfg.ema)

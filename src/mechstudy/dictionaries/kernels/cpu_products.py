@@ -181,17 +181,25 @@ def gradient_rows(
 
 
 @njit(parallel=True, cache=True, fastmath=FAST)
-def _adam(weight: Array, gradient: Array, mean: Array, square: Array, numbers: Array, unit: bool, half: Array) -> None:
+def _adam(
+    weight: Array, gradient: Array, mean: Array, square: Array, numbers: Array, unit: bool, half: Array, squares: Array
+) -> None:
     rate, beta1, rest1, beta2, rest2, shrink, epsilon, factor = numbers
     one = numbers.dtype.type(1)
     for f in prange(len(weight)):
         w, g, m, v = weight[f], gradient[f], mean[f], square[f]
-        for i in range(len(w)):
-            x = g[i] * factor
-            a = beta1 * m[i] + rest1 * x
-            b = beta2 * v[i] + rest2 * x * x
-            m[i], v[i] = a, b
-            w[i] -= rate * a / (np.sqrt(b) * shrink + epsilon)
+        if len(squares) and squares[f] == 0:  # of F features few are active in a small batch
+            for i in range(len(w)):
+                a, b = beta1 * m[i], beta2 * v[i]
+                m[i], v[i] = a, b
+                w[i] -= rate * a / (np.sqrt(b) * shrink + epsilon)
+        else:
+            for i in range(len(w)):
+                x = g[i] * factor
+                a = beta1 * m[i] + rest1 * x
+                b = beta2 * v[i] + rest2 * x * x
+                m[i], v[i] = a, b
+                w[i] -= rate * a / (np.sqrt(b) * shrink + epsilon)
         if unit:
             length = w[0] * 0
             for i in range(len(w)):
@@ -208,7 +216,7 @@ def _adam(weight: Array, gradient: Array, mean: Array, square: Array, numbers: A
 
 def adam(
     weight_FD: Tensor, gradient_FD: Tensor, mean_FD: Tensor, square_FD: Tensor, *, lr: float, step: int, factor: float,
-    unit: bool, half: Tensor | None,
+    unit: bool, half: Tensor | None, squares: Tensor | None = None,
 ) -> None:  # fmt: skip
     """See `reference.adam`."""
     w = weight_FD.numpy()
@@ -217,4 +225,5 @@ def adam(
     numbers += [1.0 / math.sqrt(1.0 - BETA2**step), EPSILON, factor]
     narrow = np.empty((0, 0), np.uint16) if half is None else values_of(half)
     tensors = (gradient_FD.numpy(), mean_FD.numpy(), square_FD.numpy())
-    run(_adam, w, *tensors, np.array(numbers, w.dtype), unit, narrow)
+    known = np.empty(0, w.dtype) if squares is None else squares.numpy()
+    run(_adam, w, *tensors, np.array(numbers, w.dtype), unit, narrow, known)

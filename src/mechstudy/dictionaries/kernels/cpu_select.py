@@ -45,7 +45,7 @@ def _group_maxima(row: Array, best: Array) -> None:
 
 
 @njit(parallel=True, cache=True)
-def _top_k(rows: Array, k: int, n_groups: int, largest: int, indices: Array) -> None:
+def _top_k(rows: Array, k: int, n_groups: int, largest: int, indices: Array, values: Array) -> None:
     n_features = rows.shape[1]
     for n in prange(len(rows)):
         row = rows[n]
@@ -55,7 +55,9 @@ def _top_k(rows: Array, k: int, n_groups: int, largest: int, indices: Array) -> 
         bound = rows.dtype.type(_kth_largest(best, n_groups, k))
         if bound < 0:  # fewer than k positive: negative floats do not sort like their bits
             keys = row ^ ((row >> 63) & largest)
-            indices[n] = np.argsort(keys)[n_features - k :]
+            chosen = np.argsort(keys)[n_features - k :]
+            for i in range(k):
+                indices[n, i], values[n, i] = chosen[i], row[chosen[i]]
             continue
         places, found, count = np.empty(n_features, np.int64), np.empty(n_features, rows.dtype), 0
         for g in range(n_groups):
@@ -71,7 +73,7 @@ def _top_k(rows: Array, k: int, n_groups: int, largest: int, indices: Array) -> 
         for i in range(count):
             equal = found[i] == cut
             if found[i] > cut or (equal and ties > 0):
-                indices[n, taken] = places[i]
+                indices[n, taken], values[n, taken] = places[i], found[i]
                 taken += 1
                 ties -= equal
 
@@ -82,8 +84,9 @@ def top_k(pre_NF: Tensor, k: int) -> tuple[Tensor, Tensor]:
     indices = torch.empty(n_rows, k, dtype=torch.int64)
     n_groups = min(n_features, max(2 * k, -(-n_features // _STRIPES)))
     rows = bits_of(pre_NF)
-    run(_top_k, rows, k, n_groups, np.iinfo(rows.dtype).max, indices.numpy())
-    return pre_NF.gather(1, indices), indices
+    values = np.empty((n_rows, k), rows.dtype)
+    run(_top_k, rows, k, n_groups, np.iinfo(rows.dtype).max, indices.numpy(), values)
+    return torch.from_numpy(values).view(pre_NF.dtype), indices
 
 
 def positive_top_k(pre_NF: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -85,7 +85,7 @@ def gradient_rows(
 
 def adam(
     weight_FD: Tensor, gradient_FD: Tensor, mean_FD: Tensor, square_FD: Tensor, *, lr: float, step: int, factor: float,
-    unit: bool, half: Tensor | None,
+    unit: bool, half: Tensor | None, squares: Tensor | None = None,
 ) -> None:  # fmt: skip
     """See `reference.adam`."""
     cuda.adam(

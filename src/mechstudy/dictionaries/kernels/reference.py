@@ -135,7 +135,7 @@ def normalise_rows(dec_FD: Tensor) -> None:
 
 def adam(
     weight_FD: Tensor, gradient_FD: Tensor, mean_FD: Tensor, square_FD: Tensor, *, lr: float, step: int, factor: float,
-    unit: bool, half: Tensor | None,
+    unit: bool, half: Tensor | None, squares: Tensor | None = None,
 ) -> None:  # fmt: skip
     """One step of Adam (Kingma and Ba 2015) on a matrix, in place.
 
@@ -147,6 +147,7 @@ def adam(
         factor: what clipping asks for.
         unit: make the rows unit vectors afterwards.
         half: receives the weight in bfloat16.
+        squares: squared lengths of the gradient's rows [F], if known: rows of zeros need not be read.
     """
     g = gradient_FD * factor
     mean_FD.lerp_(g, 1.0 - BETA1)

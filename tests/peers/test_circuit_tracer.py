@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder
 from mechstudy.dictionaries.formats import circuit_tracer as sets
 from mechstudy.dictionaries.formats.cross_layer import Clt, read_clt, write_clt
 from tests.peers.exchange import D, F, N, assert_computes, assert_same, read_answer, write_rows
@@ -42,6 +44,26 @@ def test_a_set_computes_the_same_from_either_ones_files(jumps, skip, circuit_tra
         assert_computes(dictionary, x, here / f"rows_{layer}")
 
 
+def test_our_cross_layer_transcoder_computes_there_what_it_computes_here(circuit_tracer, tmp_path):
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator) / 2
+
+    generator = torch.Generator().manual_seed(5)
+    thresholds = draw(L, F).abs()
+    thresholds[:, :4] *= -1  # at least zero counts
+    ours = CrossLayerTranscoder(
+        draw(L, F, D), draw(L, F), thresholds, [draw(F, L - layer, D) for layer in range(L)], draw(L, D)
+    )
+    ours.save(tmp_path)
+    x_LND = write_rows(tmp_path, torch.float32)[: N // L * L].unflatten(0, (L, -1))
+    save_file({"x": x_LND.flatten(0, 1).contiguous()}, tmp_path / "rows.safetensors")
+    circuit_tracer("compute_clt", folder=tmp_path)
+    features, reconstruction = read_answer(tmp_path)
+    x_NLD = x_LND.transpose(0, 1)
+    assert_same(ours.encode(x_NLD).transpose(0, 1).flatten(0, 1), features)
+    assert_same(ours.reconstruct(x_NLD).transpose(0, 1).flatten(0, 1), reconstruction)
+
+
 def by_hand(clt: Clt, x_LND: Tensor) -> tuple[Tensor, Tensor]:
     """f_l = activation(W_enc_l x_l + b_enc_l); y_m = b_dec_m + sum over l <= m of f_l W_dec_l[:, m - l]."""
     features = []
@@ -60,8 +82,6 @@ def test_a_cross_layer_transcoder_computes_the_same_from_either_ones_files(jumps
     there, here = tmp_path / "there", tmp_path / "here"
     for folder in (there, here):
         folder.mkdir()
-        from safetensors.torch import save_file
-
         save_file({"x": x_LND.flatten(0, 1).contiguous()}, folder / "rows.safetensors")
     circuit_tracer("make_clt", folder=there, layers=L, d=D, width=F, jumps=jumps)
     clt = read_clt(there)

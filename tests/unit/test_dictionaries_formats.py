@@ -220,6 +220,10 @@ def test_negative_thresholds_of_a_set_are_refused_because_they_would_let_negativ
     assert error.value.facts["features"] == f"3 of {F}"
 
 
+def change(path: Path, **tensors: Tensor) -> None:
+    save_file(load_file(path) | tensors, path)
+
+
 def clt(jumps: bool, L: int = 3) -> dict:
     return {
         "enc": [draw(F, D, seed=layer) for layer in range(L)],
@@ -256,6 +260,7 @@ def test_a_cross_layer_transcoder_is_read_back_bit_for_bit(jumps, tmp_path):
         (lambda folder: (folder / "config.yaml").write_text("model_kind: transcoder_set"), "transcoder_set"),
         (lambda folder: save_file({"W_dec_0": draw(F, 2, D, seed=0)}, folder / "W_dec_0.safetensors"), "wrong shape"),
         (lambda folder: save_file({"x": draw(2, seed=0)}, folder / "W_enc_2.safetensors"), "W_enc_2 is missing"),
+        (lambda folder: change(folder / "W_enc_1.safetensors", threshold_1=-draw(F, seed=0).abs()), "are negative"),
     ],
 )
 def test_damaged_cross_layer_folders_are_named(damage, message, tmp_path):
@@ -263,6 +268,17 @@ def test_damaged_cross_layer_folders_are_named(damage, message, tmp_path):
     damage(tmp_path)
     with pytest.raises(MechstudyError, match=message):
         read_clt(tmp_path)
+
+
+def test_folders_of_several_dictionaries_say_how_they_are_read(tmp_path):
+    circuit_tracer.write_set({0: transcoder(0), 1: transcoder(1)}, tmp_path / "set", model_name="m")
+    with pytest.raises(MechstudyError, match="a set of 2 transcoders") as error:
+        Dictionary.load(tmp_path / "set")
+    assert error.value.fix.endswith("layer_0.safetensors")
+    write_clt(tmp_path / "clt", **clt(True))
+    with pytest.raises(MechstudyError, match="cross-layer transcoder") as error:
+        Dictionary.load(tmp_path / "clt")
+    assert "CrossLayerTranscoder.load" in error.value.fix
 
 
 def test_a_cross_layer_transcoder_with_a_decoder_of_the_wrong_reach_is_not_written(tmp_path):

@@ -50,7 +50,7 @@ def format_of(path: Path) -> tuple[str, Path]:
     """Who wrote what stands at a path, and the folder or file to read.
 
     Raises:
-        MechstudyError: it is a file of no known kind.
+        MechstudyError: it is a file of no known kind, or a folder of several dictionaries.
     """
     if path.is_file():
         if path.suffix == ".npz" or path.name in gemma_scope.FILES:
@@ -69,4 +69,17 @@ def format_of(path: Path) -> tuple[str, Path]:
         return "sparsify", path
     if (path / dictionary_learning.WEIGHTS).exists():
         return "dictionary_learning", path
+    if not (path / saelens.CFG).exists():
+        _refuse_several(path)
     return "SAELens", path
+
+
+def _refuse_several(path: Path) -> None:
+    if (path / "W_enc_0.safetensors").exists():
+        raise MechstudyError(
+            "this is a cross-layer transcoder", where=str(path), fix="CrossLayerTranscoder.load, which reads all layers"
+        )
+    if found := sorted(path.glob("layer_*.safetensors")):
+        raise MechstudyError(
+            f"this is a set of {len(found)} transcoders", where=str(path), fix=f"one of them: {path / found[0].name}"
+        )

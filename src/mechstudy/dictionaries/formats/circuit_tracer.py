@@ -49,13 +49,8 @@ def read(path: Path) -> Dictionary:
     shapes |= {THRESHOLD: (d_sae,)} if THRESHOLD in t else {}
     require(t, shapes, path)
     k = _k(config, d_sae)
-    if THRESHOLD in t and k is None and bool((t[THRESHOLD] < 0).any()):
-        raise MechstudyError(
-            "thresholds are negative, and negative features, which circuit-tracer then has, cannot be represented",
-            where=str(path),
-            facts={"features": f"{int((t[THRESHOLD] < 0).sum()):,} of {d_sae:,}"},
-            fix="clamp the thresholds at 0",
-        )
+    if THRESHOLD in t and k is None:
+        refuse_negative(t[THRESHOLD], path)
     threshold = t.get(THRESHOLD, torch.zeros_like(t["b_enc"]))
     found = re.search(r"(\d+)(?!.*\d)", path.stem)
     layer = int(found[1]) if found else 0
@@ -169,6 +164,21 @@ def write_config(folder: Path, kind: str, model_name: str, scan: str, site_in: s
     content = {"model_kind": kind, "model_name": model_name, **hooks, "scan": scan or model_name, **more}
     YAML(typ="safe", pure=True).dump(content, text)
     write_text(text.getvalue(), folder / CONFIG)
+
+
+def refuse_negative(threshold: Tensor, path: Path) -> None:
+    """circuit-tracer's JumpReLU is no ReLU as well: what exceeds a negative threshold counts, negative or not.
+
+    Raises:
+        MechstudyError: a threshold is negative.
+    """
+    if bool((threshold < 0).any()):
+        raise MechstudyError(
+            "thresholds are negative, and negative features, which circuit-tracer then has, cannot be represented",
+            where=str(path),
+            facts={"features": f"{int((threshold < 0).sum()):,} of {len(threshold):,}"},
+            fix="clamp the thresholds at 0",
+        )
 
 
 def _refuse_gaps(layers: Mapping[int, object], folder: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.formats.circuit_tracer import CONFIG, read_config, write_config
+from mechstudy.dictionaries.formats.circuit_tracer import CONFIG, read_config, refuse_negative, write_config
 from mechstudy.dictionaries.formats.saelens import site_name
 from mechstudy.dictionaries.formats.tensors import read_safetensors, require, shape_of, write_safetensors
 
@@ -52,11 +52,13 @@ def write_clt(
 ) -> None:
     """Write a cross-layer transcoder that circuit-tracer loads. Shapes as in `Clt`; L is the number of encoders.
 
+    Thresholds below 0 are written as 0: there they would let negative features through.
+
     Raises:
         MechstudyError: a layer lacks something or has another shape, or a value is not finite; nothing is written then.
     """
     lists = {"enc": enc, "b_enc": b_enc, "dec": dec, "b_dec": b_dec}
-    lists |= {} if threshold is None else {"threshold": threshold}
+    lists |= {} if threshold is None else {"threshold": [tensor.clamp_min(0.0) for tensor in threshold]}
     if not len(enc) or len({len(values) for values in lists.values()}) > 1:
         raise MechstudyError(
             "every layer has one encoder, its biases, one decoder and perhaps a threshold",
@@ -79,7 +81,7 @@ def read_clt(folder: Path) -> Clt:
     """Read what `write_clt` or circuit-tracer wrote.
 
     Raises:
-        MechstudyError: a file or tensor is missing, damaged or misshapen, or layers are missing.
+        MechstudyError: a file or tensor is missing, damaged or misshapen, layers are missing, or thresholds negative.
     """
     found = {int(m[1]) for path in folder.glob("W_enc_*.safetensors") if (m := re.fullmatch(r"W_enc_(\d+)", path.stem))}
     L = max(found, default=-1) + 1
@@ -98,7 +100,10 @@ def read_clt(folder: Path) -> Clt:
     size = shape_of(layers[0], "W_enc_0", folder / "W_enc_0.safetensors")
     jumps = "threshold_0" in layers[0]
     for layer, tensors in enumerate(layers):
-        require(tensors, _shapes(layer, L, *size, jumps), folder / f"W_enc_{layer}.safetensors")
+        path = folder / f"W_enc_{layer}.safetensors"
+        require(tensors, _shapes(layer, L, *size, jumps), path)
+        if jumps:
+            refuse_negative(tensors[f"threshold_{layer}"], path)
 
     def of(name: str) -> list[Tensor]:
         return [tensors[f"{name}_{layer}"] for layer, tensors in enumerate(layers)]

@@ -1,5 +1,7 @@
 """Train a sparse autoencoder on your own activations: python examples/train_dictionary.py [rows.safetensors]
 
+With two processes: torchrun --nproc-per-node 2 examples/train_dictionary.py [rows.safetensors]
+
 The file holds one tensor [N, d]. Without one, rows of a made-up world stand in, so that the script shows what it does.
 """
 
@@ -12,6 +14,7 @@ from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.evaluate import evaluate
 from mechstudy.dictionaries.synthetic import SyntheticWorld, WorldConfig
+from mechstudy.dictionaries.team import current_team
 from mechstudy.dictionaries.train import train
 
 if len(sys.argv) > 1:
@@ -33,6 +36,8 @@ scores = evaluate(dictionary, [(held_out, held_out)])
 print({name: round(scores[name], 3) for name in ("r2", "l0", "dead_share")})
 
 folder = Path("runs") / "my-dictionary"
+if current_team().rank:  # under torchrun every process holds the same dictionary; the first saves it
+    sys.exit()
 dictionary.save(folder)  # SAELens' format
 again = Dictionary.load(folder)
 features = again.encode(held_out)  # [n, F], zero where a feature is not active

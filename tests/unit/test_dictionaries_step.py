@@ -40,7 +40,7 @@ def test_a_batch_in_parts_gives_the_weights_of_the_whole(activation):
 
 
 WORKER = """
-    import json, sys
+    import json, os, sys
     import torch
     from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
     from mechstudy.dictionaries.train import train
@@ -48,17 +48,13 @@ WORKER = """
     from tests.unit.dictionary_worlds import SparseWorld
 
     torch.set_num_threads(1)
-    if "RANK" in __import__("os").environ:
-        torch.distributed.init_process_group("gloo")
     out, fields, recipe = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
-    rank = int(__import__("os").environ.get("RANK", 0))
+    rank = int(os.environ.get("RANK", 0))
     dictionary = train(
         DictionaryConfig(**fields), TrainConfig(**recipe), SparseWorld(batch_size=64, other_target=True),
         site_in="mlp_in.1", site_out="mlp_out.1", out=out, checkpoint=out / "checkpoint",
     )
     dictionary.save(out / f"rank{rank}")
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 """
 
 

@@ -149,8 +149,8 @@ class DictionaryConfig(Config):
 class TrainConfig(Config):
     """The recipe. Fields left at None follow the rules written beside them.
 
-    `precision` is that of the encoder's matrix product, the one dense product of a step; master weights, sparse
-    products and the optimizer are float32 always. "auto" times both on this machine, once, and records the choice.
+    `precision` is that of the factors of all products; sums, master weights and the optimizer are float32 always.
+    "auto" times both on this machine, once, and records the choice.
 
     `schedule`: of the learning rate after the warm-up: linear (flat, then a linear decay over `decay_share` of the
     steps), cosine (to zero over all steps) or constant.

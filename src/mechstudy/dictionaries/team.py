@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+
 import torch
 from torch import Tensor
 
@@ -66,6 +69,21 @@ ALONE = Team()
 
 
 def current_team() -> Team:
-    """The team that torch.distributed is initialised for; else this process alone."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return TorchTeam() if distributed and torch.distributed.get_world_size() > 1 else ALONE
+    """The processes that torchrun started this one with; else this process alone.
+
+    A process group that the caller has initialised is used as it is.
+    """
+    distributed = torch.distributed
+    if not distributed.is_available():
+        return ALONE
+    if not distributed.is_initialized():
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "MASTER_ADDR" not in os.environ:
+            return ALONE
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        atexit.register(_leave)
+    return TorchTeam() if distributed.get_world_size() > 1 else ALONE
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

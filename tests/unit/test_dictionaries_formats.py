@@ -68,6 +68,17 @@ def test_sparsify_groupmax_is_refused(tmp_path):
         Dictionary.load(tmp_path)
 
 
+def test_a_k_of_more_features_than_there_are_is_told_with_the_folder(tmp_path):
+    t = {"W_enc": draw(D, F, seed=1), "b_enc": draw(F, seed=2), "W_dec": draw(F, D, seed=3), "b_dec": draw(D, seed=4)}
+    sparsify.write(Dictionary(DictionaryMeta("sae", "topk", D, D, F, K, "x", "x"), **t), tmp_path)
+    content = json.loads((tmp_path / "cfg.json").read_text())
+    del content["k"]  # sparsify's own default is 32
+    (tmp_path / "cfg.json").write_text(json.dumps(content))
+    with pytest.raises(MechstudyError, match=f"k = 32 active features out of d_sae = {F}") as error:
+        Dictionary.load(tmp_path)
+    assert error.value.where == str(tmp_path) and error.value.fix
+
+
 def test_sparsify_cannot_hold_a_threshold(tmp_path):
     with pytest.raises(MechstudyError, match="no jumprelu"):
         sparsify.write(transcoder(0), tmp_path)

@@ -42,7 +42,8 @@ def read(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     except MechstudyError as error:
         if error.where is not None:
             raise
-        raise MechstudyError(error.what, where=str(local), facts=error.facts, fix=error.fix) from error
+        fix = error.fix or "the config and the weights of one dictionary"
+        raise MechstudyError(error.what, where=str(local), facts=error.facts, fix=fix) from error
     return dictionary.to(device=device) if dtype is None else dictionary.to(device=device, dtype=dtype)
 
 

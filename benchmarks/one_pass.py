@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.contenders import write
+from benchmarks.peers import HERE
 from mechstudy.activations.passes import StorePass
 from mechstudy.activations.store import Store, StoreWriter
 from mechstudy.core.progress import NullProgress
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=576)
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "one_pass.json")
     a = parser.parse_args()
     cfg = DictionaryConfig(kind="sae", activation="batchtopk", expansion=4, k=48)
     recipe = TrainConfig(steps=a.steps, batch_size=a.batch, tensorboard=False, precision="float32", log_every=10)
@@ -76,6 +79,8 @@ def main() -> None:
         single = train(cfg, recipe, View(StorePass(store, sites, a.batch), site, site), site_in=site, site_out=site)
         equal = torch.equal(single.W_dec, together[site].W_dec) and torch.equal(single.W_enc, together[site].W_enc)
         print(f"median {statistics.median(ratios):.3f}; equal to single training: {equal}")
+    options = {"layers": a.layers, "steps": a.steps, "width": a.width, "batch": a.batch}
+    write(a.out, options=options, ratios=ratios, median=statistics.median(ratios), equal=equal)
 
 
 if __name__ == "__main__":

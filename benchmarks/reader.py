@@ -7,7 +7,6 @@ readinto, in turn. Cold rounds drop the files from the page cache first (posix_f
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -18,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.contenders import write
+from benchmarks.peers import HERE
 from mechstudy.activations.reader import BLOCK_BYTES, RowReader
 from mechstudy.activations.store import Store, StoreWriter
 from mechstudy.models.sites import Site
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="on the disk to measure; default: the system's temporary folder")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "reader.json")
     a = parser.parse_args()
     n_rows = int(a.gigabytes * 1e9 / (2 * 2 * a.width))
     with tempfile.TemporaryDirectory(dir=a.folder) as folder:
@@ -88,7 +90,7 @@ def main() -> None:
     for kind in ("warm", "cold"):
         ours, theirs = medians[f"{kind} reader"], medians[f"{kind} plain"]
         print(f"{kind}: plain {theirs:.2f} GB/s, reader {ours:.2f} GB/s: {ours / theirs:.0%}")
-    print(json.dumps(found))
+    write(a.out, gigabytes=a.gigabytes, width=a.width, batch=a.batch, gigabytes_per_second=found, medians=medians)
 
 
 if __name__ == "__main__":

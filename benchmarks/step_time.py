@@ -8,12 +8,11 @@ the faster counts; ours chooses by itself.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 from collections import defaultdict
 from pathlib import Path
 
+from benchmarks.contenders import write
 from benchmarks.peers import HERE, PEERS, run_worker
 
 SHAPES = {"smollm2": (576, 4608, 32, 4096, 6), "specification": (3584, 14336, 32, 256, 6)}  # d, F, k, batch, steps
@@ -38,8 +37,7 @@ def main() -> None:
         print(f"\n{shape}: d, F, k, batch, steps = {SHAPES[shape]}")
         for what, found in sorted(results[shape].items(), key=lambda item: item[1]["median_ms"]):
             print(f"  {what:<50} {found['median_ms']:8.1f} ms")
-    a.out.parent.mkdir(parents=True, exist_ok=True)
-    a.out.write_text(json.dumps({"machine": platform.processor() or platform.machine(), "shapes": results}, indent=1))
+    write(a.out, rounds=a.rounds, shapes=results)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,8 @@ def _export(store: Path, file: Path) -> int:
     from mechstudy.activations.store import Store
     from mechstudy.models.sites import Site
 
-    reader = RowReader(Store(store), *(Site(kind, LAYER) for kind in SITES), _READ_ROWS)
+    site_in, site_out = (Site(kind, LAYER) for kind in SITES)
+    reader = RowReader(Store(store), site_in, site_out, _READ_ROWS)
     n = reader.rows_per_epoch
     rows = {
         kind: torch.empty(n, width, dtype=torch.bfloat16)

@@ -130,7 +130,7 @@ def main() -> None:
                     seed=TRAINING_SEED + seed,
                 )
                 answer = run(contender, task, fresh=a.fresh)
-                scored = score(Dictionary.load(task.folder), truth, n_rows=HELD_OUT_ROWS)
+                scored = score(Dictionary.load(task.folder), truth, n_rows=HELD_OUT_ROWS)  # type: ignore[arg-type]  # what `score` uses
                 label = f"{contender.library} ({contender.recipe} recipe)"
                 found[world][contender.architecture][label].append({"seed": seed, "k": task.k, **answer, **scored})
     verdicts = {world: {name: show(world, name, rows) for name, rows in by.items()} for world, by in found.items()}

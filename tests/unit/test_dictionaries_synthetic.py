@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
 from mechstudy.dictionaries.synthetic import SyntheticWorld, WorldConfig, mean_correlation_coefficient, score
+from mechstudy.dictionaries.train import train
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +69,10 @@ def test_an_encoder_that_sees_the_features_scores_far_above_one_that_does_not(wo
 def test_a_dictionary_without_features_reconstructs_nothing(world):
     empty = score(oracle(world, world.features_GD, 1e6), world, n_rows=2048)
     assert empty["l0"] == empty["f1"] == empty["shrinkage"] == 0 and empty["dead_share"] == 1
+
+
+def test_a_training_does_not_start_at_the_features_of_a_world_of_its_own_seed():
+    world = SyntheticWorld(WorldConfig(d=32, n_features=64, l0=4.0, seed=3), batch_size=512)
+    recipe = TrainConfig(steps=1, batch_size=512, lr=1e-9, seed=3, tensorboard=False, precision="float32")
+    start = train(DictionaryConfig(kind="sae", d_sae=64, k=4), recipe, world)
+    assert mean_correlation_coefficient(start.W_dec, world.features_GD) < 0.6

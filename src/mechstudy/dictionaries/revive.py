@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mechstudy.core.seeds import torch_generator
 from mechstudy.dictionaries.config import RECONSTRUCTING, DictionaryConfig
 from mechstudy.dictionaries.state import TrainState
 from mechstudy.dictionaries.team import Team
@@ -23,7 +24,7 @@ def resample(cfg: DictionaryConfig, state: TrainState, x_ND: Tensor, error_ND: T
         return
     losses = error_ND.square().sum(1)
     by_rank = team.gather(losses)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + state.step)
+    generator = torch_generator(seed, "dictionary", f"resampling at step {state.step}")
     chance = torch.cat(by_rank).double().cpu().square()
     chosen = torch.multinomial(chance + 1e-30, len(dead), replacement=len(dead) > len(chance), generator=generator)
     first = sum(len(part) for part in by_rank[: team.rank])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.seeds import torch_generator
 from mechstudy.dictionaries.initialise import statistics_rows
 
 Batch = Tensor | tuple[Tensor, Tensor]
@@ -39,7 +40,7 @@ class TensorRows:
         per_epoch = len(self.x) // self.batch_size
         epoch, within = divmod(start, per_epoch)
         while True:
-            order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+            order = torch.randperm(len(self.x), generator=torch_generator(self.seed, "rows", f"order of epoch {epoch}"))
             for first in range(within * self.batch_size, per_epoch * self.batch_size, self.batch_size):
                 rows = order[first : first + self.batch_size]
                 x = self.x[rows].float()

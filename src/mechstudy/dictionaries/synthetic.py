@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mechstudy.core.config import Config
+from mechstudy.core.seeds import torch_generator
 from mechstudy.dictionaries.dictionary import Dictionary
 
 _SQRT2 = 2.0**0.5
@@ -56,7 +57,7 @@ class SyntheticWorld:
     def __init__(self, cfg: WorldConfig, batch_size: int = 1024) -> None:
         self.cfg, self.batch_size = cfg, batch_size
         self.d_in = self.d_out = cfg.d
-        draw = torch.Generator().manual_seed(cfg.seed)
+        draw = torch_generator(cfg.seed, "synthetic world", "features")
         directions = torch.randn(cfg.n_features, cfg.d, generator=draw)
         self.features_GD = directions / torch.linalg.vector_norm(directions, dim=1, keepdim=True)
         self.offset_D = cfg.offset * torch.randn(cfg.d, generator=draw)
@@ -75,7 +76,7 @@ class SyntheticWorld:
     def sample(self, step: int, n_rows: int | None = None) -> Sample:
         """The rows of a step, with their features."""
         cfg, n = self.cfg, n_rows or self.batch_size
-        draw = torch.Generator().manual_seed((cfg.seed + 1) * 1_000_003 + step)
+        draw = torch_generator(cfg.seed, "synthetic world", f"rows {step}")
         own = torch.randn(n, cfg.n_features, generator=draw)
         shared = torch.randn(n, cfg.factors, generator=draw) @ self._loadings_GC.T
         latent = (1 - cfg.correlation) ** 0.5 * own + cfg.correlation**0.5 * shared

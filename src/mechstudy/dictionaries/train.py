@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress, Progress
+from mechstudy.core.seeds import torch_generator
 from mechstudy.dictionaries.architectures import architecture_of
 from mechstudy.dictionaries.config import RECONSTRUCTING, DictionaryConfig, TrainConfig
 from mechstudy.dictionaries.cross_layer import encode
@@ -316,7 +317,7 @@ def _start(
     n_features, with_skip = cfg.width(d_in), cfg.kind == "skip_transcoder"
     n_rows = min(statistics_rows(d_in, with_skip=with_skip), train_cfg.steps * train_cfg.batch_size)
     moments = measure(batches, n_rows=n_rows, with_cross=with_skip, n_sites=cfg.n_sites)
-    generator = torch.Generator().manual_seed(train_cfg.seed)
+    generator = torch_generator(train_cfg.seed, "dictionary", "initial weights")
     weights = initial_weights(cfg.kind, n_features, d_in, d_out, moments, generator, cfg.n_sites)
     pre = moments.sample.new_empty(len(moments.sample), n_features)
     encode(moments.sample, weights.enc, weights.b_enc, cfg.n_sites if cfg.kind == "clt" else 1, pre)

@@ -95,6 +95,36 @@ def test_the_synthetic_bench_prints_a_row_per_architecture():
     assert "matryoshka" in mechstudy("bench", "synthetic", "-a", "matroshka", code=2).stderr
 
 
+def test_several_trainings_of_one_world_are_compared():
+    small = ("bench", "synthetic", "--features", "24", "--d", "12", "--l0", "2", "--steps", "20", "-a", "topk")
+    rows = json.loads(mechstudy(*small, "--trainings", "3", "--json").stdout)
+    assert [(row["training"], "stability" in row) for row in rows] == [(0, False), (1, False), (2, True)]
+    assert len(rows[2]["stability"]["pairs"]) == 3
+    assert 0 < rows[2]["stability"]["mean"]["decoder"]["matched"] < 1, "other starts, so other directions"
+    assert len({row["true_l0"] for row in rows}) == 1, "one world"
+    assert "decoder  nearest" in mechstudy(*small, "--trainings", "2").stdout
+
+
+def test_dictionaries_are_compared_pair_by_pair(tmp_path):
+    import torch
+
+    from tests.unit.test_dictionaries_stability import dictionary
+
+    half = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0.6, 0.8], [0, 0, 0.8, -0.6]])
+    for name, directions, site in (("a", torch.eye(4), "mlp_out.1"), ("b", half, "mlp_out.2")):
+        dictionary(directions, site=site).save(tmp_path / name)
+    names = str(tmp_path / "a"), str(tmp_path / "b")
+    printed = mechstudy("dictionary", "compare", *names).stdout
+    assert "decoder  nearest 0.900  matched 0.900  > .7 100.0%  > .9 50.0%" in printed
+    assert "other sites: mlp_out.1 > mlp_out.1 and mlp_out.2 > mlp_out.2" in printed and "mean of" not in printed
+    (tmp_path / "c").symlink_to(tmp_path / "a")
+    found = json.loads(mechstudy("dictionary", "compare", *names, str(tmp_path / "c"), "--json").stdout)
+    assert len(found["pairs"]) == 3
+    assert found["mean"]["encoder"]["matched"] == pytest.approx((0.9 + 1.0 + 0.9) / 3)
+    assert "nothing to compare" in mechstudy("dictionary", "compare", names[0], code=2).stderr
+    assert "named twice" in mechstudy("dictionary", "compare", names[0], names[0], code=2).stderr
+
+
 def test_version_is_printed():
     assert mechstudy("--version").output.startswith("mechstudy 0.")
 

@@ -29,6 +29,7 @@ def synthetic(
     k: Annotated[int | None, typer.Option(min=1, help="Active latents asked for; default: the world's.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps of 1,024 rows.")] = 2000,
     seeds: Annotated[int, typer.Option(min=1, help="Worlds, each with its own training seed.")] = 1,
+    trainings: Annotated[int, typer.Option(min=1, help="Trainings per world, from other starts: stability.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Train each architecture on a world with known features and say how many it found.
@@ -36,15 +37,22 @@ def synthetic(
     Superposition, a hierarchy of features, correlated firing. MCC: mean |cosine| of the best one-to-one matching of
     latents and features. F1: latents as detectors of the feature they are closest to.
 
-    [dim]mechstudy bench synthetic -a batchtopk -a matryoshka --seeds 3[/]
+    With several trainings, also how alike they are: matched is the mean |cosine| of the best one-to-one matching of
+    their directions.
+
+    [dim]mechstudy bench synthetic -a batchtopk -a matryoshka --seeds 3 --trainings 2[/]
     """
+    from mechstudy.cli.dictionary import agreement_lines
     from mechstudy.cli.show import console, print_json
     from mechstudy.core.progress import Progress
     from mechstudy.dictionaries.bench import synthetic as run
     from mechstudy.dictionaries.synthetic import WorldConfig
 
     world = WorldConfig(n_features=features, d=d, l0=l0)
-    rows = run(world, architecture or (), k=k, width=width, steps=steps, seeds=range(seeds), progress=Progress())
+    rows = run(
+        world, architecture or (), k=k, width=width, steps=steps, seeds=range(seeds), trainings=trainings,
+        progress=Progress(),
+    )  # fmt: skip
     if as_json:
         print_json(list(rows))
         return
@@ -54,3 +62,6 @@ def synthetic(
     for row in rows:
         values = "".join(f"{row[name]:>12.3f}" for name in columns)
         out.print(f"{row['architecture']:<15}{row['seed']:>5}{values}")
+        if "stability" in row:
+            for line in agreement_lines(row["stability"]["mean"]):
+                out.print(f"{'':<15}{line}")

@@ -1,9 +1,10 @@
-"""`mechstudy dictionary`: what a dictionary's files hold, and the Hugging Face hub."""
+"""`mechstudy dictionary`: what a dictionary's files hold, how alike two are, and the Hugging Face hub."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -101,3 +102,70 @@ def pull(
         return
     Dictionary.load(place).save(to)
     print(to)
+
+
+@app.command()
+@guarded
+def compare(
+    dictionaries: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="A B [C ...]",
+            help="Folders, files or hf:owner/name[/folder][@revision], in any format `Dictionary.load` reads.",
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """How alike the features of two dictionaries are; of several, every pair.
+
+    For decoder and encoder directions: nearest is the mean |cosine| with the best match in the other dictionary,
+    matched that of the best one-to-one matching, > .7 and > .9 shares of matched pairs, chance what random directions
+    reach.
+    Seeds of one recipe on the same rows share only part of their features.
+
+    [dim]mechstudy dictionary compare seed-0 seed-1 seed-2[/]
+    """
+    from mechstudy.cli.show import console, print_json
+    from mechstudy.core.errors import MechstudyError
+    from mechstudy.dictionaries.dictionary import Dictionary
+    from mechstudy.dictionaries.stability import between
+
+    if len(dictionaries) < 2:
+        raise MechstudyError("one dictionary leaves nothing to compare", fix="name a second one")
+    if repeated := [name for name in dictionaries if dictionaries.count(name) > 1]:
+        raise MechstudyError(f"{repeated[0]} is named twice")
+    found = between({name: Dictionary.load(name) for name in dictionaries})
+    if as_json:
+        print_json(found)
+        return
+    out = console()
+    for pair in found["pairs"]:
+        out.print(f"{pair['a']} - {pair['b']}", markup=False)
+        if pair["sites"][0] != pair["sites"][1]:
+            out.print(f"  other sites: {' and '.join(pair['sites'])}", markup=False)
+        for part in ("decoder", "encoder"):
+            out.print(f"  {_pair_line(part, pair[part])}")
+    if len(found["pairs"]) > 1:
+        out.print(f"mean of {len(found['pairs'])} pairs")
+        for line in agreement_lines(found["mean"]):
+            out.print(f"  {line}")
+
+
+def agreement_lines(mean: Mapping[str, Any]) -> list[str]:
+    """One line for decoder and encoder each, of `stability.between`'s mean."""
+    return [
+        _line(part, mean[part]["nearest"], mean[part]["matched"], mean[part]["above"], mean[part]["chance"])
+        for part in ("decoder", "encoder")
+    ]
+
+
+def _pair_line(part: str, found: Mapping[str, Any]) -> str:
+    nearest = (found["nearest_a"]["mean"] + found["nearest_b"]["mean"]) / 2
+    matched = found["matched"]
+    note = "" if matched["exact"] else " (at least)"
+    return _line(part, nearest, matched["mean"], matched["above"], found["chance"]) + note
+
+
+def _line(part: str, nearest: float, matched: float, above: Mapping[str, float], chance: float) -> str:
+    shares = "  ".join(f"> {bound.lstrip('0')} {share:.1%}" for bound, share in above.items())
+    return f"{part}  nearest {nearest:.3f}  matched {matched:.3f}  {shares}  chance {chance:.3f}"

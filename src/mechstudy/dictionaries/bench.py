@@ -9,8 +9,12 @@ from typing import Any
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
+from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.stability import between
 from mechstudy.dictionaries.synthetic import SyntheticWorld, WorldConfig, score
 from mechstudy.dictionaries.train import train
+
+_SEEDS_APART = 1_000_003  # a world's second training has no other world's first seed
 
 CONTENDERS: Mapping[str, Mapping[str, Any]] = {
     "topk": {"activation": "topk"},
@@ -33,10 +37,13 @@ def synthetic(
     steps: int = 2_000,
     batch_size: int = 1_024,
     seeds: Sequence[int] = (0,),
+    trainings: int = 1,
     precision: str = "float32",
     progress: Progress | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """One row per architecture and seed: name, seed, seconds, and what `synthetic.score` says.
+    """One row per world, architecture and training: architecture, seed (of the world), training (its number), seconds,
+    and what `synthetic.score` says. The last of several trainings also has `stability`, what `stability.between` them
+    says: they read the same rows and differ in what they start from.
 
     Args:
         k: the sparsity asked of all of them; the world's L0 if None.
@@ -58,8 +65,12 @@ def synthetic(
             cfg = DictionaryConfig(
                 kind="sae", d_sae=width or world_cfg.n_features, k=k or round(world_cfg.l0), **CONTENDERS[name]
             )
-            recipe = TrainConfig(steps=steps, batch_size=batch_size, seed=seed, precision=precision, tensorboard=False)  # type: ignore[arg-type]  # checked by the config
-            began = time.perf_counter()
-            dictionary = train(cfg, recipe, world, progress=progress or NullProgress())
-            seconds = time.perf_counter() - began
-            yield {"architecture": name, "seed": seed, "seconds": seconds, **score(dictionary, world)}
+            trained: list[Dictionary] = []
+            for number in range(trainings):
+                recipe = TrainConfig(steps=steps, batch_size=batch_size, seed=seed + number * _SEEDS_APART,
+                                     precision=precision, tensorboard=False)  # type: ignore[arg-type]  # checked by the config # fmt: skip
+                began = time.perf_counter()
+                trained.append(train(cfg, recipe, world, progress=progress or NullProgress()))
+                row = {"architecture": name, "seed": seed, "training": number, "seconds": time.perf_counter() - began}
+                row |= score(trained[-1], world)
+                yield row | ({"stability": between(trained)} if 1 < trainings == len(trained) else {})

@@ -35,6 +35,11 @@ def spread(mean: float) -> dict[str, Any]:
     return {"mean": mean, "quantiles": {str(q): mean * (0.5 + q) for q in (0.05, 0.25, 0.5, 0.75, 0.95)}}
 
 
+def finding(what: str, words: str, action: str) -> dict[str, Any]:
+    """As in evaluation.json's health."""
+    return {"step": 50, "what": what, "value": 0.5, "text": words, "fix": "more rows", "action": action}
+
+
 def write(path: Path, value: Any) -> None:
     """JSON without NaN."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +213,9 @@ class FakeStudy:
                 "ce_dictionary": 3.0, "ce_zero": 4.2, "ce_loss_recovered": 0.9 + 0.004 * (layer - 10), "kl": 0.08,
                 "n_eval_rows": 32_768, "sink_rows_share": 0.006, "not_finite_rows": 0, "reconstruction_bias": 0.981,
                 "fvu_per_row": spread(1.1 - r2), "l0_per_row": spread(31.0), "cosine": spread(0.91),
-                "cosine_centred": None, "shrinkage": spread(0.773),
+                "cosine_centred": None, "shrinkage": spread(0.773), "mixing": 0.95, "health": [
+                    finding("mean", "the mean is far away", "corrected"), finding("dead", "half are dead", "warned"),
+                ],
             },
         )  # fmt: skip
         write(folder / "timing.json", {"train_seconds": 105.0, "rows_per_second": 19_400.0})

@@ -46,6 +46,51 @@ def test_each_trouble_is_told_once_and_named(what, values):
     assert error.value.where == "step 51" and error.value.fix == found.fix
 
 
+def test_rows_are_judged_by_sinks_and_mixing():
+    health = watch()
+    assert health.sinks(2, 100) == [] and health.mixing(0.8) == []
+    assert health.sinks(0, 100, longest_to_median=90.0) == [], "the limit would have left it out"
+    [sinks], [mixing] = health.sinks(3, 100), health.mixing(0.79)
+    assert (sinks.what, sinks.value, mixing.what, mixing.value) == ("sinks", 0.03, "mixing", 0.79)
+    assert sinks.step == 0 and "3.0%" in sinks.text and "window_rows" in mixing.fix
+    [long] = watch().sinks(0, 100, longest_to_median=11.0, limited=False)
+    assert long.what == "sinks" and "11 times" in long.text
+    with pytest.raises(MechstudyError, match=r"3\.0% of the rows are sinks"):
+        watch(health="stop").sinks(3, 100)
+
+
+def test_correct_is_content_with_what_training_mends_itself():
+    health = watch(health="correct")
+    [mean], [sinks], [mixing] = health.data(20.0), health.sinks(3, 100), health.mixing(0.1)
+    assert [found.action for found in (mean, sinks, mixing)] == ["corrected", "corrected", "warned"]
+    [long] = watch(health="correct").sinks(0, 100, longest_to_median=11.0, limited=False)
+    assert long.action == "warned", "nothing left it out"
+    assert watch().data(20.0)[0].action == "warned"
+
+
+def test_each_kind_of_trouble_has_its_own_word():
+    recipe = {"health": {"mean": "off", "sinks": "correct", "dead": "stop"}}
+    health = watch(**recipe)
+    assert health.data(99.0) == [] and health.sinks(3, 9)[0].action == "corrected"
+    with pytest.raises(MechstudyError, match="dead"):
+        health.step(1, FINE | {"dead_share": 0.9})
+    assert TrainConfig(**recipe).canonical()["health"]["l0"] == "warn"
+    assert TrainConfig.model_validate(TrainConfig(**recipe).canonical()) == TrainConfig(**recipe)
+
+
+def test_words_that_say_nothing_are_refused():
+    for wrong in ("wran", {"dead": "correct"}, {"mixing": "correct", "mean": "warn"}):
+        with pytest.raises((MechstudyError, ValueError), match=r"says nothing|nothing corrects"):
+            TrainConfig(health=wrong)
+
+
+def test_held_out_l0_is_told_but_stops_nothing():
+    assert watch().held_out(5.9) == []
+    [found] = watch(health="stop").held_out(6.1)
+    assert (found.what, found.step) == ("held_out_l0", 100)
+    assert watch(health={"l0": "off"}).held_out(50.0) == []
+
+
 def test_l0_of_topk_and_the_first_quarter_are_not_judged():
     assert watch("batchtopk").step(90, FINE | {"l0": 40.0}) == []
     assert watch().step(10, FINE | {"l0": 40.0, "fvu": 3.0}) == []

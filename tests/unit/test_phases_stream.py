@@ -61,6 +61,9 @@ def test_streamed_dictionaries_are_judged_as_stored_ones_and_leave_no_activation
     assert streamed.keys() == stored.keys() == {0, 1, 2}
     for layer, evaluation in streamed.items():
         assert evaluation.keys() == stored[layer].keys()
+        assert 0.8 < stored[layer]["mixing"] <= 1 and 0 < evaluation["mixing"] <= 1
+        told = {finding["what"] for finding in evaluation["health"]}
+        assert ("mixing" in told) == (evaluation["mixing"] < 0.8)
         assert evaluation["d_sae"] == 32 and evaluation["n_eval_rows"] > 200
         assert evaluation["fvu_per_row"]["quantiles"]["0.5"] > 0 and evaluation["shrinkage"]["mean"] < 1.2
         assert abs(evaluation["r2"] - stored[layer]["r2"]) < 0.15, "the same recipe on the same text in another order"
@@ -79,3 +82,14 @@ def test_a_streamed_study_plans_no_store(study, tmp_path):
     }
     assert units["train[2]"].inputs.keys() == {"model", "corpus", "stream[2]"}
     assert units["stream[0-1]"].estimate.bytes_in_memory > 2 * 1024 * 4 * 16
+
+
+def test_a_study_stops_before_the_first_step_at_rows_it_does_not_want(study, tmp_path):
+    """A window holds 33 of the 128 documents: few for a batch of 900 rows."""
+    sets = ["dictionaries.training.health.mixing=stop", "dictionaries.training.batch_size=900", "dictionaries.layers=0"]
+    result = execute(open_study(study, sets, out=tmp_path), ["train[0]"], progress=NullProgress())
+    [failure] = result.failures
+    assert failure.name == "stream[0]" and "as mixed as rows of the whole corpus" in str(failure.error)
+    assert not list(tmp_path.rglob("scalars.jsonl"))
+    result = execute(open_study(study, [*sets, "dictionaries.source=store"], out=tmp_path), ["train[0]"])
+    assert result.exit_code == 0, "a store mixes all of them"

@@ -325,3 +325,10 @@ def test_dictionaries_are_shown_row_by_row_and_what_is_undefined_is_said_to_be(r
     first = section.partition("<tbody>")[2].partition("</tr>")[0]
     cells = re.findall(r'<td class="n">(?:<b>)?([^<]*)', first)
     assert cells[-5:] == ["45", "0.910", "n/a", "0.773", "0.981"], "L0 at 95% ... shrinkage, bias"
+
+
+def test_what_training_mended_is_told_and_what_it_did_not_is_a_warning(report: Path) -> None:
+    page = (report / "dictionaries.html").read_text(encoding="utf-8")
+    assert f'<p class="hint">Layer {LAYERS[0]}: the mean is far away.</p>' in page
+    warnings = re.findall(r'<p class="absent">.*?</p>', page)
+    assert len(warnings) == len(LAYERS) and all("half are dead. Try: more rows." in text for text in warnings)

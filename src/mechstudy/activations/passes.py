@@ -5,7 +5,6 @@ Both are sources for `dictionaries.many.train_many`: the same rows at every site
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mechstudy.activations.capture import activations_at, site_width
+from mechstudy.activations.mixing import mixing
 from mechstudy.activations.prefetch import ahead
 from mechstudy.activations.reader import KeptRows, checksums_of, files_of, kept_positions, sink_limit
 from mechstudy.activations.statistics import SINK_RATIO
@@ -113,15 +113,10 @@ class StreamPass:
             step += 1
 
     def mixing(self, step: int = 0) -> float:
-        """Entropy of the documents that a batch's rows come from, over that of as many rows drawn anywhere.
-
-        1: as mixed as rows of the whole corpus; 0: all rows of one document.
-        """
+        """How well the batch of a step mixes documents (`mixing.mixing`): 1 as rows of the whole corpus, 0 of one."""
         window, within = divmod(step, self.steps_per_window)
         documents = self._rows_of(window)[1][within * self.batch_size : (within + 1) * self.batch_size]
-        share = torch.unique(documents, return_counts=True)[1].double() / len(documents)
-        best = math.log(min(len(documents), len(self.tokens)))
-        return float(-(share * share.log()).sum()) / best if best > 0 else 1.0
+        return mixing(documents, len(self.tokens))
 
     def _rows_of(self, window: int) -> tuple[dict[str, Tensor], Tensor]:
         """The window's shuffled rows by site, and the document of each."""

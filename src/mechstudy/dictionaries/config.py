@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from mechstudy.core.config import Config
 from mechstudy.core.errors import MechstudyError
+from mechstudy.dictionaries.health_config import HealthConfig
 
 Kind = Literal["sae", "transcoder", "skip_transcoder", "crosscoder", "clt"]
 ActivationName = Literal["topk", "batchtopk", "relu", "gated", "jumprelu"]
@@ -166,8 +167,9 @@ class TrainConfig(Config):
 
     `ema`: the dictionary is the exponential moving average of the weights with this decay, not their last state.
 
-    `health`: what follows when a training looks ill (loss spikes, dead features, L0 or FVU far off): a warning, or the
-    end. `non_finite`: rows with NaN or infinity end the training, or are left out and counted.
+    `health`: what follows when rows or training look ill: off, warn, correct or stop, for all kinds of trouble or, as
+    `{mean: correct, dead: stop}`, for some (`HealthConfig`). `non_finite`: rows with NaN or infinity end the training,
+    or are left out and counted.
     """
 
     steps: int = Field(default=2_000, ge=1)
@@ -186,7 +188,7 @@ class TrainConfig(Config):
     checkpoint_every: int = Field(default=1_000, ge=1)
     precision: Precision = "auto"
     ema: float | None = Field(default=None, gt=0, lt=1)
-    health: Literal["off", "warn", "stop"] = "warn"
+    health: HealthConfig = HealthConfig()
     non_finite: Literal["refuse", "skip"] = "refuse"
     log_every: int = Field(default=50, ge=1)
     tensorboard: bool = True

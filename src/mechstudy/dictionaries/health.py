@@ -1,17 +1,21 @@
-"""What goes wrong early in a training, told while it can still be stopped."""
+"""What goes wrong with the rows, early in a training, or with what came of it; told while it can still be stopped."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
+from mechstudy.dictionaries.health_config import CORRECTED
 
+SINKS = 0.02  # share of rows
+SINK_RATIO = 10.0  # of the longest row to the median: sinks, whether or not they are left out
+MIXING = 0.8  # of a batch: stores have .92 to .99 (contexts of 1,024 and 128), one document alone has 0
 MEAN_TO_SPREAD = 10.0  # a mean this many times the spread: most of what is stored says nothing
 SPIKE = 3.0  # times the median of the last logged losses
 DEAD = 0.5  # share of features
@@ -22,19 +26,26 @@ _SETTLED = 0.25  # share of the steps after which L0 and FVU are judged
 
 @dataclass(frozen=True)
 class Finding:
-    """``what``: mean, spike, dead, l0 or fvu; ``value``: the number that gave it away."""
+    """``what``: a field of `HealthConfig`, or held_out_l0; ``value``: the number that gave it away; ``step``: 0 where it
+    is about the rows themselves.
+
+    ``action``: "warned", or "corrected" where training mends it by itself and the study is content with that.
+    """
 
     step: int
     what: str
     value: float
     text: str
     fix: str
+    action: Literal["warned", "corrected"] = "warned"
 
 
 class Health:
     """Watches one training at its logged steps. Each kind of trouble is told once.
 
-    ``train_cfg.health`` says what follows: "warn" tells and goes on, "stop" raises, "off" does not look.
+    ``train_cfg.health`` says what follows, for all kinds or for each: "warn" tells and goes on, "stop" raises, "off"
+    does not look, "correct" is content with what training does about it anyway: a far-away mean is subtracted, sinks
+    are left out. What nothing corrects is a warning then.
     """
 
     def __init__(self, cfg: DictionaryConfig, train_cfg: TrainConfig) -> None:
@@ -51,6 +62,43 @@ class Health:
             Finding(0, "mean", mean_to_spread, f"{text} keep few digits of what differs",
                     "store_dtype: float32, or capture another site")
         )  # fmt: skip
+
+    def sinks(
+        self, n_sinks: int, n_rows: int, *, longest_to_median: float | None = None, limited: bool = True
+    ) -> list[Finding]:
+        """Judge how many rows are left out as sinks, of all; and rows that nothing leaves out.
+
+        Args:
+            longest_to_median: norm of the longest row over the median.
+            limited: rows above some norm are left out.
+        """
+        share = n_sinks / max(1, n_rows)
+        if share > SINKS:
+            text = f"{share:.1%} of the rows are sinks (norm above {SINK_RATIO:.0f} times the median) and are left out"
+            fix = "see which tokens these are: their features are in no dictionary; or capture another site"
+            return self._tell(Finding(0, "sinks", share, text, fix))
+        if not limited and longest_to_median is not None and longest_to_median > SINK_RATIO:
+            text = f"the longest row is {longest_to_median:.0f} times as long as the median one, and none is left out"
+            fix = "a store or a pass with sink_ratio, else a few rows decide the loss"
+            return self._tell(Finding(0, "sinks", longest_to_median, text, fix), corrected=False)
+        return []
+
+    def mixing(self, mixing: float) -> list[Finding]:
+        """Judge how well batches mix documents (`activations.mixing`)."""
+        if mixing >= MIXING:
+            return []
+        text = f"batches are {mixing:.2f} as mixed as rows of the whole corpus would be: their rows are alike"
+        fix = "a larger dictionaries.window_rows or training.batch_size, source: store, or more and shorter documents"
+        return self._tell(Finding(0, "mixing", mixing, text, fix))
+
+    def held_out(self, l0: float) -> list[Finding]:
+        """Judge the finished dictionary's L0 on held-out rows. Never stops: there is nothing left to stop."""
+        k = self._cfg.k
+        if 1 / DRIFT <= l0 / k <= DRIFT:
+            return []
+        text = f"L0 is {l0:.1f} on held-out rows, and {k} is asked for"
+        fix = "more training.steps, or look whether the held-out text is of another kind"
+        return self._tell(Finding(self._train_cfg.steps, "held_out_l0", l0, text, fix), stops=False)
 
     def step(self, step: int, values: Mapping[str, Any]) -> list[Finding]:
         """Judge a logged step by its scalars (loss, fvu, l0, dead_share); what is new is returned.
@@ -89,10 +137,13 @@ class Health:
         self.findings = [Finding(**finding) for finding in state.get("findings", ())]
         self._losses = deque(state.get("losses", ()), maxlen=_MEMORY)
 
-    def _tell(self, finding: Finding) -> list[Finding]:
-        if self._train_cfg.health == "off" or any(known.what == finding.what for known in self.findings):
+    def _tell(self, finding: Finding, *, stops: bool = True, corrected: bool = True) -> list[Finding]:
+        action = self._train_cfg.health.of(finding.what)
+        if action == "off" or any(known.what == finding.what for known in self.findings):
             return []
+        if action == "correct" and corrected and finding.what in CORRECTED:
+            finding = replace(finding, action="corrected")
         self.findings.append(finding)
-        if self._train_cfg.health == "stop":
+        if action == "stop" and stops:
             raise MechstudyError(finding.text, where=f"step {finding.step}", fix=finding.fix)
         return [finding]

@@ -15,9 +15,10 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
     from mechstudy.activations.corpus import Corpus
     from mechstudy.activations.passes import StreamPass
     from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
-    from mechstudy.dictionaries.many import Job, train_many
+    from mechstudy.dictionaries.many import Job, View, train_many
     from mechstudy.models.sites import Site
     from mechstudy.phases.common import loaded_model
+    from mechstudy.phases.rows_health import of_stream
 
     architecture = DictionaryConfig.model_validate(spec["architecture"])
     model = loaded_model(inputs["model"], runtime, spec["model_dtype"])
@@ -40,8 +41,14 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
         batch_tokens=runtime.batch_tokens,
     )
     runtime.progress.log(f"a batch is {source.mixing():.2f} as mixed as rows of the whole corpus would be")
+    findings = {
+        job.name: of_stream(source, View(source, job.site_in, job.site_out), architecture, job.recipe, runtime.progress)
+        for job in jobs
+    }
     trained = train_many(jobs, source, progress=runtime.progress, device=runtime.device)
     for layer, dictionary in trained.items():
+        if findings[layer]:
+            dictionary.metadata["health"] = findings[layer] + dictionary.metadata.get("health", [])
         dictionary.save(out.path / "layers" / layer / "dictionary")
     out.write_json(
         "pass.json",
@@ -77,5 +84,9 @@ def take(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactW
         batch_tokens=runtime.batch_tokens,
     )  # fmt: skip
     batches = FirstBatches(View(source, *map(str, sites)).batches, max(1, rows // source.batch_size))
-    seen = {"distinct_rows": corpus.train.shape[0] * (corpus.train.shape[1] - 1), "train_sink_rows": None}
+    seen = {
+        "distinct_rows": corpus.train.shape[0] * (corpus.train.shape[1] - 1),
+        "train_sink_rows": None,
+        "mixing": streamed.read_json("pass.json")["mixing"],
+    }
     judge(spec, inputs, dictionary, batches, seen, out, runtime)

@@ -28,6 +28,7 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
     from mechstudy.dictionaries.train import train
     from mechstudy.models.sites import Site
     from mechstudy.phases.common import inputs_of
+    from mechstudy.phases.rows_health import of_store
 
     [capture] = inputs_of(inputs, "capture").values()
     architecture = DictionaryConfig.model_validate(spec["architecture"])
@@ -39,6 +40,8 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
         source = RowReader(
             local, sites[0], sites[1], training.batch_size, seed=training.seed, verify=runtime.verify_reads
         )  # fmt: skip
+        n_documents = inputs["corpus"].read_json("corpus.json")["n_train_documents"]
+        findings, mixing = of_store(local, source, n_documents, architecture, training, runtime.progress)
         dictionary = train(
             architecture,
             training,
@@ -50,12 +53,14 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
             progress=runtime.progress,
             device=runtime.device,
         )
+    if findings:
+        dictionary.metadata["health"] = findings + dictionary.metadata.get("health", [])
     dictionary.save(out.path / "dictionary")
     # Sinks stay in, so that their share is known; the evaluation leaves them out by the dictionary's own limit.
     held_out = Store.open(capture.path / "held_out")
     rows = RowReader(held_out, sites[0], sites[1], EVALUATION_BATCH, sink_ratio=None, widen=True)
     n_batches = max(1, min(spec["evaluation_rows"], rows.rows_per_epoch) // EVALUATION_BATCH)
-    seen = {"distinct_rows": source.rows_per_epoch, "train_sink_rows": source.sink_rows}
+    seen = {"distinct_rows": source.rows_per_epoch, "train_sink_rows": source.sink_rows, "mixing": mixing}
     judge(spec, inputs, dictionary, FirstBatches(rows.batches, n_batches), seen, out, runtime)
 
 
@@ -74,19 +79,24 @@ def judge(
     inputs: Mapping[str, Artifact],
     dictionary: Dictionary,
     held_out: FirstBatches,
-    seen: Mapping[str, int | None],
+    seen: Mapping[str, float | None],
     out: ArtifactWriter,
     runtime: Runtime,
 ) -> None:
     """Writes ``evaluation.json`` and ``timing.json``: reconstruction of held-out rows, and what splicing the
     dictionary in does to the model's loss."""
     from mechstudy.activations.corpus import Corpus
+    from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
     from mechstudy.dictionaries.evaluate import evaluate, language_model_effect
+    from mechstudy.dictionaries.health import Health
     from mechstudy.phases.common import loaded_model
 
     architecture, training, cfg = spec["architecture"], spec["training"], dictionary.cfg
     reconstruction = evaluate(dictionary, held_out, non_finite=training["non_finite"])
     reconstruction["n_eval_rows"] = reconstruction.pop("n_rows")
+    watch = Health(DictionaryConfig.model_validate(architecture), TrainConfig.model_validate(training))
+    for finding in watch.held_out(reconstruction["l0"]):
+        runtime.progress.log(f"{finding.text}; fix: {finding.fix}")
     model = loaded_model(inputs["model"], runtime, spec["model_dtype"])
     documents = Corpus.load(inputs["corpus"].path).held_out
     n_documents = max(1, spec["evaluation_tokens"] // documents.shape[1])
@@ -106,7 +116,7 @@ def judge(
             "k": architecture["k"],
             "steps": training["steps"],
             "train_rows": rows,
-            "health": dictionary.metadata.get("health", []),
+            "health": dictionary.metadata.get("health", []) + watch.as_json(),
             **seen,
         }
         | reconstruction

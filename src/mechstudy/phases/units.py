@@ -26,8 +26,8 @@ VERSIONS = {
     "baseline": 1,
     "corpus": 1,
     "capture": 2,  # sums by chunk, checksums
-    "stream": 5,
-    "train": 5,
+    "stream": 6,  # health of the rows
+    "train": 6,
     "attribute": 2,  # live effects
     "features": 1,
     "intervene": 2,  # edits of one place are added in a fixed order

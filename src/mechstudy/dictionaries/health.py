@@ -26,8 +26,8 @@ _SETTLED = 0.25  # share of the steps after which L0 and FVU are judged
 
 @dataclass(frozen=True)
 class Finding:
-    """``what``: a field of `HealthConfig`, or held_out_l0; ``value``: the number that gave it away; ``step``: 0 where it
-    is about the rows themselves.
+    """``what``: a field of `HealthConfig`, or held_out_l0; ``value``: the number that gave it away; ``step``: 0 where
+    it is about the rows themselves.
 
     ``action``: "warned", or "corrected" where training mends it by itself and the study is content with that.
     """

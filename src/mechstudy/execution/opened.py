@@ -13,6 +13,7 @@ from mechstudy.execution.engine import Run, RunResult
 from mechstudy.execution.jobs import LOG, Options
 from mechstudy.execution.model_files import NOT_FETCHED, config_of, config_without_fetching, local_folder
 from mechstudy.execution.plan import disk_need, disk_refusal
+from mechstudy.execution.source_choice import Choice, choose_source, record, with_source
 from mechstudy.models.shapes import ModelShapes, shapes_of
 from mechstudy.models.sources import resolve_source
 from mechstudy.phases.fingerprints import model_fingerprint
@@ -27,7 +28,8 @@ class OpenedStudy:
     """A study with everything known about it before anything is loaded.
 
     ``model`` is the model's local folder, or None while it is not fetched: then no unit's id is known to be
-    the final one. ``notes`` say where less will be done than a number in the study asks for.
+    the final one. ``notes`` say where less will be done than a number in the study asks for. ``choice`` is what
+    ``dictionaries.source: auto`` came to; ``study`` and ``units`` have it.
     """
 
     file: Path
@@ -39,6 +41,7 @@ class OpenedStudy:
     folder: Path
     overrides: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    choice: Choice | None = None
 
     @property
     def options(self) -> Options:
@@ -94,15 +97,19 @@ def open_study(
     except MechstudyError as error:
         raise _at_field(error, lines, "model.source") from error
     fingerprint = NOT_FETCHED if folder is None else model_fingerprint(folder)
+    out = out or Path("runs") / study.name
+    choice: Choice | None = None
     try:
+        if study.dictionaries.source == "auto":
+            choice = choose_source(study, lambda named: build_units(named, shapes, fingerprint, base, given), out)
+            study = with_source(study, choice.source)
         units = build_units(study, shapes, fingerprint, base, given)
     except MechstudyError as error:
         raise _located(error, lines) from error
-    told = tuple(notes(study, given))
+    told = (*notes(study, given), *([choice.note()] if choice is not None else []))
     for note in told if fetch else ():
         say(f"note: {note}")
-    out = out or Path("runs") / study.name
-    return OpenedStudy(file, study, lines, shapes, folder, units, out, tuple(overrides), told)
+    return OpenedStudy(file, study, lines, shapes, folder, units, out, tuple(overrides), told, choice)
 
 
 def execute(
@@ -123,6 +130,8 @@ def execute(
         if (refusal := disk_refusal(disk, run.folder.path)) is not None:
             raise refusal
         run.folder.keep_study(opened.file)
+        if opened.choice is not None:
+            record(run.folder.path, opened.choice)
 
     def after(result: RunResult) -> None:
         report = next((unit.artifact for unit in result.units if unit.phase == "report"), None)

@@ -76,7 +76,10 @@ class DictionariesConfig(Config):
     faster in it, else float32), ``store_dtype`` that of the stored rows: ``int8`` takes half of bfloat16's disk, and
     ``store.json`` says what that lost (``quantisation_fvu``).
     ``source: stream`` trains from forward passes as they happen: nothing on disk, ``window_rows`` rows of every site in
-    memory, and the corpus is read again for every epoch. ``store`` (the default) captures first.
+    memory, and the corpus is read again for every epoch. ``store`` (the default) captures first. ``auto`` takes stream
+    where the disk cannot hold a store or a store would save no forward pass; `plan` says which and why, a run keeps to
+    what it began with (``resolved.json``), and as it becomes part of artifacts' ids, a study that must be the same on
+    two machines names its source.
     ``layers_per_pass`` bounds the disk, or the window: so many layers are captured, trained and (with
     ``storage.activations: discard``) deleted before the next.
     """
@@ -88,7 +91,7 @@ class DictionariesConfig(Config):
     model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     store_dtype: Literal["bfloat16", "float32", "int8"] = "bfloat16"
     layers_per_pass: int = Field(10, ge=1)
-    source: Literal["store", "stream"] = "store"
+    source: Literal["auto", "store", "stream"] = "store"
     window_rows: int = Field(65_536, ge=1_024)
     evaluation_rows: int = Field(16_384, ge=256)
     evaluation_tokens: int = Field(4096, ge=128)

@@ -48,6 +48,7 @@ def build_units(
         base: the study file's folder; relative paths in the study start there.
         given: of the behaviours' own files (`preflight.outlines`); only estimates use it.
     """
+    assert study.dictionaries.source != "auto", "execution.source_choice comes first"
     return _Builder(study, shapes, fingerprint, base, given or {}).build()
 
 

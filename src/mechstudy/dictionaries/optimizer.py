@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-import torch
 from torch import Tensor
 
 from mechstudy.dictionaries.kernels import kernels_for
+from mechstudy.dictionaries.scratch import large_empty
 from mechstudy.dictionaries.weights import Weights
 
 
@@ -18,7 +18,7 @@ class Adam:
     """
 
     def __init__(self, weights: Weights) -> None:
-        self.moments = {name: (torch.zeros_like(w), torch.zeros_like(w)) for name, w in weights.named()}
+        self.moments = {name: (_zeros_like(w), _zeros_like(w)) for name, w in weights.named()}
         self.count = 0
         self.lr = 0.0
 
@@ -50,3 +50,7 @@ class Adam:
                 *rows, lr=lr, step=self.count, factor=factor, unit=name in unit,
                 half=None if half is None else half.view(-1, weight.shape[-1]), squares=(squares or {}).get(name),
             )  # fmt: skip
+
+
+def _zeros_like(weight: Tensor) -> Tensor:
+    return large_empty(tuple(weight.shape), weight.dtype, weight.device).zero_()

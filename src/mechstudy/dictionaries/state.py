@@ -14,7 +14,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.control import START
 from mechstudy.dictionaries.initialise import Normalisation
 from mechstudy.dictionaries.optimizer import Adam
-from mechstudy.dictionaries.scratch import Scratch
+from mechstudy.dictionaries.scratch import Scratch, large_empty
 from mechstudy.dictionaries.weights import Weights
 
 _NORMALISATION = ("mean_in", "mean_out", "spread_in", "spread_out")
@@ -52,7 +52,9 @@ class TrainState:
 
     @classmethod
     def fresh(cls, weights: Weights, normalisation: Normalisation, precision: str, device: str) -> TrainState:
-        moved = Weights.of({name: tensor.to(device) for name, tensor in weights.named()})
+        moved = Weights.of(
+            {name: large_empty(tuple(w.shape), w.dtype, torch.device(device)).copy_(w) for name, w in weights.named()}
+        )
         return cls(
             weights=moved,
             normalisation=normalisation,

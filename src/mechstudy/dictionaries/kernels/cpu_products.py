@@ -15,36 +15,51 @@ from mechstudy.dictionaries.kernels.reference import BETA1, BETA2, EPSILON
 
 @njit(cache=True, fastmath=FAST)
 def _add_rows(total: Array, first: int, last: int, numbers: Array, entries: Array, table: Array) -> None:
-    """total += sum of entries[j] * table[numbers[j]]; four rows at a time, so that their loads overlap."""
+    """total += sum of entries[j] * table[numbers[j]]; eight rows at a time, so that their loads overlap and the total is
+    read and written once for all of them."""
     width, j = len(total), first
-    while j + 4 <= last:
+    while j + 8 <= last:
         a, b, c, d = entries[j], entries[j + 1], entries[j + 2], entries[j + 3]
+        e, f, g, h = entries[j + 4], entries[j + 5], entries[j + 6], entries[j + 7]
         ra, rb, rc, rd = table[numbers[j]], table[numbers[j + 1]], table[numbers[j + 2]], table[numbers[j + 3]]
+        re, rf, rg, rh = table[numbers[j + 4]], table[numbers[j + 5]], table[numbers[j + 6]], table[numbers[j + 7]]
         for i in range(width):
-            total[i] += a * number(ra[i]) + b * number(rb[i]) + c * number(rc[i]) + d * number(rd[i])
-        j += 4
-    while j < last:
+            low = a * number(ra[i]) + b * number(rb[i]) + c * number(rc[i]) + d * number(rd[i])
+            high = e * number(re[i]) + f * number(rf[i]) + g * number(rg[i]) + h * number(rh[i])
+            total[i] += low + high
+        j += 8
+    while j + 2 <= last:
+        a, b, ra, rb = entries[j], entries[j + 1], table[numbers[j]], table[numbers[j + 1]]
+        for i in range(width):
+            total[i] += a * number(ra[i]) + b * number(rb[i])
+        j += 2
+    if j < last:
         a, ra = entries[j], table[numbers[j]]
         for i in range(width):
             total[i] += a * number(ra[i])
-        j += 1
 
 
 @njit(cache=True, fastmath=FAST)
 def _dot_rows(row: Array, first: int, last: int, numbers: Array, table: Array, products: Array) -> None:
-    """products[j] = <row, table[numbers[j]]>."""
+    """products[j] = <row, table[numbers[j]]>; eight rows at a time."""
     zero, j = products.dtype.type(0), first
-    while j + 4 <= last:
+    while j + 8 <= last:
         ra, rb, rc, rd = table[numbers[j]], table[numbers[j + 1]], table[numbers[j + 2]], table[numbers[j + 3]]
-        a, b, c, d = zero, zero, zero, zero
+        re, rf, rg, rh = table[numbers[j + 4]], table[numbers[j + 5]], table[numbers[j + 6]], table[numbers[j + 7]]
+        a, b, c, d, e, f, g, h = zero, zero, zero, zero, zero, zero, zero, zero
         for i in range(len(row)):
             x = number(row[i])
             a += x * number(ra[i])
             b += x * number(rb[i])
             c += x * number(rc[i])
             d += x * number(rd[i])
+            e += x * number(re[i])
+            f += x * number(rf[i])
+            g += x * number(rg[i])
+            h += x * number(rh[i])
         products[j], products[j + 1], products[j + 2], products[j + 3] = a, b, c, d
-        j += 4
+        products[j + 4], products[j + 5], products[j + 6], products[j + 7] = e, f, g, h
+        j += 8
     while j < last:
         a, ra = zero, table[numbers[j]]
         for i in range(len(row)):

@@ -15,8 +15,11 @@ _STRIPES = 16  # features of a group; groups' maxima are looked at before featur
 
 
 @njit(cache=True)
-def _kth_largest(values: Array, n: int, k: int) -> Any:
-    """The k-th largest of the first n integers, by bisection: a few passes that vectorise."""
+def _bound_for(values: Array, n: int, least: int, most: int) -> Any:
+    """A number that at least ``least`` and, where ties allow, at most ``most`` of the first n integers reach.
+
+    By bisection: a few passes that vectorise. With least = most it is the least-th largest.
+    """
     low = high = np.int64(values[0])
     for i in range(1, n):
         low, high = min(low, np.int64(values[i])), max(high, np.int64(values[i]))
@@ -25,8 +28,10 @@ def _kth_largest(values: Array, n: int, k: int) -> Any:
         bound, count = values.dtype.type(middle), 0
         for i in range(n):
             count += values[i] >= bound
-        if count >= k:
+        if count >= least:
             low = middle
+            if count <= most:
+                break
         else:
             high = middle - 1
     return low
@@ -52,7 +57,7 @@ def _top_k(rows: Array, k: int, n_groups: int, largest: int, indices: Array, val
         best = np.empty(n_groups, rows.dtype)
         _group_maxima(row, best)
         # k groups hold a feature of at least this, so the k largest features are at least this too.
-        bound = rows.dtype.type(_kth_largest(best, n_groups, k))
+        bound = rows.dtype.type(_bound_for(best, n_groups, k, k + k // 2))
         if bound < 0:  # fewer than k positive: negative floats do not sort like their bits
             keys = row ^ ((row >> 63) & largest)
             chosen = np.argsort(keys)[n_features - k :]
@@ -65,7 +70,7 @@ def _top_k(rows: Array, k: int, n_groups: int, largest: int, indices: Array, val
                 for f in range(g, n_features, n_groups):
                     places[count], found[count] = f, row[f]
                     count += row[f] >= bound
-        cut = rows.dtype.type(_kth_largest(found, count, k))
+        cut = rows.dtype.type(_bound_for(found, count, k, k))
         ties = k
         for i in range(count):
             ties -= found[i] > cut
@@ -152,21 +157,32 @@ def batch_top_k(pre_NF: Tensor, wanted: int, guess: float | None) -> tuple[Tenso
     features, found = np.empty(total, np.int64), np.empty(total, rows.dtype)
     run(_take_from, rows, bound, n_groups, offsets, features, found)
     if total > wanted:
-        cut = rows.dtype.type(_kth_largest(found, total, wanted))
+        cut = rows.dtype.type(_bound_for(found, total, wanted, wanted))
         kept = np.empty_like(offsets)
         _keep_largest(offsets, features, found, cut, wanted - int(np.count_nonzero(found > cut)), kept)
         offsets, features, found = kept, features[:wanted], found[:wanted]
     return torch.from_numpy(offsets), torch.from_numpy(features), torch.from_numpy(found).view(pre_NF.dtype)
 
 
+@njit(cache=True)
+def _hits(row: Array, low: Array, high: Array, hits: Array) -> None:
+    """hits[g]: features of the group between their bounds. Integers as wide as the floats: so it vectorises."""
+    n_groups = len(hits)
+    hits[:] = 0
+    for first in range(0, len(row), n_groups):
+        width = min(n_groups, len(row) - first)
+        stripe, least, most = row[first : first + width], low[first : first + width], high[first : first + width]
+        for g in range(width):
+            x = number(stripe[g])
+            hits[g] += np.int32(x > least[g]) & np.int32(x < most[g])
+
+
 @njit(parallel=True, cache=True)
-def _count_between(rows: Array, low: Array, high: Array, counts: Array) -> None:
+def _count_between(rows: Array, low: Array, high: Array, n_groups: int, counts: Array) -> None:
     for n in prange(len(rows)):
-        row, count = rows[n], 0
-        for f in range(len(row)):
-            x = number(row[f])
-            count += (x > low[f]) & (x < high[f])
-        counts[n] = count
+        hits = np.empty(n_groups, np.int32)
+        _hits(rows[n], low, high, hits)
+        counts[n] = hits.sum()
 
 
 @njit(parallel=True, cache=True)
@@ -175,20 +191,18 @@ def _take_between(
 ) -> None:
     for n in prange(len(rows)):
         row, place = rows[n], offsets[n]
-        some = np.zeros(n_groups, np.uint8)
-        for first in range(0, len(row), n_groups):
-            width = min(n_groups, len(row) - first)
-            stripe, least, most = row[first : first + width], low[first : first + width], high[first : first + width]
-            for g in range(width):
-                x = number(stripe[g])
-                some[g] |= (x > least[g]) & (x < most[g])
+        hits = np.empty(n_groups, np.int32)
+        _hits(row, low, high, hits)
         for g in range(n_groups):
-            if some[g]:
-                for f in range(g, len(row), n_groups):
+            f = g
+            for _ in range(hits[g]):
+                x = number(row[f])
+                while not (x > low[f] and x < high[f]):
+                    f += n_groups
                     x = number(row[f])
-                    if x > low[f] and x < high[f]:
-                        features[place], values[place] = f, x
-                        place += 1
+                features[place], values[place] = f, x
+                place += 1
+                f += n_groups
 
 
 def between(pre_NF: Tensor, low_F: Tensor, high_F: Tensor, at_most: float) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -197,12 +211,13 @@ def between(pre_NF: Tensor, low_F: Tensor, high_F: Tensor, at_most: float) -> tu
     n_rows, n_features = rows.shape
     low, high = low_F.contiguous().numpy(), high_F.contiguous().numpy()
     counts = np.empty(n_rows, np.int64)
-    run(_count_between, rows, low, high, counts)
+    n_groups = -(-n_features // _STRIPES)
+    run(_count_between, rows, low, high, n_groups, counts)
     offsets = np.zeros(n_rows + 1, np.int64)
     np.cumsum(counts, out=offsets[1:])
     total = int(offsets[-1])
     if total > at_most:
         return None
     features, values = np.empty(total, np.int64), np.empty(total, low.dtype)
-    run(_take_between, rows, low, high, -(-n_features // _STRIPES), offsets, features, values)
+    run(_take_between, rows, low, high, n_groups, offsets, features, values)
     return torch.from_numpy(offsets), torch.from_numpy(features), torch.from_numpy(values)

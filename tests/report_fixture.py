@@ -83,6 +83,7 @@ class FakeStudy:
         self._unit("capture[corpus]", 148, {"mlp_in.10.bin": 302_000_000})
         for layer in LAYERS:
             self._dictionary(layer)
+        self._variant(LAYERS[0], "k16")
         for behaviour in BEHAVIOURS:
             self._attribute(behaviour)
         self._features()
@@ -220,6 +221,18 @@ class FakeStudy:
         )  # fmt: skip
         write(folder / "timing.json", {"train_seconds": 105.0, "rows_per_second": 19_400.0})
         self._unit(f"train[{layer}]", 100 + layer, {"dictionary/sae_weights.safetensors": 12_000_000})
+
+    def _variant(self, layer: int, name: str) -> None:
+        unit = f"variant[{layer}:{name}]"
+        folder, pair = self.folder(unit), {"mean": 0.65, "above": {"0.7": 0.5, "0.9": 0.25}}
+        found = {"nearest_a": pair, "nearest_b": pair, "matched": {**pair, "n": 2304, "exact": True}, "chance": 0.2}
+        write(folder / "agreement.json", {"decoder": found, "encoder": found})
+        write(
+            folder / "evaluation.json",
+            {"layer": layer, "kind": "skip_transcoder", "activation": "topk", "d_sae": 1152, "k": 16, "l0": 16.0,
+             "fvu": 0.5, "r2": 0.5, "dead_share": 0.0, "ce_loss_recovered": None},
+        )  # fmt: skip
+        self._unit(unit, 90, {"agreement.json": 900})
 
     def _attribute(self, behaviour: str) -> None:
         folder = self.folder(f"attribute[{behaviour}]")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
 from mechstudy.core.progress import NullProgress
 from mechstudy.execution.opened import execute, open_study
@@ -93,3 +94,48 @@ def test_a_study_stops_before_the_first_step_at_rows_it_does_not_want(study, tmp
     assert not list(tmp_path.rglob("scalars.jsonl"))
     result = execute(open_study(study, [*sets, "dictionaries.source=store"], out=tmp_path), ["train[0]"])
     assert result.exit_code == 0, "a store mixes all of them"
+
+
+VARIANTS = (
+    "dictionaries.variants=[{name: again}, {name: k2, architecture: {kind: transcoder, activation: topk, d_sae: 48, "
+    "k: 2}}]"
+)
+
+
+@pytest.mark.parametrize("source", ["stream", "store"])
+def test_variants_come_from_the_same_rows_and_are_compared_with_the_layers_own(study, tmp_path, source):
+    sets = [VARIANTS, f"dictionaries.source={source}", "dictionaries.layers=1"]
+    opened = open_study(study, sets, out=tmp_path)
+    result = execute(opened, ["variant[1:again]", "variant[1:k2]"], progress=NullProgress())
+    assert result.exit_code == 0, result.failures
+    again, other = (result.unit(f"variant[1:{name}]").artifact for name in ("again", "k2"))
+    assert read_json(other.file("evaluation.json"))["d_sae"] == 48 and not list(other.path.glob("variants"))
+    assert read_json(other.file("agreement.json"))["n_features"] == [32, 48]
+    matched = read_json(again.file("agreement.json"))["decoder"]["matched"]
+    assert matched["n"] == 32 and 0 < matched["mean"] < 0.99, "another seed, so other features"
+    assert (
+        len({unit.artifact.name for unit in result.units if unit.phase in ("stream", "capture") and unit.artifact}) == 1
+    )
+
+
+def test_variants_change_nothing_of_the_layers_own_units(study, tmp_path):
+    plain, varied = (
+        {unit.name: unit for unit in open_study(study, [*sets, "dictionaries.source=store"], out=tmp_path).units}
+        for sets in ((), (VARIANTS,))
+    )
+    assert varied.keys() - plain.keys() == {
+        f"variant[{layer}:{name}]" for layer in range(3) for name in ("again", "k2")
+    }
+    assert all(unit == varied[name] for name, unit in plain.items() if name != "report")
+    seeds = [varied[name].spec["training"]["seed"] for name in ("train[1]", "variant[1:again]", "variant[1:k2]")]
+    assert len(set(seeds)) == 3
+
+
+@pytest.mark.parametrize(
+    ("variants", "what"),
+    [("[{name: a}, {name: a}]", "two variants"), ("[{name: a, architecture: {kind: sae}}]", "reads other rows")],
+)
+def test_variants_that_cannot_be_are_refused_at_their_place(study, tmp_path, variants, what):
+    with pytest.raises(MechstudyError, match=what) as error:
+        open_study(study, [f"dictionaries.variants={variants}"], out=tmp_path)
+    assert "variants" in str(error.value)

@@ -332,3 +332,12 @@ def test_what_training_mended_is_told_and_what_it_did_not_is_a_warning(report: P
     assert f'<p class="hint">Layer {LAYERS[0]}: the mean is far away.</p>' in page
     warnings = re.findall(r'<p class="absent">.*?</p>', page)
     assert len(warnings) == len(LAYERS) and all("half are dead. Try: more rows." in text for text in warnings)
+
+
+def test_variants_are_a_table_of_their_own_and_no_layers(report: Path) -> None:
+    page = (report / "dictionaries.html").read_text(encoding="utf-8")
+    section = page.partition("<h2>Variants</h2>")[2].partition("</section>")[0]
+    cells = re.findall(r"<td class=\"[nc]\">(?:<b>)?([^<]*)", section)
+    assert cells[:4] == ["k16", "skip transcoder, topk", "1,152", "16"] and len(cells) == 12
+    assert cells[-4:] == ["n/a", "0.650", "25.0%", "0.200"]
+    assert "k16" not in page.partition("<h2>All dictionaries</h2>")[2].partition("</section>")[0]

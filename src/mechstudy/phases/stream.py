@@ -11,7 +11,8 @@ from mechstudy.core.runtime import Runtime
 
 
 def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
-    """Writes ``layers/<layer>/dictionary/`` with its logs for every layer, and ``pass.json``; resumes where killed."""
+    """Writes ``layers/<layer>/dictionary/`` with its logs for every layer, ``variants/<layer>/<name>/dictionary/``, and
+    ``pass.json``; resumes where killed."""
     from mechstudy.activations.corpus import Corpus
     from mechstudy.activations.passes import StreamPass
     from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
@@ -20,17 +21,18 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
     from mechstudy.phases.common import loaded_model
     from mechstudy.phases.rows_health import of_stream
 
-    architecture = DictionaryConfig.model_validate(spec["architecture"])
     model = loaded_model(inputs["model"], runtime, spec["model_dtype"])
     sites = [Site(kind, layer) for layer in spec["layers"] for kind in dict.fromkeys(spec["sites"])]
+    own = {"name": None, "architecture": spec["architecture"], "seeds": spec["seeds"]}
     jobs = []
     for layer in spec["layers"]:
-        recipe = TrainConfig.model_validate(spec["training"] | {"seed": spec["seeds"][str(layer)]})
         site_in, site_out = (str(Site(kind, layer)) for kind in spec["sites"])
-        folder = out.path / "layers" / str(layer)
-        jobs.append(
-            Job(str(layer), architecture, recipe, site_in, site_out, folder, out.scratch / f"{layer}.safetensors")
-        )
+        for variant in (own, *spec.get("variants", ())):
+            place = _place(layer, variant["name"])
+            architecture = DictionaryConfig.model_validate(variant["architecture"])
+            recipe = TrainConfig.model_validate(spec["training"] | {"seed": variant["seeds"][str(layer)]})
+            checkpoint = out.scratch / f"{place.replace('/', '-')}.safetensors"
+            jobs.append(Job(place, architecture, recipe, site_in, site_out, out.path / place, checkpoint))
     source = StreamPass(
         model,
         Corpus.load(inputs["corpus"].path).train,
@@ -42,14 +44,16 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
     )
     runtime.progress.log(f"a batch is {source.mixing():.2f} as mixed as rows of the whole corpus would be")
     findings = {
-        job.name: of_stream(source, View(source, job.site_in, job.site_out), architecture, job.recipe, runtime.progress)
+        job.name: of_stream(
+            source, View(source, job.site_in, job.site_out), job.architecture, job.recipe, runtime.progress
+        )
         for job in jobs
     }
     trained = train_many(jobs, source, progress=runtime.progress, device=runtime.device)
-    for layer, dictionary in trained.items():
-        if findings[layer]:
-            dictionary.metadata["health"] = findings[layer] + dictionary.metadata.get("health", [])
-        dictionary.save(out.path / "layers" / layer / "dictionary")
+    for place, dictionary in trained.items():
+        if findings[place]:
+            dictionary.metadata["health"] = findings[place] + dictionary.metadata.get("health", [])
+        dictionary.save(out.path / place / "dictionary")
     out.write_json(
         "pass.json",
         {
@@ -72,7 +76,7 @@ def take(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactW
     from mechstudy.phases.train import EVALUATION_BATCH, FirstBatches, judge
 
     [streamed] = inputs_of(inputs, "stream").values()
-    shutil.copytree(streamed.path / "layers" / str(spec["layer"]), out.path, dirs_exist_ok=True)
+    shutil.copytree(streamed.path / _place(spec["layer"], spec.get("variant")), out.path, dirs_exist_ok=True)
     dictionary = Dictionary.load(out.path / "dictionary", device=runtime.device)
     sites = [Site(kind, spec["layer"]) for kind in (spec["site_in"], spec["site_out"])]
     model = loaded_model(inputs["model"], runtime, spec["model_dtype"])
@@ -90,3 +94,8 @@ def take(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactW
         "mixing": streamed.read_json("pass.json")["mixing"],
     }
     judge(spec, inputs, dictionary, batches, seen, out, runtime)
+
+
+def _place(layer: int, variant: str | None) -> str:
+    """Where a pass keeps a dictionary."""
+    return f"layers/{layer}" if variant is None else f"variants/{layer}/{variant}"

@@ -69,6 +69,17 @@ class BaselineConfig(Config):
     bootstrap: int = Field(2000, ge=100)
 
 
+class VariantConfig(Config):
+    """Another dictionary of every layer, from the same rows and by the same recipe, with a start of its own.
+
+    It is judged like the layer's own, compared with it (``agreement.json``) and used by nothing else. Without
+    ``architecture`` it has the study's: then it says how much another seed finds again.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
+    architecture: DictionaryConfig | None = None
+
+
 class DictionariesConfig(Config):
     """One dictionary per layer. Transcoders read ``mlp_in`` and write ``mlp_out``; an SAE does both at ``site``.
 
@@ -82,6 +93,7 @@ class DictionariesConfig(Config):
     two machines names its source.
     ``layers_per_pass`` bounds the disk, or the window: so many layers are captured, trained and (with
     ``storage.activations: discard``) deleted before the next.
+    ``variants`` are more dictionaries of every layer from the same rows: other k, other architectures, other seeds.
     """
 
     layers: str | int | tuple[int | str, ...] = "all"
@@ -95,6 +107,7 @@ class DictionariesConfig(Config):
     window_rows: int = Field(65_536, ge=1_024)
     evaluation_rows: int = Field(16_384, ge=256)
     evaluation_tokens: int = Field(4096, ge=128)
+    variants: tuple[VariantConfig, ...] = ()
 
     @model_validator(mode="after")
     def _one_dictionary_a_layer(self) -> DictionariesConfig:
@@ -105,6 +118,21 @@ class DictionariesConfig(Config):
                 fix="sae, transcoder or skip_transcoder here; crosscoders and clts are trained in Python "
                 "(docs/dictionaries.md)",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _variants_of_the_same_rows(self) -> DictionariesConfig:
+        names = [variant.name for variant in self.variants]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise MechstudyError(f"two variants are called {repeated[0]!r}", where="variants")
+        for number, variant in enumerate(self.variants):
+            other = variant.architecture
+            if other is not None and (other.n_sites > 1 or (other.kind == "sae") != (self.architecture.kind == "sae")):
+                raise MechstudyError(
+                    f"variant {variant.name!r}, a {other.kind}, reads other rows than a {self.architecture.kind}",
+                    where=f"variants.{number}.architecture.kind",
+                    fix="sae for all, or transcoders for all",
+                )
         return self
 
     def sites(self) -> tuple[str, str]:

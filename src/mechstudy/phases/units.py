@@ -16,7 +16,7 @@ from mechstudy.models.shapes import ModelShapes
 from mechstudy.models.sites import parse_layers
 from mechstudy.phases.fingerprints import corpus_fingerprint, file_fingerprint
 from mechstudy.phases.preflight import n_prompts
-from mechstudy.phases.study import BehaviourConfig, Study
+from mechstudy.phases.study import BehaviourConfig, Study, VariantConfig
 from mechstudy.phases.unit import Estimate, Unit
 
 # Bump a phase's version when the same spec would write different bytes.
@@ -28,6 +28,7 @@ VERSIONS = {
     "capture": 2,  # sums by chunk, checksums
     "stream": 6,  # health of the rows
     "train": 6,
+    "variant": 1,
     "attribute": 2,  # live effects
     "features": 1,
     "intervene": 2,  # edits of one place are added in a fixed order
@@ -74,7 +75,9 @@ class _Builder:
             stored = self.study.dictionaries.source == "store"
             made = self._capture_corpus(layers) if stored else self._stream(layers)
             for layer in layers:
-                self._train(layer, made)
+                own = self._train(layer, made)
+                for variant in self.study.dictionaries.variants:
+                    self._variant(layer, variant, made, own)
         for behaviour in self.study.behaviours:
             self._attribute(behaviour.name)
         self._features()
@@ -209,7 +212,17 @@ class _Builder:
             "window_rows": d.window_rows,
             "model_dtype": d.model_dtype,
         }
-        each = [self._training_cost(layer) for layer in layers]
+        if d.variants:
+            spec["variants"] = [
+                {
+                    "name": variant.name,
+                    "architecture": (variant.architecture or d.architecture).canonical(),
+                    "seeds": {str(layer): self._init_seed(layer, variant) for layer in layers},
+                }
+                for variant in d.variants
+            ]
+        architectures = [d.architecture, *(variant.architecture or d.architecture for variant in d.variants)]
+        each = [self._training_cost(architecture) for architecture in architectures for _ in layers]
         widths = sum(self._width(kind) for kind in dict.fromkeys(sites)) * len(layers)
         tokens = t.steps * t.batch_size
         estimate = Estimate(
@@ -221,39 +234,54 @@ class _Builder:
         )
         return self._add(f"stream[{_span(layers)}]", "stream", spec, ["model", "corpus"], estimate=estimate)
 
-    def _init_seed(self, layer: int) -> int:
-        return seed_for(self.study.seed, f"train[{layer}]", f"init {self.study.dictionaries.training.seed}")
+    def _init_seed(self, layer: int, variant: VariantConfig | None = None) -> int:
+        unit = f"train[{layer}]" if variant is None else f"variant[{layer}:{variant.name}]"
+        return seed_for(self.study.seed, unit, f"init {self.study.dictionaries.training.seed}")
 
-    def _train(self, layer: int, made: str) -> None:
+    def _train(self, layer: int, made: str) -> str:
+        spec, how = self._training(layer, self.study.dictionaries.architecture, None)
+        return self._add(f"train[{layer}]", "train", spec, ["model", "corpus", made], **how)
+
+    def _variant(self, layer: int, variant: VariantConfig, made: str, own: str) -> None:
+        spec, how = self._training(layer, variant.architecture or self.study.dictionaries.architecture, variant)
+        spec["variant"] = variant.name
+        how["entry"] = f"mechstudy.phases.variant:{'take' if 'entry' in how else 'run'}"
+        name = f"variant[{layer}:{variant.name}]"
+        self._add(name, "variant", spec, ["model", "corpus", made, own], **how)
+
+    def _training(
+        self, layer: int, architecture: DictionaryConfig, variant: VariantConfig | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Spec of one dictionary's unit, and what it costs and runs."""
         d = self.study.dictionaries
         site_in, site_out = d.sites()
         spec = {
             "layer": layer,
             "site_in": site_in,
             "site_out": site_out,
-            "architecture": d.architecture.canonical(),
-            "training": d.training.canonical() | {"seed": self._init_seed(layer)},
+            "architecture": architecture.canonical(),
+            "training": d.training.canonical() | {"seed": self._init_seed(layer, variant)},
             "evaluation_rows": d.evaluation_rows,
             "evaluation_tokens": d.evaluation_tokens,
             "model_dtype": d.model_dtype,
         }
-        cost = self._training_cost(layer)
+        cost = self._training_cost(architecture)
         how: dict[str, Any] = {"estimate": cost}
         if d.source == "stream":
             how = {
                 "estimate": Estimate(cost.bytes_on_disk, self._weights_bytes),
                 "entry": "mechstudy.phases.stream:take",
             }
-        self._add(f"train[{layer}]", "train", spec, ["model", "corpus", made], **how)
+        return spec, how
 
-    def _training_cost(self, layer: int) -> Estimate:
+    def _training_cost(self, architecture: DictionaryConfig) -> Estimate:
         """Of training one layer's dictionary from rows that are there."""
         d = self.study.dictionaries
         width_in, width_out = (self._width(kind) for kind in d.sites())
-        n_features = _n_features(d.architecture, width_in)
+        n_features = _n_features(architecture, width_in)
         t = d.training
         weights = 4 * (n_features * (width_in + width_out + 1) + width_out)
-        if d.architecture.kind == "skip_transcoder":
+        if architecture.kind == "skip_transcoder":
             weights += 4 * width_in * width_out
         step = 6.0 * t.batch_size * n_features * width_in
         return Estimate(
@@ -261,7 +289,7 @@ class _Builder:
             4 * weights + 8 * t.batch_size * (n_features + width_in + width_out),
             t.steps * step,
             note=f"{t.steps:,} steps x {t.batch_size:,} rows",
-            shapes={"width": f"{width_in} > {n_features:,} (k {d.architecture.k}) > {width_out}"},
+            shapes={"width": f"{width_in} > {n_features:,} (k {architecture.k}) > {width_out}"},
         )
 
     def _attribute(self, b: str) -> None:

@@ -162,6 +162,7 @@ def dictionaries_page(source: Source, site: Site, figures: Figures) -> None:
         layers=source.layers,
         metrics=[f for f in drawn if f],
         curves=[f for f in curves if f],
+        variants=[(*key, found) for key in source.variants if (found := source.variant(*key))],
         reasons={layer: source.why_absent(f"train[{layer}]") for layer in source.layers if layer not in evaluations},
     )
 

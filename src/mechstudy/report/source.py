@@ -26,6 +26,7 @@ class Source:
         units: what ran, as the runner recorded it.
         behaviours: names, in the study's order, then as found.
         layers: layers with a trained dictionary.
+        variants: (layer, name) of more dictionaries of the same rows.
     """
 
     def __init__(self, study: Mapping[str, Any], inputs: Mapping[str, Path], units: Sequence[Mapping[str, Any]] = ()):
@@ -42,6 +43,8 @@ class Source:
         self.behaviours = [b for b in dict.fromkeys([*listed, *found]) if b]
         keys = {key for phase, key in map(parse_unit, names) if phase == "train" and key is not None}
         self.layers = sorted(int(k) for k in keys if re.fullmatch(r"\d+", k))
+        keys = {key for phase, key in map(parse_unit, names) if phase == "variant" and key is not None}
+        self.variants = sorted((int(m[1]), m[2]) for k in keys if (m := re.fullmatch(r"(\d+):(.+)", k)))
 
     def unit(self, name: str) -> dict[str, Any] | None:
         """The runner's record of a unit."""
@@ -88,6 +91,12 @@ class Source:
         unit = f"train[{layer}]"
         found = self.json(unit, "evaluation.json")
         return {**(self.json(unit, "timing.json") or {}), **found} if found else {}
+
+    def variant(self, layer: int, name: str) -> dict[str, Any]:
+        """evaluation.json of a variant with ``agreement`` (agreement.json); empty where it did not run."""
+        unit = f"variant[{layer}:{name}]"
+        found = self.json(unit, "evaluation.json")
+        return {"agreement": self.json(unit, "agreement.json"), **found} if found else {}
 
     def why_absent(self, unit: str) -> str:
         """One sentence for a page about what is not there: the gate, the unit's status, or that it never ran."""

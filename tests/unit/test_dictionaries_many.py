@@ -109,6 +109,16 @@ def test_nan_names_the_dictionary_and_the_step(tmp_path):
     assert error.value.where == "mlp_out.1: step 9, row 5"
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_no_sink(value):
+    source = WorldPass()
+    rows = next(source.batches())
+    rows["mlp_in.0"][7, 3] = value
+    x, y = View(source, "mlp_in.0", "mlp_out.0").select(rows)
+    assert len(x) == len(y) == 62, "two sinks are gone, and the row that is not finite is left for training to name"
+    assert not torch.isfinite(x).all()
+
+
 def test_an_unknown_site_another_batch_size_and_two_of_one_name_are_refused(tmp_path):
     one = jobs(tmp_path)[1]
     with pytest.raises(MechstudyError, match=r"mlp_out\.7 is not part of the pass"):

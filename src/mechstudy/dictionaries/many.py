@@ -86,7 +86,8 @@ class View:
         keep = torch.ones(len(x), dtype=torch.bool, device=x.device)
         for tensor, limit in ((x, self.max_input_norm), (y, self.max_output_norm)):
             if limit is not None:
-                keep &= torch.linalg.vector_norm(tensor, dim=1) <= limit
+                norms = torch.linalg.vector_norm(tensor, dim=1)
+                keep &= (norms <= limit) | ~torch.isfinite(norms)  # what is not finite is no sink: training names it
         if bool(keep.all()):
             return x, y
         kept = x[keep]

@@ -245,7 +245,8 @@ class Training:
 
     def _tell(self, findings: Iterable[Finding]) -> None:
         for finding in findings:
-            self._progress.log(f"{self.site_out}, step {finding.step:,}: {finding.text}; fix: {finding.fix}")
+            fix = f"; fix: {finding.fix}" if finding.action == "warned" else ""
+            self._progress.log(f"{self.site_out}, step {finding.step:,}: {finding.text}{fix}")
 
     def _usable(self, x: Tensor, y: Tensor, step: int) -> tuple[Tensor, Tensor, int]:
         """The rows on the device as float32, without those that are not finite; and how many those were."""

@@ -15,8 +15,10 @@ from mechstudy.dictionaries.kernels.reference import BETA1, BETA2, EPSILON
 
 @njit(cache=True, fastmath=FAST)
 def _add_rows(total: Array, first: int, last: int, numbers: Array, entries: Array, table: Array) -> None:
-    """total += sum of entries[j] * table[numbers[j]]; eight rows at a time, so that their loads overlap and the total is
-    read and written once for all of them."""
+    """total += sum of entries[j] * table[numbers[j]].
+
+    Eight rows at a time: their loads overlap, and the total is read and written once for all of them.
+    """
     width, j = len(total), first
     while j + 8 <= last:
         a, b, c, d = entries[j], entries[j + 1], entries[j + 2], entries[j + 3]

@@ -54,7 +54,9 @@ def measure(a: argparse.Namespace) -> dict[str, Any]:
     """Train here for a few steps."""
     before = peak_gb()
     cfg = DictionaryConfig(kind="sae", activation=a.child, d_sae=a.features, k=a.k)
-    recipe = TrainConfig(steps=a.steps, batch_size=a.batch, precision=a.precision, tensorboard=False)
+    recipe = TrainConfig(
+        steps=a.steps, batch_size=a.batch, precision=a.precision, tensorboard=False, dead_after_rows=a.dead_after_rows
+    )
     after: list[float] = []
     progress = StepProgress(lambda step: after.append(peak_gb()))
     dictionary = train(cfg, recipe, Rows(a.width, a.batch), progress=progress)
@@ -74,6 +76,10 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument(
+        "--dead-after-rows", type=int, default=10_000_000,
+        help="as in the specification's 50,000 steps; a few hundred shows what the auxiliary loss takes",
+    )  # fmt: skip
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "memory.json")
     parser.add_argument("--child", help=argparse.SUPPRESS)

@@ -164,3 +164,16 @@ def test_parts_of_split_codes_put_together_are_the_whole(dense_from, monkeypatch
     for part, where in parts:
         put[where] = part.values
     torch.testing.assert_close(put, codes.values)
+
+
+@pytest.mark.parametrize("start", [0.2, 5.0])
+def test_steering_brings_l0_to_the_target_from_both_sides_and_stays(start):
+    cfg = DictionaryConfig(kind="transcoder", d_sae=256, k=8, activation="jumprelu")
+    architecture, pre = architecture_of(cfg), draw(4_000, 256, seed=1)
+    w = Weights(*(torch.eye(1, dtype=torch.float64) for _ in range(4)), None, architecture.start(pre)[1])
+    w.extra["log_threshold"] += math.log(start)
+    found = []
+    for _ in range(100):
+        found.append(float((pre > w.extra["log_threshold"].exp()).sum()) / len(pre))
+        architecture.after_step(w, found[-1])
+    assert not 4 < found[0] < 16 and all(7.9 < l0 < 8.1 for l0 in found[-10:])

@@ -72,8 +72,9 @@ def train_step(
     before = state.rows
     state.observe_codes(fired > 0, n_rows, train_cfg.resolved_dead_after())
     total.active = team.total(active)
-    if architecture.needs_control:
-        state.last_l0 = total.active / n_rows
+    state.last_l0 = total.active / n_rows
+    if cfg.coefficient is None:
+        architecture.after_step(state.weights, state.last_l0)
     state.step += 1
     if train_cfg.revive == "resample" and state.rows // train_cfg.resolved_dead_after() > before // (
         train_cfg.resolved_dead_after()

@@ -83,11 +83,21 @@ class Architecture(Protocol):
     def backward(self, context: Context) -> Passed:
         """Where gradients go from the codes."""
 
+    def after_step(self, weights: Weights, l0: float) -> None:
+        """What is set, not learned, given the L0 of the batch; not called where the study gives a coefficient."""
+
     def at_inference(self, weights: Weights, threshold: float | None) -> tuple[Weights, Tensor | None]:
         """Weights and thresholds [F] of the JumpReLU that computes the same (None: TopK), in normalised space.
 
         ``threshold`` is the running mean of ``minimum``.
         """
+
+
+class LearnedOnly:
+    """An architecture of which nothing is set besides what is learned."""
+
+    def after_step(self, weights: Weights, l0: float) -> None:
+        """Nothing."""
 
 
 def plain_backward(context: Context) -> Passed:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mechstudy.dictionaries.architectures.base import Context, Encoded, Passed, plain_backward
+from mechstudy.dictionaries.architectures.base import Context, Encoded, LearnedOnly, Passed, plain_backward
 from mechstudy.dictionaries.codes import batch_topk_codes
 from mechstudy.dictionaries.team import ALONE, Team
 from mechstudy.dictionaries.weights import Weights
 
 
 @dataclass(frozen=True)
-class BatchTopK:
+class BatchTopK(LearnedOnly):
     """k: active features of a row, on average over a batch."""
 
     k: int

@@ -7,6 +7,7 @@ rate 1/bandwidth.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +20,16 @@ from mechstudy.dictionaries.team import ALONE, Team
 from mechstudy.dictionaries.weights import Weights
 
 L0_STRENGTH = 8.0  # of the quadratic penalty: 10% off the target costs as much as .08 of FVU
+STEERING = 0.05  # change of log thresholds a step, per unit of log(L0 / k)
 TANH_WEIGHT = 1e-3  # of the tanh penalty where no coefficient is given
 
 
 @dataclass(frozen=True)
 class JumpReLU:
     """L0 is pulled to k by strength x (L0 / k - 1)^2 (Gemma Scope 2), so no coefficient has to be found.
+
+    Besides, all thresholds are steered together until L0 is k: the pull alone moves a threshold by at most the learning
+    rate a step, and in a transcoder, whose pre-activations shrink as fast, L0 stayed at .6 k.
 
     ``penalty`` "tanh" weighs activations by tanh besides (Anthropic, January 2025), with a weight of its own.
     """
@@ -73,6 +78,11 @@ class JumpReLU:
         d_threshold = -near.sum_features(lost * here) / self.bandwidth
         result.extra = {"log_threshold": d_threshold * threshold_F}
         return result
+
+    def after_step(self, weights: Weights, l0: float) -> None:
+        """Too many active features raise every threshold, too few lower it."""
+        error = max(-1.0, min(1.0, math.log(max(l0, 1e-3) / self.k)))
+        weights.extra["log_threshold"] += STEERING * error
 
     def at_inference(self, weights: Weights, threshold: float | None) -> tuple[Weights, Tensor | None]:
         return weights, weights.extra["log_threshold"].exp()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mechstudy.dictionaries.architectures.base import Context, Encoded, Passed, upper_quantile
+from mechstudy.dictionaries.architectures.base import Context, Encoded, LearnedOnly, Passed, upper_quantile
 from mechstudy.dictionaries.architectures.penalties import PENALTIES
 from mechstudy.dictionaries.codes import codes_between
 from mechstudy.dictionaries.team import ALONE, Team
@@ -15,7 +15,7 @@ from mechstudy.dictionaries.weights import Weights
 
 
 @dataclass(frozen=True)
-class ReLU:
+class ReLU(LearnedOnly):
     """k: the L0 that the penalty's weight is found for."""
 
     k: int

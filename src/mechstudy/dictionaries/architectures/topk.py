@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mechstudy.dictionaries.architectures.base import Context, Encoded, Passed, plain_backward
+from mechstudy.dictionaries.architectures.base import Context, Encoded, LearnedOnly, Passed, plain_backward
 from mechstudy.dictionaries.codes import topk_codes
 from mechstudy.dictionaries.team import ALONE, Team
 from mechstudy.dictionaries.weights import Weights
 
 
 @dataclass(frozen=True)
-class TopK:
+class TopK(LearnedOnly):
     """k: active features of every row."""
 
     k: int

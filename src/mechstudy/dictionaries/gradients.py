@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mechstudy.dictionaries import cross_layer
 from mechstudy.dictionaries.architectures.base import Architecture, Context
-from mechstudy.dictionaries.auxiliary import auxiliary
+from mechstudy.dictionaries.auxiliary import Auxiliary, auxiliary
 from mechstudy.dictionaries.codes import Codes
 from mechstudy.dictionaries.kernels.reference import remove_parallel
 from mechstudy.dictionaries.objective import Objective, Reconstruction
@@ -129,13 +129,7 @@ def loss_and_gradients(
     if dead is not None and len(dead) and aux_alpha > 0 and not n_sites:
         aux = auxiliary(weights, x_dense, error, pre_NF, dead, aux_k, aux_alpha, n_rows, team)
         aux_loss = aux.loss
-        if unit_decoder:
-            remove_parallel(aux.dec, weights.dec[dead])
-        for name, extra in (("enc", aux.enc), ("b_enc", aux.b_enc), ("dec", aux.dec)):
-            gradient = getattr(gradients, name)
-            gradient[dead] += extra
-            if name in squares:
-                squares[name][dead] = gradient[dead].square().sum(1)
+        _add_auxiliary(aux, weights, gradients, squares, dead, unit_decoder)
     loss = torch.linalg.vector_norm(error).square() / (n_rows * error.shape[1])
     return StepOutput(loss, passed.penalty, aux_loss, error, codes, encoded.minimum, gradients, squares)
 
@@ -158,6 +152,18 @@ def _encoder_gradient(
         out += extra
         squares.pop("enc", None)
     return out
+
+
+def _add_auxiliary(
+    aux: Auxiliary, weights: Weights, gradients: Weights, squares: dict[str, Tensor], dead: Tensor, unit: bool
+) -> None:
+    if unit:
+        remove_parallel(aux.dec, weights.dec[dead])
+    for name, extra in (("enc", aux.enc), ("b_enc", aux.b_enc), ("dec", aux.dec)):
+        gradient = getattr(gradients, name)
+        gradient[dead] += extra
+        if name in squares:
+            squares[name][dead] = gradient[dead].square().sum(1)
 
 
 def _norms(dec: Tensor, unit: bool, n_sites: int) -> Tensor:

@@ -46,6 +46,7 @@ def supports(*tensors: Tensor) -> bool:
 
 
 def bits_of(tensor: Tensor) -> Array:
+    """The bits of floats as signed integers of their width; no copy."""
     return tensor.detach().view(INTEGERS[tensor.dtype]).numpy()
 
 
@@ -56,6 +57,7 @@ def values_of(tensor: Tensor) -> Array:
 
 
 def run(kernel: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a parallel kernel with torch's present number of threads."""
     numba.set_num_threads(min(torch.get_num_threads(), _config.NUMBA_NUM_THREADS))
     return kernel(*arguments)
 

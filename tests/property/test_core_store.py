@@ -93,7 +93,8 @@ def test_any_flipped_byte_in_any_file_is_found_and_named(files, spec, data):
         name = data.draw(st.sampled_from([*(n for n in files if files[n]), "manifest.json"]))
         path = artifact.path / name
         whole = path.read_bytes()
-        position = data.draw(st.integers(0, len(whole) - 1))
+        # A share: the manifest holds times and memory, so its length is not the same in a second run of an example.
+        position = int(data.draw(st.floats(0, 1, exclude_max=True)) * len(whole))
         flipped = bytearray(whole)
         flipped[position] ^= 1 << data.draw(st.integers(0, 7))
         path.write_bytes(bytes(flipped))

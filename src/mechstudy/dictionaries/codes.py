@@ -73,13 +73,11 @@ class SparseCodes:
         """(error [N, D], entries): base + codes @ table, and the products of the error with the table's rows."""
         return self._kernels.reconstruct(self.offsets, self.features, self.values, table_FD, base_ND)  # type: ignore[no-any-return]
 
-    def transposed_times(self, entries: Tensor, rows_ND: Tensor, out: Tensor | None = None) -> Tensor:
-        """[F, D]: for each feature the sum over its entries of entry x row. With entries = values: codes.T @ rows."""
-        order, rows, offsets = self.by_feature
-        return self._kernels.sum_rows(offsets, rows, entries[order], rows_ND, out)  # type: ignore[no-any-return]
-
     def gradient_rows(self, entries: Tensor, rows_ND: Tensor, out: Tensor, unit_FD: Tensor | None = None) -> Tensor:
-        """`transposed_times` into ``out``, without what lies along the rows of ``unit_FD``; squared lengths [F]."""
+        """Each feature's sum over its entries of entry x row, into ``out`` [F, D]; squared lengths [F].
+
+        With entries = values that is codes.T @ rows. What lies along the rows of ``unit_FD`` is left out.
+        """
         order, rows, offsets = self.by_feature
         return self._kernels.gradient_rows(offsets, rows, entries[order], rows_ND, unit_FD, out)  # type: ignore[no-any-return]
 
@@ -144,12 +142,8 @@ class DenseCodes:
         error = self.times(table_FD).add_(base_ND)
         return error, self.products(error, table_FD)
 
-    def transposed_times(self, entries: Tensor, rows_ND: Tensor, out: Tensor | None = None) -> Tensor:
-        total = (entries.to(self.dtype).T @ rows_ND.to(self.dtype)).to(self.values.dtype)
-        return total if out is None else out.copy_(total)
-
     def gradient_rows(self, entries: Tensor, rows_ND: Tensor, out: Tensor, unit_FD: Tensor | None = None) -> Tensor:
-        self.transposed_times(entries, rows_ND, out)
+        out.copy_(entries.to(self.dtype).T @ rows_ND.to(self.dtype))
         if unit_FD is not None:
             reference.remove_parallel(out, unit_FD)
         return out.square().sum(1)

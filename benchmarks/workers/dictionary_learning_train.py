@@ -23,13 +23,21 @@ made = []
 
 
 class Trainer(base):  # type: ignore[misc,valid-type]
-    """Its trainer, kept in `made`, with the task's dead-latent window in our recipe: it is no option of theirs."""
+    """Its trainer, kept in `made`, with the task's dead-latent window in our recipe: it is no option of theirs.
+
+    Autocast goes around one update, as in its `trainSAE` on CUDA. Around the whole run it would keep the bfloat16
+    copies of the first step's weights to the end.
+    """
 
     def __init__(self, **options: object) -> None:
         super().__init__(**options)
         if task.recipe == "ours":
             self.dead_feature_threshold = task.dead_after_rows
         made.append(self)
+
+    def update(self, step: int, x: Tensor) -> object:
+        with task.autocast():
+            return super().update(step, x)
 
 
 rows = task.rows()
@@ -58,15 +66,14 @@ if task.recipe == "ours":
         "threshold_beta": 1 - task.threshold_rate,
     }
 clock = Clock()
-with task.autocast():
-    trainSAE(
-        data=Batches(rows, task.batch),
-        trainer_configs=[options],
-        steps=task.steps,
-        save_dir=str(task.folder),
-        normalize_activations=True,
-        device="cpu",
-    )
+trainSAE(
+    data=Batches(rows, task.batch),
+    trainer_configs=[options],
+    steps=task.steps,
+    save_dir=str(task.folder),
+    normalize_activations=True,
+    device="cpu",
+)
 seconds = clock.seconds()
 saved = task.folder / "trainer_0"
 for file in ("ae.pt", "config.json"):

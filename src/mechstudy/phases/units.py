@@ -26,8 +26,8 @@ VERSIONS = {
     "baseline": 1,
     "corpus": 1,
     "capture": 2,  # sums by chunk, checksums
-    "stream": 7,
-    "train": 7,
+    "stream": 8,
+    "train": 8,
     "variant": 1,
     "attribute": 2,  # live effects
     "features": 1,

@@ -48,6 +48,9 @@ dictionaries:             # one per layer; layers without one enter the graphs a
   training:
     steps: 1000
     batch_size: 1024
+  source: store           # or: stream (nothing on disk), auto (`plan` chooses and says why)
+  store_dtype: bfloat16   # or: int8, half the disk; what that loses is measured and told
+  # variants: [{{name: seed-1}}, {{name: k64, architecture: {{kind: transcoder, activation: topk, k: 64}}}}]
 
 attribution:
   target: logit_difference
@@ -64,6 +67,7 @@ compute:                  # how it runs; never changes what is computed
 
 storage:
   activations: discard    # keep: leave the captured corpus on disk after training
+  # quota: 50GB           # the most that artifacts may take; refused before anything is written
 """
 
 

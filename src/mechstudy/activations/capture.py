@@ -21,6 +21,7 @@ from mechstudy.core.disk import atomic_path
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.core.runtime import oom_backoff
+from mechstudy.core.stopping import Stopped, requested
 from mechstudy.models.batches import length_buckets
 from mechstudy.models.sites import Site
 
@@ -56,7 +57,7 @@ def capture_corpus(
 
     Before shuffling, row ``d * T + t`` is token t of document d. Killed and run again with the same
     ``checkpoint``, it goes on where it was and writes the same bytes: batches are cut as the first run cut
-    them, whatever ``batch_tokens`` says now.
+    them, whatever ``batch_tokens`` says now. Where a stop is asked for (`core.stopping`), it saves first.
 
     Args:
         token_rows: token ids [n_documents, T].
@@ -126,7 +127,7 @@ def write_corpus(
     last = -(-writer.last_row // context) if writer.last_row > writer.first_row else first
     last_save = time.monotonic()
     done = max(0, first - begin) * context
-    with progress.bar("capture", (last - begin) * context, "tokens", done=done) as bar:
+    with progress.bar("capture", (last - begin) * context, "tokens", done=done, stops=False) as bar:
         for start in range(first, last, batch):
             tokens_BT = token_rows[start : start + batch].long()
             size = len(tokens_BT)
@@ -137,11 +138,14 @@ def write_corpus(
                 np.tile(positions_T, size),
                 tokens_BT.flatten(),
             )
-            bar.advance(size * context)
-            if checkpoint and time.monotonic() - last_save >= checkpoint_seconds:
+            stop = requested()
+            if checkpoint and (stop or time.monotonic() - last_save >= checkpoint_seconds):
                 tensors, state = writer.state()
                 save_checkpoint(checkpoint, tensors, {**state, "batch": batch})
                 last_save = time.monotonic()
+            bar.advance(size * context)
+            if stop:
+                raise Stopped(f"{writer.written_rows:,} of {writer.n_rows:,} rows are on disk")
 
 
 def capture_prompts(

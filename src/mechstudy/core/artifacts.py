@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from mechstudy.core.disk import atomic_path, disk_errors, fsync_file, fsync_folder, stale_temporaries
+from mechstudy.core.disk import atomic_path, disk_errors, fsync_file, fsync_folder, not_stale, stale_temporaries
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import jsonable, read_json, write_json_atomic
 from mechstudy.core.manifest import (
@@ -383,7 +383,7 @@ def _load(folder: Path) -> Artifact | None:
         if name in discarded:
             continue
         try:
-            if (folder / name).stat().st_size != expected["size"]:
+            if not_stale((folder / name).stat).st_size != expected["size"]:
                 return None
         except OSError:
             return None

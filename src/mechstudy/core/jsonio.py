@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any
 
-from mechstudy.core.disk import atomic_path
+from mechstudy.core.disk import atomic_path, not_stale
 from mechstudy.core.errors import MechstudyError
 
 
@@ -97,7 +97,7 @@ def read_json(path: Path) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(not_stale(path.read_bytes))
     except FileNotFoundError:
         raise MechstudyError("no such file", where=str(path)) from None
     except json.JSONDecodeError as error:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import write_json_atomic
+from mechstudy.core.stopping import stop_if_requested
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -25,7 +26,10 @@ _RATE_WINDOW = 60.0  # seconds the rate is measured over
 class Bar:
     """One counted piece of work. Made by `Progress.bar`."""
 
-    def __init__(self, progress: Progress, label: str, total: int | None, unit: str, done: int) -> None:
+    def __init__(
+        self, progress: Progress, label: str, total: int | None, unit: str, done: int, stops: bool = True
+    ) -> None:
+        self.stops = stops
         self.label = label
         self.total = total
         self.unit = unit
@@ -35,7 +39,10 @@ class Bar:
         self._samples: deque[tuple[float, int]] = deque([(progress._clock(), done)])
 
     def advance(self, n: int = 1, **info: Any) -> None:
-        """Counts ``n`` more done; ``info`` (a loss, an L0) is shown and written beside the count."""
+        """Counts ``n`` more done; ``info`` (a loss, an L0) is shown and written beside the count.
+
+        Call it once they are kept: where a stop was asked for, it raises `stopping.Stopped`.
+        """
         self.done += n
         if info:
             self.info = info
@@ -45,6 +52,8 @@ class Bar:
             while len(self._samples) > 2 and now - self._samples[0][0] > _RATE_WINDOW:
                 self._samples.popleft()
         self._progress._advanced(self, now)
+        if self.stops:
+            stop_if_requested()
 
     @property
     def rate(self) -> float | None:
@@ -110,9 +119,12 @@ class Progress:
         self._rich_tasks: dict[int, Any] = {}
 
     @contextmanager
-    def bar(self, label: str, total: int | None, unit: str = "", *, done: int = 0) -> Iterator[Bar]:
-        """A bar for ``total`` units of work (None: unknown), ``done`` of them by an earlier run."""
-        bar = Bar(self, label, total, unit, done)
+    def bar(self, label: str, total: int | None, unit: str = "", *, done: int = 0, stops: bool = True) -> Iterator[Bar]:
+        """A bar for ``total`` units of work (None: unknown), ``done`` of them by an earlier run.
+
+        With ``stops=False`` the loop looks after requests to stop itself (`core.stopping`).
+        """
+        bar = Bar(self, label, total, unit, done, stops)
         self._begin(bar)
         try:
             yield bar

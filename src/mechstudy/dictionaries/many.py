@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.core.progress import NullProgress, Progress
+from mechstudy.core.stopping import Stopped
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
 from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder
 from mechstudy.dictionaries.dictionary import Dictionary
@@ -99,7 +100,8 @@ def train_many(
 ) -> dict[str, Dictionary | CrossLayerTranscoder]:
     """Train every job's dictionary from one pass over the source.
 
-    A killed run goes on from the checkpoints, those further ahead waiting for the others.
+    A killed run goes on from the checkpoints, those further ahead waiting for the others. Where a stop is asked for
+    (`core.stopping`), all of them save themselves after the step they are at.
 
     Returns:
         Job name -> dictionary.
@@ -123,15 +125,18 @@ def train_many(
     with ExitStack() as stack:
         for training, _ in trainings.values():
             stack.enter_context(training)
-        bar = stack.enter_context(progress.bar(f"train {len(jobs)}", total, "steps", done=first))
+        bar = stack.enter_context(progress.bar(f"train {len(jobs)}", total, "steps", done=first, stops=False))
         batches = source.batches(first) if first < total else iter(())
         for step, rows in enumerate(batches, first):
+            last = next(iter(trainings.values()))[0].stop_requested()
             for training, view in trainings.values():
                 if training.step == step and not training.finished:
-                    training.take(*view.select(rows))
+                    training.take(*view.select(rows), save=last)
             bar.advance(1)
             if all(training.finished for training, _ in trainings.values()):
                 break
+            if last:
+                raise Stopped(f"{len(jobs)} dictionaries after step {step + 1}")
     return {name: training.finish() for name, (training, _) in trainings.items()}
 
 

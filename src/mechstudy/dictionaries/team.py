@@ -29,6 +29,10 @@ class Team:
         """The sum of a number over processes."""
         return number
 
+    def any(self, flag: bool) -> bool:
+        """Whether it holds for any process; all of them get the same answer."""
+        return bool(self.total(float(flag)))
+
     def gather(self, values: Tensor) -> list[Tensor]:
         """Every process' values [M_rank], by rank."""
         return [values]

@@ -18,6 +18,7 @@ from torch import Tensor
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.core.seeds import torch_generator
+from mechstudy.core.stopping import Stopped, requested
 from mechstudy.dictionaries.architectures import architecture_of
 from mechstudy.dictionaries.config import RECONSTRUCTING, DictionaryConfig, TrainConfig
 from mechstudy.dictionaries.cross_layer import encode
@@ -69,7 +70,8 @@ def train(
     with the same dictionary, that of one process with the same batches; the first one logs and saves.
 
     With `checkpoint`, the run saves itself there every `checkpoint_every` steps and goes on from an existing
-    file; a resumed run ends with the same bytes as an uninterrupted one on the same machine.
+    file; a resumed run ends with the same bytes as an uninterrupted one on the same machine. Where a stop is asked
+    for (`core.stopping`), it saves itself after the step it is at and raises `Stopped`.
 
     Args:
         source: a `RowSource` such as a store's reader; or rows [N, d], a pair (inputs, targets), or any iterable of
@@ -114,13 +116,16 @@ def _train(
     training = Training(cfg, train_cfg, source, site_in=site_in, site_out=site_out, out=out, checkpoint=checkpoint,
                         device=device)  # fmt: skip
     training.begin(source.batches(), progress)
-    with training, progress.bar("train", train_cfg.steps, "steps", done=training.step) as bar:
+    with training, progress.bar("train", train_cfg.steps, "steps", done=training.step, stops=False) as bar:
         for x, y in source.batches(training.step):
             if training.finished:
                 break
-            bar.advance(1, **training.take(x, y))
+            last = training.stop_requested()
+            bar.advance(1, **training.take(x, y, save=last))
             if training.finished:
                 break
+            if last:
+                raise Stopped(f"{site_out} at step {training.step}")
     return training.finish()
 
 
@@ -195,8 +200,12 @@ class Training:
         if self._log is not None:
             self._log.close()
 
-    def take(self, x: Tensor, y: Tensor) -> dict[str, Any]:
-        """One step on raw rows; the scalars, where this step logs any.
+    def stop_requested(self) -> bool:
+        """Whether a stop was asked for in any process: they all stop after the same step."""
+        return self.team.any(requested()) if self.team.size > 1 else requested()
+
+    def take(self, x: Tensor, y: Tensor, *, save: bool = False) -> dict[str, Any]:
+        """One step on raw rows; the scalars, where this step logs any. ``save``: write the checkpoint after it.
 
         Raises:
             MechstudyError: rows of another width or with NaN or infinity, a loss that diverged, or poor health where
@@ -217,7 +226,7 @@ class Training:
                 self._log.write(step, values)
             told = {name: values[name] for name in ("loss", "fvu", "l0")}
             self._tell(self.health.step(step, values))
-        saves = self.checkpoint is not None and step % train_cfg.checkpoint_every == 0
+        saves = self.checkpoint is not None and (save or step % train_cfg.checkpoint_every == 0)
         if saves or last:
             _assert_finite(state, output)
         if self.checkpoint is not None and (saves or last):

@@ -20,7 +20,7 @@ def unit(
     name: str, inputs: Sequence[str] = (), *, phase: str | None = None, entry: str = "digest", **options: Any
 ) -> Unit:
     """A toy unit; options that are no fields of a unit make its spec."""
-    fields = {"gates", "optional_inputs", "retention", "discard_patterns", "estimate", "version"}
+    fields = {"gates", "optional_inputs", "retention", "discard_patterns", "reads_payload", "estimate", "version"}
     kept = {key: options.pop(key) for key in list(options) if key in fields}
     return Unit(
         name=name,

@@ -107,7 +107,7 @@ def changes_that_fit(sites: Mapping[Site, int], n_rows: int, dtype: str, availab
         layers.setdefault(site.layer, []).append(width)
     found = []
     if n := _layers_that_fit(list(layers.values()), n_rows, dtype, available):
-        found.append(f"dictionaries.layers_per_pass: {n} (with storage.activations: discard)")
+        found.append(f"dictionaries.layers_per_pass: {n} (with storage.retain.capture: discard)")
     small = store_bytes(n_rows, sites.values(), "int8")
     if small <= available:
         found.append(f"dictionaries.store_dtype: int8 (needs {small:,} bytes)")

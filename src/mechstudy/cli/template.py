@@ -66,7 +66,8 @@ compute:                  # how it runs; never changes what is computed
   batch_tokens: 4096
 
 storage:
-  activations: discard    # keep: leave the captured corpus on disk after training
+  retain:                 # how long what can be made again is kept: keep, regenerate (till `clean`), discard
+    capture: discard      # the corpus' activations: deleted once every dictionary is trained
   # quota: 50GB           # the most that artifacts may take; refused before anything is written
 """
 
@@ -116,7 +117,7 @@ def _layers(model: str, base: Path) -> str:
     from mechstudy.models.shapes import shapes_of
 
     try:
-        config = None if model.startswith("hf:") else config_without_fetching(model)
+        config = None if model.startswith("hf:") else config_without_fetching(model, base.resolve())
         if config is None and (folder := local_folder(model, base.resolve())) is not None:
             config = config_of(folder)
         n_layers = shapes_of(config).n_layers if config is not None else 0

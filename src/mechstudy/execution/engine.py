@@ -242,7 +242,7 @@ class _Session:
         return Job(node.unit, node.id, inputs, self.folder.path, self.folder.store.root, self.options, quiet)
 
     def _payload_needed(self, name: str) -> bool:
-        return any(c in self.waiting and not self.graph.units[c].optional_inputs for c in self.graph.consumers[name])
+        return any(reader in self.waiting for reader in self.evaluation.readers(name))
 
     def _why_missing(self, name: str) -> str:
         if any(failure.name == name for failure in self.failures):

@@ -185,8 +185,13 @@ class Evaluation:
             node.must_run = missing or name in self.force
             if node.must_run:
                 wanted.update(self.graph.required(name))
-                if not node.unit.optional_inputs:
+                if node.unit.reads_payload:
                     payload.update(node.unit.inputs.values())
+                    wanted.update(source for source in node.unit.inputs.values() if self._is_discarded(source))
+
+    def _is_discarded(self, name: str) -> bool:
+        artifact = self.nodes[name].artifact
+        return artifact is not None and artifact.is_discarded
 
     @property
     def to_run(self) -> list[str]:
@@ -195,15 +200,18 @@ class Evaluation:
 
     def disposable(self, still_to_run: Collection[str]) -> list[str]:
         """Complete units whose payload nobody needs any more and whose retention is to discard it."""
-        found = []
-        for name, node in self.nodes.items():
-            if node.unit.retention != "discard" or node.artifact is None or name in still_to_run:
-                continue
-            consumers = [c for c in self.graph.consumers[name] if not self.graph.units[c].optional_inputs]
-            settled = [self.nodes[c].artifact is not None or self.nodes[c].stopped is not None for c in consumers]
-            if consumers and all(settled) and not set(consumers) & set(still_to_run):
-                found.append(name)
-        return found
+        discarded = (name for name, node in self.nodes.items() if node.unit.retention == "discard")
+        return [name for name in discarded if self.is_idle(name, still_to_run) and self.readers(name)]
+
+    def readers(self, name: str) -> list[str]:
+        """The units that read a unit's payload."""
+        return [c for c in self.graph.consumers[name] if self.graph.units[c].reads_payload]
+
+    def is_idle(self, name: str, still_to_run: Collection[str]) -> bool:
+        """Whether a unit is complete and every reader of its payload has its artifact, or is stopped by a gate."""
+        readers = self.readers(name)
+        settled = [self.nodes[c].artifact is not None or self.nodes[c].stopped is not None for c in readers]
+        return self.nodes[name].artifact is not None and all(settled) and not {name, *readers} & set(still_to_run)
 
 
 def gate_closed(gate: str, artifact: Artifact | None) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,8 @@ from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.models.sites import SiteKind
+from mechstudy.phases.retention import Retention, check_kinds
+from mechstudy.phases.slurm import SlurmConfig
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -92,7 +94,7 @@ class DictionariesConfig(Config):
     what it began with (``resolved.json``), and as it becomes part of artifacts' ids, a study that must be the same on
     two machines names its source.
     ``layers_per_pass`` bounds the disk, or the window: so many layers are captured, trained and (with
-    ``storage.activations: discard``) deleted before the next.
+    ``storage.retain: {capture: discard}``) deleted before the next.
     ``variants`` are more dictionaries of every layer from the same rows: other k, other architectures, other seeds.
     """
 
@@ -156,6 +158,8 @@ class ComputeConfig(Config):
     ``stage`` copies a store's rows to the node's own disk for as long as they are trained on: ``auto`` (to
     ``$SLURM_TMPDIR`` or ``$TMPDIR``, where the run lies on a network file system), ``off``, or a folder, in which
     ``$NAMES`` are replaced. ``verify_reads`` compares what training reads with the store's checksums.
+    ``slurm`` is what `submit` asks of a cluster, ``profile`` a file of such values in the user's config folder
+    (docs/slurm.md).
     """
 
     device: str = "auto"
@@ -164,17 +168,44 @@ class ComputeConfig(Config):
     batch_tokens: int = Field(4096, ge=1)
     stage: str = Field("auto", min_length=1)
     verify_reads: bool = False
+    slurm: SlurmConfig = SlurmConfig()
+    profile: str | None = Field(None, pattern=r"^[A-Za-z0-9_.\-]+$")
 
 
 class StorageConfig(Config):
-    """``activations: discard`` deletes captured corpus rows once every dictionary that needs them is trained.
+    """``retain`` says of kinds of artifacts how long they are kept, where that is not as usual (docs/storage.md).
 
+    ``retain: {capture: keep}`` leaves captured corpus rows; by default (``discard``) they are deleted once every
+    dictionary that needs them is trained, and with ``regenerate`` by `mechstudy clean`. ``activations: keep`` is an
+    earlier way to write the first of these.
     ``quota`` (``50GB``, ``1.5TiB``) is the most bytes the run's artifacts may take, where the disk's own free space is
     not the limit: refused before anything is allocated. How it runs, not what: not part of any artifact's id.
     """
 
-    activations: Literal["keep", "discard"] = "discard"
+    retain: Mapping[str, Retention] = {}
     quota: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_way(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or "activations" not in value:
+            return value
+        rest = {key: item for key, item in value.items() if key != "activations"}
+        given = value["activations"]
+        if given not in ("keep", "discard"):
+            raise MechstudyError(f"activations is keep or discard, not {given!r}", fix="retain: {capture: keep}")
+        retain = rest.get("retain") or {}
+        if isinstance(retain, Mapping) and retain.get("capture", given) != given:
+            raise MechstudyError(
+                f"activations says {given}, and retain.capture {retain['capture']}", fix="leave out activations"
+            )
+        return {**rest, "retain": {"capture": given, **retain}} if isinstance(retain, Mapping) else rest
+
+    @field_validator("retain")
+    @classmethod
+    def _known_kinds(cls, value: Mapping[str, Retention]) -> Mapping[str, Retention]:
+        check_kinds(value)
+        return value
 
     @field_validator("quota")
     @classmethod

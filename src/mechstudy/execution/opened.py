@@ -9,10 +9,10 @@ from pathlib import Path
 from mechstudy.core.config import Lines
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
+from mechstudy.execution.budget.disk import disk_need, disk_refusal
 from mechstudy.execution.engine import Run, RunResult
 from mechstudy.execution.jobs import LOG, Options
 from mechstudy.execution.model_files import NOT_FETCHED, config_of, config_without_fetching, local_folder
-from mechstudy.execution.plan import disk_need, disk_refusal
 from mechstudy.execution.source_choice import Choice, choose_source, record, with_source
 from mechstudy.models.shapes import ModelShapes, shapes_of
 from mechstudy.models.sources import resolve_source
@@ -122,10 +122,12 @@ def execute(
 ) -> RunResult:
     """Runs a study's units; afterwards its folder holds the newest summary and report."""
     from mechstudy.execution.summary import write_summary
+    from mechstudy.phases.study import study_dict
 
     run = opened.run(progress, **changes)
 
     def before() -> None:
+        _refuse_beside_jobs(run)
         disk = disk_need(run.evaluate(targets), run.folder.path, run.options.quota)
         if (refusal := disk_refusal(disk, run.folder.path)) is not None:
             raise refusal
@@ -137,14 +139,28 @@ def execute(
         report = next((unit.artifact for unit in result.units if unit.phase == "report"), None)
         if report is not None:
             run.folder.point_report_to(report)
-        write_summary(opened, result)
+        write_summary(opened.folder, study_dict(opened.study), result)
 
     return run.execute(targets, force=force, before=before, after=after)
 
 
+def _refuse_beside_jobs(run: Run) -> None:
+    """Refuses to run what jobs in the queue are going to run."""
+    from mechstudy.execution.slurm.jobs_now import jobs_now
+
+    alive = jobs_now(run.folder.path, ask_accounting=False).alive
+    if alive:
+        raise MechstudyError(
+            "jobs of this study are in the queue",
+            where=str(run.folder.path),
+            facts={"jobs": ", ".join(sorted({queued.job for queued in alive.values()}))},
+            fix="wait for them (`mechstudy status`), or `mechstudy cancel`: what is finished is kept",
+        )
+
+
 def _model(source: str, base: Path, fetch: bool, say: Callable[[str], None]) -> tuple[Path | None, ModelShapes]:
     folder = local_folder(source, base)
-    if folder is None and not fetch and (config := config_without_fetching(source)) is not None:
+    if folder is None and not fetch and (config := config_without_fetching(source, base)) is not None:
         return None, shapes_of(config)
     if folder is None:
         say(f"fetching {source}; this happens once")

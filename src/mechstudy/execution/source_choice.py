@@ -15,9 +15,10 @@ from typing import Any
 
 from mechstudy.core.jsonio import read_json, write_json_atomic
 from mechstudy.core.memory import available_memory_bytes
+from mechstudy.core.sizes import human
+from mechstudy.execution.budget.disk import disk_need
 from mechstudy.execution.engine import Run
 from mechstudy.execution.jobs import Options
-from mechstudy.execution.plan import disk_need, human
 from mechstudy.phases.study import Study
 from mechstudy.phases.unit import Unit
 
@@ -96,11 +97,12 @@ def choose_source(
         return earlier
     stored, streamed = (units_of(with_source(study, source)) for source in ("store", "stream"))
     disk = disk_need(Run(folder, stored, Options()).evaluate(), folder, study.storage.quota_bytes)
-    stores = [u.estimate.bytes_on_disk for u in stored if u.name.startswith("capture[corpus")]
+    captures = [u for u in stored if u.name.startswith("capture[corpus")]
+    stores = [u.estimate.bytes_on_disk for u in captures]
     c, training = study.corpus, study.dictionaries.training
     return decide(
         Need(
-            disk=max(stores) if study.storage.activations == "discard" else sum(stores),
+            disk=max(stores) if captures[0].retention == "discard" else sum(stores),
             disk_short=disk.short_by,
             disk_free=disk.free if disk.quota_left is None else min(disk.free, disk.quota_left),
             memory=max((u.estimate.bytes_in_memory for u in streamed if u.phase == "stream"), default=0),

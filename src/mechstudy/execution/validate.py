@@ -1,7 +1,7 @@
-"""`mechstudy validate`: three tests on this machine before a long run, each with its numbers and a verdict.
+"""`mechstudy validate`: tests on the target machine before a long run, each with its numbers and a verdict.
 
-Memory and speed are measured on the model itself. Convergence trains a small SAE through the study's own units,
-in a temporary run folder.
+Short pilots of the study's own units calibrate the plan (`budget.calibration`). Memory and speed are measured on the
+model itself, convergence by a small SAE trained through the study's own units. All in a temporary folder of the run's.
 """
 
 from __future__ import annotations
@@ -11,23 +11,29 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json, write_json_atomic
 from mechstudy.core.memory import available_memory_bytes, peak_rss_bytes, reset_peak_rss
-from mechstudy.core.progress import Progress, duration
+from mechstudy.core.progress import NullProgress, Progress, duration
+from mechstudy.core.sizes import human
+from mechstudy.execution.budget.calibration import FILE, Calibration, fit_all
+from mechstudy.execution.budget.fit import refusal
+from mechstudy.execution.budget.hardware import Hardware
+from mechstudy.execution.budget.machine import measure, this_machine
+from mechstudy.execution.budget.pilots import Found, pilots_of, run_pilots
+from mechstudy.execution.budget.plan import Plan, make_plan
 from mechstudy.execution.engine import Run, RunResult
 from mechstudy.execution.folder import RunFolder
 from mechstudy.execution.jobs import resolve_device
 from mechstudy.execution.opened import OpenedStudy, open_study
-from mechstudy.execution.plan import human
 
 if TYPE_CHECKING:
     from mechstudy.models.language_model import LanguageModel
 
-FILE = "validate.json"
 MIN_R2 = 0.7
 MAX_SECONDS = 86_400.0  # a study that would take longer than a day is worth a second thought
 _PROMPTS = 10
@@ -39,10 +45,10 @@ _EXPANSION = 4
 
 
 def validate(opened: OpenedStudy, *, steps: int = 1000, progress: Progress | None = None) -> dict[str, Any]:
-    """Runs the three tests and writes ``<run>/validate.json``.
+    """Runs the tests and writes ``<run>/validate.json``.
 
     Returns:
-        ``{go, tests: [{name, go, text, fix, ...the numbers}]}``.
+        ``{go, layer, tests: [{name, go, text, fix, ...the numbers}], calibration, plan}``.
 
     Raises:
         MechstudyError: a test could not be run at all.
@@ -51,15 +57,69 @@ def validate(opened: OpenedStudy, *, steps: int = 1000, progress: Progress | Non
     layer = opened.shapes.n_layers // 2
     folder = RunFolder(opened.folder)
     with folder.lock(), tempfile.TemporaryDirectory(prefix=".validate-", dir=opened.folder) as scratch:
+        rough = this_machine(opened.options.device, opened.options.total_threads)
+        pilots = run_pilots(opened, Path(scratch) / "pilots", rough, progress)
+        hardware = _measured(opened, Path(scratch), rough, progress)
+        calibration = fit_all(pilots_of(pilots, hardware), datetime.now(UTC).isoformat(timespec="seconds"))
         small = _small_study(opened, layer, steps, Path(scratch))
         prompts = _prompts(small, progress)
         model, tests = _memory_and_speed(opened, prompts, layer, progress)
         del model
         gc.collect()
         tests.append(_convergence(small, layer, steps, progress))
-    found = {"go": all(test["go"] for test in tests), "layer": layer, "tests": tests}
+    whole = _whole(opened, hardware, calibration)
+    tests.append(_budget(opened, whole, pilots))
+    found = {
+        "go": all(test["go"] for test in tests),
+        "layer": layer,
+        "tests": tests,
+        "hardware": hardware.canonical(),
+        "calibration": calibration.as_json(),
+    }
     write_json_atomic(opened.folder / FILE, found)
     return found
+
+
+def _measured(opened: OpenedStudy, scratch: Path, rough: Hardware, progress: Progress) -> Hardware:
+    """The CPU measured with torch at the model's widths; a GPU's profile as it is."""
+    if rough.device == "cuda":
+        return rough
+    progress.log("machine: products, memory, disk")
+    return measure(scratch, (opened.shapes.d_model, opened.shapes.d_mlp), opened.options.total_threads)
+
+
+def _whole(opened: OpenedStudy, hardware: Hardware, calibration: Calibration) -> Plan:
+    """The plan of the whole study as if nothing of it were done."""
+    with tempfile.TemporaryDirectory(prefix=".validate-", dir=opened.folder) as empty:
+        run = Run(Path(empty), opened.units, opened.options, NullProgress())
+        return make_plan(run, hardware=hardware, calibration=calibration)
+
+
+def _budget(opened: OpenedStudy, plan: Plan, pilots: Found) -> dict[str, Any]:
+    """The whole study by what the pilots took: time with its interval, memory, disk."""
+    low, high = plan.interval
+    against = refusal(plan, opened)
+    short = plan.memory_needed > plan.memory_available and plan.hardware.device == "cpu"
+    go = against is None and not short and high <= MAX_SECONDS and not pilots.failed
+    failed = [f"{name} cannot run: {why}" for name, why in pilots.failed.items()]
+    fixes = [against.fix or against.what] if against is not None else []
+    return {
+        "name": "budget",
+        "go": go,
+        "seconds": plan.seconds,
+        "low": low,
+        "high": high,
+        "peak_bytes": plan.memory_needed,
+        "available_bytes": plan.memory_available,
+        "disk_bytes": plan.disk.needed,
+        "pilots": len(pilots.runs),
+        "failed": pilots.failed,
+        "text": f"the whole study takes {duration(plan.seconds)} [{duration(low)}, {duration(high)}], "
+        f"{human(plan.memory_needed)} of {human(plan.memory_available)} of memory, {human(plan.disk.needed)} of disk"
+        + "".join(f"; {text}" for text in failed),
+        "fix": ", or ".join([*failed, *fixes])
+        or "fewer layers, corpus.tokens or training.steps; compute.batch_tokens for memory; or a larger machine",
+    }
 
 
 def _small_study(opened: OpenedStudy, layer: int, steps: int, scratch: Path) -> OpenedStudy:

@@ -88,7 +88,7 @@ class _Builder:
     def _add(self, name: str, phase: str, spec: dict[str, Any], inputs: Sequence[str], **kw: Any) -> str:
         entry = kw.pop("entry", f"mechstudy.phases.{phase}:run")
         rule = rule_of(phase, spec, self.study.storage.retain)
-        kept = {"retention": rule.retention, "discard_patterns": rule.payload}
+        kept: dict[str, Any] = {"retention": rule.retention, "discard_patterns": rule.payload}
         self.units.append(Unit(name, phase, VERSIONS[phase], spec, {i: i for i in inputs}, entry, **kept, **kw))
         return name
 

@@ -1,0 +1,118 @@
+"""`mechstudy plan` and `cost`: what a study will take, and what it took."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mechstudy.cli.options import Device, Json, Out, Sets, StudyFile, guarded, overrides
+
+if TYPE_CHECKING:
+    from mechstudy.execution.budget.hardware import Hardware
+    from mechstudy.execution.opened import OpenedStudy
+    from mechstudy.phases.slurm import SlurmConfig
+
+HardwareName = Annotated[
+    str | None,
+    typer.Option(
+        "--hardware",
+        metavar="NAME",
+        help="a100-40gb, a100-80gb, h100, or your own YAML file. Default: compute.hardware, else this machine.",
+    ),
+]
+
+
+def add_plan(app: typer.Typer, panel: str) -> None:
+    """Adds `plan`, which stands before `run` in the help."""
+    app.command(rich_help_panel=panel)(guarded(plan))
+
+
+def add_to(app: typer.Typer, panel: str) -> None:
+    """Adds `cost`."""
+    app.command(rich_help_panel=panel)(guarded(cost))
+
+
+def plan(
+    study: StudyFile,
+    sets: Sets = None,
+    out: Out = None,
+    device: Device = None,
+    hardware: HardwareName = None,
+    as_json: Json = False,
+) -> None:
+    """Show what the study will take: FLOPs, time, memory, disk, GPU-hours, per unit, per phase and in all.
+
+    Loads no weights; well-known models need not even be fetched. `mechstudy validate` makes the numbers those of this
+    machine. Exits with 2 when something cannot fit, with the change that would make it fit.
+
+    [dim]mechstudy plan study.yaml --hardware a100-80gb --set dictionaries.layers=0-29[/]
+    """
+    from mechstudy.cli.plan_table import show_plan
+    from mechstudy.cli.show import print_json
+    from mechstudy.execution.budget.fit import refusal
+    from mechstudy.execution.budget.plan import make_plan
+    from mechstudy.execution.opened import open_study
+
+    opened = open_study(study, overrides(sets, device), out=out, say=_say)
+    slurm = _slurm(opened)
+    made = make_plan(opened.run(), hardware=_hardware(opened, hardware), slurm=slurm)
+    made.notes.extend(opened.notes)
+    if opened.model is None:
+        made.notes.append("the model's weights are not here yet; `mechstudy run` fetches them")
+    if as_json:
+        print_json(made.as_json())
+    else:
+        show_plan(made)
+    if (error := refusal(made, opened, slurm)) is not None:
+        raise error
+
+
+def cost(
+    study: StudyFile,
+    sets: Sets = None,
+    out: Out = None,
+    hardware: HardwareName = None,
+    as_json: Json = False,
+) -> None:
+    """Show what the study has taken so far, beside what was planned, phase by phase.
+
+    From the records of what is finished, and from Slurm's accounting where jobs were submitted: also jobs that were
+    put back into the queue, or lost.
+
+    [dim]mechstudy cost study.yaml --json[/]
+    """
+    from mechstudy.cli.cost_table import show_cost
+    from mechstudy.cli.show import print_json
+    from mechstudy.execution.budget.cost import cost_of
+    from mechstudy.execution.opened import open_study
+
+    opened = open_study(study, overrides(sets), out=out, say=_say)
+    found = cost_of(opened.run(), _hardware(opened, hardware))
+    if as_json:
+        print_json(found.as_json())
+    else:
+        show_cost(found, opened.folder)
+
+
+def _hardware(opened: OpenedStudy, name: str | None) -> Hardware | None:
+    """As asked for, else as the study says; None: this machine."""
+    from mechstudy.execution.budget.hardware import load_hardware
+
+    compute: Any = opened.study.compute
+    chosen = name or getattr(compute, "hardware", None)
+    if chosen is None or chosen == "this machine":
+        return None
+    found = load_hardware(chosen)
+    given = {key: getattr(compute, key, None) for key in ("su_per_gpu_hour", "price_per_su", "currency")}
+    return found.model_copy(update={key: value for key, value in given.items() if value is not None})
+
+
+def _slurm(opened: OpenedStudy) -> SlurmConfig | None:
+    found: SlurmConfig | None = getattr(opened.study.compute, "slurm", None)
+    return found
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

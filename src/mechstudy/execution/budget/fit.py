@@ -1,0 +1,153 @@
+"""What cannot fit, and the change that would make it fit: disk, quota, memory of a GPU or the machine, time limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mechstudy.core.errors import MechstudyError
+from mechstudy.core.progress import duration
+from mechstudy.core.sizes import human
+from mechstudy.execution.budget.disk import disk_refusal
+from mechstudy.execution.budget.hardware import PROFILES, Hardware, load_hardware
+from mechstudy.execution.budget.plan import Plan, PlanRow
+from mechstudy.phases.slurm import SlurmConfig, seconds
+from mechstudy.phases.study import Study
+from mechstudy.phases.unit import Unit
+
+if TYPE_CHECKING:
+    from mechstudy.execution.opened import OpenedStudy
+
+_LEAST_TOKENS = 256
+Change = tuple[str, Study]
+
+
+def refusal(
+    plan: Plan, opened: OpenedStudy | None = None, slurm: SlurmConfig | None = None
+) -> MechstudyError | None:  # fmt: skip
+    """Why the study cannot run as it is, and what to change; None where it can."""
+    todo = [row for row in plan.rows if row.to_run]
+    return (
+        disk_refusal(plan.disk, plan.folder, plan.rows)
+        or _memory(plan, todo, opened)
+        or (None if slurm is None else _time(plan, todo, slurm) or _job_memory(todo, slurm, plan.hardware))
+    )
+
+
+def _memory(plan: Plan, rows: Sequence[PlanRow], opened: OpenedStudy | None) -> MechstudyError | None:
+    """A unit that needs more memory than there is at all."""
+    hardware = plan.hardware
+    limit = hardware.memory_bytes if hardware.device == "cuda" else plan.memory_total
+    if not rows or (largest := max(rows, key=lambda row: row.memory.peak)).memory.peak <= limit:
+        return None
+    whose = f"the memory of {hardware.name}"
+    need = f"{largest.unit} needs {human(largest.memory.peak)}"
+    return MechstudyError(
+        f"{whose} is too small for this study by {human(largest.memory.peak - limit)}",
+        facts={"needed": need, "has": human(limit)},
+        fix=", or ".join(_memory_fixes(plan, limit, largest, opened)),
+    )
+
+
+def _memory_fixes(plan: Plan, limit: int, largest: PlanRow, opened: OpenedStudy | None) -> Iterator[str]:
+    """Changes, each of which alone makes every unit fit; then hardware that would do."""
+    tried = _changes(opened.study) if opened is not None else ()
+    fits = [text for text, study in tried if opened is not None and _peak(opened, study, plan.hardware) <= limit]
+    yield from fits[:3]
+    larger = [p for p in map(load_hardware, sorted(f.stem for f in PROFILES.glob("*.yaml"))) if p.device == "cuda"]
+    enough = [p.name.lower() for p in larger if p.memory_bytes >= largest.memory.peak]
+    if plan.hardware.device == "cuda" and enough:
+        yield f"--hardware {enough[0]}"
+    elif not fits:
+        yield f"a smaller model, or a machine with {human(largest.memory.peak)} of memory"
+
+
+def _changes(study: Study) -> Iterator[Change]:
+    """Studies that need less memory, smallest change first."""
+    tokens = study.compute.batch_tokens // 2
+    while tokens >= _LEAST_TOKENS:
+        yield f"compute.batch_tokens: {tokens}", _with(study, "compute", batch_tokens=tokens)
+        tokens //= 2
+    d = study.dictionaries
+    if d.model_dtype != "bfloat16":
+        yield "dictionaries.model_dtype: bfloat16", _with(study, "dictionaries", model_dtype="bfloat16")
+    for parts in (2, 4, 8):
+        training = d.training.model_copy(update={"accumulate": parts})
+        yield f"dictionaries.training.accumulate: {parts}", _with(study, "dictionaries", training=training)
+    if d.source == "stream":
+        for n in (5, 2, 1):
+            if n < d.layers_per_pass:
+                yield f"dictionaries.layers_per_pass: {n}", _with(study, "dictionaries", layers_per_pass=n)
+    for expansion in (2, 1):
+        smaller = d.architecture.model_copy(update={"expansion": float(expansion), "d_sae": None})
+        yield f"dictionaries.architecture.expansion: {expansion}", _with(study, "dictionaries", architecture=smaller)
+
+
+def _with(study: Study, section: str, **fields: Any) -> Study:
+    return study.model_copy(update={section: getattr(study, section).model_copy(update=fields)})
+
+
+def _peak(opened: OpenedStudy, study: Study, hardware: Hardware) -> int:
+    """The largest unit's bytes, were the study so."""
+    from mechstudy.execution.budget.times import held_bytes
+    from mechstudy.phases.units import build_units
+
+    try:
+        units: Sequence[Unit] = build_units(study, opened.shapes, "", opened.file.parent.resolve())
+    except MechstudyError:
+        return 1 << 62
+    return max(
+        hardware.reserved_bytes + u.estimate.working_bytes + sum(held_bytes(u.estimate, hardware).values())
+        for u in units
+    )
+
+
+def _time(plan: Plan, rows: Sequence[PlanRow], slurm: SlurmConfig) -> MechstudyError | None:
+    """A unit that outlasts its job and cannot be resumed by another, or not often enough."""
+    for row in rows:
+        asked = slurm.of_phase(row.phase)
+        if asked.time is None or row.seconds is None:
+            continue
+        limit = seconds(str(asked.time))
+        usable = limit - asked.signal_lead
+        jobs = asked.max_restarts + 1
+        if usable <= 0 or row.seconds > usable * jobs:
+            needed = row.seconds / jobs + asked.signal_lead
+            return MechstudyError(
+                f"{row.unit} takes about {duration(row.seconds)}, more than its time limit allows",
+                where=f"compute.slurm.phases.{row.phase}.time" if row.phase in slurm.phases else "compute.slurm.time",
+                facts={"limit": f"{duration(limit)}, {jobs} jobs one after another at the most"},
+                fix=f"time: {_slurm_time(1.25 * (row.seconds + asked.signal_lead))}, or at least "
+                f"{_slurm_time(1.25 * needed)}, or a larger max_restarts",
+            )
+    return None
+
+
+def _job_memory(rows: Sequence[PlanRow], slurm: SlurmConfig, hardware: Hardware) -> MechstudyError | None:
+    """A unit that needs more memory than its job asks for."""
+    for row in rows:
+        asked = slurm.of_phase(row.phase).memory
+        limit = None if asked is None else _memory_bytes(str(asked))
+        if hardware.device == "cuda" or not limit or row.memory.peak <= limit:
+            continue
+        return MechstudyError(
+            f"{row.unit} needs {human(row.memory.peak)}, more than its job asks for",
+            where=f"compute.slurm.phases.{row.phase}.memory" if row.phase in slurm.phases else "compute.slurm.memory",
+            facts={"asked for": human(limit)},
+            fix=f"memory: {-(-int(1.15 * row.memory.peak) // (1 << 30))}G",
+        )
+    return None
+
+
+def _memory_bytes(text: str) -> int:
+    """Slurm's memory: a number of MiB, or with K, M, G, T (binary)."""
+    scale: dict[str, Callable[[int], int]] = {
+        "K": lambda n: n << 10, "M": lambda n: n << 20, "G": lambda n: n << 30, "T": lambda n: n << 40,
+    }  # fmt: skip
+    return scale[text[-1]](int(text[:-1])) if text[-1] in scale else int(text) << 20
+
+
+def _slurm_time(seconds_: float) -> str:
+    """``HH:MM:SS``, rounded up to five minutes."""
+    minutes = -(-int(seconds_) // 300) * 5
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:00"

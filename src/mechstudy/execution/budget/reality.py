@@ -1,0 +1,139 @@
+"""What a run really took: from the manifests of its artifacts, and from Slurm's accounting where there is some."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mechstudy.core.artifacts import Artifact
+from mechstudy.execution.graph import Evaluation
+from mechstudy.execution.slurm.queue import Accounted
+
+_ENDED_WELL = ("COMPLETED",)
+_GOES_ON = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED")
+
+
+@dataclass(frozen=True)
+class UnitReality:
+    """Of one finished unit. ``seconds`` of the process that finished it, ``sessions`` how many worked on it;
+    ``files`` name -> bytes as published, ``bytes_on_disk`` without those discarded since."""
+
+    unit: str
+    phase: str
+    seconds: float
+    sessions: int
+    span_seconds: float
+    gpu_seconds: float
+    peak_rss_bytes: int
+    files: Mapping[str, int]
+    bytes_on_disk: int
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """Jobs that ran for a unit, by Slurm's accounting: all, those put back into the queue, those that failed."""
+
+    jobs: int = 0
+    requeued: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    cpu_seconds_used: float = 0.0
+    peak_rss_bytes: int = 0
+    lost_seconds: float = 0.0  # of jobs that did not end well
+
+    def __add__(self, other: Attempts) -> Attempts:
+        return Attempts(
+            self.jobs + other.jobs,
+            self.requeued + other.requeued,
+            self.failed + other.failed,
+            self.seconds + other.seconds,
+            self.gpu_seconds + other.gpu_seconds,
+            self.cpu_seconds + other.cpu_seconds,
+            self.cpu_seconds_used + other.cpu_seconds_used,
+            max(self.peak_rss_bytes, other.peak_rss_bytes),
+            self.lost_seconds + other.lost_seconds,
+        )
+
+
+def reality_of(evaluation: Evaluation) -> dict[str, UnitReality]:
+    """Every unit that is done."""
+    nodes = evaluation.nodes.items()
+    return {name: _unit(node.artifact) for name, node in nodes if node.artifact is not None}
+
+
+def attempts_of(elements: Mapping[str, str], accounted: Sequence[Accounted]) -> dict[str, Attempts]:
+    """unit -> its jobs.
+
+    Args:
+        elements: ``12_3``, as Slurm names an element of an array, -> unit.
+    """
+    found: dict[str, Attempts] = {}
+    for run in accounted:
+        unit = elements.get(run.job)
+        if unit is not None and run.seconds:
+            found[unit] = found.get(unit, Attempts()) + _attempt(run)
+    return found
+
+
+def accounted_jobs(folder: Path) -> tuple[dict[str, str], list[Accounted] | None]:
+    """The run's elements (-> unit) and what Slurm accounted for them; (none, None) where nothing was submitted or there
+    is no accounting."""
+    from mechstudy.execution.slurm.queue import accounting
+    from mechstudy.execution.slurm.record import has_record, read_record
+
+    if not has_record(folder):
+        return {}, None
+    record = read_record(folder)
+    elements = {name: job.tasks[task] for name, (_, job, task) in record.elements().items()}
+    return elements, accounting(record.ids())
+
+
+def _attempt(run: Accounted) -> Attempts:
+    well = run.state in _ENDED_WELL
+    requeued = run.state in ("REQUEUED", "PREEMPTED", "NODE_FAIL")
+    lost = not well and not requeued and run.state not in _GOES_ON
+    return Attempts(
+        1,
+        int(requeued),
+        int(lost),
+        run.seconds,
+        run.seconds * run.gpus,
+        run.cpu_seconds_held,
+        run.cpu_seconds_used,
+        run.peak_rss_bytes or 0,
+        0.0 if well or run.state in _GOES_ON else run.seconds,
+    )
+
+
+def _unit(artifact: Artifact) -> UnitReality:
+    manifest: dict[str, Any] = artifact.manifest
+    gone = set(manifest.get("discarded", ()))
+    files = {name: int(file["size"]) for name, file in manifest["files"].items()}
+    seconds = float(manifest.get("seconds") or 0.0)
+    on_gpu = str(manifest.get("runtime", {}).get("device", "cpu")).startswith("cuda")
+    measured = manifest.get("gpu_seconds")
+    return UnitReality(
+        artifact.unit,
+        artifact.phase,
+        seconds,
+        int(manifest.get("sessions") or 1),
+        _span(manifest, seconds),
+        float(measured) if measured is not None else seconds if on_gpu else 0.0,
+        int(manifest.get("peak_rss_bytes") or 0),
+        files,
+        sum(size for name, size in files.items() if name not in gone),
+    )
+
+
+def _span(manifest: Mapping[str, Any], seconds: float) -> float:
+    """Seconds from the first session's start to the end: more than ``seconds`` where it was interrupted."""
+    try:
+        begun, ended = (datetime.fromisoformat(manifest[key]) for key in ("started", "finished"))
+    except (KeyError, TypeError, ValueError):
+        return seconds
+    return max(seconds, (ended - begun).total_seconds())

@@ -1,0 +1,68 @@
+"""From work to seconds: FLOPs over their rate, bytes over bandwidth, and what launching and loading cost."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from mechstudy.core.sizes import ITEM_BYTES
+from mechstudy.execution.budget.hardware import Hardware
+from mechstudy.phases.unit import Estimate, Held, Unit, Work
+
+_PRODUCTS = ("forward", "train", "attribute")
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of one unit: ``work`` scales with the study, ``load`` is the model's weights coming into memory."""
+
+    work: float
+    load: float
+
+
+def seconds_of(estimate: Estimate, hardware: Hardware, loaded: Collection[str] = ()) -> Seconds:
+    """A unit's seconds on this hardware; models that are ``loaded`` (see `held_key`) are not loaded again."""
+    work = load = 0.0
+    for part in estimate.work or _plain(estimate):
+        if part.kind != "load":
+            work += work_seconds(part, hardware)
+        elif f"model {hardware.resolved(part.dtype, part.width)}" not in loaded:
+            load += work_seconds(part, hardware)
+    return Seconds(work, load)
+
+
+def work_seconds(work: Work, hardware: Hardware) -> float:
+    """Seconds of one kind of work."""
+    dtype = hardware.resolved(work.dtype, work.width)
+    if work.kind in _PRODUCTS:
+        return work.amount / hardware.rate(work.kind, dtype, work.width) + work.calls * hardware.call_seconds
+    if work.kind in ("stream", "sparse"):
+        return work.amount / (hardware.memory_bandwidth * hardware.share(work.kind))
+    if work.kind == "write":
+        return work.amount / hardware.disk_write
+    amount = work.amount * ITEM_BYTES[dtype] / 4 if work.kind == "load" else work.amount
+    return amount / hardware.disk_read
+
+
+def held_key(held: Held, hardware: Hardware) -> str:
+    """What is held, by name and dtype: the same model in two precisions is held twice."""
+    return f"{held.name} {hardware.resolved(held.dtype)}" if held.name == "model" else held.name
+
+
+def held_bytes(estimate: Estimate, hardware: Hardware, precision: str | None = None) -> Mapping[str, int]:
+    """Bytes of everything a unit holds, by `held_key`; the model in ``precision`` instead of its own, if given."""
+    found = {}
+    for held in estimate.holds:
+        dtype = precision if precision is not None and held.name == "model" else hardware.resolved(held.dtype)
+        key = f"{held.name} {dtype}" if held.name == "model" else held.name
+        found[key] = held.count * ITEM_BYTES[dtype]
+    return found
+
+
+def kind_of(unit: Unit) -> str:
+    """What is calibrated together: the phase; but capture of the corpus is another work than that of prompts."""
+    return "capture corpus" if unit.name.startswith("capture[corpus") else unit.phase
+
+
+def _plain(estimate: Estimate) -> tuple[Work, ...]:
+    return (Work("forward", estimate.flops),) if estimate.flops else ()

@@ -73,6 +73,7 @@ class Job:
     store: Path
     options: Options
     quiet: bool = False  # no bars: several units run at once
+    log: str | None = LOG  # in the run's folder; None: on the stream alone
 
     @property
     def checkpoint(self) -> Path | None:
@@ -129,7 +130,8 @@ def _publish(job: Job, cache: dict[Any, Any], stream: TextIO | None) -> Artifact
     writer = store.writer(unit.phase, unit.name, job.id, version=unit.version, spec=unit.spec, inputs=inputs)
     if job.checkpoint is not None:
         place_checkpoint(job.checkpoint, writer)
-    progress = Progress(writer.scratch, phase=unit.phase, unit=unit.name, stream=stream, log_file=job.run / LOG)
+    log_file = None if job.log is None else job.run / job.log
+    progress = Progress(writer.scratch, phase=unit.phase, unit=unit.name, stream=stream, log_file=log_file)
     device = resolve_device(options.device)
     runtime = Runtime(
         device=device,

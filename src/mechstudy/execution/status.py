@@ -1,22 +1,33 @@
-"""`mechstudy status`: every unit's state, from the files of the run alone."""
+"""`mechstudy status`: every unit's state, from the files of the run, and from the queue where jobs were submitted.
+
+Whether a unit is done is for its artifact to say; whether one runs, for the queue, or for the lock that its process
+holds. Times are shown and never compared.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
-from mechstudy.core.lock import RunLock
+from mechstudy.core.lock import FileLock, RunLock
 from mechstudy.core.progress import duration
 from mechstudy.execution.engine import Run
 from mechstudy.execution.graph import Node
+from mechstudy.execution.saved import saved
+from mechstudy.execution.slurm.jobs_now import JobsNow, jobs_now
+from mechstudy.execution.slurm.reasons import in_words
+from mechstudy.execution.unit_state import UnitState, read_states
+from mechstudy.execution.worker import unit_lock
 
 
 @dataclass(frozen=True)
 class UnitStatus:
-    """``status``: done, running, failed, stopped or pending; ``detail``: progress, or the reason."""
+    """``status``: done, running, queued, failed, stopped or pending; ``detail``: progress, or the reason; ``job``:
+    of Slurm, that runs it, waits to, or did."""
 
     name: str
     phase: str
@@ -24,14 +35,16 @@ class UnitStatus:
     seconds: float | None = None
     artifact: str | None = None
     detail: str = ""
+    job: str | None = None
 
 
 @dataclass(frozen=True)
 class Status:
-    """The units, and the process that runs them now: ``{pid, host, since}`` or None."""
+    """The units, and the process that runs them now: ``{pid, host, since}`` or None; and what Slurm could not say."""
 
     units: list[UnitStatus]
     holder: dict[str, Any] | None
+    notes: list[str] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
         """status -> how many units."""
@@ -42,32 +55,110 @@ class Status:
 
 
 def read_status(run: Run) -> Status:
-    """Every unit as the files say; the running ones with their progress."""
-    holder = RunLock.holder(run.folder.path)
-    told = run.folder.read_progress().get("units", {})
-    evaluation = run.evaluate()
-    return Status([_unit(run, node, told.get(name, {}), holder) for name, node in evaluation.nodes.items()], holder)
+    """Every unit as files and queue say; the running ones with their progress."""
+    reader = _Reader(run)
+    units = [reader.unit(node) for node in run.evaluate().nodes.values()]
+    return Status(units, reader.holder, reader.jobs.notes)
 
 
-def _unit(run: Run, node: Node, told: dict[str, Any], holder: dict[str, Any] | None) -> UnitStatus:
-    name, phase = node.unit.name, node.unit.phase
-    if node.stopped is not None:
-        return UnitStatus(name, phase, "stopped", detail=node.stopped)
-    if told.get("status") == "running" and holder is not None:
-        detail, seconds = _live(run, told.get("artifact", ""))
-        return UnitStatus(name, phase, "running", seconds, detail=detail)
-    if node.artifact is not None:
-        detail = "payload discarded" if node.artifact.is_discarded else ""
-        seconds = node.artifact.manifest.get("seconds")
-        return UnitStatus(name, phase, "done", seconds, run.folder.relative(node.artifact.path), detail)
-    if told.get("status") == "failed":
-        reason = str(told.get("reason") or "see log.txt")
-        return UnitStatus(name, phase, "failed", told.get("seconds"), detail=reason)
-    if node.id is not None and not told.get("reason") and run.folder.store.others(phase, name, node.id):
-        return UnitStatus(name, phase, "pending", detail="done for another version of the study; will run again")
-    begun = node.id is not None and run.folder.store.partial(phase, name, node.id) is not None
-    detail = str(told.get("reason") or "")
-    return UnitStatus(name, phase, "pending", detail=detail or ("begun; will be resumed" if begun else ""))
+class _Reader:
+    """What is read once for all units."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.holder = RunLock.holder(run.folder.path)
+        self.told: Mapping[str, dict[str, Any]] = run.folder.read_progress().get("units", {})
+        self.jobs: JobsNow = jobs_now(run.folder.path)
+        self.states = read_states(run.folder.path)
+        self.statuses: dict[str, UnitStatus] = {}
+
+    def unit(self, node: Node) -> UnitStatus:
+        """A unit after those it needs."""
+        found = self._unit(node)
+        self.statuses[found.name] = found
+        return found
+
+    def _unit(self, node: Node) -> UnitStatus:
+        name, phase = node.unit.name, node.unit.phase
+        if node.stopped is not None:
+            return UnitStatus(name, phase, "stopped", detail=node.stopped)
+        if self.told.get(name, {}).get("status") == "running" and self.holder is not None:
+            detail, seconds = _live(self.run, self.told[name].get("artifact", ""))
+            return UnitStatus(name, phase, "running", seconds, detail=detail)
+        job = self._job(node)
+        if job is not None and (job.status == "running" or node.artifact is None):
+            return job
+        if node.artifact is not None:
+            detail = "payload discarded" if node.artifact.is_discarded else ""
+            seconds = node.artifact.manifest.get("seconds")
+            return UnitStatus(name, phase, "done", seconds, self.run.folder.relative(node.artifact.path), detail)
+        return self._unfinished(node)
+
+    # ------------------------------------------------------------------- jobs
+
+    def _job(self, node: Node) -> UnitStatus | None:
+        """Where a job runs the unit or waits to; None where none does."""
+        name, phase = node.unit.name, node.unit.phase
+        state, row = self.states.get(name), self.jobs.alive.get(name)
+        if row is not None and row.waits:
+            words = in_words(row.state, row.reason)
+            if state is not None and state.state == "saved" and state.last is not None:
+                words = f"{words}; goes on from {self._saved(node)}"
+            return UnitStatus(name, phase, "queued", detail=words, job=row.id)
+        if row is not None:
+            detail, seconds = _live(self.run, self._folder(node))
+            told = detail or in_words(row.state, row.reason)
+            return UnitStatus(name, phase, "running", seconds, detail=f"{told}, on {row.node}", job=row.id)
+        if self.jobs.queue_known or state is None or state.state != "running":
+            return None
+        lock = unit_lock(self.run.folder.path, name)  # the queue cannot be read: its lock tells
+        if FileLock.held_by(lock.path) is None:
+            return None
+        detail, seconds = _live(self.run, self._folder(node))
+        return UnitStatus(name, phase, "running", seconds, detail=detail, job=self._last_job(state))
+
+    def _saved(self, node: Node) -> str:
+        if node.id is None:
+            return "nothing"
+        return str(saved(self.run.folder.store.partial(node.unit.phase, node.unit.name, node.id)))
+
+    def _folder(self, node: Node) -> str:
+        if node.id is None:
+            return ""
+        return self.run.folder.relative(self.run.folder.store.folder(node.unit.phase, node.unit.name, node.id))
+
+    @staticmethod
+    def _last_job(state: UnitState) -> str | None:
+        return (state.last.job or None) if state.last is not None else None
+
+    # ------------------------------------------------------- neither done nor in the queue
+
+    def _unfinished(self, node: Node) -> UnitStatus:
+        name, phase = node.unit.name, node.unit.phase
+        state, told = self.states.get(name), self.told.get(name, {})
+        if (ended := self.jobs.ended.get(name)) is not None and ended.failed:  # before it could say so itself
+            return UnitStatus(name, phase, "failed", detail=ended.in_words(), job=ended.id)
+        if state is not None and state.state == "failed":
+            fix = f" (fix: {state.fix})" if state.fix else ""
+            return UnitStatus(name, phase, "failed", detail=f"{state.reason}{fix}", job=self._last_job(state))
+        if told.get("status") == "failed":
+            reason = str(told.get("reason") or "see log.txt")
+            return UnitStatus(name, phase, "failed", told.get("seconds"), detail=reason)
+        if node.id is not None and not told.get("reason") and self.run.folder.store.others(phase, name, node.id):
+            return UnitStatus(name, phase, "pending", detail="done for another version of the study; will run again")
+        return UnitStatus(name, phase, "pending", detail=self._pending(node, state, str(told.get("reason") or "")))
+
+    def _pending(self, node: Node, state: UnitState | None, told: str) -> str:
+        """Why a unit that is not done does not run."""
+        blocked = [s for s in self.run.graph.upstream(node.unit.name) if self.statuses[s].status == "failed"]
+        if blocked:
+            return f"waits for {blocked[0]}, which failed"
+        if state is not None and state.state in ("saved", "running"):
+            return f"interrupted, {self._saved(node)} saved; in no queue: `mechstudy resume` goes on"
+        if (ended := self.jobs.ended.get(node.unit.name)) is not None:
+            return ended.in_words()
+        begun = node.id is not None and self.run.folder.store.partial(node.unit.phase, node.unit.name, node.id)
+        return told or ("begun; will be resumed" if begun else "")
 
 
 def _live(run: Run, artifact: str) -> tuple[str, float | None]:
@@ -90,5 +181,5 @@ def _since(scratch: Any) -> float | None:
 
     with suppress(MechstudyError, TypeError, ValueError, IndexError):
         began = datetime.fromisoformat(read_json(scratch / "sessions.json")[-1])
-        return (datetime.now(UTC) - began).total_seconds()
+        return max(0.0, (datetime.now(UTC) - began).total_seconds())  # another host's clock may be ahead
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,15 @@ from mechstudy.execution.folder import SUMMARY, RunFolder
 from mechstudy.execution.opened import OpenedStudy
 
 
-def write_summary(opened: OpenedStudy, result: RunResult) -> dict[str, Any]:
-    """Writes ``summary.json`` from the artifacts and returns it.
+def write_summary(run: Path, study: Mapping[str, Any], result: RunResult) -> dict[str, Any]:
+    """Writes a run's ``summary.json`` from the artifacts and returns it. ``study``: as `study_dict` gives it.
 
     ``wall_seconds`` is of the last run that ran a unit: a run that finds everything done does not change it.
     """
     from mechstudy.phases.report import unit_record
-    from mechstudy.phases.study import study_dict
     from mechstudy.report.summary import build_summary
 
-    folder = RunFolder(opened.folder)
+    folder = RunFolder(run)
     wall = result.seconds
     if not result.ran:
         wall = folder.read_summary().get("wall_seconds") or wall
@@ -31,7 +31,7 @@ def write_summary(opened: OpenedStudy, result: RunResult) -> dict[str, Any]:
             record = {**unit_record(unit.name, unit.artifact), **record}
         units.append(record)
     peak = max((record.get("peak_rss_bytes") or 0 for record in units), default=0)
-    summary = build_summary(study_dict(opened.study), artifact_folders(result), units, round(wall, 3), peak)
+    summary = build_summary(dict(study), artifact_folders(result), units, round(wall, 3), peak)
     write_json_atomic(folder.path / SUMMARY, summary)
     return summary
 

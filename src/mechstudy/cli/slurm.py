@@ -1,0 +1,258 @@
+"""A study as jobs of a Slurm cluster: submit, resume, why, logs, cancel. Each returns at once; nothing stays behind."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mechstudy.cli.options import STUDY_PANEL, Json, Out, Sets, StudyFile, guarded, overrides
+
+if TYPE_CHECKING:
+    from mechstudy.execution.opened import OpenedStudy
+    from mechstudy.execution.slurm.submit import Asked, Result
+    from mechstudy.execution.slurm.why import Why
+
+SLURM = "On a Slurm cluster"
+
+ProfileName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="A profile of ~/.config/mechstudy/profiles; overrides compute.profile.",
+        rich_help_panel=STUDY_PANEL,
+    ),
+]
+UnitName = Annotated[str, typer.Argument(metavar="UNIT", help="A unit as `mechstudy status` names it: 'train\\[12]'.")]
+
+
+@guarded
+def submit(
+    study: StudyFile,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write the scripts and show the commands; submit nothing.")
+    ] = False,
+    profile_name: ProfileName = None,
+    sets: Sets = None,
+    out: Out = None,
+) -> None:
+    """Submit the whole study at once: an array per phase, each waiting for those before it.
+
+    What to ask the cluster for stands in the study (compute.slurm) or in a profile. Jobs save themselves before
+    their time limit and go back into the queue. Edit the study afterwards as you like: jobs run what was submitted.
+
+    [dim]mechstudy submit study.yaml --profile-name snellius --dry-run[/]
+    """
+    from mechstudy.execution.slurm import submit as submitting
+
+    asked = _asked(study, overrides(sets), out, profile_name, "submit", fetch=not dry_run)
+    if dry_run:
+        _show_dry_run(submitting.show(asked))
+    else:
+        _show_result(submitting.submit(asked, _say), study)
+
+
+@guarded
+def resume(study: StudyFile, profile_name: ProfileName = None, sets: Sets = None, out: Out = None) -> None:
+    """Submit what is missing and in no queue: after a failure, a cancel, a full quota, or a lost job.
+
+    Nothing is done twice. Jobs that still wait are made to wait for the new ones too. Overrides and profile are
+    those of the last submit unless given again.
+
+    [dim]mechstudy resume study.yaml[/]
+    """
+    from mechstudy.execution.slurm import submit as submitting
+
+    given = _as_submitted(study, overrides(sets), out)
+    profile = profile_name or _submitted_profile(study, out)
+    _show_result(submitting.submit(_asked(study, given, out, profile, "resume", fetch=True), _say), study)
+
+
+@guarded
+def why(study: StudyFile, unit: UnitName, sets: Sets = None, out: Out = None, as_json: Json = False) -> None:
+    """Why a unit waits, or why it failed; the end of its log; and what to do next.
+
+    [dim]mechstudy why study.yaml 'train\\[12]'[/]
+    """
+    from mechstudy.cli.show import print_json
+    from mechstudy.execution.slurm.why import why as explain
+
+    opened = _opened(study, _as_submitted(study, overrides(sets), out), out)
+    found = explain(opened.run(), unit, shlex.quote(str(study)))
+    if as_json:
+        log = None if found.log is None else str(found.log)
+        facts = {"unit": found.unit.name, "status": found.unit.status, **found.facts}
+        print_json({**facts, "log": log, "lines": found.lines, "next": found.next})
+    else:
+        _show_why(found)
+
+
+@guarded
+def logs(
+    study: StudyFile,
+    unit: UnitName,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows, until the unit ends.")] = False,
+    sets: Sets = None,
+    out: Out = None,
+) -> None:
+    """What the jobs of a unit have printed, oldest first.
+
+    [dim]mechstudy logs study.yaml 'train\\[12]' -f[/]
+    """
+    from mechstudy.core.errors import MechstudyError
+    from mechstudy.execution.slurm import logs as reading
+    from mechstudy.execution.slurm.jobs_now import jobs_now
+
+    run = _run_folder(study, overrides(sets), out)
+
+    def over() -> bool:
+        return unit not in jobs_now(run, ask_accounting=False).alive
+
+    files = reading.logs_of(run, unit)
+    if not files and (not follow or over()):
+        raise MechstudyError(
+            f"there is no log of {unit}", where=str(run), fix="`mechstudy status` names the units and their jobs"
+        )
+    position = reading.print_logs(files)
+    if follow:
+        reading.follow(lambda: reading.logs_of(run, unit), position, over)
+
+
+@guarded
+def cancel(
+    study: StudyFile,
+    units: Annotated[list[str] | None, typer.Argument(metavar="[UNIT]...", help="Units; all by default.")] = None,
+    sets: Sets = None,
+    out: Out = None,
+) -> None:
+    """Take a study's jobs, or those of some units, out of the queue. What they have saved is kept.
+
+    [dim]mechstudy cancel study.yaml 'train\\[12]' 'train\\[13]'[/]
+    """
+    from mechstudy.execution.slurm.cancel import cancel as take_out
+
+    found = take_out(_run_folder(study, overrides(sets), out), units or ())
+    print(f"cancelled: {', '.join(found)}" if found else "nothing of this study is in the queue")
+
+
+@guarded
+def unit(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")],
+    name: Annotated[str, typer.Argument(metavar="UNIT")],
+    submission: Annotated[int, typer.Option(metavar="N", help="Which of the run's submissions.")],
+    ended: Annotated[
+        int | None, typer.Option(metavar="STATUS", help="The worker has ended so: decide what the job does.")
+    ] = None,
+) -> None:
+    """What a job's script calls: runs one unit of what was submitted, and decides what follows.
+
+    Exit status: 0 done or stopped by a gate, 2 a mistake you can mend, 1 a crash, 75 saved and to be run again.
+    """
+    if ended is not None:
+        from mechstudy.execution.slurm.ended import after_worker
+
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+        raise typer.Exit(after_worker(run, name, submission, ended))
+    from mechstudy.execution.slurm.frozen import thaw
+    from mechstudy.execution.worker import run_unit
+
+    raise typer.Exit(run_unit(thaw(run, submission), name))
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands to the app."""
+    for command in (submit, resume, why, logs, cancel):
+        app.command(rich_help_panel=SLURM)(command)
+    app.command(hidden=True)(unit)
+
+
+# --------------------------------------------------------------------------------------------------- opening
+
+
+def _opened(file: Path, given: list[str], out: Path | None, fetch: bool = False) -> OpenedStudy:
+    from mechstudy.execution.opened import open_study
+
+    return open_study(file, given, out=out, fetch=fetch, say=_say)
+
+
+def _asked(
+    file: Path, given: list[str], out: Path | None, profile: str | None, command: str, *, fetch: bool
+) -> Asked:  # fmt: skip
+    from mechstudy.execution.slurm.profiles import resolved
+    from mechstudy.execution.slurm.submit import Asked
+
+    opened = _opened(file, given, out, fetch)
+    slurm, where = resolved(opened.study.compute, opened.lines, profile)
+    return Asked(opened, slurm, where, profile, command)
+
+
+def _run_folder(study: Path, given: list[str], out: Path | None) -> Path:
+    """Of a study file, or the folder itself."""
+    from mechstudy.phases.study import load_study
+
+    if study.is_dir():
+        return study
+    return out or Path("runs") / load_study(study, given)[0].name
+
+
+def _as_submitted(study: Path, given: list[str], out: Path | None) -> list[str]:
+    """The overrides given, or else those that the study was last submitted with."""
+    from mechstudy.execution.slurm.record import overrides_of
+
+    return given or overrides_of(_run_folder(study, given, out))
+
+
+def _submitted_profile(study: Path, out: Path | None) -> str | None:
+    from mechstudy.execution.slurm.record import read_record
+
+    latest = read_record(_run_folder(study, [], out)).latest
+    return latest.profile if latest is not None else None
+
+
+# --------------------------------------------------------------------------------------------------- showing
+
+
+def _show_result(result: Result, study: Path) -> None:
+    file = shlex.quote(str(study))
+    done = f"{result.done} units are done" + (f", {result.stopped} stopped by a gate" if result.stopped else "")
+    if result.queued:
+        print(f"{len(result.queued)} units are in the queue already")
+    if result.repointed:
+        print(f"made to wait for the new jobs too: {', '.join(result.repointed)}")
+    if not result.jobs:
+        print(f"nothing to submit: {done}")
+        return
+    print(f"{result.n_units} units in {len(result.jobs)} jobs are submitted; {done}")
+    print(f"scripts: {(result.run / result.jobs[0].script).parent}")
+    print(f"next:    mechstudy status {file}")
+
+
+def _show_dry_run(result: Result) -> None:
+    if not result.shown:
+        print(f"nothing to submit: {result.done} units are done")
+    for script, command in result.shown:
+        print(f"==> {script} <==\n{script.read_text()}")
+        print(f"{command}\n")
+
+
+def _show_why(found: Why) -> None:
+    rows = [*found.facts.items()]
+    if found.log is not None:
+        rows.append(("log", str(found.log)))
+    print(f"{found.unit.name}: {found.unit.status}")
+    width = max(len(label) + 1 for label, _ in [*rows, ("next", "")])
+    for label, text in rows:
+        indented = text.replace("\n", "\n" + " " * (width + 3))
+        print(f"  {label + ':':<{width}} {indented}")
+    for line in found.lines:
+        print(f"    | {line}")
+    print(f"  {'next:':<{width}} {found.next}")
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,146 @@
+"""Slurm's own commands: each with a time limit and a few attempts, and with an error that quotes Slurm's words."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from mechstudy.core.errors import MechstudyError
+
+SECONDS = 30.0  # one call may take; $MECHSTUDY_SLURM_SECONDS is another number
+ATTEMPTS = 3
+PAUSE = 2.0  # seconds before the next attempt, then twice that
+_BUSY = re.compile(
+    r"unable to contact slurm controller|socket timed out|connection refused|connection timed out|zero bytes were"
+    r"|temporarily unable|communication connection failure|resource temporarily unavailable",
+    re.IGNORECASE,
+)
+_UNKNOWN_JOB = re.compile(r"invalid job id|no job found|unknown job", re.IGNORECASE)
+
+
+class SlurmError(MechstudyError):
+    """A command of Slurm failed. ``said``: what it wrote; ``maybe_done``: it may have worked all the same."""
+
+    said: str = ""
+    maybe_done: bool = False
+
+
+def is_there() -> bool:
+    """Whether this machine has sbatch."""
+    return shutil.which("sbatch") is not None
+
+
+def require() -> None:
+    """Refuses a machine that is no login node of a Slurm cluster."""
+    if not is_there():
+        raise MechstudyError(
+            "there is no sbatch on this machine",
+            facts={"PATH": os.environ.get("PATH", "")},
+            fix="submit from a login node of the cluster, or load its slurm module; `mechstudy run` needs no Slurm",
+        )
+
+
+def call(*words: str, attempts: int = ATTEMPTS) -> str:
+    """What a command prints. A controller that is busy or away is asked again.
+
+    Raises:
+        SlurmError: it refused (its words are quoted), is not there, or did not answer.
+    """
+    limit = float(os.environ.get("MECHSTUDY_SLURM_SECONDS") or SECONDS)
+    for attempt in range(attempts):
+        last = attempt + 1 == attempts
+        try:
+            done = subprocess.run(words, capture_output=True, timeout=limit, check=False, stdin=subprocess.DEVNULL)
+        except FileNotFoundError:
+            raise _error(words, f"there is no {words[0]} on this machine", "") from None
+        except subprocess.TimeoutExpired:
+            if last:
+                raise _error(words, f"{words[0]} did not answer in {limit:.0f} seconds", "", maybe=True) from None
+        else:
+            if done.returncode == 0:
+                return done.stdout.decode(errors="replace")
+            lines = (done.stderr or done.stdout).decode(errors="replace").splitlines()
+            said = " / ".join(line.strip() for line in lines if line.strip()) or f"exit status {done.returncode}"
+            busy = _BUSY.search(said) is not None
+            if last or not busy:
+                raise _error(words, f"{words[0]} refused: {said}", said, maybe=busy)
+        time.sleep(min(limit, PAUSE) * 2**attempt)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _error(words: Sequence[str], what: str, said: str, *, maybe: bool = False) -> SlurmError:
+    fix = "try again; what was submitted before is kept" if maybe or not said else None
+    error = SlurmError(what, facts={"command": " ".join(words)}, fix=fix)
+    error.said, error.maybe_done = said, maybe
+    return error
+
+
+def submit(script: Path, *options: str) -> str:
+    """Hands a script to sbatch, once, and returns the job's id.
+
+    Raises:
+        SlurmError: refused; with ``maybe_done`` it may have arrived all the same, and the queue says whether.
+    """
+    printed = call("sbatch", "--parsable", *options, str(script), attempts=1)
+    lines = [line for line in printed.splitlines() if line.strip()]
+    job = (lines[-1] if lines else "").partition(";")[0].strip()
+    if not job.isdecimal():
+        error = SlurmError("sbatch printed no job id", facts={"printed": printed.strip()[:500]})
+        error.maybe_done = True
+        raise error
+    return job
+
+
+def cancel(jobs: Sequence[str]) -> None:
+    """Cancels jobs or array elements (``12_3``); those that have ended already are none to worry about."""
+    for start in range(0, len(jobs), 200):
+        try:
+            call("scancel", *jobs[start : start + 200])
+        except SlurmError as error:
+            if not _UNKNOWN_JOB.search(error.said):
+                raise
+
+
+def requeue(job: str) -> None:
+    """Puts a job, or one element of an array, back into the queue."""
+    call("scontrol", "requeue", job)
+
+
+def depend(job: str, dependency: str) -> bool:
+    """Makes a waiting job depend on others (``afterok:12:13``, or nothing). False where it waits no more."""
+    try:
+        call("scontrol", "update", f"JobId={job}", f"Dependency={dependency}")
+    except SlurmError as error:
+        if _UNKNOWN_JOB.search(error.said) or re.search(r"no longer pending|already", error.said, re.IGNORECASE):
+            return False
+        raise
+    return True
+
+
+def state_of(job: str) -> str | None:
+    """A job's state in Slurm's words (RUNNING, CANCELLED, ...); None where Slurm knows it no more, or cannot say."""
+    with suppress(SlurmError):
+        found = re.search(r"\bJobState=(\S+)", call("scontrol", "-o", "show", "job", job))
+        return found[1] if found else None
+    return None
+
+
+def max_array_size() -> int:
+    """One more than the largest index of an array; Slurm's own default where it cannot be asked."""
+    with suppress(SlurmError):
+        if found := re.search(r"^MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config"), re.MULTILINE):
+            return max(1, int(found[1]))
+    return 1001
+
+
+def partitions() -> list[str]:
+    """Names of the cluster's partitions; none where it cannot be asked."""
+    with suppress(SlurmError):
+        return sorted({line.strip().rstrip("*") for line in call("sinfo", "-h", "-o", "%P", attempts=1).splitlines()})
+    return []

@@ -1,0 +1,177 @@
+"""`compute.slurm`: what a study's jobs ask of a Slurm cluster. How it runs, never what: part of no artifact's id.
+
+Every value becomes part of a line of a batch script, so each is held to what such a value can look like.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, field_validator
+
+from mechstudy.core.config import Config
+from mechstudy.core.errors import MechstudyError, nearest
+
+PHASES = (
+    "model", "prompts", "baseline", "corpus", "capture", "stream", "train", "variant", "attribute", "features",
+    "intervene", "report",
+)  # fmt: skip
+_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d{1,2}))?(?::(\d{1,2}))?")
+_OURS = (
+    "array", "chdir", "comment", "dependency", "error", "input", "job-name", "kill-on-invalid-dep", "no-requeue",
+    "open-mode", "output", "parsable", "requeue", "signal", "test-only", "wait", "wrap",
+)  # fmt: skip
+_FIELDS = {
+    "partition": "partition", "account": "account", "qos": "qos", "gpus": "gpus", "gres": "gpus", "mem": "memory",
+    "cpus-per-task": "cpus", "time": "time",
+}  # fmt: skip
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.,+@=/:-]+", value):
+        raise MechstudyError(f"{value!r} cannot be a name in Slurm", fix="letters, digits and _ . , + @ = / : -")
+    return value
+
+
+def _line(value: str) -> str:
+    if not value.strip() or any(ord(c) < 32 or ord(c) == 127 for c in value):
+        raise MechstudyError("must be one line of text", fix="one item of the list per line")
+    return value.strip()
+
+
+def _memory(value: str | int) -> str:
+    if not re.fullmatch(r"\d+([KMGT]B?)?", str(value), re.IGNORECASE):
+        raise MechstudyError(
+            f"{value!r} is no amount of memory for Slurm", fix="for example 32G, or 0 for a whole node"
+        )
+    return str(value).upper().rstrip("B")
+
+
+def _gpus(value: str | int) -> str:
+    if not re.fullmatch(r"([A-Za-z0-9_.-]+:)?\d+", str(value)):
+        raise MechstudyError(f"{value!r} is no number of GPUs", fix="a number, or a kind and a number: a100:2")
+    return str(value)
+
+
+def _time(value: str | int) -> str:
+    seconds(str(value))
+    return str(value)
+
+
+def seconds(time: str) -> int:
+    """Seconds of a Slurm time: minutes, ``MM:SS``, ``HH:MM:SS``, ``D-HH``, ``D-HH:MM`` or ``D-HH:MM:SS``.
+
+    Raises:
+        MechstudyError: it is none of these, or nothing.
+    """
+    found = _TIME.fullmatch(time)
+    if found is not None:
+        days, *rest = found.groups()
+        parts = [int(part) for part in rest if part is not None]
+        units = {1: (60,), 2: (60, 1)}.get(len(parts), (3600, 60, 1)) if days is None else (3600, 60, 1)
+        total = 86400 * int(days or 0) + sum(a * b for a, b in zip(parts, units, strict=False))
+        if total:
+            return total
+    raise MechstudyError(f"{time!r} is no time limit", fix="minutes, HH:MM:SS, or D-HH:MM:SS, for example 04:00:00")
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Line = Annotated[str, AfterValidator(_line)]
+Memory = Annotated[str | int, AfterValidator(_memory)]
+Gpus = Annotated[str | int, AfterValidator(_gpus)]
+Time = Annotated[str | int, AfterValidator(_time)]
+
+
+class PhaseSlurm(Config):
+    """What one phase's jobs ask for instead; a field that is not given is as for all phases."""
+
+    partition: Name | None = None
+    qos: Name | None = None
+    gpus: Gpus | None = None
+    cpus: int | None = Field(None, ge=1)
+    memory: Memory | None = None
+    time: Time | None = None
+    concurrent: int | None = Field(None, ge=1)
+    extra: tuple[Line, ...] | None = None
+
+    @field_validator("extra")
+    @classmethod
+    def _not_ours(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if value is None else _checked_extra(value)
+
+
+class SlurmConfig(Config):
+    """What jobs ask for, and what is done in them before they begin.
+
+    ``gpus`` is a number, or a kind and a number (``a100:2``); with several, a unit runs one process on each.
+    ``time`` is a job's time limit: minutes, ``HH:MM:SS`` or ``D-HH:MM:SS``. ``concurrent`` is how many of a phase's
+    units run at once (an array's ``%N``). ``modules`` are loaded in their order; ``activate`` is a virtual
+    environment's folder, or a line for the shell; ``extra`` are more options of sbatch (``--constraint=a100``).
+    ``signal_lead`` seconds before its limit a job saves what it has and is put back into the queue, at most
+    ``max_restarts`` times and only while it gets on; ``requeue: false``, where a site forbids that, submits another
+    job instead. ``phases`` holds what is otherwise for one phase.
+    """
+
+    partition: Name | None = None
+    account: Name | None = None
+    qos: Name | None = None
+    gpus: Gpus | None = None
+    cpus: int | None = Field(None, ge=1)
+    memory: Memory | None = None
+    time: Time | None = None
+    concurrent: int | None = Field(None, ge=1)
+    modules: tuple[Name, ...] = ()
+    activate: Line | None = None
+    extra: tuple[Line, ...] = ()
+    max_restarts: int = Field(20, ge=0)
+    requeue: bool = True
+    signal_lead: int = Field(300, ge=10)
+    phases: Mapping[str, PhaseSlurm] = {}
+
+    @field_validator("extra")
+    @classmethod
+    def _not_ours(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _checked_extra(value)
+
+    @field_validator("phases")
+    @classmethod
+    def _known(cls, value: Mapping[str, PhaseSlurm]) -> Mapping[str, PhaseSlurm]:
+        for name in value:
+            if name not in PHASES:
+                guess = nearest(name, PHASES)
+                raise MechstudyError(
+                    f"there is no phase {name!r}",
+                    facts={"phases": ", ".join(PHASES)},
+                    fix=f"did you mean {guess!r}?" if guess else None,
+                )
+        return value
+
+    def of_phase(self, phase: str) -> SlurmConfig:
+        """What a phase's jobs ask for: its own values where it has some, else those of all phases."""
+        own = self.phases.get(phase)
+        if own is None:
+            return self
+        return self.model_copy(update={k: v for k, v in own if v is not None})
+
+    def over(self, profile: SlurmConfig) -> SlurmConfig:
+        """This one laid over a profile: what is written here counts, also one by one inside ``phases``."""
+        given: dict[str, Any] = {name: getattr(self, name) for name in self.model_fields_set if name != "phases"}
+        phases = dict(profile.phases)
+        for name, own in self.phases.items():
+            before = phases.get(name, PhaseSlurm())
+            phases[name] = before.model_copy(update={field: getattr(own, field) for field in own.model_fields_set})
+        return profile.model_copy(update={**given, "phases": phases})
+
+
+def _checked_extra(lines: tuple[str, ...]) -> tuple[str, ...]:
+    for line in lines:
+        found = re.fullmatch(r"--([a-z][a-z0-9-]*)(?:[= ]\S.*)?", line)
+        if found is None:
+            raise MechstudyError(f"{line!r} is no option of sbatch", fix="for example --constraint=a100")
+        if found[1] in _OURS:
+            raise MechstudyError(f"--{found[1]} is set by mechstudy itself", fix="leave it out")
+        if found[1] in _FIELDS:
+            raise MechstudyError(f"--{found[1]} has a field of its own", fix=f"set slurm.{_FIELDS[found[1]]}")
+    return lines

@@ -1,0 +1,80 @@
+"""A study of toy units, a folder to be in, and a fake Slurm: what the Slurm tests share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mechstudy.cli.app import app
+from mechstudy.execution import opened as opening
+from mechstudy.execution.slurm import commands
+from tests.unit.fake_slurm import FakeSlurm
+from tests.unit.toy_units import chain, unit
+
+ROOT = Path(__file__).parents[2]
+RUN = Path("runs/toy")
+STUDY = (
+    "name: toy\n"
+    "model: {source: 'path:model'}\n"
+    "behaviours:\n"
+    "  - {name: country_capital, n_train: 4, n_test: 4}\n"
+    "corpus: {source: 'text:text.txt', tokens: 4096}\n"
+    "compute:\n"
+    "  device: cpu\n"
+    "  slurm:\n"
+    "    partition: cpu\n"
+    "    time: 01:00:00\n"
+)
+CONFIG = {
+    "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6,
+    "num_attention_heads": 4, "vocab_size": 260,
+}  # fmt: skip
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch) -> FakeSlurm:
+    """The fake Slurm, with this test in a folder that holds ``study.yaml``."""
+    here = tmp_path / "here"
+    (here / "model").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    monkeypatch.delenv("MECHSTUDY_DEBUG", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}:{ROOT}")  # of jobs, whose units are toys
+    monkeypatch.setattr(commands, "PAUSE", 0.01)
+    (here / "model" / "config.json").write_text(json.dumps(CONFIG))
+    (here / "model" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    (here / "text.txt").write_text("Some text.\n")
+    (here / "study.yaml").write_text(STUDY)
+    return FakeSlurm(tmp_path / "slurm", monkeypatch)
+
+
+def use(monkeypatch, units) -> None:
+    """The study's units are these toys."""
+    monkeypatch.setattr(opening, "build_units", lambda *_: units)
+
+
+def layers(n: int = 3, **train):
+    """model -> train[0..n-1] -> report."""
+    trains = [unit(f"train[{i}]", ["model"], **{"value": i, **train}) for i in range(n)]
+    return [unit("model"), *trains, unit("report", ["model", *(t.name for t in trains)], optional_inputs=True)]
+
+
+def mechstudy(*arguments: str, code: int = 0):
+    """Runs a command in this process and checks its exit status."""
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def statuses(*arguments: str) -> dict[str, str]:
+    """unit -> status, as `mechstudy status --json` says."""
+    found = json.loads(mechstudy("status", "study.yaml", "--json", *arguments).stdout)
+    return {item["name"]: item["status"] for item in found["units"]}
+
+
+__all__ = ["ROOT", "RUN", "STUDY", "chain", "cluster", "layers", "mechstudy", "statuses", "unit", "use"]

@@ -1,0 +1,466 @@
+"""`submit`, `resume`, `cancel` against a fake Slurm: what is submitted, once, in which order; refusals and losses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from mechstudy.core.errors import MechstudyError
+from mechstudy.execution.slurm.record import read_record, record_lock
+from tests.unit.slurm_world import ROOT, RUN, STUDY, chain, cluster, layers, mechstudy, statuses, unit, use
+from tests.unit.toy_units import calls, sums
+
+__all__ = ["cluster"]
+
+
+def arrays(cluster) -> dict[str, str]:
+    """job name -> array and dependency of every job."""
+    return {
+        job["asked"]["job-name"]: job["asked"]["array"] + " " + job["asked"].get("dependency", "")
+        for job in cluster.jobs.values()
+    }
+
+
+def test_one_array_per_phase_each_after_those_it_needs(cluster, monkeypatch):
+    use(monkeypatch, layers(3))
+    output = mechstudy("submit", "study.yaml").output
+    assert arrays(cluster) == {
+        "toy-model": "0 ",
+        "toy-train": "0-2 afterok:100",
+        "toy-report": "0 afterok:100:101",
+    }
+    assert "5 units in 3 jobs are submitted" in output
+    assert cluster.jobs["101"]["asked"]["kill-on-invalid-dep"] == "yes"
+    assert (RUN / "study.yaml").read_text() == STUDY
+
+
+def test_jobs_make_what_a_local_run_makes(cluster, monkeypatch):
+    use(monkeypatch, layers(3))
+    mechstudy("submit", "study.yaml")
+    assert cluster.run_all() == ["100_0", "101_0", "101_1", "101_2", "102_0"]
+    assert set(statuses().values()) == {"done"}
+    mechstudy("run", "study.yaml", "--out", "local")
+    assert sums(RUN) == sums(RUN.parent.parent / "local")
+    assert mechstudy("submit", "study.yaml").output.startswith("nothing to submit: 5 units are done")
+
+
+def test_the_dry_run_submits_nothing_and_shows_what_would_be(cluster, monkeypatch):
+    use(monkeypatch, layers(2))
+    cluster.without(*cluster.COMMANDS)
+    output = mechstudy("submit", "study.yaml", "--dry-run").output
+    assert "train=$(sbatch --parsable --dependency=afterok:$model " in output
+    assert "#SBATCH --array=0-1" in output
+    assert not (RUN / "slurm" / "submission.json").exists()
+
+
+def test_a_second_submit_is_refused_while_jobs_are_alive_and_not_after(cluster, monkeypatch):
+    use(monkeypatch, layers(2))
+    mechstudy("submit", "study.yaml")
+    error = mechstudy("submit", "study.yaml", code=2).stderr
+    assert "jobs of this study are in the queue already" in error and "100, 101, 102" in error
+    assert "mechstudy cancel study.yaml" in error
+    assert len(cluster.calls("sbatch")) == 3
+    mechstudy("cancel", "study.yaml")
+    mechstudy("submit", "study.yaml")
+    assert len(cluster.calls("sbatch")) == 6
+
+
+def test_two_submits_at_once_submit_one_study(cluster, monkeypatch):
+    use(monkeypatch, layers(2))
+    output: list[str] = []
+
+    def other() -> None:
+        with record_lock(RUN):
+            ready.set()
+            time.sleep(0.5)
+
+    ready = threading.Event()
+    thread = threading.Thread(target=other)
+    thread.start()
+    ready.wait()
+    output.append(mechstudy("submit", "study.yaml", code=2).stderr)
+    thread.join()
+    assert "another command is at work on this study's jobs" in output[0] and not cluster.jobs
+    mechstudy("submit", "study.yaml")
+    assert len(cluster.jobs) == 3
+
+
+def test_without_sbatch_the_error_says_what_to_do(cluster, monkeypatch):
+    use(monkeypatch, layers(1))
+    cluster.without("sbatch")
+    monkeypatch.setenv("PATH", str(cluster.folder / "bin"))  # a machine may have a real one
+    error = mechstudy("submit", "study.yaml", code=2).stderr
+    assert "there is no sbatch on this machine" in error and "login node" in error
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("sbatch: error: invalid partition specified: cpu", "study.yaml:9: compute.slurm.partition (cpu)"),
+        ("sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",
+         "compute.slurm.account (none is set)"),
+        ("sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates "
+         "accounting/QOS policy (job submit limit, user's size and/or time limits)", "at its limit"),
+        ("sbatch: error: Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)",
+         "study.yaml:10: compute.slurm.time (01:00:00)"),
+        ("sbatch: error: Batch job submission failed: Invalid generic resource (gres) specification",
+         "compute.slurm.gpus"),
+        ("sbatch: error: something nobody has seen", "Slurm refused the jobs of phase train"),
+    ],
+)  # fmt: skip
+def test_a_refusal_quotes_slurm_names_the_field_and_takes_back_what_was_submitted(cluster, monkeypatch, said, told):
+    use(monkeypatch, layers(2))
+    cluster.behave(sbatch={"2": said})
+    error = mechstudy("submit", "study.yaml", code=2).stderr
+    assert told in error and said.splitlines()[-1].strip() in error
+    assert {task["state"] for task in cluster.jobs["100"]["tasks"].values()} == {"CANCELLED"}
+    cluster.behave()
+    mechstudy("submit", "study.yaml")
+    assert cluster.run_all()[-1] == "103_0", "100 was taken back; 101, 102 and 103 are the whole study"
+
+
+def test_a_partition_that_is_not_there_is_told_with_those_that_are(cluster, monkeypatch):
+    use(monkeypatch, layers(1))
+    cluster.behave(sbatch="sbatch: error: invalid partition specified: cpu")
+    assert "cpu, gpu" in mechstudy("submit", "study.yaml", code=2).stderr
+
+
+def test_an_sbatch_that_does_not_answer_is_asked_again(cluster, monkeypatch):
+    use(monkeypatch, layers(1))
+    monkeypatch.setenv("MECHSTUDY_SLURM_SECONDS", "1")
+    cluster.behave(sbatch={"1": "hang"})
+    mechstudy("submit", "study.yaml")
+    assert len(cluster.jobs) == 3
+
+
+def test_a_job_that_arrived_although_sbatch_did_not_answer_is_not_submitted_twice(cluster, monkeypatch):
+    use(monkeypatch, layers(1))
+    monkeypatch.setenv("MECHSTUDY_SLURM_SECONDS", "1")
+    cluster.behave(sbatch={"2": "hang after"})
+    mechstudy("submit", "study.yaml")
+    assert [job["asked"]["job-name"] for job in cluster.jobs.values()] == ["toy-model", "toy-train", "toy-report"]
+    assert cluster.jobs["102"]["asked"]["dependency"] == "afterok:100:101"
+
+
+def test_a_controller_that_stays_away_is_told_and_nothing_is_left(cluster, monkeypatch):
+    use(monkeypatch, layers(1))
+    cluster.behave(sbatch="sbatch: error: Unable to contact slurm controller (connect failure)")
+    error = mechstudy("submit", "study.yaml", code=2).stderr
+    assert "Unable to contact slurm controller" in error and not cluster.jobs
+
+
+def test_jobs_that_a_killed_submit_left_unrecorded_are_cancelled_by_the_next(cluster, monkeypatch):
+    use(monkeypatch, layers(1))
+    mechstudy("submit", "study.yaml")
+    record = read_record(RUN)
+    lost = record.history[0].jobs.pop()  # sbatch had answered, and then the power went
+    with record_lock(RUN):
+        record.write()
+    mechstudy("resume", "study.yaml")
+    assert {task["state"] for task in cluster.jobs[lost.job]["tasks"].values()} == {"CANCELLED"}
+    assert [job["asked"]["job-name"] for job in cluster.jobs.values()][-1] == "toy-report"
+
+
+def test_later_edits_do_not_change_what_was_submitted(cluster, monkeypatch):
+    use(monkeypatch, layers(2))
+    mechstudy("submit", "study.yaml")
+    (RUN.parent.parent / "study.yaml").write_text("nonsense: [")
+    cluster.run_all()
+    (RUN.parent.parent / "study.yaml").write_text(STUDY)
+    assert set(statuses().values()) == {"done"}
+
+
+def test_an_edited_study_is_not_added_to_jobs_of_what_it_was(cluster, monkeypatch):
+    use(monkeypatch, layers(2))
+    mechstudy("submit", "study.yaml")
+    use(monkeypatch, layers(2, value=7))
+    error = mechstudy("resume", "study.yaml", code=2).stderr
+    assert "the study was changed" in error and "train[0]" in error and "mechstudy cancel" in error
+    mechstudy("cancel", "study.yaml")
+    mechstudy("resume", "study.yaml")
+    cluster.run_all()
+    assert set(statuses().values()) == {"done"}
+
+
+def test_long_arrays_are_split(cluster, monkeypatch):
+    use(monkeypatch, layers(5))
+    monkeypatch.setenv("FAKE_MAX_ARRAY", "3")
+    mechstudy("submit", "study.yaml")
+    assert {k: v.split()[0] for k, v in arrays(cluster).items()} == {
+        "toy-model": "0", "toy-train": "0-1", "toy-train-part2": "0-1", "toy-train-part3": "0", "toy-report": "0",
+    }  # fmt: skip
+    cluster.run_all()
+    assert set(statuses().values()) == {"done"}
+
+
+# ---------------------------------------------------------------------------------------------------- resume
+
+
+def test_after_a_failure_only_what_is_missing_runs(cluster, monkeypatch, tmp_path):
+    mended = tmp_path / "mended"
+    units = layers(3)
+    units[2] = unit("train[1]", ["model"], entry="broken_until_mended", mended=str(mended))
+    use(monkeypatch, units)
+    mechstudy("submit", "study.yaml")
+    cluster.run_all()
+    assert statuses() == {
+        "model": "done", "train[0]": "done", "train[1]": "failed", "train[2]": "done", "report": "pending",
+    }  # fmt: skip
+    told = mechstudy("why", "study.yaml", "report").output
+    assert "train[1] failed: not mended yet" in told and "mechstudy resume study.yaml" in told
+    mended.touch()
+    mechstudy("resume", "study.yaml")
+    assert arrays(cluster)["toy-train"] == "1 " and arrays(cluster)["toy-report"] == "0 afterok:103"
+    cluster.run_all()
+    assert set(statuses().values()) == {"done"}
+    assert sorted(calls(RUN)) == ["model", "report", "train[0]", "train[1]", "train[2]"], "no unit was done twice"
+
+
+def test_waiting_jobs_are_made_to_wait_for_the_new_ones(cluster, monkeypatch):
+    use(monkeypatch, layers(3))
+    (cluster.folder / "keeps").touch()  # a site where jobs of an invalid dependency stay in the queue
+    mechstudy("submit", "study.yaml")
+    cluster.run("100_0")
+    cluster.set("101_1", state="CANCELLED")
+    assert statuses()["report"] == "queued" and "never start" in mechstudy("why", "study.yaml", "report").output
+    mechstudy("resume", "study.yaml")
+    assert arrays(cluster)["toy-report"] == "0 afterok:101:103", "the same job, which waits for both now"
+    assert len(cluster.jobs) == 4
+    cluster.set("101_1", state="COMPLETED")  # purged elements no longer count in Slurm; here they are made to pass
+    cluster.run_all()
+    assert set(statuses().values()) == {"done"}
+
+
+def test_a_queue_that_was_purged_loses_nothing(cluster, monkeypatch):
+    use(monkeypatch, layers(2))
+    mechstudy("submit", "study.yaml")
+    cluster.run("100_0")
+    cluster.run("101_0")
+    for job in ("100", "101", "102"):
+        cluster.forget(job)
+    assert statuses() == {"model": "done", "train[0]": "done", "train[1]": "pending", "report": "pending"}
+    mechstudy("resume", "study.yaml")
+    assert arrays(cluster) == {"toy-train": "1 ", "toy-report": "0 afterok:103"}
+    cluster.run_all()
+    assert sorted(calls(RUN)) == ["model", "report", "train[0]", "train[1]"]
+
+
+def test_a_resume_keeps_the_overrides_of_the_submit(cluster, monkeypatch):
+    use(monkeypatch, layers(1))
+    mechstudy("submit", "study.yaml", "--set", "seed=3")
+    mechstudy("cancel", "study.yaml")
+    mechstudy("resume", "study.yaml")
+    assert [entry.overrides for entry in read_record(RUN).history] == [["seed=3"], ["seed=3"]]
+
+
+def test_a_resume_with_nothing_missing_submits_nothing(cluster, monkeypatch):
+    use(monkeypatch, layers(1))
+    mechstudy("submit", "study.yaml")
+    output = mechstudy("resume", "study.yaml").output
+    assert "3 units are in the queue already" in output and "nothing to submit" in output
+
+
+# ------------------------------------------------------------------------------------------------- exclusion
+
+
+def test_a_local_run_is_refused_while_jobs_wait(cluster, monkeypatch):
+    use(monkeypatch, layers(1))
+    mechstudy("submit", "study.yaml")
+    assert "jobs of this study are in the queue" in mechstudy("run", "study.yaml", code=2).stderr
+    mechstudy("cancel", "study.yaml")
+    mechstudy("run", "study.yaml")
+
+
+def test_a_submit_is_refused_while_a_local_run_is_at_it(cluster, monkeypatch):
+    from mechstudy.core.lock import RunLock
+
+    use(monkeypatch, layers(1))
+    with RunLock(RUN):
+        error = mechstudy("submit", "study.yaml", code=2).stderr
+    assert "running on this machine, without Slurm" in error and str(os.getpid()) in error
+
+
+def test_cancel_takes_some_units_or_all(cluster, monkeypatch):
+    use(monkeypatch, layers(3))
+    mechstudy("submit", "study.yaml")
+    assert mechstudy("cancel", "study.yaml", "train[1]").output.strip() == "cancelled: train[1]"
+    states = {i: task["state"] for i, task in cluster.jobs["101"]["tasks"].items()}
+    assert states == {"0": "PENDING", "1": "CANCELLED", "2": "PENDING"}
+    assert "did you mean train[1]?" in mechstudy("cancel", "study.yaml", "trian[1]", code=2).stderr
+    assert "model" in mechstudy("cancel", "study.yaml").output
+    assert "nothing of this study is in the queue" in mechstudy("cancel", "study.yaml").output
+
+
+def test_nothing_stays_on_the_login_node(cluster, monkeypatch):
+    import psutil
+
+    use(monkeypatch, layers(2))
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    mechstudy("submit", "study.yaml")
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+def test_captures_wait_for_each_other_where_the_disk_is_small(cluster, monkeypatch):
+    from mechstudy.execution.graph import Graph
+    from mechstudy.execution.slurm.groups import groups_of
+
+    discards = {"phase": "capture", "retention": "discard", "discard_patterns": ("*.bin",)}
+    units = [unit("model")]
+    for i in range(2):
+        units += [unit(f"capture[{i}]", ["model"], **discards), unit(f"train[{i}]", [f"capture[{i}]"])]
+    units.append(unit("report", ["train[0]", "train[1]"], optional_inputs=True))
+    free = {group.key: group.after for group in groups_of(Graph(units))}
+    assert free == {"model": [], "capture": ["model"], "train": ["capture"], "report": ["train"]}
+    tight = {group.key: group.after for group in groups_of(Graph(units), one_capture_at_a_time=True)}
+    assert tight["capture-wave2"] == ["model", "train"] and tight["report"] == ["train", "train-wave2"]
+
+
+# -------------------------------------------------------------------------------------------- time and signals
+
+
+def counting(monkeypatch, to: int = 40, pause: float = 0.05):
+    units = [unit("model"), unit("train[0]", ["model"], entry="counting", to=to, pause=pause)]
+    units.append(unit("report", ["train[0]"], optional_inputs=True))
+    use(monkeypatch, units)
+
+
+def started(cluster, element: str, seconds: float = 60) -> subprocess.Popen:
+    """An element's script in a process, once its unit has saved something."""
+    job, _, index = element.partition("_")
+    cluster.set(element, state="RUNNING", reason="None")
+    script = cluster.folder / f"script-{element}"
+    script.write_text(cluster.jobs[job]["script"])
+    variables = {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": index, "SLURM_JOB_ID": job}
+    log = (cluster.folder / "log").open("a")
+    before = [p.read_text() for p in RUN.glob("artifacts/train/*.partial/.scratch/state")]
+    process = subprocess.Popen(["bash", str(script)], env={**os.environ, **variables}, stdout=log, stderr=log)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = [p.read_text() for p in RUN.glob("artifacts/train/*.partial/.scratch/state")]
+        if found and found != before:
+            return process
+        assert process.poll() is None, (cluster.folder / "log").read_text()
+        time.sleep(0.02)
+    raise AssertionError((cluster.folder / "log").read_text())
+
+
+def test_before_its_limit_a_job_saves_itself_goes_back_and_ends_with_the_same_bytes(cluster, monkeypatch):
+    counting(monkeypatch)
+    mechstudy("submit", "study.yaml")
+    cluster.run("100_0")
+    process = started(cluster, "101_0")
+    process.send_signal(signal.SIGUSR1)
+    process.wait(timeout=60)
+    assert cluster.calls("scontrol")[-1] == ["requeue", "101_0"]
+    assert cluster.jobs["101"]["tasks"]["0"]["state"] == "PENDING"
+    found = json.loads(mechstudy("status", "study.yaml", "--json").stdout)["units"][1]
+    assert found["status"] == "queued" and "goes on from" in found["detail"]
+    cluster.run_all()
+    assert set(statuses().values()) == {"done"}
+    mechstudy("run", "study.yaml", "--out", "local")
+    assert sums(RUN) == sums(RUN.parent.parent / "local")
+    state = json.loads((RUN / "units" / "train-0.json").read_text())
+    assert [attempt["exit_code"] for attempt in state["attempts"]] == [75, 0]
+
+
+def test_a_cancelled_job_saves_itself_and_does_not_come_back(cluster, monkeypatch):
+    counting(monkeypatch)
+    mechstudy("submit", "study.yaml")
+    cluster.run("100_0")
+    process = started(cluster, "101_0")
+    mechstudy("cancel", "study.yaml")
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)
+    assert "requeue" not in [call[0] for call in cluster.calls("scontrol")]
+    assert statuses()["train[0]"] == "pending"
+    mechstudy("resume", "study.yaml")
+    cluster.run_all()
+    assert set(statuses().values()) == {"done"}
+
+
+def test_a_killed_worker_is_tried_again(cluster, monkeypatch):
+    import psutil
+
+    counting(monkeypatch)
+    mechstudy("submit", "study.yaml")
+    cluster.run("100_0")
+    process = started(cluster, "101_0")
+    [worker] = psutil.Process(process.pid).children()
+    worker.kill()
+    process.wait(timeout=60)
+    assert cluster.calls("scontrol")[-1] == ["requeue", "101_0"]
+    cluster.run_all()
+    assert set(statuses().values()) == {"done"}
+
+
+def test_where_requeue_is_forbidden_another_job_goes_on_and_those_that_wait_wait_for_it(cluster, monkeypatch):
+    counting(monkeypatch)
+    mechstudy("submit", "study.yaml", "--set", "compute.slurm.requeue=false")
+    assert "no-requeue" in cluster.jobs["101"]["asked"]
+    cluster.run("100_0")
+    process = started(cluster, "101_0")
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=60) == 0
+    assert cluster.jobs["103"]["asked"]["array"] == "0" and cluster.jobs["103"]["asked"]["job-name"] == "toy-train"
+    assert cluster.jobs["102"]["asked"]["dependency"] == "afterok:101:103"
+    cluster.set("101_0", state="COMPLETED")
+    assert cluster.run_all() == ["103_0", "102_0"]
+    assert set(statuses().values()) == {"done"}
+
+
+def test_a_job_that_does_not_get_on_is_not_put_back_for_ever(cluster, monkeypatch):
+    use(monkeypatch, [unit("model", entry="dies", times=99)])
+    mechstudy("submit", "study.yaml")
+    ran = cluster.run_all(most=9)
+    assert 2 <= len(ran) <= 3, "the mark of its first death counts as something saved"
+    assert statuses() == {"model": "failed"}
+    told = mechstudy("why", "study.yaml", "model").output
+    assert "attempts in a row saved nothing" in told and "compute.slurm.phases.model" in told and "SIGKILL" in told
+
+
+def test_a_job_is_put_back_only_so_often(cluster, monkeypatch):
+    counting(monkeypatch)
+    mechstudy("submit", "study.yaml", "--set", "compute.slurm.max_restarts=0")
+    cluster.run("100_0")
+    process = started(cluster, "101_0")
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=60) == 2
+    cluster.set("101_0", state="FAILED")
+    assert "max_restarts" in mechstudy("why", "study.yaml", "train[0]").output
+
+
+def test_a_unit_that_two_jobs_run_is_done_once(cluster, monkeypatch):
+    counting(monkeypatch, to=10)
+    mechstudy("submit", "study.yaml")
+    cluster.run("100_0")
+    cluster.run("101_0")
+    before = sums(RUN)
+    assert cluster.run("101_0") == 0
+    assert sums(RUN) == before and calls(RUN) == ["model", "train[0]"]
+    assert len(json.loads((RUN / "units" / "train-0.json").read_text())["attempts"]) == 1
+
+
+@pytest.mark.parametrize("command", ["submit", "resume", "why", "logs", "cancel"])
+def test_every_command_has_help_with_an_example(command):
+    assert f"mechstudy {command} study.yaml" in " ".join(mechstudy(command, "--help").output.split())
+
+
+def test_the_commands_import_no_torch(cluster):
+    code = (
+        "import sys; sys.argv = ['mechstudy', 'submit', 'study.yaml', '--dry-run']\n"
+        "from mechstudy.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "sys.exit('torch' if 'torch' in sys.modules else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=".")
+    assert done.returncode == 0, done.stderr
+    assert "toy: train, 6 units" in done.stdout
+    assert ROOT and MechstudyError and chain

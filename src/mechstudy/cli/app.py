@@ -112,18 +112,22 @@ def run(
 @app.command(rich_help_panel=LOOK)
 @guarded
 def status(study: StudyFile, sets: Sets = None, out: Out = None, as_json: Json = False) -> None:
-    """Show every unit's state, from the files alone; also while another process runs the study."""
+    """Show every unit's state: from the files, also while another process runs the study, and from Slurm's queue.
+
+    Without --set, a study that was submitted is shown with the overrides it was submitted with.
+    """
     from dataclasses import asdict
 
     from mechstudy.cli.show import print_json, show_status
     from mechstudy.execution.opened import open_study
     from mechstudy.execution.status import read_status
 
-    opened = open_study(study, overrides(sets), out=out, say=_say)
+    opened = open_study(study, slurm.as_submitted(study, overrides(sets), out), out=out, say=_say)
     found = read_status(opened.run())
     if as_json:
         units = [asdict(unit) for unit in found.units]
-        print_json({"run": str(opened.folder), "process": found.holder, "counts": found.counts(), "units": units})
+        told = {"process": found.holder, "counts": found.counts(), "notes": found.notes}
+        print_json({"run": str(opened.folder), **told, "units": units})
     else:
         show_status(found, opened.folder)
 

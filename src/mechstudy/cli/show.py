@@ -20,6 +20,7 @@ COLOURS = {
     "done": "green",
     "runs": "cyan",
     "running": "cyan",
+    "queued": "blue",
     "waits": "",
     "pending": "",
     "stopped": "yellow",
@@ -46,7 +47,8 @@ def show_status(status: Status, folder: Path) -> None:
     table.add_column("time", justify="right", no_wrap=True)
     table.add_column("artifact or reason", overflow="fold")
     for unit in status.units:
-        where = "; ".join(text for text in (unit.artifact or "", unit.detail) if text)
+        job = f"job {unit.job}" if unit.job and unit.status != "done" else ""
+        where = "; ".join(text for text in (unit.artifact or "", job, unit.detail) if text)
         style = COLOURS.get(unit.status, "")
         table.add_row(Text(unit.name), Text(unit.status, style=style), _time(unit.seconds, measured=True), Text(where))
     out.print(table)
@@ -55,6 +57,8 @@ def show_status(status: Status, folder: Path) -> None:
     out.print(Text(f"{folder}: {counts}"))
     if holder is not None:
         out.print(Text(f"running: process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}"))
+    for note in status.notes:
+        out.print(Text(f"note: {note}"))
 
 
 def _time(seconds: float | None, *, measured: bool = False) -> str:

@@ -67,7 +67,7 @@ def resume(study: StudyFile, profile_name: ProfileName = None, sets: Sets = None
     """
     from mechstudy.execution.slurm import submit as submitting
 
-    given = _as_submitted(study, overrides(sets), out)
+    given = as_submitted(study, overrides(sets), out)
     profile = profile_name or _submitted_profile(study, out)
     _show_result(submitting.submit(_asked(study, given, out, profile, "resume", fetch=True), _say), study)
 
@@ -81,7 +81,7 @@ def why(study: StudyFile, unit: UnitName, sets: Sets = None, out: Out = None, as
     from mechstudy.cli.show import print_json
     from mechstudy.execution.slurm.why import why as explain
 
-    opened = _opened(study, _as_submitted(study, overrides(sets), out), out)
+    opened = _opened(study, as_submitted(study, overrides(sets), out), out)
     found = explain(opened.run(), unit, shlex.quote(str(study)))
     if as_json:
         log = None if found.log is None else str(found.log)
@@ -171,6 +171,16 @@ def add_to(app: typer.Typer) -> None:
     app.command(hidden=True)(unit)
 
 
+def as_submitted(study: Path, given: list[str], out: Path | None) -> list[str]:
+    """The overrides given, or else those that the study was last submitted with."""
+    from mechstudy.execution.slurm.record import has_record, overrides_of
+
+    if given:
+        return given
+    run = _run_folder(study, given, out)
+    return overrides_of(run) if has_record(run) else []
+
+
 # --------------------------------------------------------------------------------------------------- opening
 
 
@@ -198,13 +208,6 @@ def _run_folder(study: Path, given: list[str], out: Path | None) -> Path:
     if study.is_dir():
         return study
     return out or Path("runs") / load_study(study, given)[0].name
-
-
-def _as_submitted(study: Path, given: list[str], out: Path | None) -> list[str]:
-    """The overrides given, or else those that the study was last submitted with."""
-    from mechstudy.execution.slurm.record import overrides_of
-
-    return given or overrides_of(_run_folder(study, given, out))
 
 
 def _submitted_profile(study: Path, out: Path | None) -> str | None:

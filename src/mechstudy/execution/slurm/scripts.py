@@ -39,7 +39,7 @@ def script_of(frozen: Frozen, group: Group, tasks: Collection[int], comment: str
         directives=directives(frozen, config, group, tasks, comment),
         study=frozen.study["name"],
         group=group.key,
-        count=f"{len(tasks)} of {len(group.units)} units" if len(tasks) < len(group.units) else f"{len(tasks)} units",
+        count=_count(len(tasks), len(group.units)),
         modules=[shlex.quote(module) for module in config.modules],
         activate=activation(config.activate),
         mechstudy=_mechstudy(config),
@@ -107,6 +107,11 @@ def pattern_safe(folder: Path) -> str:
             "a run whose path has quotes or backslashes in it cannot be submitted", where=text, fix="another --out"
         )
     return text.replace("%", "%%")
+
+
+def _count(tasks: int, units: int) -> str:
+    whole = f"{units} unit{'s' if units > 1 else ''}"
+    return whole if tasks == units else f"{tasks} of {whole}"
 
 
 def _lead(config: SlurmConfig) -> int:

@@ -59,9 +59,15 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Writes the manifest with a checksum of itself, so that a changed byte in it is noticed too."""
+    sign(manifest)
+    write_json_atomic(folder / MANIFEST, manifest)
+
+
+def sign(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Puts the checksum of all the rest into the manifest, and returns it."""
     manifest.pop("manifest_sha256", None)
     manifest["manifest_sha256"] = hashlib.sha256(json_bytes(manifest)).hexdigest()
-    write_json_atomic(folder / MANIFEST, manifest)
+    return manifest
 
 
 def manifest_is_sound(path: Path) -> bool:

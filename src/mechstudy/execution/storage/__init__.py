@@ -1,0 +1,1 @@
+"""What a run keeps, packs, brings back and lets go (docs/storage.md)."""

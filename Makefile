@@ -6,14 +6,16 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 RUN    := runs/demo
+SLURM  := $(PYTHON) -m tests.slurm.cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test format golden clean chromium
+.PHONY: help demo check test format golden clean chromium slurm-up slurm-down
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
 	@echo 'make check  ruff, types, import rules, fast tests'
 	@echo 'make format ruff format and its safe fixes'
+	@echo 'make slurm-up, make slurm-down  a Slurm cluster of one node for tests (docs/slurm-testing.md)'
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -30,22 +32,29 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m 'not real and not browser and not slow and not peers'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m 'not real and not browser and not slow and not peers and not slurm'
 
 test: $(READY) chromium
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m 'not real and not browser and not peers'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m 'not real and not browser and not peers and not slurm'
 	$(BIN)/pytest -q -m 'real or browser'
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m peers tests/peers
+	$(SLURM) run -- env OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 4 --dist loadfile -m slurm tests/slurm
 
 # The report's tests need a browser. Where it is absent and cannot be installed they are skipped, and say so.
 chromium:
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 		apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
 		echo 'no Chromium: the browser tests will be skipped (apt-get install chromium)'
+
+slurm-up:
+	$(SLURM) up
+
+slurm-down:
+	$(SLURM) down
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -1,0 +1,75 @@
+"""A study small enough for a cluster of one node: a random model of four layers, two behaviours, every phase."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+BEHAVIOURS = ("letters", "digits")
+_TEXT = """\
+name: {name}
+model: {{source: 'path:model'}}
+behaviours:
+  - {{name: letters, file: letters.jsonl}}
+  - {{name: digits, file: digits.jsonl}}
+baseline: {{on_fail: continue, bootstrap: 100}}
+capture: {{layers: 0-3, positions: last-2}}
+corpus: {{source: 'text:text.txt', tokens: 4096, held_out_tokens: 1024, context: 32}}
+dictionaries:
+  layers: 0-3
+  evaluation_rows: 256
+  evaluation_tokens: 128
+  architecture: {{kind: skip_transcoder, activation: batchtopk, d_sae: 64, k: 4}}
+  training: {{steps: 200, batch_size: 128, precision: float32, tensorboard: false, checkpoint_every: 20}}
+attribution: {{n_prompts: 2, max_features: 50}}
+features: {{documents: 8, per_behaviour: 5}}
+interventions:
+  n_samples: 4
+  n_groups: 1
+  group_size: 2
+  n_controls: 1
+  resample_draws: 1
+  alphas: [-1, 1]
+  n_edges: 5
+  patching: {{layers: "1,3", n_pairs: 2}}
+  bootstrap: 100
+  permutations: 99
+compute: {{device: cpu, threads: 1, slurm: {{cpus: 1, memory: 900M, time: 10, signal_lead: 60}}}}
+"""
+
+
+def write_study(folder: Path, model: Path, name: str = "tiny") -> Path:
+    """Writes a study's folder and returns its file. The same files wherever it lies, so the same artifacts too."""
+    folder.mkdir(parents=True)
+    (folder / "model").symlink_to(model, target_is_directory=True)
+    for behaviour, alphabet in zip(BEHAVIOURS, ("abcdefgh", "12345678"), strict=True):
+        (folder / f"{behaviour}.jsonl").write_text(prompts(alphabet))
+    (folder / "text.txt").write_text("".join(f"A line of text, number {i}, of some length.\n\n" for i in range(400)))
+    file = folder / "study.yaml"
+    file.write_text(_TEXT.format(name=name))
+    return file
+
+
+def prompts(alphabet: str) -> str:
+    """Eight pairs that differ in one character, half of them for training."""
+    rows = [
+        {
+            "clean": f"{character} then {character}",
+            "corrupted": f"{character} then {other}",
+            "answer": "x",
+            "wrong_answer": "y",
+            "group": f"g{number}",
+            "split": "train" if number % 2 else "test",
+        }
+        for number, (character, other) in enumerate(zip(alphabet, alphabet[1:] + alphabet[:1], strict=True))
+    ]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def save_model(folder: Path) -> None:
+    """Writes the random model, the same weights every time."""
+    from tests.tiny import tiny_model
+
+    tiny = tiny_model("llama", dtype="float32", n_layers=4, d=32)
+    tiny.hf.save_pretrained(folder)
+    tiny.tokenizer.save_pretrained(folder)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mechstudy.cli import bench, budget, dictionary, phases, slurm
+from mechstudy.cli import bench, budget, dictionary, phases, slurm, storage
 from mechstudy.cli.options import (
     STUDY_PANEL,
     Device,
@@ -19,6 +19,7 @@ from mechstudy.cli.options import (
     Sets,
     StudyFile,
     Threads,
+    WorldSize,
     guarded,
     overrides,
 )
@@ -95,6 +96,7 @@ def run(
     out: Out = None,
     device: Device = None,
     threads: Threads = None,
+    world_size: WorldSize = None,
     profile: Profile = False,
 ) -> None:
     """Run the study, or go on where it stopped: only what is missing runs.
@@ -106,7 +108,8 @@ def run(
     """
     from mechstudy.cli.run import run_study
 
-    raise typer.Exit(run_study(study, overrides(sets, device, threads), out=out, profile=profile))
+    given = overrides(sets, device, threads, world_size)
+    raise typer.Exit(run_study(study, given, out=out, profile=profile))
 
 
 @app.command(rich_help_panel=LOOK)
@@ -202,5 +205,6 @@ def _say(message: str) -> None:
 phases.add_to(app)
 slurm.add_to(app)
 budget.add_to(app, LOOK)
+storage.add_to(app)
 app.add_typer(dictionary.app, name="dictionary", rich_help_panel=KEEP)
 app.add_typer(bench.app, name="bench", rich_help_panel=KEEP)

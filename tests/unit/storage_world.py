@@ -46,7 +46,10 @@ def toy_study(**values: Any) -> list[Unit]:
         unit("model"),
         unit("prompts[b]", ["model"], value=values.get("prompts", 0)),
         unit("corpus", ["model"], retention="regenerate", value=values.get("corpus", 0), **made),
-        *[unit(f"capture[{i}]", ["corpus"], retention=values.get("capture", "regenerate"), **made) for i in range(2)],
+        *[
+            unit(f"capture[{i}]", ["corpus"], retention=values.get("capture", "regenerate"), layer=i, **made)
+            for i in range(2)
+        ],
         *[
             unit(f"train[{i}]", [f"capture[{i}]"], entry="reads_any_payload", value=values.get("train", 0))
             for i in range(2)

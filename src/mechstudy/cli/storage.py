@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mechstudy.cli.options import Out, Sets, StudyFile, guarded, overrides
+from mechstudy.cli.options import Json, Out, Sets, StudyFile, guarded, overrides
 
 PANEL = "Keep and let go"
 
@@ -79,9 +79,48 @@ def restore(
     print(f"go on: {study_command(done)}")
 
 
+@guarded
+def clean(
+    study: StudyFile,
+    really: Annotated[bool, typer.Option("--yes", help="Delete. Without it nothing is changed.")] = False,
+    other_versions: Annotated[
+        bool, typer.Option("--other-versions", help="Also artifacts that the study as it is now has not made.")
+    ] = False,
+    elsewhere: Annotated[
+        bool, typer.Option("--made-elsewhere", help="Also what another machine made: bytes may then differ.")
+    ] = False,
+    as_json: Json = False,
+    sets: Sets = None,
+    out: Out = None,
+) -> None:
+    """Show what can be made again, how much room it takes and how long making it again took; with --yes, delete it.
+
+    Payload that every unit has read (storage.retain says which), unfinished work that the study cannot resume,
+    damaged artifacts, profiles. What cannot be made again stays: text that is gone or has changed, inputs that are
+    missing, another version of the code, another machine.
+
+    [dim]mechstudy clean study.yaml --yes[/]
+    """
+    from dataclasses import asdict
+
+    from mechstudy.cli.show import print_json
+    from mechstudy.cli.storage_table import show_clean
+    from mechstudy.execution.opened import open_study
+    from mechstudy.execution.storage.clean import clean as tidy
+
+    opened = open_study(study, overrides(sets), out=out, say=_say)
+    found = tidy(opened, really=really, other_versions=other_versions, elsewhere=elsewhere)
+    if as_json:
+        print_json({"really": really, **asdict(found)})
+    else:
+        show_clean(found, really=really)
+    if found.failed:
+        raise typer.Exit(2)
+
+
 def add_to(app: typer.Typer) -> None:
     """Adds the commands to the app."""
-    for command in (archive, restore):
+    for command in (archive, restore, clean):
         app.command(rich_help_panel=PANEL)(command)
 
 

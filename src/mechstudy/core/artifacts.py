@@ -10,14 +10,24 @@ import fnmatch
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from mechstudy.core.disk import atomic_path, disk_errors, fsync_file, fsync_folder, not_stale, stale_temporaries
+from mechstudy.core.disk import (
+    UNREADABLE,
+    UNREADABLE_FIX,
+    atomic_path,
+    disk_errors,
+    fsync_file,
+    fsync_folder,
+    is_full_disk,
+    not_stale,
+    stale_temporaries,
+)
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import jsonable, read_json, write_json_atomic
 from mechstudy.core.manifest import (
@@ -39,6 +49,8 @@ SCRATCH = ".scratch"
 _PARTIAL = ".partial"
 _REPLACED = ".replaced"
 DAMAGED = ".damaged"  # set aside by `mechstudy verify`
+_REMOVED = ".removed"  # being deleted
+UNPUBLISHED = (_PARTIAL, _REPLACED, DAMAGED, _REMOVED)
 
 
 @dataclass(frozen=True)
@@ -165,11 +177,15 @@ class ArtifactStore:
         version: int,
         spec: Mapping[str, Any],
         inputs: Mapping[str, Artifact],
+        helps: bool = False,
     ) -> ArtifactWriter:
-        """A writer for this artifact; reopens unfinished work, so that what it holds can be resumed."""
+        """A writer for this artifact; reopens unfinished work, so that what it holds can be resumed.
+
+        With ``helps`` another process has it open and publishes it; this one only adds files.
+        """
         ids = {label: artifact.id for label, artifact in inputs.items()}
         assert id == artifact_id(phase, version, spec, ids), "the id is not of these inputs"
-        return ArtifactWriter(self, phase, unit, id, version=version, spec=spec, inputs=inputs)
+        return ArtifactWriter(self, phase, unit, id, version=version, spec=spec, inputs=inputs, helps=helps)
 
     def all(self) -> list[Artifact]:
         """Every complete artifact, sorted by phase and folder."""
@@ -199,24 +215,28 @@ class ArtifactStore:
         if not discarded:
             return 0
         artifact.manifest["discarded"] = discarded
-        write_manifest(artifact.path, artifact.manifest)  # first: a crash after this leaves only spare files
-        freed = 0
+        told = _has_room(lambda: write_manifest(artifact.path, artifact.manifest))
+        freed = 0  # after the manifest: a crash leaves only spare files; before it only where the disk is full
         for name in discarded:
             path = artifact.path / name
             if path.exists():
                 freed += path.stat().st_size
                 path.unlink()
+        if not told:
+            write_manifest(artifact.path, artifact.manifest)
         return freed
 
     def remove(self, artifact: Artifact) -> None:
-        """Deletes an artifact whole; one that is half deleted is no longer found."""
-        (artifact.path / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(artifact.path)
+        """Deletes an artifact whole; one that is half deleted is no longer found, and is no damaged one either."""
+        going = artifact.path.with_name(artifact.path.name + _REMOVED)
+        shutil.rmtree(going, ignore_errors=True)
+        artifact.path.rename(going)
+        shutil.rmtree(going)
 
     def _folders(self) -> list[Path]:
         """Folders of published artifacts, complete or damaged."""
         found = [path for path in sorted(self.root.glob("*/*")) if path.is_dir()]
-        return [path for path in found if path.suffix not in (_PARTIAL, _REPLACED, DAMAGED)]
+        return [path for path in found if path.suffix not in UNPUBLISHED]
 
 
 class ArtifactWriter:
@@ -236,6 +256,7 @@ class ArtifactWriter:
         version: int,
         spec: Mapping[str, Any],
         inputs: Mapping[str, Artifact],
+        helps: bool = False,
     ) -> None:
         self.store = store
         self.phase = phase
@@ -246,6 +267,9 @@ class ArtifactWriter:
         self.inputs = dict(inputs)
         self.final = store.folder(phase, unit, id)
         self.path = self.final.with_name(self.final.name + _PARTIAL)
+        self.helps = helps
+        if helps:
+            return
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / MANIFEST).unlink(missing_ok=True)  # left when a publish was killed before its rename
@@ -294,6 +318,7 @@ class ArtifactWriter:
         """
         from mechstudy.core.provenance import provenance
 
+        assert not self.helps, "whoever opened the artifact first publishes it"
         with disk_errors(self.path):
             files = self._settle_files()
             finished = datetime.now(UTC)
@@ -385,6 +410,21 @@ def _load(folder: Path) -> Artifact | None:
         try:
             if not_stale((folder / name).stat).st_size != expected["size"]:
                 return None
-        except OSError:
+        except OSError as error:
+            if error.errno in UNREADABLE:
+                raise MechstudyError(
+                    f"cannot be read: {error.strerror}", where=str(folder / name), fix=UNREADABLE_FIX
+                ) from error
             return None
     return Artifact(folder, manifest)
+
+
+def _has_room(write: Callable[[], None]) -> bool:
+    """Writes; False where the disk is too full for it."""
+    try:
+        write()
+    except MechstudyError as error:
+        if error.__cause__ is None or not is_full_disk(error.__cause__):
+            raise
+        return False
+    return True

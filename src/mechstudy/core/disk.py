@@ -16,6 +16,8 @@ from mechstudy.core.errors import MechstudyError
 T = TypeVar("T")
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+UNREADABLE = (errno.ESTALE, errno.EIO)  # the disk's trouble: it says nothing of what is on it
+UNREADABLE_FIX = "the file system is at fault: look at the mount, then run the same command again"
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _FULL_TEXT = re.compile(r"no space left on device|disk quota exceeded|os error (28|122)\b", re.IGNORECASE)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mechstudy.core.disk import UNREADABLE, UNREADABLE_FIX
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import canonical_json, json_bytes, jsonable, read_json, write_json_atomic
 
@@ -46,10 +47,16 @@ def slug(unit: str) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest, or None when it is absent, unreadable, or lacks what every manifest has."""
+    """The manifest, or None when it is absent, not whole, or lacks what every manifest has.
+
+    Raises:
+        MechstudyError: the disk cannot be read just now, also not at the second try: that is no damaged manifest.
+    """
     try:
         manifest = read_json(folder / MANIFEST)
-    except MechstudyError:
+    except MechstudyError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in UNREADABLE:
+            raise MechstudyError(error.what, where=error.where, fix=UNREADABLE_FIX) from error.__cause__
         return None
     required = {"schema", "phase", "unit", "id", "version", "spec", "inputs", "files"}
     if not isinstance(manifest, dict) or not required <= manifest.keys() or manifest["schema"] != SCHEMA:

@@ -6,12 +6,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from mechstudy.core.artifacts import DAMAGED, Problem
+from mechstudy.core.artifacts import DAMAGED, UNPUBLISHED, Problem
 from mechstudy.core.disk import disk_errors
 from mechstudy.core.errors import MechstudyError
 from mechstudy.execution.folder import RunFolder
-
-_UNPUBLISHED = (".partial", ".replaced", DAMAGED)
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ def verify_run(folder: Path) -> Verified:
         folders = [path.name for path in run.store.root.glob("*/*") if path.is_dir()]
         problems = run.store.verify()
         moved = {name: _set_aside(run, name) for name in dict.fromkeys(p.artifact for p in problems)}
-        return Verified(sum(not name.endswith(_UNPUBLISHED) for name in folders), problems, moved)
+        return Verified(sum(not name.endswith(UNPUBLISHED) for name in folders), problems, moved)
 
 
 def _set_aside(run: RunFolder, artifact: str) -> Path:

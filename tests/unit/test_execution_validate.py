@@ -9,6 +9,8 @@ import pytest
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress
 from mechstudy.execution import validate as validating
+from mechstudy.execution.budget.hardware import load_hardware
+from mechstudy.execution.budget.plan import make_plan
 from mechstudy.execution.opened import OpenedStudy, open_study
 from mechstudy.execution.validate import validate
 from tests.tiny import tiny_model
@@ -42,13 +44,17 @@ def opened(model, tmp_path) -> OpenedStudy:
     return open_study(tmp_path / "study.yaml", out=tmp_path / "run")
 
 
-def test_the_three_tests_give_numbers_and_verdicts_and_leave_only_their_file(opened):
+def test_the_tests_give_numbers_and_verdicts_and_leave_only_their_file(opened):
     found = validate(opened, steps=60, progress=NullProgress())
-    assert [test["name"] for test in found["tests"]] == ["memory", "speed", "convergence"]
-    memory, speed, convergence = found["tests"]
+    assert [test["name"] for test in found["tests"]] == ["memory", "speed", "convergence", "budget"]
+    memory, speed, convergence, budget = found["tests"]
     assert memory["peak_rss_bytes"] > 1e6 and memory["go"]
     assert speed["prompts"] == 4 and speed["projected_seconds"] > 0
     assert convergence["d_sae"] == 64 and convergence["r2"] < 1
+    assert budget["failed"] == {} and 0 < budget["low"] < budget["seconds"] < budget["high"]
+    fits = found["calibration"]["fits"]
+    assert {"model", "baseline", "capture corpus", "train", "attribute", "intervene", "report"} <= set(fits)
+    assert fits["train"]["n"] >= 2 and fits["train"]["factor"] > 0
     assert found["go"] == all(test["go"] for test in found["tests"])
     assert json.loads((opened.folder / "validate.json").read_text()) == found
     assert sorted(path.name for path in opened.folder.iterdir()) == ["lock", "validate.json"]
@@ -67,3 +73,24 @@ def test_a_test_that_cannot_run_raises_the_study_s_own_error(opened):
     broken = open_study(opened.file, out=opened.folder)
     with pytest.raises(MechstudyError, match="2 of 2 lines are broken"):  # only a tokenizer can see it
         validate(broken, steps=5, progress=NullProgress())
+
+
+def test_the_plan_goes_by_the_pilots_and_names_them(opened):
+    validate(opened, steps=5, progress=NullProgress())
+    plan = make_plan(opened.run())
+    assert plan.calibration is not None and plan.calibration.finished.startswith("20")
+    fits = plan.calibration.fits
+    trained = [row for row in plan.rows if row.phase == "train"]
+    assert [row.spread for row in trained] == [fits["train"].spread] * 3
+    model = next(row for row in plan.rows if row.unit == "model")
+    assert model.seconds is not None and model.seconds < 60
+    elsewhere = make_plan(opened.run(), hardware=load_hardware("a100-80gb"))
+    assert elsewhere.calibration is None, "pilots of this machine say nothing of another"
+
+
+def test_pilots_of_what_a_study_cannot_do_name_it_and_are_no_go(opened):
+    sae = open_study(opened.file, ["dictionaries.architecture={kind: sae, k: 4}"], out=opened.folder)
+    found = validate(sae, steps=5, progress=NullProgress())
+    failed = found["tests"][3]["failed"]
+    assert "attribute[mine]" in failed and not found["tests"][3]["go"]
+    assert failed["intervene[mine]"] == "waits for attribute[mine]"

@@ -60,7 +60,8 @@ def validate(opened: OpenedStudy, *, steps: int = 1000, progress: Progress | Non
         rough = this_machine(opened.options.device, opened.options.total_threads)
         pilots = run_pilots(opened, Path(scratch) / "pilots", rough, progress)
         hardware = _measured(opened, Path(scratch), rough, progress)
-        calibration = fit_all(pilots_of(pilots, hardware), datetime.now(UTC).isoformat(timespec="seconds"))
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        calibration = fit_all(pilots_of(pilots, hardware), now, hardware.auto)
         small = _small_study(opened, layer, steps, Path(scratch))
         prompts = _prompts(small, progress)
         model, tests = _memory_and_speed(opened, prompts, layer, progress)
@@ -85,7 +86,7 @@ def _measured(opened: OpenedStudy, scratch: Path, rough: Hardware, progress: Pro
     if rough.device == "cuda":
         return rough
     progress.log("machine: products, memory, disk")
-    return measure(scratch, (opened.shapes.d_model, opened.shapes.d_mlp), opened.options.total_threads)
+    return measure(scratch, opened.shapes.d_model, opened.shapes.d_mlp, opened.options.total_threads)
 
 
 def _whole(opened: OpenedStudy, hardware: Hardware, calibration: Calibration) -> Plan:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 from typing import Any
 
 from mechstudy.core.errors import MechstudyError
@@ -18,9 +18,11 @@ from mechstudy.core.jsonio import read_json
 from mechstudy.core.machine import machine_id
 
 FILE = "validate.json"
-_T90 = {2: 6.31, 3: 2.92, 4: 2.35, 5: 2.13, 6: 2.02, 7: 1.94, 8: 1.89}  # Student's t, 90% two-sided, by pilots
+_T90 = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81)  # Student's t, 90% two-sided, by degrees of freedom
 LEAST_SPREAD = 0.10  # of any interval: a machine differs from itself by as much
-_LONGER = 1.5  # times the model's seconds, from which a pilot tells a slope from a constant
+_UNREPEATED = 0.25
+_LONGER = 1.25  # times the model's seconds, from which a pilot tells a slope from a constant
+_NOTHING = 0.05  # seconds: below, the model does not say what a unit is busy with
 
 
 @dataclass(frozen=True)
@@ -53,54 +55,87 @@ class Fit:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Fits by kind (see `times.kind_of`), and the machine and moment they are of."""
+    """Fits by kind (see `times.kind_of`), the machine and moment they are of, and what ``auto`` precision is there."""
 
     fits: Mapping[str, Fit]
     machine: str = ""
     finished: str = ""
+    auto: str | None = None
     pilots: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
 
     def of(self, kind: str) -> Fit | None:
-        return self.fits.get(kind)
+        """The fit of a kind; a variant is trained as any dictionary is."""
+        return self.fits.get("train" if kind == "variant" else kind)
 
     def as_json(self) -> dict[str, Any]:
         fits = {kind: asdict(fit) for kind, fit in self.fits.items()}
-        return {"machine": self.machine, "finished": self.finished, "fits": fits, "pilots": list(self.pilots)}
+        found = {"machine": self.machine, "finished": self.finished, "auto": self.auto}
+        return {**found, "fits": fits, "pilots": list(self.pilots)}
 
 
-def fit_all(pilots: Sequence[Pilot], finished: str) -> Calibration:
-    """A fit of every kind there are pilots of. Kinds without repeated pilots take the widest spread of the others."""
+def fit_all(pilots: Sequence[Pilot], finished: str, auto: str | None = None) -> Calibration:
+    """A fit of every kind there are pilots of, with the interval that all repeats together allow."""
     by_kind: dict[str, list[Pilot]] = {}
     for pilot in pilots:
         by_kind.setdefault(pilot.kind, []).append(pilot)
     fits = {kind: fit(found) for kind, found in by_kind.items()}
-    widest = max((f.spread for f in fits.values() if f.n > 1), default=0.25)
-    fits = {kind: f if f.n > 1 else Fit(**{**asdict(f), "spread": max(0.25, widest)}) for kind, f in fits.items()}
-    return Calibration(fits, machine_id(), finished, [asdict(pilot) for pilot in pilots])
+    noise, freedom = _pooled([_long(found) for found in by_kind.values()])
+    fits = {kind: replace(f, spread=_spread(noise, freedom, f.n)) for kind, f in fits.items()}
+    return Calibration(fits, machine_id(), finished, auto, [asdict(pilot) for pilot in pilots])
 
 
 def fit(pilots: Sequence[Pilot]) -> Fit:
-    """The fit of one kind: a line through short and long pilots, or a factor alone where they are equally long.
+    """The fit of one kind: a line through short and long pilots, a factor where they are equally long, a constant where
+    the model says next to nothing.
 
     What the first one of a process took beyond the line is paid once.
     """
     extra = max(pilot.peak_bytes - pilot.planned_bytes for pilot in pilots)
-    later = [pilot for pilot in pilots if not pilot.first] or list(pilots)
-    longest = max(pilot.modelled for pilot in later)
-    if longest <= 0:
-        return Fit(0.0, fmean(pilot.seconds for pilot in later), 0.0, LEAST_SPREAD, extra, 1)
-    long = [pilot for pilot in later if pilot.modelled * _LONGER > longest]
-    short = [pilot for pilot in later if pilot not in long]
+    long = _long(pilots)
+    later = _later(pilots)
     modelled, took = fmean(p.modelled for p in long), median(p.seconds for p in long)
-    factor, fixed = took / modelled, 0.0
-    if short:
-        below, quick = fmean(p.modelled for p in short), median(p.seconds for p in short)
-        slope = (took - quick) / (modelled - below)
-        if 0.1 * factor < slope < factor:
-            factor, fixed = slope, max(0.0, took - slope * modelled)
-    once = max((p.seconds - fixed - factor * p.modelled for p in pilots if p.first and p not in later), default=0.0)
-    rates = [max(1e-9, p.seconds - fixed) / p.modelled for p in long]
-    return Fit(factor, fixed, max(0.0, once), _spread(rates), extra, len(long))
+    if modelled < _NOTHING:
+        factor, fixed = 1.0, max(0.0, took - modelled)
+    else:
+        factor, fixed = took / modelled, 0.0
+        if short := [pilot for pilot in later if pilot not in long]:
+            below, quick = fmean(p.modelled for p in short), median(p.seconds for p in short)
+            slope = (took - quick) / (modelled - below)
+            if 0.1 * factor < slope < factor:
+                factor, fixed = slope, max(0.0, took - slope * modelled)
+    once = max((p.seconds - fixed - factor * p.modelled for p in pilots if p not in later), default=0.0)
+    return Fit(factor, fixed, max(0.0, once), LEAST_SPREAD, extra, len(long))
+
+
+def _later(pilots: Sequence[Pilot]) -> list[Pilot]:
+    """Those after the first of a process, where there are any."""
+    return [pilot for pilot in pilots if not pilot.first] or list(pilots)
+
+
+def _long(pilots: Sequence[Pilot]) -> list[Pilot]:
+    """The longest ones, by the model."""
+    later = _later(pilots)
+    longest = max(pilot.modelled for pilot in later)
+    return [pilot for pilot in later if pilot.modelled * _LONGER >= longest]
+
+
+def _pooled(groups: Iterable[Sequence[Pilot]]) -> tuple[float, int]:
+    """Relative standard deviation of repeats within kinds, and its degrees of freedom."""
+    squares, freedom = 0.0, 0
+    for group in groups:
+        mean = fmean(pilot.seconds for pilot in group)
+        if len(group) > 1 and mean > _NOTHING:
+            squares += sum((pilot.seconds / mean - 1) ** 2 for pilot in group)
+            freedom += len(group) - 1
+    return (squares / freedom) ** 0.5 if freedom else 0.0, freedom
+
+
+def _spread(noise: float, freedom: int, n: int) -> float:
+    """Half of the 90% interval of the mean of ``n`` repeats, as a share of it."""
+    if not freedom:
+        return _UNREPEATED
+    t90 = _T90[min(freedom, len(_T90)) - 1]
+    return min(1.0, max(LEAST_SPREAD, t90 * noise / n**0.5))
 
 
 def read_calibration(folder: Path) -> Calibration | None:
@@ -109,19 +144,10 @@ def read_calibration(folder: Path) -> Calibration | None:
         found = read_json(folder / FILE)["calibration"]
         fits = {kind: Fit(**values) for kind, values in found["fits"].items()}
         if found["machine"] == machine_id():
-            return Calibration(fits, found["machine"], found["finished"], found["pilots"])
+            return Calibration(fits, found["machine"], found["finished"], found.get("auto"), found["pilots"])
     return None
 
 
 def joint_spread(parts: Iterable[tuple[float, float]]) -> float:
     """Half-width in seconds of a sum of (seconds, spread): kinds err independently of each other."""
     return sum((seconds * spread) ** 2 for seconds, spread in parts) ** 0.5
-
-
-def _spread(rates: Sequence[float]) -> float:
-    """Half of the 90% interval of the mean rate, as a share of it."""
-    n = len(rates)
-    if n < 2:
-        return LEAST_SPREAD
-    half = _T90.get(n, 1.8) * stdev(rates) / n**0.5 / max(1e-12, fmean(rates))
-    return max(LEAST_SPREAD, min(1.0, half))

@@ -29,8 +29,9 @@ class Hardware(Config):
     """One accelerator with its node, or one CPU.
 
     ``flops`` is the peak per precision, in FLOP/s; ``measured`` replaces it by rates at some widths of products, where
-    they were measured. ``shares`` are of ``flops`` (forward, train, attribute) or of ``memory_bandwidth`` (stream,
-    sparse). ``reserved_bytes`` is what a process takes before it does anything. Bytes, bytes/s and seconds.
+    they were measured; ``auto`` is what `models.precision` chose here, where that is known. ``shares`` are of ``flops``
+    (forward, train, attribute) or of ``memory_bandwidth`` (stream, sparse). ``reserved_bytes`` is what a process takes
+    before it does anything. Bytes, bytes/s and seconds.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Hardware(Config):
     price_per_su: float | None = Field(None, ge=0)
     currency: str = ""
     source: str = "profile"
+    auto: Literal["float32", "bfloat16"] | None = None
 
     @property
     def is_here(self) -> bool:
@@ -72,6 +74,8 @@ class Hardware(Config):
         """``auto`` as float32 or bfloat16, whichever is faster here; anything else as it is."""
         if dtype != "auto":
             return dtype
+        if self.auto is not None:
+            return self.auto
         faster = self._peak("bfloat16", width) > _GAIN * self._peak("float32", width)
         return "bfloat16" if faster else "float32"
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -80,13 +80,15 @@ def quick(threads: int) -> dict[str, Any]:
     }
 
 
-def measure(folder: Path, widths: Sequence[int], threads: int) -> Hardware:
+def measure(folder: Path, d_model: int, d_mlp: int, threads: int) -> Hardware:
     """Measures with torch in float32 and bfloat16, and the disk of ``folder``; remembers it."""
     import torch
 
+    from mechstudy.models.precision import faster_dtype
+
     torch.set_num_threads(threads)
     flops: dict[str, dict[str, float]] = {"float32": {}, "bfloat16": {}}
-    for width in sorted({*WIDTHS, *widths}):
+    for width in sorted({*WIDTHS, d_model, d_mlp}):
         for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
             a, b = torch.ones(_ROWS, width, dtype=dtype), torch.ones(width, 3 * width, dtype=dtype)
             out = torch.empty(_ROWS, 3 * width, dtype=dtype)
@@ -101,7 +103,7 @@ def measure(folder: Path, widths: Sequence[int], threads: int) -> Hardware:
         "source": f"{best['float32']:.0f} GFLOP/s float32, {best['bfloat16']:.0f} bfloat16, measured with torch",
     }
     remember(_name(threads), record)
-    return hardware_of(record)
+    return hardware_of(record).model_copy(update={"auto": faster_dtype(d_model, d_mlp, "cpu")})
 
 
 def _name(threads: int) -> str:

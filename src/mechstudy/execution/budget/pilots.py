@@ -26,14 +26,14 @@ from mechstudy.phases.unit import Unit
 LAYERS = 3  # dictionaries of each pilot study
 _BATCHES = {"short": 1, "long": 4}
 _PROMPTS = {"short": 1, "long": 3}
-_SAMPLES = {"short": 4, "long": 16}
-_PAIRS = {"short": 2, "long": 8}
-_STEP_SECONDS = 2.0  # that the long training may take
-_STEPS = (8, 64)
+_SAMPLES = {"short": 2, "long": 8}
+_PAIRS = {"short": 1, "long": 4}
+_STEP_SECONDS = 5.0  # that the long training may take, as far as is known before
+_STEPS = (32, 128)
 _BASELINE_SECONDS = 3.0
 _BATCH_SECONDS = 3.0
-_REPEATED = ("capture corpus", "stream", "attribute", "features", "intervene")  # kinds run twice each
-_TWICE_LONG = ("capture corpus", "attribute")
+_WARMED = ("capture corpus", "stream", "train", "attribute")  # kinds whose first unit is not like the others
+_TWICE = ("capture corpus", "stream", "attribute")  # train has several layers anyway
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ def run_pilots(opened: OpenedStudy, scratch: Path, hardware: Hardware, progress:
             del cache[key]
         for unit in _chosen(study, size):
             kind = kind_of(unit)
-            times = 1 + (kind in _REPEATED if size == "short" else kind in _TWICE_LONG)
-            for number in range(times):
+            for number in range(1 + (kind in _TWICE)):
                 artifact = _perform(study, unit, cache, found, again=number > 0)
                 if artifact is None:
                     break
@@ -90,9 +89,8 @@ def pilots_of(found: Found, hardware: Hardware) -> list[Pilot]:
         planned = sum((loaded | own).values()) + estimate.working_bytes + hardware.reserved_bytes
         net = max(0.0, run.seconds - modelled.load)
         peak = run.peak_bytes or planned
-        pilots.append(
-            Pilot(kind, run.unit.name, net, modelled.work, peak, planned, modelled.load, kind not in seen)
-        )  # fmt: skip
+        first = kind in _WARMED and kind not in seen
+        pilots.append(Pilot(kind, run.unit.name, net, modelled.work, peak, planned, modelled.load, first))
         seen.add(kind)
     return pilots
 
@@ -118,7 +116,7 @@ def _overrides(opened: OpenedStudy, size: str, hardware: Hardware) -> Iterator[s
     yield f"corpus.tokens={min(c.tokens, rows * _BATCHES[size])}"
     yield f"corpus.held_out_tokens={min(c.held_out_tokens, max(d.evaluation_tokens, 2048, c.context))}"
     steps = _train_steps(opened, hardware)
-    yield f"dictionaries.training.steps={min(t.steps, steps if size == 'long' else max(3, steps // 4))}"
+    yield f"dictionaries.training.steps={min(t.steps, steps if size == 'long' else max(4, steps // 8))}"
     yield f"dictionaries.training.dead_after_rows={t.resolved_dead_after()}"
     yield f"dictionaries.training.warmup_steps={t.resolved_warmup()}"
     yield f"attribution.n_prompts={min(study.attribution.n_prompts, _PROMPTS[size])}"

@@ -200,6 +200,8 @@ def make_plan(
     hardware = hardware or this_machine(run.options.device, run.options.total_threads)
     if calibration is None and (here or hardware.is_here):
         calibration = read_calibration(run.folder.path)
+    if calibration is not None and calibration.auto is not None:
+        hardware = hardware.model_copy(update={"auto": calibration.auto})
     together = hardware.is_here and run.options.max_parallel == 1
     memory = footprints(evaluation, hardware, calibration, together=together)
     rows = _rows(evaluation, hardware, calibration, memory, together=together)

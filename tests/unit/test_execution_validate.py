@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,8 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress
 from mechstudy.execution import validate as validating
 from mechstudy.execution.budget.hardware import load_hardware
+from mechstudy.execution.budget.machine import this_machine
+from mechstudy.execution.budget.pilots import Found
 from mechstudy.execution.budget.plan import make_plan
 from mechstudy.execution.opened import OpenedStudy, open_study
 from mechstudy.execution.validate import validate
@@ -25,8 +28,7 @@ def model(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def opened(model, tmp_path) -> OpenedStudy:
+def study_in(model: Path, tmp_path: Path) -> OpenedStudy:
     pairs = []
     for i in range(8):
         pair = {"id": f"p{i}", "template": "t", "group": f"g{i}", "clean": f"abc {i}", "corrupted": f"abd {i}"}
@@ -39,13 +41,33 @@ def opened(model, tmp_path) -> OpenedStudy:
         "behaviours: [{name: mine, file: prompts.jsonl, n_train: 4, n_test: 4}]\n"
         "corpus: {source: 'text:text.txt', tokens: 4096, held_out_tokens: 1024, context: 32}\n"
         "dictionaries: {layers: all, evaluation_rows: 256, evaluation_tokens: 128}\n"
+        "attribution: {n_prompts: 2, max_features: 20}\n"
+        "features: {documents: 8, per_behaviour: 4}\n"
+        "interventions: {n_samples: 4, n_groups: 1, group_size: 2, n_controls: 1, bootstrap: 100, permutations: 99}\n"
         "compute: {device: cpu, threads: 1}\n"
     )
     return open_study(tmp_path / "study.yaml", out=tmp_path / "run")
 
 
-def test_the_tests_give_numbers_and_verdicts_and_leave_only_their_file(opened):
-    found = validate(opened, steps=60, progress=NullProgress())
+@pytest.fixture
+def opened(model, tmp_path) -> OpenedStudy:
+    return study_in(model, tmp_path)
+
+
+@pytest.fixture
+def no_pilots(monkeypatch):
+    monkeypatch.setattr(validating, "run_pilots", lambda *_: Found([], {}))
+
+
+@pytest.fixture(scope="module")
+def validated(model, tmp_path_factory) -> tuple[OpenedStudy, dict]:
+    """The tiny study and what validating it found."""
+    opened = study_in(model, tmp_path_factory.mktemp("study"))
+    return opened, validate(opened, steps=60, progress=NullProgress())
+
+
+def test_the_tests_give_numbers_and_verdicts_and_leave_only_their_file(validated):
+    opened, found = validated
     assert [test["name"] for test in found["tests"]] == ["memory", "speed", "convergence", "budget"]
     memory, speed, convergence, budget = found["tests"]
     assert memory["peak_rss_bytes"] > 1e6 and memory["go"]
@@ -60,13 +82,13 @@ def test_the_tests_give_numbers_and_verdicts_and_leave_only_their_file(opened):
     assert sorted(path.name for path in opened.folder.iterdir()) == ["lock", "validate.json"]
 
 
-def test_a_poor_r2_is_a_no_go(opened, monkeypatch):
+def test_a_poor_r2_is_a_no_go(opened, no_pilots, monkeypatch):
     monkeypatch.setattr(validating, "MIN_R2", 1.1)
     found = validate(opened, steps=5, progress=NullProgress())
     assert not found["go"] and not found["tests"][2]["go"]
 
 
-def test_a_test_that_cannot_run_raises_the_study_s_own_error(opened):
+def test_a_test_that_cannot_run_raises_the_study_s_own_error(opened, no_pilots):
     row = {"corrupted": "Two more cats", "answer": " a", "wrong_answer": " b"}
     rows = [row | {"clean": "One cat", "split": "train"}, row | {"clean": "A cat", "split": "test"}]
     (opened.file.parent / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -75,8 +97,8 @@ def test_a_test_that_cannot_run_raises_the_study_s_own_error(opened):
         validate(broken, steps=5, progress=NullProgress())
 
 
-def test_the_plan_goes_by_the_pilots_and_names_them(opened):
-    validate(opened, steps=5, progress=NullProgress())
+def test_the_plan_goes_by_the_pilots_and_names_them(validated):
+    opened, _ = validated
     plan = make_plan(opened.run())
     assert plan.calibration is not None and plan.calibration.finished.startswith("20")
     fits = plan.calibration.fits
@@ -88,9 +110,13 @@ def test_the_plan_goes_by_the_pilots_and_names_them(opened):
     assert elsewhere.calibration is None, "pilots of this machine say nothing of another"
 
 
-def test_pilots_of_what_a_study_cannot_do_name_it_and_are_no_go(opened):
+def test_pilots_of_what_a_study_cannot_do_name_it(opened, tmp_path, monkeypatch):
+    from mechstudy.execution.budget import pilots
+
+    kept = pilots._chosen
+    monkeypatch.setattr(pilots, "_chosen", lambda *how: [u for u in kept(*how) if u.phase != "report"])
     sae = open_study(opened.file, ["dictionaries.architecture={kind: sae, k: 4}"], out=opened.folder)
-    found = validate(sae, steps=5, progress=NullProgress())
-    failed = found["tests"][3]["failed"]
-    assert "attribute[mine]" in failed and not found["tests"][3]["go"]
-    assert failed["intervene[mine]"] == "waits for attribute[mine]"
+    found = pilots.run_pilots(sae, tmp_path / "pilots", this_machine("cpu", 1), NullProgress())
+    assert "graphs need a transcoder" in found.failed["attribute[mine]"]
+    assert found.failed["intervene[mine]"] == "waits for attribute[mine]"
+    assert {run.unit.phase for run in found.runs} >= {"model", "train", "capture"}

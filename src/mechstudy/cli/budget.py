@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -98,20 +98,25 @@ def cost(
 
 def _hardware(opened: OpenedStudy, name: str | None) -> Hardware | None:
     """As asked for, else as the study says; None: this machine."""
-    from mechstudy.execution.budget.hardware import load_hardware
+    from mechstudy.execution.budget.hardware import HERE, load_hardware
 
-    compute: Any = opened.study.compute
-    chosen = name or getattr(compute, "hardware", None)
-    if chosen is None or chosen == "this machine":
+    compute = opened.study.compute
+    chosen = name or compute.hardware
+    if chosen is None or chosen == HERE:
         return None
-    found = load_hardware(chosen)
-    given = {key: getattr(compute, key, None) for key in ("su_per_gpu_hour", "price_per_su", "currency")}
-    return found.model_copy(update={key: value for key, value in given.items() if value is not None})
+    given = {"su_per_gpu_hour": compute.su_per_gpu_hour, "price_per_su": compute.price_per_su}
+    return load_hardware(chosen).model_copy(update={key: value for key, value in given.items() if value is not None})
 
 
 def _slurm(opened: OpenedStudy) -> SlurmConfig | None:
-    found: SlurmConfig | None = getattr(opened.study.compute, "slurm", None)
-    return found
+    """What jobs ask for, with the profile's values; None where nothing is said of Slurm."""
+    from mechstudy.execution.slurm.profiles import resolved
+    from mechstudy.phases.slurm import SlurmConfig
+
+    compute = opened.study.compute
+    if compute.profile is None and compute.slurm == SlurmConfig():
+        return None
+    return resolved(compute, opened.lines)[0]
 
 
 def _say(message: str) -> None:

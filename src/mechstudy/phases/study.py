@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -155,21 +155,29 @@ class FeaturesConfig(Config):
 class ComputeConfig(Config):
     """How it runs, never what: not part of any artifact's id.
 
+    ``world_size`` is how many processes share the work of one unit (capture, training, attribution); ``auto`` is one,
+    and inside a Slurm job one for every GPU that the job may use. ``max_parallel`` is how many units run side by side.
     ``stage`` copies a store's rows to the node's own disk for as long as they are trained on: ``auto`` (to
     ``$SLURM_TMPDIR`` or ``$TMPDIR``, where the run lies on a network file system), ``off``, or a folder, in which
     ``$NAMES`` are replaced. ``verify_reads`` compares what training reads with the store's checksums.
     ``slurm`` is what `submit` asks of a cluster, ``profile`` a file of such values in the user's config folder
     (docs/slurm.md).
+    ``hardware`` is what `plan` and `cost` count with: a profile (docs/budget.md), by default this machine. A site's
+    own ``su_per_gpu_hour`` and ``price_per_su`` go before the profile's.
     """
 
     device: str = "auto"
     threads: int | None = Field(None, ge=1)
     max_parallel: int = Field(1, ge=1)
+    world_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     batch_tokens: int = Field(4096, ge=1)
     stage: str = Field("auto", min_length=1)
     verify_reads: bool = False
     slurm: SlurmConfig = SlurmConfig()
     profile: str | None = Field(None, pattern=r"^[A-Za-z0-9_.\-]+$")
+    hardware: str | None = None
+    su_per_gpu_hour: float | None = Field(None, ge=0)
+    price_per_su: float | None = Field(None, ge=0)
 
 
 class StorageConfig(Config):

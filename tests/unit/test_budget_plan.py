@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -158,10 +159,19 @@ def test_one_process_keeps_the_model_in_each_precision_it_was_loaded_in(tmp_path
     assert (train.peak, train.float32, train.bfloat16) == (alone, alone + 200, alone)
 
 
+def test_a_cpu_maps_a_published_file_and_reads_only_the_blocks_it_needs(tmp_path):
+    held = Held("model", 100, "bfloat16", touched=60)
+    units = [unit("capture[a]", estimate=Estimate(bytes_in_memory=200, holds=(held,)))]
+    assert planned(tmp_path, units, max_parallel=2).rows[0].memory.peak == 120
+    assert planned(tmp_path, units, GPU).rows[0].memory.peak == GB + 200
+    whole = unit("baseline[a]", estimate=Estimate(bytes_in_memory=200, holds=(replace(held, touched=None),)))
+    assert [row.memory.peak for row in planned(tmp_path, [whole, *units]).rows] == [200, 200], (
+        "all of it was read before"
+    )
+
+
 def test_an_estimate_survives_json():
     estimate = Estimate(1, 2, holds=(Held("model", 3),), work=(Work("train", 4.0),))
-    from dataclasses import asdict
-
     assert Estimate(**json.loads(json.dumps(asdict(estimate)))) == estimate
 
 

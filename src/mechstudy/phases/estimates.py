@@ -95,7 +95,7 @@ class Estimator:
         n, rows = sum(sizes), sum(sizes) * each
         tokens = n * TYPICAL_PROMPT
         work = self._forward(tokens, max(layers) + 1, self.study.model.dtype, batches=_LENGTHS * len(sizes))
-        held = self._model(self.study.model.dtype)
+        held = self._model(self.study.model.dtype, blocks=max(layers) + 1)
         batch = min(tokens, self._batch())
         working = self._block_bytes(batch) + 4 * batch * sum(sites.values())
         found = self._of_model(
@@ -123,7 +123,7 @@ class Estimator:
             Work("write", size),
             Work("stream", 2.0 * size),  # checksums
         ]
-        held = self._model(d.model_dtype)
+        held = self._model(d.model_dtype, blocks=max(layers) + 1, embedding=True)
         batch = min(tokens, self._batch())
         working = self._block_bytes(batch) + 4 * batch * sum(sites.values()) + 2 * _WINDOW_BYTES * len(sites)
         found = self._of_model(held, size, working, work)
@@ -278,8 +278,13 @@ class Estimator:
     def _batch(self) -> int:
         return max(TYPICAL_PROMPT, self.study.compute.batch_tokens)
 
-    def _model(self, dtype: str) -> Held:
-        return Held("model", self.shapes.n_parameters, dtype)
+    def _model(self, dtype: str, blocks: int | None = None, *, embedding: bool = False) -> Held:
+        """The model, of which the first ``blocks`` are read, and the embedding of many tokens or of a few."""
+        x = self.shapes
+        if blocks is None:
+            return Held("model", x.n_parameters, dtype)
+        touched = round(x.n_block_parameters * blocks / x.n_layers) + embedding * x.vocab_size * x.d_model
+        return Held("model", x.n_parameters, dtype, min(touched, x.n_parameters))
 
     def _forward(
         self,

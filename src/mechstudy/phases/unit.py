@@ -33,11 +33,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Held:
-    """Something that stays in memory for later units of the same process: ``count`` numbers of a dtype."""
+    """Something that stays in memory for later units of the same process: ``count`` numbers of a dtype.
+
+    ``touched`` of them are really read; a CPU maps a model's file, and what is not read takes no memory.
+    """
 
     name: str
     count: int
     dtype: str = "float32"
+    touched: int | None = None
 
     def bytes(self, auto: str = "float32") -> int:
         """Its bytes, where ``auto`` comes to be this dtype."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mechstudy.execution.budget.calibration import Calibration
 from mechstudy.execution.budget.hardware import Hardware
-from mechstudy.execution.budget.times import held_bytes, kind_of
+from mechstudy.execution.budget.times import held_bytes, kind_of, together_bytes
 from mechstudy.execution.graph import Evaluation
 
 
@@ -42,7 +42,7 @@ def footprints(
         peaks = []
         for precision, held in kept.items():
             own = held_bytes(estimate, hardware, precision)
-            all_ = {**held, **own} if together else own
+            all_ = together_bytes(held, own) if together else own
             if together and node.must_run:
                 kept[precision] = dict(all_)
             peaks.append(max(0, sum(all_.values()) + estimate.working_bytes + beside))

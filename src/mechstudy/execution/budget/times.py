@@ -10,6 +10,7 @@ from mechstudy.execution.budget.hardware import Hardware
 from mechstudy.phases.unit import Estimate, Held, Unit, Work
 
 _PRODUCTS = ("forward", "train", "attribute")
+FILE_DTYPE = "bfloat16"  # in which models are published: weights in it are mapped, in another they are converted
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,14 @@ def held_bytes(estimate: Estimate, hardware: Hardware, precision: str | None = N
     for held in estimate.holds:
         dtype = precision if precision is not None and held.name == "model" else hardware.resolved(held.dtype)
         key = f"{held.name} {dtype}" if held.name == "model" else held.name
-        found[key] = held.count * ITEM_BYTES[dtype]
+        mapped = hardware.device == "cpu" and dtype == FILE_DTYPE and held.touched is not None
+        found[key] = (held.touched if mapped and held.touched is not None else held.count) * ITEM_BYTES[dtype]
     return found
+
+
+def together_bytes(before: Mapping[str, int], own: Mapping[str, int]) -> dict[str, int]:
+    """What a process holds that held ``before`` and now holds ``own``, too: of each the larger part."""
+    return {key: max(before.get(key, 0), own.get(key, 0)) for key in {**before, **own}}
 
 
 def kind_of(unit: Unit) -> str:

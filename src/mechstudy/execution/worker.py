@@ -27,6 +27,10 @@ from mechstudy.execution.unit_state import UnitState, file_name, new_attempt, no
 
 FAILED, CRASHED, CHECKPOINTED = 2, 1, 75
 LOCKS = "locks"
+_ASKED = {
+    "SIGUSR1": "its time limit is near",
+    "SIGTERM": "its job was cancelled, or had to make room for another",
+}
 _WAIT = 60.0  # seconds: a process of an earlier attempt that is ending
 
 
@@ -157,9 +161,9 @@ class _Worker:
     def _stopped(self, node: Node, stop: Stopped) -> int:
         found = self._saved(node)
         self._end(CHECKPOINTED, found)
-        reason = stopping.reason() or str(stop)
-        self._settle("saved", f"asked to stop ({reason}); {found} saved")
-        _say(f"{self.name}: stopped ({reason}), {found} saved")
+        reason = _ASKED.get(stopping.reason(), stopping.reason() or str(stop))
+        self._settle("saved", f"stopped: {reason}; {found} saved")
+        _say(f"{self.name}: stopped: {reason}; {found} saved")
         return CHECKPOINTED
 
     def _end(self, code: int, found: Saved | None) -> None:

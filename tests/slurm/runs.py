@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -17,7 +18,9 @@ from typing import Self
 
 from tests.slurm.cluster.cluster import Cluster
 
-LOGS = ("scalars.jsonl", "timing.json", "tensorboard/")  # hold clock times; every other file must be the same bytes
+# Files that hold clock times. Every other one must be the same bytes.
+LOGS = re.compile(r"scalars\.jsonl|timing\.json|tensorboard/.*")
+PAGES = re.compile(r"[^/]+\.html|(data|figures)/(chart-)?compute-[^/]+")  # of a report
 _MARK = "MECHSTUDY_TEST_MARK"
 
 
@@ -29,12 +32,17 @@ def wait_until(reached: Callable[[], object], what: str, *, seconds: float = 60.
         time.sleep(0.25)
 
 
+def environment() -> dict[str, str]:
+    """One thread each, as CPUs are what there is least of."""
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
 def local_run(file: Path, run: Path, *overrides: str) -> None:
     """Runs a study without Slurm."""
     words = [word for override in overrides for word in ("--set", override)]
     done = subprocess.run(
         [sys.executable, "-m", "mechstudy", "run", str(file), "--out", str(run), *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=600,
+        env=environment(), capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
@@ -43,8 +51,10 @@ def checksums(run: Path) -> dict[str, str]:
     """Artifact and file -> sha256, for every file of every artifact that is no log."""
     found = {}
     for manifest in run.glob("artifacts/*/*/manifest.json"):
-        for name, entry in json.loads(manifest.read_text())["files"].items():
-            if not name.startswith(LOGS):
+        content = json.loads(manifest.read_text())
+        timed = PAGES if content["phase"] == "report" else LOGS
+        for name, entry in content["files"].items():
+            if not timed.fullmatch(name):
                 found[f"{manifest.parent.name}/{name}"] = entry["sha256"]
     return found
 

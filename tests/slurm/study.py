@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 BEHAVIOURS = ("letters", "digits")
+ONE_BEHAVIOUR = "behaviours=[{name: letters, file: letters.jsonl}]"  # an override
 _TEXT = """\
 name: {name}
 model: {{source: 'path:model'}}

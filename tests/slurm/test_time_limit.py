@@ -1,0 +1,78 @@
+"""Jobs that end before their unit does: at the time limit, and where a site lets no job go back into the queue."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.runs import Publishes, Submitted, checksums, environment, local_run, wait_until
+from tests.slurm.study import ONE_BEHAVIOUR, write_study
+
+pytestmark = pytest.mark.slurm
+
+ONE_LAYER = (ONE_BEHAVIOUR, "dictionaries.layers=1")
+SECONDS = 65  # of training: the signal comes 20 to 50 seconds after the start of a job of a minute
+
+
+def sets(*overrides: str) -> list[str]:
+    return [word for override in overrides for word in ("--set", override)]
+
+
+def runs_of(submitted: Submitted, phase: str) -> list[str]:
+    """States of every run of a phase's jobs, requeued ones too, by Slurm's accounting."""
+    name = f"tiny-{phase}"
+    rows = submitted.cluster.call(
+        "sacct", "-D", "-X", "-n", "-P", f"--name={name}", "-o", "WorkDir,State", "-S", "now-1hour"
+    )  # fmt: skip
+    parts = [row.split("|") for row in rows.splitlines()]
+    return [state.split()[0] for folder, state in parts if folder == str(submitted.folder)]
+
+
+def training_seconds(run: Path) -> float:
+    [file] = run.glob("artifacts/train/train-0-*/timing.json")
+    return float(json.loads(file.read_text())["train_seconds"])
+
+
+def test_a_training_longer_than_its_time_limit_is_requeued_until_it_is_done(
+    submitted, expected, shared, model, tmp_path
+):
+    steps = int(200 * SECONDS / training_seconds(shared / "local" / "run"))
+    recipe = (*ONE_LAYER, f"dictionaries.training.steps={steps}", f"dictionaries.training.checkpoint_every={steps}")
+    alone = write_study(tmp_path / "alone", model)
+    submitted.mechstudy("submit", *sets(*recipe, "compute.slurm.phases={train: {time: 1}}"))
+    local = subprocess.Popen(
+        [sys.executable, "-m", "mechstudy", "run", str(alone), "--out", str(alone.parent / "run"), *sets(*recipe)],
+        env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        submitted.wait(seconds=420)
+        assert local.wait(timeout=300) == 0
+    finally:
+        local.kill()
+        local.wait()
+    submitted.assert_equals(checksums(alone.parent / "run"))
+    states = runs_of(submitted, "train")
+    assert states.count("REQUEUED") >= 1 and states.count("COMPLETED") == 1 and "TIMEOUT" not in states, states
+
+
+def test_where_a_site_forbids_requeue_another_job_goes_on_and_the_rest_waits_for_it(submitted, model, tmp_path):
+    recipe = (*ONE_LAYER, "dictionaries.training.steps=3000", "dictionaries.training.checkpoint_every=3000")
+    alone = write_study(tmp_path / "alone", model)
+    local_run(alone, alone.parent / "run", *recipe)
+    with Publishes(submitted.run) as publishes:
+        submitted.mechstudy("submit", *sets(*recipe))
+        [job] = {row.job for row in submitted.queue() if row.name == "tiny-train"}
+        submitted.cluster.call("scontrol", "update", f"JobId={job}", "Requeue=0")
+        wait_until(lambda: list(submitted.run.glob("artifacts/train/*.partial/.scratch")), "training", seconds=200)
+        submitted.cluster.call("scancel", "--batch", "--signal=USR1", f"{job}_0")  # as before a time limit
+        wait_until(lambda: job not in {row.job for row in submitted.queue()}, "the job to end", seconds=60)
+        after = {row.name: row.job for row in submitted.queue()}
+        assert int(after["tiny-train"]) > int(after["tiny-report"]), after
+        submitted.wait()
+    submitted.assert_equals(checksums(alone.parent / "run"))
+    assert publishes.twice() == []
+    assert "REQUEUED" not in runs_of(submitted, "train") and len(runs_of(submitted, "train")) == 2

@@ -79,8 +79,7 @@ def set_reasons(state: dict) -> None:
     for _ in state["jobs"]:
         for job in state["jobs"].values():
             needs = [n for n in job["asked"].get("dependency", "").removeprefix("afterok:").split(":") if n]
-            known = [state["jobs"][n] for n in needs if n in state["jobs"]]
-            ends = [task["state"] for other in known for task in other["tasks"].values()]
+            ends = [task["state"] for need in needs for task in elements(state, need)]
             for task in job["tasks"].values():
                 if task["state"] != "PENDING":
                     continue

@@ -13,6 +13,7 @@ import time
 import pytest
 
 from mechstudy.core.errors import MechstudyError
+from mechstudy.execution.slurm import commands
 from mechstudy.execution.slurm.record import read_record, record_lock
 from tests.unit.slurm_world import ROOT, RUN, STUDY, chain, cluster, layers, mechstudy, statuses, unit, use
 from tests.unit.toy_units import calls, sums
@@ -231,9 +232,8 @@ def test_waiting_jobs_are_made_to_wait_for_the_new_ones(cluster, monkeypatch):
     cluster.set("101_1", state="CANCELLED")
     assert statuses()["report"] == "queued" and "never start" in mechstudy("why", "study.yaml", "report").output
     mechstudy("resume", "study.yaml")
-    assert arrays(cluster)["toy-report"] == "0 afterok:101:103", "the same job, which waits for both now"
+    assert arrays(cluster)["toy-report"] == "0 afterok:101_0:101_2:103", "the same job; not all of 101, which failed"
     assert len(cluster.jobs) == 4
-    cluster.set("101_1", state="COMPLETED")  # purged elements no longer count in Slurm; here they are made to pass
     cluster.run_all()
     assert set(statuses().values()) == {"done"}
 
@@ -464,3 +464,20 @@ def test_the_commands_import_no_torch(cluster):
     assert done.returncode == 0, done.stderr
     assert "toy: train, 6 units" in done.stdout
     assert ROOT and MechstudyError and chain
+
+
+def test_a_resume_waits_for_jobs_that_are_just_ending(cluster, monkeypatch):
+    use(monkeypatch, layers(2))
+    mechstudy("submit", "study.yaml")
+    cluster.run("100_0")
+    cluster.run("101_0")
+    cluster.set("101_1", state="COMPLETING")  # cancelled, and its worker is still saving
+    cluster.set("102_0", state="CANCELLED")
+    thread = threading.Timer(1.0, lambda: cluster.set("101_1", state="CANCELLED"))
+    monkeypatch.setattr(commands, "PAUSE", 0.2)
+    thread.start()
+    mechstudy("resume", "study.yaml")
+    thread.join()
+    assert arrays(cluster)["toy-train"] == "1 "
+    cluster.run_all()
+    assert set(statuses().values()) == {"done"}

@@ -54,7 +54,7 @@ def show_status(status: Status, folder: Path) -> None:
     out.print(table)
     holder = status.holder
     counts = ", ".join(f"{n} {name}" for name, n in status.counts().items())
-    out.print(Text(f"{folder}: {counts}"))
+    out.print(Text(f"{folder}: {counts} ({status.counts().get('done', 0)} of {len(status.units)} units)"))
     if holder is not None:
         out.print(Text(f"running: process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}"))
     for note in status.notes:

@@ -24,6 +24,7 @@ from mechstudy.execution.jobs import Job, Options, Outcome, perform
 from mechstudy.execution.saved import Saved, saved
 from mechstudy.execution.slurm.frozen import Frozen
 from mechstudy.execution.unit_state import UnitState, file_name, new_attempt, now, read_state, write_state
+from mechstudy.phases.unit import Unit
 
 FAILED, CRASHED, CHECKPOINTED = 2, 1, 75
 LOCKS = "locks"
@@ -201,17 +202,33 @@ def check_version(frozen: Frozen, name: str) -> None:
 
 def check_sources(frozen: Frozen, name: str) -> None:
     """Refuses a unit that reads a file of the user's which was changed since the study was submitted."""
-    from mechstudy.phases.fingerprints import file_fingerprint
-
     unit = next(unit for unit in frozen.units if unit.name == name)
-    file, before = unit.spec.get("file"), unit.spec.get("sha256")
-    if file and before and file_fingerprint(frozen.options.base / file) != before:
+    changed = _changed(unit, frozen.options.base)
+    if changed is not None:
         raise MechstudyError(
-            "the file was changed since the study was submitted",
-            where=str(frozen.options.base / file),
-            facts={"unit": name},
-            fix="`mechstudy cancel`, then `mechstudy resume` with the file as it is now",
+            f"{changed} was changed since the study was submitted",
+            where=name,
+            fix="`mechstudy cancel`, then `mechstudy resume` with what is there now",
         )
+
+
+def _changed(unit: Unit, base: Path) -> str | None:
+    """What of the user's a unit reads that is no longer what its id says; None where nothing is."""
+    from mechstudy.activations.config import CorpusConfig
+    from mechstudy.execution.model_files import local_folder
+    from mechstudy.phases.fingerprints import corpus_fingerprint, file_fingerprint, model_fingerprint
+
+    spec, before = unit.spec, unit.spec.get("fingerprint")
+    if spec.get("file") and spec.get("sha256"):
+        return None if file_fingerprint(base / spec["file"]) == spec["sha256"] else str(base / spec["file"])
+    if unit.entry == "mechstudy.phases.corpus:run":
+        config = CorpusConfig.model_validate({k: v for k, v in spec.items() if k != "fingerprint"})
+        return None if corpus_fingerprint(config, base) == before else f"corpus.source ({config.source})"
+    if unit.entry == "mechstudy.phases.model:run":
+        folder = local_folder(spec["source"], base)
+        same = folder is not None and model_fingerprint(folder) == before
+        return None if same else f"the model ({spec['source']})"
+    return None
 
 
 def discard(engine: Run, evaluation: Evaluation) -> None:

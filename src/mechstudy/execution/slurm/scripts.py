@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Collection
@@ -14,6 +15,7 @@ from mechstudy.execution.slurm.record import LOGS
 from mechstudy.phases.slurm import SlurmConfig, seconds
 
 TEMPLATE = "batch.sh.j2"
+_HANDED_ON = ("MECHSTUDY_CACHE", "HF_HOME", "HF_HUB_OFFLINE")  # where models are; some sites hand on no environment
 _LAST_MOMENTS = 60  # seconds before its limit that a worker which cannot stop is killed, so that the job can go on
 
 
@@ -42,6 +44,7 @@ def script_of(frozen: Frozen, group: Group, tasks: Collection[int], comment: str
         count=_count(len(tasks), len(group.units)),
         modules=[shlex.quote(module) for module in config.modules],
         activate=activation(config.activate),
+        environment={name: shlex.quote(os.environ[name]) for name in _HANDED_ON if os.environ.get(name)},
         mechstudy=_mechstudy(config),
         run=shlex.quote(str(frozen.run.resolve())),
         units_file=shlex.quote(str(units_file(frozen, group).resolve())),

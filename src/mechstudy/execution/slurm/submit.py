@@ -27,10 +27,11 @@ from mechstudy.execution.slurm.queue import Queued, queue_of
 from mechstudy.execution.slurm.record import LOGS, Entry, Record, SubmittedJob, read_record, record_lock
 from mechstudy.execution.slurm.scripts import script_file, script_of, units_file
 from mechstudy.execution.source_choice import record as record_choice
-from mechstudy.execution.unit_state import now, read_state
+from mechstudy.execution.unit_state import now
 from mechstudy.phases.slurm import SlurmConfig
 
 DRY_RUN = 0  # the number of a submission that was only shown
+ENDING_SECONDS = 40.0  # to wait for jobs that are ending: Slurm's KillWait and some more
 
 Say = Callable[[str], None]
 
@@ -151,8 +152,7 @@ class _Sending:
         self.record.write()
         wanted = {group.key: tasks for group, tasks in _wanted(self.groups, self.missing)}
         for group in self.groups:
-            living = {self.alive[name].job for name in group.units if name in self.alive}
-            self.jobs[group.key] = sorted(living, key=int)
+            self.jobs[group.key] = self._living(group)
             if group.key in wanted:
                 self.jobs[group.key].append(self._send(group, wanted[group.key]))
         self._repoint()
@@ -176,6 +176,18 @@ class _Sending:
         self.record.write()
         self.say(f"{group.key}: job {job}, {len(tasks)} units" + (f", after {', '.join(before)}" if before else ""))
         return job
+
+    def _living(self, group: Group) -> list[str]:
+        """Ids of a group's living jobs: of whole arrays, but of single elements where others of theirs have failed."""
+        rows = [self.alive[name] for name in group.units if name in self.alive]
+        elements, missing = self.record.elements(), set(self.missing)
+        broken = {
+            job for job in {row.job for row in rows} if any(
+                unit in missing for _, submitted, _ in elements.values() if submitted.job == job
+                for unit in submitted.tasks.values()
+            )
+        }  # fmt: skip
+        return list(dict.fromkeys(row.id if row.job in broken else row.job for row in rows))
 
     def _before(self, group: Group) -> list[str]:
         return [job for key in group.after for job in self.jobs.get(key, [])]
@@ -221,21 +233,27 @@ def alive_units(record: Record, queued: Sequence[Queued]) -> dict[str, Queued]:
 def _alive(record: Record) -> dict[str, Queued]:
     if not record.history:
         return {}
-    queued = queue_of(record.ids(), record.comment)
+    queued = _settled_queue(record)
     known = set(record.ids())
     if orphans := sorted({row.job for row in queued if row.job not in known}, key=int):
         commands.cancel(orphans)  # of a submit that was killed before it could put them down
         record.history[-1].note("cancelled jobs that no submission knew of", jobs=orphans)
         record.write()
-    return {name: row for name, row in alive_units(record, queued).items() if not _over(record, name, row)}
+    return alive_units(record, queued)
 
 
-def _over(record: Record, name: str, row: Queued) -> bool:
-    """Whether a job that is only being cleaned up after has told how its unit ended."""
-    if row.state != "COMPLETING":
-        return False
-    state = read_state(record.run, name)
-    return state is not None and state.state in ("done", "failed", "stopped")
+def _settled_queue(record: Record) -> list[Queued]:
+    """The queue once nothing of this run is just ending: only then is it known what goes back into the queue.
+
+    What takes longer is left out. A job that comes back all the same finds its unit done, or locked.
+    """
+    end = time.monotonic() + ENDING_SECONDS
+    while True:
+        queued = queue_of(record.ids(), record.comment)
+        ending = [row for row in queued if row.state == "COMPLETING"]
+        if not ending or time.monotonic() >= end:
+            return [row for row in queued if row.state != "COMPLETING"]
+        time.sleep(commands.PAUSE)
 
 
 def _still_alive(record: Record, alive: Mapping[str, Queued], asked: Asked) -> MechstudyError:

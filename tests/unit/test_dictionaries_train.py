@@ -242,7 +242,8 @@ def test_learning_rate_rule_is_openais_for_long_runs_and_higher_for_short_ones()
     assert TrainConfig(steps=50_000).resolved_lr(2**14) == pytest.approx(2e-4)
     assert TrainConfig(steps=50_000).resolved_lr(2**16) == pytest.approx(1e-4)
     assert TrainConfig(steps=12_500).resolved_lr(2**14) == pytest.approx(2e-4 * 4 ** (2 / 3))
-    assert TrainConfig(steps=10).resolved_lr(64) == 5e-3
+    assert TrainConfig(steps=10).resolved_lr(4_608) == 5e-3
+    assert TrainConfig(steps=10).resolved_lr(576) == 1e-2
     assert TrainConfig(steps=10, lr=0.5).resolved_lr(64) == 0.5
 
 

@@ -122,10 +122,9 @@ def status(study: StudyFile, sets: Sets = None, out: Out = None, as_json: Json =
     from dataclasses import asdict
 
     from mechstudy.cli.show import print_json, show_status
-    from mechstudy.execution.opened import open_study
     from mechstudy.execution.status import read_status
 
-    opened = open_study(study, slurm.as_submitted(study, overrides(sets), out), out=out, say=_say)
+    opened = slurm.as_submitted(study, overrides(sets), out)
     found = read_status(opened.run())
     if as_json:
         units = [asdict(unit) for unit in found.units]

@@ -66,9 +66,12 @@ def resume(study: StudyFile, profile_name: ProfileName = None, sets: Sets = None
     [dim]mechstudy resume study.yaml[/]
     """
     from mechstudy.execution.slurm import submit as submitting
+    from mechstudy.execution.slurm.record import read_record
 
-    given = as_submitted(study, overrides(sets), out)
-    profile = profile_name or _submitted_profile(study, out)
+    given, profile = overrides(sets), profile_name
+    latest = read_record(_run_folder(study, given, out)).latest
+    if latest is not None:
+        given, profile = given or latest.overrides, profile or latest.profile
     _show_result(submitting.submit(_asked(study, given, out, profile, "resume", fetch=True), _say), study)
 
 
@@ -81,7 +84,7 @@ def why(study: StudyFile, unit: UnitName, sets: Sets = None, out: Out = None, as
     from mechstudy.cli.show import print_json
     from mechstudy.execution.slurm.why import why as explain
 
-    opened = _opened(study, as_submitted(study, overrides(sets), out), out)
+    opened = as_submitted(study, overrides(sets), out)
     found = explain(opened.run(), unit, shlex.quote(str(study)))
     if as_json:
         log = None if found.log is None else str(found.log)
@@ -171,14 +174,14 @@ def add_to(app: typer.Typer) -> None:
     app.command(hidden=True)(unit)
 
 
-def as_submitted(study: Path, given: list[str], out: Path | None) -> list[str]:
-    """The overrides given, or else those that the study was last submitted with."""
+def as_submitted(study: Path, given: list[str], out: Path | None) -> OpenedStudy:
+    """A study opened with the overrides given, or else with those that it was last submitted with."""
     from mechstudy.execution.slurm.record import has_record, overrides_of
 
-    if given:
-        return given
-    run = _run_folder(study, given, out)
-    return overrides_of(run) if has_record(run) else []
+    opened = _opened(study, given, out)
+    if given or not has_record(opened.folder) or not (overrides := overrides_of(opened.folder)):
+        return opened
+    return _opened(study, overrides, out)
 
 
 # --------------------------------------------------------------------------------------------------- opening
@@ -208,13 +211,6 @@ def _run_folder(study: Path, given: list[str], out: Path | None) -> Path:
     if study.is_dir():
         return study
     return out or Path("runs") / load_study(study, given)[0].name
-
-
-def _submitted_profile(study: Path, out: Path | None) -> str | None:
-    from mechstudy.execution.slurm.record import read_record
-
-    latest = read_record(_run_folder(study, [], out)).latest
-    return latest.profile if latest is not None else None
 
 
 # --------------------------------------------------------------------------------------------------- showing

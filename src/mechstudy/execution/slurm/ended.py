@@ -21,7 +21,8 @@ from mechstudy.execution.slurm.record import Entry, Record, SubmittedJob, read_r
 from mechstudy.execution.unit_state import UnitState, now, read_state, slurm_job, write_state
 from mechstudy.execution.worker import CHECKPOINTED, FAILED
 
-FUTILE = 2  # attempts in a row that saved nothing: the next would not either
+FUTILE = 2  # attempts in a row that had their time and saved nothing: the next would not either
+FUTILE_KILLED = 3  # of those that were killed, which may have been bad luck
 _LOST = 126  # exit statuses from here on to 127: the worker could not even be started
 
 
@@ -63,11 +64,12 @@ def refuses(frozen: Frozen, state: UnitState, environment: Mapping[str, str] = o
     config = frozen.slurm.of_phase(phase)
     restarts = max(len(state.of_submission(frozen.number)) - 1, int(environment.get("SLURM_RESTART_COUNT") or 0))
     limit = f"compute.slurm.time is {config.time}" if config.time else "the partition's own limit"
-    if state.futile(frozen.number) >= FUTILE:
-        killed = state.last is not None and state.last.exit_code != CHECKPOINTED
+    killed = state.last is not None and state.last.exit_code != CHECKPOINTED
+    futile = state.futile(frozen.number)
+    if futile >= (FUTILE_KILLED if killed else FUTILE):
         causes = f"more memory or a longer time ({limit})" if killed else f"a longer time ({limit})"
         return MechstudyError(
-            f"{FUTILE} attempts in a row saved nothing, so it would not get further the next time",
+            f"{futile} attempts in a row saved nothing, so it would not get further the next time",
             where=state.unit,
             facts={"saved": _what_is_saved(state), "last exit": exit_in_words(state)},
             fix=f"give phase {phase} {causes}: compute.slurm.phases.{phase}, or save more often; "

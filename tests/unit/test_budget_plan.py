@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from mechstudy.phases.unit import Estimate, Held, Work
 from tests.unit.toy_units import chain, unit
 
 GB = 10**9
+ROOT = Path(__file__).parents[2]
 CPU = Hardware(
     name="toy", device="cpu", memory_bytes=64 * GB, flops={"float32": 2e9}, memory_bandwidth=1e9, unit_seconds=0,
     startup_seconds=0, shares={"forward": Share(share=0.5), "train": Share(share=0.25), "stream": Share(share=0.5)},
@@ -256,3 +260,17 @@ def test_a_plan_is_plain_json(tmp_path):
     made = json.loads(json.dumps(planned(tmp_path, chain()).as_json()))
     assert made["units"][0]["unit"] == "model"
     assert made["total"]["units"] == 5
+
+
+def test_a_36_layer_study_of_a_model_never_fetched_is_planned_within_two_seconds(tmp_path):
+    """CPU seconds of a process of its own, start-up included, so that a busy machine does not count."""
+    words = ["plan", str(ROOT / "examples" / "specification.yaml"), "--hardware", "a100-40gb", "--out", str(tmp_path)]
+    words += ["--set", "dictionaries.layers=all", "--set", "dictionaries.layers_per_pass=1", "--json"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-m", "mechstudy", *words], capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    made = json.loads(done.stdout)
+    assert made["phases"]["train"]["units"] == 36
+    assert made["units"][0]["shapes"]["parameters"] == "3,085,938,688"
+    assert made["total"]["gpu_hours"] > 0
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2

@@ -9,7 +9,7 @@ import pytest
 from mechstudy.dictionaries.config import DictionaryConfig
 from mechstudy.models.known import known_config
 from mechstudy.models.shapes import ModelShapes, shapes_of
-from mechstudy.phases.dictionary_estimates import file_bytes
+from mechstudy.phases.dictionary_estimates import dictionary_cost, file_bytes
 from mechstudy.phases.study import Study
 from mechstudy.phases.unit import Unit
 from mechstudy.phases.units import build_units
@@ -99,3 +99,10 @@ def test_more_of_everything_takes_more():
     assert flops("capture", corpus={"tokens": 2_000_000}) > 1.9 * flops("capture")
     bigger = SPECIFICATION["dictionaries"] | {"architecture": {"kind": "sae", "expansion": 8}}
     assert flops("train", dictionaries=bigger) == pytest.approx(2 * flops("train"), rel=0.01)
+
+
+def test_training_at_the_specification_s_shape_takes_the_memory_that_was_measured():
+    """docs/benchmarks.md, Memory: 2.01 GB, and 0.3 more while the finished dictionary is handed back."""
+    study = Study.model_validate(SPECIFICATION)
+    cost = dictionary_cost(study, study.dictionaries.architecture, shapes("Qwen/Qwen2.5-7B"))
+    assert cost.memory == pytest.approx(2.31e9, rel=0.05)

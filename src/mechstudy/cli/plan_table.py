@@ -23,7 +23,8 @@ def show_plan(plan: Plan) -> None:
     """The units, the phases with their total, and what disk, memory, time and money say."""
     out = console(WIDTH)
     out.print(_units(plan.rows))
-    out.print(_phases(plan))
+    for table in _phases(plan):
+        out.print(table)
     for label, text in _lines(plan):
         table = Table.grid(padding=(0, 1))
         table.add_column(width=9, no_wrap=True)
@@ -56,22 +57,33 @@ def _units(rows: Sequence[PlanRow]) -> Table:
     return table
 
 
-def _phases(plan: Plan) -> Table:
-    """Columns that say nothing of this hardware are left out."""
-    gpu = plan.hardware.device == "cuda"
+def _phases(plan: Plan) -> list[Table]:
+    """Work and time, then memory and disk; on a CPU side by side in one table, since it has no GPU-hours."""
+    totals = [*plan.phases().items(), ("total", plan.total)]
+    work = [[str(t.units), str(t.to_run), _tflop(t.flops), _time(t.seconds or None), _parallel(t)] for _, t in totals]
+    room = [
+        [human(t.memory.float32), human(t.memory.bfloat16), human(t.bytes_on_disk), human(t.bytes_kept)]
+        for _, t in totals
+    ]
+    names = [name for name, _ in totals]
+    columns, rooms = ["units", "to do", "TFLOP", "time", "parallel"], ["fp32", "bf16", "keep", "discard"]
+    if plan.hardware.device != "cuda":
+        return [_table(names, [*columns, *rooms], [a + b for a, b in zip(work, room, strict=True)])]
+    money = [[str(t.at_once or "-"), f"{t.gpu_hours:.3f}", f"{t.service_units:.3f}"] for _, t in totals]
+    spent = [a + b for a, b in zip(work, money, strict=True)]
+    rooms = ["memory in fp32", "in bf16", "disk with keep", "with discard"]
+    return [_table(names, [*columns, "GPUs", "GPU-hours", "service units"], spent), _table(names, rooms, room)]
+
+
+def _table(names: Sequence[str], columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A row per phase, and the total below a line."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("phase")
-    names = ["units", "to do", "TFLOP", "time", "parallel", "fp32", "bf16", "keep", "discard"]
-    names += ["GPU-h", "SU"] if gpu else []
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
-    for name, total in [*plan.phases().items(), ("total", plan.total)]:
+    table.add_column("phase", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, cells in zip(names, rows, strict=True):
         if name == "total":
             table.add_section()
-        cells = [str(total.units), str(total.to_run), _tflop(total.flops), _time(total.seconds or None)]
-        cells += [_parallel(total), human(total.memory.float32), human(total.memory.bfloat16)]
-        cells += [human(total.bytes_on_disk), human(total.bytes_kept)]
-        cells += [f"{total.gpu_hours:.3g}", f"{total.service_units:.3g}"] if gpu else []
         table.add_row(name, *cells)
     return table
 
@@ -104,7 +116,8 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
 
 def _calibrated(plan: Plan) -> str:
     if plan.calibration is None:
-        return "not calibrated: `mechstudy validate` runs short pilots here, and the plan then goes by them"
+        where = "here" if plan.hardware.is_here else "there"
+        return f"not calibrated: `mechstudy validate` run {where} makes short pilots, and the plan then goes by them"
     return f"calibrated by pilots of {plan.calibration.finished} (validate.json); 90% interval"
 
 
@@ -171,7 +184,8 @@ def _wrapped(names: str) -> str:
 
 
 def _tflop(flops: float) -> str:
-    return f"{flops / 1e12:.3g}" if flops else "-"
+    tera = flops / 1e12
+    return "-" if not flops else f"{tera:,.0f}" if tera >= 100 else f"{tera:.3g}"
 
 
 def _parallel(total: Total) -> str:

@@ -16,6 +16,7 @@ _LOGS = 8_000  # bytes of cfg.json, evaluation.json, scalars and TensorBoard's e
 _LOG_LINE = 260  # bytes of a line of scalars.jsonl and its events
 _STATISTICS_ROWS = 16_384
 _SKIP_ROWS_PER_INPUT = 16
+_SAMPLE_ROWS = 2_048
 _ADAM_PASSES = 7  # weight, gradient and both moments are read, all but the gradient are written
 _ROW_PASSES = 4  # active rows are gathered for reconstruction and values, scattered for both gradients
 _PREFETCHED = 5  # batches
@@ -66,17 +67,18 @@ def dictionary_cost(study: Study, architecture: DictionaryConfig, x: ModelShapes
         Work("stream", 8.0 * judged * (10 * (d_in + d_out) + n)),
         Work("write", sum(payload.values())),
     )
-    memory = (
-        4 * 4 * n_weights
+    training = (
+        4 * 4 * n_weights  # with gradients and both moments
         + (2 * n * (d_in + d_out) if t.precision != "float32" else 0)
         + 4 * (rows // t.accumulate) * n * 3
         + 4 * rows * (d_in + d_out) * (4 + _PREFETCHED)
-        + 8 * min(first, 2 * _STATISTICS_ROWS) * (d_in + d_out)
     )
-    finished = 2 * 4 * n_weights + 8 * 1024 * (n + 6 * (d_in + d_out))
+    covariances = 24 * d_in * (d_in + d_out) if skip else 0
+    starting = 4 * n_weights + covariances + 2 * 4 * _SAMPLE_ROWS * n + 8 * rows * (d_in + d_out)
+    memory = max(training + 4 * n_weights, starting)  # the finished dictionary is made beside the training
     lines = 1 + t.steps // t.log_every
     return DictionaryCost(
-        d_in, d_out, n, k, skip, 4 * n_weights, max(memory, finished),
+        d_in, d_out, n, k, skip, 4 * n_weights, memory,
         sum(payload.values()) + _LOGS + _LOG_LINE * lines, t.steps * dense, work, payload,
         f"{t.steps:,} steps x {t.batch_size:,} rows",
         {"width": f"{d_in} > {n:,} (k {k}) > {d_out}"},

@@ -52,9 +52,9 @@ class Estimator:
         return Estimate(
             bytes_on_disk=_MODEL_JSON,
             bytes_in_memory=held.bytes() + self._block_bytes(TYPICAL_PROMPT) * x.n_layers,
-            flops=sum(w.amount for w in check),
+            flops=_flops(check),
             note="load and validate",
-            shapes={"layers": str(x.n_layers), "width": str(x.d_model), "mlp": str(x.d_mlp)},
+            shapes={"parameters": f"{x.n_parameters:,}", "layers": str(x.n_layers), "width": str(x.d_model)},
             holds=(held,),
             work=(load, read, *check),
         )
@@ -268,7 +268,8 @@ class Estimator:
     def report(self) -> Estimate:
         n = len(self.study.behaviours)
         size = (2 << 20) + n * self.study.attribution.n_prompts * (self.study.attribution.max_features * 300)
-        return Estimate(size, 256 << 20, note="figures and pages", work=(Work("write", size),))
+        pages = 2 + 6 * n
+        return Estimate(size, 256 << 20, note="figures and pages", work=(Work("write", size), Work("pages", pages)))
 
     # ----------------------------------------------------------------- parts
 
@@ -303,6 +304,8 @@ class Estimator:
             attention = 2.0 * context * x.n_heads * x.head_dim * layers  # scores and mixing, half of them masked
             flops = tokens * (2.0 * x.n_block_parameters * layers / x.n_layers + attention)
             found.append(Work("forward", flops, dtype, x.d_model, batches * layers))
+            # Norms, rotations, gates and additions pass over what the products leave.
+            found.append(Work("stream", tokens * layers * (12.0 * x.d_model + 6.0 * x.d_mlp) * 4))
         if logits:
             found.append(Work("forward", 2.0 * logits * x.vocab_size * x.d_model, dtype, x.d_model))
         return found
@@ -321,7 +324,7 @@ class Estimator:
         return Estimate(
             disk,
             sum(h.bytes() for h in holds) + working,
-            flops or sum(w.amount for w in work if w.kind in ("forward", "train", "attribute")),
+            flops or _flops(work),
             holds=holds,
             work=(load, *work),
         )
@@ -336,6 +339,10 @@ def store_files(n_rows: int, sites: Mapping[str, int], dtype: str) -> dict[str, 
         if dtype == "int8":
             found[f"{site}.scales.bin"] = scale_bytes(n_rows, width, dtype)
     return found
+
+
+def _flops(work: Sequence[Work]) -> float:
+    return sum(w.amount for w in work if w.kind in ("forward", "train", "attribute"))
 
 
 def _static(positions: Sequence[str]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from mechstudy.core.sizes import ITEM_BYTES
 from mechstudy.phases.retention import Retention
 
-WorkKind = Literal["forward", "train", "attribute", "sparse", "stream", "read", "write", "load"]
+WorkKind = Literal["forward", "train", "attribute", "sparse", "stream", "read", "write", "load", "pages"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Work:
     forward: dense products of the model; train: dense products of a dictionary; attribute: products of a graph's rows
     (FLOPs, multiply-adds counted twice). sparse: gathering and scattering rows; stream: arrays read or written from end
     to end (bytes of memory). read, write: bytes of disk. load: bytes of a model's weights, from disk to where it runs.
+    pages: pages and figures of a report.
 
     ``dtype`` is that of the factors (``auto``: the faster of float32 and bfloat16), ``width`` the products' smaller
     side, ``calls`` how many blocks of the model are called, each of which costs a fixed time to launch.

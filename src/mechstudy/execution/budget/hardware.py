@@ -48,6 +48,7 @@ class Hardware(Config):
     disk_write: float = Field(5e8, gt=0)
     startup_seconds: float = Field(5.0, ge=0)
     unit_seconds: float = Field(0.1, ge=0)
+    page_seconds: float = Field(0.5, ge=0)
     su_per_gpu_hour: float = Field(1.0, ge=0)
     price_per_su: float | None = Field(None, ge=0)
     currency: str = ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import io
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,6 +111,7 @@ def _overrides(opened: OpenedStudy, size: str, hardware: Hardware) -> Iterator[s
     yield f"dictionaries.layers_per_pass={len(some)}"
     yield "dictionaries.variants=[]"
     yield f"dictionaries.source={d.source}"
+    yield f"behaviours=[{_first_behaviour(opened, hardware)}]"
     yield "baseline.on_fail=continue"
     yield "storage.quota=null"
     batch = _batch_tokens(opened, hardware)
@@ -125,12 +127,16 @@ def _overrides(opened: OpenedStudy, size: str, hardware: Hardware) -> Iterator[s
     yield f"interventions.n_samples={min(i.n_samples, _SAMPLES[size])}"
     yield f"interventions.patching.n_pairs={min(i.patching.n_pairs, _PAIRS[size])}"
     yield f"interventions.n_edges={min(i.n_edges, 10)}"
+
+
+def _first_behaviour(opened: OpenedStudy, hardware: Hardware) -> str:
+    """The first behaviour as YAML, with fewer prompts where its baseline would take long."""
+    b = opened.study.behaviours[0]
     baseline = next(unit for unit in opened.units if unit.phase == "baseline")
-    took = seconds_of(baseline.estimate, hardware).work
-    if took > _BASELINE_SECONDS:
-        for number, b in enumerate(study.behaviours):
-            for split, n in (("n_train", b.n_train), ("n_test", b.n_test)):
-                yield f"behaviours.{number}.{split}={max(4, round(n * _BASELINE_SECONDS / took))}"
+    share = min(1.0, _BASELINE_SECONDS / max(1e-9, seconds_of(baseline.estimate, hardware).work))
+    fewer = {"n_train": max(4, round(b.n_train * share)), "n_test": max(4, round(b.n_test * share))}
+    asked = {"n_train": b.n_train, "n_test": b.n_test}
+    return json.dumps(b.canonical() | {name: min(n, asked[name]) for name, n in fewer.items()})
 
 
 def _batch_tokens(opened: OpenedStudy, hardware: Hardware) -> int:
@@ -155,11 +161,8 @@ def _train_steps(opened: OpenedStudy, hardware: Hardware) -> int:
 
 
 def _chosen(study: OpenedStudy, size: str) -> Sequence[Unit]:
-    """The units that are run: of graphs and interventions the first behaviour's; the report once."""
-    first = study.study.behaviours[0].name
-    skipped = {"attribute", "intervene"}
-    units = [unit for unit in study.units if unit.phase not in skipped or unit.name.endswith(f"[{first}]")]
-    return [unit for unit in units if unit.phase != "report" or size == "long"]
+    """The units that are run: all, the report once."""
+    return [unit for unit in study.units if unit.phase != "report" or size == "long"]
 
 
 def _perform(

@@ -41,6 +41,8 @@ def work_seconds(work: Work, hardware: Hardware) -> float:
         return work.amount / (hardware.memory_bandwidth * hardware.share(work.kind))
     if work.kind == "write":
         return work.amount / hardware.disk_write
+    if work.kind == "pages":
+        return work.amount * hardware.page_seconds
     amount = work.amount * ITEM_BYTES[dtype] / 4 if work.kind == "load" else work.amount
     return amount / hardware.disk_read
 

@@ -162,7 +162,7 @@ def test_provenance_is_json_complete_and_handed_out_as_a_copy():
 def test_provenance_survives_a_probe_that_fails(monkeypatch):
     from mechstudy.core import provenance as module
 
-    monkeypatch.setattr(module, "_cpu", lambda: 1 / 0)
+    monkeypatch.setattr(module, "cpu", lambda: 1 / 0)
     module._provenance.cache_clear()
     found = module.provenance()
     module._provenance.cache_clear()

@@ -10,8 +10,7 @@ import fnmatch
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -42,6 +41,8 @@ from mechstudy.core.manifest import (
     write_manifest,
 )
 from mechstudy.core.memory import peak_rss_bytes, reset_peak_rss
+from mechstudy.core.seeds import drawn, forget_drawn, seeds_in
+from mechstudy.core.sessions import open_session
 
 __all__ = ["Artifact", "ArtifactStore", "ArtifactWriter", "Problem", "artifact_id", "hashable_spec", "slug"]
 
@@ -274,7 +275,8 @@ class ArtifactWriter:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / MANIFEST).unlink(missing_ok=True)  # left when a publish was killed before its rename
             self._began = time.monotonic()
-            self._sessions = self._open_session()
+            self._sessions = open_session(self.scratch)
+            forget_drawn()
         reset_peak_rss()
 
     @property
@@ -336,8 +338,10 @@ class ArtifactWriter:
                 "runtime": jsonable(runtime_info),
                 "provenance": provenance(),
                 "files": files,
-                "started": self._sessions[0],
+                "seeds": {"spec": seeds_in(self.spec), "drawn": drawn()},
+                "started": self._sessions[0]["started"],
                 "sessions": len(self._sessions),
+                "processes": self._sessions,
                 "finished": finished.isoformat(timespec="seconds"),
                 "seconds": round(time.monotonic() - self._began, 3),
                 "peak_rss_bytes": peak_rss_bytes(),
@@ -346,16 +350,6 @@ class ArtifactWriter:
             shutil.rmtree(self.path / SCRATCH, ignore_errors=True)
             fsync_folder(self.path)
             return self._rename()
-
-    def _open_session(self) -> Sequence[str]:
-        """The start times of all processes that worked on this artifact, this one last."""
-        record = self.scratch / "sessions.json"
-        before: list[str] = []
-        with suppress(MechstudyError, TypeError):
-            before = [str(start) for start in read_json(record)]
-        sessions = [*before, datetime.now(UTC).isoformat(timespec="seconds")]
-        write_json_atomic(record, sessions)
-        return sessions
 
     def _settle_files(self) -> dict[str, dict[str, Any]]:
         """fsyncs every file and folder; returns name -> sha256 and size, sorted by name."""

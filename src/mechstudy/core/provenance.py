@@ -7,27 +7,31 @@ import functools
 import os
 import platform
 import re
-import shutil
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import mechstudy
+from mechstudy.core.commands import output_of
 from mechstudy.core.memory import total_memory_bytes
+from mechstudy.core.numerics import gpu, libraries, nvidia_smi, threads
+
+__all__ = ["cpu", "git_state", "nvidia_smi", "provenance", "slurm_environment", "without_absolute_path"]
 
 _SECRET = re.compile(r"JWT|TOKEN|SECRET|PASSWORD|CREDENTIAL|KEY", re.IGNORECASE)
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def provenance() -> dict[str, Any]:
-    """Python, platform, packages, git state, CPU, memory, threads, modules, GPUs, SLURM_*, host, arguments.
+    """Python, platform, packages, git state, CPU, memory, modules, GPUs, SLURM_*, host, arguments; and as they are now:
+    threads, the GPU's driver and CUDA, BLAS and what else numbers depend on.
 
     What cannot be found out is None. Holds no absolute paths (they are cut to what follows the working
     folder, or to their last part) and no SLURM variable that looks like a secret (SLURM_JWT).
     """
-    return copy.deepcopy(_provenance())
+    now: dict[str, Callable[[], Any]] = {"threads": threads, "gpu": gpu, "libraries": libraries}
+    return copy.deepcopy(_provenance()) | _ask(now)
 
 
 @functools.cache
@@ -40,13 +44,16 @@ def _provenance() -> dict[str, Any]:
         "git": lambda: git_state(Path(mechstudy.__file__)),
         "cpu": cpu,
         "memory_bytes": total_memory_bytes,
-        "threads": _threads,
         "modules": _modules,
         "nvidia_smi": nvidia_smi,
         "slurm": slurm_environment,
         "hostname": platform.node,
         "argv": lambda: [without_absolute_path(word) for word in sys.argv],
     }
+    return _ask(probes)
+
+
+def _ask(probes: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, probe in probes.items():
         try:
@@ -72,10 +79,10 @@ def without_absolute_path(text: str) -> str:
 def git_state(file: Path) -> dict[str, Any] | None:
     """``{commit, dirty}`` of the repository that tracks this file; None where none does."""
     folder = file.resolve().parent
-    if _command("git", "-C", str(folder), "ls-files", "--error-unmatch", file.name) is None:
+    if output_of("git", "-C", str(folder), "ls-files", "--error-unmatch", file.name) is None:
         return None
-    commit = _command("git", "-C", str(folder), "rev-parse", "HEAD")
-    status = _command("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
+    commit = output_of("git", "-C", str(folder), "rev-parse", "HEAD")
+    status = output_of("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
     return {"commit": commit, "dirty": None if status is None else bool(status)}
 
 
@@ -111,37 +118,11 @@ def cpu() -> dict[str, Any]:
     }
 
 
-def _threads() -> dict[str, Any]:
-    torch = sys.modules.get("torch")
-    return {
-        "torch": torch.get_num_threads() if torch is not None else None,
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
-    }
-
-
 def _modules() -> list[str]:
     loaded = os.environ.get("LOADEDMODULES")
     if loaded:
         return [name for name in loaded.split(":") if name]
     if "MODULESHOME" not in os.environ and "LMOD_CMD" not in os.environ:
         return []
-    listed = _command("bash", "-lc", "module -t list 2>&1") or ""
+    listed = output_of("bash", "-lc", "module -t list 2>&1") or ""
     return [line.strip() for line in listed.splitlines() if line.strip() and not line.endswith(":")]
-
-
-@functools.cache
-def nvidia_smi() -> str | None:
-    """What nvidia-smi says of the GPUs, as CSV; None without one."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    query = "--query-gpu=name,driver_version,memory.total,mig.mode.current,clocks.max.sm,power.limit"
-    return _command("nvidia-smi", query, "--format=csv") or _command("nvidia-smi", "-L")
-
-
-def _command(*words: str) -> str | None:
-    """Standard output of a command, stripped; None when it fails, is absent or takes over ten seconds."""
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from mechstudy.core.jsonio import canonical_json
 
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
 def seed_for(study_seed: int, unit: str, purpose: str) -> int:
     """A 63-bit seed: the same everywhere and for ever for the same three values (sha256)."""
     digest = hashlib.sha256(canonical_json([study_seed, unit, purpose]).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    seed = int.from_bytes(digest[:8], "big") >> 1
+    _note(unit, purpose, seed)
+    return seed
 
 
 def torch_generator(study_seed: int, unit: str, purpose: str, device: str = "cpu") -> torch.Generator:
@@ -30,3 +34,40 @@ def numpy_generator(study_seed: int, unit: str, purpose: str) -> numpy.random.Ge
     import numpy
 
     return numpy.random.Generator(numpy.random.PCG64(seed_for(study_seed, unit, purpose)))
+
+
+_MOST_PURPOSES = 64
+_drawn: dict[str, dict[str, int]] = {}
+
+
+def _note(unit: str, purpose: str, seed: int) -> None:
+    """Numbers in a purpose are counted as one: ``order of epoch #``, three times, the first seed being this."""
+    name = re.sub(r"\d+", "#", f"{unit}: {purpose}")
+    if name in _drawn:
+        _drawn[name]["times"] += 1
+    elif len(_drawn) < _MOST_PURPOSES:
+        _drawn[name] = {"times": 1, "first": seed}
+
+
+def drawn() -> dict[str, dict[str, int]]:
+    """The seeds that this process has drawn since `forget_drawn`, by unit and purpose, for a manifest."""
+    return {name: dict(_drawn[name]) for name in sorted(_drawn)}
+
+
+def forget_drawn() -> None:
+    """Begins anew: another artifact is being made."""
+    _drawn.clear()
+
+
+def seeds_in(spec: Any, at: str = "") -> dict[str, int]:
+    """Every seed of a spec by its dotted path: all others follow from these (`seed_for`)."""
+    found: dict[str, int] = {}
+    items = spec.items() if isinstance(spec, Mapping) else enumerate(spec) if isinstance(spec, list | tuple) else ()
+    for key, value in items:
+        path = f"{at}.{key}" if at else str(key)
+        is_seed = str(key) == "seed" or at.rpartition(".")[2] == "seeds"
+        if is_seed and isinstance(value, int) and not isinstance(value, bool):
+            found[path] = value
+        else:
+            found |= seeds_in(value, path)
+    return found

@@ -15,6 +15,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
 from mechstudy.core.lock import FileLock, RunLock
 from mechstudy.core.progress import duration
+from mechstudy.core.sessions import read_sessions
 from mechstudy.execution.engine import Run
 from mechstudy.execution.graph import Node
 from mechstudy.execution.saved import saved
@@ -180,6 +181,6 @@ def _since(scratch: Any) -> float | None:
     from datetime import UTC, datetime
 
     with suppress(MechstudyError, TypeError, ValueError, IndexError):
-        began = datetime.fromisoformat(read_json(scratch / "sessions.json")[-1])
+        began = datetime.fromisoformat(read_sessions(scratch)[-1]["started"])
         return max(0.0, (datetime.now(UTC) - began).total_seconds())  # another host's clock may be ahead
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,9 @@ def attempts_of(elements: Mapping[str, str], accounted: Sequence[Accounted]) -> 
 
 
 def accounted_jobs(folder: Path) -> tuple[dict[str, str], list[Accounted] | None]:
-    """The run's elements (-> unit) and what Slurm accounted for them; (none, None) where nothing was submitted or there
-    is no accounting."""
+    """The run's elements (-> unit) and what Slurm accounted for them, now or when it was asked before (sites forget);
+    (none, None) where nothing was submitted or there is no accounting."""
+    from mechstudy.execution.accounting import keep_accounting, read_accounting
     from mechstudy.execution.slurm.queue import accounting
     from mechstudy.execution.slurm.record import has_record, read_record
 
@@ -90,7 +91,10 @@ def accounted_jobs(folder: Path) -> tuple[dict[str, str], list[Accounted] | None
         return {}, None
     record = read_record(folder)
     elements = {name: job.tasks[task] for name, (_, job, task) in record.elements().items()}
-    return elements, accounting(record.ids())
+    told = accounting(record.ids())
+    kept = read_accounting(folder) if told is None else keep_accounting(folder, elements, told)
+    known = [Accounted(**{item.name: getattr(row, item.name) for item in fields(Accounted)}) for row in kept]
+    return elements, known if known or told is not None else None
 
 
 def _attempt(run: Accounted) -> Attempts:

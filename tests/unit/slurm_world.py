@@ -77,4 +77,12 @@ def statuses(*arguments: str) -> dict[str, str]:
     return {item["name"]: item["status"] for item in found["units"]}
 
 
-__all__ = ["ROOT", "RUN", "STUDY", "chain", "cluster", "layers", "mechstudy", "statuses", "unit", "use"]
+def arrays(cluster) -> dict[str, str]:
+    """job name -> array and dependency of every job."""
+    return {
+        job["asked"]["job-name"]: job["asked"]["array"] + " " + job["asked"].get("dependency", "")
+        for job in cluster.jobs.values()
+    }
+
+
+__all__ = ["ROOT", "RUN", "STUDY", "arrays", "chain", "cluster", "layers", "mechstudy", "statuses", "unit", "use"]

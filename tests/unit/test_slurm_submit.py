@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -13,20 +11,11 @@ import time
 import pytest
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.execution.slurm import commands
 from mechstudy.execution.slurm.record import read_record, record_lock
-from tests.unit.slurm_world import ROOT, RUN, STUDY, chain, cluster, layers, mechstudy, statuses, unit, use
-from tests.unit.toy_units import calls, sums
+from tests.unit.slurm_world import ROOT, RUN, STUDY, arrays, chain, cluster, layers, mechstudy, statuses, unit, use
+from tests.unit.toy_units import sums
 
 __all__ = ["cluster"]
-
-
-def arrays(cluster) -> dict[str, str]:
-    """job name -> array and dependency of every job."""
-    return {
-        job["asked"]["job-name"]: job["asked"]["array"] + " " + job["asked"].get("dependency", "")
-        for job in cluster.jobs.values()
-    }
 
 
 def test_one_array_per_phase_each_after_those_it_needs(cluster, monkeypatch):
@@ -201,72 +190,6 @@ def test_long_arrays_are_split(cluster, monkeypatch):
     assert set(statuses().values()) == {"done"}
 
 
-# ---------------------------------------------------------------------------------------------------- resume
-
-
-def test_after_a_failure_only_what_is_missing_runs(cluster, monkeypatch, tmp_path):
-    mended = tmp_path / "mended"
-    units = layers(3)
-    units[2] = unit("train[1]", ["model"], entry="broken_until_mended", mended=str(mended))
-    use(monkeypatch, units)
-    mechstudy("submit", "study.yaml")
-    cluster.run_all()
-    assert statuses() == {
-        "model": "done", "train[0]": "done", "train[1]": "failed", "train[2]": "done", "report": "pending",
-    }  # fmt: skip
-    told = mechstudy("why", "study.yaml", "report").output
-    assert "train[1] failed: not mended yet" in told and "mechstudy resume study.yaml" in told
-    mended.touch()
-    mechstudy("resume", "study.yaml")
-    assert arrays(cluster)["toy-train"] == "1 " and arrays(cluster)["toy-report"] == "0 afterok:103"
-    cluster.run_all()
-    assert set(statuses().values()) == {"done"}
-    assert sorted(calls(RUN)) == ["model", "report", "train[0]", "train[1]", "train[2]"], "no unit was done twice"
-
-
-def test_waiting_jobs_are_made_to_wait_for_the_new_ones(cluster, monkeypatch):
-    use(monkeypatch, layers(3))
-    (cluster.folder / "keeps").touch()  # a site where jobs of an invalid dependency stay in the queue
-    mechstudy("submit", "study.yaml")
-    cluster.run("100_0")
-    cluster.set("101_1", state="CANCELLED")
-    assert statuses()["report"] == "queued" and "never start" in mechstudy("why", "study.yaml", "report").output
-    mechstudy("resume", "study.yaml")
-    assert arrays(cluster)["toy-report"] == "0 afterok:101_0:101_2:103", "the same job; not all of 101, which failed"
-    assert len(cluster.jobs) == 4
-    cluster.run_all()
-    assert set(statuses().values()) == {"done"}
-
-
-def test_a_queue_that_was_purged_loses_nothing(cluster, monkeypatch):
-    use(monkeypatch, layers(2))
-    mechstudy("submit", "study.yaml")
-    cluster.run("100_0")
-    cluster.run("101_0")
-    for job in ("100", "101", "102"):
-        cluster.forget(job)
-    assert statuses() == {"model": "done", "train[0]": "done", "train[1]": "pending", "report": "pending"}
-    mechstudy("resume", "study.yaml")
-    assert arrays(cluster) == {"toy-train": "1 ", "toy-report": "0 afterok:103"}
-    cluster.run_all()
-    assert sorted(calls(RUN)) == ["model", "report", "train[0]", "train[1]"]
-
-
-def test_a_resume_keeps_the_overrides_of_the_submit(cluster, monkeypatch):
-    use(monkeypatch, layers(1))
-    mechstudy("submit", "study.yaml", "--set", "seed=3")
-    mechstudy("cancel", "study.yaml")
-    mechstudy("resume", "study.yaml")
-    assert [entry.overrides for entry in read_record(RUN).history] == [["seed=3"], ["seed=3"]]
-
-
-def test_a_resume_with_nothing_missing_submits_nothing(cluster, monkeypatch):
-    use(monkeypatch, layers(1))
-    mechstudy("submit", "study.yaml")
-    output = mechstudy("resume", "study.yaml").output
-    assert "3 units are in the queue already" in output and "nothing to submit" in output
-
-
 # ------------------------------------------------------------------------------------------------- exclusion
 
 
@@ -322,131 +245,6 @@ def test_captures_wait_for_each_other_where_the_disk_is_small(cluster, monkeypat
     assert tight["capture-wave2"] == ["model", "train"] and tight["report"] == ["train", "train-wave2"]
 
 
-# -------------------------------------------------------------------------------------------- time and signals
-
-
-def counting(monkeypatch, to: int = 40, pause: float = 0.05):
-    units = [unit("model"), unit("train[0]", ["model"], entry="counting", to=to, pause=pause)]
-    units.append(unit("report", ["train[0]"], optional_inputs=True))
-    use(monkeypatch, units)
-
-
-def started(cluster, element: str, seconds: float = 60) -> subprocess.Popen:
-    """An element's script in a process, once its unit has saved something."""
-    job, _, index = element.partition("_")
-    cluster.set(element, state="RUNNING", reason="None")
-    script = cluster.folder / f"script-{element}"
-    script.write_text(cluster.jobs[job]["script"])
-    variables = {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": index, "SLURM_JOB_ID": job}
-    log = (cluster.folder / "log").open("a")
-    before = [p.read_text() for p in RUN.glob("artifacts/train/*.partial/.scratch/state")]
-    process = subprocess.Popen(["bash", str(script)], env={**os.environ, **variables}, stdout=log, stderr=log)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = [p.read_text() for p in RUN.glob("artifacts/train/*.partial/.scratch/state")]
-        if found and found != before:
-            return process
-        assert process.poll() is None, (cluster.folder / "log").read_text()
-        time.sleep(0.02)
-    raise AssertionError((cluster.folder / "log").read_text())
-
-
-def test_before_its_limit_a_job_saves_itself_goes_back_and_ends_with_the_same_bytes(cluster, monkeypatch):
-    counting(monkeypatch)
-    mechstudy("submit", "study.yaml")
-    cluster.run("100_0")
-    process = started(cluster, "101_0")
-    process.send_signal(signal.SIGUSR1)
-    process.wait(timeout=60)
-    assert cluster.calls("scontrol")[-1] == ["requeue", "101_0"]
-    assert cluster.jobs["101"]["tasks"]["0"]["state"] == "PENDING"
-    found = json.loads(mechstudy("status", "study.yaml", "--json").stdout)["units"][1]
-    assert found["status"] == "queued" and "goes on from" in found["detail"]
-    cluster.run_all()
-    assert set(statuses().values()) == {"done"}
-    mechstudy("run", "study.yaml", "--out", "local")
-    assert sums(RUN) == sums(RUN.parent.parent / "local")
-    state = json.loads((RUN / "units" / "train-0.json").read_text())
-    assert [attempt["exit_code"] for attempt in state["attempts"]] == [75, 0]
-
-
-def test_a_cancelled_job_saves_itself_and_does_not_come_back(cluster, monkeypatch):
-    counting(monkeypatch)
-    mechstudy("submit", "study.yaml")
-    cluster.run("100_0")
-    process = started(cluster, "101_0")
-    mechstudy("cancel", "study.yaml")
-    process.send_signal(signal.SIGTERM)
-    process.wait(timeout=60)
-    assert "requeue" not in [call[0] for call in cluster.calls("scontrol")]
-    assert statuses()["train[0]"] == "pending"
-    mechstudy("resume", "study.yaml")
-    cluster.run_all()
-    assert set(statuses().values()) == {"done"}
-
-
-def test_a_killed_worker_is_tried_again(cluster, monkeypatch):
-    import psutil
-
-    counting(monkeypatch)
-    mechstudy("submit", "study.yaml")
-    cluster.run("100_0")
-    process = started(cluster, "101_0")
-    [worker] = psutil.Process(process.pid).children()
-    worker.kill()
-    process.wait(timeout=60)
-    assert cluster.calls("scontrol")[-1] == ["requeue", "101_0"]
-    cluster.run_all()
-    assert set(statuses().values()) == {"done"}
-
-
-def test_where_requeue_is_forbidden_another_job_goes_on_and_those_that_wait_wait_for_it(cluster, monkeypatch):
-    counting(monkeypatch)
-    mechstudy("submit", "study.yaml", "--set", "compute.slurm.requeue=false")
-    assert "no-requeue" in cluster.jobs["101"]["asked"]
-    cluster.run("100_0")
-    process = started(cluster, "101_0")
-    process.send_signal(signal.SIGUSR1)
-    assert process.wait(timeout=60) == 0
-    assert cluster.jobs["103"]["asked"]["array"] == "0" and cluster.jobs["103"]["asked"]["job-name"] == "toy-train"
-    assert cluster.jobs["102"]["asked"]["dependency"] == "afterok:101:103"
-    cluster.set("101_0", state="COMPLETED")
-    assert cluster.run_all() == ["103_0", "102_0"]
-    assert set(statuses().values()) == {"done"}
-
-
-def test_a_job_that_does_not_get_on_is_not_put_back_for_ever(cluster, monkeypatch):
-    use(monkeypatch, [unit("model", entry="dies", times=99)])
-    mechstudy("submit", "study.yaml")
-    ran = cluster.run_all(most=9)
-    assert len(ran) == 4, "three in a row, after one that saved the mark of its death"
-    assert statuses() == {"model": "failed"}
-    told = mechstudy("why", "study.yaml", "model").output
-    assert "attempts in a row saved nothing" in told and "compute.slurm.phases.model" in told and "SIGKILL" in told
-
-
-def test_a_job_is_put_back_only_so_often(cluster, monkeypatch):
-    counting(monkeypatch)
-    mechstudy("submit", "study.yaml", "--set", "compute.slurm.max_restarts=0")
-    cluster.run("100_0")
-    process = started(cluster, "101_0")
-    process.send_signal(signal.SIGUSR1)
-    assert process.wait(timeout=60) == 2
-    cluster.set("101_0", state="FAILED")
-    assert "max_restarts" in mechstudy("why", "study.yaml", "train[0]").output
-
-
-def test_a_unit_that_two_jobs_run_is_done_once(cluster, monkeypatch):
-    counting(monkeypatch, to=10)
-    mechstudy("submit", "study.yaml")
-    cluster.run("100_0")
-    cluster.run("101_0")
-    before = sums(RUN)
-    assert cluster.run("101_0") == 0
-    assert sums(RUN) == before and calls(RUN) == ["model", "train[0]"]
-    assert len(json.loads((RUN / "units" / "train-0.json").read_text())["attempts"]) == 1
-
-
 @pytest.mark.parametrize("command", ["submit", "resume", "why", "logs", "cancel"])
 def test_every_command_has_help_with_an_example(command):
     assert f"mechstudy {command} study.yaml" in " ".join(mechstudy(command, "--help").output.split())
@@ -464,20 +262,3 @@ def test_the_commands_import_no_torch(cluster):
     assert done.returncode == 0, done.stderr
     assert "toy: train, 6 units" in done.stdout
     assert ROOT and MechstudyError and chain
-
-
-def test_a_resume_waits_for_jobs_that_are_just_ending(cluster, monkeypatch):
-    use(monkeypatch, layers(2))
-    mechstudy("submit", "study.yaml")
-    cluster.run("100_0")
-    cluster.run("101_0")
-    cluster.set("101_1", state="COMPLETING")  # cancelled, and its worker is still saving
-    cluster.set("102_0", state="CANCELLED")
-    thread = threading.Timer(1.0, lambda: cluster.set("101_1", state="CANCELLED"))
-    monkeypatch.setattr(commands, "PAUSE", 0.2)
-    thread.start()
-    mechstudy("resume", "study.yaml")
-    thread.join()
-    assert arrays(cluster)["toy-train"] == "1 "
-    cluster.run_all()
-    assert set(statuses().values()) == {"done"}

@@ -23,8 +23,8 @@ from mechstudy.execution.graph import Evaluation, Node
 from mechstudy.execution.jobs import Job, Options, Outcome, perform
 from mechstudy.execution.saved import Saved, saved
 from mechstudy.execution.slurm.frozen import Frozen
+from mechstudy.execution.slurm.unchanged import check_unchanged
 from mechstudy.execution.unit_state import UnitState, file_name, new_attempt, now, read_state, write_state
-from mechstudy.phases.unit import Unit
 
 FAILED, CRASHED, CHECKPOINTED = 2, 1, 75
 LOCKS = "locks"
@@ -102,7 +102,6 @@ class _Worker:
 
     def _check(self, evaluation: Evaluation) -> None:
         """Refuses a unit whose inputs are not there, or are no longer what was submitted."""
-        check_version(self.frozen, self.name)
         missing = [source for source in self.engine.graph.upstream(self.name) if not _settled(evaluation, source)]
         if missing:
             told = {source: _why(self.frozen.run, evaluation, source) for source in missing[:6]}
@@ -112,7 +111,7 @@ class _Worker:
                 facts=told,
                 fix="`mechstudy resume` runs what is missing, in order",
             )
-        check_sources(self.frozen, self.name)
+        check_unchanged(self.unit, self.frozen.options.base)
 
     def _saved(self, node: Node) -> Saved:
         if node.id is None:
@@ -183,52 +182,6 @@ def in_this_job(options: Options) -> Options:
     cpus = os.environ.get("SLURM_CPUS_PER_TASK")
     options = replace(options, max_parallel=1)
     return replace(options, threads=int(cpus)) if options.threads is None and cpus else options
-
-
-def check_version(frozen: Frozen, name: str) -> None:
-    """Refuses to make an artifact with other code than its id promises."""
-    from mechstudy.phases.units import VERSIONS
-
-    unit = next(unit for unit in frozen.units if unit.name == name)
-    ours = unit.entry.startswith("mechstudy.phases.")
-    if ours and VERSIONS.get(unit.phase, unit.version) != unit.version:
-        raise MechstudyError(
-            f"mechstudy was changed since this was submitted: {unit.phase} is now version {VERSIONS[unit.phase]}, it "
-            f"was {unit.version}",
-            where=name,
-            fix="`mechstudy cancel`, then `mechstudy resume`: what did not change is kept",
-        )
-
-
-def check_sources(frozen: Frozen, name: str) -> None:
-    """Refuses a unit that reads a file of the user's which was changed since the study was submitted."""
-    unit = next(unit for unit in frozen.units if unit.name == name)
-    changed = _changed(unit, frozen.options.base)
-    if changed is not None:
-        raise MechstudyError(
-            f"{changed} was changed since the study was submitted",
-            where=name,
-            fix="`mechstudy cancel`, then `mechstudy resume` with what is there now",
-        )
-
-
-def _changed(unit: Unit, base: Path) -> str | None:
-    """What of the user's a unit reads that is no longer what its id says; None where nothing is."""
-    from mechstudy.activations.config import CorpusConfig
-    from mechstudy.execution.model_files import local_folder
-    from mechstudy.phases.fingerprints import corpus_fingerprint, file_fingerprint, model_fingerprint
-
-    spec, before = unit.spec, unit.spec.get("fingerprint")
-    if spec.get("file") and spec.get("sha256"):
-        return None if file_fingerprint(base / spec["file"]) == spec["sha256"] else str(base / spec["file"])
-    if unit.entry == "mechstudy.phases.corpus:run":
-        config = CorpusConfig.model_validate({k: v for k, v in spec.items() if k != "fingerprint"})
-        return None if corpus_fingerprint(config, base) == before else f"corpus.source ({config.source})"
-    if unit.entry == "mechstudy.phases.model:run":
-        folder = local_folder(spec["source"], base)
-        same = folder is not None and model_fingerprint(folder) == before
-        return None if same else f"the model ({spec['source']})"
-    return None
 
 
 def discard(engine: Run, evaluation: Evaluation) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mechstudy.execution.slurm.alive import alive_units
 from mechstudy.execution.slurm.commands import SlurmError, is_there
 from mechstudy.execution.slurm.queue import Accounted, Queued, accounting, queue_of
 from mechstudy.execution.slurm.record import Record, has_record, read_record
@@ -75,8 +76,7 @@ def jobs_now(run: Path, *, ask_accounting: bool = True) -> JobsNow:
         found.queue_known = False
         found.notes.append(f"the queue cannot be read: {error.what}")
         return found
-    elements = record.elements()
-    found.alive = {elements[row.id][1].tasks[elements[row.id][2]]: row for row in queued if row.id in elements}
+    found.alive = alive_units(record, queued)
     if ask_accounting:
         _add_ended(run, record, found)
     return found

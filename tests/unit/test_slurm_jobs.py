@@ -104,6 +104,32 @@ def test_where_requeue_is_forbidden_another_job_goes_on_and_those_that_wait_wait
     assert set(statuses().values()) == {"done"}
 
 
+def test_where_requeue_is_refused_although_it_was_thought_allowed_another_job_goes_on_too(cluster, monkeypatch):
+    counting(monkeypatch)
+    mechstudy("submit", "study.yaml")
+    cluster.run("100_0")
+    process = started(cluster, "101_0")
+    number = len(cluster.calls("scontrol")) + 2  # after it has asked for the job's state
+    cluster.behave(scontrol={str(number): "slurm_update error: Requested operation is presently disabled"})
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=60) == 0
+    assert cluster.jobs["102"]["asked"]["dependency"] == "afterok:101:103"
+    assert "presently disabled" in (cluster.folder / "log").read_text()
+
+
+def test_jobs_that_follow_each_other_are_counted_as_restarts(cluster, monkeypatch):
+    counting(monkeypatch)
+    mechstudy("submit", "study.yaml", "--set", "compute.slurm={requeue: false, max_restarts: 1}")
+    cluster.run("100_0")
+    for element, code in (("101_0", 0), ("103_0", 2)):
+        process = started(cluster, element)
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(timeout=60) == code
+        cluster.set(element, state="COMPLETED" if code == 0 else "FAILED")
+    assert statuses()["train[0]"] == "failed"
+    assert len(cluster.calls("sbatch")) == 4
+
+
 def test_a_job_that_does_not_get_on_is_not_put_back_for_ever(cluster, monkeypatch):
     use(monkeypatch, [unit("model", entry="dies", times=99)])
     mechstudy("submit", "study.yaml")

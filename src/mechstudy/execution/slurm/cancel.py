@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def cancel(run: Path, units: Collection[str] = ()) -> list[str]:
         ids = [row.id for row in chosen] if units else whole
         if ids:
             commands.cancel(ids)
+            time.sleep(commands.PAUSE / 2)
+            commands.cancel(ids)  # a job that was just putting itself back into the queue is there again
             record.history[-1].note("cancelled", jobs=ids)
             record.write()
         return [names.get(row.id, row.id) for row in chosen]

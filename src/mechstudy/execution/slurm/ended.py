@@ -62,7 +62,11 @@ def refuses(frozen: Frozen, state: UnitState, environment: Mapping[str, str] = o
     unit = next((unit for unit in frozen.units if unit.name == state.unit), None)
     phase = unit.phase if unit is not None else state.unit
     config = frozen.slurm.of_phase(phase)
-    restarts = max(len(state.of_submission(frozen.number)) - 1, int(environment.get("SLURM_RESTART_COUNT") or 0))
+    restarts = max(
+        len(state.of_submission(frozen.number)) - 1,
+        int(environment.get("SLURM_RESTART_COUNT") or 0),
+        _successors(frozen, state.unit),
+    )
     limit = f"compute.slurm.time is {config.time}" if config.time else "the partition's own limit"
     killed = state.last is not None and state.last.exit_code != CHECKPOINTED
     futile = state.futile(frozen.number)
@@ -83,6 +87,13 @@ def refuses(frozen: Frozen, state: UnitState, environment: Mapping[str, str] = o
             fix=f"`mechstudy resume` goes on from there; a longer time for phase {phase} ({limit}) needs fewer",
         )
     return None
+
+
+def _successors(frozen: Frozen, unit: str) -> int:
+    """How many jobs were submitted to go on with a unit, where jobs cannot be put back."""
+    entry = read_record(frozen.run).entry(frozen.number)
+    jobs = entry.jobs if entry is not None else []
+    return sum(job.successor_of is not None and unit in job.tasks.values() for job in jobs)
 
 
 def exit_in_words(state: UnitState) -> str:

@@ -58,11 +58,12 @@ def test_a_variant_is_trained_as_a_dictionary_is():
 
 
 def test_a_calibration_comes_back_on_its_own_machine_alone(tmp_path, monkeypatch):
-    made = fit_all([pilot(2.0, 1.0), pilot(4.0, 2.0)], "2026-01-01", "bfloat16")
+    made = fit_all([pilot(2.0, 1.0), pilot(4.0, 2.0)], "2026-01-01", "bfloat16", 2)
     (tmp_path / module.FILE).write_text(json.dumps({"calibration": made.as_json()}))
-    found = read_calibration(tmp_path)
+    assert read_calibration(tmp_path, 1) is None, "with two threads it was"
+    found = read_calibration(tmp_path, 2)
     assert found is not None and found.fits == made.fits and found.auto == "bfloat16"
     monkeypatch.setattr(module, "machine_id", lambda: "another")
-    assert read_calibration(tmp_path) is None
+    assert read_calibration(tmp_path, 2) is None
     (tmp_path / module.FILE).write_text('{"go": true, "tests": []}')  # of an earlier version
-    assert read_calibration(tmp_path) is None
+    assert read_calibration(tmp_path, 2) is None

@@ -61,7 +61,7 @@ def validate(opened: OpenedStudy, *, steps: int = 1000, progress: Progress | Non
         pilots = run_pilots(opened, Path(scratch) / "pilots", rough, progress)
         hardware = _measured(opened, Path(scratch), rough, progress)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        calibration = fit_all(pilots_of(pilots, hardware), now, hardware.auto)
+        calibration = fit_all(pilots_of(pilots, hardware), now, hardware.auto, opened.options.total_threads)
         small = _small_study(opened, layer, steps, Path(scratch))
         prompts = _prompts(small, progress)
         model, tests = _memory_and_speed(opened, prompts, layer, progress)

@@ -70,7 +70,8 @@ class Estimator:
         work = self._forward(tokens, x.n_layers, self.study.model.dtype, batches=4 * _LENGTHS, logits=2 * n)
         rows = min(n, self._batch() // TYPICAL_PROMPT)
         held = self._model(self.study.model.dtype)
-        return self._of_model(held, n * 120, self._block_bytes(self._batch()) + 4 * 4 * rows * x.vocab_size, work)
+        working = self._block_bytes(self._batch()) + 4 * 4 * rows * x.vocab_size
+        return replace(self._of_model(held, 1000 + n * 160, working, work), note=f"{n} prompts, clean and corrupted")
 
     # ----------------------------------------------------------------- activations
 
@@ -262,12 +263,13 @@ class Estimator:
             + 6 * 4 * rows * x.vocab_size
             + 4 * 512 * self._dictionary(self.study.dictionaries.architecture).n_features
         )
-        found = self._of_model(self._model("float32"), forwards * 120, working, work, self._dictionaries())
+        disk = 20_000 + 400 * forwards
+        found = self._of_model(self._model("float32"), disk, working, work, self._dictionaries())
         return replace(found, note=f"about {forwards:,} forward passes")
 
     def report(self) -> Estimate:
         n = len(self.study.behaviours)
-        size = (2 << 20) + n * self.study.attribution.n_prompts * (self.study.attribution.max_features * 300)
+        size = (6 << 20) + n * self.study.attribution.n_prompts * (self.study.attribution.max_features * 300)
         pages = 2 + 6 * n
         return Estimate(size, 256 << 20, note="figures and pages", work=(Work("write", size), Work("pages", pages)))
 

@@ -55,12 +55,13 @@ class Fit:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Fits by kind (see `times.kind_of`), the machine and moment they are of, and what ``auto`` precision is there."""
+    """Fits by kind (see `times.kind_of`), the machine, threads and moment they are of, and what ``auto`` is there."""
 
     fits: Mapping[str, Fit]
     machine: str = ""
     finished: str = ""
     auto: str | None = None
+    threads: int = 0
     pilots: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
 
     def of(self, kind: str) -> Fit | None:
@@ -69,11 +70,11 @@ class Calibration:
 
     def as_json(self) -> dict[str, Any]:
         fits = {kind: asdict(fit) for kind, fit in self.fits.items()}
-        found = {"machine": self.machine, "finished": self.finished, "auto": self.auto}
+        found = {"machine": self.machine, "threads": self.threads, "finished": self.finished, "auto": self.auto}
         return {**found, "fits": fits, "pilots": list(self.pilots)}
 
 
-def fit_all(pilots: Sequence[Pilot], finished: str, auto: str | None = None) -> Calibration:
+def fit_all(pilots: Sequence[Pilot], finished: str, auto: str | None = None, threads: int = 0) -> Calibration:
     """A fit of every kind there are pilots of, with the interval that all repeats together allow."""
     by_kind: dict[str, list[Pilot]] = {}
     for pilot in pilots:
@@ -81,7 +82,7 @@ def fit_all(pilots: Sequence[Pilot], finished: str, auto: str | None = None) -> 
     fits = {kind: fit(found) for kind, found in by_kind.items()}
     noise, freedom = _pooled([_long(found) for found in by_kind.values()])
     fits = {kind: replace(f, spread=_spread(noise, freedom, f.n)) for kind, f in fits.items()}
-    return Calibration(fits, machine_id(), finished, auto, [asdict(pilot) for pilot in pilots])
+    return Calibration(fits, machine_id(), finished, auto, threads, [asdict(pilot) for pilot in pilots])
 
 
 def fit(pilots: Sequence[Pilot]) -> Fit:
@@ -138,13 +139,13 @@ def _spread(noise: float, freedom: int, n: int) -> float:
     return min(1.0, max(LEAST_SPREAD, t90 * noise / n**0.5))
 
 
-def read_calibration(folder: Path) -> Calibration | None:
-    """The calibration of a run's folder; None where it was not validated, or on another machine."""
+def read_calibration(folder: Path, threads: int) -> Calibration | None:
+    """The calibration of a run's folder; None where it was not validated, or elsewhere, or with other threads."""
     with suppress(MechstudyError, KeyError, TypeError):
         found = read_json(folder / FILE)["calibration"]
         fits = {kind: Fit(**values) for kind, values in found["fits"].items()}
-        if found["machine"] == machine_id():
-            return Calibration(fits, found["machine"], found["finished"], found.get("auto"), found["pilots"])
+        if found["machine"] == machine_id() and found["threads"] == threads:
+            return Calibration(fits, found["machine"], found["finished"], found["auto"], threads, found["pilots"])
     return None
 
 

@@ -121,7 +121,7 @@ def whole_plan(run: Run, hardware: Hardware | None = None) -> Plan:
 
     options: Options = run.options
     here = hardware or this_machine(options.device, options.total_threads)
-    calibration = read_calibration(run.folder.path) if here.is_here else None
+    calibration = read_calibration(run.folder.path, options.total_threads) if here.is_here else None
     nothing = Run(run.folder.path / ".nothing", list(run.graph.units.values()), options, NullProgress())
     return make_plan(nothing, hardware=here, calibration=calibration)
 

@@ -199,7 +199,7 @@ def make_plan(
     here = hardware is None
     hardware = hardware or this_machine(run.options.device, run.options.total_threads)
     if calibration is None and (here or hardware.is_here):
-        calibration = read_calibration(run.folder.path)
+        calibration = read_calibration(run.folder.path, run.options.total_threads)
     if calibration is not None and calibration.auto is not None:
         hardware = hardware.model_copy(update={"auto": calibration.auto})
     together = hardware.is_here and run.options.max_parallel == 1

@@ -42,7 +42,7 @@ test: $(READY) chromium
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m 'not real and not browser and not peers and not slurm'
 	$(BIN)/pytest -q -m 'real or browser'
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m peers tests/peers
-	$(SLURM) run -- env OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 4 --dist loadfile -m slurm tests/slurm
+	$(SLURM) run -- env OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 5 --dist loadfile -m slurm tests/slurm
 
 # The report's tests need a browser. Where it is absent and cannot be installed they are skipped, and say so.
 chromium:

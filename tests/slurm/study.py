@@ -35,7 +35,7 @@ interventions:
   patching: {{layers: "1,3", n_pairs: 2}}
   bootstrap: 100
   permutations: 99
-compute: {{device: cpu, threads: 1, slurm: {{cpus: 1, memory: 900M, time: 10, signal_lead: 60}}}}
+compute: {{device: cpu, threads: 1, slurm: {{cpus: 1, memory: 900M, signal_lead: 58}}}}
 """
 
 

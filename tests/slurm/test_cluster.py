@@ -126,7 +126,7 @@ def read(path: Path) -> bytes:
 def test_a_restarted_controller_still_knows_its_jobs(cluster, tmp_path):
     job = sbatch(cluster, tmp_path, "sleep 6", "--array=0-1")
     time.sleep(1)
-    cluster.restart("slurmctld", kill=True)
+    cluster.restart("slurmctld")
     assert states(cluster, job)[job]
     ended(cluster, job)
     assert len(list(tmp_path.glob(f"{job}_*.log"))) == 2

@@ -28,7 +28,7 @@ def test_killed_twenty_times_cancelled_and_its_controller_restarted_a_study_ends
         for kills in range(1, KILLS + 1):
             kill_one(submitted, draw)
             if kills == RESTART:
-                submitted.cluster.restart("slurmctld", kill=True)
+                submitted.cluster.restart("slurmctld")
             if kills == CANCEL:
                 submitted.cancel_jobs()
                 submitted.mechstudy("resume")

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.slurm.cluster.settings import SHORT
 from tests.slurm.runs import Publishes, Submitted, checksums, environment, local_run, wait_until
 from tests.slurm.study import ONE_BEHAVIOUR, write_study
 
 pytestmark = pytest.mark.slurm
 
 ONE_LAYER = (ONE_BEHAVIOUR, "dictionaries.layers=1")
-SECONDS = 65  # of training: the signal comes 20 to 50 seconds after the start of a job of a minute
+SECONDS = 45  # of training. Slurm looks at limits every 30 seconds, so that with a lead of 58 a job runs 2 to 32
 
 
 def sets(*overrides: str) -> list[str]:
@@ -43,7 +44,7 @@ def test_a_training_longer_than_its_time_limit_is_requeued_until_it_is_done(
     steps = int(200 * SECONDS / training_seconds(shared / "local" / "run"))
     recipe = (*ONE_LAYER, f"dictionaries.training.steps={steps}", f"dictionaries.training.checkpoint_every={steps}")
     alone = write_study(tmp_path / "alone", model)
-    submitted.mechstudy("submit", *sets(*recipe, "compute.slurm.phases={train: {time: 1}}"))
+    submitted.mechstudy("submit", *sets(*recipe, f"compute.slurm.phases={{train: {{partition: {SHORT}}}}}"))
     local = subprocess.Popen(
         [sys.executable, "-m", "mechstudy", "run", str(alone), "--out", str(alone.parent / "run"), *sets(*recipe)],
         env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -80,12 +80,10 @@ class Cluster:
         with self._locked():
             return self._is_up()
 
-    def restart(self, daemon: str, *, kill: bool = False) -> None:
-        """Ends a daemon, with SIGKILL if asked, and starts it again with what it has on disk."""
+    def restart(self, daemon: str) -> None:
+        """Ends a daemon, unless it has ended, and starts it again with what it has on disk."""
         with self._locked():
             state = self._read()
-            if kill:
-                state.processes[daemon].signal(signal.SIGKILL)
             processes.end([state.processes.pop(daemon)])
             self._start(state, daemon)
 

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from mechstudy.core.errors import MechstudyError
+from mechstudy.execution.slurm import queue
 from mechstudy.execution.slurm.record import read_record, record_lock
 from tests.unit.slurm_world import ROOT, RUN, STUDY, arrays, chain, cluster, layers, mechstudy, statuses, unit, use
 from tests.unit.toy_units import sums
@@ -219,6 +220,10 @@ def test_cancel_takes_some_units_or_all(cluster, monkeypatch):
     assert "did you mean train[1]?" in mechstudy("cancel", "study.yaml", "trian[1]", code=2).stderr
     assert "model" in mechstudy("cancel", "study.yaml").output
     assert "nothing of this study is in the queue" in mechstudy("cancel", "study.yaml").output
+    assert "its job was cancelled" in mechstudy("why", "study.yaml", "report").output
+    cluster.without("sacct")
+    monkeypatch.setattr(queue.shutil, "which", lambda name: None if name == "sacct" else "/bin/" + name)
+    assert "in no queue; `mechstudy resume` submits it" in mechstudy("why", "study.yaml", "report").output
 
 
 def test_nothing_stays_on_the_login_node(cluster, monkeypatch):

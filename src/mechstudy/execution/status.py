@@ -7,6 +7,7 @@ holds. Times are shown and never compared.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,19 +58,21 @@ class Status:
 
 def read_status(run: Run) -> Status:
     """Every unit as files and queue say; the running ones with their progress."""
-    reader = _Reader(run)
-    units = [reader.unit(node) for node in run.evaluate().nodes.values()]
+    with ThreadPoolExecutor(1) as other:  # the queue's answer takes as long as reading the artifacts does
+        asked = other.submit(jobs_now, run.folder.path)
+        nodes = run.evaluate().nodes
+        reader = _Reader(run, asked.result())
+    units = [reader.unit(node) for node in nodes.values()]
     return Status(units, reader.holder, reader.jobs.notes)
 
 
 class _Reader:
     """What is read once for all units."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, jobs: JobsNow) -> None:
+        self.run, self.jobs = run, jobs
         self.holder = RunLock.holder(run.folder.path)
         self.told: Mapping[str, dict[str, Any]] = run.folder.read_progress().get("units", {})
-        self.jobs: JobsNow = jobs_now(run.folder.path)
         self.states = read_states(run.folder.path)
         self.statuses: dict[str, UnitStatus] = {}
 
@@ -159,6 +162,8 @@ class _Reader:
         if (ended := self.jobs.ended.get(node.unit.name)) is not None:
             return ended.in_words()
         begun = node.id is not None and self.run.folder.store.partial(node.unit.phase, node.unit.name, node.id)
+        if self.jobs.queue_known and node.unit.name in self.jobs.submitted:
+            return "in no queue; `mechstudy resume` submits it"
         return told or ("begun; will be resumed" if begun else "")
 
 

@@ -54,6 +54,7 @@ class JobsNow:
     record: Record | None = None
     alive: Mapping[str, Queued] = field(default_factory=dict)
     ended: dict[str, Ended] = field(default_factory=dict)
+    submitted: frozenset[str] = frozenset()  # units that ever had a job
     queue_known: bool = True
     notes: list[str] = field(default_factory=list)
 
@@ -63,7 +64,7 @@ def jobs_now(run: Path, *, ask_accounting: bool = True) -> JobsNow:
     if not has_record(run):
         return JobsNow()
     record = read_record(run)
-    found = JobsNow(record)
+    found = JobsNow(record, submitted=frozenset(unit for _, job in record.jobs() for unit in job.tasks.values()))
     if not record.ids():
         return found
     if not is_there():

@@ -51,7 +51,7 @@ def test_what_was_spent_is_that_of_finished_units_and_the_plan_is_of_the_same_on
     capture, report = cost.phases
     assert (capture.units, capture.done, report.done) == (2, 1, 0)
     manifest = reality_of(run.evaluate())["capture[0]"]
-    assert capture.seconds == manifest.seconds and capture.peak_bytes == manifest.peak_rss_bytes > 0
+    assert capture.seconds == manifest.seconds and capture.peak_bytes == manifest.peak_bytes > 0
     one = cost.unit_rows[0][0].seconds
     assert one is not None and capture.planned_seconds == one
     assert capture.time_ratio == capture.seconds / one
@@ -101,6 +101,17 @@ def test_gpu_hours_and_service_units_are_slurm_s_where_it_accounts_for_them(tmp_
     assert cost.notes == ["1 submitted units have no accounted job yet"]
     monkeypatch.setattr(costs, "accounted_jobs", lambda folder: ({"7_0": "capture[0]"}, None))
     assert "no accounting" in cost_of(run, HARDWARE).notes[0]
+
+
+def test_memory_of_a_unit_that_ran_on_a_gpu_is_the_gpu_s(tmp_path):
+    run = run_of(tmp_path)
+    artifact = run.execute(["capture[0]"]).unit("capture[0]").artifact
+    assert artifact is not None
+    manifest = json.loads((artifact.path / "manifest.json").read_text())
+    manifest |= {"runtime": {"device": "cuda"}, "peak_gpu_bytes": 77, "seconds": 36.0}
+    (artifact.path / "manifest.json").write_text(json.dumps(manifest))
+    capture = cost_of(run, HARDWARE).phases[0]
+    assert (capture.peak_bytes, capture.gpu_hours) == (77, 0.01)
 
 
 def test_a_resumed_unit_is_told(tmp_path):

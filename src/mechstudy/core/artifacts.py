@@ -40,7 +40,7 @@ from mechstudy.core.manifest import (
     slug,
     write_manifest,
 )
-from mechstudy.core.memory import peak_rss_bytes, reset_peak_rss
+from mechstudy.core.memory import peak_gpu_bytes, peak_rss_bytes, reset_peak_gpu, reset_peak_rss
 from mechstudy.core.seeds import drawn, forget_drawn, seeds_in
 from mechstudy.core.sessions import open_session
 
@@ -278,6 +278,7 @@ class ArtifactWriter:
             self._sessions = open_session(self.scratch)
             forget_drawn()
         reset_peak_rss()
+        reset_peak_gpu()
 
     @property
     def scratch(self) -> Path:
@@ -346,6 +347,8 @@ class ArtifactWriter:
                 "seconds": round(time.monotonic() - self._began, 3),
                 "peak_rss_bytes": peak_rss_bytes(),
             }
+            if (on_gpu := peak_gpu_bytes()) is not None:
+                manifest["peak_gpu_bytes"] = on_gpu
             write_manifest(self.path, manifest)
             shutil.rmtree(self.path / SCRATCH, ignore_errors=True)
             fsync_folder(self.path)

@@ -28,6 +28,22 @@ def reset_peak_rss() -> bool:
     return False
 
 
+def peak_gpu_bytes() -> int | None:
+    """The most memory that torch had allocated on a GPU since `reset_peak_gpu`; None where it uses none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return max(int(torch.cuda.max_memory_allocated(i)) for i in range(torch.cuda.device_count()))
+
+
+def reset_peak_gpu() -> None:
+    """Starts a new peak on every GPU."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        for i in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(i)
+
+
 def available_memory_bytes() -> int:
     """Bytes this process can still take: the machine's, or what its cgroup (Slurm, container) leaves."""
     import psutil

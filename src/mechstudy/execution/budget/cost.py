@@ -139,6 +139,7 @@ def _phase(
     gpu = sum(spent.gpu_seconds for _, spent in finished) / 3600
     if jobs is not None and jobs.jobs:
         gpu = jobs.gpu_seconds / 3600
+    on_cpu = not any(spent.gpu_seconds for _, spent in finished)
     exact = [(row.payload[file], spent.files.get(file)) for row, spent in finished for file in row.payload]
     return PhaseCost(
         phase=name,
@@ -147,7 +148,7 @@ def _phase(
         planned_seconds=planned,
         seconds=sum(spent.seconds for _, spent in finished),
         planned_peak_bytes=_most(row.memory.peak for row, _ in finished),
-        peak_bytes=max(_most(s.peak_rss_bytes for _, s in finished), 0 if jobs is None else jobs.peak_rss_bytes),
+        peak_bytes=max(_most(s.peak_bytes for _, s in finished), jobs.peak_rss_bytes if jobs and on_cpu else 0),
         planned_bytes=sum(row.bytes_on_disk for row, _ in finished),
         bytes_published=sum(sum(spent.files.values()) for _, spent in finished),
         bytes_now=sum(spent.bytes_on_disk for _, spent in finished),

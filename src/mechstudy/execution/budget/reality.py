@@ -19,7 +19,7 @@ _GOES_ON = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED")
 @dataclass(frozen=True)
 class UnitReality:
     """Of one finished unit. ``seconds`` of the process that finished it, ``sessions`` how many worked on it;
-    ``files`` name -> bytes as published, ``bytes_on_disk`` without those discarded since."""
+    ``peak_bytes`` of the GPU's memory where it ran on one, else of the process; ``files`` name -> bytes as published, ``bytes_on_disk`` without those discarded since."""
 
     unit: str
     phase: str
@@ -27,7 +27,7 @@ class UnitReality:
     sessions: int
     span_seconds: float
     gpu_seconds: float
-    peak_rss_bytes: int
+    peak_bytes: int
     files: Mapping[str, int]
     bytes_on_disk: int
 
@@ -128,7 +128,7 @@ def _unit(artifact: Artifact) -> UnitReality:
         int(manifest.get("sessions") or 1),
         _span(manifest, seconds),
         float(measured) if measured is not None else seconds if on_gpu else 0.0,
-        int(manifest.get("peak_rss_bytes") or 0),
+        int((manifest.get("peak_gpu_bytes") if on_gpu else manifest.get("peak_rss_bytes")) or 0),
         files,
         sum(size for name, size in files.items() if name not in gone),
     )

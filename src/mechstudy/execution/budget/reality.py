@@ -19,7 +19,9 @@ _GOES_ON = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED")
 @dataclass(frozen=True)
 class UnitReality:
     """Of one finished unit. ``seconds`` of the process that finished it, ``sessions`` how many worked on it;
-    ``peak_bytes`` of the GPU's memory where it ran on one, else of the process; ``files`` name -> bytes as published, ``bytes_on_disk`` without those discarded since."""
+    ``peak_bytes`` of the GPU's memory where it ran on one, else of the process; ``files`` name -> bytes as published,
+    ``bytes_on_disk`` without those discarded since.
+    """
 
     unit: str
     phase: str

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.report import figures as figures_module
 from mechstudy.report.build import build_report
 from mechstudy.report.graphs import TYPES, aggregate_view, is_cumulative, prompt_view
+from mechstudy.report.numbers import FILES, Address, addresses, at, content_of, differences, parse_address
 from mechstudy.report.source import Source, parse_unit
 from mechstudy.report.summary import build_summary, findings
 from tests.report_fixture import BEHAVIOURS, HOSTILE, LAYERS, STOPPED, FakeStudy
@@ -87,6 +89,40 @@ def test_every_provenance_link_leads_to_a_unit_of_the_compute_page(report: Path)
         for link in parsed(page).links:
             if link.startswith("compute.html#"):
                 assert link.split("#")[1] in anchors
+
+
+def test_every_handle_leads_to_what_an_artifact_holds(report: Path, fake: FakeStudy) -> None:
+    known: dict[str, str] = {}
+    for unit, folder in fake.inputs.items():
+        for file in FILES.get(parse_unit(unit)[0], ()):
+            if (path := folder / file).exists():
+                found = list(addresses(unit, file, content_of(file, path.read_bytes())))
+                known |= {address.handle: str(address) for address in found}
+                assert all(at(content_of(file, path.read_bytes()), a.pointer) is not ... for a in found[:50])
+    shown = set()
+    for page in report.glob("*.html"):
+        html = page.read_text(encoding="utf-8")
+        for handle, title in re.findall(r'title="mechstudy reproduce STUDY (\w+) \(([^"]*)\)"', html):
+            assert known[handle] == unescape(title), page.name
+            shown.add(handle)
+    assert len(shown) > 60
+    summary = build_summary(fake.study, fake.inputs, fake.units, 1.0, 1)
+    assert {finding["number"] for finding in summary["findings"]} <= set(known)
+
+
+def test_handles_are_made_from_addresses_alone_and_differ():
+    a = Address("intervene[x]", "summary.json", "/tests").below("a/b~c", 3)
+    assert str(a) == "intervene[x]/summary.json#/tests/a~1b~0c/3" and parse_address(str(a)) == a
+    assert a.handle == "g6ssp73" and at({"tests": {"a/b~c": [0, 0, 0, 7]}}, a.pointer) == 7
+    handles = {Address("train[1]", "evaluation.json", f"/x/{i}").handle for i in range(20_000)}
+    assert len(handles) == 20_000 and parse_address("g6ssp73") is None
+
+
+def test_differences_are_told_by_pointer():
+    before = {"a": [1, {"b": 2.0}], "c": None}
+    assert differences(before, {"a": [1, {"b": 2.0}], "c": None}) == []
+    assert differences(before, {"a": [1, {"b": 3.0}], "d": 1}) == [("/a/1/b", 2.0, 3.0), ("/d", None, 1)]
+    assert differences([1, 2], [1]) == [("", [1, 2], [1])]
 
 
 def test_no_page_has_an_inline_script_or_handler(report: Path) -> None:
@@ -184,7 +220,7 @@ def test_the_summary_has_exactly_the_agreed_keys(fake: FakeStudy) -> None:
     summary = build_summary(fake.study, fake.inputs, fake.units, 12.5, 10**9)
     assert set(summary) == {
         "model", "wall_seconds", "peak_rss_bytes", "baseline", "dictionaries", "graphs", "interventions", "edges",
-        "units",
+        "units", "findings",
     }  # fmt: skip
     behaviour = BEHAVIOURS[0]
     assert set(summary["baseline"][behaviour]["test"]) == {"n", "accuracy", "mean_logit_difference", "ci95", "passed"}
@@ -207,7 +243,9 @@ def test_the_summary_has_exactly_the_agreed_keys(fake: FakeStudy) -> None:
 
 
 def test_findings_state_effect_interval_and_control(fake: FakeStudy) -> None:
-    lines = findings(build_summary(fake.study, fake.inputs, fake.units, 1.0, 1), fake.inputs)
+    summary = build_summary(fake.study, fake.inputs, fake.units, 1.0, 1)
+    lines = [finding["text"] for finding in summary["findings"]]
+    assert findings(summary, fake.inputs) == [f"{f['text']} [{f['number']}]" for f in summary["findings"]]
     assert (
         "subject_verb_agreement: ablating the top 10 features lowers the logit difference by 2.31 [1.98, 2.64] on 100 "
         "unseen prompts; matched controls −0.02 [−0.08, 0.04]"

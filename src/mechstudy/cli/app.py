@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mechstudy.cli import bench, budget, dictionary, phases, slurm, storage
+from mechstudy.cli import bench, budget, dictionary, phases, reproduce, slurm, storage
 from mechstudy.cli.options import (
     STUDY_PANEL,
     Device,
@@ -205,5 +205,6 @@ phases.add_to(app)
 slurm.add_to(app)
 budget.add_to(app, LOOK)
 storage.add_to(app)
+reproduce.add_to(app)
 app.add_typer(dictionary.app, name="dictionary", rich_help_panel=KEEP)
 app.add_typer(bench.app, name="bench", rich_help_panel=KEEP)

@@ -31,7 +31,7 @@ VERSIONS = {
     "attribute": 2,  # live effects
     "features": 1,
     "intervene": 2,  # edits of one place are added in a fixed order
-    "report": 2,
+    "report": 3,  # handles of numbers
 }
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from . import text
+from .numbers import Address
 from .source import Source
 
 ALPHA = 0.05
@@ -63,9 +64,19 @@ class Claim:
     caveats: tuple[str, ...] = field(default=())
 
     @property
+    def number(self) -> Address:
+        """Where the test's numbers are kept."""
+        return tests_of(self.behaviour).below(self.kind)
+
+    @property
     def words(self) -> str:
         """The verdict in words."""
         return VERDICT_WORDS[self.verdict][0]
+
+
+def tests_of(behaviour: str) -> Address:
+    """Where the tests of a behaviour are kept."""
+    return Address(f"intervene[{behaviour}]", "summary.json", "/tests")
 
 
 def claims(source: Source, behaviour: str) -> list[Claim]:

@@ -13,6 +13,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from . import text
+from .numbers import Address
 from .source import Source
 from .summary import model_name
 
@@ -62,6 +63,7 @@ class Site:
             model=model,
             model_name=text.plain(str(model.get("name") or model_name(source.study))),
             chip=self.chip,
+            number=self.number,
             csp=CSP,
             navigation=self._groups(),
         )
@@ -85,6 +87,13 @@ class Site:
         return Markup(
             '<a class="chip" href="compute.html#{}" title="The artifact, config and command behind this">{}</a>'
         ).format(f"unit-{text.slug(unit)}", text.plain(label))
+
+    def number(self, unit: str, file: str, *keys: str | int) -> Markup:
+        """The handle of a number, or of a row of them."""
+        address = Address(unit, file).below(*keys)
+        return Markup('<code class="handle" title="mechstudy reproduce STUDY {} ({})">{}</code>').format(
+            address.handle, text.plain(str(address)), address.handle
+        )
 
     def write_assets(self, vega: str) -> None:
         """Copy css and js, and write the Vega bundle."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import text
 from .claims import claims
+from .numbers import Address
 from .source import Source
 
 _DICTIONARY_FIELDS = (
@@ -39,7 +41,7 @@ def build_summary(
 
     Returns:
         `model`, `wall_seconds`, `peak_rss_bytes`, `baseline`, `dictionaries`, `graphs`, `interventions`,
-        `edges`, `units`, as docs/artifacts describes; no NaN.
+        `edges`, `units`, `findings`, as docs/artifacts describes; no NaN.
     """
     source = Source(study, inputs, units)
     model = source.json("model", "model.json") or {}
@@ -66,6 +68,7 @@ def build_summary(
             "status": unit.get("status"),
             "artifact": unit.get("artifact"),
         }
+    result["findings"] = [{"text": f.text, "number": f.number} for f in numbered_findings(result, inputs)]
     return text.jsonable(result)
 
 
@@ -96,7 +99,23 @@ def _summarise_behaviour(source: Source, behaviour: str, result: dict[str, Any])
             result["edges"][behaviour] = {k: edges.get(k) for k in ("n", "spearman_frozen", "spearman_live")}
 
 
+@dataclass(frozen=True)
+class Finding:
+    """A line, and the handle of the number it tells (numbers.py)."""
+
+    text: str
+    number: str
+
+    def __str__(self) -> str:
+        return f"{self.text} [{self.number}]"
+
+
 def findings(summary: Mapping[str, Any], inputs: Mapping[str, Path]) -> list[str]:
+    """`numbered_findings` as text, each with its handle at the end."""
+    return [str(finding) for finding in numbered_findings(summary, inputs)]
+
+
+def numbered_findings(summary: Mapping[str, Any], inputs: Mapping[str, Path]) -> list[Finding]:
     """The findings in plain words: per behaviour its baseline, strongest claims, circuit and edges.
 
     Args:
@@ -108,19 +127,22 @@ def findings(summary: Mapping[str, Any], inputs: Mapping[str, Path]) -> list[str
     """
     behaviours = list(dict.fromkeys([*summary.get("baseline", {}), *summary.get("interventions", {})]))
     source = Source({"behaviours": behaviours}, inputs)
-    lines: list[str] = []
+    found: list[tuple[str, Address]] = []
     for behaviour in behaviours:
         stopped = behaviour not in (summary.get("interventions") or {})
-        lines += _baseline_finding(behaviour, summary["baseline"].get(behaviour) or {}, stopped)
+        baseline = Address(f"baseline[{behaviour}]", "summary.json", "/splits")
+        lines = _baseline_finding(behaviour, summary["baseline"].get(behaviour) or {}, stopped)
+        found += [(line, baseline) for line in lines]
         for claim in claims(source, behaviour)[:3]:
             hedge = claim.words.lower()
             if claim.verdict == "caveat":
                 hedge += f": {claim.caveats[0][:1].lower()}{claim.caveats[0][1:].rstrip('.')}"
             hedge = "" if claim.verdict == "supported" else f" ({hedge})"
-            lines.append(f"{behaviour}: {claim.sentence}{hedge}")
-        lines += _graph_finding(behaviour, summary)
-    lines += _dictionary_finding(summary.get("dictionaries") or {})
-    return [text.plain(line) for line in lines]
+            found.append((f"{behaviour}: {claim.sentence}{hedge}", claim.number))
+        scores = Address(f"attribute[{behaviour}]", "scores.json")
+        found += [(line, scores) for line in _graph_finding(behaviour, summary)]
+    found += _dictionary_finding(summary.get("dictionaries") or {})
+    return [Finding(text.plain(line), address.handle) for line, address in found]
 
 
 def _baseline_finding(behaviour: str, splits: Mapping[str, Any], stopped: bool) -> list[str]:
@@ -153,15 +175,17 @@ def _graph_finding(behaviour: str, summary: Mapping[str, Any]) -> list[str]:
     return [line]
 
 
-def _dictionary_finding(dictionaries: Mapping[str, Any]) -> list[str]:
-    r2 = [d["r2"] for d in dictionaries.values() if d.get("r2") is not None]
+def _dictionary_finding(dictionaries: Mapping[str, Any]) -> list[tuple[str, Address]]:
+    by_layer = {layer: d["r2"] for layer, d in dictionaries.items() if d.get("r2") is not None}
+    r2 = list(by_layer.values())
     recovered = [d["ce_loss_recovered"] for d in dictionaries.values() if d.get("ce_loss_recovered") is not None]
     if not r2:
         return []
     line = f"{len(dictionaries)} dictionaries: held-out R2 {text.number(min(r2))} to {text.number(max(r2))}"
     if recovered:
         line += f", CE loss recovered {text.number(min(recovered))} to {text.number(max(recovered))}"
-    return [line]
+    worst = min(by_layer, key=by_layer.__getitem__)
+    return [(line, Address(f"train[{worst}]", "evaluation.json", "/r2"))]
 
 
 def model_name(study: Mapping[str, Any]) -> str:

@@ -5,18 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import text
-from .claims import claims, excludes_zero
+from .claims import claims, excludes_zero, tests_of
+from .numbers import Address
 from .source import Source
 
 
 @dataclass(frozen=True)
 class TrustRow:
-    """A check: what was asked, the number, what it means, and the unit that holds it."""
+    """A check: what was asked, the number, what it means, and where it is kept."""
 
     question: str
     value: str
     meaning: str
-    unit: str
+    number: Address
+
+    @property
+    def unit(self) -> str:
+        """The unit that holds it."""
+        return self.number.unit
 
 
 def trust_rows(source: Source, behaviour: str) -> list[TrustRow]:
@@ -43,7 +49,7 @@ def _baseline(source: Source, behaviour: str) -> list[TrustRow]:
             "Does the model do it at all?",
             f"{text.percent(test['accuracy'], 0)} {_percent_interval(test.get('accuracy_ci95'))} of {test.get('n')}",
             "Accuracy on test prompts, disjoint from those the circuit was found on.",
-            unit,
+            Address(unit, "summary.json", "/splits/test"),
         )
     ]
 
@@ -53,18 +59,17 @@ def _percent_interval(ci: list[float] | None) -> str:
 
 
 def _dictionaries(source: Source) -> list[TrustRow]:
-    evaluations = [source.evaluation(layer) for layer in source.layers]
-    r2 = [e["r2"] for e in evaluations if e.get("r2") is not None]
+    r2 = {layer: e["r2"] for layer in source.layers if (e := source.evaluation(layer)).get("r2") is not None}
     if not r2:
         return []
-    worst = min(r2)
+    layer, worst = min(r2.items(), key=lambda item: item[1])
     return [
         TrustRow(
             "Do the dictionaries see what the layers do?",
-            f"R² {text.number(worst)} to {text.number(max(r2))}",
+            f"R² {text.number(worst)} to {text.number(max(r2.values()))}",
             f"In the worst layer {text.percent(1 - worst, 0)} of the variance is outside the dictionary and appears as "
             "error nodes.",
-            f"train[{source.layers[0]}]",
+            Address(f"train[{layer}]", "evaluation.json", "/r2"),
         )
     ]
 
@@ -80,7 +85,7 @@ def _graphs(source: Source, behaviour: str) -> list[TrustRow]:
                 text.number(scores["conservation_residual_max"], 4),
                 "Largest relative residual of features + errors + tokens + biases against the metric, over all "
                 "prompts; 0 is exact.",
-                unit,
+                Address(unit, "scores.json", "/conservation_residual_max"),
             )
         )
     pruned = scores.get("completeness_pruned")
@@ -91,7 +96,7 @@ def _graphs(source: Source, behaviour: str) -> list[TrustRow]:
                 f"completeness {text.number(pruned)}, replacement {text.number(scores.get('replacement_pruned'))}",
                 f"{text.percent(1 - pruned, 0)} of the weighted influence reaches its target through error or pruned "
                 "nodes: the picture is silent about that share.",
-                unit,
+                Address(unit, "scores.json", "/completeness_pruned"),
             )
         )
     return rows
@@ -107,7 +112,7 @@ def _edges(source: Source, behaviour: str) -> list[TrustRow]:
             "Do edges predict interventions?",
             f"Spearman {text.number(edges.get('spearman_frozen'))} frozen, {text.number(edges['spearman_live'])} live",
             f"Over {edges.get('n')} edges. Frozen checks the arithmetic; live is the model as it runs.",
-            unit,
+            Address(unit, "summary.json", "/edges/spearman_live"),
         )
     ]
 
@@ -123,7 +128,7 @@ def _controls(source: Source, behaviour: str) -> list[TrustRow]:
             f"{clean} of {len(found)}",
             "Tests whose matched controls have a CI that includes zero. All p-values are adjusted over all tests "
             "(Benjamini-Hochberg).",
-            f"intervene[{behaviour}]",
+            tests_of(behaviour),
         )
     ]
 
@@ -138,6 +143,6 @@ def _sham(source: Source, behaviour: str) -> list[TrustRow]:
             "Does an empty intervention change nothing?",
             text.number(sham, 5),
             "Largest change of the metric when activations are replaced by themselves; 0 is exact.",
-            unit,
+            Address(unit, "summary.json", "/sham_max"),
         )
     ]

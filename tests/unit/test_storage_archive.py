@@ -348,3 +348,30 @@ def test_random_damage_is_refused_or_harmless(study, tmp_path, compression):
         else:
             assert found == good
     assert refused > 40
+
+
+def test_before_the_model_is_fetched_a_restored_run_knows_which_it_was_made_with(tmp_path, monkeypatch):
+    """Ids are of the weights' bytes: on another machine they come from the run itself, and status is right at once."""
+    from mechstudy.core.artifacts import artifact_id
+    from mechstudy.execution import opened as opening
+    from mechstudy.execution.opened import open_study
+    from tests.unit.storage_world import CONFIG
+
+    here = make_folder(tmp_path / "here")
+    (here / "study.yaml").write_text((here / "study.yaml").read_text().replace("path:model", "hf:owner/name"))
+    monkeypatch.setattr(opening, "local_folder", lambda *_: None)
+    monkeypatch.setattr(opening, "config_without_fetching", lambda *_: CONFIG)
+
+    def fingerprint() -> str:
+        return open_study(here / "study.yaml", out=here / "run").units[0].spec["fingerprint"]
+
+    assert fingerprint() == "not fetched"
+    store = ArtifactStore(here / "run" / "artifacts")
+    for source, made in (("hf:other/name", "x"), ("hf:owner/name", "of these weights")):
+        spec = {"source": source, "fingerprint": made}
+        id = artifact_id("model", 1, spec, {})
+        store.writer("model", "model", id, version=1, spec=spec, inputs={}).publish({})
+        assert fingerprint() == ("not fetched" if made == "x" else made)
+    spec = {"source": "hf:owner/name", "fingerprint": "of others"}
+    store.writer("model", "model", artifact_id("model", 1, spec, {}), version=1, spec=spec, inputs={}).publish({})
+    assert fingerprint() == "not fetched"

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from mechstudy.core.config import Lines
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.manifest import MANIFEST, read_manifest
 from mechstudy.core.progress import Progress
 from mechstudy.execution.budget.disk import disk_need, disk_refusal
 from mechstudy.execution.engine import Run, RunResult
+from mechstudy.execution.folder import ARTIFACTS
 from mechstudy.execution.jobs import LOG, Options
 from mechstudy.execution.model_files import NOT_FETCHED, config_of, config_without_fetching, local_folder
 from mechstudy.execution.source_choice import Choice, choose_source, record, with_source
@@ -96,8 +98,8 @@ def open_study(
         folder, shapes = _model(study.model.source, base, fetch, say)
     except MechstudyError as error:
         raise _at_field(error, lines, "model.source") from error
-    fingerprint = NOT_FETCHED if folder is None else model_fingerprint(folder)
     out = out or Path("runs") / study.name
+    fingerprint = _recorded(out, study.model.source) if folder is None else model_fingerprint(folder)
     choice: Choice | None = None
     try:
         if study.dictionaries.source == "auto":
@@ -166,6 +168,15 @@ def _model(source: str, base: Path, fetch: bool, say: Callable[[str], None]) -> 
         say(f"fetching {source}; this happens once")
         folder = resolve_source(source, base=base)
     return folder, shapes_of(config_of(folder))
+
+
+def _recorded(run: Path, source: str) -> str:
+    """The fingerprint of a model that is not on this machine, as the run was made with it: an archive may come from
+    another machine. Where there is none, or several, nothing is known."""
+    manifests = [read_manifest(path.parent) for path in (run / ARTIFACTS / "model").glob(f"*/{MANIFEST}")]
+    specs = [manifest["spec"] for manifest in manifests if manifest is not None]
+    found = {str(spec.get("fingerprint")) for spec in specs if spec.get("source") == source}
+    return found.pop() if len(found) == 1 else NOT_FETCHED
 
 
 def _at_field(error: MechstudyError, lines: Lines, field: str) -> MechstudyError:

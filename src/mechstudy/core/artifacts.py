@@ -281,6 +281,11 @@ class ArtifactWriter:
         reset_peak_gpu()
 
     @property
+    def resumes(self) -> bool:
+        """Whether another process began this artifact, and this one goes on."""
+        return len(self._sessions) > 1
+
+    @property
     def scratch(self) -> Path:
         """A folder for checkpoints, kept over crashes and deleted before the artifact is published."""
         folder = self.path / SCRATCH

@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
+from mechstudy.core import cgroup
 
 
 def peak_rss_bytes() -> int:
@@ -49,7 +49,7 @@ def available_memory_bytes() -> int:
     import psutil
 
     available = int(psutil.virtual_memory().available)
-    left = _cgroup_left(_CGROUP_ROOT, Path("/proc/self/cgroup"))
+    left = _cgroup_left(cgroup.ROOT, cgroup.MEMBERSHIP)
     return available if left is None else min(available, left)
 
 
@@ -63,33 +63,20 @@ def total_memory_bytes() -> int:
 def _cgroup_left(root: Path, membership: Path) -> int | None:
     """The smallest (limit - used) over this process's cgroup and its parents; None without a limit.
 
-    Page cache counts as used by the kernel but is given back on demand, so inactive file pages are
-    subtracted. Understands cgroup v2 and the memory controller of v1.
+    Page cache counts as used by the kernel but is given back on demand, so inactive file pages are subtracted.
     """
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return None
     smallest: int | None = None
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        base, limit_name, used_name, cache_key = (
-            (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            if controllers
-            else (root, "memory.max", "memory.current", "inactive_file")
+    for folder, version in cgroup.folders("memory", root, membership):
+        limit_name, used_name, cache_key = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            if version == 1
+            else ("memory.max", "memory.current", "inactive_file")
         )
-        folder = base / group.lstrip("/")
-        while True:
-            with suppress(OSError, ValueError):
-                limit = int((folder / limit_name).read_text())  # "max" is a ValueError: no limit here
-                used = int((folder / used_name).read_text())
-                left = limit - used + _stat(folder / "memory.stat", cache_key)
-                smallest = max(0, left if smallest is None else min(smallest, left))
-            if folder == base or base not in folder.parents:
-                break
-            folder = folder.parent
+        with suppress(OSError, ValueError):
+            limit = int((folder / limit_name).read_text())  # "max" is a ValueError: no limit here
+            used = int((folder / used_name).read_text())
+            left = limit - used + _stat(folder / "memory.stat", cache_key)
+            smallest = max(0, left if smallest is None else min(smallest, left))
     return smallest
 
 

@@ -9,10 +9,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from mechstudy.core.artifacts import Artifact, ArtifactStore, ArtifactWriter
 from mechstudy.core.disk import disk_errors
@@ -20,7 +20,11 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.core.memory import available_memory_bytes, total_memory_bytes
 from mechstudy.core.progress import Progress
 from mechstudy.core.runtime import Runtime, is_out_of_memory
+from mechstudy.execution.monitor.beside import look_at_memory, monitoring, recording
 from mechstudy.phases.unit import Unit
+
+if TYPE_CHECKING:
+    from mechstudy.execution.ranks.leader import Leader
 
 LOG = "log.txt"
 _FEWEST_TOKENS = 64  # per batch; with less, memory is not what is wrong
@@ -32,12 +36,15 @@ class Options:
     """How units run. Nothing here changes what is computed.
 
     ``base`` is the study file's folder, from which a study's relative paths start; ``profile`` is a folder for
-    torch profiler traces; ``resume`` gives a unit a checkpoint to start from.
+    torch profiler traces, ``snapshots`` one for what is in memory; with ``monitor``, what units use is written beside
+    their artifacts every ``monitor_seconds``; ``resume`` gives a unit a checkpoint to start from; ``world_size`` is
+    how many processes share a unit (``auto``: `ranks.leader.world_size`).
     """
 
     device: str = "cpu"
     threads: int | None = None
     max_parallel: int = 1
+    world_size: int | Literal["auto"] = "auto"
     batch_tokens: int = 4096
     quota: int | None = None
     stage: str = "off"
@@ -45,7 +52,20 @@ class Options:
     seed: int = 0
     base: Path = Path()
     profile: Path | None = None
+    snapshots: Path | None = None
+    monitor: bool = True
+    monitor_seconds: float = 1.0
     resume: Mapping[str, Path] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it but ``resume``, which names files of one process."""
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "resume"}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Options:
+        paths = {name: Path(found[name]) for name in ("base", "profile", "snapshots") if found.get(name)}
+        return cls(**{**found, **paths})
 
     @property
     def total_threads(self) -> int:
@@ -116,8 +136,38 @@ def perform(job: Job, cache: dict[Any, Any], stream: TextIO | None = None) -> Ou
 def _publish(job: Job, cache: dict[Any, Any], stream: TextIO | None) -> Artifact:
     unit, options = job.unit, job.options
     store = ArtifactStore(job.store)
+    inputs = inputs_of(store, job.inputs)
+    entry = entry_of(unit)
+    writer = store.writer(unit.phase, unit.name, job.id, version=unit.version, spec=unit.spec, inputs=inputs)
+    if job.checkpoint is not None:
+        place_checkpoint(job.checkpoint, writer)
+    n_ranks, threads = _ranks(unit, options)
+    log_file = None if job.log is None else job.run / job.log
+    told: dict[str, Any] = {"phase": unit.phase, "unit": unit.name, "stream": stream, "log_file": log_file}
+    device = resolve_device(options.device)
+    if n_ranks == 1:
+        progress = Progress(writer.scratch, **told)
+        runtime = runtime_of(options, device, threads, progress, cache)
+    else:
+        leader = _leader(job, n_ranks, threads, device, cache, writer, told)
+        progress = leader.progress
+        runtime = runtime_of(options, device_of(device, 0), threads, progress, cache)
+        runtime.ranks = leader
+    make_room(unit, cache, progress)
+    set_threads(threads)
+    with disk_errors(writer.path), monitoring(job, writer, runtime, threads * n_ranks):
+        _run_entry(entry, job, inputs, writer, runtime)
+    return writer.publish(runtime.info())
+
+
+def inputs_of(store: ArtifactStore, keys: Mapping[str, tuple[str, str, str]]) -> dict[str, Artifact]:
+    """A unit's inputs by label.
+
+    Raises:
+        MechstudyError: one of them is not there.
+    """
     inputs: dict[str, Artifact] = {}
-    for label, (phase, source, id) in job.inputs.items():
+    for label, (phase, source, id) in keys.items():
         found = store.find(phase, source, id)
         if found is None:
             raise MechstudyError(
@@ -126,16 +176,14 @@ def _publish(job: Job, cache: dict[Any, Any], stream: TextIO | None) -> Artifact
                 fix="run the same command again: it is then made anew",
             )
         inputs[label] = found
-    entry = entry_of(unit)
-    writer = store.writer(unit.phase, unit.name, job.id, version=unit.version, spec=unit.spec, inputs=inputs)
-    if job.checkpoint is not None:
-        place_checkpoint(job.checkpoint, writer)
-    log_file = None if job.log is None else job.run / job.log
-    progress = Progress(writer.scratch, phase=unit.phase, unit=unit.name, stream=stream, log_file=log_file)
-    device = resolve_device(options.device)
-    runtime = Runtime(
+    return inputs
+
+
+def runtime_of(options: Options, device: str, threads: int, progress: Progress, cache: dict[Any, Any]) -> Runtime:
+    """What a phase is given of the options."""
+    return Runtime(
         device=device,
-        threads=options.unit_threads,
+        threads=threads,
         batch_tokens=options.batch_tokens,
         quota=options.quota,
         stage=options.stage,
@@ -146,37 +194,49 @@ def _publish(job: Job, cache: dict[Any, Any], stream: TextIO | None) -> Artifact
         cache=cache,
         profile=options.profile is not None,
     )
-    make_room(unit, cache, progress)
-    _set_threads(options.unit_threads)
-    with disk_errors(writer.path):
-        _run_entry(entry, unit, inputs, writer, runtime, options)
-    return writer.publish(runtime.info())
+
+
+def _ranks(unit: Unit, options: Options) -> tuple[int, int]:
+    """In how many processes a unit runs, and the threads of each."""
+    from mechstudy.execution.ranks.leader import n_ranks
+
+    n = n_ranks(unit, options)
+    return n, max(1, options.unit_threads // n)
+
+
+def _leader(
+    job: Job, n: int, threads: int, device: str, cache: dict[Any, Any], writer: ArtifactWriter, told: dict[str, Any]
+) -> Leader:
+    from mechstudy.execution.ranks.leader import Leader
+    from mechstudy.execution.ranks.progress import LeaderProgress
+
+    return Leader(job, n, threads, device, LeaderProgress(writer.scratch, **told), cache, writer.scratch)
 
 
 def _run_entry(
     entry: Callable[..., None],
-    unit: Unit,
+    job: Job,
     inputs: Mapping[str, Artifact],
     writer: ArtifactWriter,
     runtime: Runtime,
-    options: Options,
 ) -> None:
     """Runs the entry; when memory runs out although phases halve their batches, starts it with half of them."""
     while True:
         try:
-            with _profiling(unit, runtime, options.profile):
-                entry(unit.spec, inputs, writer, runtime)
+            with recording(job, runtime):
+                entry(job.unit.spec, inputs, writer, runtime)
             return
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            look_at_memory(job, runtime, reason)
         runtime.cache.clear()
         _collect()
         if runtime.batch_tokens <= _FEWEST_TOKENS:
             raise MechstudyError(
                 "not enough memory",
-                where=unit.name,
+                where=job.unit.name,
                 facts={"cause": reason, "available": f"{available_memory_bytes() / 2**30:.1f} GiB"},
                 fix="set compute.max_parallel: 1, choose a smaller model, or use a machine with more memory",
             )
@@ -185,8 +245,13 @@ def _run_entry(
 
 
 def entry_of(unit: Unit) -> Callable[..., None]:
+    """The function that makes the unit's artifact."""
+    return function_named(unit.entry)
+
+
+def function_named(name: str) -> Callable[..., None]:
     """The function that ``module:function`` names."""
-    module, _, function = unit.entry.partition(":")
+    module, _, function = name.partition(":")
     found: Callable[..., None] = getattr(importlib.import_module(module), function)
     return found
 
@@ -209,6 +274,19 @@ def resolve_device(device: str) -> str:
             facts={"CUDA devices": str(torch.cuda.device_count())},
             fix="compute.device: auto, or --device cpu",
         )
+    return device
+
+
+def device_of(device: str, local_rank: int) -> str:
+    """The device of one of several ranks of this machine: GPU by GPU where there are several and none was named."""
+    device = resolve_device(device)
+    if device != "cuda":
+        return device
+    import torch
+
+    if (n := torch.cuda.device_count()) > 1:
+        device = f"cuda:{local_rank % n}"
+        torch.cuda.set_device(device)
     return device
 
 
@@ -266,15 +344,7 @@ def find_checkpoint(source: Path) -> Path:
     return found[0]
 
 
-def _profiling(unit: Unit, runtime: Runtime, folder: Path | None) -> Any:
-    if folder is None:
-        return nullcontext()
-    from mechstudy.execution.profile import profiled
-
-    return profiled(unit.name, runtime, folder)
-
-
-def _set_threads(threads: int) -> None:
+def set_threads(threads: int) -> None:
     """Sets torch's threads where torch is loaded; elsewhere it reads OMP_NUM_THREADS when it is."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch = sys.modules.get("torch")

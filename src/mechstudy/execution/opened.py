@@ -53,10 +53,13 @@ class OpenedStudy:
             device=c.device,
             threads=c.threads,
             max_parallel=c.max_parallel,
+            world_size=c.world_size,
             batch_tokens=c.batch_tokens,
             quota=self.study.storage.quota_bytes,
             stage=c.stage,
             verify_reads=c.verify_reads,
+            monitor=c.monitor,
+            monitor_seconds=c.monitor_seconds,
             seed=self.study.seed,
             base=self.file.parent.resolve(),
         )

@@ -160,7 +160,8 @@ class ComputeConfig(Config):
     ``stage`` copies a store's rows to the node's own disk for as long as they are trained on: ``auto`` (to
     ``$SLURM_TMPDIR`` or ``$TMPDIR``, where the run lies on a network file system), ``off``, or a folder, in which
     ``$NAMES`` are replaced. ``verify_reads`` compares what training reads with the store's checksums.
-    ``slurm`` is what `submit` asks of a cluster, ``profile`` a file of such values in the user's config folder
+    ``monitor`` writes what each unit uses (CPU, memory, disk, GPU) beside its artifact, every ``monitor_seconds``
+    (docs/monitoring.md). ``slurm`` is what `submit` asks of a cluster, ``profile`` a file of such values in the user's config folder
     (docs/slurm.md).
     ``hardware`` is what `plan` and `cost` count with: a profile (docs/budget.md), by default this machine. A site's
     own ``su_per_gpu_hour`` and ``price_per_su`` go before the profile's.
@@ -173,6 +174,8 @@ class ComputeConfig(Config):
     batch_tokens: int = Field(4096, ge=1)
     stage: str = Field("auto", min_length=1)
     verify_reads: bool = False
+    monitor: bool = True
+    monitor_seconds: float = Field(1.0, gt=0)
     slurm: SlurmConfig = SlurmConfig()
     profile: str | None = Field(None, pattern=r"^[A-Za-z0-9_.\-]+$")
     hardware: str | None = None

@@ -1,7 +1,8 @@
-"""`--profile`: torch's profiler around a unit, as a trace for chrome://tracing or Perfetto and as a table."""
+"""`--profile`: torch's profiler around a unit, as a trace for Perfetto or chrome://tracing and a table for people."""
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,9 @@ from mechstudy.core.disk import disk_errors
 from mechstudy.core.manifest import slug
 from mechstudy.core.progress import Bar
 from mechstudy.core.runtime import Runtime
+from mechstudy.execution.monitor.profile_table import Recorded, operators_of, table
 
 STEPS = 12  # counted steps of a unit that are recorded: enough to see the pattern, small enough to open
-ROWS = 40
 
 
 @contextmanager
@@ -25,29 +26,27 @@ def profiled(unit: str, runtime: Runtime, folder: Path) -> Iterator[None]:
     """
     from torch.profiler import ProfilerActivity, profile, schedule
 
-    activities = [ProfilerActivity.CPU]
     cuda = runtime.device.startswith("cuda")
-    if cuda:
-        activities.append(ProfilerActivity.CUDA)
-    name = slug(unit)
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    steps, began = 0, time.perf_counter()
 
     def save(found: Any) -> None:
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            found.export_chrome_trace(str(folder / f"{name}.trace.json"))
-            order = "self_cuda_time_total" if cuda else "self_cpu_time_total"
-            table = found.key_averages(group_by_input_shape=True).table(sort_by=order, row_limit=ROWS)
-            (folder / f"{name}.txt").write_text(f"{unit}\n\n{table}\n")
-        runtime.progress.log(f"profile: {folder / name}.trace.json and .txt")
+        recorded = Recorded(unit, runtime.device, steps, time.perf_counter() - began, operators_of(found, cuda))
+        _save(folder, recorded, found, runtime)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*warmup.*")
-        steps = schedule(wait=0, warmup=0, active=STEPS, repeat=1)
-    with profile(activities=activities, record_shapes=True, schedule=steps, on_trace_ready=save) as profiler:
+        plan = schedule(wait=0, warmup=0, active=STEPS, repeat=1)
+    how: dict[str, Any] = {"record_shapes": True, "profile_memory": True}
+    with profile(activities=activities, schedule=plan, on_trace_ready=save, **how) as profiler:
+        began = time.perf_counter()
         inner = runtime.progress._advanced
 
         def counted(bar: Bar, now: float) -> None:
-            profiler.step()
+            nonlocal steps
+            steps += 1
+            if steps <= STEPS:
+                profiler.step()
             inner(bar, now)
 
         runtime.progress._advanced = counted  # type: ignore[method-assign]  # for this unit only
@@ -55,3 +54,13 @@ def profiled(unit: str, runtime: Runtime, folder: Path) -> Iterator[None]:
             yield
         finally:
             runtime.progress._advanced = inner  # type: ignore[method-assign]
+
+
+def _save(folder: Path, recorded: Recorded, found: Any, runtime: Runtime) -> None:
+    name = slug(recorded.unit)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        found.export_chrome_trace(str(folder / f"{name}.trace.json"))
+        (folder / f"{name}.txt").write_text(table(recorded), encoding="utf-8")
+    top = f", most time in {recorded.operators[0].name}" if recorded.operators else ""
+    runtime.progress.log(f"profile: {folder / name}.txt and .trace.json (for ui.perfetto.dev){top}")

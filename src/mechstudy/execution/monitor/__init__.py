@@ -1,0 +1,1 @@
+"""What a unit uses while it runs: the sampler beside it, `--profile`, and snapshots of its memory."""

@@ -231,6 +231,25 @@ def test_a_stale_handle_is_tried_again_and_then_told_not_taken_for_a_missing_art
         assert study.run().evaluate().to_run == []
 
 
+@pytest.mark.parametrize(("times", "told"), [(1, False), (2, True)])
+def test_a_stale_handle_is_no_damage_to_verify(study, monkeypatch, times, told):
+    opens, left = Path.open, [times]
+
+    def stale(self, *arguments, **options):
+        if self.name == "rows.bin" and left[0]:
+            left[0] -= 1
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return opens(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", stale)
+    if told:
+        with pytest.raises(MechstudyError, match="Stale file handle"):
+            verify_run(study.folder)
+    else:
+        assert verify_run(study.folder).problems == []
+    assert not list(study.folder.rglob("*.damaged"))
+
+
 # ------------------------------------------------------------------------------------------------ properties
 
 STATES = st.fixed_dictionaries(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mechstudy.core.disk import UNREADABLE, UNREADABLE_FIX
+from mechstudy.core.disk import UNREADABLE, UNREADABLE_FIX, not_stale
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import canonical_json, json_bytes, jsonable, read_json, write_json_atomic
 
@@ -90,6 +90,15 @@ def manifest_is_sound(path: Path) -> bool:
 
 
 def sha256_of(path: Path) -> str:
-    """sha256 (hex) of a file's bytes."""
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    """sha256 (hex) of a file's bytes. MechstudyError where the disk cannot be read, also not at the second try."""
+
+    def read() -> str:
+        with path.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+
+    try:
+        return not_stale(read)
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        raise MechstudyError(f"cannot be read: {error.strerror}", where=str(path), fix=UNREADABLE_FIX) from error

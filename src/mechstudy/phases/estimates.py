@@ -9,26 +9,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from mechstudy.activations.config import INDEX_ITEM_SIZE, NORM_ITEM_SIZE, scale_bytes, site_bytes, store_bytes
+from mechstudy.activations.config import store_bytes
 from mechstudy.behaviours.user import Outline
 from mechstudy.core.sizes import safetensors_bytes
 from mechstudy.dictionaries.config import DictionaryConfig
 from mechstudy.models.shapes import ModelShapes
 from mechstudy.models.sites import parse_layers
 from mechstudy.phases.dictionary_estimates import DictionaryCost, dictionary_cost, streamed
+from mechstudy.phases.graph_estimates import graph_cost
 from mechstudy.phases.intervention_estimates import edges_work, forwards_of
 from mechstudy.phases.preflight import n_prompts
+from mechstudy.phases.store_estimates import same_for_every_prompt, store_files
 from mechstudy.phases.study import BehaviourConfig, Study
 from mechstudy.phases.unit import Estimate, Held, Work
 
 TYPICAL_PROMPT = 16  # tokens; prompts are known only once they are made
 TYPICAL_POSITIONS = 4  # named ones of a prompt
 _LENGTHS = 6  # different lengths of a behaviour's prompts: each is a batch of its own
-_SHORTEST_PROMPT = 5  # tokens: last-5 of every prompt is five rows
-_ROWS_AT_ONCE = 256  # of a graph
 _WINDOW_BYTES = 4 << 20  # of each site, waiting to be shuffled
 _MODEL_JSON = 700  # bytes
-_BUFFERS = 8  # arrays of a graph's rows that are alive at a time
 
 
 class Estimator:
@@ -88,7 +87,7 @@ class Estimator:
         c, x = self.study.capture, self.shapes
         sizes = [n_prompts(b, self.given)[split] * len(c.versions) for split in c.splits]
         each = c.positions.count(TYPICAL_PROMPT)
-        known = b.file is None and _static(c.positions.items)
+        known = b.file is None and same_for_every_prompt(c.positions.items)
         sites = {f"{kind}.{layer}": x.width(kind) for layer in layers for kind in c.sites}
         payload: dict[str, int] = {}
         for split, n in zip(c.splits, sizes, strict=True):
@@ -182,35 +181,18 @@ class Estimator:
     def attribute(self, b: BehaviourConfig) -> Estimate:
         a, x, d = self.study.attribution, self.shapes, self.study.dictionaries
         n = min(a.n_prompts, n_prompts(b, self.given)["train"])
-        layers = parse_layers(d.layers, x.n_layers)
-        cost = self._dictionary(d.architecture)
-        active = min(cost.k, cost.n_features) * TYPICAL_PROMPT * len(layers)
-        rows = min(a.max_features, active) + 1
-        heads = x.head_dim * (x.n_heads + x.n_kv_heads)
-        # A row passes the layers below the feature it explains: half of them.
-        per_row = TYPICAL_PROMPT * x.d_model * heads * x.n_layers + 2.0 * active * x.d_model
-        if cost.with_skip:
-            per_row += TYPICAL_PROMPT * x.d_model**2 * len(layers)
-        sources = active + (x.n_layers + 1) * TYPICAL_PROMPT
-        influence = -(-rows // _ROWS_AT_ONCE) * 20.0 * rows * sources
-        moved = rows * TYPICAL_PROMPT * x.d_model * 4.0 * 10 * x.n_layers / 2 + 10 * 4.0 * influence / 20
-        encoding = 2.0 * TYPICAL_PROMPT * cost.d_in * cost.n_features * len(layers)
+        layers = len(parse_layers(d.layers, x.n_layers))
+        graph = graph_cost(x, self._dictionary(d.architecture), layers, a.max_features, TYPICAL_PROMPT)
         forward = self._forward(n * TYPICAL_PROMPT * 4, x.n_layers, "float32", batches=4 * n, logits=2 * n)
-        calls = n * -(-rows // _ROWS_AT_ONCE) * x.n_layers
         work = [
             *forward,
-            Work("attribute", n * (rows * per_row + influence + encoding), "float32", x.d_model, calls),
-            Work("stream", n * moved),
+            Work("attribute", n * graph.flops, "float32", x.d_model, n * graph.calls),
+            Work("stream", n * graph.moved),
         ]
-        held, dictionaries = self._model("float32"), self._dictionaries()
-        at_once = min(rows, _ROWS_AT_ONCE)
-        working = (
-            4 * (4 * rows * sources + _BUFFERS * at_once * TYPICAL_PROMPT * x.d_model + 2 * active * x.d_model)
-            + 4 * TYPICAL_PROMPT * 6 * x.d_model * x.n_layers
-            + self._block_bytes(TYPICAL_PROMPT) * x.n_layers  # the live gradient keeps every block's tensors
-        )
-        found = self._of_model(held, n * rows * 600, working, work, dictionaries)
-        return replace(found, note=f"{n} prompts x {rows - 1:,} feature rows at most")
+        # The live gradient keeps every block's tensors.
+        working = graph.memory + self._block_bytes(TYPICAL_PROMPT) * x.n_layers
+        found = self._of_model(self._model("float32"), n * graph.rows * 600, working, work, self._dictionaries())
+        return replace(found, note=f"{n} prompts x {graph.rows - 1:,} feature rows at most")
 
     def features(self) -> Estimate:
         f, c, x, d = self.study.features, self.study.corpus, self.shapes, self.study.dictionaries
@@ -246,7 +228,7 @@ class Estimator:
         batches = _LENGTHS + tokens // self._batch()
         # Edited forwards begin at the lowest edited layer: half-way, on average.
         half = -(-x.n_layers // 2)
-        discovery = (i.n_discovery + 2 * samples) * TYPICAL_PROMPT
+        discovery = (min(i.n_discovery, n_prompts(b, self.given)["train"]) + 2 * samples) * TYPICAL_PROMPT
         n_prompts_of_edges = min(i.edge_prompts, self.study.attribution.n_prompts)
         work = [
             *self._forward(tokens, half, "float32", batches=batches, logits=forwards),
@@ -332,21 +314,5 @@ class Estimator:
         )
 
 
-def store_files(n_rows: int, sites: Mapping[str, int], dtype: str) -> dict[str, int]:
-    """Bytes of every file of a store that grows with its rows, exactly; ``sites`` are name -> width."""
-    found = {"index.bin": n_rows * INDEX_ITEM_SIZE}
-    for site, width in sites.items():
-        found[f"{site}.bin"] = site_bytes(n_rows, width, dtype)
-        found[f"{site}.norms.bin"] = n_rows * NORM_ITEM_SIZE
-        if dtype == "int8":
-            found[f"{site}.scales.bin"] = scale_bytes(n_rows, width, dtype)
-    return found
-
-
 def _flops(work: Sequence[Work]) -> float:
     return sum(w.amount for w in work if w.kind in ("forward", "train", "attribute"))
-
-
-def _static(positions: Sequence[str]) -> bool:
-    """Whether every prompt has so many of these positions, however long it is."""
-    return all(item == "last" or (item.startswith("last-") and int(item[5:]) <= _SHORTEST_PROMPT) for item in positions)

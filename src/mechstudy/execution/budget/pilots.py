@@ -48,11 +48,10 @@ class Run:
 
 @dataclass
 class Found:
-    """Pilots in the order they ran; units that could not run, with the reason; the prompts that were made."""
+    """Pilots in the order they ran; units that could not run, with the reason."""
 
     runs: list[Run]
     failed: dict[str, str]
-    prompts: Path | None = None
 
 
 def run_pilots(opened: OpenedStudy, scratch: Path, hardware: Hardware, progress: Progress) -> Found:
@@ -69,8 +68,6 @@ def run_pilots(opened: OpenedStudy, scratch: Path, hardware: Hardware, progress:
                 artifact = _perform(study, unit, cache, found, again=number > 0)
                 if artifact is None:
                     break
-                if unit.phase == "prompts" and found.prompts is None:
-                    found.prompts = artifact.path
             progress.log(_told(unit, found))
     cache.clear()
     gc.collect()

@@ -103,7 +103,7 @@ class Submitted:
         rows = [line.split("|") for line in printed.splitlines()]
         return [Row(*row[1:]) for row in rows if row[0] == str(self.folder)]
 
-    def wait(self, *, seconds: float = 240.0) -> None:
+    def wait(self, *, seconds: float = 600.0) -> None:
         """Until no job of it is left."""
         try:
             wait_until(lambda: not self.queue(), "the study's jobs to end", seconds=seconds)

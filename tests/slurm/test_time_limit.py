@@ -50,7 +50,7 @@ def test_a_training_longer_than_its_time_limit_is_requeued_until_it_is_done(
         env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        submitted.wait(seconds=420)
+        submitted.wait()
         assert local.wait(timeout=300) == 0
     finally:
         local.kill()
@@ -68,7 +68,7 @@ def test_where_a_site_forbids_requeue_another_job_goes_on_and_the_rest_waits_for
         submitted.mechstudy("submit", *sets(*recipe))
         [job] = {row.job for row in submitted.queue() if row.name == "tiny-train"}
         submitted.cluster.call("scontrol", "update", f"JobId={job}", "Requeue=0")
-        wait_until(lambda: list(submitted.run.glob("artifacts/train/*.partial/.scratch")), "training", seconds=200)
+        wait_until(lambda: list(submitted.run.glob("artifacts/train/*.partial/.scratch")), "training", seconds=400)
         submitted.cluster.call("scancel", "--batch", "--signal=USR1", f"{job}_0")  # as before a time limit
         wait_until(lambda: job not in {row.job for row in submitted.queue()}, "the job to end", seconds=60)
         after = {row.name: row.job for row in submitted.queue()}

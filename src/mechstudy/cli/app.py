@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mechstudy.cli import bench, budget, dictionary, phases, reproduce, slurm, storage
+from mechstudy.cli import bench, budget, dictionary, doctor, phases, reproduce, slurm, storage
 from mechstudy.cli.options import (
     STUDY_PANEL,
     Device,
@@ -204,6 +204,7 @@ def _say(message: str) -> None:
 phases.add_to(app)
 slurm.add_to(app)
 budget.add_to(app, LOOK)
+doctor.add_to(app, LOOK)
 storage.add_to(app)
 reproduce.add_to(app)
 app.add_typer(dictionary.app, name="dictionary", rich_help_panel=KEEP)

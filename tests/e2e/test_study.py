@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -187,3 +189,50 @@ def kill_when(folder: Path, reached) -> None:
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def handle_of(run: Path, page: str, address: str) -> str:
+    """The handle that a page of the report shows for an address."""
+    html = (run / "report" / page).read_text()
+    found = re.search(rf'title="mechstudy reproduce STUDY (\w+) \({re.escape(address)}\)"', html)
+    assert found is not None, f"{page} shows no handle of {address}"
+    return found[1]
+
+
+def test_a_number_of_the_report_is_made_again_and_a_tampered_one_is_found(run, summary, tmp_path):
+    behaviour = BEHAVIOURS[0]
+    address = f"baseline[{behaviour}]/summary.json#/splits/test"
+    handle = handle_of(run, f"behaviour-{behaviour.replace('_', '-')}.html", address)
+    here = tmp_path / "run"
+    shutil.copytree(run, here, symlinks=True)
+    words = ("reproduce", str(STUDY), handle, "--out", str(here), "--from-inputs", "--run")
+    again = mechstudy(*words, "--again-in", str(tmp_path / "again"))
+    assert address in again.stdout and "equal, to the byte" in again.stdout
+    file = next(here.glob(f"artifacts/baseline/baseline-{behaviour}-*/summary.json"))
+    content = json.loads(file.read_text())
+    content["splits"]["test"]["accuracy"] -= 0.25
+    file.write_text(json.dumps(content))
+    sizes = json.loads((file.parent / "manifest.json").read_text())["files"]["summary.json"]["size"]
+    file.write_text(file.read_text().ljust(sizes))
+    tampered = mechstudy(*words, "--again-in", str(tmp_path / "again-2"), check=False)
+    assert tampered.returncode == 2 and "NOT as the manifest says" in tampered.stdout
+    assert "DIFFERS" in tampered.stdout and "/accuracy: " in tampered.stdout and "by 0.25" in tampered.stdout
+
+
+def test_archived_cleaned_and_restored_a_run_is_equal_and_runs_nothing(run, summary, tmp_path):
+    here = tmp_path / "run"
+    shutil.copytree(run, here, symlinks=True)
+    file = tmp_path / "small.tar.gz"
+    before = checksums(here)
+    mechstudy("archive", str(STUDY), "--out", str(here), "-o", str(file), "--all")
+    freed = mechstudy("clean", str(STUDY), "--out", str(here), "--yes").stdout
+    assert "capture" in freed and "corpus" in freed
+    gone = [p for p in before if p.endswith((".bin", "tokens.safetensors")) and not list(here.glob(f"artifacts/*/{p}"))]
+    assert gone and checksums(here) == before, "manifests stay"
+    mechstudy("restore", str(file), "--out", str(here))
+    assert "every checksum is right" in mechstudy("verify", str(here)).stdout
+    discarded = {p for p in before if not list(run.glob(f"artifacts/*/{p}"))}
+    assert {p for p in before if not list(here.glob(f"artifacts/*/{p}"))} == discarded
+    there = tmp_path / "there"
+    mechstudy("restore", str(file), "--out", str(there))
+    assert checksums(there) == before and ran(there) == []

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from mechstudy.core import numerics
 from mechstudy.core.artifacts import ArtifactStore, artifact_id
-from mechstudy.core.provenance import provenance
+from mechstudy.core.provenance import package_index, provenance
 from mechstudy.core.seeds import drawn, forget_drawn, seed_for, seeds_in
 from mechstudy.core.sessions import job_of, sessions_of, this_session
 from mechstudy.execution.accounting import (
@@ -167,3 +167,8 @@ def test_cost_keeps_what_the_cluster_says_and_remembers_it_when_the_cluster_does
         monkeypatch.setattr(queue, "accounting", lambda _, told=told: told)
         assert accounted_jobs(tmp_path) == ({"42_0": "train[0]"}, [row])
     assert json.loads(accounting_file(tmp_path).read_text())["unit"] == "train[0]"
+
+
+def test_a_build_of_torch_is_found_where_it_is():
+    assert package_index({"torch": "2.6.0+cu124"}) == "https://download.pytorch.org/whl/cu124"
+    assert package_index({"torch": "2.6.0"}) is None and package_index({}) is None

@@ -17,7 +17,15 @@ from mechstudy.core.commands import output_of
 from mechstudy.core.memory import total_memory_bytes
 from mechstudy.core.numerics import gpu, libraries, nvidia_smi, threads
 
-__all__ = ["cpu", "git_state", "nvidia_smi", "provenance", "slurm_environment", "without_absolute_path"]
+__all__ = [
+    "cpu",
+    "git_state",
+    "nvidia_smi",
+    "package_index",
+    "provenance",
+    "slurm_environment",
+    "without_absolute_path",
+]
 
 _SECRET = re.compile(r"JWT|TOKEN|SECRET|PASSWORD|CREDENTIAL|KEY", re.IGNORECASE)
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
@@ -126,3 +134,9 @@ def _modules() -> list[str]:
         return []
     listed = output_of("bash", "-lc", "module -t list 2>&1") or ""
     return [line.strip() for line in listed.splitlines() if line.strip() and not line.endswith(":")]
+
+
+def package_index(packages: Mapping[str, str]) -> str | None:
+    """Where pip finds torch's builds for one kind of machine (``2.6.0+cu124``); None where PyPI has what was used."""
+    _, plus, build = packages.get("torch", "").partition("+")
+    return f"https://download.pytorch.org/whl/{build}" if plus and build else None

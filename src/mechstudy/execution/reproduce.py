@@ -16,6 +16,7 @@ from mechstudy.core.disk import disk_errors, not_stale
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.manifest import sha256_of
 from mechstudy.core.progress import NullProgress, Progress
+from mechstudy.core.provenance import package_index
 from mechstudy.execution.engine import Run
 from mechstudy.execution.opened import OpenedStudy, execute
 from mechstudy.report.numbers import FILES, LOGS, Address, addresses, at, content_of, differences, parse_address
@@ -135,7 +136,9 @@ def commands(opened: OpenedStudy, found: Found) -> list[str]:
     lines.append("python3 -m venv .venv && . .venv/bin/activate")
     packages = made.get("packages") or {}
     pinned = [f"{name}=={packages[name]}" for name in PACKAGES if name in packages]
-    lines.append(f"pip install -e . {shlex.join(pinned)}".rstrip())
+    index = package_index(packages)
+    words = ["pip", "install", "-e", ".", *pinned, *(["--extra-index-url", index] if index else [])]
+    lines.append(shlex.join(words))
     return [*lines, shlex.join(_phase_command(opened, found))]
 
 
@@ -246,7 +249,7 @@ def _compared(folder: Path, found: Found, made: Artifact) -> Again:
 
 
 def _other_bytes(before: Artifact, after: Artifact) -> Iterator[str]:
-    """Files that are not the same now, by the bytes on disk where there are any; logs hold clock times, so not those."""
+    """Files that are not the same now, by the bytes on disk where there are any, and without logs (clock times)."""
     old: Mapping[str, Any] = before.manifest["files"]
     new: Mapping[str, Any] = after.manifest["files"]
     for name in {*old, *new}:

@@ -12,6 +12,7 @@ from mechstudy.core.artifacts import Artifact
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import json_bytes
 from mechstudy.core.manifest import MANIFEST, manifest_is_sound, sha256_of, sign
+from mechstudy.core.provenance import package_index
 from mechstudy.execution.folder import ARTIFACTS, STUDY, SUMMARY
 from mechstudy.execution.graph import Node
 from mechstudy.execution.opened import OpenedStudy
@@ -132,6 +133,8 @@ def requirements(artifacts: list[Artifact]) -> str:
     newest = made_with[last.name]
     python = (last.manifest.get("provenance") or {}).get("python")
     lines = [f"# Python {python}; what {last.unit} was made with"]
+    if (index := package_index(newest)) is not None:
+        lines.append(f"--extra-index-url {index}")
     lines += [f"{name}=={version}" for name, version in sorted(newest.items(), key=lambda item: item[0].lower())]
     for name, packages in sorted(made_with.items()):
         other = {p: v for p, v in packages.items() if newest.get(p) != v}

@@ -110,6 +110,14 @@ class Submitted:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.story()}") from None
 
+    def accounted(self, phase: str, field: str) -> list[str]:
+        """A field of Slurm's accounting, of every run of a phase's jobs, requeued ones too."""
+        printed = self.cluster.call(
+            "sacct", "-D", "-X", "-n", "-P", "-S", "now-1hour", f"--name=tiny-{phase}", "-o", f"WorkDir,{field}"
+        )
+        rows = [row.split("|", 1) for row in printed.splitlines()]
+        return [value for folder, value in rows if folder == str(self.folder)]
+
     def is_complete(self) -> bool:
         return "report" in units(self.run) and (self.run / "report" / "index.html").is_file()
 

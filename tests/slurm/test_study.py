@@ -12,13 +12,15 @@ pytestmark = pytest.mark.slurm
 
 def test_a_whole_study_ends_with_the_bytes_of_a_run_without_slurm(submitted, expected):
     with Publishes(submitted.run) as publishes:
-        submitted.mechstudy("submit")
+        submitted.mechstudy("submit", "--set", "compute.slurm.phases={capture: {gpus: 2}}")
         assert submitted.left_behind() == []
         assert {row.state for row in submitted.queue()} <= {"PENDING", "RUNNING", "COMPLETING"}
         submitted.wait()
     submitted.assert_equals(expected)
     assert publishes.twice() == []
     assert "19 of 19" in submitted.mechstudy("status")
+    assert {"gres/gpu=2" in held for held in submitted.accounted("capture", "AllocTRES")} == {True}
+    assert {"gres/gpu" in held for held in submitted.accounted("train", "AllocTRES")} == {False}
 
 
 def test_a_unit_that_fails_is_named_with_its_fix_and_after_that_only_what_is_missing_runs(submitted, expected):

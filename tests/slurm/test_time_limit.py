@@ -24,13 +24,8 @@ def sets(*overrides: str) -> list[str]:
 
 
 def runs_of(submitted: Submitted, phase: str) -> list[str]:
-    """States of every run of a phase's jobs, requeued ones too, by Slurm's accounting."""
-    name = f"tiny-{phase}"
-    rows = submitted.cluster.call(
-        "sacct", "-D", "-X", "-n", "-P", f"--name={name}", "-o", "WorkDir,State", "-S", "now-1hour"
-    )  # fmt: skip
-    parts = [row.split("|") for row in rows.splitlines()]
-    return [state.split()[0] for folder, state in parts if folder == str(submitted.folder)]
+    """States of every run of a phase's jobs, requeued ones too."""
+    return [state.split()[0] for state in submitted.accounted(phase, "State")]
 
 
 def training_seconds(run: Path) -> float:

@@ -68,7 +68,7 @@ class Cluster:
 
     def down(self) -> bool:
         """Ends its jobs and its daemons; configuration and logs stay. False where nothing of it ran."""
-        if not self.layout.folder.is_dir():
+        if not self.layout.slurm_conf.is_file():
             return False
         with self._locked():
             return self._end()

@@ -103,6 +103,9 @@ def test_without_sbatch_the_error_says_what_to_do(cluster, monkeypatch):
          "study.yaml:10: compute.slurm.time (01:00:00)"),
         ("sbatch: error: Batch job submission failed: Invalid generic resource (gres) specification",
          "compute.slurm.gpus"),
+        ("sbatch: error: Batch job submission failed: Requested node configuration is not available",
+         "study.yaml:8: compute.slurm (partition cpu): Slurm refused the job"),
+        ("sbatch: error: Batch job submission failed: Invalid feature specification", "compute.slurm.extra (none is"),
         ("sbatch: error: something nobody has seen", "Slurm refused the jobs of phase train"),
     ],
 )  # fmt: skip

@@ -13,7 +13,8 @@ from mechstudy.phases.slurm import SlurmConfig
 
 @dataclass(frozen=True)
 class _Cause:
-    """``pattern``: of Slurm's words; ``field``: of `SlurmConfig`; ``fix``: what to do about it."""
+    """``pattern``: of Slurm's words; ``field``: of `SlurmConfig`, empty where it may be one of several; ``fix``: what
+    to do about it."""
 
     pattern: str
     field: str
@@ -33,7 +34,7 @@ _CAUSES = (
     _Cause(r"time limit|--time", "time", "a time limit that the partition allows: `sinfo -o '%P %l'`"),
     _Cause(r"generic resource|\bgres\b|\bgpus?\b", "gpus", "GPUs that the partition has: `sinfo -o '%P %G'`"),
     _Cause(r"memory", "memory", "less memory, or a partition with more: `sinfo -o '%P %m'`"),
-    _Cause(r"(more processors|cpu count|node configuration is not available|nodes? count)", "cpus",
+    _Cause(r"more processors|cpu count|node configuration is not available|nodes? count", "",
            "less in cpus, memory or gpus, or another partition: `sinfo -o '%P %c %m %G'`"),
     _Cause(r"invalid (feature|constraint)|unrecognized option|invalid option|unknown option", "extra",
            "options of this sbatch only: `sbatch --help`"),
@@ -59,14 +60,21 @@ def explained(
             facts={"Slurm": error.said, **error.facts},
             fix="change compute.slurm accordingly, then submit again",
         )
-    own = config.phases.get(phase)
-    inside = own is not None and getattr(own, cause.field, None) is not None
-    field = f"phases.{phase}.{cause.field}" if inside else cause.field
-    value = getattr(config.of_phase(phase), cause.field)
     facts = {"Slurm": error.said, "phase": phase}
     if cause.field == "partition" and (there := partitions()):
         facts["partitions"] = ", ".join(there)
-    given = "none is set" if value is None or value == () else str(value)
-    return MechstudyError(
-        f"compute.slurm.{field} ({given}): Slurm refused the job", where=where(field), facts=facts, fix=cause.fix
-    )
+    field, given = _field(cause.field, config, phase)
+    what = f"compute.slurm{field} ({given}): Slurm refused the job"
+    return MechstudyError(what, where=where(field.removeprefix(".")), facts=facts, fix=cause.fix)
+
+
+def _field(name: str, config: SlurmConfig, phase: str) -> tuple[str, str]:
+    """Where a phase has a value from (``.phases.train.time``), and the value; all sizes where none is meant."""
+    asked = config.of_phase(phase)
+    if not name:
+        sizes = {size: getattr(asked, size) for size in ("partition", "cpus", "memory", "gpus")}
+        return "", ", ".join(f"{size} {value}" for size, value in sizes.items() if value is not None)
+    own, value = config.phases.get(phase), getattr(asked, name)
+    inside = own is not None and getattr(own, name, None) is not None
+    words = " ".join(value) if isinstance(value, tuple) else value
+    return f".phases.{phase}.{name}" if inside else f".{name}", str(words or "none is set")

@@ -93,8 +93,9 @@ def _next(run: Run, unit: UnitStatus, status: Status, study: str) -> str:
     if unit.status == "running":
         return f"wait; `mechstudy logs {study} '{unit.name}' -f` follows it"
     if unit.status == "queued":
-        never = "never" in unit.detail
-        return f"`mechstudy resume {study}`" if never else "wait: Slurm starts it"
+        if "compute.slurm." in unit.detail and "concurrent" not in unit.detail:
+            return f"change that, then `mechstudy cancel {study}` and `mechstudy resume {study}`"
+        return f"`mechstudy resume {study}`" if "never" in unit.detail else "wait: Slurm starts it"
     if unit.status == "failed":
         return f"mend what the reason says, then `mechstudy resume {study}`: only what is missing runs"
     if any(other.status in ("queued", "running") for other in status.units) and unit.job is None:

@@ -14,6 +14,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from mechstudy.usage.record import Sample, Session, to_lines, usage_file
+
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 HOSTILE_TOKENS = (HOSTILE, "\u2028", "\u202e", "\ufffd", "\n", "\t", "\x07", "<!--", "&amp;", "{{7*7}}", "`${1}`")
 BEHAVIOURS = ("subject_verb_agreement", "country_capital")
@@ -89,6 +91,7 @@ class FakeStudy:
         self._features()
         for behaviour in BEHAVIOURS:
             self._intervene(behaviour)
+        self._usage()
         for phase in ("attribute", "intervene"):
             name = f"{phase}[{STOPPED}]"
             self.units.append({"name": name, "phase": phase, "status": "skipped", "reason": "baseline gate"})
@@ -119,6 +122,19 @@ class FakeStudy:
             }
         )  # fmt: skip
         self.clock += seconds
+
+    def _usage(self) -> None:
+        """Beside every artifact: two threads busy, but for attribution, in which one works; on a host of a rude name."""
+        for unit, folder in self.inputs.items():
+            phase = unit.split("[")[0]
+            cores = 0.9 if phase == "attribute" else 1.8
+            head = {"unit": unit, "phase": phase, "host": HOSTILE, "threads": 2, "cores": 2, "memory_bytes": 16 * 10**9}
+            samples = [
+                Sample(float(t), cpu=cores * t, rss=10**9 + t * 10**7, read=t * 10**6, write=0, available=8 * 10**9)
+                for t in range(1, 31)
+            ]
+            session = Session(**head, samples=samples)  # type: ignore[arg-type]
+            usage_file(folder).write_text(to_lines([session]), encoding="utf-8")
 
     def _model(self) -> None:
         write(

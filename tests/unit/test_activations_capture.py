@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from mechstudy.activations import capture as module
-from mechstudy.activations.capture import capture_corpus, capture_prompts
+from mechstudy.activations.capture import capture_corpus
 from mechstudy.activations.config import Positions
 from mechstudy.activations.permutation import WindowedShuffle
+from mechstudy.activations.prompt_capture import capture_prompts
 from mechstudy.activations.store import StoreWriter
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.core.errors import MechstudyError

@@ -65,6 +65,8 @@ class Index:
 class Store:
     """A finished store, opened for reading; the size of every file is verified.
 
+    ``copies`` says which files are read elsewhere (see `reading`).
+
     Raises:
         MechstudyError: not a store, a missing or truncated file (named).
     """
@@ -87,6 +89,7 @@ class Store:
             raise MechstudyError(
                 "store.json is not readable", where=str(folder), facts={"reason": repr(error)}
             ) from error
+        self.copies: Mapping[Path, Path] = {}
         self._shuffle = WindowedShuffle(self.n_rows, self.seed, **shuffle) if shuffle else None
         self._check_sizes()
 
@@ -155,6 +158,7 @@ class Store:
     def reading(self, copies: Mapping[Path, Path]) -> Store:
         """This store, with some files of rows read from copies elsewhere (see `staging`)."""
         other = copy(self)
+        other.copies = dict(copies)
         other.sites = {
             site: replace(
                 files,

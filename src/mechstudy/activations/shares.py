@@ -61,12 +61,17 @@ class Part:
     tensors: Mapping[str, Tensor]
 
 
+def part_file(folder: Path, rank: int, n_writers: int) -> Path:
+    """Where a writer leaves its part."""
+    return folder / f"part-{rank}-of-{n_writers}.safetensors"
+
+
 def write_part(
     folder: Path, rank: int, n_writers: int, rows: tuple[int, int], header: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
 ) -> Path:  # fmt: skip
     """Leaves a writer's part in the store's folder, atomically."""
-    file = folder / f"part-{rank}-of-{n_writers}.safetensors"
+    file = part_file(folder, rank, n_writers)
     save_checkpoint(file, tensors, {"rows": list(rows), "header": dict(header)})
     return file
 
@@ -89,7 +94,7 @@ def read_parts(folder: Path) -> list[Part]:
             facts={"parts": ", ".join(names)},
             fix="delete those of the earlier capture",
         )
-    wanted = [f"part-{rank}-of-{counts[0]}.safetensors" for rank in range(counts[0])]
+    wanted = [part_file(folder, rank, counts[0]).name for rank in range(counts[0])]
     if missing := [name for name in wanted if name not in names]:
         what = f"{len(missing)} of {counts[0]} parts of the activation store are missing"
         raise MechstudyError(what, where=str(folder), facts={"missing": ", ".join(missing)}, fix=fix)

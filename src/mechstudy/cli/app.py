@@ -14,6 +14,7 @@ from mechstudy.cli.options import (
     STUDY_PANEL,
     Device,
     Json,
+    MemorySnapshot,
     Out,
     Profile,
     Sets,
@@ -98,6 +99,7 @@ def run(
     threads: Threads = None,
     world_size: WorldSize = None,
     profile: Profile = False,
+    memory_snapshot: MemorySnapshot = False,
 ) -> None:
     """Run the study, or go on where it stopped: only what is missing runs.
 
@@ -109,7 +111,7 @@ def run(
     from mechstudy.cli.run import run_study
 
     given = overrides(sets, device, threads, world_size)
-    raise typer.Exit(run_study(study, given, out=out, profile=profile))
+    raise typer.Exit(run_study(study, given, out=out, records=(profile, memory_snapshot)))
 
 
 @app.command(rich_help_panel=LOOK)

@@ -48,11 +48,29 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, help="CPU threads in all; overrides compute.threads.", rich_help_panel=COMPUTE_PANEL),
 ]
+WorldSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Processes that share the work of one unit, each with its part of the threads, and a GPU of its own where "
+        "there are several; overrides compute.world_size.",
+        rich_help_panel=COMPUTE_PANEL,
+    ),
+]
 Profile = Annotated[
     bool,
     typer.Option(
         "--profile",
         help="Record the first steps of each unit with torch's profiler: a trace and a table in <run>/profile/.",
+        rich_help_panel=COMPUTE_PANEL,
+    ),
+]
+MemorySnapshot = Annotated[
+    bool,
+    typer.Option(
+        "--memory-snapshot",
+        help="What was in memory at each unit's peak, in <run>/profile/; on a GPU as torch's viewer reads it.",
         rich_help_panel=COMPUTE_PANEL,
     ),
 ]
@@ -109,7 +127,9 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def overrides(sets: list[str] | None, device: str | None = None, threads: int | None = None, *more: str) -> list[str]:
+def overrides(
+    sets: list[str] | None, device: str | None = None, threads: int | None = None, world_size: int | None = None
+) -> list[str]:
     """All of a command's overrides of the study; what the flags say comes after ``--set``."""
-    flags = [f"compute.device={device}" if device else "", f"compute.threads={threads}" if threads else ""]
-    return [*(sets or []), *(flag for flag in flags if flag), *more]
+    flags = {"device": device, "threads": threads, "world_size": world_size}
+    return [*(sets or []), *(f"compute.{name}={value}" for name, value in flags.items() if value)]

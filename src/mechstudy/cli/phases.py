@@ -11,11 +11,13 @@ import typer
 from mechstudy.cli.options import (
     PHASE_PANEL,
     Device,
+    MemorySnapshot,
     Out,
     Profile,
     Sets,
     StudyFile,
     Threads,
+    WorldSize,
     guarded,
     overrides,
 )
@@ -44,12 +46,20 @@ def prompts(
     device: Device = None,
     threads: Threads = None,
     profile: Profile = False,
+    memory_snapshot: MemorySnapshot = False,
 ) -> None:
     """Phase 0: contrastive prompt pairs of every behaviour, train and test.
 
     [dim]mechstudy prompts study.yaml --n-samples 50[/]
     """
-    _run("prompts", study, overrides(sets, device, threads), out, profile, more=_prompts_used(n_samples))
+    _run(
+        "prompts",
+        study,
+        overrides(sets, device, threads),
+        out,
+        (profile, memory_snapshot),
+        more=_prompts_used(n_samples),
+    )
 
 
 @guarded
@@ -61,12 +71,20 @@ def baseline(
     device: Device = None,
     threads: Threads = None,
     profile: Profile = False,
+    memory_snapshot: MemorySnapshot = False,
 ) -> None:
     """Phase 1: does the model show the behaviour? Accuracy, logit differences, and the gate.
 
     [dim]mechstudy baseline study.yaml --set baseline.min_accuracy=0.9[/]
     """
-    _run("baseline", study, overrides(sets, device, threads), out, profile, more=_prompts_used(n_samples))
+    _run(
+        "baseline",
+        study,
+        overrides(sets, device, threads),
+        out,
+        (profile, memory_snapshot),
+        more=_prompts_used(n_samples),
+    )
 
 
 @guarded
@@ -81,7 +99,9 @@ def capture(
     out: Out = None,
     device: Device = None,
     threads: Threads = None,
+    world_size: WorldSize = None,
     profile: Profile = False,
+    memory_snapshot: MemorySnapshot = False,
 ) -> None:
     """Phase 2: activations of the prompts and of the training corpus, to disk.
 
@@ -94,8 +114,8 @@ def capture(
     def chosen(unit: Unit) -> bool:
         return not prompts or "corpus" not in unit.inputs
 
-    options = overrides(sets, device, threads)
-    _run("capture", study, options, out, profile, more=more, layers=layers, chosen=chosen)
+    options = overrides(sets, device, threads, world_size)
+    _run("capture", study, options, out, (profile, memory_snapshot), more=more, layers=layers, chosen=chosen)
 
 
 @guarded
@@ -118,7 +138,9 @@ def train(
     out: Out = None,
     device: Device = None,
     threads: Threads = None,
+    world_size: WorldSize = None,
     profile: Profile = False,
+    memory_snapshot: MemorySnapshot = False,
 ) -> None:
     """Phase 3: one dictionary (SAE or transcoder) per layer. An interrupted training resumes by itself.
 
@@ -128,8 +150,8 @@ def train(
     def more(_: Study) -> list[str]:
         return [f"dictionaries.training.steps={max_steps}"] if max_steps else []
 
-    options = overrides(sets, device, threads)
-    _run("train", study, options, out, profile, more=more, layers=layers, resume_from=resume_from)
+    options = overrides(sets, device, threads, world_size)
+    _run("train", study, options, out, (profile, memory_snapshot), more=more, layers=layers, resume_from=resume_from)
 
 
 @guarded
@@ -140,7 +162,9 @@ def attribute(
     out: Out = None,
     device: Device = None,
     threads: Threads = None,
+    world_size: WorldSize = None,
     profile: Profile = False,
+    memory_snapshot: MemorySnapshot = False,
 ) -> None:
     """Phase 4: attribution graphs of every behaviour, per prompt and aggregated.
 
@@ -150,7 +174,7 @@ def attribute(
     def more(_: Study) -> list[str]:
         return [f"attribution.n_prompts={n_samples}"] if n_samples else []
 
-    _run("attribute", study, overrides(sets, device, threads), out, profile, more=more)
+    _run("attribute", study, overrides(sets, device, threads, world_size), out, (profile, memory_snapshot), more=more)
 
 
 @guarded
@@ -162,6 +186,7 @@ def intervene(
     device: Device = None,
     threads: Threads = None,
     profile: Profile = False,
+    memory_snapshot: MemorySnapshot = False,
 ) -> None:
     """Phase 5: ablation, patching, resampling, steering and edges, on test prompts discovery has not seen.
 
@@ -171,7 +196,7 @@ def intervene(
     def more(_: Study) -> list[str]:
         return [f"interventions.n_samples={n_samples}"] if n_samples else []
 
-    _run("intervene", study, overrides(sets, device, threads), out, profile, more=more)
+    _run("intervene", study, overrides(sets, device, threads), out, (profile, memory_snapshot), more=more)
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (prompts, baseline, capture, train, attribute, intervene)
@@ -200,13 +225,33 @@ def _run(
     file: Path,
     given: Sequence[str],
     out: Path | None,
-    profile: bool,
+    records: tuple[bool, bool],
     *,
     more: Callable[[Study], list[str]],
     layers: str | None = None,
     resume_from: Path | None = None,
     chosen: Callable[[Unit], bool] = lambda _: True,
 ) -> None:
+    """Runs the phase's units, in a process of torchrun's as one of several ranks."""
+    from mechstudy.execution.ranks.torchrun import led
+
+    def work() -> int:
+        return _run_units(phase, file, given, out, records, more, layers, resume_from, chosen)
+
+    raise typer.Exit(led(work))
+
+
+def _run_units(
+    phase: str,
+    file: Path,
+    given: Sequence[str],
+    out: Path | None,
+    records: tuple[bool, bool],
+    more: Callable[[Study], list[str]],
+    layers: str | None,
+    resume_from: Path | None,
+    chosen: Callable[[Unit], bool],
+) -> int:
     """Opens the study with the flags as overrides, and runs the phase's units (of the layers asked for)."""
     from mechstudy.cli.run import run_units, say
     from mechstudy.core.errors import MechstudyError
@@ -235,7 +280,7 @@ def _run(
                 fix="select one, for example --layers 12",
             )
         resume = {targets[0]: find_checkpoint(resume_from)}
-    raise typer.Exit(run_units(opened, targets, profile=profile, resume=resume))
+    return run_units(opened, targets, records=records, resume=resume)
 
 
 def _dictionary_layers(opened: OpenedStudy) -> set[int]:

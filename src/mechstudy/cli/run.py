@@ -11,7 +11,10 @@ from typing import Any
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
 from mechstudy.execution.engine import RunResult
+from mechstudy.execution.monitor.beside import PROFILE
 from mechstudy.execution.opened import OpenedStudy, execute, log_file, open_study
+
+Records = tuple[bool, bool]  # of --profile, --memory-snapshot
 
 
 def say(message: str) -> None:
@@ -19,20 +22,33 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def run_study(file: Path, overrides: Sequence[str], *, out: Path | None, profile: bool = False) -> int:
-    """All units; then the findings and where the report is. Returns the exit status."""
+def run_study(file: Path, overrides: Sequence[str], *, out: Path | None, records: Records = (False, False)) -> int:
+    """All units; then the findings and where the report is. Returns the exit status.
+
+    In a process that torchrun started, as one of several ranks.
+    """
+    from mechstudy.execution.ranks.torchrun import led
+
+    return led(lambda: _run_study(file, overrides, out, records))
+
+
+def _run_study(file: Path, overrides: Sequence[str], out: Path | None, records: Records) -> int:
     opened = open_study(file, overrides, out=out, fetch=True, say=say)
-    result = execute(opened, progress=_progress(opened), **_profile(opened, profile))
+    result = execute(opened, progress=_progress(opened), **_recorded(opened, records))
     print_failures(result)
     print_findings(opened, result)
     return result.exit_code
 
 
 def run_units(
-    opened: OpenedStudy, targets: Sequence[str], *, profile: bool = False, resume: dict[str, Path] | None = None
+    opened: OpenedStudy,
+    targets: Sequence[str],
+    *,
+    records: Records = (False, False),
+    resume: dict[str, Path] | None = None,
 ) -> int:
     """Some units and what they need; then where their artifacts are. Returns the exit status."""
-    result = execute(opened, targets, progress=_progress(opened), resume=resume or {}, **_profile(opened, profile))
+    result = execute(opened, targets, progress=_progress(opened), resume=resume or {}, **_recorded(opened, records))
     print_failures(result)
     for name in targets:
         unit = result.unit(name)
@@ -124,5 +140,7 @@ def _progress(opened: OpenedStudy) -> Progress:
     return Progress(log_file=log_file(opened.folder))
 
 
-def _profile(opened: OpenedStudy, profile: bool) -> dict[str, Any]:
-    return {"profile": opened.folder / "profile"} if profile else {}
+def _recorded(opened: OpenedStudy, records: Records) -> dict[str, Any]:
+    """Fields of `Options` for what was asked to be recorded: the profiler's trace, snapshots of memory."""
+    folder = opened.folder / PROFILE
+    return {name: folder for name, asked in zip(("profile", "snapshots"), records, strict=True) if asked}

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.memory import available_memory_bytes
 from mechstudy.core.progress import NullProgress, Progress
+from mechstudy.core.ranks import ALONE, Ranks
 
 T = TypeVar("T")
 
@@ -28,7 +29,8 @@ class Runtime:
     ``base`` is the study file's folder, where relative paths start; ``batch_tokens`` is tokens per forward batch;
     ``quota`` is bytes that all artifacts together may take; ``stage`` is where rows are copied to before they are
     read (auto, off, or a folder) and ``verify_reads`` says whether they are compared with their checksums then;
-    ``cache`` keeps models loaded between units of one process; ``chosen`` is what the phase decided by measuring.
+    ``cache`` keeps models loaded between units of one process; ``chosen`` is what the phase decided by measuring;
+    ``ranks`` are the processes that share the unit.
     """
 
     device: str = "cpu"
@@ -43,14 +45,17 @@ class Runtime:
     cache: dict[Any, Any] = field(default_factory=dict)
     profile: bool = False
     chosen: dict[str, str] = field(default_factory=dict)
+    ranks: Ranks = ALONE
 
     def info(self) -> dict[str, Any]:
         """What a manifest records of it."""
+        n = self.ranks.size
         return {
             "device": self.device,
             "threads": self.threads,
             "batch_tokens": self.batch_tokens,
             "profile": self.profile,
+            **({"world_size": n, "peak_rss_bytes_of_helpers": list(self.ranks.peaks)} if n > 1 else {}),
             **self.chosen,
         }
 

@@ -33,6 +33,10 @@ class Team:
         """Whether it holds for any process; all of them get the same answer."""
         return bool(self.total(float(flag)))
 
+    def first(self, flag: bool) -> bool:
+        """What the first process says; all of them get it."""
+        return bool(self.total(float(flag and self.rank == 0)))
+
     def gather(self, values: Tensor) -> list[Tensor]:
         """Every process' values [M_rank], by rank."""
         return [values]
@@ -83,9 +87,16 @@ def current_team() -> Team:
     if not distributed.is_initialized():
         if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "MASTER_ADDR" not in os.environ:
             return ALONE
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        distributed.init_process_group(backend(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         atexit.register(_leave)
     return TorchTeam() if distributed.get_world_size() > 1 else ALONE
+
+
+def backend(device: str, n_here: int) -> str:
+    """How ``n_here`` processes of one machine talk: gloo, and NCCL for what is on GPUs, which wants one for each."""
+    gpus = torch.cuda.device_count() if torch.device(device).type == "cuda" else 0
+    return "cpu:gloo,cuda:nccl" if gpus >= n_here and gpus else "gloo"
 
 
 def _leave() -> None:

@@ -186,7 +186,9 @@ class Training:
             self.health.restore(self._state.health)
             return
         rows = (self._usable(x, y, step)[:2] for step, (x, y) in enumerate(first_batches))
-        self._state, moments = _start(self.cfg, self.train_cfg, self.source.d_in, self.source.d_out, rows, self.device)
+        self._state, moments = _start(
+            self.cfg, self.train_cfg, self.source.d_in, self.source.d_out, rows, self.device, self.team
+        )  # fmt: skip
         self._tell(self.health.data(moments.mean_to_spread))
 
     def __enter__(self) -> Training:
@@ -323,6 +325,7 @@ def _start(
     d_out: int,
     batches: Iterable[tuple[Tensor, Tensor]],
     device: str,
+    team: Team,
 ) -> tuple[TrainState, Moments]:
     n_features, with_skip = cfg.width(d_in), cfg.kind == "skip_transcoder"
     n_rows = min(statistics_rows(d_in, with_skip=with_skip), train_cfg.steps * train_cfg.batch_size)
@@ -333,8 +336,9 @@ def _start(
     encode(moments.sample, weights.enc, weights.b_enc, cfg.n_sites if cfg.kind == "clt" else 1, pre)
     weights.b_enc, weights.extra = architecture_of(cfg).start(pre)
     precision: str = train_cfg.precision
-    if precision == "auto":
-        precision = faster_dtype(d_in, n_features, device, train_cfg.batch_size)
+    if precision == "auto":  # measured, so that processes may disagree
+        fast = faster_dtype(d_in, n_features, device, train_cfg.batch_size)
+        precision = "bfloat16" if team.first(fast == "bfloat16") else "float32"
     return TrainState.fresh(weights, moments.normalisation, precision, device), moments
 
 

@@ -128,11 +128,11 @@ def _perform_in_worker(job: Job) -> Outcome:
 def _start_worker(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    threading.Thread(target=_die_with_parent, daemon=True, name="die-with-parent").start()
+    threading.Thread(target=die_with_parent, daemon=True, name="die-with-parent").start()
 
 
-def _die_with_parent() -> None:
-    """Waits for the parent's end; a worker that lived on would write where the next run writes too."""
+def die_with_parent() -> None:
+    """For a thread: waits for the parent's end; a worker that lived on would write where the next run writes too."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         with suppress(OSError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -26,23 +27,16 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
     ``timing.json``; a killed run goes on with the next prompt."""
     from mechstudy.circuits.aggregate import aggregate
     from mechstudy.circuits.config import AttributionConfig
-    from mechstudy.phases.common import behaviour_of, dictionaries_of, loaded_model, prompts_of
+    from mechstudy.phases.common import behaviour_of, inputs_of, loaded_model, prompts_of
     from mechstudy.phases.prompts import positions_in_order
 
+    with runtime.ranks.helping():
+        share(spec, inputs, out, runtime)
     config = AttributionConfig.model_validate(spec)
     behaviour = behaviour_of(inputs)
     model = loaded_model(inputs["model"], runtime)
-    dictionaries = dictionaries_of(inputs, runtime)
     pairs = prompts_of(inputs, "train")[: config.n_prompts]
-    done = []
-    with runtime.progress.bar(f"graphs of {behaviour}", len(pairs), "prompts") as bar:
-        for number, pair in enumerate(pairs):
-            slug = f"{behaviour}-{number:03d}"
-            kept = out.scratch / f"{slug}.json"
-            if not kept.exists():
-                write_json_atomic(kept, _one_prompt(model, dictionaries, pair, slug, config, out), indent=None)
-            done.append(read_json(kept))
-            bar.advance(1, features=done[-1]["score"]["n_features_active"])
+    done = [read_json(_kept(out, behaviour, number)) for number in range(len(pairs))]
     metadata = [{k: v for k, v in item["metadata"].items() if k != "mechstudy"} for item in done]
     out.write_json("graphs/graph-metadata.json", {"graphs": metadata})
     scores = [item["score"] for item in done]
@@ -61,12 +55,40 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
             "target": config.target,
             "n_prompts": len(pairs),
             "positions": [*positions_in_order(pairs), "other"],
-            "layers_with_dictionaries": sorted(dictionaries),
+            "layers_with_dictionaries": sorted(map(int, inputs_of(inputs, "train"))),
             "n_layers": model.n_layers,
         }
         | aggregate([item["record"] for item in done], config),
     )
     out.write_json("timing.json", {"seconds_per_prompt": {i["score"]["slug"]: i["seconds"] for i in done}})
+
+
+def share(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
+    """The graphs of one process' prompts, and for each a record that whoever assembles them reads."""
+    from mechstudy.circuits.config import AttributionConfig
+    from mechstudy.phases.common import behaviour_of, dictionaries_of, loaded_model, prompts_of
+
+    config = AttributionConfig.model_validate(spec)
+    behaviour = behaviour_of(inputs)
+    model = loaded_model(inputs["model"], runtime)
+    dictionaries = dictionaries_of(inputs, runtime)
+    mine = runtime.ranks.mine(list(enumerate(prompts_of(inputs, "train")[: config.n_prompts])))
+    left = [(number, pair) for number, pair in mine if not _kept(out, behaviour, number).exists()]
+    done = len(mine) - len(left)
+    with runtime.progress.bar(f"graphs of {behaviour}", len(mine), "prompts", done=done) as bar:
+        for number, pair in left:
+            found = _one_prompt(model, dictionaries, pair, _slug(behaviour, number), config, out)
+            write_json_atomic(_kept(out, behaviour, number), found, indent=None)
+            bar.advance(1, features=found["score"]["n_features_active"])
+
+
+def _slug(behaviour: str, number: int) -> str:
+    return f"{behaviour}-{number:03d}"
+
+
+def _kept(out: ArtifactWriter, behaviour: str, number: int) -> Path:
+    """The record of a prompt's graph, while not all are done."""
+    return out.scratch / f"{_slug(behaviour, number)}.json"
 
 
 def _one_prompt(model, dictionaries, pair, slug: str, config, out: ArtifactWriter) -> dict[str, Any]:

@@ -28,7 +28,8 @@ def loaded_model(model: Artifact, runtime: Runtime, dtype: str | None = None) ->
         from mechstudy.models.precision import faster_dtype
 
         shapes = model.read_json("model.json")
-        dtype = faster_dtype(shapes["d_model"], shapes["d_mlp"], runtime.device)
+        told = runtime.ranks.told.get("model_dtype")  # measured by the leader: ranks must not differ
+        dtype = told or faster_dtype(shapes["d_model"], shapes["d_mlp"], runtime.device)
         runtime.chosen["model_dtype"] = dtype
     key = ("model", model.id, dtype, runtime.device)
     if key not in runtime.cache:

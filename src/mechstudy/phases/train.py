@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mechstudy.core.artifacts import Artifact, ArtifactWriter
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from mechstudy.dictionaries.dictionary import Dictionary
 
 EVALUATION_BATCH = 1024
+CHECKPOINT = "checkpoint.safetensors"
 
 
 def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
@@ -42,17 +44,19 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
         )  # fmt: skip
         n_documents = inputs["corpus"].read_json("corpus.json")["n_train_documents"]
         findings, mixing = of_store(local, source, n_documents, architecture, training, runtime.progress)
-        dictionary = train(
-            architecture,
-            training,
-            source,
-            site_in=str(sites[0]),
-            site_out=str(sites[1]),
-            out=out.path,
-            checkpoint=out.scratch / "checkpoint.safetensors",
-            progress=runtime.progress,
-            device=runtime.device,
-        )
+        copies = {file.name: str(copy) for file, copy in local.copies.items()}
+        with runtime.ranks.helping({"copies": copies}, together=True):
+            dictionary = train(
+                architecture,
+                training,
+                source,
+                site_in=str(sites[0]),
+                site_out=str(sites[1]),
+                out=out.path,
+                checkpoint=out.scratch / CHECKPOINT,
+                progress=runtime.progress,
+                device=runtime.device,
+            )
     if findings:
         dictionary.metadata["health"] = findings + dictionary.metadata.get("health", [])
     dictionary.save(out.path / "dictionary")
@@ -62,6 +66,32 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
     n_batches = max(1, min(spec["evaluation_rows"], rows.rows_per_epoch) // EVALUATION_BATCH)
     seen = {"distinct_rows": source.rows_per_epoch, "train_sink_rows": source.sink_rows, "mixing": mixing}
     judge(spec, inputs, dictionary, FirstBatches(rows.batches, n_batches), seen, out, runtime)
+
+
+def share(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
+    """One process' share of every batch of `run`'s training; the leader logs, saves and publishes."""
+    from mechstudy.activations.reader import RowReader
+    from mechstudy.activations.store import Store
+    from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
+    from mechstudy.dictionaries.train import train
+    from mechstudy.models.sites import Site
+    from mechstudy.phases.common import inputs_of
+
+    [capture] = inputs_of(inputs, "capture").values()
+    training = TrainConfig.model_validate(spec["training"])
+    site_in, site_out = Site(spec["site_in"], spec["layer"]), Site(spec["site_out"], spec["layer"])
+    folder = capture.path / "train"
+    copies = {folder / name: Path(copy) for name, copy in runtime.ranks.told["copies"].items()}
+    store = Store.open(folder).reading({file: copy for file, copy in copies.items() if copy.exists()})
+    train(
+        DictionaryConfig.model_validate(spec["architecture"]),
+        training,
+        RowReader(store, site_in, site_out, training.batch_size, seed=training.seed, verify=runtime.verify_reads),
+        site_in=str(site_in),
+        site_out=str(site_out),
+        checkpoint=out.scratch / CHECKPOINT,
+        device=runtime.device,
+    )
 
 
 class FirstBatches:

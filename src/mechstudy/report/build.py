@@ -10,6 +10,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from mechstudy.usage.record import usage_file
+
 from . import charts, text
 from .feature_data import feature_labels, write_features
 from .figures import Figures, bundle, write_data
@@ -23,6 +25,8 @@ from .pages import (
 )
 from .site import Page, Site, command
 from .source import Source, parse_unit, real
+from .usage import FILE as USAGE
+from .usage import usage_page, usage_phases
 
 PHASES = (
     ("model", "Model"), ("prompts", "Prompts"), ("baseline", "Baseline"), ("corpus", "Corpus"),
@@ -65,6 +69,7 @@ def build_report(
         interventions_page(source, site, figures, behaviour)
     dictionaries_page(source, site, figures)
     _compute_page(source, site, figures)
+    usage_page(source, site, figures, usage_phases(source))
     overview_page(source, site, views, _phases(source))
 
 
@@ -82,6 +87,7 @@ def _pages(source: Source) -> list[Page]:
         Page("dictionaries.html", "Dictionaries", "Model parts", bool(source.layers)),
         Page("features.html", "Features", "Model parts", "features" in source.inputs),
         Page("compute.html", "Compute & provenance", "Record"),
+        Page(USAGE, "Usage", "Record", any(usage_file(folder).exists() for folder in source.inputs.values())),
     ]
 
 

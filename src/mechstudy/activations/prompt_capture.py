@@ -1,0 +1,184 @@
+"""Activations of prompts, from the model into a store: chosen positions, in the prompts' order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mechstudy.activations.capture import activations_at, site_width
+from mechstudy.activations.config import Positions
+from mechstudy.activations.quota import Quota
+from mechstudy.activations.store import Store, StoreWriter
+from mechstudy.core.checkpoint import load_checkpoint, save_checkpoint
+from mechstudy.core.disk import atomic_path
+from mechstudy.core.errors import MechstudyError
+from mechstudy.core.progress import NullProgress, Progress
+from mechstudy.models.batches import length_buckets
+from mechstudy.models.sites import Site
+
+if TYPE_CHECKING:
+    from mechstudy.behaviours.schema import PromptPair
+    from mechstudy.models.language_model import LanguageModel
+
+DOCUMENTS_FILE = "documents.jsonl"
+VERSIONS = ("clean", "corrupted")
+
+
+@dataclass(frozen=True)
+class PromptBatches:
+    """Prompts as they are captured: their tokens, the positions chosen of each, and the batches they run in.
+
+    Documents are numbered as `capture_prompts` says; prompt i's rows begin at ``firsts[i]``.
+    """
+
+    pairs: Sequence[PromptPair]
+    documents: Sequence[int]
+    prompts: Sequence[Sequence[int]]
+    chosen: Sequence[NDArray[np.int64]]
+    batches: Sequence[Sequence[int]]
+
+    @classmethod
+    def of(
+        cls, pairs: Sequence[PromptPair], positions: Positions, versions: Sequence[str], batch_tokens: int
+    ) -> PromptBatches:
+        """Raises MechstudyError for a position that a prompt does not have (the pair is named)."""
+        if not pairs or not versions:
+            raise MechstudyError("there are no prompts to capture")
+        documents, prompts, chosen = [], [], []
+        for number, pair in enumerate(pairs):
+            for offset, tokens in enumerate((pair.clean_tokens, pair.corrupted_tokens)):
+                if VERSIONS[offset] not in versions:
+                    continue
+                documents.append(2 * number + offset)
+                prompts.append(tokens)
+                chosen.append(_chosen(pair, positions, len(tokens)))
+        return cls(pairs, documents, prompts, chosen, length_buckets([len(tokens) for tokens in prompts], batch_tokens))
+
+    @property
+    def firsts(self) -> NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum([len(c) for c in self.chosen])]).astype(np.int64)
+
+    def tokens(self, members: Sequence[int]) -> Tensor:
+        """Of one batch, [B, T]."""
+        return torch.tensor([self.prompts[i] for i in members])
+
+    def places(self, members: Sequence[int]) -> NDArray[np.int64]:
+        """Where the chosen positions lie in the batch's flattened rows [B * T]."""
+        length = len(self.prompts[members[0]])
+        return np.concatenate([row * length + self.chosen[i] for row, i in enumerate(members)])
+
+    def rows(
+        self, model: LanguageModel, members: Sequence[int], sites: Sequence[Site], progress: Progress
+    ) -> dict[Site, Tensor]:
+        """The batch's chosen rows at every site, on the model's device."""
+        places = torch.from_numpy(self.places(members))
+        found = activations_at(model, self.tokens(members), sites, progress)
+        return {site: values[places.to(values.device)] for site, values in found.items()}
+
+    def file(self, kept: Path, members: Sequence[int]) -> Path:
+        """Where a batch's rows are kept; its name says which prompts they are of."""
+        return kept / f"{len(self.prompts[members[0]])}-{members[0]}-{len(members)}.safetensors"
+
+
+def capture_prompts(
+    model: LanguageModel,
+    pairs: Sequence[PromptPair],
+    sites: Sequence[Site],
+    positions: Positions,
+    folder: Path,
+    *,
+    versions: Sequence[str] = VERSIONS,
+    dtype: str = "bfloat16",
+    batch_tokens: int = 4096,
+    progress: Progress | None = None,
+    quota: Quota | None = None,
+    kept: Path | None = None,
+) -> Store:
+    """Store chosen positions of clean and corrupted prompts, in order: pair by pair, clean before corrupted.
+
+    Document ``2 * i`` is pair i's clean prompt and ``2 * i + 1`` its corrupted one; ``documents.jsonl`` says
+    their ids, first row and named positions. Batches that `keep_prompts` has left in ``kept`` are taken from there.
+
+    Raises:
+        MechstudyError: a position that a prompt does not have (the pair is named).
+    """
+    progress = progress or NullProgress()
+    plan = PromptBatches.of(pairs, positions, versions, batch_tokens)
+    firsts = plan.firsts
+    writer = StoreWriter(
+        folder, {site: site_width(model, site) for site in sites}, int(firsts[-1]), dtype, shuffle=False, quota=quota
+    )
+    _write_documents(folder / DOCUMENTS_FILE, pairs, plan.documents, [len(p) for p in plan.prompts], firsts)
+    with progress.bar("capture", len(plan.prompts), "prompts") as bar:
+        for members in plan.batches:
+            saved = load_checkpoint(plan.file(kept, members)) if kept else None
+            if saved is None:
+                rows = plan.rows(model, members, sites, progress)
+            else:
+                rows = {site: saved[0][str(site)] for site in sites}
+            places, tokens_BT = plan.places(members), plan.tokens(members)
+            writer.put(
+                np.concatenate([firsts[i] + np.arange(len(plan.chosen[i])) for i in members]),
+                rows,
+                np.concatenate([np.full(len(plan.chosen[i]), plan.documents[i]) for i in members]),
+                places % tokens_BT.shape[1],
+                tokens_BT.flatten()[torch.from_numpy(places)],
+            )
+            bar.advance(len(members))
+    return writer.close()
+
+
+def keep_prompts(
+    model: LanguageModel,
+    plan: PromptBatches,
+    sites: Sequence[Site],
+    kept: Path,
+    rank: int,
+    size: int,
+    progress: Progress,
+) -> None:
+    """One of ``size`` processes' share of `capture_prompts`: the rows of every size-th batch, as files in ``kept``."""
+    mine = plan.batches[rank::size]
+    with progress.bar("prompts", sum(map(len, mine)), "prompts") as bar:
+        for members in mine:
+            if not (file := plan.file(kept, members)).exists():
+                rows = plan.rows(model, members, sites, progress)
+                save_checkpoint(file, {str(site): values for site, values in rows.items()}, {})
+            bar.advance(len(members))
+
+
+def _chosen(pair: PromptPair, positions: Positions, length: int) -> NDArray[np.int64]:
+    try:
+        return np.array(positions.resolve(pair.positions, length), dtype=np.int64)
+    except MechstudyError as error:
+        raise MechstudyError(error.what, where=f"prompt {pair.id}", facts=error.facts, fix=error.fix) from error
+
+
+def _write_documents(
+    file: Path,
+    pairs: Sequence[PromptPair],
+    documents: Sequence[int],
+    lengths: Sequence[int],
+    firsts: NDArray[np.int64],
+) -> None:
+    with atomic_path(file) as temporary, temporary.open("w") as out:
+        for i, (document, length) in enumerate(zip(documents, lengths, strict=True)):
+            pair = pairs[document // 2]
+            record = {
+                "document": document,
+                "id": pair.id,
+                "version": VERSIONS[document % 2],
+                "length": length,
+                "first_row": int(firsts[i]),
+                "n_rows": int(firsts[i + 1] - firsts[i]),
+                "positions": dict(pair.positions),
+            }
+            out.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -1,0 +1,144 @@
+"""The report's page of what the machine was used for: each phase over time, against what is to be expected of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+
+from mechstudy.core.sizes import human
+from mechstudy.usage.phases import PhaseUsage, by_phase
+from mechstudy.usage.record import read_usage, usage_file
+from mechstudy.usage.summary import SHORT, points
+
+from . import text
+from .charts import data
+from .figures import Figures
+from .site import Site
+from .source import Source
+
+FILE = "usage.html"
+_POINTS = 160  # per phase
+_BADGES = {"as expected": "supported", "above": "supported", "low": "caveat", "not judged": "plain"}
+
+
+def usage_phases(source: Source) -> list[PhaseUsage]:
+    """What was recorded beside the artifacts, phase by phase; empty where nothing was."""
+    return by_phase((read_usage(usage_file(folder)) for folder in source.inputs.values()), source.study)
+
+
+def usage_page(source: Source, site: Site, figures: Figures, phases: list[PhaseUsage]) -> None:
+    """Draws the phases that took long enough to be seen, and lists all."""
+    drawn = []
+    overview = figures.add(
+        "usage-phases",
+        _overview(phases),
+        title="How busy each phase kept what it ran on",
+        caption="Bars: share of the GPU's time, or of the threads given on a CPU. Bands: the range to be expected.",
+        units=(),
+    )
+    for phase in phases:
+        if phase.use.seconds < SHORT:
+            continue
+        chart = figures.add(
+            f"usage-{text.slug(phase.phase)}",
+            _course(phase),
+            title=_title(phase),
+            caption="Units end to end. The band is the range to be expected." if phase.evidence.expected else
+            "Units end to end; this phase has no range.",
+            units=(),
+        )  # fmt: skip
+        drawn.append({"figure": chart, "found": phase.found})
+    site.render("usage.html.j2", FILE, overview=overview, drawn=drawn, rows=[_row(phase) for phase in phases])
+
+
+def _title(phase: PhaseUsage) -> str:
+    return f"{text.title(phase.phase)}: {'GPU' if phase.use.on_gpu else 'threads'} busy {phase.use.busy:.0%}"
+
+
+def _row(phase: PhaseUsage) -> dict[str, Any]:
+    use, wanted = phase.use, phase.evidence.expected
+    return {
+        "phase": text.title(phase.phase),
+        "units": len(phase.units),
+        "seconds": use.seconds,
+        "of": ("GPU" if use.on_gpu else f"{use.threads:.3g} threads"),
+        "busy": f"{use.busy:.0%}",
+        "expected": f"{wanted.low:.0%}-{wanted.high:.0%}" if wanted else "",
+        "verdict": phase.verdict,
+        "badge": _BADGES[phase.verdict],
+        "rss": human(use.rss),
+        "read": "n/a" if use.read is None else human(use.read),
+        "written": "n/a" if use.write is None else human(use.write),
+        "gpu_memory": "" if use.gpu_memory is None else human(use.gpu_memory),
+        "hosts": ", ".join(use.hosts),
+        "found": phase.found,
+    }
+
+
+def _overview(phases: list[PhaseUsage]) -> alt.TopLevelMixin | None:
+    rows = [
+        {"phase": text.title(p.phase), "busy": round(min(1.0, p.use.busy), 4), "state": p.verdict,
+         "low": p.evidence.expected.low if p.evidence.expected else None,
+         "high": p.evidence.expected.high if p.evidence.expected else None}
+        for p in phases
+    ]  # fmt: skip
+    if not rows:
+        return None
+    order = [text.title(p.phase) for p in phases]
+    y = alt.Y("phase:N", title=None, sort=order)
+    x = alt.X("busy:Q", title="share of the time in use", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%"))
+    states = ["as expected", "above", "low", "not judged"]
+    colour = alt.Color(
+        "state:N",
+        title=None,
+        scale=alt.Scale(domain=states, range=["@effect", "@pos", "@compare", "@control"]),
+        legend=alt.Legend(values=[s for s in states if any(row["state"] == s for row in rows)]),
+    )
+    tooltip = ["phase:N", alt.Tooltip("busy:Q", format=".0%"), "state:N"]
+    base = alt.Chart(data(rows)).encode(y=y)
+    bars = base.mark_bar(height=12, cornerRadiusEnd=2).encode(x=x, color=colour, tooltip=tooltip)
+    bands = (
+        alt.Chart(data([row for row in rows if row["low"] is not None]))
+        .mark_bar(height=20, color="@pos", opacity=0.22)
+        .encode(y=y, x=alt.X("low:Q"), x2="high:Q")
+    )
+    labels = base.mark_text(align="left", dx=4, fontSize=10, color="@muted").encode(
+        x=x, text=alt.Text("busy:Q", format=".0%")
+    )
+    return (bands + bars + labels).properties(width="container", height=max(80, 26 * len(rows)))
+
+
+def _course(phase: PhaseUsage) -> alt.TopLevelMixin | None:
+    """How busy, and how much memory, over the phase's units one after another."""
+    rows, offset = [], 0.0
+    most = max(2, _POINTS // len(phase.units))
+    for unit, sessions in phase.units.items():
+        course = points(sessions, most)
+        before = 0.0
+        for p in course:
+            rows.append(
+                {"unit": unit, "start": round(offset + before, 2), "end": round(offset + p.t, 2),
+                 "busy": round(min(1.0, p.busy), 4), "rss": round(p.rss / 1e9, 4)}
+            )  # fmt: skip
+            before = p.t
+        offset += before
+    if not rows:
+        return None
+    x = alt.X("start:Q", title="seconds of work", scale=alt.Scale(domain=[0, round(offset, 2)], nice=False))
+    share = alt.Axis(format="%", tickCount=5)
+    tooltip = [
+        "unit:N",
+        alt.Tooltip("start:Q", title="from (s)", format=",.1f"),
+        alt.Tooltip("busy:Q", format=".0%"),
+        alt.Tooltip("rss:Q", title="memory (GB)", format=".2f"),
+    ]
+    line = alt.Chart(data(rows)).encode(x=x)
+    busy = line.mark_bar(color="@effect", opacity=0.75).encode(
+        x2="end:Q", y=alt.Y("busy:Q", title="in use", scale=alt.Scale(domain=[0, 1]), axis=share), tooltip=tooltip
+    )
+    layers: list[alt.Chart] = [busy]
+    if (wanted := phase.evidence.expected) is not None:
+        band = alt.Chart(data([{"low": wanted.low, "high": wanted.high}])).mark_rect(color="@pos", opacity=0.16)
+        layers.insert(0, band.encode(y=alt.Y("low:Q", scale=alt.Scale(domain=[0, 1])), y2="high:Q"))
+    return alt.layer(*layers).properties(width="container", height=140)

@@ -375,3 +375,18 @@ def test_before_the_model_is_fetched_a_restored_run_knows_which_it_was_made_with
     spec = {"source": "hf:owner/name", "fingerprint": "of others"}
     store.writer("model", "model", artifact_id("model", 1, spec, {}), version=1, spec=spec, inputs={}).publish({})
     assert fingerprint() == "not fetched"
+
+
+def test_zstd_comes_back_too_and_its_damage_is_found(study, tmp_path):
+    pytest.importorskip("zstandard")
+    made = [archive(study, tmp_path / f"{i}.zst", compression="zstd").path for i in range(2)]
+    whole = made[0].read_bytes()
+    assert whole == made[1].read_bytes() and whole[:4] == b"\x28\xb5\x2f\xfd"
+    restore(made[0], tmp_path / "there")
+    assert sums(tmp_path / "there", payload=False) == sums(study.folder, payload=False)
+    middle = len(whole) // 2
+    for bad in (whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :], whole[:-7]):
+        (tmp_path / "bad").write_bytes(bad)
+        with pytest.raises(MechstudyError):
+            restore(tmp_path / "bad", tmp_path / "elsewhere")
+    assert not (tmp_path / "elsewhere" / "artifacts").exists()

@@ -124,7 +124,7 @@ class FakeStudy:
         self.clock += seconds
 
     def _usage(self) -> None:
-        """Beside every artifact: two threads busy, but for attribution, in which one works; on a host of a rude name."""
+        """Beside every artifact: two threads busy, in attribution one of them; on a host of a rude name."""
         for unit, folder in self.inputs.items():
             phase = unit.split("[")[0]
             cores = 0.9 if phase == "attribute" else 1.8

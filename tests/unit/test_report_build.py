@@ -72,7 +72,17 @@ def test_every_behaviour_has_its_three_pages_and_the_site_its_shared_ones(report
     per_behaviour = {
         f"{kind}-{b}.html" for b in (*BEHAVIOURS, STOPPED) for kind in ("behaviour", "graph", "interventions")
     }
-    assert names == per_behaviour | {"index.html", "dictionaries.html", "features.html", "compute.html"}
+    shared = {"index.html", "dictionaries.html", "features.html", "compute.html", "usage.html"}
+    assert names == per_behaviour | shared
+
+
+def test_the_usage_page_shows_phases_against_their_range_and_advises_where_one_is_low(report: Path) -> None:
+    page = (report / "usage.html").read_text()
+    assert "threads busy 45% of the time" not in page  # it is explained by the cause that was found
+    assert "one thread works, the others wait" in page and "0.90 cores busy on average of 2 threads given" in page
+    assert "compute.max_parallel: 2" in page and "70%-100%" in page
+    assert HOSTILE not in page
+    assert (report / "data" / "chart-usage-phases.js").exists()
 
 
 def test_every_link_leads_to_a_file_of_the_report(report: Path) -> None:

@@ -134,8 +134,11 @@ def _course(phase: PhaseUsage) -> alt.TopLevelMixin | None:
         alt.Tooltip("rss:Q", title="memory (GB)", format=".2f"),
     ]
     line = alt.Chart(data(rows)).encode(x=x)
-    busy = line.mark_bar(color="@effect", opacity=0.75).encode(
-        x2="end:Q", y=alt.Y("busy:Q", title="in use", scale=alt.Scale(domain=[0, 1]), axis=share), tooltip=tooltip
+    busy = line.mark_rect(color="@effect", opacity=0.75).encode(
+        x2="end:Q",
+        y=alt.Y("busy:Q", title="in use", scale=alt.Scale(domain=[0, 1]), axis=share),
+        y2=alt.Y2Datum(0),
+        tooltip=tooltip,
     )
     layers: list[alt.Chart] = [busy]
     if (wanted := phase.evidence.expected) is not None:

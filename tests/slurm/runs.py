@@ -20,7 +20,7 @@ from tests.slurm.cluster.cluster import Cluster
 
 # Files that hold clock times. Every other one must be the same bytes.
 LOGS = re.compile(r"scalars\.jsonl|timing\.json|tensorboard/.*")
-PAGES = re.compile(r"[^/]+\.html|(data|figures)/(chart-)?compute-[^/]+")  # of a report
+PAGES = re.compile(r"[^/]+\.html|(data|figures)/(chart-)?(compute|usage)-[^/]+")  # of a report
 _MARK = "MECHSTUDY_TEST_MARK"
 
 
@@ -42,7 +42,7 @@ def local_run(file: Path, run: Path, *overrides: str) -> None:
     words = [word for override in overrides for word in ("--set", override)]
     done = subprocess.run(
         [sys.executable, "-m", "mechstudy", "run", str(file), "--out", str(run), *words],
-        env=environment(), capture_output=True, text=True, check=False, timeout=600,
+        env=environment(), capture_output=True, text=True, check=False, timeout=1200,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.slurm.cluster.settings import SHORT
-from tests.slurm.runs import Publishes, Submitted, checksums, environment, local_run, wait_until
+from tests.slurm.runs import Publishes, Submitted, checksums, local_run, wait_until
 from tests.slurm.study import ONE_BEHAVIOUR, write_study
 
 pytestmark = pytest.mark.slurm
@@ -36,23 +34,21 @@ def training_seconds(run: Path) -> float:
 def test_a_training_longer_than_its_time_limit_is_requeued_until_it_is_done(
     submitted, expected, shared, model, tmp_path
 ):
-    steps = int(200 * SECONDS / training_seconds(shared / "local" / "run"))
-    recipe = (*ONE_LAYER, f"dictionaries.training.steps={steps}", f"dictionaries.training.checkpoint_every={steps}")
-    alone = write_study(tmp_path / "alone", model)
-    submitted.mechstudy("submit", *sets(*recipe, f"compute.slurm.phases={{train: {{partition: {SHORT}}}}}"))
-    local = subprocess.Popen(
-        [sys.executable, "-m", "mechstudy", "run", str(alone), "--out", str(alone.parent / "run"), *sets(*recipe)],
-        env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
+    """How fast it trains was measured on a machine that may have been busier: where the limit was not met, longer."""
+    rate = 200 / training_seconds(shared / "local" / "run")
+    for attempt in range(1, 4):
+        submitted.run = submitted.folder / f"run-{attempt}"
+        steps = int(rate * SECONDS * 4 ** (attempt - 1))
+        recipe = (*ONE_LAYER, f"dictionaries.training.steps={steps}", f"dictionaries.training.checkpoint_every={steps}")
+        submitted.mechstudy("submit", *sets(*recipe, f"compute.slurm.phases={{train: {{partition: {SHORT}}}}}"))
         submitted.wait()
-        assert local.wait(timeout=300) == 0
-    finally:
-        local.kill()
-        local.wait()
+        states = runs_of(submitted, "train")
+        if "REQUEUED" in states:
+            break
+    assert "REQUEUED" in states and "TIMEOUT" not in states and states.count("COMPLETED") == attempt, states
+    alone = write_study(tmp_path / "alone", model)
+    local_run(alone, alone.parent / "run", *recipe)
     submitted.assert_equals(checksums(alone.parent / "run"))
-    states = runs_of(submitted, "train")
-    assert states.count("REQUEUED") >= 1 and states.count("COMPLETED") == 1 and "TIMEOUT" not in states, states
 
 
 def test_where_a_site_forbids_requeue_another_job_goes_on_and_the_rest_waits_for_it(submitted, model, tmp_path):

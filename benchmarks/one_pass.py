@@ -1,8 +1,8 @@
 """Ten dictionaries from one pass over a store, against the sum of their training steps alone.
 
 The steps alone are timed on batches in memory; the pass is timed with everything: reading, statistics of the first
-batches, initial weights. A first round is not counted, since it compiles. Bytes of a dictionary are compared with single
-training.
+batches, initial weights. A first round is not counted, since it compiles. Bytes of a dictionary are compared with
+single training.
 """
 
 from __future__ import annotations

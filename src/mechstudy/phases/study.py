@@ -161,8 +161,8 @@ class ComputeConfig(Config):
     ``$SLURM_TMPDIR`` or ``$TMPDIR``, where the run lies on a network file system), ``off``, or a folder, in which
     ``$NAMES`` are replaced. ``verify_reads`` compares what training reads with the store's checksums.
     ``monitor`` writes what each unit uses (CPU, memory, disk, GPU) beside its artifact, every ``monitor_seconds``
-    (docs/monitoring.md). ``slurm`` is what `submit` asks of a cluster, ``profile`` a file of such values in the user's config folder
-    (docs/slurm.md).
+    (docs/monitoring.md). ``slurm`` is what `submit` asks of a cluster, ``profile`` a file of such values in the user's
+    config folder (docs/slurm.md).
     ``hardware`` is what `plan` and `cost` count with: a profile (docs/budget.md), by default this machine. A site's
     own ``su_per_gpu_hour`` and ``price_per_su`` go before the profile's.
     """

@@ -375,8 +375,8 @@ def asked(here, monkeypatch):
 
     record = {}
 
-    def run_units(opened, targets, *, profile=False, resume=None):
-        record.update(opened=opened, study=opened.study, targets=list(targets), profile=profile, resume=resume or {})
+    def run_units(opened, targets, *, records=(False, False), resume=None):
+        record.update(opened=opened, study=opened.study, targets=list(targets), records=records, resume=resume or {})
         return 0
 
     monkeypatch.setattr(run, "run_units", run_units)
@@ -394,7 +394,7 @@ def test_train_takes_layers_of_the_study_without_changing_what_they_are_made_fro
     assert asked["targets"] == ["train[1]", "train[3]"]
     assert asked["study"].dictionaries.layers == "1-3", "so the captured groups stay the same"
     assert asked["study"].dictionaries.training.steps == 5
-    assert asked["study"].compute.threads == 3 and asked["profile"]
+    assert asked["study"].compute.threads == 3 and asked["records"] == (True, False)
 
 
 def test_train_takes_layers_the_study_has_not_named(asked):

@@ -202,7 +202,7 @@ def handle_of(run: Path, page: str, address: str) -> str:
 def test_a_number_of_the_report_is_made_again_and_a_tampered_one_is_found(run, summary, tmp_path):
     behaviour = BEHAVIOURS[0]
     address = f"baseline[{behaviour}]/summary.json#/splits/test"
-    handle = handle_of(run, f"behaviour-{behaviour.replace('_', '-')}.html", address)
+    handle = handle_of(run, f"behaviour-{behaviour}.html", address)
     here = tmp_path / "run"
     shutil.copytree(run, here, symlinks=True)
     words = ("reproduce", str(STUDY), handle, "--out", str(here), "--from-inputs", "--run")
@@ -235,4 +235,7 @@ def test_archived_cleaned_and_restored_a_run_is_equal_and_runs_nothing(run, summ
     assert {p for p in before if not list(here.glob(f"artifacts/*/{p}"))} == discarded
     there = tmp_path / "there"
     mechstudy("restore", str(file), "--out", str(there))
-    assert checksums(there) == before and ran(there) == []
+    units = json.loads(mechstudy("status", str(STUDY), "--out", str(run), "--json").stdout)["units"]
+    of_this_study = {Path(unit["artifact"]).name for unit in units}  # other tests left other versions' beside them
+    assert checksums(there) == {p: found for p, found in before.items() if p.split("/")[0] in of_this_study}
+    assert ran(there) == []

@@ -143,7 +143,7 @@ def test_a_crosscoder_tells_shared_features_from_those_of_one_site():
     x = torch.einsum("nf,fsd->nsd", on, directions.flatten(0, 1)) * torch.tensor([1.0, 50.0])[:, None]
     cfg = DictionaryConfig(kind="crosscoder", n_sites=2, activation="batchtopk", d_sae=48, k=2)
     recipe = TrainConfig(
-        steps=600, batch_size=512, lr=5e-3, dead_after_rows=40_000, tensorboard=False, precision="float32"
+        steps=600, batch_size=512, lr=5e-3, dead_after_rows=38_400, tensorboard=False, precision="float32"
     )
     crosscoder = train(cfg, recipe, x, site_in="two sites")
     rows = decoder_by_site(crosscoder)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mechstudy.execution import opened as opening
-from mechstudy.execution.opened import OpenedStudy, open_study
+from mechstudy.execution.opened import OpenedStudy, execute, open_study
 from mechstudy.phases.unit import Unit
 from tests.unit.toy_units import unit
 
@@ -90,3 +91,17 @@ def sums(run: Path, *, payload: bool = True) -> dict[str, Any]:
             if name not in gone and (payload or not name.endswith(".bin")):
                 found[f"{artifact.name}/{name}"] = sha256_of(artifact.path / name)
     return found
+
+
+def finished_study(folder: Path) -> Path:
+    """A toy study in a new folder, run to its end."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_folder(folder)
+        execute(open_toy(folder, patch))
+    return folder
+
+
+def copy_of(finished: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> OpenedStudy:
+    """A finished study's copy, opened."""
+    shutil.copytree(finished, folder, symlinks=True)
+    return open_toy(folder, monkeypatch)

@@ -24,24 +24,18 @@ from mechstudy.execution.storage.gather import gather
 from mechstudy.execution.storage.restore import restore
 from mechstudy.execution.storage.tar import read_archive, read_contents
 from mechstudy.execution.verify import verify_run
-from tests.unit.storage_world import make_folder, open_toy, sums
+from tests.unit.storage_world import copy_of, finished_study, make_folder, open_toy, sums
 from tests.unit.toy_units import calls
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """A finished toy study."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = make_folder(tmp_path_factory.mktemp("toy") / "here")
-        execute(open_toy(folder, patch))
-    return folder
+    return finished_study(tmp_path_factory.mktemp("toy") / "here")
 
 
 @pytest.fixture
 def study(finished, tmp_path, monkeypatch):
-    """A copy of it, opened."""
-    shutil.copytree(finished, tmp_path / "here", symlinks=True)
-    return open_toy(tmp_path / "here", monkeypatch)
+    return copy_of(finished, tmp_path / "here", monkeypatch)
 
 
 def names(file: Path) -> list[str]:

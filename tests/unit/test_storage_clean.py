@@ -22,24 +22,18 @@ from mechstudy.execution.storage.clean import clean
 from mechstudy.execution.storage.remaking import Remaking
 from mechstudy.execution.storage.restore import restore
 from mechstudy.execution.verify import verify_run
-from tests.unit.storage_world import make_folder, open_toy, sums
+from tests.unit.storage_world import copy_of, finished_study, open_toy, sums
 from tests.unit.toy_units import calls
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """A finished toy study."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = make_folder(tmp_path_factory.mktemp("toy") / "here")
-        execute(open_toy(folder, patch))
-    return folder
+    return finished_study(tmp_path_factory.mktemp("toy") / "here")
 
 
 @pytest.fixture
 def study(finished, tmp_path, monkeypatch):
-    """A copy of it, opened."""
-    shutil.copytree(finished, tmp_path / "here", symlinks=True)
-    return open_toy(tmp_path / "here", monkeypatch)
+    return copy_of(finished, tmp_path / "here", monkeypatch)
 
 
 def going(found) -> set[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from mechstudy.core import numerics
 from mechstudy.core.artifacts import ArtifactStore, artifact_id
@@ -135,7 +135,7 @@ def test_rows_are_kept_replaced_by_later_news_and_never_lost(tmp_path):
 
 def test_a_broken_line_hides_no_other_and_an_absent_file_is_no_error(tmp_path):
     assert read_accounting(tmp_path) == []
-    row = AccountingRow("train[0]", "1", "COMPLETED")
+    row = AccountingRow("1", "COMPLETED", unit="train[0]")
     keep_accounting(tmp_path, {"1": "train[0]"}, [row])
     file = accounting_file(tmp_path)
     file.write_text("{half\n" + file.read_text().replace('"state"', '"later": 1, "state"') + '{"unit": "x"}\n')
@@ -165,7 +165,7 @@ def test_cost_keeps_what_the_cluster_says_and_remembers_it_when_the_cluster_does
     assert accounted_jobs(tmp_path) == ({"42_0": "train[0]"}, None)
     for told in ([row], None, []):
         monkeypatch.setattr(queue, "accounting", lambda _, told=told: told)
-        assert accounted_jobs(tmp_path) == ({"42_0": "train[0]"}, [row])
+        assert accounted_jobs(tmp_path) == ({"42_0": "train[0]"}, [AccountingRow(**asdict(row), unit="train[0]")])
     assert json.loads(accounting_file(tmp_path).read_text())["unit"] == "train[0]"
 
 

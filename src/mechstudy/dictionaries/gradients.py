@@ -87,12 +87,8 @@ def loss_and_gradients(
     scratch = scratch or Scratch()
     n_rows = n_rows or len(x_ND)
     x_dense = x_ND.to(dense_dtype)
-    enc, dec = scratch.copy_of("enc", weights.enc, dense_dtype), scratch.copy_of("dec", weights.dec, dense_dtype)
-    pre_NF = scratch.buffer("pre", (len(x_ND), len(enc)), dense_dtype, x_ND.device)
-    if n_sites:
-        cross_layer.encode(x_dense, enc, weights.b_enc.to(dense_dtype), n_sites, pre_NF)
-    else:
-        torch.addmm(weights.b_enc.to(dense_dtype), x_dense, enc.T, out=pre_NF)
+    dec = scratch.copy_of("dec", weights.dec, dense_dtype)
+    pre_NF = _pre_activations(weights, x_dense, n_sites, scratch)
     encoded = architecture.encode(pre_NF, weights, guess, dense_dtype, team)
     codes = encoded.codes
     rest = weights.b_dec - y_ND
@@ -132,6 +128,17 @@ def loss_and_gradients(
         _add_auxiliary(aux, weights, gradients, squares, dead, unit_decoder)
     loss = torch.linalg.vector_norm(error).square() / (n_rows * error.shape[1])
     return StepOutput(loss, passed.penalty, aux_loss, error, codes, encoded.minimum, gradients, squares)
+
+
+def _pre_activations(weights: Weights, x_dense: Tensor, n_sites: int, scratch: Scratch) -> Tensor:
+    """Pre-activations [N, F], in the rows' dtype and the training's own memory."""
+    enc, b_enc = scratch.copy_of("enc", weights.enc, x_dense.dtype), weights.b_enc.to(x_dense.dtype)
+    pre_NF = scratch.buffer("pre", (len(x_dense), len(enc)), x_dense.dtype, x_dense.device)
+    if n_sites:
+        cross_layer.encode(x_dense, enc, b_enc, n_sites, pre_NF)
+    else:
+        torch.addmm(b_enc, x_dense, enc.T, out=pre_NF)
+    return pre_NF
 
 
 def _encoder_gradient(

@@ -1,7 +1,7 @@
 """`<run>/slurm/accounting.jsonl`: what the cluster accounted for each job of a run, a line each, beside the artifacts.
 
 It is known only once a job has ended, so no manifest can hold it; and a site forgets it after some weeks or months, so
-whoever asks (`cost`, `status`) keeps what it is told.
+whoever asks (`cost`) keeps what it is told.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from mechstudy.core.artifacts import Artifact
 from mechstudy.core.disk import atomic_path, not_stale
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.sessions import job_of, sessions_of
+from mechstudy.execution.slurm.queue import Accounted
 
 FILE = "accounting.jsonl"
 FOLDER = "slurm"
@@ -24,27 +25,10 @@ _UNKNOWN = ("", "Unknown", "None")
 
 
 @dataclass(frozen=True)
-class AccountingRow:
-    """One run of a job: one that was put back has a row for each. Seconds of wall and of CPU time, bytes at the peak.
+class AccountingRow(Accounted):
+    """One run of a job, and the unit it ran for: one that was put back has a row for each."""
 
-    ``job`` is ``12_3`` of an element of an array; ``start`` and ``end`` are as the cluster writes them.
-    """
-
-    unit: str
-    job: str
-    state: str
-    exit_code: int = 0
-    signal: int = 0
-    seconds: float = 0.0
-    cpu_seconds_held: float = 0.0
-    cpu_seconds_used: float = 0.0
-    cpus: int = 0
-    gpus: int = 0
-    memory_bytes: int = 0
-    peak_rss_bytes: int | None = None
-    start: str = ""
-    end: str = ""
-    node: str = ""
+    unit: str = ""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -52,12 +36,11 @@ class AccountingRow:
         return (self.job, "" if self.start in _UNKNOWN else self.start)
 
 
-def keep_accounting(run: Path, units: Mapping[str, str], accounted: Sequence[Any]) -> list[AccountingRow]:
+def keep_accounting(run: Path, units: Mapping[str, str], accounted: Sequence[Accounted]) -> list[AccountingRow]:
     """Adds what the cluster says now to what it has said before, and returns it all. Nothing known is lost.
 
     Args:
         units: job -> unit; jobs of others are left out.
-        accounted: anything with the fields of a row, but for ``unit`` (a batch system's own record of a job).
     """
     new = [_row({"unit": units[item.job], **asdict(item)}) for item in accounted if item.job in units]
     begun = {row.job for row in new if row.key[1]}

@@ -198,10 +198,10 @@ def runtime_of(options: Options, device: str, threads: int, progress: Progress, 
 
 def _ranks(unit: Unit, options: Options) -> tuple[int, int]:
     """In how many processes a unit runs, and the threads of each."""
-    from mechstudy.execution.ranks.leader import n_ranks
+    from mechstudy.execution.ranks.leader import n_on_this_node, n_ranks
 
     n = n_ranks(unit, options)
-    return n, max(1, options.unit_threads // n)
+    return n, max(1, options.unit_threads // n_on_this_node(n))
 
 
 def _leader(

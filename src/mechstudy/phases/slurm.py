@@ -84,8 +84,8 @@ Gpus = Annotated[str | int, AfterValidator(_gpus)]
 Time = Annotated[str | int, AfterValidator(_time)]
 
 
-class PhaseSlurm(Config):
-    """What one phase's jobs ask for instead; a field that is not given is as for all phases."""
+class _Request(Config):
+    """What any job asks for; a field that is not given is left to the cluster, or to what all phases ask for."""
 
     partition: Name | None = None
     qos: Name | None = None
@@ -94,6 +94,11 @@ class PhaseSlurm(Config):
     memory: Memory | None = None
     time: Time | None = None
     concurrent: int | None = Field(None, ge=1)
+
+
+class PhaseSlurm(_Request):
+    """What one phase's jobs ask for instead; a field that is not given is as for all phases."""
+
     extra: tuple[Line, ...] | None = None
 
     @field_validator("extra")
@@ -102,7 +107,7 @@ class PhaseSlurm(Config):
         return None if value is None else _checked_extra(value)
 
 
-class SlurmConfig(Config):
+class SlurmConfig(_Request):
     """What jobs ask for, and what is done in them before they begin.
 
     ``gpus`` is a number, or a kind and a number (``a100:2``); with several, a unit runs one process on each.
@@ -114,14 +119,7 @@ class SlurmConfig(Config):
     job instead. ``phases`` holds what is otherwise for one phase.
     """
 
-    partition: Name | None = None
     account: Name | None = None
-    qos: Name | None = None
-    gpus: Gpus | None = None
-    cpus: int | None = Field(None, ge=1)
-    memory: Memory | None = None
-    time: Time | None = None
-    concurrent: int | None = Field(None, ge=1)
     modules: tuple[Name, ...] = ()
     activate: Line | None = None
     extra: tuple[Line, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def attempts_of(elements: Mapping[str, str], accounted: Sequence[Accounted]) -> 
     return found
 
 
-def accounted_jobs(folder: Path) -> tuple[dict[str, str], list[Accounted] | None]:
+def accounted_jobs(folder: Path) -> tuple[dict[str, str], Sequence[Accounted] | None]:
     """The run's elements (-> unit) and what Slurm accounted for them, now or when it was asked before (sites forget);
     (none, None) where nothing was submitted or there is no accounting."""
     from mechstudy.execution.accounting import keep_accounting, read_accounting
@@ -95,8 +95,7 @@ def accounted_jobs(folder: Path) -> tuple[dict[str, str], list[Accounted] | None
     elements = {name: job.tasks[task] for name, (_, job, task) in record.elements().items()}
     told = accounting(record.ids())
     kept = read_accounting(folder) if told is None else keep_accounting(folder, elements, told)
-    known = [Accounted(**{item.name: getattr(row, item.name) for item in fields(Accounted)}) for row in kept]
-    return elements, known if known or told is not None else None
+    return elements, kept if kept or told is not None else None
 
 
 def _attempt(run: Accounted) -> Attempts:

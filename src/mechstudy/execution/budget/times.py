@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mechstudy.core.sizes import ITEM_BYTES
 from mechstudy.execution.budget.hardware import Hardware
-from mechstudy.phases.unit import Estimate, Held, Unit, Work
+from mechstudy.phases.unit import Estimate, Unit, Work
 
 _PRODUCTS = ("forward", "train", "attribute")
 FILE_DTYPE = "bfloat16"  # in which models are published: weights in it are mapped, in another they are converted
@@ -47,13 +47,11 @@ def work_seconds(work: Work, hardware: Hardware) -> float:
     return amount / hardware.disk_read
 
 
-def held_key(held: Held, hardware: Hardware) -> str:
-    """What is held, by name and dtype: the same model in two precisions is held twice."""
-    return f"{held.name} {hardware.resolved(held.dtype)}" if held.name == "model" else held.name
-
-
 def held_bytes(estimate: Estimate, hardware: Hardware, precision: str | None = None) -> Mapping[str, int]:
-    """Bytes of everything a unit holds, by `held_key`; the model in ``precision`` instead of its own, if given."""
+    """Bytes of everything a unit holds, by name; the model in ``precision`` instead of its own, if given.
+
+    The model's name has its dtype in it: the same model in two precisions is held twice.
+    """
     found = {}
     for held in estimate.holds:
         dtype = precision if precision is not None and held.name == "model" else hardware.resolved(held.dtype)

@@ -40,6 +40,12 @@ def n_ranks(unit: Unit, options: Options) -> int:
     return world_size(options.world_size, options.device)
 
 
+def n_on_this_node(size: int) -> int:
+    """How many of a unit's processes share this machine's cores: all, unless torchrun spread them over several."""
+    launch = torchrun.launched()
+    return size if launch is None else min(size, launch.local_size)
+
+
 def world_size(asked: int | Literal["auto"], device: str, environment: Mapping[str, str] = os.environ) -> int:
     """The number asked for; ``auto`` is one per GPU that a job of a batch system may use, and one elsewhere."""
     if asked != "auto":

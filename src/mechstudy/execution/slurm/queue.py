@@ -72,23 +72,24 @@ def _parse(line: str) -> Queued | None:
 class Accounted:
     """One run of a job by Slurm's accounting; a requeued job has one for each time it ran.
 
-    ``job`` is ``12_3``; seconds of wall time and of CPU time held and used; bytes at the peak where they were measured.
+    ``job`` is ``12_3``; seconds of wall time and of CPU time held and used; bytes at the peak where they were measured;
+    ``start`` and ``end`` as the cluster writes them.
     """
 
     job: str
     state: str
-    exit_code: int
-    signal: int
-    seconds: float
-    cpu_seconds_held: float
-    cpu_seconds_used: float
-    cpus: int
-    gpus: int
-    memory_bytes: int
-    peak_rss_bytes: int | None
-    start: str
-    end: str
-    node: str
+    exit_code: int = 0
+    signal: int = 0
+    seconds: float = 0.0
+    cpu_seconds_held: float = 0.0
+    cpu_seconds_used: float = 0.0
+    cpus: int = 0
+    gpus: int = 0
+    memory_bytes: int = 0
+    peak_rss_bytes: int | None = None
+    start: str = ""
+    end: str = ""
+    node: str = ""
 
 
 def accounting(jobs: Iterable[str]) -> list[Accounted] | None:

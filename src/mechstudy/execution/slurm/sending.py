@@ -158,6 +158,7 @@ class Sending:
 
 
 def groups_for(asked: Asked, evaluation: Evaluation, largest: int) -> list[Group]:
+    """The study's arrays, none with an index over ``largest``; captures one at a time where the disk holds no more."""
     disk = disk_need(evaluation, asked.opened.folder, asked.opened.options.quota)
     room = disk.free if disk.quota_left is None else min(disk.free, disk.quota_left)
     return groups_of(evaluation.graph, one_capture_at_a_time=disk.needed_keeping > room, largest=largest)
@@ -171,6 +172,7 @@ def missing_of(groups: Sequence[Group], missing: Sequence[str]) -> list[tuple[Gr
 
 
 def frozen_of(asked: Asked, number: int) -> Frozen:
+    """The study as it is now, as submission ``number``: later edits of its file change no job."""
     opened = asked.opened
     return Frozen(
         opened.folder, number, opened.file, opened.overrides, study_dict(opened.study), opened.units, opened.options,
@@ -179,6 +181,7 @@ def frozen_of(asked: Asked, number: int) -> Frozen:
 
 
 def write_script(frozen: Frozen, group: Group, tasks: Sequence[int] | Mapping[int, str], comment: str) -> Path:
+    """Writes a group's script, for these indices, and the list of units that it reads; returns the script."""
     script = script_file(frozen, group)
     for file, text in (
         (units_file(frozen, group), "".join(f"{name}\n" for name in group.units)),

@@ -237,8 +237,7 @@ class _Session:
         elif node.artifact is not None and not (node.artifact.is_discarded and self._payload_needed(name)):
             self._note(name, node)
             return None
-        present = self.evaluation.inputs_present(name) or {}
-        inputs = {label: self._key(self.nodes[source]) for label, source in present.items()}
+        inputs = self.evaluation.input_keys(name)
         return Job(node.unit, node.id, inputs, self.folder.path, self.folder.store.root, self.options, quiet)
 
     def _payload_needed(self, name: str) -> bool:
@@ -248,11 +247,6 @@ class _Session:
         if any(failure.name == name for failure in self.failures):
             return "failed"
         return "could not run" if name in self.reasons else "is not there"
-
-    @staticmethod
-    def _key(node: Node) -> tuple[str, str, str]:
-        assert node.id is not None
-        return (node.unit.phase, node.unit.name, node.id)
 
     def _folder_of(self, job: Job) -> str:
         return self.folder.relative(self.folder.store.folder(job.unit.phase, job.unit.name, job.id))

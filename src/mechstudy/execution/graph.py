@@ -110,6 +110,12 @@ class Node:
     stopped: str | None = None
     must_run: bool = False
 
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Phase, unit and id: where the store has its artifact."""
+        assert self.id is not None, f"{self.unit.name} has no id yet"
+        return (self.unit.phase, self.unit.name, self.id)
+
 
 class Evaluation:
     """Every unit against the store, for a set of targets.
@@ -155,6 +161,10 @@ class Evaluation:
         if not unit.optional_inputs:
             return dict(unit.inputs) if all(self.nodes[s].id for s in unit.inputs.values()) else None
         return {label: s for label, s in unit.inputs.items() if self._comes_to_be(s, expected)}
+
+    def input_keys(self, name: str) -> dict[str, tuple[str, str, str]]:
+        """label -> key of the inputs that a unit has."""
+        return {label: self.nodes[source].key for label, source in (self.inputs_present(name) or {}).items()}
 
     def _comes_to_be(self, name: str, expected: Collection[str]) -> bool:
         node = self.nodes[name]

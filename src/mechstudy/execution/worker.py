@@ -120,18 +120,12 @@ class _Worker:
 
     def _perform(self, evaluation: Evaluation, node: Node) -> Outcome:
         assert node.id is not None, f"{self.name}: its inputs are there, so it has an id"
-        present = evaluation.inputs_present(self.name) or {}
-        inputs = {label: self._key(evaluation.nodes[source]) for label, source in present.items()}
+        inputs = evaluation.input_keys(self.name)
         store = self.engine.folder.store
         _say(f"{self.name}: starts, {self._saved(node)} saved before")
         options = in_this_job(self.frozen.options)
         job = Job(self.unit, node.id, inputs, self.frozen.run, store.root, options, log=None)
         return perform(job, {}, sys.stderr)
-
-    @staticmethod
-    def _key(node: Node) -> tuple[str, str, str]:
-        assert node.id is not None
-        return (node.unit.phase, node.unit.name, node.id)
 
     # ------------------------------------------------------------------- after
 

@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from mechstudy.cli.app import app
 from mechstudy.execution import opened as opening
 from mechstudy.execution.slurm import commands
 from tests.unit.fake_slurm import FakeSlurm
+from tests.unit.toy_model import mechstudy, write_model
 from tests.unit.toy_units import chain, unit
 
 ROOT = Path(__file__).parents[2]
@@ -28,24 +27,18 @@ STUDY = (
     "    partition: cpu\n"
     "    time: 01:00:00\n"
 )
-CONFIG = {
-    "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6,
-    "num_attention_heads": 4, "vocab_size": 260,
-}  # fmt: skip
 
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch) -> FakeSlurm:
     """The fake Slurm, with this test in a folder that holds ``study.yaml``."""
     here = tmp_path / "here"
-    (here / "model").mkdir(parents=True)
+    write_model(here / "model")
     monkeypatch.chdir(here)
     monkeypatch.delenv("MECHSTUDY_DEBUG", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}:{ROOT}")  # of jobs, whose units are toys
     monkeypatch.setattr(commands, "PAUSE", 0.01)
-    (here / "model" / "config.json").write_text(json.dumps(CONFIG))
-    (here / "model" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     (here / "text.txt").write_text("Some text.\n")
     (here / "study.yaml").write_text(STUDY)
     return FakeSlurm(tmp_path / "slurm", monkeypatch)
@@ -60,15 +53,6 @@ def layers(n: int = 3, **train):
     """model -> train[0..n-1] -> report."""
     trains = [unit(f"train[{i}]", ["model"], **{"value": i, **train}) for i in range(n)]
     return [unit("model"), *trains, unit("report", ["model", *(t.name for t in trains)], optional_inputs=True)]
-
-
-def mechstudy(*arguments: str, code: int = 0):
-    """Runs a command in this process and checks its exit status."""
-    result = CliRunner().invoke(app, list(arguments))
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result
 
 
 def statuses(*arguments: str) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,9 @@ import pytest
 from mechstudy.execution import opened as opening
 from mechstudy.execution.opened import OpenedStudy, execute, open_study
 from mechstudy.phases.unit import Unit
+from tests.unit.toy_model import write_model
 from tests.unit.toy_units import unit
 
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "vocab_size": 260,
-}
 PROMPT = {
     "clean": "The keys to the cabinet",
     "corrupted": "The key to the cabinet",
@@ -62,10 +54,8 @@ def toy_study(**values: Any) -> list[Unit]:
 
 def make_folder(root: Path) -> Path:
     """A folder with the study's file, its text, and a model that is nothing but a config and an empty weights file."""
-    (root / "model").mkdir(parents=True)
+    write_model(root / "model")
     (root / "texts").mkdir()
-    (root / "model" / "config.json").write_text(json.dumps(CONFIG))
-    (root / "model" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     (root / "texts" / "a.txt").write_text("Some text.\n")
     (root / "study.yaml").write_text(STUDY)
     return root

@@ -12,21 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from mechstudy.cli.app import app
 from mechstudy.execution import opened as opening
+from tests.unit.toy_model import mechstudy, write_model
 from tests.unit.toy_units import calls, chain, unit
 
 ROOT = Path(__file__).parents[2]
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "vocab_size": 260,
-}
 
 
 @pytest.fixture
@@ -34,10 +25,7 @@ def here(tmp_path, monkeypatch):
     """A folder with a study of a model that is nothing but a config and an empty weights file."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MECHSTUDY_DEBUG", raising=False)
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text(json.dumps(CONFIG))
-    (model / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    write_model(tmp_path / "model")
     (tmp_path / "text.txt").write_text("Some text.\n")
     (tmp_path / "study.yaml").write_text(
         "name: tiny\n"
@@ -50,14 +38,6 @@ def here(tmp_path, monkeypatch):
         "compute: {device: cpu}\n"
     )
     return tmp_path
-
-
-def mechstudy(*arguments: str, code: int = 0):
-    result = CliRunner().invoke(app, list(arguments))
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result
 
 
 def use(monkeypatch, units) -> None:

@@ -13,14 +13,13 @@ import torch
 import yaml
 from huggingface_hub import errors
 from huggingface_hub.utils import filter_repo_objects
-from typer.testing import CliRunner
 
-from mechstudy.cli.app import app
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.formats import hub
 from mechstudy.dictionaries.formats.card import escaped, model_card
 from tests.unit.test_dictionaries_dictionary import random_dictionary, rows
+from tests.unit.toy_model import mechstudy
 
 # The HTTP client that this version of the hub's client is built on.
 httpx = importlib.import_module(errors.HTTPError.__module__.partition(".")[0])
@@ -238,32 +237,28 @@ def test_escaping_is_undone_by_a_markdown_reader():
 # --------------------------------------------------------------------------------------------- command line
 
 
-def mechstudy(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(app, ["dictionary", *map(str, arguments)])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.output
+def printed(*arguments: object, code: int = 0) -> str:
+    return mechstudy("dictionary", *arguments, code=code).output
 
 
 def test_push_pull_and_show_on_the_command_line(fake, tmp_path):
     dictionary = random_dictionary("sae", "topk", dtype=torch.float32, model_name="some/model")
     dictionary.save(tmp_path / "unit" / "dictionary")
     (tmp_path / "unit" / "evaluation.json").write_text(json.dumps({"fvu": 0.25, "k": 3, "kind": "sae", "health": []}))
-    out = mechstudy("push", tmp_path / "unit" / "dictionary", "me/saes", "--path-in-repo", "a", "--private")
+    out = printed("push", tmp_path / "unit" / "dictionary", "me/saes", "--path-in-repo", "a", "--private")
     assert "hub.example" in out and ("create", "me/saes", True) in fake.calls
     assert "| fvu | 0.25 |" in (fake.folder("me/saes", None) / "a" / "README.md").read_text()
-    assert str(tmp_path / "copy") in mechstudy("pull", "hf:me/saes/a", "--to", tmp_path / "copy")
+    assert str(tmp_path / "copy") in printed("pull", "hf:me/saes/a", "--to", tmp_path / "copy")
     torch.testing.assert_close(
         Dictionary.load(tmp_path / "copy").encode(rows().float()), dictionary.encode(rows().float())
     )
-    shown = mechstudy("show", tmp_path / "unit" / "dictionary")
+    shown = printed("show", tmp_path / "unit" / "dictionary")
     for text in ("SAELens", "sae, topk", "6 -> 24 -> 6", "float32", "mlp_out.3", "some/model", "fvu"):
         assert text in shown
-    [entry] = json.loads(mechstudy("show", "hf:me/saes/a", "--json"))
+    [entry] = json.loads(printed("show", "hf:me/saes/a", "--json"))
     assert entry["d_sae"] == 24 and entry["metrics"] == {}
-    mechstudy("pull", "hf:me/saes/a", "--to", tmp_path / "copy", code=2)
-    mechstudy("pull", "me/saes/a", code=2)
+    printed("pull", "hf:me/saes/a", "--to", tmp_path / "copy", code=2)
+    printed("pull", "me/saes/a", code=2)
 
 
 def test_show_lists_the_dictionaries_of_a_set_in_order(tmp_path):
@@ -273,13 +268,13 @@ def test_show_lists_the_dictionaries_of_a_set_in_order(tmp_path):
     circuit_tracer.write_set(
         {layer: transcoder(layer) for layer in range(11)}, tmp_path / "set", model_name="some/model"
     )
-    entries = json.loads(mechstudy("show", tmp_path / "set", "--json"))
+    entries = json.loads(printed("show", tmp_path / "set", "--json"))
     assert [entry["site_in"] for entry in entries] == [f"mlp_in.{layer}" for layer in range(11)]
     write_clt(tmp_path / "clt", **clt(True))
-    assert "cross-layer transcoder of 3 layers" in mechstudy("show", tmp_path / "clt")
+    assert "cross-layer transcoder of 3 layers" in printed("show", tmp_path / "clt")
     for layer in (2, 10):
         random_dictionary(dtype=torch.float32).save(tmp_path / "saes" / f"layer_{layer}")
-    places = [entry["place"] for entry in json.loads(mechstudy("show", tmp_path / "saes", "--json"))]
+    places = [entry["place"] for entry in json.loads(printed("show", tmp_path / "saes", "--json"))]
     assert [Path(place).name for place in places] == ["layer_2", "layer_10"]
     (tmp_path / "empty").mkdir()
-    mechstudy("show", tmp_path / "empty", code=2)
+    printed("show", tmp_path / "empty", code=2)

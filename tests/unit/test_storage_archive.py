@@ -349,7 +349,7 @@ def test_before_the_model_is_fetched_a_restored_run_knows_which_it_was_made_with
     from mechstudy.core.artifacts import artifact_id
     from mechstudy.execution import opened as opening
     from mechstudy.execution.opened import open_study
-    from tests.unit.storage_world import CONFIG
+    from tests.unit.toy_model import CONFIG
 
     here = make_folder(tmp_path / "here")
     (here / "study.yaml").write_text((here / "study.yaml").read_text().replace("path:model", "hf:owner/name"))

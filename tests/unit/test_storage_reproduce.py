@@ -7,9 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from mechstudy.cli.app import app
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.manifest import sha256_of, write_manifest
 from mechstudy.execution import opened as opening
@@ -17,6 +15,7 @@ from mechstudy.execution.opened import execute, open_study
 from mechstudy.execution.reproduce import commands, find, record, run_again
 from mechstudy.report.numbers import Address
 from tests.unit.storage_world import make_folder
+from tests.unit.toy_model import mechstudy
 from tests.unit.toy_units import calls, unit
 
 ACCURACY = Address("baseline[b]", "summary.json", "/splits/test/accuracy")
@@ -127,27 +126,19 @@ def test_a_damaged_input_is_not_taken(study, tmp_path):
         run_again(study, find(study, ACCURACY.handle), out=tmp_path / "alone", from_inputs=True)
 
 
-def mechstudy(*words: str, code: int = 0) -> str:
-    result = CliRunner().invoke(app, list(words))
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.output
-
-
 def test_on_the_command_line_equal_is_0_and_different_is_2_with_both_values(study):
     words = ("reproduce", str(study.file), ACCURACY.handle, "--out", str(study.folder), "--set", "corpus.tokens=8192")
-    printed = mechstudy(*words, "--run")
+    printed = mechstudy(*words, "--run").output
     for text in (str(ACCURACY), "value:     0.5", "as the manifest says", "seed 12", "mechstudy baseline", "equal, to"):
         assert text in printed
-    told = json.loads(mechstudy(*words, "--json"))
+    told = json.loads(mechstudy(*words, "--json").output)
     assert told["value"] == 0.5 and told["commands"]
     tamper(study, signed=True)
-    printed = mechstudy(*words, "--run", "--again-in", str(study.folder) + "-2", code=2)
+    printed = mechstudy(*words, "--run", "--again-in", str(study.folder) + "-2", code=2).output
     assert "DIFFERS" in printed and "0.9 before, 0.5 now, by -0.4, 0.44 of it" in printed
     tampered = artifact_of(study).path / "summary.json"
     tampered.write_text(tampered.read_text().replace("0.9", "0.7"))
-    assert "NOT as the manifest says" in mechstudy(*words, code=2)
+    assert "NOT as the manifest says" in mechstudy(*words, code=2).output
 
 
 def test_no_torch_is_imported_to_look_a_number_up(study):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
-_UNLIMITED = 1 << 60  # bytes; version 1 says so with a number near 2**63
+UNLIMITED = 1 << 60  # bytes; version 1 says so with a number near 2**63
 
 
 def folders(controller: str, root: Path = ROOT, membership: Path = MEMBERSHIP) -> Iterator[tuple[Path, int]]:
@@ -63,7 +63,7 @@ def memory_limit(root: Path = ROOT, membership: Path = MEMBERSHIP) -> int | None
     for folder, version in folders("memory", root, membership):
         with suppress(OSError, ValueError):
             limit = int((folder / ("memory.max" if version == 2 else "memory.limit_in_bytes")).read_text())
-            if limit < _UNLIMITED:
+            if limit < UNLIMITED:
                 found.append(limit)
     return min(found, default=None)
 

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
-import psutil
-
-from mechstudy.core import cgroup
-from mechstudy.core.memory import available_memory_bytes
 from mechstudy.execution.monitor.gpu import GpuProbe
+from mechstudy.execution.monitor.proc import PROC, Machine, MachineFiles, ProcessTree, Used
 from mechstudy.usage.record import GpuSample, Sample
 
-T = TypeVar("T")
-_PRESSURE = Path("/proc/pressure")
-_CHILDREN_EVERY = 5.0  # seconds between looks for new children: on a full login node a look costs 100 ms
-_CHILDREN_SHARE = 500  # and so many times what a look took
+
+class Tree(Protocol):
+    """Counters of this process and its children."""
+
+    def used(self) -> Used: ...
+
+    def close(self) -> None: ...
+
+
+class WholeMachine(Protocol):
+    """Counters of the machine."""
+
+    def read(self) -> Machine: ...
+
+    def close(self) -> None: ...
 
 
 class Probe:
-    """Counts from when it was made.
+    """Counts from when it was made; closed when no more is read.
 
     ``clock`` is in seconds. Children are found every few seconds; what a child has used is in its parent's counters
     once it has ended, so that only memory is missed of one that comes and goes between two looks.
@@ -32,56 +37,39 @@ class Probe:
     def __init__(self, gpus: GpuProbe | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._gpus = gpus
-        self._process = psutil.Process()
-        self._children: list[psutil.Process] = []
-        self._look_at = float("-inf")
+        self._tree, self._machine = _counters(clock)
         self._cpu = 0.0
         self._busy = [0.0] * (gpus.n if gpus is not None else 0)
         self._joules: list[float | None] = [0.0] * len(self._busy)
-        self._start: Sample | None = None
         self._began = self._last = clock()
-        self._start = self._counters(0.0)
+        self._used, self._found = self._tree.used(), self._machine.read()
 
     def read(self) -> Sample:
         """What was used since the probe was made."""
         now = self._clock()
-        sample, start = self._counters(now - self._began), self._start
-        assert start is not None
-        self._cpu = max(self._cpu, sample.cpu - start.cpu)
-        counted: dict[str, Any] = {
-            name: _since(getattr(sample, name), getattr(start, name))
-            for name in ("read", "write", "machine_cpu", "swap", "wait_cpu", "wait_io", "wait_memory", "throttled")
+        used, found = self._tree.used(), self._machine.read()
+        self._cpu = max(self._cpu, used.cpu - self._used.cpu)
+        grown: dict[str, Any] = {
+            name: _since(value, before)
+            for name, value, before in zip(Machine._fields, found, self._found, strict=True)
+            if name != "available"
         }
         gpus = self._gpu_samples(now - self._last)
         self._last = now
-        rounded: dict[str, Any] = {name: round(v, 4) if isinstance(v, float) else v for name, v in counted.items()}
-        return replace(sample, t=round(sample.t, 3), cpu=round(self._cpu, 3), gpus=gpus, **rounded)
-
-    def _counters(self, t: float) -> Sample:
-        cpu, rss = 0.0, 0
-        read: int | None = None
-        write: int | None = None
-        for process in self._tree():
-            with suppress(psutil.Error, OSError), process.oneshot():
-                times = process.cpu_times()
-                cpu += times.user + times.system + times.children_user + times.children_system
-                rss += process.memory_info().rss
-            with suppress(psutil.Error, OSError, AttributeError):  # others' are not to be read, nor macOS'
-                io = process.io_counters()
-                read, write = (read or 0) + io.read_bytes, (write or 0) + io.write_bytes
         return Sample(
-            t, cpu, rss, read, write, _try(_machine_cpu), _try(_swap), _try(available_memory_bytes),
-            _pressure("cpu"), _pressure("io"), _pressure("memory"), _try(cgroup.throttled_seconds),
-        )  # fmt: skip
+            t=round(now - self._began, 3),
+            cpu=round(self._cpu, 3),
+            rss=used.rss,
+            read=_since(used.read, self._used.read),
+            write=_since(used.write, self._used.write),
+            available=found.available,
+            gpus=gpus,
+            **grown,
+        )
 
-    def _tree(self) -> list[psutil.Process]:
-        if self._clock() >= self._look_at:
-            began = time.perf_counter()
-            with suppress(psutil.Error, OSError):
-                self._children = self._process.children(recursive=True)
-            took = time.perf_counter() - began
-            self._look_at = self._clock() + max(_CHILDREN_EVERY, _CHILDREN_SHARE * took)
-        return [self._process, *self._children]
+    def close(self) -> None:
+        self._tree.close()
+        self._machine.close()
 
     def _gpu_samples(self, seconds: float) -> tuple[GpuSample, ...]:
         """Rates as amounts: what NVML says now is taken for all of the time since the sample before."""
@@ -97,32 +85,17 @@ class Probe:
         return tuple(found)
 
 
-def _machine_cpu() -> float:
-    """CPU seconds of all cores, but idle ones and those that wait for a disk."""
-    times = psutil.cpu_times()
-    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
+def _counters(clock: Callable[[], float]) -> tuple[Tree, WholeMachine]:
+    if (PROC / "self/stat").exists():
+        return ProcessTree(clock), MachineFiles()
+    from mechstudy.execution.monitor.portable import PortableMachine, PortableTree
+
+    return PortableTree(clock), PortableMachine()
 
 
-def _swap() -> int:
-    found = psutil.swap_memory()
-    return int(found.sin + found.sout)
-
-
-def _pressure(what: str) -> float | None:
-    """Seconds so far in which some process waited for it."""
-    with suppress(OSError, ValueError, IndexError):
-        for line in (_PRESSURE / what).read_text().splitlines():
-            if line.startswith("some"):
-                return int(line.rpartition("total=")[2]) / 1e6
-    return None
-
-
-def _try(read: Callable[[], T]) -> T | None:
-    with suppress(psutil.Error, OSError, ValueError, AttributeError, RuntimeError):
-        return read()
-    return None
-
-
-def _since(now: float | None, before: float | None) -> float | None:
+def _since(now: float | None, before: float | None) -> Any:
     """The growth of a counter; never less than nothing, where a machine counts backwards."""
-    return None if now is None or before is None else max(type(now)(0), now - before)
+    if now is None or before is None:
+        return None
+    grown = max(type(now)(0), now - before)
+    return round(grown, 4) if isinstance(grown, float) else grown

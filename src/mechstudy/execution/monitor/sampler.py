@@ -1,8 +1,12 @@
-"""The sampler: a thread beside a unit that writes what it uses, once a second, into a file beside its artifact."""
+"""The sampler: a thread beside a unit that writes what it uses, every few seconds, into a file beside its artifact.
+
+It measures what it costs itself, and looks less often where that is more than a small share of the time.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,16 +16,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from mechstudy.core.disk import atomic_path
 from mechstudy.usage.record import MOST_SAMPLES, Sample, Session, read_usage, to_lines
 
-_WRITE_EVERY = 5.0  # seconds that a killed process may lose
+_WRITE_EVERY = 15.0  # seconds that a killed process may lose
+_SHARE = 0.002  # of the time, that samples may take in CPU seconds
+_SLOWEST = 5.0  # seconds between samples of a long unit,
+_SLOWER = 60.0  # which is this share of the time it has run so far
 
 
 class Source(Protocol):
     """What samples come from."""
 
     def read(self) -> Sample: ...
+
+    def close(self) -> None: ...
 
 
 class UsageLog:
@@ -71,8 +79,15 @@ class UsageLog:
         self._rewrite()
 
     def _rewrite(self) -> None:
-        with atomic_path(self.file) as temporary:
+        temporary = self.file.with_name(f".{self.file.name}.tmp-{os.getpid()}")
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        try:
             temporary.write_text(to_lines(self._sessions), encoding="utf-8")
+            temporary.replace(self.file)  # not fsynced: after a power cut a unit without usage is no loss
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
         self._unwritten.clear()
         self._written = self._clock()
 
@@ -84,7 +99,6 @@ class Sampler:
         self._log, self._source, self._say = log, source, say
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True, name="usage")
-        self._own = 0.0
 
     def start(self) -> None:
         self._thread.start()
@@ -95,15 +109,31 @@ class Sampler:
         self._thread.join(timeout=10)
 
     def _work(self) -> None:
+        seconds = self._log.session.seconds
         try:
             while True:
-                ended = self._end.wait(self._log.session.seconds)
-                self._log.add(replace(self._source.read(), own=round(time.thread_time(), 4)))
+                ended = self._end.wait(seconds)
+                sample = replace(self._source.read(), own=round(time.thread_time(), 4))
+                self._log.add(sample)
                 if ended:
                     self._log.flush()
                     return
+                seconds = pause(self._log.session.seconds, sample.t, time.thread_time())
         except Exception as error:  # a full disk, a process that may not be looked at
             self._say(f"usage is no longer recorded: {type(error).__name__}: {error}")
+        finally:
+            self._source.close()
+
+
+def pause(asked: float, age: float, own: float) -> float:
+    """Seconds until the next sample, never fewer than were asked for.
+
+    A unit that has run for a minute is sampled every second, one of five minutes and more every five. Where samples
+    so far took more than their share of the time (``own`` CPU seconds of ``age``), the next one waits until they do
+    not; one look at a thousand processes is not followed by another a second later.
+    """
+    within_share = own / _SHARE - age
+    return max(asked, min(_SLOWEST, age / _SLOWER), within_share)
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def test_payload_that_somebody_still_needs_stays(study):
     store = study.run().folder.store
     store.remove(study.run().evaluate().nodes["train[1]"].artifact)
     found = clean(study, really=True)
-    assert going(found) == {("payload", "capture-0"), ("payload", "corpus")}
+    assert going(found) == {("payload", "capture-0"), ("payload", "corpus"), ("leftover", "train-1")}
     kept = {entry.name.split("/")[-1].rpartition("-")[0]: entry.kept for entry in found.entries if entry.kept}
     assert kept == {"capture-1": "train[1] still needs it"} and study.run().evaluate().to_run == ["train[1]"]
 

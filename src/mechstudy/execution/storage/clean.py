@@ -11,20 +11,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from mechstudy.core.artifacts import DAMAGED, Artifact, ArtifactStore
+from mechstudy.core.artifacts import DAMAGED, UNPUBLISHED, Artifact, ArtifactStore
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.lock import RunLock
 from mechstudy.core.manifest import read_manifest, slug
 from mechstudy.core.progress import NullProgress
 from mechstudy.execution.folder import ARTIFACTS, REPORT
 from mechstudy.execution.graph import Evaluation
+from mechstudy.execution.monitor.beside import PROFILE
 from mechstudy.execution.opened import OpenedStudy
 from mechstudy.execution.storage.remaking import Remaking
 from mechstudy.execution.storage.restore import STAGING
 from mechstudy.phases.retention import payload_of
+from mechstudy.usage.record import SUFFIX as USAGE
+from mechstudy.usage.record import usage_file
 
 LOG = "cleaned.jsonl"
-PROFILE = "profile"
 What = Literal["payload", "unfinished", "leftover", "damaged", "profile", "other version"]
 
 
@@ -118,6 +120,20 @@ class _Survey:
             yield self._folder("profile", self.root / PROFILE)
         for staging in sorted(self.root.glob(f"{STAGING}*")):
             yield self._folder("leftover", staging)
+        yield from self._usage_of_nothing()
+
+    def _usage_of_nothing(self) -> Iterator[_Found]:
+        """What units used whose artifacts are gone, finished or not: a run would write it anew."""
+        for file in sorted(self.store.root.glob(f"*/*{USAGE}")):
+            artifact = file.with_name(file.name.removesuffix(USAGE))
+            if not _described(artifact):
+                size = file.lstat().st_size
+
+                def remove(file: Path = file, size: int = size) -> int:
+                    file.unlink(missing_ok=True)
+                    return size
+
+                yield _Found(Entry("leftover", file.relative_to(self.root).as_posix(), size), remove)
 
     def _unpublished(self) -> Iterator[_Found]:
         for folder in sorted(self.store.root.glob("*/*")):
@@ -159,10 +175,14 @@ class _Survey:
         return self.remaking.obstacle(Artifact(folder, manifest))
 
     def _folder(self, what: What, folder: Path, kept: str | None = None) -> _Found:
-        size = _size(folder)
+        usage = usage_file(folder.with_suffix(""))
+        alone = not _described(folder.with_suffix(""), but=folder)
+        size = _size(folder) + (_size_of(usage) if alone else 0)
 
         def remove() -> int:
             shutil.rmtree(folder)
+            if alone:
+                usage.unlink(missing_ok=True)
             return size
 
         return _Found(Entry(what, folder.relative_to(self.root).as_posix(), size, None, kept), remove)
@@ -179,11 +199,12 @@ class _Survey:
                 kept = "it is the report that the run's folder shows"
             elif kept is None:
                 kept = self.remaking.obstacle(artifact)
-            size = _size(artifact.path)
+            size = _size(artifact.path) + _size_of(usage_file(artifact.path))
 
             def remove(artifact: Artifact = artifact, size: int = size) -> int:
                 self._note(artifact, size)
                 self.store.remove(artifact)
+                usage_file(artifact.path).unlink(missing_ok=True)
                 return size
 
             yield _Found(self._entry("other version", artifact, size, kept), remove)
@@ -226,6 +247,18 @@ class _Survey:
         line |= {key: artifact.manifest.get(key) for key in keys}
         with suppress(OSError), (self.root / LOG).open("a") as log:  # a full disk is no reason not to make room
             log.write(json.dumps(line) + "\n")
+
+
+def _described(artifact: Path, but: Path | None = None) -> bool:
+    """Whether anything ``but`` one folder is there that the usage file beside an artifact may be of."""
+    folders = {artifact.with_name(artifact.name + suffix) for suffix in ("", *UNPUBLISHED)} - {but}
+    return any(folder is not None and folder.exists() for folder in folders)
+
+
+def _size_of(file: Path) -> int:
+    with suppress(OSError):
+        return file.lstat().st_size
+    return 0
 
 
 def _size(folder: Path) -> int:

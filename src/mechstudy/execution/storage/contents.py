@@ -13,13 +13,16 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import json_bytes
 from mechstudy.core.manifest import MANIFEST
 from mechstudy.execution.folder import ARTIFACTS, STUDY, SUMMARY
+from mechstudy.execution.monitor.beside import PROFILE
+from mechstudy.usage.record import SUFFIX as USAGE
 
 CONTENTS = "mechstudy-archive.json"
 REQUIREMENTS = "requirements.txt"
 RESOLVED = "resolved.json"
-SCHEMA = 1
+SCHEMA = 2  # 1 had nothing that lies beside artifacts
+READABLE = (1, SCHEMA)
 TOP = (STUDY, REQUIREMENTS, RESOLVED, SUMMARY)  # beside the artifacts and the files a study reads
-OURS = (ARTIFACTS, "report", "slurm", "units", "locks", "lock", "log.txt", "progress.json", "profile", CONTENTS, *TOP)
+OURS = (ARTIFACTS, "report", "slurm", "units", "locks", "lock", "log.txt", "progress.json", PROFILE, CONTENTS, *TOP)
 
 Compression = Literal["none", "gzip", "zstd"]
 SUFFIX: Mapping[str, str] = {"none": ".tar", "gzip": ".tar.gz", "zstd": ".tar.zst"}
@@ -74,7 +77,7 @@ def contents_from(found: Any) -> Contents:
         MechstudyError: it is not such a list, or a name in it leads out of the folder it is unpacked into.
     """
     try:
-        if found["schema"] != SCHEMA:
+        if found["schema"] not in READABLE:
             raise MechstudyError(
                 f"the archive has schema {found['schema']!r}, and this version reads {SCHEMA}", fix="a newer mechstudy"
             )
@@ -106,13 +109,27 @@ def _check_names(contents: Contents) -> None:
         if name in TOP:
             continue
         if parts[0] == ARTIFACTS:
+            if is_usage(name) and "/".join(parts[1:]).removesuffix(USAGE) in artifacts:
+                continue
             if len(parts) < 4 or "/".join(parts[1:3]) not in artifacts or _internal(parts[2]):
                 raise MechstudyError("a file of no artifact is in the archive", facts={"name": repr(name)})
+        elif parts[0] == PROFILE and len(parts) > 1:
+            continue
         elif name not in contents.sources or parts[0] in OURS or parts[0].startswith(".restore"):
             raise MechstudyError("a file that does not belong there is in the archive", facts={"name": repr(name)})
     for artifact in artifacts:
         if f"{ARTIFACTS}/{artifact}/{MANIFEST}" not in contents.files:
             raise MechstudyError("an artifact without its manifest is in the archive", facts={"artifact": artifact})
+
+
+def is_usage(name: str) -> bool:
+    """Whether a file is what a unit used, beside its artifact."""
+    return name.startswith(f"{ARTIFACTS}/") and name.count("/") == 2 and name.endswith(USAGE)
+
+
+def lies_beside(name: str) -> bool:
+    """Whether a file tells of how something ran: no other file depends on it, and the one that is there is as good."""
+    return is_usage(name) or name.startswith(f"{PROFILE}/")
 
 
 def safe_parts(name: str) -> tuple[str, ...]:

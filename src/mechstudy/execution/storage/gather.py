@@ -1,4 +1,5 @@
-"""What of a run goes into an archive: all manifests, payload of what is kept, and what a run elsewhere needs."""
+"""What of a run goes into an archive: all manifests, payload of what is kept, what each unit used of its machine, and
+what a run elsewhere needs."""
 
 from __future__ import annotations
 
@@ -15,10 +16,13 @@ from mechstudy.core.manifest import MANIFEST, manifest_is_sound, sha256_of, sign
 from mechstudy.core.provenance import package_index
 from mechstudy.execution.folder import ARTIFACTS, STUDY, SUMMARY
 from mechstudy.execution.graph import Node
+from mechstudy.execution.monitor.beside import PROFILE
 from mechstudy.execution.opened import OpenedStudy
 from mechstudy.execution.storage.contents import REQUIREMENTS, RESOLVED, Contents, PackedUnit
 from mechstudy.execution.storage.sources import SourceFile, corpus_is_pinned, corpus_location, source_files
 from mechstudy.phases.retention import payload_of
+from mechstudy.usage.record import SUFFIX as USAGE
+from mechstudy.usage.record import usage_file
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ def gather(opened: OpenedStudy, *, everything: bool = False, sources: bool = Tru
     """Reads manifests and the study's own files; payload is left to whoever packs it.
 
     Args:
-        everything: payload of every class, not of ``keep`` alone.
+        everything: payload of every class, not of ``keep`` alone, and traces and snapshots of memory.
         sources: the prompts and texts that the study reads, too.
 
     Raises:
@@ -70,6 +74,8 @@ def gather(opened: OpenedStudy, *, everything: bool = False, sources: bool = Tru
         packed = _of_artifact(node, node.artifact, whole)
         units.append(_unit(node, node.artifact, packed))
         items.extend(packed)
+        items.extend(_usage(node.artifact))
+    items += _profile(opened.folder) if everything else []
     items += [_from_file(file.name, file.path) for file in given]
     items += _beside(opened, done)
     items.sort(key=lambda item: item.name)
@@ -111,6 +117,22 @@ def _of_artifact(node: Node, artifact: Artifact, whole: bool) -> list[Item]:
         _from_bytes(f"{prefix}/{MANIFEST}", manifest),
         *(Item(f"{prefix}/{name}", files[name]["sha256"], files[name]["size"], artifact.path / name) for name in kept),
     ]
+
+
+def _usage(artifact: Artifact) -> list[Item]:
+    """What the unit used, as it lies beside the artifact. It has no checksum there, so it is read now."""
+    file = usage_file(artifact.path)
+    return [_from_file(f"{ARTIFACTS}/{artifact.name}{USAGE}", file)] if _is_plain(file) else []
+
+
+def _profile(run: Path) -> list[Item]:
+    """Traces, tables and snapshots that were asked for."""
+    files = sorted(path for path in (run / PROFILE).rglob("*") if _is_plain(path))
+    return [_from_file(path.relative_to(run).as_posix(), path) for path in files]
+
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def _unit(node: Node, artifact: Artifact, packed: list[Item]) -> PackedUnit:

@@ -16,7 +16,7 @@ from mechstudy.core.manifest import MANIFEST, manifest_is_sound, read_manifest, 
 from mechstudy.core.progress import Bar, NullProgress, Progress
 from mechstudy.core.sizes import human
 from mechstudy.execution.folder import ARTIFACTS, STUDY, SUMMARY, RunFolder
-from mechstudy.execution.storage.contents import REQUIREMENTS, Contents, PackedUnit
+from mechstudy.execution.storage.contents import REQUIREMENTS, Contents, PackedUnit, lies_beside
 from mechstudy.execution.storage.tar import read_archive, read_contents
 
 STAGING = ".restore-"
@@ -65,7 +65,7 @@ def restore(path: Path, out: Path | None = None, *, progress: Progress | None = 
             for unit in published:
                 _publish(staging / ARTIFACTS / str(unit.artifact), folder.store.root / str(unit.artifact))
             for name in sorted(contents.files):
-                if wanted[name] and not name.startswith(f"{ARTIFACTS}/"):
+                if wanted[name] and (lies_beside(name) or not name.startswith(f"{ARTIFACTS}/")):
                     _place(staging / name, folder.path / name)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -74,7 +74,7 @@ def restore(path: Path, out: Path | None = None, *, progress: Progress | None = 
 
 
 def _is_wanted(folder: RunFolder, name: str, present: Iterable[str]) -> bool:
-    if name.startswith(f"{ARTIFACTS}/"):
+    if name.startswith(f"{ARTIFACTS}/") and not lies_beside(name):
         return "/".join(name.split("/")[1:3]) not in present
     return not (folder.path / name).exists()
 
@@ -107,7 +107,12 @@ def _present(store: ArtifactStore, unit: PackedUnit, contents: Contents) -> bool
 def _refuse_other_files(folder: RunFolder, contents: Contents) -> None:
     for name, file in contents.files.items():
         place = folder.path / name
-        if name.startswith(f"{ARTIFACTS}/") or name in _LATEST or not (place.exists() or place.is_symlink()):
+        if (
+            name.startswith(f"{ARTIFACTS}/")
+            or lies_beside(name)
+            or name in _LATEST
+            or not (place.exists() or place.is_symlink())
+        ):
             continue
         if not place.is_file() or sha256_of(place) != file["sha256"]:
             raise MechstudyError(

@@ -102,8 +102,8 @@ def test_schedules_say_what_they_do():
     }
     for factor in at.values():
         assert factor(0) == pytest.approx(0.1, rel=0.01)
-    assert at["linear"](50) == at["constant"](50) == at["constant"](99) == 1.0
-    assert at["linear"](99) == pytest.approx(1 / 21)
+    assert at["linear"](49) == at["constant"](50) == at["constant"](99) == 1.0
+    assert at["linear"](99) == pytest.approx(1 / 51)
     assert at["cosine"](50) == pytest.approx(0.5)
     assert at["cosine"](99) == pytest.approx(0.5 * (1 - math.cos(math.pi / 100)))
 

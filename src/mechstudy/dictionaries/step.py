@@ -9,6 +9,7 @@ from mechstudy.dictionaries.architectures import Architecture, architecture_of
 from mechstudy.dictionaries.config import RECONSTRUCTING, DictionaryConfig, TrainConfig
 from mechstudy.dictionaries.control import coefficient
 from mechstudy.dictionaries.gradients import StepOutput, clip_factor, loss_and_gradients
+from mechstudy.dictionaries.optimizer import relative_rates
 from mechstudy.dictionaries.revive import resample
 from mechstudy.dictionaries.state import TrainState
 from mechstudy.dictionaries.team import ALONE, Team
@@ -59,6 +60,7 @@ def train_step(
         state.weights,
         total.gradients,
         train_cfg.resolved_lr(len(state.weights.b_enc)) * train_cfg.lr_factor(state.step),
+        rates=relative_rates(unit),
         factor=clip_factor(total.gradients, train_cfg.clip, total.squares),
         unit=("dec",) if unit else (),
         copies=state.scratch.copies,

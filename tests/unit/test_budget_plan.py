@@ -247,6 +247,14 @@ def test_a_time_limit_that_all_restarts_together_do_not_reach_is_refused(tmp_pat
     assert refusal(planned(tmp_path, units, GPU), slurm=SlurmConfig(time="03:00:00", max_restarts=0)) is None
 
 
+def test_a_unit_that_starts_again_when_it_is_put_back_must_end_within_one_job(tmp_path):
+    units = [unit("features[b]", estimate=Estimate(flops=7.2e12))]  # two hours
+    slurm = SlurmConfig(time="01:00:00", max_restarts=20)
+    refused = refusal(planned(tmp_path, units, GPU), slurm=slurm)
+    assert refused is not None and refused.facts["limit"] == "1h00m, it starts again when it is put back"
+    assert refused.fix == "time: 02:40:00"
+
+
 def test_a_job_that_asks_for_too_little_memory_is_refused(tmp_path):
     units = [unit("train[0]", estimate=Estimate(bytes_in_memory=3 * GB))]
     slurm = SlurmConfig.model_validate({"memory": "8G", "phases": {"train": {"memory": "2G"}}})

@@ -13,6 +13,7 @@ import pytest
 from mechstudy.core.errors import MechstudyError
 from mechstudy.execution.slurm import queue
 from mechstudy.execution.slurm.record import read_record, record_lock
+from mechstudy.phases.unit import Estimate
 from tests.unit.slurm_world import ROOT, RUN, STUDY, arrays, chain, cluster, layers, mechstudy, statuses, unit, use
 from tests.unit.toy_units import sums
 
@@ -236,6 +237,34 @@ def test_nothing_stays_on_the_login_node(cluster, monkeypatch):
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     mechstudy("submit", "study.yaml")
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+def test_what_plan_refuses_is_not_submitted(cluster, monkeypatch):
+    """Memory of the jobs, where they ask for no GPU; time and the GPU's memory, where the study names its hardware."""
+    big = Estimate(bytes_in_memory=3 * 10**9, flops=3e18)  # hours on a GPU
+    use(monkeypatch, [unit("model"), unit("train[0]", ["model"], estimate=big)])
+    asks = ("--set", "compute.slurm.memory=2G")
+    said = mechstudy("submit", "study.yaml", *asks, code=2).stderr
+    assert "train[0] needs 3" in said and "memory: 4G" in said
+    said = mechstudy("submit", "study.yaml", "--set", "compute.hardware=a100-40gb", code=2).stderr
+    assert (
+        "train[0] takes about" in said
+        and "more than its time limit allows" in said
+        and "time: 133:40:00, or at least" in said
+    )
+    huge = Estimate(bytes_in_memory=90 * 10**9)
+    use(monkeypatch, [unit("model"), unit("train[0]", ["model"], estimate=huge)])
+    said = mechstudy("submit", "study.yaml", "--set", "compute.hardware=a100-40gb", code=2).stderr
+    assert "the memory of A100-40GB is too small for this study" in said
+    assert cluster.jobs == {} and cluster.calls("sbatch") == []
+
+
+def test_the_node_that_submits_says_nothing_of_those_that_compute(cluster, monkeypatch):
+    """A study too large for this machine, and for its speed, goes to GPUs that nobody has described."""
+    huge = Estimate(bytes_in_memory=10**13, flops=1e21)
+    use(monkeypatch, [unit("model"), unit("train[0]", ["model"], estimate=huge)])
+    mechstudy("submit", "study.yaml", "--set", "compute.slurm.gpus=a100:1", "--set", "compute.slurm.memory=64G")
+    assert len(cluster.jobs) == 2
 
 
 def test_captures_wait_for_each_other_where_the_disk_is_small(cluster, monkeypatch):

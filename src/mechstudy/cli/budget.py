@@ -98,14 +98,9 @@ def cost(
 
 def _hardware(opened: OpenedStudy, name: str | None) -> Hardware | None:
     """As asked for, else as the study says; None: this machine."""
-    from mechstudy.execution.budget.hardware import HERE, load_hardware
+    from mechstudy.execution.budget.hardware import asked_hardware
 
-    compute = opened.study.compute
-    chosen = name or compute.hardware
-    if chosen is None or chosen == HERE:
-        return None
-    given = {"su_per_gpu_hour": compute.su_per_gpu_hour, "price_per_su": compute.price_per_su}
-    return load_hardware(chosen).model_copy(update={key: value for key, value in given.items() if value is not None})
+    return asked_hardware(opened.study.compute, name)
 
 
 def _slurm(opened: OpenedStudy) -> SlurmConfig | None:

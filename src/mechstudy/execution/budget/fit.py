@@ -9,8 +9,9 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import duration
 from mechstudy.core.sizes import human
 from mechstudy.execution.budget.disk import disk_refusal
-from mechstudy.execution.budget.hardware import PROFILES, Hardware, load_hardware
-from mechstudy.execution.budget.plan import Plan, PlanRow
+from mechstudy.execution.budget.hardware import PROFILES, Hardware, asked_hardware, load_hardware
+from mechstudy.execution.budget.machine import this_machine
+from mechstudy.execution.budget.plan import Plan, PlanRow, make_plan
 from mechstudy.phases.slurm import SlurmConfig, seconds
 from mechstudy.phases.study import Study
 from mechstudy.phases.unit import Unit
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from mechstudy.execution.opened import OpenedStudy
 
 _LEAST_TOKENS = 256
+RESUMED = ("capture", "stream", "train", "variant", "attribute", "intervene")  # go on from what was saved
 Change = tuple[str, Study]
 
 
@@ -32,6 +34,25 @@ def refusal(
         or _memory(plan, todo, opened)
         or (None if slurm is None else _time(plan, todo, slurm) or _job_memory(todo, slurm, plan.hardware))
     )
+
+
+def submit_refusal(opened: OpenedStudy, slurm: SlurmConfig) -> MechstudyError | None:
+    """Why jobs of this study could not do it, and what to change; None where they can, or nobody knows.
+
+    Where the study names its hardware, all that `plan` refuses. Where it does not, the node that submits says nothing
+    of those that compute: then the disk, and the memory that jobs without a GPU ask for.
+    """
+    named = asked_hardware(opened.study.compute)
+    if named is not None:
+        return refusal(make_plan(opened.run(), hardware=named, slurm=slurm), opened, slurm)
+    node = this_machine("cpu", opened.options.total_threads).model_copy(update={"source": "profile"})
+    plan = make_plan(opened.run(), hardware=node, slurm=slurm)
+    on_cpu = [row for row in plan.rows if row.to_run and not _asks_gpus(slurm.of_phase(row.phase))]
+    return disk_refusal(plan.disk, plan.folder, plan.rows) or _job_memory(on_cpu, slurm, node)
+
+
+def _asks_gpus(asked: SlurmConfig) -> bool:
+    return asked.gpus is not None and str(asked.gpus).rpartition(":")[2].strip("0") != ""
 
 
 def _memory(plan: Plan, rows: Sequence[PlanRow], opened: OpenedStudy | None) -> MechstudyError | None:
@@ -103,22 +124,29 @@ def _peak(opened: OpenedStudy, study: Study, hardware: Hardware) -> int:
 
 
 def _time(plan: Plan, rows: Sequence[PlanRow], slurm: SlurmConfig) -> MechstudyError | None:
-    """A unit that outlasts its job and cannot be resumed by another, or not often enough."""
+    """A unit that outlasts its job and is not resumed by another, or not often enough."""
     for row in rows:
         asked = slurm.of_phase(row.phase)
         if asked.time is None or row.seconds is None:
             continue
         limit = seconds(str(asked.time))
         usable = limit - asked.signal_lead
-        jobs = asked.max_restarts + 1
+        jobs = asked.max_restarts + 1 if row.phase in RESUMED else 1
         if usable <= 0 or row.seconds > usable * jobs:
-            needed = row.seconds / jobs + asked.signal_lead
+            enough = _slurm_time(1.25 * (row.seconds + asked.signal_lead))
+            fewest = _slurm_time(1.25 * (row.seconds / jobs + asked.signal_lead))
+            resumed = (
+                f"{jobs} jobs one after another at the most" if jobs > 1 else "it starts again when it is put back"
+            )
+            if row.phase not in RESUMED:
+                fix = f"time: {enough}"
+            else:
+                fix = f"time: {enough}, or at least {fewest}, or a larger max_restarts"
             return MechstudyError(
                 f"{row.unit} takes about {duration(row.seconds)}, more than its time limit allows",
                 where=f"compute.slurm.phases.{row.phase}.time" if row.phase in slurm.phases else "compute.slurm.time",
-                facts={"limit": f"{duration(limit)}, {jobs} jobs one after another at the most"},
-                fix=f"time: {_slurm_time(1.25 * (row.seconds + asked.signal_lead))}, or at least "
-                f"{_slurm_time(1.25 * needed)}, or a larger max_restarts",
+                facts={"limit": f"{duration(limit)}, {resumed}"},
+                fix=fix,
             )
     return None
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from mechstudy.core.config import Config, load_config
 from mechstudy.core.errors import MechstudyError, nearest
+
+if TYPE_CHECKING:
+    from mechstudy.phases.study import ComputeConfig
 
 PROFILES = Path(__file__).parent / "profiles"
 HERE = "this machine"
@@ -106,6 +109,15 @@ def load_hardware(name: str) -> Hardware:
         facts={"profiles": ", ".join(bundled), "also": f"{HERE!r}, or a YAML file like them"},
         fix=f"did you mean {guess!r}?" if guess else f"copy one of {PROFILES} and change it",
     )
+
+
+def asked_hardware(compute: ComputeConfig, name: str | None = None) -> Hardware | None:
+    """As named here, else as the study says; None: this machine. What the study says of prices goes before it."""
+    chosen = name or compute.hardware
+    if chosen is None or chosen == HERE:
+        return None
+    given = {"su_per_gpu_hour": compute.su_per_gpu_hour, "price_per_su": compute.price_per_su}
+    return load_hardware(chosen).model_copy(update={key: value for key, value in given.items() if value is not None})
 
 
 def profile_of_gpu(described: str) -> Hardware | None:

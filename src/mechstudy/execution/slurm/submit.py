@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.lock import RunLock
-from mechstudy.execution.budget.disk import disk_need, disk_refusal
+from mechstudy.execution.budget.fit import submit_refusal
 from mechstudy.execution.graph import Evaluation
 from mechstudy.execution.slurm import commands
 from mechstudy.execution.slurm.alive import alive, same_study, still_alive
@@ -53,7 +53,8 @@ def submit(asked: Asked, say: Say = lambda _: None) -> Result:
 
     Raises:
         MechstudyError: no sbatch; another submit is at work, or a local run; jobs are alive and it is no resume; the
-            disk is too small; Slurm refuses a job (what was submitted before it is cancelled again).
+            disk, or the memory or time asked for, is too small; Slurm refuses a job (what was submitted before it is
+            cancelled again).
     """
     commands.require()
     run = asked.opened.folder
@@ -75,8 +76,7 @@ def submit(asked: Asked, say: Say = lambda _: None) -> Result:
         same_study(record, living, asked.opened.units, asked.opened.file)
         missing = [name for name in evaluation.to_run if name not in living]
         if missing:
-            disk = disk_need(evaluation, run, asked.opened.options.quota)
-            if (refusal := disk_refusal(disk, run)) is not None:
+            if (refusal := submit_refusal(asked.opened, asked.slurm)) is not None:
                 raise refusal
             Sending(asked, record, evaluation, living, missing, result, say).send()
     return result

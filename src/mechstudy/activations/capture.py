@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mechstudy.activations.quota import Quota
 from mechstudy.activations.store import Store, StoreWriter
 from mechstudy.core.checkpoint import load_checkpoint, save_checkpoint
 from mechstudy.core.progress import NullProgress, Progress
-from mechstudy.core.runtime import oom_backoff
 from mechstudy.core.stopping import Stopped, requested
+from mechstudy.models.batches import captured
 from mechstudy.models.sites import Site
 
 if TYPE_CHECKING:
@@ -145,13 +144,4 @@ def activations_at(
     model: LanguageModel, tokens_BT: Tensor, sites: Sequence[Site], progress: Progress
 ) -> dict[Site, Tensor]:
     """Activations [B * T, width] of each site; halves the batch where memory runs out."""
-    deepest = max(site.layer for site in sites)
-
-    def forward(size: int) -> dict[Site, Tensor]:
-        parts = [
-            model.forward(part, capture=sites, stop_after=deepest, logits_at=None).activations
-            for part in tokens_BT.split(size)
-        ]
-        return {site: torch.cat([part[site].flatten(0, 1) for part in parts]) for site in sites}
-
-    return oom_backoff(forward, len(tokens_BT), progress)
+    return {site: rows.flatten(0, 1) for site, rows in captured(model, tokens_BT, sites, progress).items()}

@@ -78,7 +78,7 @@ def _logits(model: LanguageModel, chosen, progress: Progress) -> list[Tensor]:
         parts = [model.forward(part, logits_at="all").logits for part in tokens.split(size)]
         return [row.cpu() for part in parts if part is not None for row in part]
 
-    return oom_backoff(forward, len(tokens), progress)
+    return oom_backoff(forward, len(tokens), progress, item_tokens=tokens.shape[1])
 
 
 def _score(

@@ -13,6 +13,8 @@ from mechstudy.circuits.influence import influence, normalised
 from mechstudy.circuits.linearised import LinearisedPrompt, linearise
 from mechstudy.circuits.rows import SourceIndex, Target, direct_effects, feature_targets
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.progress import NullProgress, Progress
+from mechstudy.core.runtime import oom_backoff
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.models.language_model import LanguageModel
 
@@ -29,11 +31,13 @@ def attribute(
     answer: int | None = None,
     wrong_answer: int | None = None,
     batch_rows: int = 256,
+    progress: Progress | None = None,
 ) -> Graph:
     """The direct-effect graph of one prompt.
 
     Features get rows in order of their influence as known so far, ``batch_rows`` at a time, until
-    ``config.max_features`` have one or the rest carry a negligible share.
+    ``config.max_features`` have one or the rest carry a negligible share. Where memory runs out, fewer are computed
+    at a time; which are chosen, and in which order, stays the same.
 
     Args:
         answer, wrong_answer: first tokens of the two answers, for ``config.target == "logit_difference"``.
@@ -46,7 +50,14 @@ def attribute(
         targets, nodes, weights = difference_target(model, prompt, answer, wrong_answer)
     else:
         targets, nodes, weights = top_logit_targets(model, prompt, config.logit_probability, config.max_logits)
-    rows = [direct_effects(prompt, index, targets)]
+
+    def effects(of: list[Target]) -> Tensor:
+        def run(size: int) -> Tensor:
+            return torch.cat([direct_effects(prompt, index, of[i : i + size]) for i in range(0, len(of), size)])
+
+        return oom_backoff(run, len(of), progress or NullProgress(), item_tokens=prompt.n_positions)
+
+    rows = [effects(targets)]
     values = [t.value for t in targets]
     columns = [-1] * len(targets)
     layer_of = torch.cat(
@@ -67,7 +78,7 @@ def attribute(
         for layer in layer_of[chosen].unique().tolist():
             within = chosen[layer_of[chosen] == layer] - index.feature_slices[layer].start
             batch += feature_targets(prompt, dictionaries, layer, within.tolist())
-        rows.append(direct_effects(prompt, index, batch))
+        rows.append(effects(batch))
         values += [t.value for t in batch]
         columns += chosen.tolist()
         pending[chosen] = False

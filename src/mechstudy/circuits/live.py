@@ -13,18 +13,28 @@ from torch import Tensor
 
 from mechstudy.circuits.graph import Graph
 from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.models.checkpointing import wanted
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
 
 
 def live_gradients(
-    model: LanguageModel, tokens_T: Tensor, answer: int, wrong_answer: int, layers: Sequence[int]
+    model: LanguageModel,
+    tokens_T: Tensor,
+    answer: int,
+    wrong_answer: int,
+    layers: Sequence[int],
+    checkpointing: str = "auto",
 ) -> dict[int, Tensor]:
-    """Gradient of logit(answer) - logit(wrong answer) with respect to each layer's ``mlp_out``, [T, D], unfrozen."""
+    """Gradient of logit(answer) - logit(wrong answer) with respect to each layer's ``mlp_out``, [T, D], unfrozen.
+
+    ``checkpointing`` (`models.checkpointing.wanted`): on, off or auto. The gradient is the same.
+    """
     shape = (1, len(tokens_T), model.d_model)
     added = {layer: torch.zeros(shape, dtype=model.dtype, device=model.device, requires_grad=True) for layer in layers}
     edits = {Site("mlp_out", layer): (lambda x, zero=zero: x + zero) for layer, zero in added.items()}
-    logits = model.forward(tokens_T[None], edits=edits, grad=True).logits
+    again = wanted(checkpointing, model, 1, len(tokens_T))
+    logits = model.forward(tokens_T[None], edits=edits, grad=True, checkpointing=again).logits
     assert logits is not None
     found = torch.autograd.grad(logits[0, answer] - logits[0, wrong_answer], list(added.values()))
     return {layer: gradient[0] for layer, gradient in zip(added, found, strict=True)}
@@ -32,7 +42,12 @@ def live_gradients(
 
 @torch.no_grad()
 def live_effects(
-    model: LanguageModel, dictionaries: Mapping[int, Dictionary], graph: Graph, answer: int, wrong_answer: int
+    model: LanguageModel,
+    dictionaries: Mapping[int, Dictionary],
+    graph: Graph,
+    answer: int,
+    wrong_answer: int,
+    checkpointing: str = "auto",
 ) -> Tensor:
     """For each of the graph's feature columns: how much the logit difference owes to it, to first order, live."""
     effects = torch.zeros(graph.index.n_features, dtype=graph.A_RS.dtype)
@@ -40,7 +55,7 @@ def live_effects(
         return effects
     tokens = torch.tensor(graph.tokens, device=model.device)
     with torch.enable_grad():
-        gradients = live_gradients(model, tokens, answer, wrong_answer, sorted(dictionaries))
+        gradients = live_gradients(model, tokens, answer, wrong_answer, sorted(dictionaries), checkpointing)
     for layer, gradient_TD in gradients.items():
         columns = graph.index.feature_slices[layer]
         rows = dictionaries[layer].W_dec[graph.feature_id_S[columns]].to(gradient_TD)

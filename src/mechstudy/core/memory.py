@@ -60,6 +60,16 @@ def total_memory_bytes() -> int:
     return int(psutil.virtual_memory().total)
 
 
+def memory_limit_bytes() -> int:
+    """The most bytes this process may ever take: the machine's, or the smallest limit of its cgroups."""
+    limit = total_memory_bytes()
+    for folder, version in cgroup.folders("memory", cgroup.ROOT, cgroup.MEMBERSHIP):
+        name = "memory.limit_in_bytes" if version == 1 else "memory.max"
+        with suppress(OSError, ValueError):
+            limit = min(limit, int((folder / name).read_text()))
+    return limit
+
+
 def _cgroup_left(root: Path, membership: Path) -> int | None:
     """The smallest (limit - used) over this process's cgroup and its parents; None without a limit.
 

@@ -7,7 +7,8 @@ import os
 import re
 import shutil
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from mechstudy.core.commands import output_of
@@ -17,6 +18,26 @@ _THREADING = (
     "NUMBA_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "KMP_AFFINITY", "MKL_CBWR", "CUBLAS_WORKSPACE_CONFIG",
     "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "PYTHONHASHSEED",
 )  # fmt: skip
+
+
+@contextmanager
+def float32_products(tf32: bool) -> Iterator[None]:
+    """Whether float32 products on CUDA may round their factors to TF32 (10 bits), inside the block alone."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def exact_products() -> None:
+    """Float32 products without TF32 from here on: a unit of the same process may have asked for it."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_float32_matmul_precision("highest")
 
 
 @functools.cache

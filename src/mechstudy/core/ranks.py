@@ -28,6 +28,9 @@ class Ranks:
         """This process' items: every ``size``-th one."""
         return items[self.rank :: self.size]
 
+    def use_batch(self, tokens: int) -> None:
+        """From now on the others' shares are cut into batches of so many tokens too."""
+
     @contextmanager
     def helping(self, told: Mapping[str, Any] = NOTHING, *, together: bool = False) -> Iterator[None]:
         """While the block runs the others do their shares; behind it all of them are done.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mechstudy.core import fitting
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.memory import available_memory_bytes
 from mechstudy.core.progress import NullProgress, Progress
@@ -30,7 +31,8 @@ class Runtime:
     ``quota`` is bytes that all artifacts together may take; ``stage`` is where rows are copied to before they are
     read (auto, off, or a folder) and ``verify_reads`` says whether they are compared with their checksums then;
     ``cache`` keeps models loaded between units of one process; ``chosen`` is what the phase decided by measuring;
-    ``ranks`` are the processes that share the unit.
+    ``ranks`` are the processes that share the unit. ``checkpointing`` (auto, on, off) is of gradients in attribution,
+    ``stripe`` (auto, off, a number) of stores on Lustre; ``tf32`` and ``compile`` (off, on, force) are of captures.
     """
 
     device: str = "cpu"
@@ -42,6 +44,10 @@ class Runtime:
     quota: int | None = None
     stage: str = "off"
     verify_reads: bool = False
+    checkpointing: str = "auto"
+    tf32: bool = False
+    compile: str = "off"
+    stripe: int | str = "off"
     cache: dict[Any, Any] = field(default_factory=dict)
     profile: bool = False
     chosen: dict[str, str] = field(default_factory=dict)
@@ -70,18 +76,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
 
 
-def oom_backoff(fn: Callable[[int], T], batch_size: int, progress: Progress) -> T:
+def oom_backoff(fn: Callable[[int], T], batch_size: int, progress: Progress, *, item_tokens: int | None = None) -> T:
     """Runs ``fn(batch_size)`` and, each time memory runs out, again with half of it, saying so.
 
-    ``fn`` must be safe to run again from its start. Other errors pass through.
+    ``fn`` must be safe to run again from its start. Other errors pass through. Where it is said how many tokens an item
+    has, what fits is remembered: later batches of the unit start with it (`core.fitting`), and so do later units of
+    its kind.
 
     Raises:
         MechstudyError: memory runs out even at a batch size of one.
     """
     assert batch_size >= 1, batch_size
+    known, shrunk = fitting.current(), False
+    if item_tokens is not None:
+        batch_size = known.start(batch_size, item_tokens)
     while True:
         try:
-            return fn(batch_size)
+            result = fn(batch_size)
+            if shrunk and item_tokens is not None:
+                known.learn(batch_size, item_tokens)
+            return result
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -94,7 +108,7 @@ def oom_backoff(fn: Callable[[int], T], batch_size: int, progress: Progress) -> 
                 facts={"cause": reason, "memory": f"{available_memory_bytes() / 2**30:.1f} GiB available"},
                 fix="use a smaller model or context, a lower dtype, or a machine with more memory",
             )
-        batch_size //= 2
+        batch_size, shrunk = batch_size // 2, True
         progress.log(f"out of memory: trying again with a batch size of {batch_size} ({reason})")
 
 

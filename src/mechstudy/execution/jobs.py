@@ -10,16 +10,19 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
+from mechstudy.core import fitting
 from mechstudy.core.artifacts import Artifact, ArtifactStore, ArtifactWriter
 from mechstudy.core.disk import disk_errors
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.memory import available_memory_bytes, total_memory_bytes
+from mechstudy.core.numerics import exact_products
 from mechstudy.core.progress import Progress
 from mechstudy.core.runtime import Runtime, is_out_of_memory
+from mechstudy.execution.batches import remember, remembered
 from mechstudy.execution.monitor.beside import look_at_memory, monitoring, recording
 from mechstudy.phases.unit import Unit
 
@@ -49,12 +52,17 @@ class Options:
     quota: int | None = None
     stage: str = "off"
     verify_reads: bool = False
+    checkpointing: str = "auto"
+    tf32: bool = False
+    compile: str = "off"
+    stripe: int | str = "off"
     seed: int = 0
     base: Path = Path()
     profile: Path | None = None
     snapshots: Path | None = None
     monitor: bool = True
     monitor_seconds: float = 1.0
+    expected_usage: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     resume: Mapping[str, Path] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -144,7 +152,10 @@ def _publish(job: Job, cache: dict[Any, Any], stream: TextIO | None) -> Artifact
     n_ranks, threads = _ranks(unit, options)
     log_file = None if job.log is None else job.run / job.log
     told: dict[str, Any] = {"phase": unit.phase, "unit": unit.name, "stream": stream, "log_file": log_file}
-    device = resolve_device(options.device)
+    device, asked = resolve_device(options.device), options.batch_tokens
+    if (tokens := remembered(job, device)) is not None:
+        options = replace(options, batch_tokens=tokens)
+        job = replace(job, options=options)
     if n_ranks == 1:
         progress = Progress(writer.scratch, **told)
         runtime = runtime_of(options, device, threads, progress, cache)
@@ -155,8 +166,16 @@ def _publish(job: Job, cache: dict[Any, Any], stream: TextIO | None) -> Artifact
         runtime.ranks = leader
     make_room(unit, cache, progress)
     set_threads(threads)
-    with disk_errors(writer.path), monitoring(job, writer, runtime, threads * n_ranks):
+    exact_products()
+    if tokens is not None:
+        progress.log(f"{tokens} tokens per batch: more did not fit in memory before (compute.batch_tokens: {asked})")
+    with disk_errors(writer.path), monitoring(job, writer, runtime, threads * n_ranks), fitting.fitting() as learned:
+        if tokens is not None:
+            learned.learn(tokens, 1)
         _run_entry(entry, job, inputs, writer, runtime)
+    fits = min(runtime.batch_tokens, learned.tokens or runtime.batch_tokens)
+    if fits < options.batch_tokens:
+        remember(job, device, fits, asked)
     return writer.publish(runtime.info())
 
 
@@ -188,6 +207,10 @@ def runtime_of(options: Options, device: str, threads: int, progress: Progress, 
         quota=options.quota,
         stage=options.stage,
         verify_reads=options.verify_reads,
+        checkpointing=options.checkpointing,
+        tf32=options.tf32,
+        compile=options.compile,
+        stripe=options.stripe,
         progress=progress,
         seed=options.seed,
         base=options.base,
@@ -241,6 +264,8 @@ def _run_entry(
                 fix="set compute.max_parallel: 1, choose a smaller model, or use a machine with more memory",
             )
         runtime.batch_tokens = max(_FEWEST_TOKENS, runtime.batch_tokens // 2)
+        runtime.ranks.use_batch(runtime.batch_tokens)
+        fitting.current().learn(runtime.batch_tokens, 1)  # also for batches that must be cut as they were
         runtime.progress.log(f"out of memory: starting again with {runtime.batch_tokens} tokens per batch ({reason})")
 
 

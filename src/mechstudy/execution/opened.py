@@ -58,8 +58,13 @@ class OpenedStudy:
             quota=self.study.storage.quota_bytes,
             stage=c.stage,
             verify_reads=c.verify_reads,
+            checkpointing=c.checkpointing,
+            tf32=c.tf32,
+            compile=c.compile,
+            stripe=c.stripe,
             monitor=c.monitor,
             monitor_seconds=c.monitor_seconds,
+            expected_usage=dict(c.expected_usage),
             seed=self.study.seed,
             base=self.file.parent.resolve(),
         )

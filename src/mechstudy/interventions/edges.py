@@ -22,6 +22,7 @@ from mechstudy.circuits.frozen import Delta, FrozenForward, FrozenOutput
 from mechstudy.circuits.linearised import LinearisedPrompt, linearise
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress, Progress
+from mechstudy.core.runtime import oom_backoff
 from mechstudy.core.seeds import numpy_generator
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.interventions.config import InterventionConfig
@@ -126,8 +127,8 @@ def measure_edges(
     with (progress or NullProgress()).bar("edges", len(by_prompt), "prompts") as bar:
         for prompt_id, jobs in by_prompt.items():
             pair = pairs[prompt_id]
-            frozen = frozen_effects(model, dictionaries, pair, jobs, batch_tokens)
-            live = live_effects(model, dictionaries, pair, jobs, batch_tokens)
+            frozen = frozen_effects(model, dictionaries, pair, jobs, batch_tokens, progress)
+            live = live_effects(model, dictionaries, pair, jobs, batch_tokens, progress)
             for job, f, v in zip(jobs, frozen, live, strict=True):
                 measured[job.edge, job.instance] = (f, v)
             bar.advance()
@@ -146,27 +147,34 @@ def frozen_effects(
     pair: PromptPair,
     jobs: Sequence[_Job],
     batch_tokens: int = 4096,
+    progress: Progress | None = None,
 ) -> list[float]:
-    """Change of each job's target in the linearised prompt: value(clean) - value(without the source)."""
+    """Change of each job's target in the linearised prompt: value(clean) - value(without the source).
+
+    Fewer removals at a time where memory runs out.
+    """
     prompt = linearise(model, dictionaries, torch.tensor(pair.clean_tokens))
     runner = FrozenForward(model, prompt)
     clean = runner.run([])
+    clean_logits = runner.logits(clean)
     # Frozen, the model is affine: removing several positions is the sum of removing each.
     deltas = [(n, _removal(prompt, job.source, at)) for n, job in enumerate(jobs) for at in job.sources]
-    totals = [0.0] * len(jobs)
+
+    def totals(size: int) -> list[float]:
+        found = [0.0] * len(jobs)
+        for start in range(0, len(deltas), size):
+            part = deltas[start : start + size]
+            run = runner.run([delta for _, delta in part])
+            logits = runner.logits(run)
+            for row, (n, _) in enumerate(part):
+                if jobs[n].target is None:
+                    found[n] += _of_answers(clean_logits[0], logits[row], pair)
+                else:
+                    found[n] += _moved(dictionaries, jobs[n], clean, run, row)
+        return found
+
     size = max(1, batch_tokens // prompt.n_positions)
-    clean_logits = runner.logits(clean)
-    for start in range(0, len(deltas), size):
-        part = deltas[start : start + size]
-        run = runner.run([delta for _, delta in part])
-        logits = runner.logits(run)
-        for row, (n, _) in enumerate(part):
-            if jobs[n].target is None:
-                moved = clean_logits[0].double() - logits[row].double()
-                totals[n] += float(moved[pair.answer_tokens[0]] - moved[pair.wrong_tokens[0]])
-            else:
-                totals[n] += _moved(dictionaries, jobs[n], clean, run, row)
-    return totals
+    return oom_backoff(totals, size, progress or NullProgress(), item_tokens=prompt.n_positions)
 
 
 def live_effects(
@@ -175,29 +183,43 @@ def live_effects(
     pair: PromptPair,
     jobs: Sequence[_Job],
     batch_tokens: int = 4096,
+    progress: Progress | None = None,
 ) -> list[float]:
-    """The same change in the model as it is, the source set to zero at its positions."""
-    size = max(1, min(len(jobs), batch_tokens // len(pair.clean_tokens)))
+    """The same change in the model as it is, the source set to zero at its positions.
+
+    Fewer edges at a time where memory runs out.
+    """
     starts = {job.source.layer for job in jobs}
     sites = [Site("mlp_in", layer) for layer in sorted({job.target.layer for job in jobs if job.target is not None})]
-    tokens = torch.tensor(pair.clean_tokens).expand(size, -1)
-    clean = clean_run(model, tokens, starts)
-    unedited = edited_run(model, dictionaries, clean, [()] * size, capture=sites)
-    totals = []
-    for start in range(0, len(jobs), size):
-        part = jobs[start : start + size]
-        rows = [[SetFeature(j.source.layer, j.source.feature, at) for at in j.sources] for j in part]
-        edited = edited_run(model, dictionaries, clean, rows + [[]] * (size - len(part)), capture=sites)
-        assert edited.logits is not None
-        for row, job in enumerate(part):
-            if job.target is None:
-                moved = clean.logits_BV[row].double() - edited.logits[row].double()
-                totals.append(float(moved[pair.answer_tokens[0]] - moved[pair.wrong_tokens[0]]))
-                continue
-            site = Site("mlp_in", job.target.layer)
-            change = (unedited.activations[site][row] - edited.activations[site][row])[list(job.targets)]
-            totals.append(float((change @ _direction(dictionaries, job.target).to(change)).sum()))
-    return totals
+
+    def totals(size: int) -> list[float]:
+        tokens = torch.tensor(pair.clean_tokens).expand(size, -1)
+        clean = clean_run(model, tokens, starts)
+        unedited = edited_run(model, dictionaries, clean, [()] * size, capture=sites)
+        found = []
+        for start in range(0, len(jobs), size):
+            part = jobs[start : start + size]
+            rows = [[SetFeature(j.source.layer, j.source.feature, at) for at in j.sources] for j in part]
+            edited = edited_run(model, dictionaries, clean, rows + [[]] * (size - len(part)), capture=sites)
+            assert edited.logits is not None
+            for row, job in enumerate(part):
+                if job.target is None:
+                    found.append(_of_answers(clean.logits_BV[row], edited.logits[row], pair))
+                    continue
+                site = Site("mlp_in", job.target.layer)
+                change = (unedited.activations[site][row] - edited.activations[site][row])[list(job.targets)]
+                found.append(float((change @ _direction(dictionaries, job.target).to(change)).sum()))
+        return found
+
+    n_tokens = len(pair.clean_tokens)
+    size = max(1, min(len(jobs), batch_tokens // n_tokens))
+    return oom_backoff(totals, size, progress or NullProgress(), item_tokens=n_tokens)
+
+
+def _of_answers(clean_V: Tensor, edited_V: Tensor, pair: PromptPair) -> float:
+    """Change of the logit difference."""
+    moved = clean_V.double() - edited_V.double()
+    return float(moved[pair.answer_tokens[0]] - moved[pair.wrong_tokens[0]])
 
 
 def summarise_edges(path: Path, config: InterventionConfig, behaviour: str) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from mechstudy.circuits.aggregate import OTHER, node_id
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.interventions.engine import encode_rows, valid_rows
-from mechstudy.models.batches import length_buckets
+from mechstudy.models.batches import captured, length_buckets
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
 
@@ -126,7 +126,7 @@ class NamedActivations:
         for batch in length_buckets([len(t) for t in tokens], batch_tokens):
             tokens_BT = torch.tensor([tokens[i] for i in batch])
             if sites:
-                found = model.forward(tokens_BT, capture=sites, stop_after=sites[-1].layer, logits_at=None).activations
+                found = captured(model, tokens_BT, sites)
                 for site in sites:
                     parts[site.layer].append(found[site].flatten(0, 1))
             for i in batch:

@@ -11,7 +11,7 @@ from torch import Tensor
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.interventions.engine import ReplaceVector
 from mechstudy.interventions.features import positions_named
-from mechstudy.models.batches import length_buckets
+from mechstudy.models.batches import captured, length_buckets
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
 
@@ -41,11 +41,10 @@ def donor(
 ) -> Donor:
     """Activations of each pair's corrupted prompt (or its clean one: a sham) at sites and named positions."""
     rows = [p.corrupted_tokens if corrupted else p.clean_tokens for p in pairs]
-    deepest = max(site.layer for site in sites)
     at: dict[tuple[str, str, Site], Tensor] = {}
     for batch in length_buckets([len(r) for r in rows], batch_tokens):
         tokens_BT = torch.tensor([rows[i] for i in batch])
-        found = model.forward(tokens_BT, capture=sites, stop_after=deepest, logits_at=None).activations
+        found = captured(model, tokens_BT, sites)
         for b, i in enumerate(batch):
             for name in names:
                 places = positions_named(pairs[i], name)

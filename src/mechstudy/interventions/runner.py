@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.core.progress import NullProgress, Progress
+from mechstudy.core.runtime import oom_backoff
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.engine import CleanRun, RowEdit, clean_run, edited_run
@@ -19,6 +20,8 @@ from mechstudy.interventions.results import Cell, PartialResults
 from mechstudy.interventions.samples import Plan, Suite, Variant
 from mechstudy.models.batches import length_buckets
 from mechstudy.models.language_model import LanguageModel
+
+_Measured = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def run_interventions(
     number = 0
     with progress.bar(f"interventions[{plan.behaviour}]", n_samples(plan), "samples", done=done) as bar:
         for chunk in chunks(plan, batch_tokens):
-            runner = _ChunkRunner(model, dictionaries, chunk)
+            runner = _ChunkRunner(model, dictionaries, chunk, progress)
             for batch in chunk.batches():
                 rows = runner.rows(batch)
                 places = _recorded(batch, rows, len(chunk.pairs))
@@ -108,12 +111,22 @@ def _recorded(batch: Sequence[Variant], rows: Sequence[Sequence[RowEdit]], n_pai
 
 
 class _ChunkRunner:
-    """Measures batches of one chunk against one clean run, made when the first of them is needed."""
+    """Measures batches of one chunk against clean runs of the same rows, made when the first of them is needed.
 
-    def __init__(self, model: LanguageModel, dictionaries: Mapping[int, Dictionary], chunk: Chunk) -> None:
-        self.model, self.dictionaries, self.chunk = model, dictionaries, chunk
+    Where memory runs out, rows are run in parts of half as many, and again, each part with a clean run of its own
+    shape: an edit that changes nothing then still changes exactly nothing.
+    """
+
+    def __init__(
+        self, model: LanguageModel, dictionaries: Mapping[int, Dictionary], chunk: Chunk, progress: Progress
+    ) -> None:
+        self.model, self.dictionaries, self.chunk, self.progress = model, dictionaries, chunk, progress
         self.pairs: list[PromptPair] = [chunk.suite.pairs[i] for i in chunk.pairs]
-        self._clean: CleanRun | None = None
+        self._size = chunk.width * len(self.pairs)
+        self._item_tokens = len(self.pairs[0].clean_tokens)
+        self._starts = {v.start for v in chunk.suite.variants}
+        self._clean: tuple[tuple[int, ...], CleanRun] | None = None
+        self._corrupted: list[float] | None = None
 
     def rows(self, batch: Sequence[Variant]) -> list[Sequence[RowEdit]]:
         """The edits of every row, filled up to the chunk's fixed number of rows."""
@@ -124,34 +137,71 @@ class _ChunkRunner:
         self, batch: Sequence[Variant], rows: Sequence[Sequence[RowEdit]], places: Sequence[int]
     ) -> Iterator[tuple[Cell, ...]]:
         """The result columns after ``sample``, for the rows in ``places``."""
-        clean = self._reference()
-        logits = edited_run(self.model, self.dictionaries, clean, rows).logits
-        assert logits is not None
-        metric = logit_difference(logits, self._answer, self._wrong)
-        value = (metric - self._metric).tolist()
-        kl = kl_divergence(clean.logits_BV, logits).tolist()
-        metrics, cleans = metric.tolist(), self._metric.tolist()
+        corrupted = self._of_corrupted()
+        found = self._backed_off(lambda size: self._measured(rows, size))
         for row in places:
             variant, p = batch[row // len(self.pairs)], row % len(self.pairs)
             pair = self.pairs[p]
+            clean, metric, value, kl = found[row]
             yield (
                 variant.kind, variant.item, variant.group, variant.role, variant.draw, variant.alpha, pair.id,
-                pair.group, len(rows[row]), cleans[row], self._corrupted[p], metrics[row], value[row], kl[row],
+                pair.group, len(rows[row]), clean, corrupted[p], metric, value, kl,
             )  # fmt: skip
 
-    def _reference(self) -> CleanRun:
-        if self._clean is None:
-            width, pairs = self.chunk.width, self.pairs
-            starts = {v.start for v in self.chunk.suite.variants}
-            self._clean = clean_run(self.model, _tokens([p.clean_tokens for p in pairs] * width), starts)
-            self._answer = _tokens([p.answer_tokens[0] for p in pairs] * width)
-            self._wrong = _tokens([p.wrong_tokens[0] for p in pairs] * width)
-            self._metric = logit_difference(self._clean.logits_BV, self._answer, self._wrong)
-            logits = self.model.forward(_tokens([p.corrupted_tokens for p in pairs])).logits
+    def _backed_off(self, run: Callable[[int], list[_Measured]]) -> list[_Measured]:
+        """Runs with as many rows at a time as fit; the chunk's later batches then begin with those."""
+
+        def tried(size: int) -> list[_Measured]:
+            if size != self._size:
+                self._size, self._clean = size, None  # also lets go of the larger clean run
+            return run(size)
+
+        return oom_backoff(tried, self._size, self.progress, item_tokens=self._item_tokens)
+
+    def _measured(self, rows: Sequence[Sequence[RowEdit]], size: int) -> list[_Measured]:
+        """Of every row: the clean metric, the edited one, their difference, and the divergence."""
+        found: list[_Measured] = []
+        for start in range(0, len(rows), size):
+            part = list(rows[start : start + size])
+            part += [()] * (size - len(part))
+            which = tuple((start + i) % len(self.pairs) for i in range(size))
+            clean, answer, wrong = self._reference(which)
+            logits = edited_run(self.model, self.dictionaries, clean, part).logits
             assert logits is not None
-            n = len(pairs)
-            self._corrupted: list[float] = logit_difference(logits, self._answer[:n], self._wrong[:n]).tolist()
-        return self._clean
+            before = logit_difference(clean.logits_BV, answer, wrong)
+            after = logit_difference(logits, answer, wrong)
+            kl = kl_divergence(clean.logits_BV, logits)
+            found += zip(before.tolist(), after.tolist(), (after - before).tolist(), kl.tolist(), strict=True)
+        return found[: len(rows)]
+
+    def _reference(self, which: tuple[int, ...]) -> tuple[CleanRun, Tensor, Tensor]:
+        """The clean run of these pairs, and their answers; the last one is kept."""
+        pairs = [self.pairs[p] for p in which]
+        if self._clean is None or self._clean[0] != which:
+            self._clean = None
+            self._clean = which, clean_run(self.model, _tokens([p.clean_tokens for p in pairs]), self._starts)
+        return self._clean[1], *_answers(pairs)
+
+    def _of_corrupted(self) -> list[float]:
+        """The metric on every pair's corrupted prompt."""
+        if self._corrupted is None:
+            tokens, (answer, wrong) = _tokens([p.corrupted_tokens for p in self.pairs]), _answers(self.pairs)
+
+            def run(size: int) -> list[float]:
+                found: list[float] = []
+                for start in range(0, len(tokens), size):
+                    part = slice(start, start + size)
+                    logits = self.model.forward(tokens[part]).logits
+                    assert logits is not None
+                    found += logit_difference(logits, answer[part], wrong[part]).tolist()
+                return found
+
+            self._corrupted = oom_backoff(run, len(tokens), self.progress, item_tokens=self._item_tokens)
+        return self._corrupted
+
+
+def _answers(pairs: Sequence[PromptPair]) -> tuple[Tensor, Tensor]:
+    return _tokens([p.answer_tokens[0] for p in pairs]), _tokens([p.wrong_tokens[0] for p in pairs])
 
 
 def _tokens(rows: Sequence) -> Tensor:

@@ -16,7 +16,7 @@ from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.interventions.controls import with_norm_of
 from mechstudy.interventions.engine import AddVector
 from mechstudy.interventions.features import FeatureAt, NamedActivations
-from mechstudy.models.batches import length_buckets
+from mechstudy.models.batches import captured, length_buckets
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
 
@@ -46,9 +46,9 @@ def difference_of_means(
             (1.0, [pairs[i].clean_tokens for i in batch]),
             (-1.0, [pairs[i].corrupted_tokens for i in batch]),
         ):
-            out = model.forward(torch.tensor(rows), capture=sites, stop_after=sites[-1].layer, logits_at=None)
+            found = captured(model, torch.tensor(rows), sites)
             for s in sites:
-                total[s.layer] += sign * out.activations[s][:, -1].double().sum(0).cpu()
+                total[s.layer] += sign * found[s][:, -1].double().sum(0).cpu()
     return {layer: with_norm_of(like[layer], total[layer]) for layer in sorted(like)}
 
 

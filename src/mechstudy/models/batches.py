@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mechstudy.core.progress import NullProgress, Progress
+from mechstudy.core.runtime import oom_backoff
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mechstudy.models.language_model import LanguageModel
+    from mechstudy.models.sites import Site
 
 
 def length_buckets(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -20,3 +30,22 @@ def length_buckets(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         size = max(1, max_tokens // max(1, length))
         batches += [rows[i : i + size] for i in range(0, len(rows), size)]
     return batches
+
+
+def captured(
+    model: LanguageModel, tokens_BT: Tensor, sites: Sequence[Site], progress: Progress | None = None
+) -> dict[Site, Tensor]:
+    """Activations [B, T, width] of each site, from a run that ends at the deepest; halves the batch where memory
+    runs out."""
+    import torch
+
+    deepest = max(site.layer for site in sites)
+
+    def forward(size: int) -> dict[Site, Tensor]:
+        parts = [
+            model.forward(part, capture=sites, stop_after=deepest, logits_at=None).activations
+            for part in tokens_BT.split(size)
+        ]
+        return parts[0] if len(parts) == 1 else {site: torch.cat([part[site] for part in parts]) for site in sites}
+
+    return oom_backoff(forward, len(tokens_BT), progress or NullProgress(), item_tokens=tokens_BT.shape[1])

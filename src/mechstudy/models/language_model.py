@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.numerics import float32_products
 from mechstudy.models.architectures import Architecture, Block, LinearNorm, blocks_of, linear_norm
+from mechstudy.models.sending import sent
 from mechstudy.models.sites import Site
 
 DTYPES = {
@@ -60,6 +62,7 @@ class LanguageModel:
         down = self.blocks[0].mlp_down.weight
         self.d_mlp: int = max(down.shape) if down.shape[0] != down.shape[1] else down.shape[0]
         self.vocab_size: int = self.unembedding.weight.shape[0]
+        self.tf32 = False  # float32 products of forwards on CUDA
         self.final_softcap: float | None = getattr(hf.config, "final_logit_softcapping", None)
 
     # ------------------------------------------------------------------ tokens
@@ -110,6 +113,7 @@ class LanguageModel:
         stop_after: int | None = None,
         logits_at: str | Tensor | None = "last",
         grad: bool = False,
+        checkpointing: bool = False,
     ) -> Output:
         """Run the model, or the part of it that is asked for.
 
@@ -121,15 +125,21 @@ class LanguageModel:
             stop_after: the last block to run; the logits are then None.
             logits_at: ``"last"``, ``"all"``, one position per row [B], or None for no unembedding.
             grad: let gradients flow, to tensors that edits bring in; weights never have any.
+            checkpointing: with ``grad``, compute each block again in the backward pass rather than keep its tensors.
+                Edits inside a block are then called twice and must do the same both times.
         """
         self._check_sites([*capture, *(edits or {})])
-        tokens_BT = tokens_BT.to(self.device)
+        tokens_BT = sent(tokens_BT, self.device)
         found: dict[Site, Tensor] = {}
         edits = dict(edits or {})
         hidden = None
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(grad))
+            if self.device.type == "cuda":
+                stack.enter_context(float32_products(self.tf32))
             self._install(stack, set(capture) | set(edits), edits, found, start)
+            if grad and checkpointing:
+                self._checkpoint(stack, edits, 0 if start is None else start[0])
             if stop_after is not None:
                 self._stop_after(stack, stop_after)
             try:
@@ -201,6 +211,21 @@ class LanguageModel:
             hook = _site_hook(site, edit, found, is_input)
             register = module.register_forward_pre_hook if is_input else module.register_forward_hook
             stack.callback(register(hook).remove)
+
+    def _checkpoint(self, stack: ExitStack, edits: dict[Site, Edit], first: int) -> None:
+        from mechstudy.models import checkpointing
+
+        @contextmanager
+        def hooks(layer: int) -> Iterator[None]:
+            inside = {s: edit for s, edit in edits.items() if s.layer == layer and self._module(s)[0] is not block(s)}
+            with ExitStack() as again:
+                self._install(again, set(inside), inside, {}, None)
+                yield
+
+        def block(site: Site) -> nn.Module:  # its own hooks are called around what is computed again, not in it
+            return self.blocks[site.layer].module
+
+        checkpointing.install(stack, self.blocks, first, hooks)
 
     def _module(self, site: Site) -> tuple[nn.Module, bool]:
         """The module that carries a site, and whether the site is its input."""

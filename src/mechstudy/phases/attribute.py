@@ -34,7 +34,7 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
         share(spec, inputs, out, runtime)
     config = AttributionConfig.model_validate(spec)
     behaviour = behaviour_of(inputs)
-    model = loaded_model(inputs["model"], runtime)
+    model = loaded_model(inputs["model"], runtime, exact=True)
     pairs = prompts_of(inputs, "train")[: config.n_prompts]
     done = [read_json(_kept(out, behaviour, number)) for number in range(len(pairs))]
     metadata = [{k: v for k, v in item["metadata"].items() if k != "mechstudy"} for item in done]
@@ -70,14 +70,14 @@ def share(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: Artifact
 
     config = AttributionConfig.model_validate(spec)
     behaviour = behaviour_of(inputs)
-    model = loaded_model(inputs["model"], runtime)
+    model = loaded_model(inputs["model"], runtime, exact=True)
     dictionaries = dictionaries_of(inputs, runtime)
     mine = runtime.ranks.mine(list(enumerate(prompts_of(inputs, "train")[: config.n_prompts])))
     left = [(number, pair) for number, pair in mine if not _kept(out, behaviour, number).exists()]
     done = len(mine) - len(left)
     with runtime.progress.bar(f"graphs of {behaviour}", len(mine), "prompts", done=done) as bar:
         for number, pair in left:
-            found = _one_prompt(model, dictionaries, pair, _slug(behaviour, number), config, out)
+            found = _one_prompt(model, dictionaries, pair, _slug(behaviour, number), config, out, runtime)
             write_json_atomic(_kept(out, behaviour, number), found, indent=None)
             bar.advance(1, features=found["score"]["n_features_active"])
 
@@ -91,7 +91,7 @@ def _kept(out: ArtifactWriter, behaviour: str, number: int) -> Path:
     return out.scratch / f"{_slug(behaviour, number)}.json"
 
 
-def _one_prompt(model, dictionaries, pair, slug: str, config, out: ArtifactWriter) -> dict[str, Any]:
+def _one_prompt(model, dictionaries, pair, slug: str, config, out: ArtifactWriter, runtime: Runtime) -> dict[str, Any]:
     """The prompt's graph file; returns what the aggregate and the scores need of it."""
     import torch
 
@@ -104,8 +104,8 @@ def _one_prompt(model, dictionaries, pair, slug: str, config, out: ArtifactWrite
     begun = time.monotonic()
     tokens = torch.tensor(pair.clean_tokens, device=model.device)
     answer, wrong = pair.answer_tokens[0], pair.wrong_tokens[0]
-    graph = attribute(model, dictionaries, tokens, config, answer=answer, wrong_answer=wrong)
-    live = live_effects(model, dictionaries, graph, answer, wrong)
+    graph = attribute(model, dictionaries, tokens, config, answer=answer, wrong_answer=wrong, progress=runtime.progress)
+    live = live_effects(model, dictionaries, graph, answer, wrong, runtime.checkpointing)
     pruned = prune(graph, config.node_threshold, config.edge_threshold)
     before, after = graph.scores(), graph.scores(pruned)
     score = {

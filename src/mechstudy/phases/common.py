@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from mechstudy.models.language_model import LanguageModel
 
 
-def loaded_model(model: Artifact, runtime: Runtime, dtype: str | None = None) -> LanguageModel:
+def loaded_model(model: Artifact, runtime: Runtime, dtype: str | None = None, *, exact: bool = False) -> LanguageModel:
     """The study's model, in its own precision or another; kept loaded between units of one process.
 
-    ``auto`` is bfloat16 or float32, whichever is faster here; the manifest's runtime says which it was.
+    ``auto`` is bfloat16 or float32, whichever is faster here; the manifest's runtime says which it was. With ``exact``
+    it never uses TF32, whatever ``compute.tf32`` says: graphs and interventions rest on small differences.
     """
     from mechstudy.models.language_model import load_model
     from mechstudy.models.sources import resolve_source
@@ -37,7 +38,11 @@ def loaded_model(model: Artifact, runtime: Runtime, dtype: str | None = None) ->
         runtime.cache[key] = load_model(
             folder, dtype=dtype, device=runtime.device, trust_remote_code=spec["trust_remote_code"]
         )
-    return runtime.cache[key]
+    loaded: LanguageModel = runtime.cache[key]
+    loaded.tf32 = runtime.tf32 and not exact
+    if loaded.tf32:
+        runtime.chosen["tf32"] = "on"
+    return loaded
 
 
 def inputs_of(inputs: Mapping[str, Artifact], phase: str) -> dict[str, Artifact]:

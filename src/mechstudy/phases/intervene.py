@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mechstudy.core.artifacts import Artifact, ArtifactWriter
+from mechstudy.core.jsonio import read_json, write_json_atomic
 from mechstudy.core.runtime import Runtime
 
 if TYPE_CHECKING:
     from mechstudy.interventions.config import InterventionConfig
+
+_CUT = "batches.json"  # in the scratch folder
 
 
 def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
@@ -26,7 +29,7 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
 
     config = InterventionConfig.model_validate(spec)
     behaviour = behaviour_of(inputs)
-    model = loaded_model(inputs["model"], runtime)
+    model = loaded_model(inputs["model"], runtime, exact=True)
     dictionaries = dictionaries_of(inputs, runtime)
     train, test = (prompts_of(inputs, split) for split in ("train", "test"))
     [graphs] = inputs_of(inputs, "attribute").values()
@@ -45,11 +48,20 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
         behaviour=behaviour,
         batch_tokens=runtime.batch_tokens,
     )
-    how: dict[str, Any] = {"progress": runtime.progress, "batch_tokens": runtime.batch_tokens}
+    how: dict[str, Any] = {"progress": runtime.progress, "batch_tokens": _cut(out, runtime)}
     run_interventions(model, dictionaries, plan, config, out.path, **how)
     if "edges" in config.kinds and config.n_edges:
         measure_edges(model, dictionaries, edge_checks(aggregate, train), config, out.path, **how)
     out.write_json("summary.json", summarise(plan, config, out.path))
+
+
+def _cut(out: ArtifactWriter, runtime: Runtime) -> int:
+    """The tokens per batch that samples are ordered by: those of the process that began, or what is saved would be of
+    other samples than what follows. Where fewer fit by now, batches are run in parts."""
+    file = out.scratch / _CUT
+    if not file.exists():
+        write_json_atomic(file, {"batch_tokens": runtime.batch_tokens})
+    return int(read_json(file)["batch_tokens"])
 
 
 def recurring(nodes: Sequence[Mapping[str, Any]], config: InterventionConfig) -> list[Mapping[str, Any]]:

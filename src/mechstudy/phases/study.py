@@ -17,7 +17,7 @@ from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.models.sites import SiteKind
 from mechstudy.phases.retention import Retention, check_kinds
-from mechstudy.phases.slurm import SlurmConfig
+from mechstudy.phases.slurm import PHASES, SlurmConfig
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -160,8 +160,14 @@ class ComputeConfig(Config):
     ``stage`` copies a store's rows to the node's own disk for as long as they are trained on: ``auto`` (to
     ``$SLURM_TMPDIR`` or ``$TMPDIR``, where the run lies on a network file system), ``off``, or a folder, in which
     ``$NAMES`` are replaced. ``verify_reads`` compares what training reads with the store's checksums.
+    ``checkpointing`` computes blocks again in attribution's backward pass rather than keep their tensors (``auto``:
+    where they would take over half of the memory left). ``tf32`` lets captures and baselines on CUDA use TF32,
+    ``compile`` compiles the model's layers for corpus captures (``on``: on CUDA; ``force``: anywhere). ``stripe``
+    spreads a large store's files over a Lustre file system's servers: ``auto``, ``off``, or over so many
+    (docs/performance.md).
     ``monitor`` writes what each unit uses (CPU, memory, disk, GPU) beside its artifact, every ``monitor_seconds``
-    (docs/monitoring.md). ``slurm`` is what `submit` asks of a cluster, ``profile`` a file of such values in the user's
+    (docs/monitoring.md); ``expected_usage`` is how busy a phase is to be, in per cent, where that is not as usual.
+    ``slurm`` is what `submit` asks of a cluster, ``profile`` a file of such values in the user's
     config folder (docs/slurm.md).
     ``hardware`` is what `plan` and `cost` count with: a profile (docs/budget.md), by default this machine. A site's
     own ``su_per_gpu_hour`` and ``price_per_su`` go before the profile's.
@@ -174,13 +180,28 @@ class ComputeConfig(Config):
     batch_tokens: int = Field(4096, ge=1)
     stage: str = Field("auto", min_length=1)
     verify_reads: bool = False
+    checkpointing: Literal["auto", "on", "off"] = "auto"
+    tf32: bool = False
+    compile: Literal["off", "on", "force"] = "off"
+    stripe: Annotated[int, Field(ge=1)] | Literal["auto", "off"] = "auto"
     monitor: bool = True
     monitor_seconds: float = Field(1.0, gt=0)
+    expected_usage: Mapping[str, tuple[float, float]] = {}
     slurm: SlurmConfig = SlurmConfig()
     profile: str | None = Field(None, pattern=r"^[A-Za-z0-9_.\-]+$")
     hardware: str | None = None
     su_per_gpu_hour: float | None = Field(None, ge=0)
     price_per_su: float | None = Field(None, ge=0)
+
+    @field_validator("expected_usage")
+    @classmethod
+    def _ranges(cls, value: Mapping[str, tuple[float, float]]) -> Mapping[str, tuple[float, float]]:
+        for phase, (low, high) in value.items():
+            if phase not in PHASES:
+                raise MechstudyError(f"there is no phase {phase!r}", fix=f"one of {', '.join(PHASES)}")
+            if not 0 <= low < high <= 100:
+                raise MechstudyError(f"{phase}: {low:g} to {high:g} is no range", fix=f"in per cent: {phase}: [40, 60]")
+        return value
 
 
 class StorageConfig(Config):

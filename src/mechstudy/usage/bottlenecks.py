@@ -20,7 +20,8 @@ class Evidence:
     """A phase as measured: what it used, and what the study and the queue say.
 
     ``batch`` names the field that sets the size of its batches; ``gpus_here``: GPUs that the machine has, used or not;
-    ``queued`` seconds that its jobs waited; ``slurm``: it ran as jobs; ``units`` that ran.
+    ``queued`` seconds that its jobs waited; ``slurm``: it ran as jobs; ``units`` that ran;
+    ``own_range``: how busy the study says it is to be, in per cent.
     """
 
     phase: str
@@ -33,10 +34,11 @@ class Evidence:
     queued: float = 0.0
     restarts: int = 0
     slurm: bool = False
+    own_range: tuple[float, float] | None = None
 
     @property
     def expected(self) -> Expected | None:
-        return expected(self.phase, on_gpu=self.use.on_gpu)
+        return expected(self.phase, on_gpu=self.use.on_gpu, own=self.own_range)
 
     @property
     def low(self) -> bool:

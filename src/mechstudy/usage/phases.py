@@ -62,9 +62,15 @@ def by_phase(
         if use is None:
             continue
         evidence = Evidence(phase, use, len(units), **_batch(phase, study), source=_source(study))
-        evidence = replace(evidence, **(facts or {}).get(phase, {}))
+        evidence = replace(evidence, own_range=_own_range(units), **(facts or {}).get(phase, {}))
         found.append(PhaseUsage(phase, evidence, units, bottlenecks(evidence)))
     return found
+
+
+def _own_range(units: Mapping[str, Sequence[Session]]) -> tuple[float, float] | None:
+    """What the study said of the phase when its last unit began."""
+    last = max((unit[-1] for unit in units.values()), key=lambda session: session.started)
+    return None if last.expected is None else (last.expected[0], last.expected[1])
 
 
 def _batch(phase: str, study: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,8 +31,13 @@ class Expected:
         return f"{self.low:.0%}-{self.high:.0%} of {self.of}"
 
 
-def expected(phase: str, *, on_gpu: bool) -> Expected | None:
-    """The range of a phase; None for those that are short and do no sums (prompts, corpus, report)."""
+def expected(phase: str, *, on_gpu: bool, own: tuple[float, float] | None = None) -> Expected | None:
+    """The range of a phase; None for those that are short and do no sums (prompts, corpus, report).
+
+    ``own``, in per cent, goes before it: ``compute.expected_usage``, as it was when the phase ran.
+    """
+    if own is not None:
+        return Expected(own[0] / 100, own[1] / 100, "the GPU" if on_gpu else "its threads")
     if phase not in _GPU:
         return None
     return Expected(*_GPU[phase], "the GPU") if on_gpu else Expected(*_CPU, "its threads")

@@ -88,6 +88,7 @@ class Session:
     usable: float = 1.0  # cores that this process may use: its affinity, and its cgroup's quota
     memory_bytes: int = 0  # of the machine, or of the cgroup where that is less
     seconds: float = 1.0  # between samples
+    expected: tuple[float, float] | None = None  # per cent: how busy it is to be, where the study says so
     gpus: tuple[Gpu, ...] = ()
     samples: list[Sample] = field(default_factory=list)
 

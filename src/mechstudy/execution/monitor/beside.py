@@ -31,6 +31,7 @@ def monitoring(job: Job, writer: ArtifactWriter, runtime: Runtime, threads: int)
         parallel=job.options.max_parallel,
         n_ranks=runtime.ranks.size,
         seconds=job.options.monitor_seconds,
+        expected=job.options.expected_usage.get(job.unit.phase),
         resumes=writer.resumes,
         say=runtime.progress.log,
     )

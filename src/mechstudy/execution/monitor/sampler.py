@@ -9,7 +9,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -147,6 +147,7 @@ def monitored(
     parallel: int = 1,
     n_ranks: int = 1,
     seconds: float = 1.0,
+    expected: Sequence[float] | None = None,
     resumes: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[None]:
@@ -158,10 +159,11 @@ def monitored(
         threads: given to the unit, all its ``n_ranks`` processes together.
         parallel: units that run beside each other on this machine.
         seconds: between samples.
+        expected: how busy it is to be, in per cent, where that is not as usual.
     """
     sampler = None
     try:
-        sampler = _sampler(file, unit, phase, device, threads, parallel, n_ranks, seconds, resumes, say)
+        sampler = _sampler(file, unit, phase, device, threads, parallel, n_ranks, seconds, expected, resumes, say)
         sampler.start()
     except Exception as error:
         say(f"usage is not recorded: {type(error).__name__}: {error}")
@@ -175,7 +177,7 @@ def monitored(
 
 def _sampler(
     file: Path, unit: str, phase: str, device: str, threads: int, parallel: int, n_ranks: int, seconds: float,
-    resumes: bool, say: Callable[[str], None],
+    expected: Sequence[float] | None, resumes: bool, say: Callable[[str], None],
 ) -> Sampler:  # fmt: skip
     import platform
 
@@ -200,6 +202,7 @@ def _sampler(
         usable=cgroup.usable_cores(),
         memory_bytes=min(total, cgroup.memory_limit() or total),
         seconds=seconds,
+        expected=None if expected is None else (float(expected[0]), float(expected[1])),
         gpus=gpus.describe() if gpus is not None else (),
     )
     return Sampler(UsageLog(file, session, resumes=resumes), Probe(gpus), say)

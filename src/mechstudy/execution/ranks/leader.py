@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,6 +104,9 @@ class Leader(Ranks):
             self.progress.settle()
             if place is not None:
                 leave(place)
+
+    def use_batch(self, tokens: int) -> None:
+        self._job = replace(self._job, options=replace(self._job.options, batch_tokens=tokens))
 
     def _helpers(self) -> Helpers:
         """Those of the last unit, where they still live; new ones otherwise."""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from mechstudy.core.artifacts import ArtifactStore
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.memory import peak_rss_bytes, reset_peak_rss
+from mechstudy.core.numerics import exact_products
 from mechstudy.core.ranks import Helping
 from mechstudy.core.runtime import is_out_of_memory
 from mechstudy.core.stopping import Stopped
@@ -123,6 +124,7 @@ def _share(task: Task, cache: dict[Any, Any], local_rank: int) -> None:
         log_file=None if task.log is None else Path(task.log),
     )
     set_threads(task.threads)
+    exact_products()
     device = device_of(options.device, local_rank)
     runtime = runtime_of(options, device, task.threads, progress, cache)
     runtime.ranks = Helping(task.rank, task.size, task.told)

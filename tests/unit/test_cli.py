@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -299,6 +300,15 @@ def test_failed_units_are_told_in_full_and_decide_the_exit_status(here, monkeypa
     assert f"error: left: {'toy.yaml:3: the toy is broken' if code == 2 else text}" in result.stderr
     assert text in result.stderr and "Traceback" not in result.stderr
     assert json.loads((here / "runs/tiny/summary.json").read_text())["units"]["left"]["status"] == "failed"
+
+
+def test_run_and_status_say_where_the_report_and_its_usage_page_are(here, monkeypatch):
+    use(monkeypatch, [unit("model"), unit("report", ["model"], entry="site", optional_inputs=True)])
+    line = "report: runs/tiny/report/index.html, usage: runs/tiny/report/usage.html"
+    assert line in mechstudy("run", "study.yaml").stdout.splitlines()
+    assert line in mechstudy("status", "study.yaml").stdout.splitlines()
+    shutil.rmtree((here / "runs" / "tiny" / "report").resolve())
+    assert "report: " not in mechstudy("status", "study.yaml").stdout
 
 
 def test_the_report_alone_is_made_again_and_its_path_printed(here, monkeypatch):

@@ -155,6 +155,18 @@ def counting(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: Artif
     _note(out)
 
 
+def site(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
+    """A report's pages."""
+    out.write_text("index.html", "<title>A report</title>")
+    out.write_text("usage.html", "<title>Usage</title>")
+
+
+def deaf(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
+    """Takes its time and looks after no request to stop."""
+    time.sleep(spec["pause"])
+    digest(spec, inputs, out, runtime)
+
+
 def from_checkpoint(
     spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime
 ) -> None:

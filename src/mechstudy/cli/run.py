@@ -121,6 +121,7 @@ def print_failures(result: RunResult) -> None:
 
 def print_findings(opened: OpenedStudy, result: RunResult) -> None:
     """What was found, in a few lines, and where to read on."""
+    from mechstudy.cli.show import where_to_read
     from mechstudy.execution.summary import findings_of
 
     found = findings_of(opened, result)
@@ -132,8 +133,8 @@ def print_findings(opened: OpenedStudy, result: RunResult) -> None:
     for unit in unfinished:
         print(f"- {unit.name}: {unit.status}{': ' + unit.reason if unit.reason else ''}")
     print(f"\nsummary: {opened.folder / 'summary.json'}")
-    if (opened.folder / "report" / "index.html").exists():
-        print(f"report:  {opened.folder / 'report' / 'index.html'}")
+    if (pages := where_to_read(opened.folder)) is not None:
+        print(pages)
 
 
 def _progress(opened: OpenedStudy) -> Progress:

@@ -15,6 +15,7 @@ from rich.text import Text
 from mechstudy.core.progress import duration
 from mechstudy.execution.status import Status
 
+USAGE_PAGE = "usage.html"  # of the report
 _FILE_WIDTH = 140  # columns where there is no terminal to ask
 COLOURS = {
     "done": "green",
@@ -59,6 +60,15 @@ def show_status(status: Status, folder: Path) -> None:
         out.print(Text(f"running: process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}"))
     for note in status.notes:
         out.print(Text(f"note: {note}"))
+    if (line := where_to_read(folder)) is not None:
+        out.print(Text(line), soft_wrap=True)
+
+
+def where_to_read(folder: Path) -> str | None:
+    """A line that says where the report is, and its page of what the machine was used for; None without a report."""
+    pages = {"report": folder / "report" / "index.html", "usage": folder / "report" / USAGE_PAGE}
+    there = [f"{name}: {page}" for name, page in pages.items() if page.exists()]
+    return ", ".join(there) or None
 
 
 def _time(seconds: float | None, *, measured: bool = False) -> str:

@@ -81,7 +81,8 @@ def test_edges_are_measured_fewer_at_a_time(monkeypatch, tmp_path):
     model, prompts = tiny_model("llama"), pairs(2)
     dictionaries = transcoders(model)
     checks = [
-        EdgeCheck(FeatureAt(0, n, "subject"), LOGIT, tuple(EdgeInstance(pair, 0.1) for pair in prompts)) for n in range(2)
+        EdgeCheck(FeatureAt(0, n, "subject"), LOGIT, tuple(EdgeInstance(pair, 0.1) for pair in prompts))
+        for n in range(2)
     ]
     whole = read_csv(measure_edges(model, dictionaries, checks, CONFIG, tmp_path, batch_tokens=60))
     run, tried = short_of_memory(edges.edited_run, lambda _m, _d, clean, _rows: len(clean.tokens_BT), 1)

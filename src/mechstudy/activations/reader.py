@@ -20,6 +20,7 @@ from mechstudy.activations.prefetch import ahead
 from mechstudy.activations.row_file import RowFile, Run, Slabs
 from mechstudy.activations.statistics import SINK_RATIO
 from mechstudy.core.errors import MechstudyError, nearest
+from mechstudy.models.sending import sent_ahead
 from mechstudy.models.sites import Site
 
 BLOCK_BYTES = 4 << 20
@@ -55,12 +56,14 @@ class RowReader:
         prefetch: int = 4,
         widen: bool = False,
         verify: bool = False,
+        device: str = "cpu",
     ) -> None:
         """``verify`` compares every block with its checksum as it is first read, which halves the reading thread's
-        speed for that long: an error then names the file and the block."""
+        speed for that long: an error then names the file and the block. Batches come on ``device``; to CUDA the next
+        one is copied from pinned memory while the last one is used."""
         assert batch_size > 0, batch_size
         self.store, self.site_in, self.site_out = store, site_in, site_out
-        self.batch_size, self.seed, self.prefetch = batch_size, seed, prefetch
+        self.batch_size, self.seed, self.prefetch, self.device = batch_size, seed, prefetch, device
         self._in, self._out = files_of(store, site_in), files_of(store, site_out)
         self.d_in, self.d_out = self._in.width, self._out.width
         self.n_rows = store.n_rows
@@ -87,6 +90,10 @@ class RowReader:
         own device, which is faster than here. The two are the same tensor when the sites are. A thread reads ahead;
         it ends when the iterator is closed or let go.
         """
+        batches = self._pairs(start)
+        return sent_ahead(batches, self.device) if self.device.startswith("cuda") else batches
+
+    def _pairs(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         for rows in ahead(self._rows.batches(start, self.batch_size), self.prefetch):
             yield rows["x"], rows.get("y", rows["x"])
 

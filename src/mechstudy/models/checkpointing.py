@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.checkpoint import checkpoint
 
 from mechstudy.core.memory import available_memory_bytes
+from mechstudy.models.replacing import replace_forward
 
 if TYPE_CHECKING:
     from mechstudy.models.architectures import Block
@@ -31,9 +32,8 @@ def install(stack: ExitStack, blocks: Sequence[Block], first: int, hooks: Hooks)
     """
     for layer, block in enumerate(blocks):
         if layer >= first:
-            module = block.module
-            module.forward = functools.partial(_checkpointed, module.forward, functools.partial(hooks, layer))  # type: ignore[method-assign]  # instance attribute
-            stack.callback(module.__dict__.pop, "forward")
+            forward = functools.partial(_checkpointed, block.module.forward, functools.partial(hooks, layer))
+            replace_forward(stack, block.module, forward)
 
 
 def _checkpointed(forward: Callable[..., Any], hooks: Callable[[], AbstractContextManager[Any]], *args, **kwargs):

@@ -65,8 +65,11 @@ def share_prompts(
 def run_corpus(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
     """Writes two stores, ``train/`` and ``held_out/``, rows permuted; resumes where it was killed."""
     from mechstudy.activations.capture import capture_corpus, site_width
+    from mechstudy.activations.config import site_bytes
     from mechstudy.activations.quota import Quota, require_room
     from mechstudy.activations.store import Store, merge
+    from mechstudy.activations.striping import stripe
+    from mechstudy.models.compiling import compiled
     from mechstudy.phases.common import loaded_model
 
     model = loaded_model(inputs["model"], runtime, spec["model_dtype"])
@@ -76,6 +79,9 @@ def run_corpus(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: Art
     n_rows = sum(rows.numel() for _, rows in _splits(inputs))
     require_room(out.path, widths, n_rows, spec["dtype"], quota)
     _let_go_of_other_parts(out, runtime)
+    for split, rows in _missing(inputs, out):
+        largest = site_bytes(rows.numel(), max(widths.values()), spec["dtype"])
+        stripe(out.path / split, largest, runtime.stripe, say=runtime.progress.log)
     if runtime.ranks.size > 1:
         with runtime.ranks.helping(runtime.chosen):
             share_corpus(spec, inputs, out, runtime)
@@ -84,18 +90,19 @@ def run_corpus(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: Art
         if runtime.ranks.size > 1:
             store = merge(out.path / split)
         else:
-            store = capture_corpus(
-                model,
-                rows,
-                sites,
-                out.path / split,
-                dtype=spec["dtype"],
-                seed=spec["seed"],
-                batch_tokens=runtime.batch_tokens,
-                progress=runtime.progress,
-                quota=quota,
-                checkpoint=out.scratch / f"{split}.checkpoint",
-            )
+            with compiled(model, sites, runtime.compile, runtime.progress.log):
+                store = capture_corpus(
+                    model,
+                    rows,
+                    sites,
+                    out.path / split,
+                    dtype=spec["dtype"],
+                    seed=spec["seed"],
+                    batch_tokens=runtime.batch_tokens,
+                    progress=runtime.progress,
+                    quota=quota,
+                    checkpoint=out.scratch / f"{split}.checkpoint",
+                )
         costs = {str(site): files.quantisation_fvu for site, files in store.sites.items() if files.quantisation_fvu}
         if costs:
             told = ", ".join(f"{site} {cost:.1e}" for site, cost in costs.items())
@@ -110,6 +117,7 @@ def share_corpus(
     from mechstudy.activations.capture import capture_corpus_part
     from mechstudy.activations.quota import Quota
     from mechstudy.activations.shares import part_file
+    from mechstudy.models.compiling import compiled
     from mechstudy.phases.common import loaded_model
 
     rank, size = runtime.ranks.rank, runtime.ranks.size
@@ -118,21 +126,22 @@ def share_corpus(
     for split, rows in _missing(inputs, out):
         if part_file(out.path / split, rank, size).exists():
             continue
-        capture_corpus_part(
-            model,
-            rows,
-            _sites(spec),
-            out.path / split,
-            rank,
-            size,
-            dtype=spec["dtype"],
-            seed=spec["seed"],
-            batch_tokens=runtime.batch_tokens,
-            progress=runtime.progress,
-            quota=quota,
-            checkpoint=out.scratch / f"{split}.{rank}-of-{size}.checkpoint",
-            label=f"capture of {split}",
-        )
+        with compiled(model, _sites(spec), runtime.compile, runtime.progress.log):
+            capture_corpus_part(
+                model,
+                rows,
+                _sites(spec),
+                out.path / split,
+                rank,
+                size,
+                dtype=spec["dtype"],
+                seed=spec["seed"],
+                batch_tokens=runtime.batch_tokens,
+                progress=runtime.progress,
+                quota=quota,
+                checkpoint=out.scratch / f"{split}.{rank}-of-{size}.checkpoint",
+                label=f"capture of {split}",
+            )
 
 
 def _let_go_of_other_parts(out: ArtifactWriter, runtime: Runtime) -> None:

@@ -40,7 +40,8 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
     epochs = training.steps * training.batch_size / store.n_rows
     with staged(store, sites, runtime.stage, epochs=epochs, say=runtime.progress.log) as local:
         source = RowReader(
-            local, sites[0], sites[1], training.batch_size, seed=training.seed, verify=runtime.verify_reads
+            local, sites[0], sites[1], training.batch_size, seed=training.seed, verify=runtime.verify_reads,
+            device=runtime.device,
         )  # fmt: skip
         n_documents = inputs["corpus"].read_json("corpus.json")["n_train_documents"]
         findings, mixing = of_store(local, source, n_documents, architecture, training, runtime.progress)
@@ -86,7 +87,15 @@ def share(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: Artifact
     train(
         DictionaryConfig.model_validate(spec["architecture"]),
         training,
-        RowReader(store, site_in, site_out, training.batch_size, seed=training.seed, verify=runtime.verify_reads),
+        RowReader(
+            store,
+            site_in,
+            site_out,
+            training.batch_size,
+            seed=training.seed,
+            verify=runtime.verify_reads,
+            device=runtime.device,
+        ),
         site_in=str(site_in),
         site_out=str(site_out),
         checkpoint=out.scratch / CHECKPOINT,

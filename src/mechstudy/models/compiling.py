@@ -1,0 +1,70 @@
+"""torch.compile for captures: what lies between a model's sites, so that hooks stay where they are."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from mechstudy.core.errors import MechstudyError
+from mechstudy.models.language_model import LanguageModel
+from mechstudy.models.replacing import replace_forward
+from mechstudy.models.sites import Site
+
+
+@contextmanager
+def compiled(model: LanguageModel, sites: Sequence[Site], setting: str, say: Callable[[str], None]) -> Iterator[None]:
+    """The model's attention, MLPs and norms compiled inside the block, each for itself.
+
+    Sites are inputs and outputs of these, and hooks on them are called around what is compiled. ``mlp_act`` lies inside
+    of an MLP: then MLPs stay as they are. The first batch takes longer, for compiling. Sums inside products may be
+    formed in another order, so rows agree within rounding.
+
+    Args:
+        setting: ``off``; ``on``: on CUDA, and elsewhere ``say`` is told why not; ``force``: anywhere.
+
+    Raises:
+        MechstudyError: forced where there is no compiler.
+    """
+    why_not = _why_not(model, setting)
+    if why_not is not None and setting == "force":
+        raise MechstudyError(f"compute.compile: {why_not}", fix="compile: off, or install a C++ compiler (g++)")
+    if why_not is not None and setting == "on":
+        say(f"not compiled: {why_not}")
+    if why_not is not None or setting == "off":
+        yield
+        return
+    parts = list(_parts(model, inside_mlp=any(site.kind == "mlp_act" for site in sites)))
+    with ExitStack() as stack:
+        for module in parts:
+            replace_forward(stack, module, torch.compile(module.forward))
+        say(f"{len(parts)} parts of the model are compiled: the first batch takes longer")
+        yield
+
+
+def _parts(model: LanguageModel, *, inside_mlp: bool) -> Iterator[nn.Module]:
+    seen: set[int] = set()
+    for block in model.blocks:
+        mlp = None if inside_mlp else block.mlp
+        candidates: tuple[Any, ...] = (
+            block.norm_attn, block.attn, block.norm_attn_post, block.norm_mlp, mlp, block.norm_mlp_post,
+        )  # fmt: skip
+        for module in candidates:
+            if module is not None and id(module) not in seen:
+                seen.add(id(module))
+                yield module
+
+
+def _why_not(model: LanguageModel, setting: str) -> str | None:
+    if setting == "off":
+        return None
+    if model.device.type == "cuda":
+        new_enough = torch.cuda.get_device_capability(model.device) >= (7, 0)
+        return None if new_enough else "the GPU is older than Triton needs"
+    if setting == "on":
+        return f"compute.compile: on is for CUDA, and the model is on {model.device.type} (force: anywhere)"
+    return None if any(map(shutil.which, ("g++", "c++", "clang++"))) else "there is no C++ compiler on the PATH"

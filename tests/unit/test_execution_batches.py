@@ -88,3 +88,19 @@ def test_batches_of_one_unit_begin_with_what_fitted_the_last():
         assert learned.tokens == 32
     assert tried == [16, 8, 4, 4, 2]
     assert current().tokens is None
+
+
+def test_a_studys_levers_reach_its_units_and_change_no_id(tmp_path):
+    from mechstudy.execution.jobs import runtime_of
+    from mechstudy.execution.opened import open_study
+    from tests.unit.tiny_study import write_study
+
+    file = write_study(tmp_path)
+    levers = {"checkpointing": "off", "tf32": True, "compile": "force", "stripe": 4}
+    plain = open_study(file, out=tmp_path / "run")
+    pulled = open_study(file, [f"compute.{name}={value}" for name, value in levers.items()], out=tmp_path / "run")
+    assert pulled.units == plain.units
+    runtime = runtime_of(Options.from_json(pulled.options.as_json()), "cpu", 1, NullProgress(), {})  # as ranks get it
+    assert {name: getattr(runtime, name) for name in levers} == levers
+    assert plain.options.checkpointing == plain.options.stripe == "auto"
+    assert plain.options.compile == "off" and plain.options.tf32 is False

@@ -48,6 +48,8 @@ def test_interventions_rerun_interventions_and_report_alone():
 def test_how_it_runs_changes_no_id():
     how = ("compute.threads=1", "compute.batch_tokens=64", "storage.quota=50GB", "compute.stage=off")
     assert changed(ids(), ids(*how)) == set()
+    levers = ("compute.checkpointing=on", "compute.tf32=true", "compute.compile=on", "compute.stripe=8")
+    assert changed(ids(), ids(*levers)) == set()
     assert changed(ids(), ids("storage.activations=keep")) == set()
     assert changed(ids(), ids("storage.retain={capture: keep, corpus: keep}")) == set()
 

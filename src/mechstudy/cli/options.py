@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -80,16 +81,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED, TERMINATED = 130, 143
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, as batch systems send it before they kill."""
-
-
 def guarded(command: F) -> F:
-    """A user's mistake is printed without a traceback and exits with 2; an interruption exits with 130."""
+    """A user's mistake is printed without a traceback and exits with 2, an interruption with 130, SIGTERM with 143.
+
+    What was stopped at a safe point is said, unit by unit.
+    """
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
         from mechstudy.core.errors import MechstudyError
+        from mechstudy.core.stopping import Interrupted, Terminated
 
         try:
             with _terminable():
@@ -99,12 +100,13 @@ def guarded(command: F) -> F:
                 raise
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
+        except Interrupted as stop:
+            for name, saved in stop.saved.items():
+                print(f"{name}: stopped, {saved} saved", file=sys.stderr)
+            _say_how_to_go_on()
+            raise SystemExit(128 + stop.number) from None
         except KeyboardInterrupt as interruption:
-            again = " ".join(["mechstudy", *sys.argv[1:]])
-            print(
-                "\nstopped; what is finished is kept, what was begun is resumed by the same command:", file=sys.stderr
-            )
-            print(f"  {again}", file=sys.stderr)
+            _say_how_to_go_on()
             raise SystemExit(TERMINATED if isinstance(interruption, Terminated) else INTERRUPTED) from None
         except BrokenPipeError:  # the reader of our output has gone, as with `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -113,9 +115,16 @@ def guarded(command: F) -> F:
     return run  # type: ignore[return-value]  # same signature
 
 
+def _say_how_to_go_on() -> None:
+    again = shlex.join(["mechstudy", *sys.argv[1:]])
+    print("\nstopped; what is finished is kept, what was begun is resumed by the same command:", file=sys.stderr)
+    print(f"  {again}", file=sys.stderr)
+
+
 @contextmanager
 def _terminable() -> Iterator[None]:
     """SIGTERM inside stops as cleanly as Ctrl-C."""
+    from mechstudy.core.stopping import Terminated
 
     def stop(*_: object) -> None:
         raise Terminated

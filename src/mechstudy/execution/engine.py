@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mechstudy.core import stopping
 from mechstudy.core.artifacts import Artifact
 from mechstudy.core.disk import disk_errors, is_full_disk
 from mechstudy.core.errors import MechstudyError
@@ -22,6 +23,7 @@ from mechstudy.execution.folder import ProgressFile, RunFolder
 from mechstudy.execution.graph import Evaluation, Graph, Node
 from mechstudy.execution.jobs import LOG, Job, Options, Outcome
 from mechstudy.execution.pool import Here, Pool, Workers, WorkersDied
+from mechstudy.execution.saved import saved
 from mechstudy.phases.unit import Unit
 
 _SET_ASIDE = ".replaced"
@@ -100,13 +102,16 @@ class Run:
         """Runs what has to run for the targets (default: all units), alone in this folder.
 
         ``force`` names units that run although their artifact is there. One unit's failure leaves the others
-        running; a full disk stops the run. An interruption passes through, with nothing lost. ``before`` and
-        ``after`` (with the result) are called while the folder is locked.
+        running; a full disk stops the run. ``before`` and ``after`` (with the result) are called while the folder is
+        locked. Ctrl-C or SIGTERM stops units at their next safe point, with what they have on disk; a second one
+        ends them at once, with their last checkpoints.
 
         Raises:
+            Interrupted: it was asked to stop, and did.
+            KeyboardInterrupt: it was asked twice.
             MechstudyError: a target that is no unit, or another process runs in this folder.
         """
-        with self.folder.lock():
+        with self.folder.lock(), stopping.polite():
             if before is not None:
                 before()
             result = _Session(self, self.evaluate(targets, force)).run()
@@ -151,6 +156,9 @@ class _Session:
                 except WorkersDied as death:
                     pool = self._replace(pool, death)
             state = "failed" if self.failures else "finished"
+        except stopping.Stopped as stop:
+            kept = {name: self._saved(job) for name, job in self.running.items()}
+            raise stopping.Interrupted(str(stop), kept) from stop
         finally:
             if pool is not None:
                 pool.stop()
@@ -192,6 +200,10 @@ class _Session:
     def _start_ready(self, pool: Pool) -> None:
         """Settles what cannot run any more and hands in what can, in order, until the pool is full."""
         for name in list(self.waiting):
+            if stopping.requested():
+                if not self.running:
+                    stopping.stop_if_requested()
+                return
             if self.fatal or len(self.running) >= pool.width:
                 return
             if any(source in self.waiting or source in self.running for source in self.graph.upstream(name)):
@@ -247,6 +259,9 @@ class _Session:
         if any(failure.name == name for failure in self.failures):
             return "failed"
         return "could not run" if name in self.reasons else "is not there"
+
+    def _saved(self, job: Job) -> str:
+        return str(saved(self.folder.store.partial(job.unit.phase, job.unit.name, job.id)))
 
     def _folder_of(self, job: Job) -> str:
         return self.folder.relative(self.folder.store.folder(job.unit.phase, job.unit.name, job.id))

@@ -12,6 +12,7 @@ from typing import IO, Any, Literal, cast
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import json_bytes
 from mechstudy.core.manifest import MANIFEST
+from mechstudy.execution.batches import BATCHES
 from mechstudy.execution.folder import ARTIFACTS, STUDY, SUMMARY
 from mechstudy.execution.monitor.beside import PROFILE
 from mechstudy.usage.record import SUFFIX as USAGE
@@ -22,7 +23,10 @@ RESOLVED = "resolved.json"
 SCHEMA = 2  # 1 had nothing that lies beside artifacts
 READABLE = (1, SCHEMA)
 TOP = (STUDY, REQUIREMENTS, RESOLVED, SUMMARY)  # beside the artifacts and the files a study reads
-OURS = (ARTIFACTS, "report", "slurm", "units", "locks", "lock", "log.txt", "progress.json", PROFILE, CONTENTS, *TOP)
+OURS = (
+    ARTIFACTS, "report", "slurm", "units", "locks", "lock", "log.txt", "progress.json", BATCHES, PROFILE,
+    CONTENTS, *TOP,
+)  # fmt: skip
 
 Compression = Literal["none", "gzip", "zstd"]
 SUFFIX: Mapping[str, str] = {"none": ".tar", "gzip": ".tar.gz", "zstd": ".tar.zst"}

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from mechstudy.circuits import attribute as attribution
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.core.progress import NullProgress
+from mechstudy.core.runtime import Runtime
+from mechstudy.execution.jobs import Job, Options
+from mechstudy.execution.ranks.leader import Leader
+from mechstudy.execution.ranks.progress import LeaderProgress
+from mechstudy.execution.ranks.task import Task
 from mechstudy.interventions import edges, runner
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.edges import LOGIT, EdgeCheck, EdgeInstance, measure_edges
@@ -18,6 +26,7 @@ from mechstudy.interventions.runner import run_interventions
 from mechstudy.interventions.samples import Plan, Suite, Variant
 from mechstudy.models.batches import captured
 from mechstudy.models.sites import Site
+from mechstudy.phases import intervene
 from tests.tiny import tiny_model
 from tests.unit.interventions_world import pairs, transcoders
 
@@ -107,3 +116,20 @@ def test_activations_of_prompts_are_taken_fewer_at_a_time(monkeypatch):
     parts = NamedActivations(model, transcoders(model), prompts).means(2, "subject")
     assert max(tried) > 1
     torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
+
+
+def test_samples_keep_the_order_of_the_process_that_began(tmp_path):
+    out = SimpleNamespace(scratch=tmp_path)
+    assert intervene._cut(out, Runtime(batch_tokens=4096)) == 4096
+    assert intervene._cut(out, Runtime(batch_tokens=64)) == 4096  # after a restart with less, and in a later run
+
+
+def test_helping_processes_cut_batches_as_the_leader_does_after_a_restart(tmp_path):
+    from tests.unit.toy_units import unit
+
+    a = unit("capture[mine]", entry="digest")
+    job = Job(replace(a, entry="mechstudy.phases.capture:run_corpus"), "0" * 64, {}, tmp_path, tmp_path, Options())
+    leader = Leader(job, 2, 1, "cpu", LeaderProgress(tmp_path, phase="capture", unit=a.name), {}, tmp_path)
+    leader.use_batch(1024)
+    task = Task.of(leader._job, 1, 2, 1, {}, None)
+    assert Options.from_json(task.options).batch_tokens == 1024

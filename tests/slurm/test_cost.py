@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 
 import pytest
 
@@ -11,7 +12,7 @@ from tests.slurm.study import ONE_BEHAVIOUR
 
 pytestmark = pytest.mark.slurm
 
-FIELDS = ("JobID", "State", "ElapsedRaw", "CPUTimeRAW", "TotalCPU", "Start")
+FIELDS = ("JobID", "State", "ElapsedRaw", "CPUTimeRAW", "TotalCPU", "Start", "Eligible")
 
 
 def sacct(submitted: Submitted) -> dict[tuple[str, str], dict[str, str]]:
@@ -53,7 +54,9 @@ def test_cost_agrees_with_sacct_about_jobs_put_back_cancelled_and_done(submitted
         assert (mine["state"], mine["seconds"]) == (row["State"].split()[0], float(row["ElapsedRaw"]))
         assert mine["cpu_seconds_held"] == float(row["CPUTimeRAW"])
 
+    waits = [datetime.fromisoformat(row["Start"]) - datetime.fromisoformat(row["Eligible"]) for row in ran.values()]
     total = cost["total"]["jobs"]
+    assert total["waited_seconds"] == sum(max(0.0, wait.total_seconds()) for wait in waits)
     assert total["jobs"] == len(ran) and total["requeued"] == states.count("REQUEUED")
     assert total["seconds"] == sum(int(row["ElapsedRaw"]) for row in ran.values())
     assert total["cpu_seconds"] == sum(int(row["CPUTimeRAW"]) for row in ran.values())

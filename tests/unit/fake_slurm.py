@@ -153,8 +153,22 @@ def sacct(state: dict, words: list[str]) -> int:
         for index, task in state["jobs"].get(id, {"tasks": {}})["tasks"].items():
             code = {"TIMEOUT": "0:15", "COMPLETED": "0:0"}.get(task["state"], f"{task.get('code', 1)}:0")
             times = ["60", "120", "01:30.5", "billing=2,cpu=2,gres/gpu=1,mem=4G,node=1", "", "2030-01-01T00:00:00"]
-            print("|".join([f"{id}_{index}", task["state"], code, *times, "2030-01-01T00:01:00", "node1"]))
-            print("|".join([f"{id}_{index}.batch", task["state"], code, *times[:4], "2048K", *times[5:], "", "node1"]))
+            print(
+                "|".join(
+                    [
+                        f"{id}_{index}",
+                        task["state"],
+                        code,
+                        *times,
+                        "2030-01-01T00:01:00",
+                        "node1",
+                        "2029-12-31T23:58:30",
+                    ]
+                )
+            )
+            print(
+                "|".join([f"{id}_{index}.batch", task["state"], code, *times[:4], "2048K", *times[5:], "", "node1", ""])
+            )
     return 0
 
 

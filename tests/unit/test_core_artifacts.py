@@ -211,7 +211,7 @@ def _full(*_args, **_kwargs):
 
 
 @pytest.mark.parametrize(
-    "place", ["mechstudy.core.artifacts.fsync_file", "mechstudy.core.disk.fsync_file", "pathlib.Path.mkdir"]
+    "place", ["mechstudy.core.artifact_writer.fsync_file", "mechstudy.core.disk.fsync_file", "pathlib.Path.mkdir"]
 )
 def test_a_full_disk_names_the_folder_and_the_bytes_free_and_nothing_looks_complete(store, monkeypatch, place):
     writer = begin(store)

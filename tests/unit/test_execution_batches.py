@@ -11,8 +11,9 @@ from mechstudy.core.jsonio import read_json
 from mechstudy.core.progress import NullProgress
 from mechstudy.core.runtime import oom_backoff
 from mechstudy.execution import batches
-from mechstudy.execution.engine import Run, RunResult
+from mechstudy.execution.engine import Run
 from mechstudy.execution.jobs import Options
+from mechstudy.execution.results import RunResult
 from mechstudy.phases.unit import Unit
 from tests.unit.toy_units import sums, unit
 

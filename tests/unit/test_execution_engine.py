@@ -14,8 +14,9 @@ import pytest
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
 from mechstudy.core.progress import NullProgress
-from mechstudy.execution.engine import Run, RunResult
+from mechstudy.execution.engine import Run
 from mechstudy.execution.jobs import Options
+from mechstudy.execution.results import RunResult
 from mechstudy.phases.unit import Unit
 from tests.unit.toy_units import calls, chain, sums, unit
 

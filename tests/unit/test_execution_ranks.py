@@ -16,10 +16,11 @@ from mechstudy.core import stopping
 from mechstudy.core.jsonio import read_json
 from mechstudy.core.progress import NullProgress
 from mechstudy.core.stopping import Stopped
-from mechstudy.execution.engine import Run, RunResult
+from mechstudy.execution.engine import Run
 from mechstudy.execution.jobs import Options
 from mechstudy.execution.ranks import task
 from mechstudy.execution.ranks.leader import n_ranks, world_size
+from mechstudy.execution.results import RunResult
 from tests.unit.toy_ranks import ENTRY, SHARE, items
 from tests.unit.toy_units import sums, unit
 

@@ -16,8 +16,8 @@ import pytest
 
 from mechstudy.core.jsonio import read_json
 from mechstudy.core.progress import NullProgress
-from mechstudy.execution.engine import RunResult
 from mechstudy.execution.opened import execute, open_study
+from mechstudy.execution.results import RunResult
 from tests.unit.tiny_study import write_study
 
 pytestmark = pytest.mark.slow

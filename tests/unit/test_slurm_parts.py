@@ -254,8 +254,9 @@ def test_accounting_has_every_run_with_its_peak_memory(cluster, monkeypatch):
     assert rows is not None
     expected = Accounted(
         "101_0", "TIMEOUT", 0, 15, 60.0, 120.0, 90.5, 2, 1, 4 << 30, 2048 << 10, "2030-01-01T00:00:00",
-        "2030-01-01T00:01:00", "node1",
+        "2030-01-01T00:01:00", "node1", "2029-12-31T23:58:30",
     )  # fmt: skip
+    assert rows[0].waited == 90.0
     assert rows[0] == expected and [row.job for row in rows] == ["101_0", "101_1"]
     cluster.behave(sacct="Slurm accounting storage is disabled")
     assert accounting(["101"]) is None

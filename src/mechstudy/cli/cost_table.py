@@ -52,7 +52,18 @@ def _cells(phase: PhaseCost) -> list[str]:
 def _jobs(cost: Cost) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("phase")
-    for name in ("jobs", "requeued", "failed", "wall", "of it lost", "GPU-hours", "CPU-hours", "CPU used", "memory"):
+    for name in (
+        "jobs",
+        "requeued",
+        "failed",
+        "queue",
+        "wall",
+        "of it lost",
+        "GPU-hours",
+        "CPU-hours",
+        "CPU used",
+        "memory",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     for phase in [*cost.phases, cost.total]:
         jobs = phase.jobs
@@ -60,8 +71,8 @@ def _jobs(cost: Cost) -> Table:
             continue
         used = jobs.cpu_seconds_used / jobs.cpu_seconds if jobs.cpu_seconds else 0.0
         table.add_row(
-            phase.phase, str(jobs.jobs), str(jobs.requeued), str(jobs.failed), duration(jobs.seconds),
-            duration(jobs.lost_seconds), f"{jobs.gpu_seconds / 3600:.3g}", f"{jobs.cpu_seconds / 3600:.3g}",
+            phase.phase, str(jobs.jobs), str(jobs.requeued), str(jobs.failed), duration(jobs.waited_seconds),
+            duration(jobs.seconds), duration(jobs.lost_seconds), f"{jobs.gpu_seconds / 3600:.3g}", f"{jobs.cpu_seconds / 3600:.3g}",
             f"{used:.0%}", human(jobs.peak_rss_bytes),
         )  # fmt: skip
     return table

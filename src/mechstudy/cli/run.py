@@ -10,9 +10,9 @@ from typing import Any
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
-from mechstudy.execution.engine import RunResult
 from mechstudy.execution.monitor.beside import PROFILE
 from mechstudy.execution.opened import OpenedStudy, execute, log_file, open_study
+from mechstudy.execution.results import RunResult
 
 Records = tuple[bool, bool]  # of --profile, --memory-snapshot
 

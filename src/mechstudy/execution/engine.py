@@ -7,63 +7,23 @@ more. The files on disk are the only state: running again goes on where the last
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from mechstudy.core import stopping
-from mechstudy.core.artifacts import Artifact
-from mechstudy.core.disk import disk_errors, is_full_disk
+from mechstudy.core.disk import is_full_disk
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.memory import available_memory_bytes
 from mechstudy.core.progress import Progress, duration
+from mechstudy.execution.aside import Aside
 from mechstudy.execution.folder import ProgressFile, RunFolder
 from mechstudy.execution.graph import Evaluation, Graph, Node
 from mechstudy.execution.jobs import LOG, Job, Options, Outcome
 from mechstudy.execution.pool import Here, Pool, Workers, WorkersDied
+from mechstudy.execution.results import RunResult, UnitResult
 from mechstudy.execution.saved import saved
 from mechstudy.phases.unit import Unit
-
-_SET_ASIDE = ".replaced"
-
-
-@dataclass(frozen=True)
-class UnitResult:
-    """A unit after a run. ``status``: done, failed, stopped (a gate) or pending; ``ran``: in this run."""
-
-    name: str
-    phase: str
-    status: str
-    ran: bool = False
-    seconds: float | None = None
-    reason: str | None = None
-    artifact: Artifact | None = None
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run did: every unit of the study, the errors in full, and the wall time."""
-
-    units: list[UnitResult]
-    failures: list[Outcome]
-    seconds: float
-
-    @property
-    def exit_code(self) -> int:
-        """0, or 2 where a unit failed for the user to mend, or 1 where one crashed."""
-        if any(failure.crash for failure in self.failures):
-            return 1
-        return 2 if self.failures else 0
-
-    @property
-    def ran(self) -> list[str]:
-        """Names of the units that ran to their end in this run."""
-        return [unit.name for unit in self.units if unit.ran and unit.status == "done"]
-
-    def unit(self, name: str) -> UnitResult:
-        return next(unit for unit in self.units if unit.name == name)
 
 
 class Run:
@@ -135,7 +95,7 @@ class _Session:
         self.ran: dict[str, Outcome] = {}
         self.failures: list[Outcome] = []
         self.reasons: dict[str, str] = {}
-        self.aside: dict[str, Path] = {}
+        self.aside = Aside()
         self.file = ProgressFile(run.folder)
         self.began = time.monotonic()
         self.fatal = False
@@ -162,7 +122,7 @@ class _Session:
         finally:
             if pool is not None:
                 pool.stop()
-            self._restore_aside()
+            self.aside.restore()
             for name in self.running:
                 self.file.set(name, "pending", reason="interrupted")
             self.file.write(state)
@@ -245,7 +205,7 @@ class _Session:
             return None
         assert node.id is not None, f"{name}: every input is there, so it has an id"
         if node.artifact is not None and name in self.evaluation.force:
-            self._set_aside(name, node.artifact)
+            self.aside.put(name, node.artifact)
         elif node.artifact is not None and not (node.artifact.is_discarded and self._payload_needed(name)):
             self._note(name, node)
             return None
@@ -274,7 +234,7 @@ class _Session:
         if outcome.failed:
             self._fail(outcome)
         else:
-            self._drop_aside(name)
+            self.aside.drop(name)
             node = self.evaluation.refresh(name)
             assert node.artifact is not None, f"{name} ended well and has no artifact"
             self.ran[name] = outcome
@@ -332,27 +292,6 @@ class _Session:
         if width:
             self.progress.log(f"going on with {width} at a time")
         return Workers(max(1, width), self.options.unit_threads)
-
-    # ----------------------------------------------------------- forced units
-
-    def _set_aside(self, name: str, artifact: Artifact) -> None:
-        """Moves an artifact that is made anew out of the way; it comes back if the new one fails."""
-        aside = artifact.path.with_name(artifact.path.name + _SET_ASIDE)
-        with disk_errors(artifact.path):
-            shutil.rmtree(aside, ignore_errors=True)
-            artifact.path.rename(aside)
-        self.aside[name] = artifact.path
-
-    def _drop_aside(self, name: str) -> None:
-        if (path := self.aside.pop(name, None)) is not None:
-            shutil.rmtree(path.with_name(path.name + _SET_ASIDE), ignore_errors=True)
-
-    def _restore_aside(self) -> None:
-        for path in self.aside.values():
-            aside = path.with_name(path.name + _SET_ASIDE)
-            if aside.exists() and not path.exists():
-                aside.rename(path)
-        self.aside.clear()
 
     # -------------------------------------------------------------------- result
 

@@ -11,10 +11,11 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.core.manifest import MANIFEST, read_manifest
 from mechstudy.core.progress import Progress
 from mechstudy.execution.budget.disk import disk_need, disk_refusal
-from mechstudy.execution.engine import Run, RunResult
+from mechstudy.execution.engine import Run
 from mechstudy.execution.folder import ARTIFACTS
 from mechstudy.execution.jobs import LOG, Options
 from mechstudy.execution.model_files import NOT_FETCHED, config_of, config_without_fetching, local_folder
+from mechstudy.execution.results import RunResult
 from mechstudy.execution.source_choice import Choice, choose_source, record, with_source
 from mechstudy.models.shapes import ModelShapes, shapes_of
 from mechstudy.models.sources import resolve_source

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mechstudy.core.jsonio import write_json_atomic
-from mechstudy.execution.engine import RunResult
 from mechstudy.execution.folder import SUMMARY, RunFolder
 from mechstudy.execution.opened import OpenedStudy
+from mechstudy.execution.results import RunResult
 
 
 def write_summary(run: Path, study: Mapping[str, Any], result: RunResult) -> dict[str, Any]:

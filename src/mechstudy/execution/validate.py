@@ -26,10 +26,11 @@ from mechstudy.execution.budget.hardware import Hardware
 from mechstudy.execution.budget.machine import measure, this_machine
 from mechstudy.execution.budget.pilots import Found, pilots_of, run_pilots
 from mechstudy.execution.budget.plan import Plan, make_plan
-from mechstudy.execution.engine import Run, RunResult
+from mechstudy.execution.engine import Run
 from mechstudy.execution.folder import RunFolder
 from mechstudy.execution.jobs import resolve_device
 from mechstudy.execution.opened import OpenedStudy, open_study
+from mechstudy.execution.results import RunResult
 
 if TYPE_CHECKING:
     from mechstudy.models.language_model import LanguageModel

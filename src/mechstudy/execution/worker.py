@@ -17,10 +17,11 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.core.lock import FileLock, RunLock
 from mechstudy.core.progress import duration
 from mechstudy.core.stopping import Stopped
-from mechstudy.execution.engine import Run, RunResult, UnitResult
+from mechstudy.execution.engine import Run
 from mechstudy.execution.folder import RunFolder
 from mechstudy.execution.graph import Evaluation, Node
 from mechstudy.execution.jobs import Job, Options, Outcome, perform
+from mechstudy.execution.results import RunResult, UnitResult
 from mechstudy.execution.saved import Saved, saved
 from mechstudy.execution.slurm.frozen import Frozen
 from mechstudy.execution.slurm.unchanged import check_unchanged

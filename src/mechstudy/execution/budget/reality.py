@@ -47,6 +47,7 @@ class Attempts:
     cpu_seconds_used: float = 0.0
     peak_rss_bytes: int = 0
     lost_seconds: float = 0.0  # of jobs that did not end well
+    waited_seconds: float = 0.0  # in the queue, each job by itself
 
     def __add__(self, other: Attempts) -> Attempts:
         return Attempts(
@@ -59,6 +60,7 @@ class Attempts:
             self.cpu_seconds_used + other.cpu_seconds_used,
             max(self.peak_rss_bytes, other.peak_rss_bytes),
             self.lost_seconds + other.lost_seconds,
+            self.waited_seconds + other.waited_seconds,
         )
 
 
@@ -112,6 +114,7 @@ def _attempt(run: Accounted) -> Attempts:
         run.cpu_seconds_used,
         run.peak_rss_bytes or 0,
         0.0 if well or run.state in _GOES_ON else run.seconds,
+        run.waited,
     )
 
 

@@ -6,14 +6,16 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from mechstudy.execution.slurm.commands import SlurmError, call
 
 _FORMAT = "%F|%K|%T|%r|%N|%M|%l|%S|%E|%k"
 _ACCOUNTING = (
     "JobID", "State", "ExitCode", "ElapsedRaw", "CPUTimeRAW", "TotalCPU", "AllocTRES", "MaxRSS", "Start", "End",
-    "NodeList",
+    "NodeList", "Eligible",
 )  # fmt: skip
 _UNKNOWN = re.compile(r"invalid job id", re.IGNORECASE)
 
@@ -73,7 +75,7 @@ class Accounted:
     """One run of a job by Slurm's accounting; a requeued job has one for each time it ran.
 
     ``job`` is ``12_3``; seconds of wall time and of CPU time held and used; bytes at the peak where they were measured;
-    ``start`` and ``end`` as the cluster writes them.
+    ``start``, ``end`` and ``eligible`` (when it could have begun) as the cluster writes them.
     """
 
     job: str
@@ -90,6 +92,16 @@ class Accounted:
     start: str = ""
     end: str = ""
     node: str = ""
+    eligible: str = ""
+
+    @property
+    def waited(self) -> float:
+        """Seconds in the queue after everything it depends on had ended; 0 where the cluster does not say."""
+        with suppress(ValueError):  # "Unknown", "None"
+            return max(
+                0.0, (datetime.fromisoformat(self.start) - datetime.fromisoformat(self.eligible)).total_seconds()
+            )
+        return 0.0
 
 
 def accounting(jobs: Iterable[str]) -> list[Accounted] | None:
@@ -145,6 +157,7 @@ def _job(id: str, row: dict[str, str]) -> Accounted:
         row["Start"],
         row["End"],
         row["NodeList"],
+        row["Eligible"],
     )
 
 

@@ -72,8 +72,8 @@ def _jobs(cost: Cost) -> Table:
         used = jobs.cpu_seconds_used / jobs.cpu_seconds if jobs.cpu_seconds else 0.0
         table.add_row(
             phase.phase, str(jobs.jobs), str(jobs.requeued), str(jobs.failed), duration(jobs.waited_seconds),
-            duration(jobs.seconds), duration(jobs.lost_seconds), f"{jobs.gpu_seconds / 3600:.3g}", f"{jobs.cpu_seconds / 3600:.3g}",
-            f"{used:.0%}", human(jobs.peak_rss_bytes),
+            duration(jobs.seconds), duration(jobs.lost_seconds), f"{jobs.gpu_seconds / 3600:.3g}",
+            f"{jobs.cpu_seconds / 3600:.3g}", f"{used:.0%}", human(jobs.peak_rss_bytes),
         )  # fmt: skip
     return table
 

@@ -74,7 +74,9 @@ def test_usr1_reaches_the_batch_shell_before_the_limit(cluster, tmp_path):
 
 
 def test_gpus_are_handed_out_one_by_one(cluster, tmp_path):
-    job = sbatch(cluster, tmp_path, "echo $CUDA_VISIBLE_DEVICES; sleep 3", "--array=0-1", "--gres=gpu:1")
+    begun = f"cat {tmp_path}/${{SLURM_ARRAY_JOB_ID}}_*.log | wc -l"
+    meet = f"echo $CUDA_VISIBLE_DEVICES; while [ $({begun}) -lt 2 ]; do sleep .2; done"
+    job = sbatch(cluster, tmp_path, meet, "--array=0-1", "--gres=gpu:1")
     both = sbatch(cluster, tmp_path, "echo $CUDA_VISIBLE_DEVICES", "--array=0", "--gres=gpu:2")
     ended(cluster, job, both)
     assert sorted((tmp_path / f"{job}_{i}.log").read_text().strip() for i in range(2)) == ["0", "1"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -27,14 +29,16 @@ def sacct(submitted: Submitted) -> dict[tuple[str, str], dict[str, str]]:
 
 
 def test_cost_agrees_with_sacct_about_jobs_put_back_cancelled_and_done(submitted: Submitted) -> None:
-    submitted.mechstudy("submit", "--set", ONE_BEHAVIOUR, "--set", "dictionaries.layers=1")
+    # Five idle seconds in each, so that no job, on however fast a machine, ends before it is put back.
+    slow = f"compute.slurm.activate=sleep 5; export PATH={Path(sys.executable).parent}:$PATH"
+    submitted.mechstudy("submit", "--set", ONE_BEHAVIOUR, "--set", "dictionaries.layers=1", "--set", slow)
     first = next(row for row in submitted.queue() if row.name == "tiny-model")
 
     def running(name: str) -> bool:
         return any(row.name == name and row.state == "RUNNING" for row in submitted.queue())
 
     wait_until(lambda: running("tiny-model"), "the first job to run")
-    time.sleep(1.5)  # accounted in whole seconds; it takes longer, if only to import
+    time.sleep(1.5)  # accounted in whole seconds
     submitted.cluster.call("scontrol", "requeue", f"{first.job}_{first.task}")
 
     def completed() -> int:

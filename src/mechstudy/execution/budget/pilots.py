@@ -103,7 +103,9 @@ def _overrides(opened: OpenedStudy, size: str, hardware: Hardware) -> Iterator[s
     study, shapes = opened.study, opened.shapes
     d, t, i, c = study.dictionaries, study.dictionaries.training, study.interventions, study.corpus
     layers = parse_layers(d.layers, shapes.n_layers)
-    some = sorted({layers[0], layers[len(layers) // 2], layers[-1]})[:LAYERS]
+    # From the middle of each third. What a graph's row costs grows with its depth: in the last layer only the last
+    # position matters, and of the first and the last layer's features nearly all rows would be the first one's.
+    some = sorted({layers[len(layers) * (2 * i + 1) // (2 * LAYERS)] for i in range(LAYERS)})
     yield f"dictionaries.layers={list(some)}"
     yield f"dictionaries.layers_per_pass={len(some)}"
     yield "dictionaries.variants=[]"

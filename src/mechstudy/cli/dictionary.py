@@ -111,7 +111,7 @@ def compare(
         list[str],
         typer.Argument(
             metavar="A B [C ...]",
-            help="Folders, files or hf:owner/name[/folder][@revision], in any format `Dictionary.load` reads.",
+            help=r"Folders, files or hf:owner/name\[/folder]\[@revision], in any format `Dictionary.load` reads.",
         ),
     ],
     as_json: Json = False,

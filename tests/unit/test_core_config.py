@@ -346,7 +346,9 @@ OVERRIDE_REFUSALS = {
     "  model: SmolLM2-135M-Instruct has layers 0-29\n"
     "  with:  --set capture.layers.0\n  fix:   layers: 10-29",
     "capture={layers: [x]}": "--set capture: layers.0: must be an integer, not 'x'",
-    "capture.layrs=[1]": "--set capture.layrs: unknown key\n  fix:   layers",
+    "capture.layrs=[1]": "--set capture.layrs: unknown key\n  fix:   --set 'capture.layers=[1]'",
+    "captur.layers=1": "--set captur.layers: unknown key\n  fix:   --set capture.layers=1",
+    "capture={layrs: [1]}": "--set capture: layrs: unknown key\n  fix:   layers",
     "either.sites=[mlp_out]": "study.yaml:1: either.layers: is required and not given\n"
     "  with:  --set either.sites\n  fix:   add layers: ...",
     "steps=": "--set steps: must be an integer, not empty",

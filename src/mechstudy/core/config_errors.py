@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -28,6 +29,7 @@ class _Mistake:
     kind: str = ""
     needs: str = ""  # "be an integer": what a value must do, when a type says so
     given: Any = None
+    near: str | None = None  # the key that a misspelt one is taken to mean
 
 
 def describe(error: ValidationError, cls: type[BaseModel], source: YamlSource) -> MechstudyError:
@@ -36,16 +38,27 @@ def describe(error: ValidationError, cls: type[BaseModel], source: YamlSource) -
     mistakes = _without_echoes(_merged(mistakes))
     lines = source.lines
     mistakes.sort(key=lambda mistake: (lines.override(mistake.path) is None, lines.line(mistake.path) or 0))
+    mistakes[0] = _with_whole_override(mistakes[0], lines)
     first, *others = [
         lines.error(mistake.path, mistake.what, facts=mistake.facts, fix=mistake.fix) for mistake in mistakes
     ]
     for given in _overrides_below(mistakes[0], lines):
-        first.facts["with"] = f"--set {dotted(given)}"
+        if first.where != (told_at := f"--set {dotted(given)}"):
+            first.facts["with"] = told_at
     if others:
         told = [f"{other.where}: {other.what}" for other in others[:_MORE_SHOWN]]
         left = len(others) - len(told)
         first.facts["also"] = "\n".join([*told, *([f"and {left} more"] if left else [])])
     return first
+
+
+def _with_whole_override(mistake: _Mistake, lines: Lines) -> _Mistake:
+    """A misspelt key that an override brought, with the override as it should be, to be copied."""
+    path, given = lines.keys(mistake.path), lines.override(mistake.path)
+    if mistake.kind != "extra_forbidden" or not mistake.near or given is None or given[: len(path)] != path:
+        return mistake
+    meant = dotted((*path[:-1], mistake.near, *given[len(path) :]))
+    return replace(mistake, fix=f"--set {shlex.quote(f'{meant}={lines.values[given]}')}")
 
 
 def _overrides_below(mistake: _Mistake, lines: Lines) -> list[KeyPath]:
@@ -148,7 +161,7 @@ def _unknown_key(path: KeyPath, cls: type[BaseModel], data: Any) -> _Mistake:
     close = nearest(str(path[-1]), free) or nearest(str(path[-1]), valid)
     facts = {} if close else {"valid": ", ".join(valid)}
     fix = close if close else f"remove {path[-1]}"
-    return _Mistake(path, "unknown key", facts, fix, "extra_forbidden")
+    return _Mistake(path, "unknown key", facts, fix, "extra_forbidden", near=close)
 
 
 def _quoted(text: str) -> list[str]:
@@ -175,5 +188,5 @@ def _merged(mistakes: list[_Mistake]) -> list[_Mistake]:
 
 def _without_echoes(mistakes: list[_Mistake]) -> list[_Mistake]:
     """Without "a key is missing" where an unknown key beside it is that key misspelt."""
-    meant = {(*m.path[:-1], m.fix) for m in mistakes if m.kind == "extra_forbidden" and m.fix}
+    meant = {(*m.path[:-1], m.near) for m in mistakes if m.kind == "extra_forbidden" and m.near}
     return [m for m in mistakes if not (m.kind == "missing" and m.path in meant)]

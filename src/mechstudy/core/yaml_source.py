@@ -38,6 +38,7 @@ class Lines:
     file: Path
     by_path: dict[Names, int] = field(default_factory=dict)
     overrides: list[Names] = field(default_factory=list)
+    values: dict[Names, str] = field(default_factory=dict)  # of overrides, as given
 
     def keys(self, path: str | Sequence[Key]) -> Names:
         """A path as the tuple of texts it is looked up by."""
@@ -248,6 +249,7 @@ def _apply(data: dict[str, Any], override: str, lines: Lines) -> dict[str, Any]:
     except YAMLError as error:
         raise _syntax_error(error, f"--set {name}", None) from None
     lines.overrides.append(tuple(name.split(".")))
+    lines.values[tuple(name.split("."))] = text
     result: dict[str, Any] = _with(data, name.split("."), value, (), name)
     return result
 

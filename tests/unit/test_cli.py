@@ -73,7 +73,16 @@ def test_the_synthetic_bench_prints_a_row_per_architecture():
     rows = json.loads(mechstudy("bench", "synthetic", "-a", "topk", "-a", "gated", *small).stdout)
     assert [row["architecture"] for row in rows] == ["topk", "gated"]
     assert all(0 <= row["mcc"] <= 1 and 0 <= row["shrinkage"] < 5 for row in rows)
-    assert "matryoshka" in mechstudy("bench", "synthetic", "-a", "matroshka", code=2).stderr
+    refused = mechstudy("bench", "synthetic", "-a", "matroshka", code=2)
+    assert "fix:        matryoshka" in refused.stderr and refused.stdout == ""
+
+
+def test_the_synthetic_bench_names_its_contenders_in_its_help():
+    from mechstudy.cli.bench import CONTENDERS as NAMED
+    from mechstudy.dictionaries.bench import CONTENDERS
+
+    assert NAMED == tuple(CONTENDERS), "help imports nothing heavy, so it has names of its own"
+    assert ", ".join(NAMED) in flat(mechstudy("bench", "synthetic", "--help").output.replace("│", ""))
 
 
 def test_several_trainings_of_one_world_are_compared():

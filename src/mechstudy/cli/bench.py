@@ -8,6 +8,8 @@ import typer
 
 from mechstudy.cli.options import Json, guarded
 
+CONTENDERS = ("topk", "batchtopk", "matryoshka", "jumprelu", "jumprelu-tanh", "gated", "relu", "relu-tanh")
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
 
@@ -20,7 +22,8 @@ def bench() -> None:
 @guarded
 def synthetic(
     architecture: Annotated[
-        list[str] | None, typer.Option("--architecture", "-a", help="One contender; repeatable. Default: all.")
+        list[str] | None,
+        typer.Option("--architecture", "-a", help=f"One of {', '.join(CONTENDERS)}; repeatable. Default: all."),
     ] = None,
     features: Annotated[int, typer.Option(min=2, help="Features of the world.")] = 512,
     width: Annotated[int | None, typer.Option(min=1, help="Latents; default: as many as features.")] = None,
@@ -58,8 +61,9 @@ def synthetic(
         return
     out = console()
     columns = ("mcc", "f1", "uniqueness", "fvu", "l0", "dead_share", "shrinkage", "seconds")
-    out.print(f"{'architecture':<15}{'seed':>5}" + "".join(f"{name:>12}" for name in columns))
-    for row in rows:
+    for number, row in enumerate(rows):  # a mistake shows with the first of them
+        if number == 0:
+            out.print(f"{'architecture':<15}{'seed':>5}" + "".join(f"{name:>12}" for name in columns))
         values = "".join(f"{row[name]:>12.3f}" for name in columns)
         out.print(f"{row['architecture']:<15}{row['seed']:>5}{values}")
         if "stability" in row:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -23,6 +22,7 @@ from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
 from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.initialise import statistics_rows
+from mechstudy.dictionaries.paths import AnyPath
 from mechstudy.dictionaries.train import Training
 
 
@@ -55,8 +55,8 @@ class Job:
     recipe: TrainConfig
     site_in: str
     site_out: str
-    out: Path
-    checkpoint: Path | None = None
+    out: AnyPath
+    checkpoint: AnyPath | None = None
 
 
 class View:
@@ -109,7 +109,6 @@ def train_many(
     Raises:
         MechstudyError: as `train.train`; two jobs of one name; a recipe of another batch size.
     """
-    progress = progress or NullProgress()
     _check(jobs, source)
     trainings: dict[str, tuple[Training, View]] = {}
     for job in jobs:
@@ -125,7 +124,8 @@ def train_many(
     with ExitStack() as stack:
         for training, _ in trainings.values():
             stack.enter_context(training)
-        bar = stack.enter_context(progress.bar(f"train {len(jobs)}", total, "steps", done=first, stops=False))
+        label = f"{len(jobs)} dictionaries" if len(jobs) > 1 else "1 dictionary"
+        bar = stack.enter_context((progress or NullProgress()).bar(label, total, "steps", done=first, stops=False))
         batches = source.batches(first) if first < total else iter(())
         for step, rows in enumerate(batches, first):
             last = next(iter(trainings.values()))[0].stop_requested()
@@ -154,7 +154,7 @@ def _check(jobs: Sequence[Job], source: PassSource) -> None:
             )
 
 
-def _begin(trainings: Mapping[str, tuple[Training, View]], source: PassSource, progress: Progress) -> None:
+def _begin(trainings: Mapping[str, tuple[Training, View]], source: PassSource, progress: Progress | None) -> None:
     """Start or resume every training; the first batches, for their statistics, are read once for all."""
     rows = max(
         statistics_rows(view.d_in, with_skip=training.cfg.kind == "skip_transcoder")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mechstudy.cli.cost_table import show_cost
 from mechstudy.core.progress import NullProgress
 from mechstudy.execution.budget import cost as costs
 from mechstudy.execution.budget.cost import cost_of
@@ -137,12 +138,23 @@ def test_a_cost_is_plain_json(tmp_path):
 
 
 def test_the_command_prints_a_table(tmp_path, capsys):
-    from mechstudy.cli.cost_table import show_cost
-
     run = run_of(tmp_path, rows1=999)
     run.execute()
     show_cost(cost_of(run, HARDWARE), tmp_path)
     told = capsys.readouterr().out
     assert "1 of 2 files of static shape have exactly the planned bytes" in told
     assert "capture[1]/rows.bin: planned 999, is 1000" in told
-    assert max(map(len, told.splitlines()[:8])) <= 100
+
+
+@pytest.mark.parametrize(("columns", "tables"), [(70, 4), (80, 4), (140, 2)])
+def test_every_width_shows_every_phase_and_number(tmp_path, capsys, monkeypatch, columns, tables):
+    run = run_of(tmp_path)
+    run.execute()
+    rows = [accounted("7_0", "COMPLETED", 86399)]
+    monkeypatch.setattr(costs, "accounted_jobs", lambda folder: ({"7_0": "capture[0]"}, rows))
+    monkeypatch.setenv("COLUMNS", str(columns))
+    show_cost(cost_of(run, HARDWARE), tmp_path)
+    told = capsys.readouterr().out.partition("planned: for")[0]
+    assert told.count("\n phase ") == told.count("\n capture ") == told.count("\n total ") == tables
+    assert "…" not in told
+    assert max(map(len, told.splitlines())) <= columns

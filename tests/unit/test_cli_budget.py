@@ -43,6 +43,14 @@ def test_a_plan_for_a_gpu_fits_100_columns_and_has_hours_memory_and_disk(tmp_pat
         assert (text in out.replace("\n", "")) == (text != "…"), text
 
 
+@pytest.mark.parametrize("hardware", ["h100", "this machine"])
+def test_in_80_columns_no_table_of_a_plan_is_cut(tmp_path, in_process, monkeypatch, hardware):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = in_process("plan", STUDY, "--hardware", hardware, "--out", str(tmp_path))
+    assert "…" not in out and max(map(len, out.partition("run:")[0].splitlines())) <= 80
+    assert out.count("intervene  ") == out.count("phase  ") == (3 if hardware == "h100" else 2)
+
+
 def test_a_study_names_its_hardware_and_its_site_s_prices(tmp_path, in_process):
     sets = ["compute.hardware=h100", "compute.su_per_gpu_hour=3", "compute.price_per_su=0.5"]
     words = [word for each in sets for word in ("--set", each)]

@@ -1,80 +1,90 @@
-"""What was planned and what was spent, as a table of 100 columns."""
+"""What was planned and what was spent, as tables; of a narrow terminal each table is two."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mechstudy.cli.plan_table import WIDTH
-from mechstudy.cli.show import console
+from mechstudy.cli.show import console, fits
 from mechstudy.core.progress import duration
 from mechstudy.core.sizes import human
 from mechstudy.execution.budget.cost import Cost, PhaseCost
+from mechstudy.execution.budget.reality import Attempts
+
+Columns = Sequence[tuple[str, Callable[[PhaseCost], str]]]
 
 
 def show_cost(cost: Cost, folder: Path) -> None:
     """Per phase: time, memory and bytes, planned and spent; then what Slurm says, and what differs."""
-    out = console(WIDTH)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("phase")
-    for name in ("done", "time planned", "spent", "", "memory planned", "spent", "", "disk planned", "spent"):
-        table.add_column(name, justify="right", no_wrap=len(name) < 6)
-    for phase in [*cost.phases, cost.total]:
-        if phase is cost.total:
-            table.add_section()
-        table.add_row(*_cells(phase))
-    out.print(table)
+    out = console()
+    phases = [*cost.phases, cost.total]
+    if cost.total.done:
+        _print(out, phases, [_TIME, _ROOM])
     if cost.accounted:
-        out.print(_jobs(cost))
+        _print(out, [phase for phase in phases if phase.jobs is not None and phase.jobs.jobs], [_JOBS, _USED])
     for line in _lines(cost, folder):
-        out.print(Text(line))
+        out.print(Text(line), soft_wrap=True)
 
 
-def _cells(phase: PhaseCost) -> list[str]:
-    time, memory = phase.time_ratio, phase.memory_ratio
-    return [
-        phase.phase,
-        f"{phase.done}/{phase.units}",
-        duration(phase.planned_seconds) if phase.done else "-",
-        duration(phase.seconds) if phase.done else "-",
-        _ratio(time),
-        human(phase.planned_peak_bytes) if phase.done else "-",
-        human(phase.peak_bytes) if phase.peak_bytes else "-",
-        _ratio(memory),
-        human(phase.planned_bytes) if phase.done else "-",
-        human(phase.bytes_published) if phase.done else "-",
-    ]
+def _of_done(text: Callable[[PhaseCost], str]) -> Callable[[PhaseCost], str]:
+    """Of phases of which something is done."""
+    return lambda phase: text(phase) if phase.done else "-"
 
 
-def _jobs(cost: Cost) -> Table:
+def _of_jobs(text: Callable[[Attempts], str]) -> Callable[[PhaseCost], str]:
+    return lambda phase: text(phase.jobs or Attempts())
+
+
+_TIME: Columns = (
+    ("done", lambda p: f"{p.done}/{p.units}"),
+    ("time\nplanned", _of_done(lambda p: duration(p.planned_seconds))),
+    ("time\nspent", _of_done(lambda p: duration(p.seconds))),
+    ("", lambda p: _ratio(p.time_ratio)),
+)
+_ROOM: Columns = (
+    ("memory\nplanned", _of_done(lambda p: human(p.planned_peak_bytes))),
+    ("memory\nspent", lambda p: human(p.peak_bytes) if p.peak_bytes else "-"),
+    ("", lambda p: _ratio(p.memory_ratio)),
+    ("disk\nplanned", _of_done(lambda p: human(p.planned_bytes))),
+    ("disk\nspent", _of_done(lambda p: human(p.bytes_published))),
+)
+_JOBS: Columns = (
+    ("jobs", _of_jobs(lambda j: str(j.jobs))),
+    ("requeued", _of_jobs(lambda j: str(j.requeued))),
+    ("failed", _of_jobs(lambda j: str(j.failed))),
+    ("queue", _of_jobs(lambda j: duration(j.waited_seconds))),
+    ("wall", _of_jobs(lambda j: duration(j.seconds))),
+    ("of it\nlost", _of_jobs(lambda j: duration(j.lost_seconds))),
+)
+_USED: Columns = (
+    ("GPU-\nhours", _of_jobs(lambda j: f"{j.gpu_seconds / 3600:.3g}")),
+    ("CPU-\nhours", _of_jobs(lambda j: f"{j.cpu_seconds / 3600:.3g}")),
+    ("CPU\nused", _of_jobs(lambda j: f"{j.cpu_seconds_used / j.cpu_seconds if j.cpu_seconds else 0.0:.0%}")),
+    ("memory", _of_jobs(lambda j: human(j.peak_rss_bytes))),
+)
+
+
+def _print(out: Console, phases: Sequence[PhaseCost], parts: Sequence[Columns]) -> None:
+    """All columns in one table where they fit, else a table for each part."""
+    whole = _table(phases, [column for part in parts for column in part])
+    for table in [whole] if fits(out, whole) else [_table(phases, part) for part in parts]:
+        out.print(table)
+
+
+def _table(phases: Sequence[PhaseCost], columns: Columns) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("phase")
-    for name in (
-        "jobs",
-        "requeued",
-        "failed",
-        "queue",
-        "wall",
-        "of it lost",
-        "GPU-hours",
-        "CPU-hours",
-        "CPU used",
-        "memory",
-    ):
+    table.add_column("phase", no_wrap=True)
+    for name, _ in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    for phase in [*cost.phases, cost.total]:
-        jobs = phase.jobs
-        if jobs is None or not jobs.jobs:
-            continue
-        used = jobs.cpu_seconds_used / jobs.cpu_seconds if jobs.cpu_seconds else 0.0
-        table.add_row(
-            phase.phase, str(jobs.jobs), str(jobs.requeued), str(jobs.failed), duration(jobs.waited_seconds),
-            duration(jobs.seconds), duration(jobs.lost_seconds), f"{jobs.gpu_seconds / 3600:.3g}",
-            f"{jobs.cpu_seconds / 3600:.3g}", f"{used:.0%}", human(jobs.peak_rss_bytes),
-        )  # fmt: skip
+    for phase in phases:
+        if phase is phases[-1]:
+            table.add_section()
+        table.add_row(phase.phase, *(text(phase) for _, text in columns))
     return table
 
 

@@ -1,4 +1,4 @@
-"""The plan as tables, 100 columns wide."""
+"""The plan as tables, 100 columns wide where nobody says how wide; of a narrow terminal each table is two."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import replace
 from textwrap import wrap
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mechstudy.cli.show import COLOURS, console
+from mechstudy.cli.show import COLOURS, console, fits
 from mechstudy.core.progress import duration
 from mechstudy.core.sizes import human
 from mechstudy.execution.budget.plan import Plan, PlanRow, Total
@@ -23,7 +24,7 @@ def show_plan(plan: Plan) -> None:
     """The units, the phases with their total, and what disk, memory, time and money say."""
     out = console(WIDTH)
     out.print(_units(plan.rows))
-    for table in _phases(plan):
+    for table in _phases(plan, out):
         out.print(table)
     for label, text in _lines(plan):
         table = Table.grid(padding=(0, 1))
@@ -57,8 +58,8 @@ def _units(rows: Sequence[PlanRow]) -> Table:
     return table
 
 
-def _phases(plan: Plan) -> list[Table]:
-    """Work and time, then memory and disk; on a CPU side by side in one table, since it has no GPU-hours."""
+def _phases(plan: Plan, out: Console) -> list[Table]:
+    """Work and time, then memory and disk; on a CPU in one table where it fits, since there are no GPU-hours."""
     totals = [*plan.phases().items(), ("total", plan.total)]
     work = [[str(t.units), str(t.to_run), _tflop(t.flops), _time(t.seconds or None), _parallel(t)] for _, t in totals]
     room = [
@@ -66,13 +67,19 @@ def _phases(plan: Plan) -> list[Table]:
         for _, t in totals
     ]
     names = [name for name, _ in totals]
-    columns, rooms = ["units", "to do", "TFLOP", "time", "parallel"], ["fp32", "bf16", "keep", "discard"]
-    if plan.hardware.device != "cuda":
-        return [_table(names, [*columns, *rooms], [a + b for a, b in zip(work, room, strict=True)])]
-    money = [[str(t.at_once or "-"), f"{t.gpu_hours:.3f}", f"{t.service_units:.3f}"] for _, t in totals]
-    spent = [a + b for a, b in zip(work, money, strict=True)]
-    rooms = ["memory in fp32", "in bf16", "disk with keep", "with discard"]
-    return [_table(names, [*columns, "GPUs", "GPU-hours", "service units"], spent), _table(names, rooms, room)]
+    columns, more = ["units", "to do", "TFLOP", "time", "parallel"], ["fp32", "bf16", "keep", "discard"]
+    rooms = _table(names, ["memory in fp32", "in bf16", "disk with keep", "with discard"], room)
+    apart = [_table(names, columns, work), rooms]
+    if plan.hardware.device == "cuda":
+        more, room = (
+            ["GPUs", "GPU-hours", "service units"],
+            [[str(t.at_once or "-"), f"{t.gpu_hours:.3f}", f"{t.service_units:.3f}"] for _, t in totals],
+        )
+        apart.insert(1, _table(names, more, room))
+    whole = _table(names, [*columns, *more], [a + b for a, b in zip(work, room, strict=True)])
+    if not fits(out, whole):
+        return apart
+    return [whole, rooms] if plan.hardware.device == "cuda" else [whole]
 
 
 def _table(names: Sequence[str], columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

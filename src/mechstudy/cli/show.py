@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -30,8 +32,14 @@ COLOURS = {
 
 
 def console(width: int = _FILE_WIDTH) -> Console:
-    """Standard output; so wide where it is no terminal, so that nothing is cut."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else width)
+    """Standard output; where it is no terminal as wide as COLUMNS says, else so wide, so that nothing is cut."""
+    known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal()
+    return Console(highlight=False, width=None if known else width)
+
+
+def fits(out: Console, table: Table) -> bool:
+    """Whether the table is as wide as it would be and nothing in it is cut."""
+    return Measurement.get(out, out.options.update(max_width=10_000), table).maximum <= out.width
 
 
 def print_json(value: Any) -> None:

@@ -11,7 +11,9 @@ import pytest
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.manifest import sha256_of, write_manifest
 from mechstudy.execution import opened as opening
+from mechstudy.execution.as_made import AsMade, together
 from mechstudy.execution.opened import execute, open_study
+from mechstudy.execution.ranks.task import SHARES
 from mechstudy.execution.reproduce import commands, find, record, run_again
 from mechstudy.report.numbers import Address
 from tests.unit.storage_world import make_folder
@@ -106,6 +108,39 @@ def test_made_again_from_the_start_and_from_its_inputs_it_is_equal(study, tmp_pa
         run_again(study, found, out=study.folder)
     alone = run_again(study, found, out=tmp_path / "alone", from_inputs=True)
     assert alone.equal and calls(alone.folder) == ["baseline[b]"]
+
+
+def test_each_unit_is_made_again_with_the_threads_processes_and_batches_that_it_was_made_with(tmp_path, monkeypatch):
+    monkeypatch.setitem(SHARES, "tests.unit.toy_units:runs_as", "")
+    made = [unit("model"), unit("capture[b]", ["model"], entry="runs_as")]
+    made += [unit("baseline[b]", ["capture[b]"], entry="runs_as")]
+    monkeypatch.setattr(opening, "build_units", lambda *_: made)
+    folder = make_folder(tmp_path / "here")
+    study = open_study(folder / "study.yaml", out=folder / "run")
+    execute(study, ["capture[b]"], threads=6, world_size=2, batch_tokens=512)
+    execute(study, threads=2, world_size=1)
+    found = find(study, "baseline[b]/summary.json#/how")
+    assert found.value.endswith("; 2 of 3, 512; 1 of 2, 4096")
+    again = run_again(study, found)
+    assert again.equal and again.files == [] and again.unlike == ()
+    shared, last, comment = commands(study, found)[-3:]
+    assert "compute.batch_tokens=512 --set compute.world_size=2 --device cpu --threads 6" in shared
+    assert "mechstudy baseline" in last and "--set compute.world_size=1 --device cpu --threads 2" in last
+    assert comment.startswith("#")
+
+    monkeypatch.setattr(AsMade, "options", lambda *_: {"device": "cpu", "threads": 2})
+    otherwise = run_again(study, found, out=tmp_path / "otherwise")
+    assert not otherwise.equal
+    assert "made by 2 processes, now by 1 (capture[b])" in otherwise.unlike
+
+
+def test_units_that_one_command_runs_as_they_were_are_in_one():
+    alone, shared = AsMade("cpu", 2, None, 512), AsMade("cpu", 1, 2, 512)
+    assert together({"model": alone, "capture": shared, "features": alone}) == [
+        (shared, ["model", "capture", "features"])
+    ]
+    apart = AsMade("cpu", 2, 1, 512)
+    assert [units for _, units in together({"a": apart, "b": shared, "c": alone})] == [["a"], ["b", "c"]]
 
 
 def test_a_tampered_artifact_is_found_by_its_checksum_and_when_signed_anew_by_making_it_again(study, tmp_path):

@@ -97,6 +97,15 @@ def baseline(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: Artif
     out.write_json("summary.json", {"gate": gate, "splits": {"test": {"accuracy": 0.5}}})
 
 
+def runs_as(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
+    """Its digest is how it runs, and how its inputs did."""
+    parts = [artifact.file("digest").read_text() for artifact in inputs.values()]
+    how = f"{runtime.ranks.size} of {runtime.threads}, {runtime.batch_tokens}"
+    out.write_text("digest", "; ".join([*parts, how]))
+    out.write_json("summary.json", {"how": "; ".join([*parts, how])})
+    _note(out)
+
+
 def refuses(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
     raise MechstudyError("the toy is broken", where="toy.yaml:3", fix="mend it")
 

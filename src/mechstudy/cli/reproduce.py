@@ -62,7 +62,7 @@ def reproduce(
             opened, found, out=again_in, from_inputs=from_inputs, device=device, progress=Progress()
         )  # fmt: skip
         told["again"] = {"folder": str(again.folder), "equal": again.equal, "value": again.value,
-                         "differing": again.differing, "files": again.files}  # fmt: skip
+                         "differing": again.differing, "files": again.files, "unlike": again.unlike}  # fmt: skip
     if as_json:
         print_json(told)
     elif again is not None:
@@ -104,6 +104,8 @@ def _print_again(found: Found, again: Again) -> None:
             "equal" + (f"; these files have other bytes: {', '.join(again.files)}" if again.files else ", to the byte")
         )
         return
+    for reason in again.unlike:
+        print(f"need not be equal: {reason}")
     print("DIFFERS" + (f" (also these files: {', '.join(again.files)})" if again.files else ""))
     for pointer, before, after in again.differing[:_MOST]:
         print(f"  {pointer or 'value'}: {before} before, {after} now{_by(before, after)}")

@@ -210,7 +210,8 @@ class _Session:
             self._note(name, node)
             return None
         inputs = self.evaluation.input_keys(name)
-        return Job(node.unit, node.id, inputs, self.folder.path, self.folder.store.root, self.options, quiet)
+        options = self.options.of(name)
+        return Job(node.unit, node.id, inputs, self.folder.path, self.folder.store.root, options, quiet)
 
     def _payload_needed(self, name: str) -> bool:
         return any(reader in self.waiting for reader in self.evaluation.readers(name))

@@ -41,7 +41,8 @@ class Options:
     ``base`` is the study file's folder, from which a study's relative paths start; ``profile`` is a folder for
     torch profiler traces, ``snapshots`` one for what is in memory; with ``monitor``, what units use is written beside
     their artifacts every ``monitor_seconds``; ``resume`` gives a unit a checkpoint to start from; ``world_size`` is
-    how many processes share a unit (``auto``: `ranks.leader.world_size`).
+    how many processes share a unit (``auto``: `ranks.leader.world_size`); ``by_unit`` has fields of units that run
+    otherwise than the rest.
     """
 
     device: str = "cpu"
@@ -64,10 +65,16 @@ class Options:
     monitor_seconds: float = 1.0
     expected_usage: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     resume: Mapping[str, Path] = field(default_factory=dict)
+    by_unit: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def of(self, unit: str) -> Options:
+        """How this unit runs."""
+        return replace(self, **self.by_unit[unit]) if unit in self.by_unit else self
 
     def as_json(self) -> dict[str, Any]:
-        """All of it but ``resume``, which names files of one process."""
-        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "resume"}
+        """All of it but ``resume`` and ``by_unit``, which are of one process and its units."""
+        kept = [item.name for item in fields(self) if item.name not in ("resume", "by_unit")]
+        values = {name: getattr(self, name) for name in kept}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
     @classmethod

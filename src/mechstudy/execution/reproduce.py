@@ -17,6 +17,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.core.manifest import sha256_of
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.core.provenance import package_index
+from mechstudy.execution.as_made import AsMade, together, unlike
 from mechstudy.execution.engine import Run
 from mechstudy.execution.opened import OpenedStudy, execute
 from mechstudy.report.numbers import FILES, LOGS, Address, addresses, at, content_of, differences, parse_address
@@ -37,12 +38,16 @@ class Found:
 
 @dataclass(frozen=True)
 class Again:
-    """A number made again in ``folder``: what differs (pointer, before, after), and files whose bytes are others."""
+    """A number made again in ``folder``: what differs (pointer, before, after), and files whose bytes are others.
+
+    ``unlike`` says which units could not be made as they were before, so that numbers may be others.
+    """
 
     folder: Path
     value: Any
     differing: list[tuple[str, Any, Any]]
     files: list[str]
+    unlike: tuple[str, ...] = ()
 
     @property
     def equal(self) -> bool:
@@ -139,25 +144,44 @@ def commands(opened: OpenedStudy, found: Found) -> list[str]:
     index = package_index(packages)
     words = ["pip", "install", "-e", ".", *pinned, *(["--extra-index-url", index] if index else [])]
     lines.append(shlex.join(words))
-    return [*lines, shlex.join(_phase_command(opened, found))]
+    return [*lines, *_phase_commands(opened, found)]
 
 
-def _phase_command(opened: OpenedStudy, found: Found) -> list[str]:
-    """The command that makes just this artifact and what it needs, with how it ran the last time."""
-    m, phase = found.artifact.manifest, found.artifact.phase
-    runtime = m.get("runtime") or {}
-    words = ["mechstudy"]
-    if phase in ("prompts", "baseline", "capture", "attribute", "intervene"):
-        words += [phase, str(opened.file)]
-    elif phase == "train":
-        words += ["train", str(opened.file), "--layers", str(m["spec"].get("layer"))]
-    else:
-        words += ["run", str(opened.file)]
-    sets = [*opened.overrides, *([f"compute.batch_tokens={n}"] if (n := runtime.get("batch_tokens")) else [])]
-    words += [word for override in sets for word in ("--set", override)]
-    words += ["--device", str(runtime["device"])] if runtime.get("device") else []
-    words += ["--threads", str(runtime["threads"])] if runtime.get("threads") else []
-    return [*words, "--out", str(fresh_folder(opened, found))]
+def _phase_commands(opened: OpenedStudy, found: Found) -> list[str]:
+    """What makes this artifact and what it needs, each unit as it ran the last time: one command where that does it."""
+    run = opened.run(NullProgress())
+    unit = found.artifact.unit
+    out = ["--out", str(fresh_folder(opened, found))]
+    groups = together({name: how for name, (_, how) in _as_made(run, unit).items()})
+    lines = []
+    for how, names in groups:
+        phases = [_phase_words(opened, run, name) for name in (names if len(groups) > 1 else [unit])]
+        for words in dict.fromkeys(map(tuple, phases)):
+            sets = [word for override in opened.overrides for word in ("--set", override)]
+            lines.append(shlex.join([*words, *sets, *how.words(), *out]))
+    if len(groups) > 1:
+        lines.append("# units were made with several numbers of threads or processes; --run minds each of them")
+    return lines
+
+
+def _phase_words(opened: OpenedStudy, run: Run, name: str) -> list[str]:
+    """The command of a unit's phase."""
+    unit, file = run.graph.units[name], str(opened.file)
+    if unit.phase == "train":
+        return ["mechstudy", "train", file, "--layers", str(unit.spec.get("layer"))]
+    own = unit.phase in ("prompts", "baseline", "capture", "attribute", "intervene")
+    return ["mechstudy", unit.phase if own else "run", file]
+
+
+def _as_made(run: Run, unit: str) -> dict[str, tuple[Artifact, AsMade]]:
+    """How a unit and all that it needs were run, in order; of what is not there any more nothing is known."""
+    nodes = run.evaluate().nodes
+    needed = run.graph.closure([unit])
+    return {
+        name: (node.artifact, AsMade.of(node.artifact, node.unit))
+        for name, node in nodes.items()
+        if name in needed and node.artifact is not None
+    }
 
 
 def fresh_folder(opened: OpenedStudy, found: Found) -> Path:
@@ -174,7 +198,8 @@ def run_again(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Again:
-    """Makes the artifact again in a fresh folder, as it was made (device, threads, batches), and compares.
+    """Makes the artifact again in a fresh folder and compares; each unit as it was made: device, threads, number of
+    processes, batches.
 
     Interrupted, it goes on when it is called again.
 
@@ -188,9 +213,10 @@ def run_again(
     folder = out or fresh_folder(opened, found)
     again = replace(opened, folder=folder)
     unit = found.artifact.unit
-    runtime = found.artifact.manifest.get("runtime") or {}
-    changes: dict[str, Any] = {"max_parallel": 1, "device": device or runtime.get("device") or "cpu"}
-    changes |= {key: runtime[key] for key in ("threads", "batch_tokens") if runtime.get(key)}
+    made = _as_made(opened.run(NullProgress()), unit)
+    before = {name: artifact for name, (artifact, _) in made.items()}
+    own = {name: how.options(device) for name, (_, how) in made.items()}
+    changes: dict[str, Any] = {"max_parallel": 1, **own[unit], "by_unit": own}
     run = again.run(NullProgress(), **changes)
     if folder.resolve() == opened.folder.resolve() or run.evaluate().nodes[unit].artifact is not None:
         raise MechstudyError(
@@ -201,11 +227,12 @@ def run_again(
     if from_inputs:
         _bring_inputs(opened.run(NullProgress()), run, unit)
     result = execute(again, [unit], progress=progress, **changes)
-    made = result.unit(unit).artifact
-    if made is None:
+    now = {name: node.artifact for name, node in run.evaluate().nodes.items() if node.artifact is not None}
+    if unit not in now:
         told = [str(f.error) if f.error is not None else str(f.crash) for f in result.failures]
         raise MechstudyError(f"{unit} could not be made again", where=str(folder), facts={"why": "\n".join(told)})
-    return _compared(folder, found, made)
+    pairs = [(before[name], now[name]) for name in before if name in now]
+    return replace(_compared(folder, found, now[unit]), unlike=tuple(unlike(pairs)))
 
 
 def _bring_inputs(source: Run, target: Run, unit: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from mechstudy.core.progress import NullProgress
 from mechstudy.execution.budget import disk as disks
 from mechstudy.execution.budget.calibration import Calibration, Fit
-from mechstudy.execution.budget.fit import refusal
+from mechstudy.execution.budget.fit import refusal, refusals
 from mechstudy.execution.budget.hardware import Hardware, Share
 from mechstudy.execution.budget.plan import Plan, make_plan
 from mechstudy.execution.budget.schedule import timetable
@@ -224,7 +224,45 @@ def test_a_quota_is_a_limit_where_the_disk_is_none(tmp_path, monkeypatch):
     assert refusal(planned(tmp_path, captures("keep"), quota=2020)) is None
 
 
+def test_the_number_that_is_missing_is_that_of_what_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(disks, "free_bytes", lambda folder: disks.SPARE + 1020)
+    by_disk = refusal(planned(tmp_path, captures("keep"), quota=1500))
+    assert by_disk is not None and by_disk.what == "the disk is too small for this study by 1 kB"
+    assert by_disk.facts["needed"] == "2.02 kB at the fullest moment, and 268 MB to spare"
+    by_quota = refusal(planned(tmp_path, captures("keep"), quota=20))
+    assert by_quota is not None and by_quota.what == "storage.quota is too small for this study by 2 kB"
+    assert by_quota.facts == {
+        "needed": "2.02 kB at the fullest moment", "quota": "20 B left of storage.quota", "largest": "capture[0], 1 kB"
+    }  # fmt: skip
+
+
+def test_the_disk_of_another_machine_is_not_this_one_and_the_nearest_folder_that_is_there_tells(tmp_path, monkeypatch):
+    assert disks.nearest_folder(tmp_path / "a" / "b") == tmp_path
+    monkeypatch.setattr(disks, "free_bytes", lambda folder: 10)
+    there = planned(tmp_path, captures("keep"), GPU)
+    assert refusals(there, disk_here=False) == []
+    assert [error.what for error in refusals(there)] == ["the disk is too small for this study by 268 MB"]
+    [error] = refusals(planned(tmp_path, captures("keep"), GPU, quota=20), disk_here=False)
+    assert "storage.quota is too small" in error.what
+
+
 # --------------------------------------------------------------------------------------------- refusals
+
+
+def test_all_that_stands_in_the_way_is_told_the_machine_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(disks, "free_bytes", lambda folder: 10)
+    units = [unit("train[0]", estimate=Estimate(100, bytes_in_memory=50 * GB, flops=7.2e12))]
+    found = refusals(planned(tmp_path, units, GPU), slurm=SlurmConfig(time="01:00:00", max_restarts=0))
+    assert [error.what.split(" ")[:3] for error in found] == [
+        ["the", "memory", "of"], ["the", "disk", "is"], ["train[0]", "takes", "about"]
+    ]  # fmt: skip
+    assert refusal(planned(tmp_path, units, GPU)).what == found[0].what  # type: ignore[union-attr]
+
+
+def test_another_computer_without_a_gpu_has_its_own_memory(tmp_path):
+    other = CPU.model_copy(update={"source": "profile", "memory_bytes": 2 * GB})
+    refused = refusal(planned(tmp_path, [unit("train[0]", estimate=Estimate(bytes_in_memory=3 * GB))], other))
+    assert refused is not None and refused.facts["has"] == "2 GB"
 
 
 def test_a_gpu_too_small_is_refused_with_one_that_is_large_enough(tmp_path):

@@ -64,8 +64,10 @@ def test_a_study_names_its_hardware_and_its_site_s_prices(tmp_path, in_process):
 
 def test_a_model_too_large_for_the_gpu_is_refused_with_one_that_holds_it(tmp_path, in_process):
     big = ["--set", "model.source=hf:Qwen/Qwen2.5-14B", "--hardware", "a100-40gb", "--out", str(tmp_path)]
-    code, _, err = in_process("plan", STUDY, *big)
+    code, out, err = in_process("plan", STUDY, *big, "--set", "storage.quota=1GB")
     assert code == 2 and "the memory of A100-40GB is too small for this study by" in err
+    assert err.index("the memory of") < err.index("storage.quota is too small"), "all of it, the worst first"
+    assert "the disk there is not checked here" in " ".join(out.split())
     assert "--hardware a100-80gb" in err
 
 

@@ -51,7 +51,7 @@ def plan(
     """
     from mechstudy.cli.plan_table import show_plan
     from mechstudy.cli.show import print_json
-    from mechstudy.execution.budget.fit import refusal
+    from mechstudy.execution.budget.fit import refusals
     from mechstudy.execution.budget.plan import make_plan
     from mechstudy.execution.opened import open_study
 
@@ -65,8 +65,11 @@ def plan(
         print_json(made.as_json())
     else:
         show_plan(made)
-    if (error := refusal(made, opened, slurm)) is not None:
-        raise error
+    errors = refusals(made, opened, slurm, disk_here=made.hardware.is_here)
+    for error in errors[:-1]:
+        print(f"error: {error}\n", file=sys.stderr)
+    if errors:
+        raise errors[-1]
 
 
 def cost(

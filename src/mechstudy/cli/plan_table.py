@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from textwrap import wrap
 
 from rich.box import SIMPLE_HEAD
@@ -14,6 +15,7 @@ from rich.text import Text
 from mechstudy.cli.show import COLOURS, console, fits
 from mechstudy.core.progress import duration
 from mechstudy.core.sizes import human
+from mechstudy.execution.budget.disk import nearest_folder
 from mechstudy.execution.budget.plan import Plan, PlanRow, Total
 
 WIDTH = 100
@@ -106,8 +108,9 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
         ("disk", _disk(plan)),
     ]
     device = hardware.device == "cuda"
-    limit = f"of {human(hardware.memory_bytes)} on the GPU" if device else f"{human(plan.memory_available)} available"
-    limit += "" if device else f" of {human(plan.memory_total)}"
+    limit = f"of {human(hardware.memory_bytes)}" + (" on the GPU" if device else "")
+    if hardware.is_here and not device:
+        limit = f"{human(plan.memory_available)} available of {human(plan.memory_total)}"
     found.append(("memory", f"{human(plan.memory_needed)} at the most, {limit}; fp32, bf16: with the model in it"))
     if device:
         price = "" if total.price is None else f", {total.price:,.2f} {hardware.currency}".rstrip()
@@ -116,7 +119,7 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
     exact = sum(row.exact for row in plan.rows)
     found.append(("exact", f"sizes without ~ ({exact} of {len(plan.rows)} units), but for JSON beside the arrays"))
     found.append(("run", str(plan.folder)))
-    if not device and plan.memory_needed > plan.memory_available:
+    if not device and hardware.is_here and plan.memory_needed > plan.memory_available:
         found.append(("note", "the memory will hardly do; `mechstudy validate` measures it"))
     return [*found, *(("note", note) for note in plan.notes)]
 
@@ -143,7 +146,19 @@ def _disk(plan: Plan) -> str:
     kept = f"{both[0]} with storage.retain.capture: keep, {both[1]} with discard"
     if disk.needed_keeping == disk.needed_discarding:
         kept = "all layers are captured in one pass, so keeping or discarding them makes no difference to that"
-    return f"{human(disk.needed)} to write at the fullest moment ({kept}); {human(disk.free)} free"
+    told = f"{human(disk.needed)} to write at the fullest moment ({kept}); "
+    if disk.quota_left is not None:
+        told += f"{human(disk.quota_left)} left of storage.quota; "
+    if not plan.hardware.is_here:
+        return f"{told}the disk there is not checked here"
+    return f"{told}{human(disk.free)} free{_where(plan.folder)}"
+
+
+def _where(folder: Path) -> str:
+    """On which disk that is, where one may wonder: the run's folder, and perhaps others above it, are not there yet."""
+    looked, folder = nearest_folder(folder), folder.absolute()
+    plain = looked in (folder, folder.parent) or looked.is_relative_to(Path.cwd())
+    return "" if plain else f" at {looked}, as {folder.parent} is not there yet"
 
 
 def _alike(rows: Iterable[PlanRow]) -> list[tuple[PlanRow, list[str]]]:

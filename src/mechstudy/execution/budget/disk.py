@@ -41,12 +41,19 @@ class Disk:
     quota_left: int | None = None  # of storage.quota
 
     @property
+    def over_disk(self) -> int:
+        """Bytes that the disk lacks, with what is kept free; 0 where it is large enough."""
+        return max(0, self.needed + SPARE - self.free) if self.needed else 0
+
+    @property
+    def over_quota(self) -> int:
+        """Bytes that the quota lacks; it is ours alone, so that nothing need be kept free."""
+        return 0 if self.quota_left is None or not self.needed else max(0, self.needed - self.quota_left)
+
+    @property
     def short_by(self) -> int:
         """Bytes that are missing; 0 when it fits."""
-        if not self.needed:
-            return 0
-        over = 0 if self.quota_left is None else self.needed - self.quota_left
-        return max(0, self.needed + SPARE - self.free, over)
+        return max(self.over_disk, self.over_quota)
 
 
 def disk_need(evaluation: Evaluation, folder: Path, quota: int | None = None) -> Disk:
@@ -58,33 +65,44 @@ def disk_need(evaluation: Evaluation, folder: Path, quota: int | None = None) ->
     return Disk(as_said, keeping, discarding, free_bytes(folder), left)
 
 
-def disk_refusal(disk: Disk, folder: Path, rows: Sequence[Sized] = ()) -> MechstudyError | None:
-    """The error that says by how much the disk is too small; None when it is not."""
-    if not disk.short_by:
+def disk_refusal(disk: Disk, folder: Path, rows: Sequence[Sized] = (), *, here: bool = True) -> MechstudyError | None:
+    """The error that says by how much the disk or the quota is too small; None when neither is.
+
+    Args:
+        here: the study runs where this disk is; elsewhere only the quota counts.
+    """
+    short = max(disk.over_disk if here else 0, disk.over_quota)
+    if not short:
         return None
-    facts = {
-        "needed": f"{human(disk.needed)} at the fullest moment, and {human(SPARE)} to spare",
-        "free": human(disk.free),
-    }
-    if disk.quota_left is not None:
-        facts["quota"] = f"{human(disk.quota_left)} left of storage.quota"
+    by_quota = disk.over_quota == short
+    facts = {"needed": f"{human(disk.needed)} at the fullest moment"}
+    if by_quota:
+        facts["quota"] = f"{human(disk.quota_left or 0)} left of storage.quota"
+    else:
+        facts["needed"] += f", and {human(SPARE)} to spare"
+        facts["free"] = f"{human(disk.free)} at {nearest_folder(folder)}"
     if rows:
         largest = max(rows, key=lambda row: row.bytes_on_disk)
         facts["largest"] = f"{largest.unit}, {human(largest.bytes_on_disk)}"
     fix = "smaller corpus.tokens or dictionaries.layers_per_pass, dictionaries.store_dtype: int8 or source: stream"
-    fix += ", or --out on another disk" if disk.quota_left is None else ", or a larger storage.quota"
+    fix += ", or a larger storage.quota" if by_quota else ", or --out on another disk"
     if disk.needed_discarding < disk.needed:
         fix = f"storage.retain.capture: discard (needs {human(disk.needed_discarding)}), {fix}"
-    tight = "storage.quota" if disk.needed + SPARE <= disk.free else "the disk"
-    what = f"{tight} is too small for this study by {human(disk.short_by)}"
-    return MechstudyError(what, where=str(folder), facts=facts, fix=fix)
+    tight = "storage.quota" if by_quota else "the disk"
+    return MechstudyError(
+        f"{tight} is too small for this study by {human(short)}", where=str(folder), facts=facts, fix=fix
+    )
 
 
 def free_bytes(folder: Path) -> int:
     """Bytes free on the disk where the folder is or will be."""
+    return shutil.disk_usage(nearest_folder(folder)).free
+
+
+def nearest_folder(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there: on its disk it will be."""
     folder = folder.absolute()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    return shutil.disk_usage(existing).free
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def may_go(unit: Unit) -> bool:

@@ -27,13 +27,23 @@ Change = tuple[str, Study]
 def refusal(
     plan: Plan, opened: OpenedStudy | None = None, slurm: SlurmConfig | None = None
 ) -> MechstudyError | None:  # fmt: skip
-    """Why the study cannot run as it is, and what to change; None where it can."""
+    """Why the study cannot run as it is, and what to change; None where it can. The worst of `refusals`."""
+    return next(iter(refusals(plan, opened, slurm)), None)
+
+
+def refusals(
+    plan: Plan, opened: OpenedStudy | None = None, slurm: SlurmConfig | None = None, *, disk_here: bool = True
+) -> list[MechstudyError]:
+    """Every reason why the study cannot run as it is, those first that need another machine, then what is in the study.
+
+    Args:
+        disk_here: the study is to run where the run's folder is; elsewhere this disk says nothing.
+    """
     todo = [row for row in plan.rows if row.to_run]
-    return (
-        disk_refusal(plan.disk, plan.folder, plan.rows)
-        or _memory(plan, todo, opened)
-        or (None if slurm is None else _time(plan, todo, slurm) or _job_memory(todo, slurm, plan.hardware))
-    )
+    found = [_memory(plan, todo, opened), disk_refusal(plan.disk, plan.folder, plan.rows, here=disk_here)]
+    if slurm is not None:
+        found += [_time(plan, todo, slurm), _job_memory(todo, slurm, plan.hardware)]
+    return [error for error in found if error is not None]
 
 
 def submit_refusal(opened: OpenedStudy, slurm: SlurmConfig) -> MechstudyError | None:
@@ -58,7 +68,7 @@ def _asks_gpus(asked: SlurmConfig) -> bool:
 def _memory(plan: Plan, rows: Sequence[PlanRow], opened: OpenedStudy | None) -> MechstudyError | None:
     """A unit that needs more memory than there is at all."""
     hardware = plan.hardware
-    limit = hardware.memory_bytes if hardware.device == "cuda" else plan.memory_total
+    limit = plan.memory_total if hardware.device == "cpu" and hardware.is_here else hardware.memory_bytes
     if not rows or (largest := max(rows, key=lambda row: row.memory.peak)).memory.peak <= limit:
         return None
     whose = f"the memory of {hardware.name}"

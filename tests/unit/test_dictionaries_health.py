@@ -1,6 +1,7 @@
 """Trouble is told once, with what to do; rows that are not finite end the training or are counted."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ import torch
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
-from mechstudy.dictionaries.health import Health
+from mechstudy.dictionaries.health import Health, HealthWarning
+from mechstudy.dictionaries.health_config import HealthConfig
 from mechstudy.dictionaries.train import train
 from tests.unit.dictionary_worlds import SparseWorld
 
@@ -113,6 +115,18 @@ def test_a_far_away_mean_is_told_in_the_log_and_in_the_dictionary():
     dictionary = train(DictionaryConfig(kind="sae", d_sae=64, k=4), SHORT, world, progress=progress)
     assert any("times their spread" in message for message in progress.messages)
     assert dictionary.metadata["health"][0]["what"] == "mean"
+
+
+def test_without_a_progress_python_warns_once_of_each_trouble_at_the_line_that_trains():
+    world = SparseWorld(d=24, n_true=40, active=2, batch_size=64, offset=30.0)
+    cfg = DictionaryConfig(kind="sae", d_sae=64, k=4)
+    with pytest.warns(HealthWarning, match="mlp_out.3, step 0: the mean of the rows .*; fix: ") as told:
+        found = train(cfg, SHORT, world, site_in="mlp_out.3")
+    assert len(told) == len(found.metadata["health"]) and told[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(cfg, SHORT, world, progress=NullProgress())  # what shows it otherwise
+        train(cfg, SHORT.model_copy(update={"health": HealthConfig(mean="correct")}), world)  # no warning, just told
 
 
 class Holed(SparseWorld):

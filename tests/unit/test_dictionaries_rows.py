@@ -1,9 +1,12 @@
 """Training on plain tensors, pairs, lists and generators."""
 
+import re
 import runpy
+import warnings
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +14,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
 from mechstudy.dictionaries.evaluate import evaluate
 from mechstudy.dictionaries.rows import IterableRows, TensorRows, rows_of
-from mechstudy.dictionaries.train import train
+from mechstudy.dictionaries.train import train, train_cross_layer
 from tests.unit.dictionary_worlds import SparseWorld
 
 WORLD = SparseWorld(d=16, n_true=24, active=2, batch_size=512)
@@ -72,15 +75,72 @@ def test_a_generator_that_ends_early_says_at_which_step():
         train(SAE, RECIPE, iter(torch.cat(pieces(40))[: 256 * 15 + 9].split(100)))
 
 
-def test_what_holds_no_rows_is_refused():
-    with pytest.raises(MechstudyError, match="a float holds no rows"):
-        rows_of(3.0, 8)
-    with pytest.raises(MechstudyError, match=r"rows are \[N, d_in\]"):
-        rows_of(torch.zeros(2, 3, 4), 8)
-    with pytest.raises(MechstudyError, match="not enough rows"):
-        rows_of([torch.zeros(0, 3)], 8)
-    with pytest.raises(MechstudyError, match="4 inputs, but targets"):
-        TensorRows(torch.zeros(4, 2), torch.zeros(3, 2))
+TWO = torch.randn(64, 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message", "fix"),
+    [
+        (3.0, {}, "a float holds no rows", "a tensor or NumPy array"),
+        ("rows.pt", {}, "a str holds no rows", "torch.load"),
+        (Path("rows.npy"), {}, "holds no rows", "numpy.load"),
+        ({"x": torch.randn(64, 8)}, {}, "a dict holds no rows", "source['x']"),
+        ([[1.0, 2.0]], {}, "batch 0: a float holds no rows", "a tensor"),
+        ([{"x": torch.randn(64, 8)}], {}, "batch 0: a dict holds no rows", "a tensor"),
+        ([(torch.randn(8, 2),) * 3], {}, "batch 0: a batch of 3 things", "(inputs, targets)"),
+        (torch.zeros(2, 3, 4), {}, r"rows are \[N, d_in\]", "rows.flatten(0, -2)"),
+        (torch.zeros(0, 64), {}, "not enough rows", "batch_size"),
+        (torch.randn(5, 64), {}, "not enough rows", "batch_size"),
+        ([torch.randn(5, 64)], {}, "not enough rows", "batch_size"),
+        (iter(()), {}, "not enough rows", "batch_size"),
+        (torch.ones(64, 8, dtype=torch.int64), {}, "the rows hold int64", "rows.float()"),
+        (np.ones((64, 8), dtype=np.int32), {}, "the rows hold int32", "astype"),
+        ([torch.randn(5, 8), torch.randn(5, 7)], {}, "batch 1: the inputs are 7 wide, .* before 8", "one width"),
+        ([(torch.randn(9, 8), torch.randn(8, 8))], {}, "batch 0: 9 inputs, but targets", "one target"),
+        ((torch.zeros(9, 2), torch.zeros(8, 2)), {}, "9 inputs, but targets", "one target"),
+        (torch.randn(64, 8), {"needs_targets": True}, "the targets are missing", "(inputs, targets)"),
+        ([torch.randn(64, 8)], {"needs_targets": True}, "batch 0: the targets are missing", "(inputs, targets)"),
+        (TWO.flatten(1), {"n_sites": 2}, r"shape \[64, 16\] do not hold 2 sites", "rows.unflatten(-1, (2, -1))"),
+        ([TWO], {"n_sites": 3}, r"batch 0: rows of shape \[64, 2, 8\] do not hold 3 sites", "torch.stack"),
+    ],
+)
+def test_what_holds_no_rows_is_refused_with_what_to_give(source, options, message, fix):
+    with pytest.raises(MechstudyError) as error:
+        rows_of(source, 8, **options)
+    assert re.search(message, str(error.value))
+    assert fix in (error.value.fix or "")
+
+
+@pytest.mark.parametrize("shape", ["array", "pair", "list", "pairs"])
+def test_numpy_arrays_are_rows_like_tensors(shape):
+    x, y = np.random.default_rng(0).normal(size=(2, 40, 6)).astype(np.float32)
+    x.setflags(write=False)  # as of a file mapped into memory
+    given = {"array": x, "pair": (x, y), "list": [x[:9], x[9:]], "pairs": [[x[:9], y[:9]], (x[9:], y[9:])]}[shape]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = next(rows_of(given, 40).batches())
+    order = found[0][:, 0].argsort()
+    torch.testing.assert_close(found[0][order], torch.tensor(x)[torch.tensor(x)[:, 0].argsort()])
+    assert (found[1] is found[0]) == (shape in ("array", "list"))
+
+
+def test_batches_of_several_sites_are_put_side_by_side():
+    torch.testing.assert_close(next(rows_of([TWO], 64, 0, 2).batches())[0], TWO.flatten(1))
+
+
+def test_a_generator_with_a_checkpoint_is_refused_before_the_first_step(tmp_path):
+    rows = torch.cat(pieces(40)).split(100)
+    with pytest.raises(MechstudyError, match="cannot be resumed") as error:
+        train(SAE, RECIPE, iter(rows), checkpoint=tmp_path / "c")
+    assert "a list, a tensor, a DataLoader or a store" in str(error.value.fix)
+    train(SAE, RECIPE.model_copy(update={"steps": 2}), rows, checkpoint=tmp_path / "c")
+
+
+@pytest.mark.parametrize(("kind", "function"), [("clt", train), ("crosscoder", train_cross_layer)])
+def test_each_kind_names_the_function_that_trains_it_before_any_row_is_read(kind, function):
+    cfg = DictionaryConfig(kind=kind, n_sites=2, activation="batchtopk", d_sae=8, k=2)
+    with pytest.raises(MechstudyError, match=f"{function.__name__} makes no {kind}"):
+        function(cfg, RECIPE, None)
 
 
 def test_the_example_runs_as_it_stands(tmp_path, monkeypatch, capsys):

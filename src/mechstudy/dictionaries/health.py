@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +24,18 @@ DEAD = 0.5  # share of features
 DRIFT = 1.5  # times the L0 asked for, or one over it
 _MEMORY = 10  # logged losses that a spike is told by
 _SETTLED = 0.25  # share of the steps after which L0 and FVU are judged
+
+
+class HealthWarning(UserWarning):
+    """A training looks ill, and nothing but Python's warnings is there to tell it."""
+
+
+def warn(text: str) -> None:
+    """A `HealthWarning` at the line that called this package."""
+    depth, frame = 1, sys._getframe()
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith("mechstudy."):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(text, HealthWarning, stacklevel=depth)
 
 
 @dataclass(frozen=True)

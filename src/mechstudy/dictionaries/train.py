@@ -26,9 +26,10 @@ from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.finish import finished
 from mechstudy.dictionaries.gradients import StepOutput
-from mechstudy.dictionaries.health import Finding, Health
+from mechstudy.dictionaries.health import Finding, Health, warn
 from mechstudy.dictionaries.initialise import Moments, initial_weights, measure, statistics_rows
-from mechstudy.dictionaries.rows import rows_of
+from mechstudy.dictionaries.paths import AnyPath
+from mechstudy.dictionaries.rows import IterableRows, cannot_resume, rows_of
 from mechstudy.dictionaries.scalars import ScalarLog
 from mechstudy.dictionaries.state import TrainState
 from mechstudy.dictionaries.step import train_step
@@ -59,8 +60,8 @@ def train(
     *,
     site_in: str = "activations",
     site_out: str = "",
-    out: Path | None = None,
-    checkpoint: Path | None = None,
+    out: AnyPath | None = None,
+    checkpoint: AnyPath | None = None,
     progress: Progress | None = None,
     device: str = "cpu",
 ) -> Dictionary:
@@ -74,17 +75,22 @@ def train(
     for (`core.stopping`), it saves itself after the step it is at and raises `Stopped`.
 
     Args:
-        source: a `RowSource` such as a store's reader; or rows [N, d], a pair (inputs, targets), or any iterable of
-            such batches (see `rows.rows_of`).
+        source: a `RowSource` such as a store's reader; or rows [N, d] (tensors or NumPy arrays), a pair (inputs,
+            targets), or any iterable of such batches (see `rows.rows_of`). Of a crosscoder [N, n_sites, d].
         site_in, site_out: what the rows are, kept in the file; site_out is site_in for an SAE if not given.
-        out: receives scalars.jsonl and tensorboard/; None: nothing is logged.
+        out: folder that receives scalars.jsonl and tensorboard/; None: nothing is logged.
+        checkpoint: a file; not with a generator, which cannot be resumed.
+        progress: told how far it is and what looks ill; without one a `health.HealthWarning` tells the latter.
 
     Raises:
-        MechstudyError: impossible k or widths, NaN or infinity in the activations (names step and row), a loss
-            that diverged, a checkpoint that is damaged or of another configuration.
+        MechstudyError: rows that are none, too few, or without the targets a transcoder needs; impossible k or
+            widths, NaN or infinity in the activations (names step and row), a loss that diverged, a checkpoint that
+            is damaged or of another configuration.
     """
+    if cfg.kind == "clt":
+        raise MechstudyError("train makes no clt", where="kind", fix="train_cross_layer, with the same arguments")
     found = _train(cfg, train_cfg, source, site_in, site_out, out, checkpoint, progress, device)
-    assert isinstance(found, Dictionary), "a clt is trained by train_cross_layer"
+    assert isinstance(found, Dictionary)
     return found
 
 
@@ -95,28 +101,36 @@ def train_cross_layer(
     *,
     site_in: str = "mlp_in",
     site_out: str = "mlp_out",
-    out: Path | None = None,
-    checkpoint: Path | None = None,
+    out: AnyPath | None = None,
+    checkpoint: AnyPath | None = None,
     progress: Progress | None = None,
     device: str = "cpu",
 ) -> CrossLayerTranscoder:
-    """`train` for ``kind: clt``: rows are (x [N, L, d_in], y [N, L, d_out]), or with their layers side by side."""
+    """`train` for ``kind: clt``: rows are (x [N, L, d_in], y [N, L, d_out])."""
+    if cfg.kind != "clt":
+        raise MechstudyError(f"train_cross_layer makes no {cfg.kind}", where="kind", fix="train")
     found = _train(cfg, train_cfg, source, site_in, site_out, out, checkpoint, progress, device)
-    assert isinstance(found, CrossLayerTranscoder), "train is for what is no clt"
+    assert isinstance(found, CrossLayerTranscoder)
     return found
 
 
 def _train(
-    cfg: DictionaryConfig, train_cfg: TrainConfig, source: Any, site_in: str, site_out: str, out: Path | None,
-    checkpoint: Path | None, progress: Progress | None, device: str,
+    cfg: DictionaryConfig, train_cfg: TrainConfig, source: Any, site_in: str, site_out: str, out: AnyPath | None,
+    checkpoint: AnyPath | None, progress: Progress | None, device: str,
 ) -> Dictionary | CrossLayerTranscoder:  # fmt: skip
-    progress = progress or NullProgress()
-    source = rows_of(source, train_cfg.batch_size, train_cfg.seed, cfg.n_sites)
+    source = rows_of(
+        source, train_cfg.batch_size, train_cfg.seed, cfg.n_sites, needs_targets=cfg.kind not in RECONSTRUCTING
+    )
+    if checkpoint is not None and isinstance(source, IterableRows) and source.once:
+        raise cannot_resume()
     site_out = site_out or (site_in if cfg.kind in RECONSTRUCTING else f"target of {site_in}")
     training = Training(cfg, train_cfg, source, site_in=site_in, site_out=site_out, out=out, checkpoint=checkpoint,
                         device=device)  # fmt: skip
     training.begin(source.batches(), progress)
-    with training, progress.bar("train", train_cfg.steps, "steps", done=training.step, stops=False) as bar:
+    with (
+        training,
+        (progress or NullProgress()).bar("train", train_cfg.steps, "steps", done=training.step, stops=False) as bar,
+    ):
         for x, y in source.batches(training.step):
             if training.finished:
                 break
@@ -143,19 +157,21 @@ class Training:
         *,
         site_in: str,
         site_out: str,
-        out: Path | None,
-        checkpoint: Path | None = None,
+        out: AnyPath | None,
+        checkpoint: AnyPath | None = None,
         device: str = "cpu",
     ) -> None:
         self.cfg, self.train_cfg, self.source = cfg, train_cfg, source
         self.site_in, self.site_out = str(site_in), str(site_out)
-        self.out, self.checkpoint, self.device = out, checkpoint, device
+        self.out = None if out is None else Path(out)
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.device = device
         self.n_features = cfg.width(source.d_in)
         _check_sites(cfg, source, self.site_in, self.site_out)
         self.fingerprint = _fingerprint(cfg, train_cfg, source, self.n_features, self.site_in, self.site_out)
         self.health = Health(cfg, train_cfg)
         self.team: Team = current_team()
-        self._progress: Progress = NullProgress()
+        self._progress: Progress | None = None
         self._state: TrainState | None = None
         self._log: ScalarLog | None = None
 
@@ -173,8 +189,11 @@ class Training:
     def finished(self) -> bool:
         return self.state.step >= self.train_cfg.steps
 
-    def begin(self, first_batches: Iterable[tuple[Tensor, Tensor]], progress: Progress) -> None:
-        """Go on from the checkpoint where there is one; else start from statistics of the first batches."""
+    def begin(self, first_batches: Iterable[tuple[Tensor, Tensor]], progress: Progress | None) -> None:
+        """Go on from the checkpoint where there is one; else start from statistics of the first batches.
+
+        What looks ill is told to `progress`; without one, Python's warnings tell it (`HealthWarning`).
+        """
         if torch.device(self.device).type == "cuda":
             torch.set_float32_matmul_precision("high" if self.train_cfg.tf32 else "highest")
         if self.checkpoint is not None:
@@ -182,7 +201,8 @@ class Training:
             self._state = TrainState.restore(self.checkpoint, self.fingerprint, self.device, dead_after)
         self._progress = progress
         if self._state is not None:
-            progress.log(f"resumed at step {self.step:,} of {self.train_cfg.steps:,}")
+            if progress is not None:
+                progress.log(f"resumed at step {self.step:,} of {self.train_cfg.steps:,}")
             self.health.restore(self._state.health)
             return
         rows = (self._usable(x, y, step)[:2] for step, (x, y) in enumerate(first_batches))
@@ -256,8 +276,13 @@ class Training:
 
     def _tell(self, findings: Iterable[Finding]) -> None:
         for finding in findings:
-            fix = f"; fix: {finding.fix}" if finding.action == "warned" else ""
-            self._progress.log(f"{self.site_out}, step {finding.step:,}: {finding.text}{fix}")
+            warned = finding.action == "warned"
+            text = f"{self.site_out}, step {finding.step:,}: {finding.text}"
+            text += f"; fix: {finding.fix}" if warned else ""
+            if self._progress is not None:
+                self._progress.log(text)
+            elif warned and self.team.rank == 0:
+                warn(text)
 
     def _usable(self, x: Tensor, y: Tensor, step: int) -> tuple[Tensor, Tensor, int]:
         """The rows on the device as float32, without those that are not finite; and how many those were."""

@@ -12,9 +12,8 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json, write_json_atomic
 from mechstudy.dictionaries.cross_layer import pair
 from mechstudy.dictionaries.initialise import Normalisation
+from mechstudy.dictionaries.paths import AnyPath
 from mechstudy.dictionaries.weights import Weights
-
-META = "mechstudy.json"
 
 
 class CrossLayerTranscoder(nn.Module):
@@ -91,25 +90,32 @@ class CrossLayerTranscoder(nn.Module):
 
     forward = reconstruct
 
-    def save(self, folder: Path) -> None:
-        """Write circuit-tracer's files (see `formats.cross_layer`), and our own fields in mechstudy.json."""
-        from mechstudy.dictionaries.formats.cross_layer import write_clt
+    def save(self, folder: AnyPath) -> None:
+        """Write circuit-tracer's files (see `formats.cross_layer`), and our own fields in mechstudy.json.
+
+        Those of an earlier cross-layer transcoder in the folder are replaced, all of them.
+
+        Raises:
+            MechstudyError: the folder cannot be written, or holds a dictionary of another kind.
+        """
+        from mechstudy.dictionaries.formats.cross_layer import META, write_clt
 
         write_clt(
             folder, list(self.W_enc), list(self.b_enc), list(self.W_dec), self.b_dec, list(self.threshold),
             model_name=str(self.metadata.get("model_name", "")), site_in=self.site_in, site_out=self.site_out,
         )  # fmt: skip
-        write_json_atomic(folder / META, {"k": self.k, "metadata": self.metadata})
+        write_json_atomic(Path(folder) / META, {"k": self.k, "metadata": self.metadata})
 
     @classmethod
-    def load(cls, folder: Path) -> CrossLayerTranscoder:
+    def load(cls, folder: AnyPath) -> CrossLayerTranscoder:
         """Read what `save` or circuit-tracer wrote.
 
         Raises:
             MechstudyError: a file or tensor is missing, damaged or misshapen.
         """
-        from mechstudy.dictionaries.formats.cross_layer import read_clt
+        from mechstudy.dictionaries.formats.cross_layer import META, read_clt
 
+        folder = Path(folder)
         found = read_clt(folder)
         ours = read_json(folder / META) if (folder / META).exists() else {}
         b_enc = torch.stack(found["b_enc"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.kernels import top_k
+from mechstudy.dictionaries.paths import AnyPath
 
 DictionaryKind = Literal["sae", "transcoder", "skip_transcoder"]
 
@@ -159,14 +159,20 @@ class Dictionary(nn.Module):
         positions, features = f_TF.nonzero().unbind(1)
         return positions, features, f_TF[positions, features]
 
-    def save(self, folder: Path) -> None:
-        """Write SAELens' cfg.json and sae_weights.safetensors into `folder` (see `formats.saelens`)."""
+    def save(self, folder: AnyPath) -> None:
+        """Write SAELens' cfg.json and sae_weights.safetensors into `folder` (see `formats.saelens`).
+
+        An earlier dictionary of that format is replaced.
+
+        Raises:
+            MechstudyError: the folder cannot be written, or holds another tool's dictionary.
+        """
         from mechstudy.dictionaries.formats.saelens import write
 
         write(self, folder)
 
     @classmethod
-    def load(cls, folder: Path | str, device: str = "cpu", dtype: torch.dtype | None = None) -> Dictionary:
+    def load(cls, folder: AnyPath, device: str = "cpu", dtype: torch.dtype | None = None) -> Dictionary:
         """Read a dictionary of `save`, SAELens, sparsify, dictionary_learning, circuit-tracer or Gemma Scope.
 
         `folder` is a path, or ``hf:owner/name/folder@revision``; `dtype` None keeps the file's; see `formats.read`.

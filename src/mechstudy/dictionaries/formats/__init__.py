@@ -10,6 +10,7 @@ import torch
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.formats import circuit_tracer, dictionary_learning, gemma_scope, hub, saelens, sparsify
+from mechstudy.dictionaries.paths import AnyPath
 
 __all__ = ["format_of", "read"]
 
@@ -22,7 +23,7 @@ _READERS: dict[str, Callable[[Path], Dictionary]] = {
 }
 
 
-def read(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Dictionary:
+def read(path: AnyPath, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Dictionary:
     """Read one dictionary of mechstudy, SAELens, sparsify, dictionary_learning, circuit-tracer or Gemma Scope.
 
     Args:
@@ -47,12 +48,13 @@ def read(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     return dictionary.to(device=device) if dtype is None else dictionary.to(device=device, dtype=dtype)
 
 
-def format_of(path: Path) -> tuple[str, Path]:
+def format_of(path: AnyPath) -> tuple[str, Path]:
     """Who wrote what stands at a path, and the folder or file to read.
 
     Raises:
         MechstudyError: it is a file of no known kind, or a folder of several dictionaries.
     """
+    path = Path(path)
     if path.is_file():
         if path.suffix == ".npz" or path.name in gemma_scope.FILES:
             return "Gemma Scope", path

@@ -10,7 +10,7 @@ which is the same wherever k features are positive. Cross-layer transcoders: see
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryKind, DictionaryMeta
 from mechstudy.dictionaries.formats.fields import Fields
+from mechstudy.dictionaries.formats.folders import replacing
 from mechstudy.dictionaries.formats.saelens import hook_name, site_name
 from mechstudy.dictionaries.formats.tensors import (
     of_one_dtype,
@@ -29,17 +30,19 @@ from mechstudy.dictionaries.formats.tensors import (
     write_safetensors,
     write_text,
 )
+from mechstudy.dictionaries.paths import AnyPath
 
 CONFIG = "config.yaml"
 THRESHOLD = "activation_function.threshold"
 
 
-def read(path: Path) -> Dictionary:
+def read(path: AnyPath) -> Dictionary:
     """Read one layer's file, and what config.yaml beside it says.
 
     Raises:
         MechstudyError: it is damaged, or lacks a tensor, or its activation cannot be represented.
     """
+    path = Path(path)
     t = read_safetensors(path)
     config = read_config(path.parent) if (path.parent / CONFIG).exists() else Fields({}, path.parent / CONFIG)
     d_sae, d_in = shape_of(t, "W_enc", path)
@@ -66,12 +69,13 @@ def read(path: Path) -> Dictionary:
     return Dictionary(meta, **of_one_dtype(weights if k else weights | {"threshold": threshold}))
 
 
-def read_set(folder: Path) -> dict[int, Dictionary]:
+def read_set(folder: AnyPath) -> dict[int, Dictionary]:
     """Every layer of a set.
 
     Raises:
         MechstudyError: there is none, a layer is missing, or a file cannot be read.
     """
+    folder = Path(folder)
     found = {
         int(match[1]): path
         for path in sorted(folder.glob("layer_*.safetensors"))
@@ -105,12 +109,21 @@ def read_config(folder: Path) -> Fields:
     return Fields(content, path)
 
 
-def write_set(dictionaries: Mapping[int, Dictionary], folder: Path, *, model_name: str, scan: str = "") -> None:
-    """Write a set that circuit-tracer loads.
+def write_set(
+    dictionaries: Mapping[int, Dictionary] | Sequence[Dictionary], folder: AnyPath, *, model_name: str, scan: str = ""
+) -> None:
+    """Write a set that circuit-tracer loads, in place of an earlier one.
+
+    Args:
+        dictionaries: layer -> transcoder; or those of layers 0, 1, ... in order.
 
     Raises:
-        MechstudyError: a layer is missing, the layers differ in width or sites, or one is no transcoder.
+        MechstudyError: a layer is missing, the layers differ in width or sites, or one is no transcoder; the folder
+            cannot be written, or holds a dictionary of another kind.
     """
+    folder = Path(folder)
+    if not isinstance(dictionaries, Mapping):
+        dictionaries = dict(enumerate(dictionaries))
     _refuse_gaps(dictionaries, folder)
     for layer, dictionary in sorted(dictionaries.items()):
         if dictionary.cfg.kind == "sae" or dictionary.cfg.d_in != dictionary.cfg.d_out:
@@ -131,19 +144,20 @@ def write_set(dictionaries: Mapping[int, Dictionary], folder: Path, *, model_nam
                 f"the transcoders of a set have one {what}", where=str(folder),
                 facts={"found": ", ".join(sorted(map(str, values)))}, fix="one architecture for all layers",
             )  # fmt: skip
-    for layer, dictionary in sorted(dictionaries.items()):
-        tensors: dict[str, Tensor] = {
-            "W_enc": dictionary.W_enc.T, "W_dec": dictionary.W_dec,
-            "b_enc": dictionary.b_enc, "b_dec": dictionary.b_dec,
-        }  # fmt: skip
-        if dictionary.threshold is not None:
-            tensors[THRESHOLD] = dictionary.threshold.clamp_min(0.0)
-        if dictionary.W_skip is not None:
-            tensors["W_skip"] = dictionary.W_skip
-        write_safetensors(tensors, folder / f"layer_{layer}.safetensors")
     cfg = dictionaries[0].cfg
     topk = {"activation": "topk", "k": cfg.k} if cfg.activation == "topk" else {}
-    write_config(folder, "transcoder_set", model_name, scan, cfg.site_in, cfg.site_out, **topk)
+    with replacing(folder, "a transcoder set", CONFIG) as place:
+        for layer, dictionary in sorted(dictionaries.items()):
+            tensors: dict[str, Tensor] = {
+                "W_enc": dictionary.W_enc.T, "W_dec": dictionary.W_dec,
+                "b_enc": dictionary.b_enc, "b_dec": dictionary.b_dec,
+            }  # fmt: skip
+            if dictionary.threshold is not None:
+                tensors[THRESHOLD] = dictionary.threshold.clamp_min(0.0)
+            if dictionary.W_skip is not None:
+                tensors["W_skip"] = dictionary.W_skip
+            write_safetensors(tensors, place / f"layer_{layer}.safetensors")
+        write_config(place, "transcoder_set", model_name, scan, cfg.site_in, cfg.site_out, **topk)
 
 
 def write_config(folder: Path, kind: str, model_name: str, scan: str, site_in: str, site_out: str, **more: Any) -> None:

@@ -20,8 +20,12 @@ from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.formats.circuit_tracer import CONFIG, read_config, refuse_negative, write_config
+from mechstudy.dictionaries.formats.folders import replacing
 from mechstudy.dictionaries.formats.saelens import site_name
 from mechstudy.dictionaries.formats.tensors import read_safetensors, require, shape_of, write_safetensors
+from mechstudy.dictionaries.paths import AnyPath
+
+META = "mechstudy.json"  # our own fields, beside circuit-tracer's files
 
 
 class Clt(TypedDict):
@@ -38,7 +42,7 @@ class Clt(TypedDict):
 
 
 def write_clt(
-    folder: Path,
+    folder: AnyPath,
     enc: Sequence[Tensor],
     b_enc: Sequence[Tensor],
     dec: Sequence[Tensor],
@@ -50,13 +54,17 @@ def write_clt(
     site_out: str = "mlp_out",
     scan: str = "",
 ) -> None:
-    """Write a cross-layer transcoder that circuit-tracer loads. Shapes as in `Clt`; L is the number of encoders.
+    """Write a cross-layer transcoder that circuit-tracer loads, in place of an earlier one.
+
+    Shapes as in `Clt`; L is the number of encoders.
 
     Thresholds below 0 are written as 0: there they would let negative features through.
 
     Raises:
         MechstudyError: a layer lacks something or has another shape, or a value is not finite; nothing is written then.
+            The folder cannot be written, or holds a dictionary of another kind.
     """
+    folder = Path(folder)
     lists = {"enc": enc, "b_enc": b_enc, "dec": dec, "b_dec": b_dec}
     lists |= {} if threshold is None else {"threshold": [tensor.clamp_min(0.0) for tensor in threshold]}
     if not len(enc) or len({len(values) for values in lists.values()}) > 1:
@@ -70,19 +78,21 @@ def write_clt(
     size = shape_of(layers[0], "W_enc_0", folder)
     for layer, tensors in enumerate(layers):
         require(tensors, _shapes(layer, len(layers), *size, threshold is not None), folder)
-    for layer, tensors in enumerate(layers):
-        name = f"W_dec_{layer}"
-        write_safetensors({name: tensors.pop(name)}, folder / f"{name}.safetensors")
-        write_safetensors(tensors, folder / f"W_enc_{layer}.safetensors")
-    write_config(folder, "cross_layer_transcoder", model_name, scan, site_in, site_out)
+    with replacing(folder, "a cross-layer transcoder", CONFIG, also=(META,)) as place:
+        for layer, tensors in enumerate(layers):
+            name = f"W_dec_{layer}"
+            write_safetensors({name: tensors.pop(name)}, place / f"{name}.safetensors")
+            write_safetensors(tensors, place / f"W_enc_{layer}.safetensors")
+        write_config(place, "cross_layer_transcoder", model_name, scan, site_in, site_out)
 
 
-def read_clt(folder: Path) -> Clt:
+def read_clt(folder: AnyPath) -> Clt:
     """Read what `write_clt` or circuit-tracer wrote.
 
     Raises:
         MechstudyError: a file or tensor is missing, damaged or misshapen, layers are missing, or thresholds negative.
     """
+    folder = Path(folder)
     found = {int(m[1]) for path in folder.glob("W_enc_*.safetensors") if (m := re.fullmatch(r"W_enc_(\d+)", path.stem))}
     L = max(found, default=-1) + 1
     if not L or len(found) < L:

@@ -11,13 +11,14 @@ from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.formats import dictionary_learning, format_of, gemma_scope, hub, read, saelens, sparsify
 from mechstudy.dictionaries.formats.cross_layer import read_clt
 from mechstudy.dictionaries.formats.fields import read_json
+from mechstudy.dictionaries.paths import AnyPath
 
 METRICS = "evaluation.json"  # beside the folder of a study's dictionary
 _WEIGHTS = (saelens.WEIGHTS, sparsify.WEIGHTS, dictionary_learning.WEIGHTS, *gemma_scope.FILES)
 _NO_METRIC = ("layer", "kind", "activation", "site_in", "site_out", "d_in", "d_out", "d_sae", "k")
 
 
-def describe(place: Path | str) -> list[dict[str, Any]]:
+def describe(place: AnyPath) -> list[dict[str, Any]]:
     """One entry for each dictionary at a path: in it, or in its files or folders, one level down.
 
     Keys: place, format, architecture (what the file calls it), kind, activation, d_in, d_sae, d_out, k, site_in,
@@ -32,12 +33,13 @@ def describe(place: Path | str) -> list[dict[str, Any]]:
     return [_of_one(found) for found in _dictionaries(path)]
 
 
-def metrics_of(folder: Path) -> dict[str, float]:
+def metrics_of(folder: AnyPath) -> dict[str, float]:
     """The numbers of evaluation.json, in the folder or beside it; none where there is no such file.
 
     Raises:
         MechstudyError: it is no JSON object.
     """
+    folder = Path(folder)
     for path in (folder / METRICS, folder.absolute().parent / METRICS):
         if path.is_file():
             content = read_json(path)

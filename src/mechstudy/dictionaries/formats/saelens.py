@@ -26,7 +26,9 @@ from typing import Any, get_args
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryKind, DictionaryMeta, expected_shapes
 from mechstudy.dictionaries.formats.fields import Fields, read_json
+from mechstudy.dictionaries.formats.folders import replacing
 from mechstudy.dictionaries.formats.tensors import read_safetensors, require, write_safetensors, write_text
+from mechstudy.dictionaries.paths import AnyPath
 
 CFG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
@@ -59,11 +61,12 @@ def read_by_saelens(cfg: DictionaryMeta) -> bool:
     return architecture_name(cfg) not in ("topk_transcoder", "topk_skip_transcoder")
 
 
-def write(dictionary: Dictionary, folder: Path) -> None:
-    """Write both files. The same dictionary gives the same bytes.
+def write(dictionary: Dictionary, folder: AnyPath) -> None:
+    """Write both files, in place of an earlier dictionary's. The same dictionary gives the same bytes.
 
     Raises:
-        MechstudyError: the folder cannot be written, or `metadata` holds something that JSON cannot.
+        MechstudyError: the folder cannot be written, or holds another tool's dictionary, or `metadata` holds something
+            that JSON cannot.
     """
     cfg = dictionary.cfg
     content: dict[str, Any] = {
@@ -107,11 +110,12 @@ def write(dictionary: Dictionary, folder: Path) -> None:
             facts={"reason": str(error)},
             fix="text, finite numbers, lists and objects of these",
         ) from error
-    write_safetensors(dict(dictionary.named_parameters()), folder / WEIGHTS)
-    write_text(text, folder / CFG)
+    with replacing(folder, "SAELens", CFG) as place:
+        write_safetensors(dict(dictionary.named_parameters()), place / WEIGHTS)
+        write_text(text, place / CFG)
 
 
-def read(folder: Path) -> Dictionary:
+def read(folder: AnyPath) -> Dictionary:
     """Read a folder of ours, or of SAELens' own: see `saelens_foreign.read`.
 
     Raises:
@@ -119,6 +123,7 @@ def read(folder: Path) -> Dictionary:
     """
     from mechstudy.dictionaries.formats import saelens_foreign
 
+    folder = Path(folder)
     fields = Fields(read_json(folder / CFG), folder / CFG)
     ours = fields.table("metadata").table("mechstudy")
     if not ours.content:

@@ -12,6 +12,7 @@ from pathlib import Path
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryKind, DictionaryMeta
 from mechstudy.dictionaries.formats.fields import Fields, read_json
+from mechstudy.dictionaries.formats.folders import replacing
 from mechstudy.dictionaries.formats.tensors import (
     of_one_dtype,
     read_safetensors,
@@ -20,16 +21,18 @@ from mechstudy.dictionaries.formats.tensors import (
     write_safetensors,
     write_text,
 )
+from mechstudy.dictionaries.paths import AnyPath
 
 CFG, WEIGHTS = "cfg.json", "sae.safetensors"
 
 
-def read(folder: Path) -> Dictionary:
+def read(folder: AnyPath) -> Dictionary:
     """Read one hookpoint's folder.
 
     Raises:
         MechstudyError: a file or tensor is missing or damaged, or the activation is not topk.
     """
+    folder = Path(folder)
     fields, tensors = Fields(read_json(folder / CFG), folder / CFG), read_safetensors(folder / WEIGHTS)
     if (activation := fields.text("activation", "topk")) != "topk":
         raise MechstudyError(
@@ -56,11 +59,12 @@ def read(folder: Path) -> Dictionary:
     return Dictionary(meta, **of_one_dtype(weights))
 
 
-def write(dictionary: Dictionary, folder: Path) -> None:
-    """Write one hookpoint's folder.
+def write(dictionary: Dictionary, folder: AnyPath) -> None:
+    """Write one hookpoint's folder, in place of an earlier dictionary's.
 
     Raises:
-        MechstudyError: the dictionary is not topk, or its input and output differ in width.
+        MechstudyError: the dictionary is not topk, or its input and output differ in width; the folder cannot be
+            written, or holds another tool's dictionary.
     """
     cfg = dictionary.cfg
     if cfg.activation != "topk" or cfg.d_in != cfg.d_out:
@@ -78,7 +82,6 @@ def write(dictionary: Dictionary, folder: Path) -> None:
     }  # fmt: skip
     if dictionary.W_skip is not None:
         tensors["W_skip"] = dictionary.W_skip
-    write_safetensors(tensors, folder / WEIGHTS)
     content = {
         "activation": "topk",
         "num_latents": cfg.d_sae,
@@ -88,7 +91,9 @@ def write(dictionary: Dictionary, folder: Path) -> None:
         "normalize_decoder": False,
         "d_in": cfg.d_in,
     }
-    write_text(json.dumps(content, indent=1) + "\n", folder / CFG)
+    with replacing(folder, "sparsify", CFG) as place:
+        write_safetensors(tensors, place / WEIGHTS)
+        write_text(json.dumps(content, indent=1) + "\n", place / CFG)
 
 
 def _sites(hookpoint: str, transcode: bool) -> tuple[str, str]:

@@ -1,0 +1,81 @@
+"""Folders that dictionaries are written into: all files or none, and nothing left of what stood there before."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from mechstudy.core.errors import MechstudyError
+from mechstudy.dictionaries.paths import AnyPath
+
+WEIGHTS = {  # names of files that tell whose dictionary a folder holds
+    "SAELens": r"sae_weights\.safetensors",
+    "sparsify": r"sae\.safetensors",
+    "dictionary_learning": r"ae\.pt",
+    "Gemma Scope": r"params\.(npz|safetensors)",
+    "a transcoder set": r"layer_\d+\.safetensors",
+    "a cross-layer transcoder": r"W_(enc|dec)_\d+\.safetensors",
+}
+
+
+@contextmanager
+def replacing(folder: AnyPath, owner: str, config: str, also: Sequence[str] = ()) -> Iterator[Path]:
+    """A new folder to write into; at the end its files take the place of an earlier dictionary's in ``folder``.
+
+    What that one had more of goes away (the last layers of a larger set); all other files stay. Where writing fails the
+    earlier dictionary is as it was. ``config`` goes first and comes last, so that a killed process leaves no mixture
+    that would load.
+
+    Args:
+        owner: a key of `WEIGHTS`.
+        also: names of further files that go with the earlier dictionary.
+
+    Raises:
+        MechstudyError: the folder holds a dictionary of another kind, or cannot be written.
+    """
+    folder = Path(folder)
+    _refuse_others(folder, owner)
+    partial = folder / f".{owner.rpartition(' ')[2]}.{os.getpid()}.partial"
+    try:
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            for old in _matching(folder, WEIGHTS[owner]):
+                if not (partial / old.name).exists():
+                    old.unlink()
+            for name in (config, *also):
+                (folder / name).unlink(missing_ok=True)
+            for new in sorted(partial.iterdir(), key=lambda path: (path.name == config, path.name)):
+                new.replace(folder / new.name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise MechstudyError(
+            "the dictionary cannot be written", where=str(folder), facts={"reason": str(error)},
+            fix="another folder, or room on the disk",
+        ) from error  # fmt: skip
+    except MechstudyError as error:
+        if error.where == str(partial):
+            raise MechstudyError(error.what, where=str(folder), facts=error.facts, fix=error.fix) from error
+        raise
+
+
+def _refuse_others(folder: Path, owner: str) -> None:
+    for name, pattern in WEIGHTS.items():
+        if name != owner and (found := _matching(folder, pattern)):
+            raise MechstudyError(
+                f"the folder holds a dictionary of another kind: {name}",
+                where=str(folder),
+                facts={"found": ", ".join(path.name for path in found[:4])},
+                fix="a new folder",
+            )
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if re.fullmatch(pattern, path.name))

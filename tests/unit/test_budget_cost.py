@@ -117,6 +117,36 @@ def test_memory_of_a_unit_that_ran_on_a_gpu_is_the_gpu_s(tmp_path):
     assert (capture.peak_bytes, capture.gpu_hours) == (77, 0.01)
 
 
+def changed(run: Run, unit: str, **values) -> None:
+    """Other values in a unit's manifest."""
+    artifact = run.execute([unit]).unit(unit).artifact
+    assert artifact is not None
+    manifest = json.loads((artifact.path / "manifest.json").read_text())
+    (artifact.path / "manifest.json").write_text(json.dumps(manifest | values))
+
+
+def test_memory_of_a_shared_unit_is_of_all_its_processes_planned_and_spent(tmp_path):
+    cpu = HARDWARE.model_copy(update={"device": "cpu", "reserved_bytes": 100})
+    run = run_of(tmp_path)
+    runtime = {"device": "cpu", "world_size": 3, "peak_rss_bytes_of_helpers": [20, 30]}
+    changed(run, "capture[0]", peak_rss_bytes=50, runtime=runtime)
+    capture = cost_of(run, cpu).phases[0]
+    assert (capture.peak_bytes, capture.planned_peak_bytes) == (100, 3 * 110)
+
+
+def test_a_unit_that_was_a_job_is_planned_with_the_start_of_its_process(tmp_path):
+    here = HARDWARE.model_copy(
+        update={"device": "cpu", "source": "measured", "startup_seconds": 7.0, "unit_seconds": 0}
+    )
+    run = run_of(tmp_path)
+    run.execute()
+    plain = cost_of(run, here).total.planned_seconds
+    changed(run, "report", processes=[{"started": None, "slurm": {"job": "12"}}])
+    cost = cost_of(run, here)
+    assert cost.total.planned_seconds == pytest.approx(plain + 3 * 7.0)
+    assert "units were jobs" in cost.notes[0]
+
+
 def test_a_resumed_unit_is_told(tmp_path):
     run = run_of(tmp_path)
     artifact = run.execute(["capture[0]"]).unit("capture[0]").artifact

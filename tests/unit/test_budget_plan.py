@@ -20,6 +20,7 @@ from mechstudy.execution.budget.plan import Plan, make_plan
 from mechstudy.execution.budget.schedule import timetable
 from mechstudy.execution.engine import Run
 from mechstudy.execution.jobs import Options
+from mechstudy.execution.ranks.task import SHARES
 from mechstudy.phases.slurm import SlurmConfig
 from mechstudy.phases.unit import Estimate, Held, Work
 from tests.unit.toy_units import chain, unit
@@ -157,7 +158,7 @@ def test_one_process_keeps_the_model_in_each_precision_it_was_loaded_in(tmp_path
     f16 = Estimate(bytes_in_memory=400 + 23, holds=(Held("model", 100, "bfloat16"),))
     units = [unit("model", estimate=f32), unit("train[0]", ["model"], estimate=f16)]
     together = [row.memory.peak for row in planned(tmp_path, units).rows]
-    assert together == [411, 400 + 200 + (423 - 200)]
+    assert together == [400 + 200, 400 + 200 + (423 - 200)], "the first converts its file of 200 bytes"
     train = planned(tmp_path, units, GPU).rows[1].memory
     alone = GB + 200 + 223
     assert (train.peak, train.float32, train.bfloat16) == (alone, alone + 200, alone)
@@ -172,6 +173,28 @@ def test_a_cpu_maps_a_published_file_and_reads_only_the_blocks_it_needs(tmp_path
     assert [row.memory.peak for row in planned(tmp_path, [whole, *units]).rows] == [200, 200], (
         "all of it was read before"
     )
+
+
+def test_a_cpu_has_the_file_in_memory_while_it_converts_a_model_once(tmp_path):
+    held = Held("model", 100, "bfloat16", touched=60, stored="float32")
+    units = [unit(f"capture[{i}]", estimate=Estimate(bytes_in_memory=230, holds=(held,))) for i in range(2)]
+    memory = [row.memory for row in planned(tmp_path, units).rows]
+    assert [m.peak for m in memory] == [200 + 400, 200 + 30]
+    assert [m.least for m in memory] == [200 + 30, 200 + 30], "a mapped file is given back"
+    assert planned(tmp_path, units, GPU).rows[0].memory.peak == GB + 200 + 30
+
+
+def test_each_process_that_shares_a_unit_has_its_own_model_and_keeps_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(SHARES, "tests.unit.toy_units:digest", "")
+    cpu = CPU.model_copy(update={"reserved_bytes": 1000})
+    f32 = Estimate(bytes_in_memory=400 + 11, holds=(Held("model", 100, stored="float32"),))
+    units = [unit("model", entry="payload", estimate=f32), unit("capture[a]", ["model"], estimate=f32)]
+    units += [unit("report", ["capture[a]"], entry="payload", estimate=Estimate())]
+    alone, shared, after = (row.memory.peak for row in planned(tmp_path, units, cpu, world_size=3).rows)
+    assert (alone, shared, after) == (1411, 3 * 1411, 3 * 1400)
+    jobs = make_plan(engine(tmp_path, units, world_size=3), hardware=cpu, apart=True)
+    assert [row.memory.peak for row in jobs.rows] == [1411, 3 * 1411, 1000]
+    assert planned(tmp_path, units, GPU, world_size=3).rows[1].memory.peak == GB + 411, "a GPU each"
 
 
 def test_an_estimate_survives_json():

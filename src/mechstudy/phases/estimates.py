@@ -266,10 +266,12 @@ class Estimator:
     def _model(self, dtype: str, blocks: int | None = None, *, embedding: bool = False) -> Held:
         """The model, of which the first ``blocks`` are read, and the embedding of many tokens or of a few."""
         x = self.shapes
+        converted = self.study.model.source.startswith(("pypi:", "gguf:"))  # into float32 (models.sources)
+        stored = "float32" if converted else "bfloat16"
         if blocks is None:
-            return Held("model", x.n_parameters, dtype)
+            return Held("model", x.n_parameters, dtype, stored=stored)
         touched = round(x.n_block_parameters * blocks / x.n_layers) + embedding * x.vocab_size * x.d_model
-        return Held("model", x.n_parameters, dtype, min(touched, x.n_parameters))
+        return Held("model", x.n_parameters, dtype, min(touched, x.n_parameters), stored)
 
     def _forward(
         self,

@@ -36,13 +36,15 @@ class Work:
 class Held:
     """Something that stays in memory for later units of the same process: ``count`` numbers of a dtype.
 
-    ``touched`` of them are really read; a CPU maps a model's file, and what is not read takes no memory.
+    ``touched`` of them are really read; a CPU maps a model's file, and what is not read takes no memory. ``stored`` is
+    the file's dtype: loading in another has both in memory for a moment.
     """
 
     name: str
     count: int
     dtype: str = "float32"
     touched: int | None = None
+    stored: str = "bfloat16"
 
     def bytes(self, auto: str = "float32") -> int:
         """Its bytes, where ``auto`` comes to be this dtype."""

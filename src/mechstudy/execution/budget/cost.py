@@ -86,7 +86,7 @@ class Cost:
 def cost_of(run: Run, hardware: Hardware | None = None, *, slurm: bool = True) -> Cost:
     """Plan and reality of a run as far as it has come."""
     done = reality_of(run.evaluate())
-    plan = whole_plan(run, hardware)
+    plan = whole_plan(run, hardware, done)
     elements, accounted = accounted_jobs(run.folder.path) if slurm else ({}, None)
     attempts = None if accounted is None else attempts_of(elements, accounted)
     rows = [(row, done.get(row.unit)) for row in plan.rows]
@@ -102,6 +102,8 @@ def cost_of(run: Run, hardware: Hardware | None = None, *, slurm: bool = True) -
         if spent.files.get(name) != size
     }
     notes = []
+    if any(spent.in_job for spent in done.values()):
+        notes.append("units were jobs: planned with the start of a process and the loading of its model for each")
     if elements and accounted is None:
         notes.append("no accounting (sacct): time in the queue and jobs that were lost are not counted")
     lost = [name for name in elements.values() if attempts is not None and name not in attempts]
@@ -113,8 +115,13 @@ def cost_of(run: Run, hardware: Hardware | None = None, *, slurm: bool = True) -
     )  # fmt: skip
 
 
-def whole_plan(run: Run, hardware: Hardware | None = None) -> Plan:
-    """The plan as it was before anything ran: against a store that holds nothing."""
+def whole_plan(run: Run, hardware: Hardware | None = None, done: Mapping[str, UnitReality] | None = None) -> Plan:
+    """The plan as it was before anything ran: against a store that holds nothing.
+
+    Args:
+        done: how it ran: where units were jobs, each starts a process and loads its model; where several processes
+            shared one, the memory is of all of them.
+    """
     from mechstudy.core.progress import NullProgress
     from mechstudy.execution.budget.calibration import read_calibration
     from mechstudy.execution.budget.machine import this_machine
@@ -123,7 +130,9 @@ def whole_plan(run: Run, hardware: Hardware | None = None) -> Plan:
     here = hardware or this_machine(options.device, options.total_threads)
     calibration = read_calibration(run.folder.path, options.total_threads) if here.is_here else None
     nothing = Run(run.folder.path / ".nothing", list(run.graph.units.values()), options, NullProgress())
-    return make_plan(nothing, hardware=here, calibration=calibration)
+    shared = {name: spent.processes for name, spent in (done or {}).items()} or None
+    apart = any(spent.in_job for spent in (done or {}).values())
+    return make_plan(nothing, hardware=here, calibration=calibration, processes=shared, apart=apart)
 
 
 def _phase(

@@ -69,12 +69,12 @@ def _memory(plan: Plan, rows: Sequence[PlanRow], opened: OpenedStudy | None) -> 
     """A unit that needs more memory than there is at all."""
     hardware = plan.hardware
     limit = plan.memory_total if hardware.device == "cpu" and hardware.is_here else hardware.memory_bytes
-    if not rows or (largest := max(rows, key=lambda row: row.memory.peak)).memory.peak <= limit:
+    if not rows or (largest := max(rows, key=lambda row: row.memory.least)).memory.least <= limit:
         return None
     whose = f"the memory of {hardware.name}"
-    need = f"{largest.unit} needs {human(largest.memory.peak)}"
+    need = f"{largest.unit} needs {human(largest.memory.least)}"
     return MechstudyError(
-        f"{whose} is too small for this study by {human(largest.memory.peak - limit)}",
+        f"{whose} is too small for this study by {human(largest.memory.least - limit)}",
         facts={"needed": need, "has": human(limit)},
         fix=", or ".join(_memory_fixes(plan, limit, largest, opened)),
     )
@@ -86,11 +86,11 @@ def _memory_fixes(plan: Plan, limit: int, largest: PlanRow, opened: OpenedStudy 
     fits = [text for text, study in tried if opened is not None and _peak(opened, study, plan.hardware) <= limit]
     yield from fits[:3]
     larger = [p for p in map(load_hardware, sorted(f.stem for f in PROFILES.glob("*.yaml"))) if p.device == "cuda"]
-    enough = [p.name.lower() for p in larger if p.memory_bytes >= largest.memory.peak]
+    enough = [p.name.lower() for p in larger if p.memory_bytes >= largest.memory.least]
     if plan.hardware.device == "cuda" and enough:
         yield f"--hardware {enough[0]}"
     elif not fits:
-        yield f"a smaller model, or a machine with {human(largest.memory.peak)} of memory"
+        yield f"a smaller model, or a machine with {human(largest.memory.least)} of memory"
 
 
 def _changes(study: Study) -> Iterator[Change]:
@@ -120,17 +120,15 @@ def _with(study: Study, section: str, **fields: Any) -> Study:
 
 def _peak(opened: OpenedStudy, study: Study, hardware: Hardware) -> int:
     """The largest unit's bytes, were the study so."""
-    from mechstudy.execution.budget.times import held_bytes
+    from mechstudy.execution.budget.times import peak_of
     from mechstudy.phases.units import build_units
 
     try:
         units: Sequence[Unit] = build_units(study, opened.shapes, "", opened.file.parent.resolve())
     except MechstudyError:
         return 1 << 62
-    return max(
-        hardware.reserved_bytes + u.estimate.working_bytes + sum(held_bytes(u.estimate, hardware).values())
-        for u in units
-    )
+    peaks = [peak_of(unit.estimate, hardware) for unit in units]
+    return max(peak.bytes - peak.file for peak in peaks)
 
 
 def _time(plan: Plan, rows: Sequence[PlanRow], slurm: SlurmConfig) -> MechstudyError | None:

@@ -18,7 +18,7 @@ from mechstudy.core.artifacts import Artifact
 from mechstudy.core.progress import Progress
 from mechstudy.execution.budget.calibration import Pilot
 from mechstudy.execution.budget.hardware import Hardware
-from mechstudy.execution.budget.times import held_bytes, kind_of, seconds_of, together_bytes
+from mechstudy.execution.budget.times import held_bytes, kind_of, peak_of, seconds_of, together_bytes
 from mechstudy.execution.jobs import Job, perform
 from mechstudy.execution.opened import OpenedStudy, open_study
 from mechstudy.models.sites import parse_layers
@@ -84,8 +84,8 @@ def pilots_of(found: Found, hardware: Hardware) -> list[Pilot]:
         modelled = seconds_of(estimate, hardware, loaded)
         own = held_bytes(estimate, hardware)
         models = {key: n for key, n in own.items() if key.startswith("model ")}
-        loaded = together_bytes(loaded, models)
-        planned = sum(together_bytes(loaded, own).values()) + estimate.working_bytes + hardware.reserved_bytes
+        before, loaded = loaded, together_bytes(loaded, models)
+        planned = peak_of(estimate, hardware, before).bytes
         net = max(0.0, run.seconds - modelled.load)
         peak = run.peak_bytes or planned
         first = kind in _WARMED and kind not in seen

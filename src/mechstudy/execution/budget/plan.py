@@ -12,7 +12,7 @@ from mechstudy.execution.budget.calibration import Calibration, joint_spread, re
 from mechstudy.execution.budget.disk import Disk, disk_need, kept_bytes
 from mechstudy.execution.budget.hardware import Hardware
 from mechstudy.execution.budget.machine import this_machine
-from mechstudy.execution.budget.memory import Footprint, footprints
+from mechstudy.execution.budget.memory import Footprint, footprints, processes_of
 from mechstudy.execution.budget.schedule import Timetable, timetable
 from mechstudy.execution.budget.times import held_bytes, kind_of, seconds_of
 from mechstudy.execution.engine import Run
@@ -30,7 +30,7 @@ class PlanRow:
     """One unit. ``state``: done, runs (at once), waits (for its inputs), stopped (by a gate), not asked for.
 
     ``seconds`` are those it took where it is done. Memory is the process's (on a GPU: the device's) with the model in
-    the study's own precisions (``peak``), all in float32, and all in bfloat16.
+    the study's own precisions (``peak``), all in float32, and all in bfloat16; of all processes that share the unit.
     """
 
     unit: str
@@ -187,6 +187,8 @@ def make_plan(
     hardware: Hardware | None = None,
     calibration: Calibration | None = None,
     slurm: SlurmConfig | None = None,
+    processes: Mapping[str, int] | None = None,
+    apart: bool = False,
 ) -> Plan:
     """The plan of a study's units against what is on disk.
 
@@ -194,6 +196,8 @@ def make_plan(
         hardware: where it is to run; this machine if not given.
         calibration: what pilots said; that of the run's folder if not given and it runs here.
         slurm: how many units of a phase run at once on a cluster.
+        processes: unit -> how many share it; as ``compute.world_size`` says if not given.
+        apart: each unit is a job of its own here, too, and starts a process.
     """
     evaluation = run.evaluate(targets)
     here = hardware is None
@@ -202,8 +206,10 @@ def make_plan(
         calibration = read_calibration(run.folder.path, run.options.total_threads)
     if calibration is not None and calibration.auto is not None:
         hardware = hardware.model_copy(update={"auto": calibration.auto})
-    together = hardware.is_here and run.options.max_parallel == 1
-    memory = footprints(evaluation, hardware, calibration, together=together)
+    together = hardware.is_here and run.options.max_parallel == 1 and not apart
+    if processes is None:
+        processes = processes_of(evaluation, run.options.world_size)
+    memory = footprints(evaluation, hardware, calibration, together=together, processes=processes)
     rows = _rows(evaluation, hardware, calibration, memory, together=together)
     caps = _caps(slurm, [row.phase for row in rows])
     width = run.options.max_parallel if hardware.is_here else None

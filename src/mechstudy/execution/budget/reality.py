@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mechstudy.core.artifacts import Artifact
+from mechstudy.core.sessions import sessions_of
 from mechstudy.execution.graph import Evaluation
 from mechstudy.execution.slurm.queue import Accounted
+from mechstudy.usage.record import read_usage, usage_file
+from mechstudy.usage.summary import use_of
 
 _ENDED_WELL = ("COMPLETED",)
 _GOES_ON = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED")
@@ -19,7 +22,8 @@ _GOES_ON = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED")
 @dataclass(frozen=True)
 class UnitReality:
     """Of one finished unit. ``seconds`` of the process that finished it, ``sessions`` how many worked on it;
-    ``peak_bytes`` of the GPU's memory where it ran on one, else of the process; ``files`` name -> bytes as published,
+    ``peak_bytes`` of the GPU's memory where it ran on one, else of all ``processes`` that shared it; ``in_job`` of a
+    batch system, which means a process of its own; ``files`` name -> bytes as published,
     ``bytes_on_disk`` without those discarded since.
     """
 
@@ -32,6 +36,8 @@ class UnitReality:
     peak_bytes: int
     files: Mapping[str, int]
     bytes_on_disk: int
+    processes: int = 1
+    in_job: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,12 @@ def _unit(artifact: Artifact) -> UnitReality:
     gone = set(manifest.get("discarded", ()))
     files = {name: int(file["size"]) for name, file in manifest["files"].items()}
     seconds = float(manifest.get("seconds") or 0.0)
-    on_gpu = str(manifest.get("runtime", {}).get("device", "cpu")).startswith("cuda")
+    runtime = manifest.get("runtime") or {}
+    on_gpu = str(runtime.get("device", "cpu")).startswith("cuda")
+    helpers = runtime.get("peak_rss_bytes_of_helpers") or ()
+    of_processes = int(manifest.get("peak_rss_bytes") or 0) + sum(helpers)
+    if not helpers and not on_gpu and (use := use_of(read_usage(usage_file(artifact.path)))) is not None:
+        of_processes = max(of_processes, use.rss)  # with processes that have helped before and wait
     measured = manifest.get("gpu_seconds")
     return UnitReality(
         artifact.unit,
@@ -132,9 +143,11 @@ def _unit(artifact: Artifact) -> UnitReality:
         int(manifest.get("sessions") or 1),
         _span(manifest, seconds),
         float(measured) if measured is not None else seconds if on_gpu else 0.0,
-        int((manifest.get("peak_gpu_bytes") if on_gpu else manifest.get("peak_rss_bytes")) or 0),
+        int(manifest.get("peak_gpu_bytes") or 0) if on_gpu else of_processes,
         files,
         sum(size for name, size in files.items() if name not in gone),
+        int(runtime.get("world_size") or 1),
+        any("slurm" in session for session in sessions_of(manifest)),
     )
 
 

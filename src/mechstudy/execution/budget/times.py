@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from mechstudy.core.sizes import ITEM_BYTES
 from mechstudy.execution.budget.hardware import Hardware
-from mechstudy.phases.unit import Estimate, Unit, Work
+from mechstudy.phases.unit import Estimate, Held, Unit, Work
 
 _PRODUCTS = ("forward", "train", "attribute")
-FILE_DTYPE = "bfloat16"  # in which models are published: weights in it are mapped, in another they are converted
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,41 @@ def held_bytes(estimate: Estimate, hardware: Hardware, precision: str | None = N
     """
     found = {}
     for held in estimate.holds:
-        dtype = precision if precision is not None and held.name == "model" else hardware.resolved(held.dtype)
-        key = f"{held.name} {dtype}" if held.name == "model" else held.name
-        mapped = hardware.device == "cpu" and dtype == FILE_DTYPE and held.touched is not None
+        dtype, key = _in_memory(held, hardware, precision)
+        mapped = hardware.device == "cpu" and dtype == held.stored and held.touched is not None
         found[key] = (held.touched if mapped and held.touched is not None else held.count) * ITEM_BYTES[dtype]
     return found
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Bytes of a process at its fullest; ``file`` of them are a mapped file's, given back when memory is short."""
+
+    bytes: int
+    file: int = 0
+
+
+def peak_of(
+    estimate: Estimate, hardware: Hardware, kept: Mapping[str, int] | None = None, precision: str | None = None
+) -> Peak:
+    """Of a process that runs the unit: what it holds, what it held before (``kept``), and its working set.
+
+    A CPU that converts a model has its file in memory, too, while it loads it.
+    """
+    kept, loading = kept or {}, 0
+    for held in estimate.holds if hardware.device == "cpu" else ():
+        dtype, key = _in_memory(held, hardware, precision)
+        if held.name == "model" and dtype != held.stored and key not in kept:
+            loading += held.count * ITEM_BYTES[held.stored]
+    all_ = together_bytes(kept, held_bytes(estimate, hardware, precision))
+    working = estimate.working_bytes
+    return Peak(hardware.reserved_bytes + sum(all_.values()) + max(working, loading), max(0, loading - working))
+
+
+def _in_memory(held: Held, hardware: Hardware, precision: str | None) -> tuple[str, str]:
+    """Its dtype there, and the name it goes by."""
+    dtype = precision if precision is not None and held.name == "model" else hardware.resolved(held.dtype)
+    return dtype, f"{held.name} {dtype}" if held.name == "model" else held.name
 
 
 def together_bytes(before: Mapping[str, int], own: Mapping[str, int]) -> dict[str, int]:

@@ -7,7 +7,8 @@ import torch
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
-from mechstudy.dictionaries.evaluate import HISTOGRAM_EDGES, distribution, evaluate, language_model_effect
+from mechstudy.dictionaries.evaluate import HISTOGRAM_EDGES, distribution, evaluate
+from mechstudy.dictionaries.model_effect import language_model_effect
 from mechstudy.models.sites import Site
 from tests.tiny import tiny_model
 

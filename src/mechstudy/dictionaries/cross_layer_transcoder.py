@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json, write_json_atomic
+from mechstudy.dictionaries.arrays import Array, as_tensor
 from mechstudy.dictionaries.cross_layer import pair
 from mechstudy.dictionaries.initialise import Normalisation
 from mechstudy.dictionaries.paths import AnyPath
@@ -64,12 +65,27 @@ class CrossLayerTranscoder(nn.Module):
     def n_sites(self) -> int:
         return len(self.W_enc)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """x [..., L, d_in] -> [..., L, F], zero where a feature is not active."""
-        if x.shape[-2:] != (self.n_sites, self.W_enc.shape[2]):
+    def __repr__(self) -> str:
+        n_layers, n_features, d_in = self.W_enc.shape
+        return (
+            f"CrossLayerTranscoder({n_layers} layers, {d_in} -> {n_features} -> {self.b_dec.shape[1]} in each, "
+            f"k={self.k}, {self.site_in} -> {self.site_out})"
+        )
+
+    def encode(self, x: Array) -> Tensor:
+        """x [..., L, d_in] -> [..., L, F], zero where a feature is not active. Takes what `Dictionary.encode` does.
+
+        Raises:
+            MechstudyError: rows of other layers or another width, or of whole numbers.
+        """
+        rows = as_tensor(x, self.site_in)
+        if rows.shape[-2:] != (self.n_sites, self.W_enc.shape[2]):
             raise MechstudyError(
-                f"activations are {list(x.shape)}", facts={"expected": f"[..., {self.n_sites}, {self.W_enc.shape[2]}]"}
+                f"activations are {list(rows.shape)}",
+                facts={"expected": f"[..., {self.n_sites}, {self.W_enc.shape[2]}]"},
+                fix="torch.stack(the layers' rows, dim=-2)",
             )
+        x = rows.to(self.W_enc.dtype) if isinstance(x, Tensor) else rows.to(self.W_enc)
         pre = torch.einsum("...ld,lfd->...lf", x, self.W_enc) + self.b_enc
         return pre.masked_fill(~((pre > self.threshold) & (pre > 0)), 0.0)
 
@@ -84,7 +100,7 @@ class CrossLayerTranscoder(nn.Module):
             dim=-2,
         )
 
-    def reconstruct(self, x: Tensor) -> Tensor:
+    def reconstruct(self, x: Array) -> Tensor:
         """x [..., L, d_in] -> [..., L, d_out]."""
         return self.decode(self.encode(x))
 

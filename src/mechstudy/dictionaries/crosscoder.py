@@ -15,7 +15,7 @@ def decoder_by_site(dictionary: Dictionary) -> Tensor:
     Raises:
         MechstudyError: the dictionary reads one site.
     """
-    n_sites = int(dictionary.metadata.get("n_sites", 1))
+    n_sites = dictionary.n_sites
     if n_sites < 2:
         raise MechstudyError("this dictionary reads one site", fix="train with kind: crosscoder and n_sites")
     return dictionary.W_dec.view(len(dictionary.W_dec), n_sites, -1)

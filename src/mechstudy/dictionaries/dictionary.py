@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mechstudy.core.errors import MechstudyError
+from mechstudy.dictionaries.arrays import Array, as_tensor
 from mechstudy.dictionaries.kernels import top_k
 from mechstudy.dictionaries.paths import AnyPath
 
@@ -42,6 +43,8 @@ class Dictionary(nn.Module):
     Rows whose L2 norm exceeds `metadata["max_input_norm"]` are sinks: training dropped them, so what the encoder
     says there means nothing, and they have no features. Their reconstruction is b_dec (+ skip), which keeps the
     line above true for every row and the skip path linear everywhere; callers carry the rest as error.
+
+    A crosscoder is an SAE whose rows hold `n_sites` sites side by side.
 
     Shapes: W_enc [d_in, F], b_enc [F], W_dec [F, d_out], b_dec [d_out], W_skip [d_out, d_in] or None,
     threshold [F] (jumprelu) or None. Weights do not require gradients; gradients flow to inputs.
@@ -91,6 +94,18 @@ class Dictionary(nn.Module):
         return self.cfg.metadata
 
     @property
+    def n_sites(self) -> int:
+        """Sites side by side in a row: 1, but for a crosscoder."""
+        return int(self.cfg.metadata.get("n_sites", 1))
+
+    def extra_repr(self) -> str:
+        """What `repr` shows: kind, activation, widths, k and sites."""
+        cfg = self.cfg
+        kind = f"crosscoder of {self.n_sites} sites" if self.n_sites > 1 else cfg.kind
+        sites = " -> ".join(dict.fromkeys((cfg.site_in, cfg.site_out)))
+        return f"{kind}, {cfg.activation}, {cfg.d_in} -> {cfg.d_sae} -> {cfg.d_out}, k={cfg.k}, {sites}"
+
+    @property
     def max_input_norm(self) -> float:
         """L2 norm of an input row above which it is a sink; infinity if nothing was recorded."""
         limit = self.cfg.metadata.get("max_input_norm")
@@ -110,13 +125,20 @@ class Dictionary(nn.Module):
                 valid &= torch.linalg.vector_norm(rows.detach().float(), dim=-1) <= limit
         return valid
 
-    def pre_activations(self, x: Tensor) -> Tensor:
+    def pre_activations(self, x: Array) -> Tensor:
         """x[..., d_in] -> [..., F] = x @ W_enc + b_enc; sinks are not treated apart here."""
-        self._check_width(x)
-        return x @ self.W_enc + self.b_enc
+        return self._rows(x) @ self.W_enc + self.b_enc
 
-    def encode(self, x: Tensor) -> Tensor:
-        """x[..., d_in] -> [..., F], zero where a feature is not active and on sinks."""
+    def encode(self, x: Array) -> Tensor:
+        """x[..., d_in] -> [..., F], zero where a feature is not active and on sinks.
+
+        Of a crosscoder x is [..., n_sites, d], or its sites side by side. NumPy arrays are as good as tensors; either
+        is taken in the dtype of the weights.
+
+        Raises:
+            MechstudyError: rows of another width, or of whole numbers.
+        """
+        x = self._rows(x)
         pre = self.pre_activations(x)
         if self.threshold is not None:
             mask = (pre > self.threshold) & (pre > 0)
@@ -126,11 +148,12 @@ class Dictionary(nn.Module):
             mask = chosen.scatter_(1, indices, True).view_as(pre) & (pre > 0)
         return pre.masked_fill(~(mask & self.is_valid(x).unsqueeze(-1)), 0.0)
 
-    def encode_sparse(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_sparse(self, x_ND: Array) -> tuple[Tensor, Tensor]:
         """x[N, d_in] -> (values [N, K], indices [N, K]); a value of 0 means there is no feature in that place.
 
         K is k for topk. For jumprelu it is the largest number of active features of any row (at least 1).
         """
+        x_ND = self._rows(x_ND)
         pre = self.pre_activations(x_ND)
         if self.threshold is not None:
             pre = pre.masked_fill(~(pre > self.threshold), 0.0)
@@ -141,19 +164,29 @@ class Dictionary(nn.Module):
         return values.relu().masked_fill(~self.is_valid(x_ND).unsqueeze(-1), 0.0), indices
 
     def decode(self, f: Tensor) -> Tensor:
-        """f[..., F] -> f @ W_dec + b_dec. The skip path is not part of it."""
+        """f[..., F] -> [..., d_out] = f @ W_dec + b_dec.
+
+        Of a skip transcoder this is not the reconstruction: x @ W_skip.T, which needs x, comes on top. A crosscoder's
+        sites are side by side: ``unflatten(-1, (n_sites, -1))`` takes them apart.
+        """
         return f @ self.W_dec + self.b_dec
 
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """x[..., d_in] -> [..., d_out]: decode(encode(x)), plus x @ W_skip.T for a skip transcoder."""
-        out = self.decode(self.encode(x))
-        return out if self.W_skip is None else out + x @ self.W_skip.T
+    def reconstruct(self, x: Array) -> Tensor:
+        """x[..., d_in] -> [..., d_out]: decode(encode(x)), plus x @ W_skip.T for a skip transcoder.
 
-    def forward(self, x: Tensor) -> Tensor:
+        Of a crosscoder's [..., n_sites, d], the same shape. Takes and refuses what `encode` does.
+        """
+        rows = self._rows(x)
+        out = self.decode(self.encode(rows))
+        if self.W_skip is not None:
+            out = out + rows @ self.W_skip.T
+        return out if rows.ndim == x.ndim else out.view(*x.shape)
+
+    def forward(self, x: Array) -> Tensor:
         """Same as `reconstruct`."""
         return self.reconstruct(x)
 
-    def active(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def active(self, x_TD: Array) -> tuple[Tensor, Tensor, Tensor]:
         """x[T, d_in] -> (positions [M], features [M], values [M]), by position and then by feature. No sinks."""
         f_TF = self.encode(x_TD)
         positions, features = f_TF.nonzero().unbind(1)
@@ -195,12 +228,22 @@ class Dictionary(nn.Module):
         assert self.cfg.k is not None  # the constructor checks it for topk
         return self.cfg.k
 
-    def _check_width(self, x: Tensor) -> None:
-        if x.shape[-1] != self.cfg.d_in:
-            raise MechstudyError(
-                f"activations are {x.shape[-1]} wide, but this dictionary reads {self.cfg.d_in}",
-                facts={"site": self.cfg.site_in},
-            )
+    def _rows(self, x: Array) -> Tensor:
+        """x as a tensor [..., d_in] of the weights' dtype; a NumPy array's also on their device."""
+        rows = as_tensor(x, self.cfg.site_in)
+        wanted = self.cfg.d_in
+        if rows.shape[-1:] != (wanted,):
+            apart = (self.n_sites, wanted // self.n_sites)
+            if self.n_sites == 1 or rows.shape[-2:] != apart:
+                raise MechstudyError(
+                    f"activations are {rows.shape[-1] if rows.ndim else 0} wide, but this dictionary reads {wanted}",
+                    facts={"shape": str(list(rows.shape)), "site": self.cfg.site_in},
+                    fix="rows of the site it was trained on"
+                    if self.n_sites == 1
+                    else f"[..., {apart[0]}, {apart[1]}], or [..., {wanted}]",
+                )
+            rows = rows.flatten(-2)
+        return rows.to(self.W_enc.dtype) if isinstance(x, Tensor) else rows.to(self.W_enc)
 
 
 def expected_shapes(cfg: DictionaryMeta) -> dict[str, tuple[int, ...]]:

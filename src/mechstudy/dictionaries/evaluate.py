@@ -1,17 +1,17 @@
-"""How good a dictionary is: on rows it has not seen, and inside the model."""
+"""How good a dictionary is on rows it has not seen. Inside the model: `model_effect`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
+from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder
 from mechstudy.dictionaries.dictionary import Dictionary
-from mechstudy.models.batches import length_buckets
-from mechstudy.models.sites import Site
+from mechstudy.dictionaries.rows import HeldOut
 
 DENSE_FROM = 0.1  # a feature active in more than this share of rows is dense
 HISTOGRAM_EDGES = [-7.0 + 0.25 * i for i in range(29)]  # log10 of a feature's share of active rows
@@ -20,14 +20,6 @@ _NO_LENGTH = 1e-12  # of the mean squared distance: a row this near to the mean 
 _EQUAL = 1e-24  # of the mean squared norm: with less variance than that, float64 rows are equal but for rounding
 
 Batch = tuple[Tensor, Tensor]
-
-
-class ForwardModel(Protocol):
-    """The part of `models.language_model.LanguageModel` used here."""
-
-    def forward(
-        self, tokens_BT: Tensor, *, capture: Any = ..., edits: Any = ..., start: Any = ..., logits_at: Any = ...
-    ) -> Any: ...
 
 
 class VarianceSums:
@@ -85,14 +77,19 @@ def fvu(y_ND: Tensor, y_hat_ND: Tensor) -> float:
 
 @torch.no_grad()
 def evaluate(
-    dictionary: Dictionary, batches: Iterable[Batch], *, non_finite: Literal["refuse", "skip"] = "refuse"
+    dictionary: Dictionary | CrossLayerTranscoder, batches: Any, *, non_finite: Literal["refuse", "skip"] = "refuse"
 ) -> dict[str, Any]:
-    """Score on held-out rows (x [N, d_in], y [N, d_out]).
+    """Score on held-out rows.
 
     The rows are gone through twice, for the targets' mean m and for what is measured from it; an iterator's are held
     in memory in between, what can be iterated anew (a list, a reader) is read again. Sinks (rows above the
     dictionary's `max_input_norm` or `max_output_norm`) are counted in `sink_rows_share` and left out of the rest.
     Sums are float64.
+
+    Args:
+        batches: pairs (x [N, d_in], y [N, d_out]); of an SAE x alone does; or all rows at once, x or (x, y). Tensors
+            or NumPy arrays. Of a crosscoder [N, n_sites, d], or its sites side by side; of a clt [N, L, d].
+        non_finite: rows with NaN or infinity end it, or are left out and counted.
 
     Returns:
         fvu: sum |y - y_hat|^2 / sum |y - m|^2, pooled over rows, and r2 = 1 - fvu.
@@ -110,10 +107,19 @@ def evaluate(
         What is there per row is {mean, quantiles: {"0.05": ...}}, over the rows where it is defined (|y - m|, or for
         cosines both lengths, not 0); None where it is defined for none.
 
+        A clt has no sinks, and fewer numbers: fvu, r2, l0, dead_share and dense_share over all layers,
+        fvu_per_layer, l0_per_layer, dead_share_per_layer, n_rows and not_finite_rows.
+
     Raises:
-        MechstudyError: no rows, or only sinks; all rows equal; NaN or infinity (names batch and row).
+        MechstudyError: no rows, or only sinks; rows of another width, or without the targets a transcoder needs; all
+            rows equal; NaN or infinity (names batch and row).
     """
-    batches = list(batches) if iter(batches) is batches else batches
+    if isinstance(dictionary, CrossLayerTranscoder):
+        return _of_layers(dictionary, batches, non_finite)
+    cfg = dictionary.cfg
+    batches = HeldOut(
+        batches, widths=(cfg.d_in, cfg.d_out), n_sites=dictionary.n_sites, needs_targets=cfg.kind != "sae"
+    )
     mean_D, count = _mean_and_counts(dictionary, batches, non_finite)
     scores = _RowScores(mean_D)
     active_F = torch.zeros(dictionary.cfg.d_sae, dtype=torch.int64, device=dictionary.W_enc.device)
@@ -137,8 +143,15 @@ def _usable(
     dictionary: Dictionary, batches: Iterable[Batch], non_finite: str
 ) -> Iterator[tuple[int, Tensor, Tensor, int]]:
     """Per batch: rows that are not finite, x and y of the valid rows, and sinks."""
+    for bad, x, y in _finite(batches, dictionary.W_enc, dictionary.cfg.site_out, non_finite):
+        valid = dictionary.is_valid(x, y)
+        yield bad, x[valid], y[valid], int((~valid).sum())
+
+
+def _finite(batches: Iterable[Batch], like: Tensor, site: str, non_finite: str) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Per batch: rows that are not finite, and x and y of the others, in dtype and on the device of ``like``."""
     for number, batch in enumerate(batches):
-        x, y = (tensor.to(dictionary.W_enc) for tensor in batch)
+        x, y = (tensor.to(like) for tensor in batch)
         finite = torch.isfinite(x).all(1) & torch.isfinite(y).all(1)
         bad = len(x) - int(finite.sum())
         if bad and non_finite == "refuse":
@@ -146,13 +159,11 @@ def _usable(
             name = "target" if bool(torch.isfinite(x[row]).all()) else "input"
             raise MechstudyError(
                 f"the {name} rows to evaluate on hold NaN or infinity",
-                where=f"{dictionary.cfg.site_out}: batch {number}, row {row}",
+                where=f"{site}: batch {number}, row {row}",
                 facts={"rows affected": f"{bad} of {len(x)} in this batch"},
                 fix="capture again in float32 or bfloat16 (float16 overflows at 65,504), or training.non_finite: skip",
             )
-        x, y = (x[finite], y[finite]) if bad else (x, y)
-        valid = dictionary.is_valid(x, y)
-        yield bad, x[valid], y[valid], int((~valid).sum())
+        yield (bad, x[finite], y[finite]) if bad else (bad, x, y)
 
 
 def _mean_and_counts(
@@ -253,92 +264,43 @@ def _densities(active_F: Tensor, n_rows: int) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
-def language_model_effect(
-    model: ForwardModel,
-    dictionary: Dictionary,
-    token_rows: Sequence[Sequence[int]] | Tensor,
-    *,
-    batch_tokens: int = 1_024,
-) -> dict[str, float | None]:
-    """What putting the reconstruction into the model does to its next-token loss.
-
-    Three forwards per batch: as it is, with the reconstruction at `site_out` (of the input at `site_in` in the
-    same forward), with zeros there. The first position and sinks keep the model's own activation in all three.
-    The second and third begin at the patched layer.
-
-    Returns:
-        ce_model, ce_dictionary, ce_zero (nats per token), ce_loss_recovered = (zero - dictionary) / (zero - model)
-        or None where zeros do no harm, kl = KL(model || dictionary) in nats, n_tokens predicted.
-    """
-    site_in, site_out = Site.parse(dictionary.cfg.site_in), Site.parse(dictionary.cfg.site_out)
-    entry = Site("resid_pre", site_in.layer)
-    rows = [torch.as_tensor(row, dtype=torch.int64) for row in token_rows]
-    if not any(len(row) > 1 for row in rows):
-        raise MechstudyError("no token row is longer than one token, so there is nothing to predict")
-    totals = {"model": 0.0, "dictionary": 0.0, "zero": 0.0, "kl": 0.0}
-    n_tokens = 0
-    for indices in length_buckets([len(row) for row in rows], batch_tokens):
-        tokens_BT = torch.stack([rows[i] for i in indices])
-        if tokens_BT.shape[1] < 2:
-            continue
-        splice = _Splice(dictionary, site_in, site_out)
-        clean = model.forward(tokens_BT, capture=[entry], logits_at="all")
-        logp_clean = _log_probs(clean.logits)
-        start = (entry.layer, clean.activations[entry])
-        totals["model"] += _loss(logp_clean, tokens_BT)
-        for name, edits in (("dictionary", splice.reconstructing()), ("zero", splice.zeroing())):
-            logp = _log_probs(model.forward(tokens_BT, edits=edits, start=start, logits_at="all").logits)
-            totals[name] += _loss(logp, tokens_BT)
-            if name == "dictionary":
-                totals["kl"] += float((logp_clean.exp() * (logp_clean - logp)).sum(dtype=torch.float64))
-        n_tokens += tokens_BT.numel() - len(tokens_BT)
-    mean = {name: total / n_tokens for name, total in totals.items()}
-    harm = mean["zero"] - mean["model"]
+def _of_layers(clt: CrossLayerTranscoder, batches: Any, non_finite: str) -> dict[str, Any]:
+    """The scores of a cross-layer transcoder; see `evaluate`."""
+    n_layers, n_features, d_in = clt.W_enc.shape
+    d_out = clt.b_dec.shape[1]
+    rows = HeldOut(
+        batches, widths=(n_layers * d_in, n_layers * d_out), n_sites=n_layers, needs_targets=True
+    )  # fmt: skip
+    whole, layers = VarianceSums(), [VarianceSums() for _ in range(n_layers)]
+    active_LF = torch.zeros(n_layers, n_features, dtype=torch.int64, device=clt.W_enc.device)
+    n_rows = not_finite = 0
+    for bad, x, y in _finite(rows, clt.W_enc, clt.site_out, non_finite):
+        f_NLF = clt.encode(x.view(-1, n_layers, d_in))
+        y_hat_NLD, y_NLD = clt.decode(f_NLF), y.view(-1, n_layers, d_out)
+        whole.add(y, y_hat_NLD.flatten(1))
+        for layer, sums in enumerate(layers):
+            sums.add(y_NLD[:, layer], y_hat_NLD[:, layer])
+        active_LF += (f_NLF > 0).sum(0)
+        n_rows, not_finite = n_rows + len(x), not_finite + bad
+    fvu = whole.fvu()
+    dead_LF = (active_LF == 0).double().cpu()
     return {
-        "ce_model": mean["model"],
-        "ce_dictionary": mean["dictionary"],
-        "ce_zero": mean["zero"],
-        "ce_loss_recovered": (mean["zero"] - mean["dictionary"]) / harm if abs(harm) > 1e-9 else None,
-        "kl": mean["kl"],
-        "n_tokens": n_tokens,
+        "fvu": fvu,
+        "r2": 1.0 - fvu,
+        "fvu_per_layer": [_fvu_of(layer, sums) for layer, sums in enumerate(layers)],
+        "l0": float(active_LF.sum()) / n_rows,
+        "l0_per_layer": [float(n) / n_rows for n in active_LF.sum(1)],
+        "dead_share": float(dead_LF.mean()),
+        "dead_share_per_layer": dead_LF.mean(1).tolist(),
+        "dense_share": float((active_LF > DENSE_FROM * n_rows).double().mean()),
+        "n_rows": n_rows,
+        "not_finite_rows": not_finite,
     }
 
 
-class _Splice:
-    """Edits of one batch: remember the input at site_in, replace the activation at site_out."""
-
-    def __init__(self, dictionary: Dictionary, site_in: Site, site_out: Site) -> None:
-        self._dictionary, self._in, self._out = dictionary, site_in, site_out
-        self._x_BTD: Tensor | None = None
-
-    def reconstructing(self) -> dict[Site, Any]:
-        return self._with(lambda x, y: self._dictionary.reconstruct(x).to(y))
-
-    def zeroing(self) -> dict[Site, Any]:
-        return self._with(lambda _, y: torch.zeros_like(y))
-
-    def _with(self, replacement: Any) -> dict[Site, Any]:
-        def replace(y_BTD: Tensor) -> Tensor:
-            x_BTD = y_BTD if self._in == self._out else self._x_BTD
-            assert x_BTD is not None  # site_in runs before site_out
-            x_BTD = x_BTD.to(self._dictionary.W_enc)
-            keep = ~self._dictionary.is_valid(x_BTD, y_BTD)
-            keep[:, 0] = True
-            return torch.where(keep[..., None].to(y_BTD.device), y_BTD, replacement(x_BTD, y_BTD))
-
-        return {self._out: replace} if self._in == self._out else {self._in: self._watch, self._out: replace}
-
-    def _watch(self, x_BTD: Tensor) -> Tensor:
-        self._x_BTD = x_BTD
-        return x_BTD
-
-
-def _log_probs(logits_BTV: Tensor) -> Tensor:
-    """[B, T-1, V]: each position's prediction of the next token."""
-    return logits_BTV[:, :-1].float().log_softmax(-1)
-
-
-def _loss(logp: Tensor, tokens_BT: Tensor) -> float:
-    targets = tokens_BT[:, 1:].to(logp.device)
-    return -float(logp.gather(-1, targets.unsqueeze(-1)).sum(dtype=torch.float64))
+def _fvu_of(layer: int, sums: VarianceSums) -> float | None:
+    """FVU of one layer; None where its targets are all equal."""
+    try:
+        return sums.fvu()
+    except MechstudyError:
+        return None

@@ -126,8 +126,9 @@ def judge(
     dictionary in does to the model's loss."""
     from mechstudy.activations.corpus import Corpus
     from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
-    from mechstudy.dictionaries.evaluate import evaluate, language_model_effect
+    from mechstudy.dictionaries.evaluate import evaluate
     from mechstudy.dictionaries.health import Health
+    from mechstudy.dictionaries.model_effect import language_model_effect
     from mechstudy.phases.common import loaded_model
 
     architecture, training, cfg = spec["architecture"], spec["training"], dictionary.cfg

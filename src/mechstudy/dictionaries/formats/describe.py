@@ -77,7 +77,7 @@ def _of_one(path: Path) -> dict[str, Any]:
         "place": str(path),
         "format": format_of(path)[0],
         "architecture": cfg.metadata.get("architecture") or cfg.metadata.get("trained_as"),
-        "kind": cfg.kind,
+        "kind": cfg.kind if dictionary.n_sites == 1 else f"crosscoder of {dictionary.n_sites} sites",
         "activation": cfg.activation,
         "d_in": cfg.d_in,
         "d_sae": cfg.d_sae,

@@ -83,13 +83,18 @@ def test_requeued_and_failed_jobs_are_counted_with_what_they_cost():
             "9_0", "COMPLETED", 200, peak_rss_bytes=3 << 30, eligible="2030-01-01T00:00:00", start="2030-01-01T00:01:05"
         ),
         accounted("7_1", "CANCELLED", 0),
+        accounted("7_1", "CANCELLED", 30),
         accounted("8_0", "COMPLETED", 999),
     ]
     assert attempts_of(elements, rows) == {
         "train[0]": Attempts(
             jobs=3, requeued=1, failed=1, seconds=350, gpu_seconds=350, cpu_seconds=1400, cpu_seconds_used=1050,
             peak_rss_bytes=3 << 30, lost_seconds=150, waited_seconds=65,
-        )
+        ),
+        "train[1]": Attempts(
+            jobs=1, seconds=30, gpu_seconds=30, cpu_seconds=120, cpu_seconds_used=90, peak_rss_bytes=1 << 30,
+            lost_seconds=30, cancelled=1,
+        ),
     }  # fmt: skip
 
 

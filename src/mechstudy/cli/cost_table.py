@@ -55,8 +55,9 @@ _ROOM: Columns = (
 )
 _JOBS: Columns = (
     ("jobs", _of_jobs(lambda j: str(j.jobs))),
-    ("requeued", _of_jobs(lambda j: str(j.requeued))),
+    ("re-\nqueued", _of_jobs(lambda j: str(j.requeued))),
     ("failed", _of_jobs(lambda j: str(j.failed))),
+    ("can-\ncelled", _of_jobs(lambda j: str(j.cancelled))),
     ("queue", _of_jobs(lambda j: duration(j.waited_seconds))),
     ("wall", _of_jobs(lambda j: duration(j.seconds))),
     ("of it\nlost", _of_jobs(lambda j: duration(j.lost_seconds))),

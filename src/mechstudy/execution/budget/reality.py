@@ -42,7 +42,8 @@ class UnitReality:
 
 @dataclass(frozen=True)
 class Attempts:
-    """Jobs that ran for a unit, by Slurm's accounting: all, those put back into the queue, those that failed."""
+    """Jobs that ran for a unit, by Slurm's accounting: all, those put back into the queue, those that failed, and those
+    that were cancelled, by the user or by Slurm."""
 
     jobs: int = 0
     requeued: int = 0
@@ -54,6 +55,7 @@ class Attempts:
     peak_rss_bytes: int = 0
     lost_seconds: float = 0.0  # of jobs that did not end well
     waited_seconds: float = 0.0  # in the queue, each job by itself
+    cancelled: int = 0
 
     def __add__(self, other: Attempts) -> Attempts:
         return Attempts(
@@ -67,6 +69,7 @@ class Attempts:
             max(self.peak_rss_bytes, other.peak_rss_bytes),
             self.lost_seconds + other.lost_seconds,
             self.waited_seconds + other.waited_seconds,
+            self.cancelled + other.cancelled,
         )
 
 
@@ -109,7 +112,8 @@ def accounted_jobs(folder: Path) -> tuple[dict[str, str], Sequence[Accounted] | 
 def _attempt(run: Accounted) -> Attempts:
     well = run.state in _ENDED_WELL
     requeued = run.state in ("REQUEUED", "PREEMPTED", "NODE_FAIL")
-    lost = not well and not requeued and run.state not in _GOES_ON
+    cancelled = run.state.startswith("CANCELLED")
+    lost = not well and not requeued and not cancelled and run.state not in _GOES_ON
     return Attempts(
         1,
         int(requeued),
@@ -121,6 +125,7 @@ def _attempt(run: Accounted) -> Attempts:
         run.peak_rss_bytes or 0,
         0.0 if well or run.state in _GOES_ON else run.seconds,
         run.waited,
+        int(cancelled),
     )
 
 

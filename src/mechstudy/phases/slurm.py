@@ -5,6 +5,7 @@ Every value becomes part of a line of a batch script, so each is held to what su
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ PHASES = (
     "model", "prompts", "baseline", "corpus", "capture", "stream", "train", "variant", "attribute", "features",
     "intervene", "report",
 )  # fmt: skip
+_MEGABYTES = {"": 1, "K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d{1,2}))?(?::(\d{1,2}))?")
 _OURS = (
     "array", "chdir", "comment", "dependency", "error", "input", "job-name", "kill-on-invalid-dep", "no-requeue",
@@ -42,11 +44,15 @@ def _line(value: str) -> str:
 
 
 def _memory(value: str | int) -> str:
-    if not re.fullmatch(r"\d+([KMGT]B?)?", str(value), re.IGNORECASE):
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(?:([KMGT])B?)?", str(value), re.IGNORECASE)
+    if found is None:
         raise MechstudyError(
             f"{value!r} is no amount of memory for Slurm", fix="for example 32G, or 0 for a whole node"
         )
-    return str(value).upper().rstrip("B")
+    number, unit = found[1], (found[2] or "").upper()
+    if "." not in number:
+        return number + unit
+    return f"{math.ceil(float(number) * _MEGABYTES[unit])}M"  # Slurm takes whole numbers only
 
 
 def _gpus(value: str | int) -> str:
@@ -79,7 +85,7 @@ def seconds(time: str) -> int:
 
 Name = Annotated[str, AfterValidator(_name)]
 Line = Annotated[str, AfterValidator(_line)]
-Memory = Annotated[str | int, AfterValidator(_memory)]
+Memory = Annotated[str | int | float, AfterValidator(_memory)]
 Gpus = Annotated[str | int, AfterValidator(_gpus)]
 Time = Annotated[str | int, AfterValidator(_time)]
 
@@ -145,6 +151,13 @@ class SlurmConfig(_Request):
                     fix=f"did you mean {guess!r}?" if guess else None,
                 )
         return value
+
+    @property
+    def lead(self) -> int:
+        """Seconds before its limit at which a job is told: `signal_lead`, but not before a third of a short limit."""
+        if self.time is None:
+            return self.signal_lead
+        return max(10, min(self.signal_lead, 2 * seconds(str(self.time)) // 3))
 
     def of_phase(self, phase: str) -> SlurmConfig:
         """What a phase's jobs ask for: its own values where it has some, else those of all phases."""

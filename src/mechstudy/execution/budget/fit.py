@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -132,31 +133,40 @@ def _peak(opened: OpenedStudy, study: Study, hardware: Hardware) -> int:
 
 
 def _time(plan: Plan, rows: Sequence[PlanRow], slurm: SlurmConfig) -> MechstudyError | None:
-    """A unit that outlasts its job and is not resumed by another, or not often enough."""
-    for row in rows:
-        asked = slurm.of_phase(row.phase)
-        if asked.time is None or row.seconds is None:
-            continue
-        limit = seconds(str(asked.time))
-        usable = limit - asked.signal_lead
-        jobs = asked.max_restarts + 1 if row.phase in RESUMED else 1
-        if usable <= 0 or row.seconds > usable * jobs:
-            enough = _slurm_time(1.25 * (row.seconds + asked.signal_lead))
-            fewest = _slurm_time(1.25 * (row.seconds / jobs + asked.signal_lead))
-            resumed = (
-                f"{jobs} jobs one after another at the most" if jobs > 1 else "it starts again when it is put back"
-            )
-            if row.phase not in RESUMED:
-                fix = f"time: {enough}"
-            else:
-                fix = f"time: {enough}, or at least {fewest}, or a larger max_restarts"
-            return MechstudyError(
-                f"{row.unit} takes about {duration(row.seconds)}, more than its time limit allows",
-                where=f"compute.slurm.phases.{row.phase}.time" if row.phase in slurm.phases else "compute.slurm.time",
-                facts={"limit": f"{duration(limit)}, {resumed}"},
-                fix=fix,
-            )
-    return None
+    """The unit that outlasts its job by most: it is not resumed by another, or not often enough."""
+    over = {row.unit: _over(row, slurm.of_phase(row.phase)) for row in rows}
+    worst = max(rows, key=lambda row: over[row.unit], default=None)
+    if worst is None or over[worst.unit] <= 1 or worst.seconds is None:
+        return None
+    asked = slurm.of_phase(worst.phase)
+    limit, jobs, resumed = seconds(str(asked.time)), _jobs(worst, asked), worst.phase in RESUMED
+    enough = _slurm_time(1.25 * (worst.seconds + asked.signal_lead))
+    facts = {
+        "limit": f"{duration(limit)}, of which the last {duration(asked.lead)} are for saving",
+        "jobs": f"{jobs} one after another at the most" if resumed else "one: it starts again when it is put back",
+    }
+    if others := [name for name, factor in over.items() if factor > 1 and name != worst.unit]:
+        facts["others"] = ", ".join(others[:6]) + (", ..." if others[6:] else "")
+    fewest = _slurm_time(1.25 * (worst.seconds / jobs + asked.signal_lead))
+    return MechstudyError(
+        f"{worst.unit} takes about {duration(worst.seconds)}, more than its time limit allows",
+        where=f"compute.slurm.phases.{worst.phase}.time" if worst.phase in slurm.phases else "compute.slurm.time",
+        facts=facts,
+        fix=f"time: {enough}" + (f", or at least {fewest}, or a larger max_restarts" if resumed else ""),
+    )
+
+
+def _over(row: PlanRow, asked: SlurmConfig) -> float:
+    """A unit's time over that of all the jobs it may have, each without what it needs to save itself."""
+    if asked.time is None or row.seconds is None:
+        return 0.0
+    usable = max(0, seconds(str(asked.time)) - asked.lead)
+    return row.seconds / (usable * _jobs(row, asked)) if usable else math.inf
+
+
+def _jobs(row: PlanRow, asked: SlurmConfig) -> int:
+    """How many jobs may work on a unit, one after another, each going on where the last one was."""
+    return asked.max_restarts + 1 if row.phase in RESUMED else 1
 
 
 def _job_memory(rows: Sequence[PlanRow], slurm: SlurmConfig, hardware: Hardware) -> MechstudyError | None:

@@ -12,7 +12,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.execution.slurm.frozen import Frozen
 from mechstudy.execution.slurm.groups import Group, sparse
 from mechstudy.execution.slurm.record import LOGS
-from mechstudy.phases.slurm import SlurmConfig, seconds
+from mechstudy.phases.slurm import SlurmConfig
 
 TEMPLATE = "batch.sh.j2"
 _HANDED_ON = ("MECHSTUDY_CACHE", "HF_HOME", "HF_HUB_OFFLINE")  # where models are; some sites hand on no environment
@@ -49,7 +49,7 @@ def script_of(frozen: Frozen, group: Group, tasks: Collection[int], comment: str
         run=shlex.quote(str(frozen.run.resolve())),
         units_file=shlex.quote(str(units_file(frozen, group).resolve())),
         number=frozen.number,
-        grace=max(_lead(config) // 2, _lead(config) - _LAST_MOMENTS),
+        grace=max(config.lead // 2, config.lead - _LAST_MOMENTS),
     )
     return text
 
@@ -88,7 +88,7 @@ def directives(
         *config.extra,
         f"--output={_quoted(f'{log}/{group.phase}-%A_%a.log')}",
         "--open-mode=append",
-        f"--signal=B:USR1@{_lead(config)}",
+        f"--signal=B:USR1@{config.lead}",
         "--requeue" if config.requeue else "--no-requeue",
         "--kill-on-invalid-dep=yes",
     ]
@@ -115,13 +115,6 @@ def pattern_safe(folder: Path) -> str:
 def _count(tasks: int, units: int) -> str:
     whole = f"{units} unit{'s' if units > 1 else ''}"
     return whole if tasks == units else f"{tasks} of {whole}"
-
-
-def _lead(config: SlurmConfig) -> int:
-    """Seconds before the limit at which a job is told: as asked, but not before a third of a short limit has passed."""
-    if config.time is None:
-        return config.signal_lead
-    return max(10, min(config.signal_lead, 2 * seconds(str(config.time)) // 3))
 
 
 def _quoted(text: str) -> str:

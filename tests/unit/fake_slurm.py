@@ -75,14 +75,16 @@ def indices(text: str) -> list[int]:
 
 
 def set_reasons(state: dict) -> None:
-    """Dependencies, as afterok means them; an invalid one takes the job out of the queue."""
+    """Dependencies, as afterok and afterany mean them; an invalid one takes the job out of the queue."""
     for _ in state["jobs"]:
         for job in state["jobs"].values():
-            needs = [n for n in job["asked"].get("dependency", "").removeprefix("afterok:").split(":") if n]
+            kind, *needs = job["asked"].get("dependency", "").split(":")
             ends = [task["state"] for need in needs for task in elements(state, need)]
             for task in job["tasks"].values():
                 if task["state"] != "PENDING":
                     continue
+                if kind == "afterany":
+                    ends = ["COMPLETED" if end in ("FAILED", "CANCELLED", "TIMEOUT") else end for end in ends]
                 if any(end in ("FAILED", "CANCELLED", "TIMEOUT") for end in ends):
                     if job["asked"].get("kill-on-invalid-dep") == "yes" and not (home() / "keeps").exists():
                         task["state"] = "CANCELLED"

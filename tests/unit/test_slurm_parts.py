@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,8 @@ from mechstudy.execution.slurm.reasons import in_words
 from mechstudy.execution.slurm.scripts import script_of
 from mechstudy.execution.unit_state import Attempt, UnitState, file_name, read_state, write_state
 from mechstudy.phases.slurm import PhaseSlurm, SlurmConfig, seconds
-from tests.unit.slurm_world import chain, cluster, layers, mechstudy, unit, use
+from mechstudy.phases.study import load_study
+from tests.unit.slurm_world import ROOT, STUDY, chain, cluster, layers, mechstudy, unit, use
 
 __all__ = ["cluster"]
 
@@ -60,6 +62,25 @@ def test_times_are_slurms(time, expected):
 def test_values_that_are_none_or_would_begin_another_line_are_refused(values):
     with pytest.raises(ValueError):
         SlurmConfig.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("asked", "slurms"),
+    [("32gb", "32G"), ("1.2G", "1229M"), ("0.5T", "524288M"), (1.5, "2M"), ("100K", "100K"), (0, "0")],
+)
+def test_memory_is_rounded_up_to_what_slurm_takes(asked, slurms):
+    assert SlurmConfig(memory=asked).memory == slurms
+
+
+def test_every_example_of_the_docs_is_taken(cluster):
+    """A block that begins with `compute` is a part of a study."""
+    text = (ROOT / "docs" / "slurm.md").read_text()
+    blocks = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        Path("study.yaml").write_text(STUDY.partition("compute:")[0] + block)
+        study, _ = load_study(Path("study.yaml"))
+        assert study.compute.slurm is not None and study.compute.slurm.modules[0] == "2023"
 
 
 def test_a_phase_has_its_own_values_and_the_rest_from_all():

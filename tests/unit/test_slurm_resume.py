@@ -26,21 +26,26 @@ def test_after_a_failure_only_what_is_missing_runs(cluster, monkeypatch, tmp_pat
     assert "train[1] failed: not mended yet" in told and "mechstudy resume study.yaml" in told
     mended.touch()
     mechstudy("resume", "study.yaml")
-    assert arrays(cluster)["toy-train"] == "1 " and arrays(cluster)["toy-report"] == "0 afterok:103"
+    assert arrays(cluster)["toy-train"] == "1 " and arrays(cluster)["toy-report"] == "0 afterany:103"
     cluster.run_all()
     assert set(statuses().values()) == {"done"}
-    assert sorted(calls(RUN)) == ["model", "report", "train[0]", "train[1]", "train[2]"], "no unit was done twice"
+    assert sorted(calls(RUN)) == ["model", "report", "report", "train[0]", "train[1]", "train[2]"], (
+        "nothing was done twice but the report, of what was there and of all"
+    )
 
 
 def test_waiting_jobs_are_made_to_wait_for_the_new_ones(cluster, monkeypatch):
-    use(monkeypatch, layers(3))
+    trains = layers(3)[:-1]
+    use(monkeypatch, [*trains, unit("attribute[a]", [item.name for item in trains])])
     (cluster.folder / "keeps").touch()  # a site where jobs of an invalid dependency stay in the queue
     mechstudy("submit", "study.yaml")
     cluster.run("100_0")
     cluster.set("101_1", state="CANCELLED")
-    assert statuses()["report"] == "queued" and "never start" in mechstudy("why", "study.yaml", "report").output
+    told = mechstudy("why", "study.yaml", "attribute[a]").output
+    assert statuses()["attribute[a]"] == "queued" and "never start" in told
     mechstudy("resume", "study.yaml")
-    assert arrays(cluster)["toy-report"] == "0 afterok:101_0:101_2:103", "the same job; not all of 101, which failed"
+    waits = arrays(cluster)["toy-attribute"]
+    assert waits == "0 afterok:101_0:101_2:103", "the same job; not all of 101, which failed"
     assert len(cluster.jobs) == 4
     cluster.run_all()
     assert set(statuses().values()) == {"done"}
@@ -55,7 +60,7 @@ def test_a_queue_that_was_purged_loses_nothing(cluster, monkeypatch):
         cluster.forget(job)
     assert statuses() == {"model": "done", "train[0]": "done", "train[1]": "pending", "report": "pending"}
     mechstudy("resume", "study.yaml")
-    assert arrays(cluster) == {"toy-train": "1 ", "toy-report": "0 afterok:103"}
+    assert arrays(cluster) == {"toy-train": "1 ", "toy-report": "0 afterany:103"}
     cluster.run_all()
     assert sorted(calls(RUN)) == ["model", "report", "train[0]", "train[1]"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -34,7 +33,7 @@ UnitName = Annotated[str, typer.Argument(metavar="UNIT", help="A unit as `mechst
 def submit(
     study: StudyFile,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write the scripts and show the commands; submit nothing.")
+        bool, typer.Option("--dry-run", help="Write the scripts and show what would be submitted; submit nothing.")
     ] = False,
     profile_name: ProfileName = None,
     sets: Sets = None,
@@ -51,9 +50,11 @@ def submit(
 
     asked = _asked(study, overrides(sets), out, profile_name, "submit", fetch=not dry_run)
     if dry_run:
-        _show_dry_run(submitting.show(asked))
+        from mechstudy.cli.slurm_table import show_dry_run
+
+        show_dry_run(asked, submitting.show(asked))
     else:
-        _show_result(submitting.submit(asked, _say), study)
+        _show_result(asked, submitting.submit(asked, _say))
 
 
 @guarded
@@ -72,7 +73,8 @@ def resume(study: StudyFile, profile_name: ProfileName = None, sets: Sets = None
     latest = read_record(_run_folder(study, given, out)).latest
     if latest is not None:
         given, profile = given or latest.overrides, profile or latest.profile
-    _show_result(submitting.submit(_asked(study, given, out, profile, "resume", fetch=True), _say), study)
+    asked = _asked(study, given, out, profile, "resume", fetch=True)
+    _show_result(asked, submitting.submit(asked, _say))
 
 
 @guarded
@@ -85,7 +87,7 @@ def why(study: StudyFile, unit: UnitName, sets: Sets = None, out: Out = None, as
     from mechstudy.execution.slurm.why import why as explain
 
     opened = as_submitted(study, overrides(sets), out)
-    found = explain(opened.run(), unit, shlex.quote(str(study)))
+    found = explain(opened, unit)
     if as_json:
         log = None if found.log is None else str(found.log)
         facts = {"unit": found.unit.name, "status": found.unit.status, **found.facts}
@@ -216,8 +218,7 @@ def _run_folder(study: Path, given: list[str], out: Path | None) -> Path:
 # --------------------------------------------------------------------------------------------------- showing
 
 
-def _show_result(result: Result, study: Path) -> None:
-    file = shlex.quote(str(study))
+def _show_result(asked: Asked, result: Result) -> None:
     done = f"{result.done} units are done" + (f", {result.stopped} stopped by a gate" if result.stopped else "")
     if result.queued:
         print(f"{len(result.queued)} units are in the queue already")
@@ -228,15 +229,7 @@ def _show_result(result: Result, study: Path) -> None:
         return
     print(f"{result.n_units} units in {len(result.jobs)} jobs are submitted; {done}")
     print(f"scripts: {(result.run / result.jobs[0].script).parent}")
-    print(f"next:    mechstudy status {file}")
-
-
-def _show_dry_run(result: Result) -> None:
-    if not result.shown:
-        print(f"nothing to submit: {result.done} units are done")
-    for script, command in result.shown:
-        print(f"==> {script} <==\n{script.read_text()}")
-        print(f"{command}\n")
+    print(f"next:    {asked.opened.command('status')}")
 
 
 def _show_why(found: Why) -> None:

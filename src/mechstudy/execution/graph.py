@@ -69,6 +69,10 @@ class Graph:
         """Refuses a name that is no unit, with the nearest one."""
         for name in names:
             if name not in self.units:
+                if found := self.of_phase(name):
+                    raise MechstudyError(
+                        f"{name} is a phase, and no unit", facts={"units": ", ".join(found)}, fix="name one of them"
+                    )
                 guess = nearest(name, self.units)
                 raise MechstudyError(
                     f"the study has no unit {name}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,6 +70,12 @@ class OpenedStudy:
             seed=self.study.seed,
             base=self.file.parent.resolve(),
         )
+
+    def command(self, name: str, *words: str) -> str:
+        """A command of mechstudy for this study, with the overrides and the folder it was opened with."""
+        sets = [word for override in self.overrides for word in ("--set", override)]
+        out = [] if self.folder == Path("runs") / self.study.name else ["--out", str(self.folder)]
+        return shlex.join(["mechstudy", name, str(self.file), *words, *sets, *out])
 
     def run(self, progress: Progress | None = None, **changes: object) -> Run:
         """Its engine; ``changes`` are fields of `Options`."""
@@ -138,7 +145,7 @@ def execute(
     run = opened.run(progress, **changes)
 
     def before() -> None:
-        _refuse_beside_jobs(run)
+        _refuse_beside_jobs(opened)
         disk = disk_need(run.evaluate(targets), run.folder.path, run.options.quota)
         if (refusal := disk_refusal(disk, run.folder.path)) is not None:
             raise refusal
@@ -155,17 +162,18 @@ def execute(
     return run.execute(targets, force=force, before=before, after=after)
 
 
-def _refuse_beside_jobs(run: Run) -> None:
+def _refuse_beside_jobs(opened: OpenedStudy) -> None:
     """Refuses to run what jobs in the queue are going to run."""
     from mechstudy.execution.slurm.jobs_now import jobs_now
 
-    alive = jobs_now(run.folder.path, ask_accounting=False).alive
+    alive = jobs_now(opened.folder, ask_accounting=False).alive
     if alive:
         raise MechstudyError(
             "jobs of this study are in the queue",
-            where=str(run.folder.path),
+            where=str(opened.folder),
             facts={"jobs": ", ".join(sorted({queued.job for queued in alive.values()}))},
-            fix="wait for them (`mechstudy status`), or `mechstudy cancel`: what is finished is kept",
+            fix=f"wait for them (`{opened.command('status')}`), or `{opened.command('cancel')}`: what is finished is "
+            "kept",
         )
 
 

@@ -75,6 +75,7 @@ class _Reader:
         self.told: Mapping[str, dict[str, Any]] = run.folder.read_progress().get("units", {})
         self.states = read_states(run.folder.path)
         self.statuses: dict[str, UnitStatus] = {}
+        self.causes: dict[str, str] = {}  # unit -> the unit that keeps it from running, and how that ended
 
     def unit(self, node: Node) -> UnitStatus:
         """A unit after those it needs."""
@@ -110,9 +111,9 @@ class _Reader:
                 words = f"{words}; goes on from {self._saved(node)}"
             return UnitStatus(name, phase, "queued", detail=words, job=row.id)
         if row is not None:
-            detail, seconds = _live(self.run, self._folder(node))
+            detail, _ = _live(self.run, self._folder(node))  # its clock may still be that of an attempt before
             told = detail or in_words(row.state, row.reason)
-            return UnitStatus(name, phase, "running", seconds, detail=f"{told}, on {row.node}", job=row.id)
+            return UnitStatus(name, phase, "running", row.seconds, detail=f"{told}, on {row.node}", job=row.id)
         if self.jobs.queue_known or state is None or state.state != "running":
             return None
         lock = unit_lock(self.run.folder.path, name)  # the queue cannot be read: its lock tells
@@ -144,27 +145,53 @@ class _Reader:
             return UnitStatus(name, phase, "failed", detail=ended.in_words(), job=ended.id)
         if state is not None and state.state == "failed":
             fix = f" (fix: {state.fix})" if state.fix else ""
-            return UnitStatus(name, phase, "failed", detail=f"{state.reason}{fix}", job=self._last_job(state))
+            return UnitStatus(name, phase, "failed", detail=f"{_reason(state)}{fix}", job=self._last_job(state))
         if told.get("status") == "failed":
             reason = str(told.get("reason") or "see log.txt")
             return UnitStatus(name, phase, "failed", told.get("seconds"), detail=reason)
         if node.id is not None and not told.get("reason") and self.run.folder.store.others(phase, name, node.id):
-            return UnitStatus(name, phase, "pending", detail="done for another version of the study; will run again")
+            detail = "done for another version of the study; will run again"
+            if node.unit.optional_inputs and (cause := self._cause(node)):
+                detail = f"made without what comes of {cause}; made again once that is there"
+            return UnitStatus(name, phase, "pending", detail=detail)
         return UnitStatus(name, phase, "pending", detail=self._pending(node, state, str(told.get("reason") or "")))
+
+    def _cause(self, node: Node) -> str:
+        """``train[1], which failed`` (or was cancelled) of the first such unit upstream, or none."""
+        for source in self.run.graph.upstream(node.unit.name):
+            if self.statuses[source].status == "failed":
+                self.causes[node.unit.name] = f"{source}, which failed"
+            elif source in self.causes:
+                self.causes[node.unit.name] = self.causes[source]
+            elif source in self.jobs.cancelled and self.statuses[source].status == "pending":
+                self.causes[node.unit.name] = f"{source}, which was cancelled"
+            else:
+                continue
+            return self.causes[node.unit.name]
+        return ""
 
     def _pending(self, node: Node, state: UnitState | None, told: str) -> str:
         """Why a unit that is not done does not run."""
-        blocked = [s for s in self.run.graph.upstream(node.unit.name) if self.statuses[s].status == "failed"]
-        if blocked:
-            return f"waits for {blocked[0]}, which failed"
+        cause, cancelled = self._cause(node), node.unit.name in self.jobs.cancelled
+        if cause and (cause.endswith("failed") or not cancelled):
+            return f"waits for {cause}"
         if state is not None and state.state in ("saved", "running"):
-            return f"interrupted, {self._saved(node)} saved; in no queue: `mechstudy resume` goes on"
+            how = "cancelled" if cancelled else "interrupted"
+            return f"{how}, {self._saved(node)} saved; in no queue: `mechstudy resume` goes on"
+        if cancelled:
+            return "cancelled; `mechstudy resume` submits it again"
         if (ended := self.jobs.ended.get(node.unit.name)) is not None:
             return ended.in_words()
         begun = node.id is not None and self.run.folder.store.partial(node.unit.phase, node.unit.name, node.id)
         if self.jobs.queue_known and node.unit.name in self.jobs.submitted:
             return "in no queue; `mechstudy resume` submits it"
         return told or ("begun; will be resumed" if begun else "")
+
+
+def _reason(state: UnitState) -> str:
+    """Why it failed, with the file and line where it is known."""
+    first = (state.error or "").partition("\n")[0]
+    return first if state.reason and first.endswith(state.reason) else state.reason or ""
 
 
 def _live(run: Run, artifact: str) -> tuple[str, float | None]:

@@ -74,7 +74,7 @@ class _Worker:
         self.state = read_state(frozen.run, name) or UnitState(name)
 
     def run(self) -> int:
-        evaluation = self.engine.evaluate()
+        evaluation = self._evaluate()
         node = evaluation.nodes[self.name]
         if node.stopped is not None:
             self._settle("stopped", node.stopped)
@@ -96,15 +96,28 @@ class _Worker:
             return self._stopped(node, stop)
         if outcome.failed:
             return self._failed(outcome)
-        self._done(self.engine.evaluate(), outcome)
+        self._done(self._evaluate(), outcome)
         return 0
 
     # ------------------------------------------------------------------ before
 
+    def _evaluate(self) -> Evaluation:
+        """What is on disk. A unit that takes what is there has the id of that: what is missing has ended, and will not
+        come by itself."""
+        evaluation = self.engine.evaluate()
+        if self.unit.optional_inputs:
+            for name in (*self.engine.graph.upstream(self.name), self.name):
+                if self.engine.graph.units[name].optional_inputs:
+                    node = evaluation.refresh(name)
+                    node.must_run = node.stopped is None and (node.artifact is None or node.artifact.is_discarded)
+        return evaluation
+
     def _check(self, evaluation: Evaluation) -> None:
         """Refuses a unit whose inputs are not there, or are no longer what was submitted."""
         missing = [source for source in self.engine.graph.upstream(self.name) if not _settled(evaluation, source)]
-        if missing:
+        if missing and self.unit.optional_inputs:
+            _say(f"{self.name}: made without {', '.join(missing)}, which {'are' if missing[1:] else 'is'} not there")
+        elif missing:
             told = {source: _why(self.frozen.run, evaluation, source) for source in missing[:6]}
             raise MechstudyError(
                 f"{self.name} needs {missing[0]}, which is not there",

@@ -16,6 +16,7 @@ from mechstudy.core.numerics import float32_products
 from mechstudy.models.architectures import Architecture, Block, LinearNorm, blocks_of, linear_norm
 from mechstudy.models.sending import sent
 from mechstudy.models.sites import Site
+from mechstudy.models.tokenizer import encode, load_tokenizer
 
 DTYPES = {
     "float64": torch.float64,
@@ -84,14 +85,7 @@ class LanguageModel:
         Raises:
             MechstudyError: an instruction for a tokenizer without a chat template.
         """
-        if instruction is None:
-            return list(self.tokenizer(text).input_ids)
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise MechstudyError(f"{self.name} has no chat template", fix="set model.chat: false")
-        rendered = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": instruction}], tokenize=False, add_generation_prompt=True
-        )
-        return list(self.tokenizer(rendered + text, add_special_tokens=False).input_ids)
+        return encode(self.tokenizer, text, instruction, self.name)
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """Each token as text; bytes that are no whole character show as the replacement character."""
@@ -326,9 +320,7 @@ def load_model(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=trust_remote_code
-        )
+        tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RuntimeError) as error:
         raise MechstudyError(
             "the model cannot be loaded", where=str(folder), facts={"reason": str(error).splitlines()[0]}

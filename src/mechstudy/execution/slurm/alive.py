@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.execution.slurm import commands
 from mechstudy.execution.slurm.frozen import identities, thaw
 from mechstudy.execution.slurm.queue import Queued, queue_of
 from mechstudy.execution.slurm.record import Record
-from mechstudy.phases.unit import Unit
+
+if TYPE_CHECKING:
+    from mechstudy.execution.opened import OpenedStudy
 
 ENDING_SECONDS = 40.0  # to wait for jobs that are ending: Slurm's KillWait and some more
 
@@ -57,7 +59,7 @@ def _settled_queue(record: Record) -> list[Queued]:
         time.sleep(commands.PAUSE)
 
 
-def still_alive(record: Record, living: Mapping[str, Queued], file: Path) -> MechstudyError:
+def still_alive(record: Record, living: Mapping[str, Queued], opened: OpenedStudy) -> MechstudyError:
     """The error that names the jobs there are, and what to do."""
     jobs = sorted({queued.job for queued in living.values()}, key=int)
     running = sum(not queued.waits for queued in living.values())
@@ -65,16 +67,16 @@ def still_alive(record: Record, living: Mapping[str, Queued], file: Path) -> Mec
         "jobs of this study are in the queue already",
         where=str(record.run),
         facts={"jobs": ", ".join(jobs), "units": f"{len(living)}, {running} of them running"},
-        fix=f"`mechstudy status {file}` shows them; `mechstudy resume {file}` adds what is missing, "
-        f"`mechstudy cancel {file}` takes them back",
+        fix=f"`{opened.command('status')}` shows them; `{opened.command('resume')}` adds what is missing, "
+        f"`{opened.command('cancel')}` takes them back",
     )
 
 
-def same_study(record: Record, living: Mapping[str, Queued], units: Sequence[Unit], file: Path) -> None:
+def same_study(record: Record, living: Mapping[str, Queued], opened: OpenedStudy) -> None:
     """Refuses to add to living jobs of another study than this: edited since, they would make other artifacts."""
     if not living:
         return
-    elements, now_is = record.elements(), identities(units)
+    elements, now_is = record.elements(), identities(opened.units)
     before: dict[int, dict[str, str]] = {}
     other = []
     for name, queued in living.items():
@@ -86,7 +88,8 @@ def same_study(record: Record, living: Mapping[str, Queued], units: Sequence[Uni
     if other:
         raise MechstudyError(
             "the study was changed, and jobs of what it was are in the queue",
-            where=str(file),
+            where=str(opened.file),
             facts={"units": ", ".join(sorted(other)[:8]) + (", ..." if len(other) > 8 else "")},
-            fix=f"`mechstudy cancel {file}` first: what is finished is kept, and what did not change is not done again",
+            fix=f"`{opened.command('cancel')}` first: what is finished is kept, and what did not change is not done "
+            "again",
         )

@@ -9,13 +9,13 @@ from pathlib import Path
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.execution.slurm import commands
 from mechstudy.execution.slurm.queue import queue_of
-from mechstudy.execution.slurm.record import read_record, record_lock
+from mechstudy.execution.slurm.record import CANCELLED, read_record, record_lock
 
 
 def cancel(run: Path, units: Collection[str] = ()) -> list[str]:
     """Cancels the jobs of some units, or of all; returns what was cancelled: units, or jobs that have none.
 
-    Whatever waits for a unit that is cancelled is taken out of the queue by Slurm itself.
+    Whatever cannot do without a unit that is cancelled is taken out of the queue by Slurm itself.
 
     Raises:
         MechstudyError: nothing was submitted, or a unit that no job is of.
@@ -37,12 +37,13 @@ def cancel(run: Path, units: Collection[str] = ()) -> list[str]:
         of_row = {row.id: elements[row.id] for row in rows if row.id in elements}
         names = {id: job.tasks[task] for id, (_, job, task) in of_row.items()}
         chosen = [row for row in rows if not units or names.get(row.id) in units]
-        whole = sorted({row.job for row in chosen}, key=int)  # arrays, with elements that start meanwhile
+        # Arrays, with elements that start meanwhile; the last first, so that none starts because one before it is gone.
+        whole = sorted({row.job for row in chosen}, key=int, reverse=True)
         ids = [row.id for row in chosen] if units else whole
         if ids:
             commands.cancel(ids)
             time.sleep(commands.PAUSE / 2)
             commands.cancel(ids)  # a job that was just putting itself back into the queue is there again
-            record.history[-1].note("cancelled", jobs=ids)
+            record.history[-1].note(CANCELLED, jobs=ids)
             record.write()
         return [names.get(row.id, row.id) for row in chosen]

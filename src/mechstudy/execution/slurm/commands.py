@@ -69,13 +69,15 @@ def call(*words: str, attempts: int = ATTEMPTS) -> str:
             said = " / ".join(line.strip() for line in lines if line.strip()) or f"exit status {done.returncode}"
             busy = _BUSY.search(said) is not None
             if last or not busy:
-                raise _error(words, f"{words[0]} refused: {said}", said, maybe=busy)
+                what = f"Slurm's controller cannot be reached: {said}" if busy else f"{words[0]} refused: {said}"
+                raise _error(words, what, said, maybe=busy)
         time.sleep(min(limit, PAUSE) * 2**attempt)
     raise AssertionError("the last attempt returns or raises")
 
 
 def _error(words: Sequence[str], what: str, said: str, *, maybe: bool = False) -> SlurmError:
-    fix = "try again; what was submitted before is kept" if maybe or not said else None
+    away = "try again in a few minutes; `scontrol ping` says whether it is up, and the cluster's staff know why not"
+    fix = away if maybe else "load the cluster's slurm module" if not said else None
     error = SlurmError(what, facts={"command": " ".join(words)}, fix=fix)
     error.said, error.maybe_done = said, maybe
     return error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from mechstudy.core.errors import MechstudyError
@@ -16,8 +17,9 @@ from mechstudy.execution.saved import saved
 from mechstudy.execution.slurm import commands
 from mechstudy.execution.slurm.commands import SlurmError
 from mechstudy.execution.slurm.frozen import Frozen, thaw
+from mechstudy.execution.slurm.groups import dependency
 from mechstudy.execution.slurm.queue import queue_of
-from mechstudy.execution.slurm.record import Entry, Record, SubmittedJob, read_record, waiting_lock
+from mechstudy.execution.slurm.record import Entry, Record, read_record, waiting_lock
 from mechstudy.execution.unit_state import UnitState, now, read_state, slurm_job, write_state
 from mechstudy.execution.worker import CHECKPOINTED, FAILED
 
@@ -162,9 +164,7 @@ def _succeed(frozen: Frozen, unit: str, job: str) -> str:
         if entry is None or mine is None:
             raise MechstudyError(f"no submission knows of job {array}", where=str(frozen.run))
         successor = commands.submit(frozen.run / mine.script, f"--array={task}")
-        entry.jobs.append(
-            SubmittedJob(mine.group, mine.phase, successor, {int(task): unit}, mine.after, mine.script, job)
-        )  # fmt: skip
+        entry.jobs.append(replace(mine, job=successor, tasks={int(task): unit}, successor_of=job))
         entry.note("successor", job=job, successor=successor, unit=unit)
         record.write()
         _wait_for_it_too(record, entry, mine.group)
@@ -181,6 +181,6 @@ def _wait_for_it_too(record: Record, entry: Entry, group: str) -> None:
     for _, later in record.jobs():
         if group in later.after and later.job in living and living[later.job].waits:
             before = [job for key in later.after for job in of_group.get(key, [])]
-            commands.depend(later.job, f"afterok:{':'.join(before)}")
+            commands.depend(later.job, dependency(before, takes_what_is_there=later.takes_what_is_there))
             entry.note("re-pointed", job=later.job, group=later.group, dependency=before)
     record.write()

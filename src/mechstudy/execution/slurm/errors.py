@@ -50,7 +50,7 @@ def explained(
     Args:
         where: the file and line at which a field of ``compute.slurm`` (dotted) stands.
     """
-    if not error.said:
+    if error.maybe_done or not error.said:  # busy, away, or not there: no field of the study is to blame
         return error
     cause = next((cause for cause in _CAUSES if re.search(cause.pattern, error.said, re.IGNORECASE)), None)
     if cause is None:

@@ -55,6 +55,7 @@ class JobsNow:
     alive: Mapping[str, Queued] = field(default_factory=dict)
     ended: dict[str, Ended] = field(default_factory=dict)
     submitted: frozenset[str] = frozenset()  # units that ever had a job
+    cancelled: frozenset[str] = frozenset()  # units whose last job was taken back
     queue_known: bool = True
     notes: list[str] = field(default_factory=list)
 
@@ -64,7 +65,8 @@ def jobs_now(run: Path, *, ask_accounting: bool = True) -> JobsNow:
     if not has_record(run):
         return JobsNow()
     record = read_record(run)
-    found = JobsNow(record, submitted=frozenset(unit for _, job in record.jobs() for unit in job.tasks.values()))
+    submitted = frozenset(unit for _, job in record.jobs() for unit in job.tasks.values())
+    found = JobsNow(record, submitted=submitted, cancelled=frozenset(record.cancelled()))
     if not record.ids():
         return found
     if not is_there():

@@ -41,6 +41,13 @@ class Queued:
         return self.job if self.task is None else f"{self.job}_{self.task}"
 
     @property
+    def seconds(self) -> float | None:
+        """For how long it has run, this time."""
+        with suppress(ValueError):  # INVALID, as it begins
+            return None if self.waits else _seconds(self.elapsed)
+        return None
+
+    @property
     def waits(self) -> bool:
         return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 

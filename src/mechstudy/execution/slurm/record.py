@@ -16,6 +16,7 @@ from mechstudy.execution.unit_state import now
 
 RECORD = "submission.json"
 LOGS = "logs"
+CANCELLED, TAKEN_BACK = "cancelled", "taken back"  # events
 SCHEMA = 1
 _WAIT = 60.0  # seconds a job waits for others that write the record
 
@@ -24,7 +25,8 @@ _WAIT = 60.0  # seconds a job waits for others that write the record
 class SubmittedJob:
     """An array in Slurm: its id, its elements' units, the groups whose jobs it waits for, and its files.
 
-    ``tasks`` maps an element's index to its unit. ``after`` names groups of the same submission.
+    ``tasks`` maps an element's index to its unit. ``after`` names groups of the same submission; with
+    ``takes_what_is_there`` it waits for their end, whether they end well or not.
     """
 
     group: str
@@ -34,6 +36,7 @@ class SubmittedJob:
     after: Sequence[str]
     script: str
     successor_of: str | None = None
+    takes_what_is_there: bool = False
 
     def log(self, run: Path, task: int) -> Path:
         """Where Slurm puts what an element prints."""
@@ -101,6 +104,13 @@ class Record:
         return [
             (entry, job, task) for entry, job in self.jobs() for task, name in job.tasks.items() if name == unit
         ]  # fmt: skip
+
+    def cancelled(self) -> set[str]:
+        """Units whose last job was taken back: by `mechstudy cancel`, or with the submission it belonged to."""
+        taken = {str(job) for entry in self.history for event in entry.events
+                 if event["what"] in (CANCELLED, TAKEN_BACK) for job in event.get("jobs", ())}  # fmt: skip
+        last = {unit: (job.job, f"{job.job}_{task}") for _, job in self.jobs() for task, unit in job.tasks.items()}
+        return {unit for unit, ids in last.items() if not taken.isdisjoint(ids)}
 
     def write(self) -> None:
         """Writes the file. Whoever calls it holds `record_lock`."""

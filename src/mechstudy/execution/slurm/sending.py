@@ -15,9 +15,9 @@ from mechstudy.execution.opened import OpenedStudy
 from mechstudy.execution.slurm import commands
 from mechstudy.execution.slurm.errors import explained
 from mechstudy.execution.slurm.frozen import Frozen, freeze
-from mechstudy.execution.slurm.groups import Group, groups_of
+from mechstudy.execution.slurm.groups import Group, dependency, groups_of
 from mechstudy.execution.slurm.queue import Queued, queue_of
-from mechstudy.execution.slurm.record import LOGS, Entry, Record, SubmittedJob
+from mechstudy.execution.slurm.record import LOGS, TAKEN_BACK, Entry, Record, SubmittedJob
 from mechstudy.execution.slurm.scripts import script_file, script_of, units_file
 from mechstudy.execution.source_choice import record as record_choice
 from mechstudy.execution.unit_state import now
@@ -38,6 +38,19 @@ class Asked:
     command: str = "submit"
 
 
+@dataclass(frozen=True)
+class Shown:
+    """An array of a dry run: its units that would run, the arrays it would wait for, what it asks for, its script, and
+    the command that would submit it."""
+
+    group: Group
+    tasks: Sequence[str]
+    after: Sequence[str]
+    asked: SlurmConfig
+    script: Path
+    command: str
+
+
 @dataclass
 class Result:
     """What was submitted, and what was left alone. ``queued``: units whose jobs were alive already."""
@@ -48,7 +61,7 @@ class Result:
     stopped: int = 0
     queued: list[str] = field(default_factory=list)
     repointed: list[str] = field(default_factory=list)
-    shown: list[tuple[Path, str]] = field(default_factory=list)  # of a dry run: script, and the command it stands for
+    shown: list[Shown] = field(default_factory=list)
 
     @property
     def n_units(self) -> int:
@@ -100,7 +113,8 @@ class Sending:
         comment = f"{self.record.comment}{self.frozen.number}:{group.key}:{secrets.token_hex(3)}"
         script = write_script(self.frozen, group, list(tasks), comment)
         before = self._before(group)
-        options = [f"--dependency=afterok:{':'.join(before)}"] if before else []
+        wait = dependency(before, takes_what_is_there=group.takes_what_is_there)
+        options = [f"--dependency={wait}"] if wait else []
         try:
             job = _arrived(script, options, comment)
         except commands.SlurmError as error:
@@ -110,7 +124,12 @@ class Sending:
             self._take_back(type(error).__name__)
             raise
         relative = script.relative_to(self.record.run).as_posix()
-        self.entry.jobs.append(SubmittedJob(group.key, group.phase, job, tasks, tuple(group.after), relative))
+        self.entry.jobs.append(
+            SubmittedJob(
+                group.key, group.phase, job, tasks, tuple(group.after), relative,
+                takes_what_is_there=group.takes_what_is_there,
+            )
+        )  # fmt: skip
         self.record.write()
         self.say(f"{group.key}: job {job}, {len(tasks)} units" + (f", after {', '.join(before)}" if before else ""))
         return job
@@ -132,9 +151,9 @@ class Sending:
 
     def _take_back(self, why: str) -> None:
         """Cancels what this submission has submitted so far, so that nothing runs of a study that is not whole."""
-        jobs = [job.job for job in self.entry.jobs]
+        jobs = [job.job for job in reversed(self.entry.jobs)]  # none starts because one before it is gone
         self.entry.cancelled = why
-        self.entry.note("taken back", jobs=jobs, why=why)
+        self.entry.note(TAKEN_BACK, jobs=jobs, why=why)
         try:
             if jobs:
                 commands.cancel(jobs)
@@ -150,10 +169,10 @@ class Sending:
             for job, queued in waiting.items():
                 if not (set(before) & new or queued.never):
                     continue
-                dependency = f"afterok:{':'.join(before)}" if before else ""
-                if commands.depend(job, dependency):
+                wait = dependency(before, takes_what_is_there=group.takes_what_is_there)
+                if commands.depend(job, wait):
                     self.result.repointed.append(job)
-                    self.entry.note("re-pointed", job=job, group=group.key, dependency=dependency)
+                    self.entry.note("re-pointed", job=job, group=group.key, dependency=wait)
                     self.record.write()
 
 
@@ -161,7 +180,12 @@ def groups_for(asked: Asked, evaluation: Evaluation, largest: int) -> list[Group
     """The study's arrays, none with an index over ``largest``; captures one at a time where the disk holds no more."""
     disk = disk_need(evaluation, asked.opened.folder, asked.opened.options.quota)
     room = disk.free if disk.quota_left is None else min(disk.free, disk.quota_left)
-    return groups_of(evaluation.graph, one_capture_at_a_time=disk.needed_keeping > room, largest=largest)
+    return groups_of(
+        evaluation.graph,
+        one_capture_at_a_time=disk.needed_keeping > room,
+        largest=largest,
+        concurrent=lambda phase: asked.slurm.of_phase(phase).concurrent,
+    )
 
 
 def missing_of(groups: Sequence[Group], missing: Sequence[str]) -> list[tuple[Group, dict[int, str]]]:

@@ -7,19 +7,27 @@ those before it are taken back. Nothing stays behind on the login node.
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.lock import RunLock
 from mechstudy.execution.budget.fit import submit_refusal
 from mechstudy.execution.graph import Evaluation
+from mechstudy.execution.own_prompts import prompts_refusal
 from mechstudy.execution.slurm import commands
 from mechstudy.execution.slurm.alive import alive, same_study, still_alive
 from mechstudy.execution.slurm.frozen import freeze
-from mechstudy.execution.slurm.record import read_record, record_lock
+from mechstudy.execution.slurm.groups import dependency
+from mechstudy.execution.slurm.queue import Queued
+from mechstudy.execution.slurm.record import has_record, read_record, record_lock
 from mechstudy.execution.slurm.sending import (
     Asked,
     Result,
     Say,
     Sending,
+    Shown,
     frozen_of,
     groups_for,
     missing_of,
@@ -36,15 +44,21 @@ def show(asked: Asked) -> Result:
     missing = evaluation.to_run
     if not missing:
         return result
+    if (refusal := prompts_refusal(asked.opened, missing)) is not None:
+        raise refusal
     frozen = frozen_of(asked, DRY_RUN)
     freeze(frozen)
-    ids: dict[str, str] = {}
+    shown: set[str] = set()
     for group, tasks in missing_of(groups_for(asked, evaluation, largest=1001), missing):
         script = write_script(frozen, group, tasks, "mechstudy:dry-run")
-        wait = [f"${key}" for key in group.after if key in ids]
-        ids[group.key] = script.name
-        dependency = f" --dependency=afterok:{':'.join(wait)}" if wait else ""
-        result.shown.append((script, f"{group.key}=$(sbatch --parsable{dependency} {script})"))
+        after = [key for key in group.after if key in shown]
+        shown.add(group.key)
+        before = [f"${_variable(key)}" for key in after]
+        wait = dependency(before, takes_what_is_there=group.takes_what_is_there)
+        option = f" --dependency={wait}" if wait else ""
+        command = f"{_variable(group.key)}=$(sbatch --parsable{option} {shlex.quote(str(script))})"
+        asks = asked.slurm.of_phase(group.phase)
+        result.shown.append(Shown(group, list(tasks.values()), after, asks, script, command))
     return result
 
 
@@ -52,12 +66,14 @@ def submit(asked: Asked, say: Say = lambda _: None) -> Result:
     """Submits all that is missing; with ``asked.command`` ``resume`` what is alive in the queue is left to run.
 
     Raises:
-        MechstudyError: no sbatch; another submit is at work, or a local run; jobs are alive and it is no resume; the
-            disk, or the memory or time asked for, is too small; Slurm refuses a job (what was submitted before it is
-            cancelled again).
+        MechstudyError: no sbatch; another submit is at work, or a local run; jobs are alive and it is no resume; a
+            prompts file is broken; the disk, or the memory or time asked for, is too small; Slurm refuses a job (what
+            was submitted before it is cancelled again).
     """
     commands.require()
     run = asked.opened.folder
+    if not has_record(run):  # before anything is written: a refusal leaves no folder behind
+        _check(asked, asked.opened.run().evaluate().to_run)
     with record_lock(run):
         if (holder := RunLock.holder(run)) is not None:
             raise MechstudyError(
@@ -69,17 +85,30 @@ def submit(asked: Asked, say: Say = lambda _: None) -> Result:
         record = read_record(run)
         living = alive(record)
         if living and asked.command == "submit":
-            raise still_alive(record, living, asked.opened.file)
+            raise still_alive(record, living, asked.opened)
         evaluation = asked.opened.run().evaluate()
         result = _result(asked, evaluation)
+        living = {name: job for name, job in living.items() if job.waits or not _lacks(evaluation, living, name)}
         result.queued = [name for name in evaluation.to_run if name in living]
-        same_study(record, living, asked.opened.units, asked.opened.file)
+        same_study(record, living, asked.opened)
         missing = [name for name in evaluation.to_run if name not in living]
         if missing:
-            if (refusal := submit_refusal(asked.opened, asked.slurm)) is not None:
-                raise refusal
+            if record.history:
+                _check(asked, missing)
             Sending(asked, record, evaluation, living, missing, result, say).send()
     return result
+
+
+def _check(asked: Asked, missing: Sequence[str]) -> None:
+    """Refuses what would fail, or cannot fit."""
+    if missing and (refusal := prompts_refusal(asked.opened, missing) or submit_refusal(asked.opened, asked.slurm)):
+        raise refusal
+
+
+def _lacks(evaluation: Evaluation, living: Mapping[str, Queued], name: str) -> bool:
+    """Whether a unit that takes what is there is being made without something that is to be submitted now."""
+    graph, missing = evaluation.graph, set(evaluation.to_run) - set(living)
+    return graph.units[name].optional_inputs and not missing.isdisjoint(graph.upstream(name))
 
 
 def _result(asked: Asked, evaluation: Evaluation) -> Result:
@@ -89,3 +118,8 @@ def _result(asked: Asked, evaluation: Evaluation) -> Result:
         done=sum(node.artifact is not None and not node.must_run for node in nodes),
         stopped=sum(node.stopped is not None for node in nodes),
     )
+
+
+def _variable(key: str) -> str:
+    """A group's key as a name in the shell."""
+    return re.sub(r"\W", "_", key)

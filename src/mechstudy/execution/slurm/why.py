@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mechstudy.execution.engine import Run
+from mechstudy.execution.opened import OpenedStudy
 from mechstudy.execution.saved import saved
 from mechstudy.execution.slurm.ended import exit_in_words
 from mechstudy.execution.slurm.logs import logs_of, tail
@@ -26,15 +27,13 @@ class Why:
     next: str = ""
 
 
-def why(run: Run, name: str, study: str) -> Why:
+def why(opened: OpenedStudy, name: str) -> Why:
     """Of one unit.
-
-    Args:
-        study: how commands name the study, for what to do next.
 
     Raises:
         MechstudyError: the study has no such unit.
     """
+    run = opened.run()
     run.graph.check([name])
     status = read_status(run)
     unit = next(unit for unit in status.units if unit.name == name)
@@ -42,10 +41,11 @@ def why(run: Run, name: str, study: str) -> Why:
     files = logs_of(run.folder.path, name)
     log = files[-1] if files else None
     facts = _facts(run, unit, state)
-    if unit.status == "pending" and (cause := _cause(run, name, status)) is not None:
+    cause = _cause(run, name, status) if unit.status == "pending" else None
+    if cause is not None:
         facts["because"] = f"{cause.name} {cause.status}: {cause.detail}"
     lines = tail(log, LINES) if log is not None else []
-    return Why(unit, facts, log, lines, _next(run, unit, status, study))
+    return Why(unit, facts, log, lines, _next(opened, unit, cause))
 
 
 def _facts(run: Run, unit: UnitStatus, state: UnitState | None) -> dict[str, str]:
@@ -85,21 +85,20 @@ def _cause(run: Run, name: str, status: Status) -> UnitStatus | None:
     return None
 
 
-def _next(run: Run, unit: UnitStatus, status: Status, study: str) -> str:
+def _next(opened: OpenedStudy, unit: UnitStatus, cause: UnitStatus | None) -> str:
+    resume = f"`{opened.command('resume')}`"
     if unit.status == "done":
         return "nothing: it is done"
     if unit.status == "stopped":
         return "nothing, or a lower baseline.min_accuracy, or baseline.on_fail: continue"
     if unit.status == "running":
-        return f"wait; `mechstudy logs {study} '{unit.name}' -f` follows it"
+        return f"wait; `{opened.command('logs', unit.name, '-f')}` follows it"
     if unit.status == "queued":
         if "compute.slurm." in unit.detail and "concurrent" not in unit.detail:
-            return f"change that, then `mechstudy cancel {study}` and `mechstudy resume {study}`"
-        return f"`mechstudy resume {study}`" if "never" in unit.detail else "wait: Slurm starts it"
+            return f"change that, then `{opened.command('cancel')}` and {resume}"
+        return resume if "never" in unit.detail else "wait: Slurm starts it"
     if unit.status == "failed":
-        return f"mend what the reason says, then `mechstudy resume {study}`: only what is missing runs"
-    if any(other.status in ("queued", "running") for other in status.units) and unit.job is None:
-        cause = _cause(run, unit.name, status)
-        if cause is not None:
-            return f"mend {cause.name} (`mechstudy why {study} '{cause.name}'`), then `mechstudy resume {study}`"
-    return f"`mechstudy resume {study}`, or `mechstudy run {study}` on this machine"
+        return f"mend what the reason says, then {resume}: only what is missing runs"
+    if cause is not None:
+        return f"mend {cause.name} (`{opened.command('why', cause.name)}`), then {resume}"
+    return f"{resume}, or `{opened.command('run')}` on this machine"

@@ -7,7 +7,16 @@ import json
 import pytest
 
 from mechstudy.execution.budget import calibration as module
-from mechstudy.execution.budget.calibration import Calibration, Fit, Pilot, fit, fit_all, joint_spread, read_calibration
+from mechstudy.execution.budget.calibration import (
+    Calibration,
+    Fit,
+    Pilot,
+    fit,
+    fit_all,
+    joint_spread,
+    read_calibration,
+    why_uncalibrated,
+)
 
 
 def pilot(seconds: float, modelled: float, *, kind: str = "train", first: bool = False, peak: int = 0) -> Pilot:
@@ -61,6 +70,8 @@ def test_a_calibration_comes_back_on_its_own_machine_alone(tmp_path, monkeypatch
     made = fit_all([pilot(2.0, 1.0), pilot(4.0, 2.0)], "2026-01-01", "bfloat16", 2)
     (tmp_path / module.FILE).write_text(json.dumps({"calibration": made.as_json()}))
     assert read_calibration(tmp_path, 1) is None, "with two threads it was"
+    assert "for 2 threads, this plan is for 1" in (why_uncalibrated(tmp_path, 1) or "")
+    assert why_uncalibrated(tmp_path, 2) is None
     found = read_calibration(tmp_path, 2)
     assert found is not None and found.fits == made.fits and found.auto == "bfloat16"
     monkeypatch.setattr(module, "machine_id", lambda: "another")

@@ -28,10 +28,15 @@ def test_datasheets_peaks():
     assert (h100.flops["bfloat16"], h100.memory_bandwidth) == (989.4e12, 3.35e12)
 
 
-def test_an_unknown_profile_is_refused_with_the_nearest():
-    with pytest.raises(MechstudyError, match="no hardware profile 'a100-80g'") as error:
-        load_hardware("a100-80g")
-    assert error.value.fix == "did you mean 'a100-80gb'?"
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("a100", "'a100-40gb' or 'a100-80gb'"), ("A100-8", "'a100-80gb'"), ("a100-80g", "'a100-80gb'"), ("h10", "'h100'"),
+     ("h200", "'h100'")],
+)  # fmt: skip
+def test_an_unknown_profile_is_refused_with_those_that_begin_so_or_the_nearest(name, meant):
+    with pytest.raises(MechstudyError, match=f"no hardware profile '{name}'") as error:
+        load_hardware(name)
+    assert error.value.fix == f"did you mean {meant}?"
 
 
 def test_one_s_own_profile_is_a_file_and_its_mistakes_have_lines(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mechstudy.cli.plan_table import show_plan
 from mechstudy.core.progress import NullProgress
 from mechstudy.execution.budget import disk as disks
 from mechstudy.execution.budget.calibration import Calibration, Fit
@@ -343,3 +344,9 @@ def test_a_36_layer_study_of_a_model_never_fetched_is_planned_within_two_seconds
     assert made["units"][0]["shapes"]["parameters"] == "3,085,938,688"
     assert made["total"]["gpu_hours"] > 0
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+
+
+def test_a_plan_of_what_is_done_says_that_nothing_is_left(tmp_path, capsys):
+    engine(tmp_path, chain()).execute()
+    show_plan(planned(tmp_path, chain()))
+    assert "nothing is left to run" in capsys.readouterr().out

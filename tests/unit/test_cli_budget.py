@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mechstudy.core.machine import machine_id
 from mechstudy.execution.budget import disk
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +50,29 @@ def test_in_80_columns_no_table_of_a_plan_is_cut(tmp_path, in_process, monkeypat
     _, out, _ = in_process("plan", STUDY, "--hardware", hardware, "--out", str(tmp_path))
     assert "…" not in out and max(map(len, out.partition("run:")[0].splitlines())) <= 80
     assert out.count("intervene  ") == out.count("phase  ") == (3 if hardware == "h100" else 2)
+
+
+def test_the_models_that_can_be_planned_unseen_are_listed(in_process):
+    code, out, _ = in_process("plan", "--models")
+    assert code == 0 and "hf:meta-llama/Meta-Llama-3-8B\n" in out and len(out.splitlines()) > 60
+
+
+def test_a_cost_of_nothing_says_so(tmp_path, in_process):
+    code, out, err = in_process("cost", STUDY, "--hardware", "h100", "--out", str(tmp_path))
+    assert code == 2 and out == "" and "nothing of this study has run yet" in err
+
+
+def test_a_price_without_a_currency_says_whose_it_is(tmp_path, in_process):
+    sets = ["--set", "compute.price_per_su=0.5", "--hardware", "h100", "--out", str(tmp_path)]
+    assert "0.30 in the money of price_per_su" in in_process("plan", STUDY, *sets)[1]
+
+
+def test_a_plan_for_other_threads_than_the_pilots_says_so(tmp_path, in_process):
+    pilots = {"machine": machine_id(), "threads": 1, "finished": "2030", "auto": None, "fits": {}, "pilots": []}
+    (tmp_path / "validate.json").write_text(json.dumps({"calibration": pilots}))
+    words = ("plan", STUDY, "--hardware", "this machine", "--device", "cpu", "--out", str(tmp_path))
+    assert "pilots of 2030 were for 1 thread, this plan is for 2" in in_process(*words, "--threads", "2")[1]
+    assert "calibrated by pilots of 2030" in in_process(*words, "--threads", "1")[1]
 
 
 def test_a_study_names_its_hardware_and_its_site_s_prices(tmp_path, in_process):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
 
+from mechstudy.core.errors import MechstudyError
 from mechstudy.execution.model_files import _WHEELS, config_of, config_without_fetching, local_folder
-from mechstudy.models.known import known_config, known_models
+from mechstudy.models.known import known_config, known_models, meant_models
 from mechstudy.models.shapes import shapes_of
+from mechstudy.models.sources import resolve_source
 
 # As counted by the hub from each model's safetensors (tied embeddings once).
 PARAMETERS = {
@@ -92,3 +95,29 @@ def test_the_wheel_s_model_has_the_sizes_it_is_said_to_have():
         if folder is None:
             pytest.skip(f"{wheel} is not fetched")
         assert config is not None and shapes_of(config_of(folder)) == shapes_of(config)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("meta-llama/Llama-3-8B", ["meta-llama/Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-8B-Instruct"]),
+        ("qwen2.5-3B-instruct", ["Qwen/Qwen2.5-3B-Instruct"]),
+        ("google/gemma2-9b", ["google/gemma-2-9b"]),
+        ("nobody/something-else", []),
+    ],
+)
+def test_a_wrong_id_is_answered_with_the_known_ones_it_may_have_meant(wrong, meant):
+    assert meant_models(wrong) == meant
+
+
+def test_a_hub_that_cannot_be_reached_is_told_once_with_what_may_have_been_meant(monkeypatch, caplog):
+    def fails(*_, **__):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 8s [Retry 5/5].")
+        raise OSError("no route")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
+    with pytest.raises(MechstudyError, match="cannot be fetched") as error:
+        resolve_source("hf:meta-llama/Llama-3-8B")
+    assert "did you mean hf:meta-llama/Meta-Llama-3-8B or" in (error.value.fix or "")
+    assert "mechstudy plan --models" in error.value.facts["plans"]
+    assert "Retry" not in caplog.text

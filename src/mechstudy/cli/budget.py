@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mechstudy.cli.options import Device, Json, Out, Sets, StudyFile, guarded, overrides
+from mechstudy.cli.options import Device, Json, Out, Sets, StudyFile, Threads, guarded, overrides
 
 if TYPE_CHECKING:
     from mechstudy.execution.budget.hardware import Hardware
@@ -20,6 +20,25 @@ HardwareName = Annotated[
         "--hardware",
         metavar="NAME",
         help="a100-40gb, a100-80gb, h100, or your own YAML file. Default: compute.hardware, else this machine.",
+    ),
+]
+
+
+def _list_models(asked: bool) -> None:
+    if asked:
+        from mechstudy.models.known import known_models
+
+        print("\n".join(f"hf:{name}" for name in known_models()))
+        raise typer.Exit
+
+
+Models = Annotated[
+    bool,
+    typer.Option(
+        "--models",
+        callback=_list_models,
+        is_eager=True,
+        help="List the models that can be planned without having been fetched, and exit.",
     ),
 ]
 
@@ -39,8 +58,10 @@ def plan(
     sets: Sets = None,
     out: Out = None,
     device: Device = None,
+    threads: Threads = None,
     hardware: HardwareName = None,
     as_json: Json = False,
+    models: Models = False,
 ) -> None:
     """Show what the study will take: FLOPs, time, memory, disk, GPU-hours, per unit, per phase and in all.
 
@@ -55,7 +76,7 @@ def plan(
     from mechstudy.execution.budget.plan import make_plan
     from mechstudy.execution.opened import open_study
 
-    opened = open_study(study, overrides(sets, device), out=out, say=_say)
+    opened = open_study(study, overrides(sets, device, threads), out=out, say=_say)
     slurm = _slurm(opened)
     made = make_plan(opened.run(), hardware=_hardware(opened, hardware), slurm=slurm)
     made.notes.extend(opened.notes)
@@ -88,11 +109,15 @@ def cost(
     """
     from mechstudy.cli.cost_table import show_cost
     from mechstudy.cli.show import print_json
+    from mechstudy.core.errors import MechstudyError
     from mechstudy.execution.budget.cost import cost_of
     from mechstudy.execution.opened import open_study
 
     opened = open_study(study, overrides(sets), out=out, say=_say)
     found = cost_of(opened.run(), _hardware(opened, hardware))
+    if not as_json and not found.total.done and not (found.total.jobs and found.total.jobs.jobs):
+        nothing = "nothing of this study has run yet"
+        raise MechstudyError(nothing, where=str(opened.folder), fix=f"mechstudy run {opened.file}")
     if as_json:
         print_json(found.as_json())
     else:

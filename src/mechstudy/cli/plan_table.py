@@ -113,18 +113,23 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
         limit = f"{human(plan.memory_available)} available of {human(plan.memory_total)}"
     found.append(("memory", f"{human(plan.memory_needed)} at the most, {limit}; fp32, bf16: with the model in it"))
     if device:
-        price = "" if total.price is None else f", {total.price:,.2f} {hardware.currency}".rstrip()
+        currency = hardware.currency or "in the money of price_per_su"
+        price = "" if total.price is None else f", {total.price:,.2f} {currency}"
         units = f"{total.service_units:.3g} service units ({hardware.su_per_gpu_hour:g} per GPU-hour)"
         found.append(("cost", f"{total.gpu_hours:.3g} GPU-hours, {units}{price}"))
     exact = sum(row.exact for row in plan.rows)
     found.append(("exact", f"sizes without ~ ({exact} of {len(plan.rows)} units), but for JSON beside the arrays"))
     found.append(("run", str(plan.folder)))
+    if not any(row.to_run for row in plan.rows):
+        found.append(("note", "nothing is left to run: what it took stands beside each unit, and in `mechstudy cost`"))
     if not device and hardware.is_here and plan.memory_needed > plan.memory_available:
         found.append(("note", "the memory will hardly do; `mechstudy validate` measures it"))
     return [*found, *(("note", note) for note in plan.notes)]
 
 
 def _calibrated(plan: Plan) -> str:
+    if plan.uncalibrated is not None:
+        return f"not calibrated: {plan.uncalibrated}"
     if plan.calibration is None:
         where = "here" if plan.hardware.is_here else "there"
         return f"not calibrated: `mechstudy validate` run {where} makes short pilots, and the plan then goes by them"

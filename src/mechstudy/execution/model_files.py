@@ -12,7 +12,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
 from mechstudy.core.machine import cache_folder
 from mechstudy.models.known import known_config
-from mechstudy.models.sources import KNOWN_WHEELS, check_folder, read_config, resolve_source, weight_files
+from mechstudy.models.sources import KNOWN_WHEELS, check_folder, quiet_hub, read_config, resolve_source, weight_files
 
 NOT_FETCHED = "not fetched"  # in place of the fingerprint of files that are not here yet
 
@@ -57,7 +57,7 @@ def config_without_fetching(source: str, base: Path) -> dict[str, Any] | None:
             return found
         from huggingface_hub import hf_hub_download
 
-        with suppress(Exception):  # the hub client raises many kinds; then the model is fetched whole
+        with suppress(Exception), quiet_hub():  # the hub client raises many kinds; then the model is fetched whole
             fetched: dict[str, Any] = read_json(Path(hf_hub_download(repo, "config.json", revision=revision or None)))
             return fetched
     return None

@@ -26,6 +26,17 @@ def known_models() -> tuple[str, ...]:
     return tuple(repo for family in _families() for _, repos in _models(family) for repo in repos)
 
 
+def meant_models(repo: str, most: int = 3) -> list[str]:
+    """Known hub ids that a wrong one may have meant: those whose name has the given one in it, else the nearest."""
+    from mechstudy.core.errors import nearest
+
+    name = repo.rpartition("/")[2].lower()
+    names = {known.rpartition("/")[2].lower(): known for known in known_models()}
+    found = [known for tail, known in names.items() if len(name) > 3 and name in tail]
+    guess = None if found else nearest(name, names)
+    return found[:most] or ([names[guess.lower()]] if guess else [])
+
+
 @functools.cache
 def _configs() -> dict[str, dict[str, Any]]:
     return {repo.lower(): config for family in _families() for config, repos in _models(family) for repo in repos}

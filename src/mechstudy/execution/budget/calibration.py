@@ -141,11 +141,33 @@ def _spread(noise: float, freedom: int, n: int) -> float:
 
 def read_calibration(folder: Path, threads: int) -> Calibration | None:
     """The calibration of a run's folder; None where it was not validated, or elsewhere, or with other threads."""
+    found = _kept(folder)
+    return found if found is not None and _otherwise(found, threads) is None else None
+
+
+def why_uncalibrated(folder: Path, threads: int) -> str | None:
+    """Why pilots that were run say nothing of this plan; None where none were."""
+    found = _kept(folder)
+    told = None if found is None else _otherwise(found, threads)
+    return None if found is None or told is None else f"pilots of {found.finished} were {told}"
+
+
+def _kept(folder: Path) -> Calibration | None:
     with suppress(MechstudyError, KeyError, TypeError):
         found = read_json(folder / FILE)["calibration"]
         fits = {kind: Fit(**values) for kind, values in found["fits"].items()}
-        if found["machine"] == machine_id() and found["threads"] == threads:
-            return Calibration(fits, found["machine"], found["finished"], found["auto"], threads, found["pilots"])
+        how = found["machine"], found["finished"], found["auto"], int(found["threads"])
+        return Calibration(fits, *how, found["pilots"])
+    return None
+
+
+def _otherwise(found: Calibration, threads: int) -> str | None:
+    """In what way they were run otherwise."""
+    if found.machine != machine_id():
+        return "on another machine (CPU, GPUs or torch)"
+    if found.threads != threads:
+        s = "" if found.threads == 1 else "s"
+        return f"for {found.threads} thread{s}, this plan is for {threads} (--threads, compute.threads)"
     return None
 
 

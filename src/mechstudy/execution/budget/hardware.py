@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -102,13 +102,20 @@ def load_hardware(name: str) -> Hardware:
     bundled = {file.stem: file for file in sorted(PROFILES.glob("*.yaml"))}
     if name.lower() in bundled:
         return load_config(bundled[name.lower()], Hardware)
-    guess = nearest(name, bundled)
     raise MechstudyError(
         f"there is no hardware profile {name!r}",
         where="--hardware",
         facts={"profiles": ", ".join(bundled), "also": f"{HERE!r}, or a YAML file like them"},
-        fix=f"did you mean {guess!r}?" if guess else f"copy one of {PROFILES} and change it",
+        fix=_meant(name, bundled) or f"copy one of {PROFILES} and change it",
     )
+
+
+def _meant(name: str, bundled: Collection[str]) -> str | None:
+    """What may have been meant: profiles that begin so, else the nearest."""
+    begins = [known for known in bundled if known.startswith(name.lower())] if name else []
+    guess = nearest(name, bundled)
+    meant = begins or ([guess] if guess else [])
+    return f"did you mean {' or '.join(map(repr, meant))}?" if meant else None
 
 
 def asked_hardware(compute: ComputeConfig, name: str | None = None) -> Hardware | None:

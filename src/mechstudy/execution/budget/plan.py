@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mechstudy.core.memory import available_memory_bytes, total_memory_bytes
-from mechstudy.execution.budget.calibration import Calibration, joint_spread, read_calibration
+from mechstudy.execution.budget.calibration import Calibration, joint_spread, read_calibration, why_uncalibrated
 from mechstudy.execution.budget.disk import Disk, disk_need, kept_bytes
 from mechstudy.execution.budget.hardware import Hardware
 from mechstudy.execution.budget.machine import this_machine
@@ -79,6 +79,7 @@ class Plan:
     """A study's plan; `as_json` is what ``--json`` prints.
 
     ``width`` is how many units run at once, None for as many as can (each a job of its own on a cluster).
+    ``uncalibrated`` says why pilots that were run are not gone by.
     """
 
     rows: list[PlanRow]
@@ -93,6 +94,7 @@ class Plan:
     upstream: Mapping[str, tuple[str, ...]]
     caps: Mapping[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    uncalibrated: str | None = None
 
     @property
     def seconds(self) -> float:
@@ -176,6 +178,7 @@ class Plan:
                 "parallel_seconds": self.table.seconds,
                 "at_once": self.table.most,
                 "calibrated": None if self.calibration is None else self.calibration.finished,
+                "uncalibrated": self.uncalibrated,
             },
             "notes": self.notes,
         }
@@ -202,8 +205,10 @@ def make_plan(
     evaluation = run.evaluate(targets)
     here = hardware is None
     hardware = hardware or this_machine(run.options.device, run.options.total_threads)
+    why = None
     if calibration is None and (here or hardware.is_here):
         calibration = read_calibration(run.folder.path, run.options.total_threads)
+        why = why_uncalibrated(run.folder.path, run.options.total_threads)
     if calibration is not None and calibration.auto is not None:
         hardware = hardware.model_copy(update={"auto": calibration.auto})
     together = hardware.is_here and run.options.max_parallel == 1 and not apart
@@ -230,6 +235,7 @@ def make_plan(
         run.folder.path,
         upstream,
         caps,
+        uncalibrated=why,
     )
 
 

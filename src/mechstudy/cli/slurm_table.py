@@ -18,12 +18,17 @@ def show_dry_run(asked: Asked, result: Result) -> None:
         return
     out = console()
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("array", "units", "after", "asks for"):
+    table.add_column("array", no_wrap=True)
+    for name in ("units", "after", "asks for"):
         table.add_column(name, overflow="fold")
+    implied: dict[str, set[str]] = {}  # array -> all that come before it; only the last of them are shown
     for shown in result.shown:
-        wait = ("the end of " if shown.group.takes_what_is_there else "") + ", ".join(shown.after)
-        units = f"{len(shown.tasks)}: {', '.join(shown.tasks)}"
-        table.add_row(Text(shown.group.key), Text(units), Text(wait if shown.after else "-"), Text(_asks(shown.asked)))
+        before = [key for key in shown.after if not any(key in implied[other] for other in shown.after)]
+        implied[shown.group.key] = {*shown.after}.union(*(implied[key] for key in shown.after))
+        wait = ("the end of " if shown.group.takes_what_is_there else "") + ", ".join(before)
+        n = len(shown.tasks)
+        units = f"{n}: {', '.join(shown.tasks)}" if n > 1 else str(n)
+        table.add_row(Text(shown.group.key), Text(units), Text(wait if before else "-"), Text(_asks(shown.asked)))
     out.print(table)
     for shown in result.shown:
         print(shown.command)

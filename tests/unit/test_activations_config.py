@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from pydantic import ValidationError
 
 from mechstudy.activations.config import (
     CaptureConfig,
@@ -53,7 +52,7 @@ def test_other_sources_are_refused_with_a_hint(text, message):
     with pytest.raises(MechstudyError) as caught:
         Source.parse(text)
     assert message in str(caught.value)
-    with pytest.raises(ValidationError):
+    with pytest.raises(MechstudyError):
         CorpusConfig(source=text, tokens=10)
 
 
@@ -98,13 +97,13 @@ def test_a_position_outside_of_its_prompt_is_refused():
 
 @pytest.mark.parametrize("written", [[], "", "last-0", [3], {"last": 5}, 7])
 def test_positions_that_name_nothing_are_refused(written):
-    with pytest.raises(ValidationError):
+    with pytest.raises(MechstudyError):
         PromptCaptureConfig(positions=written)
 
 
 @pytest.mark.parametrize("fields", [{"versions": []}, {"splits": ["test", "test"]}, {"versions": ["both"]}])
 def test_splits_and_versions_are_named_once_each(fields):
-    with pytest.raises(ValidationError):
+    with pytest.raises(MechstudyError):
         PromptCaptureConfig(**fields)
 
 
@@ -132,7 +131,7 @@ def test_sites_are_listed_by_layer_then_as_written():
     "fields", [{"layers": "5-2"}, {"layers": "x"}, {"layers": []}, {"sites": []}, {"sites": ["mlp_in"] * 2}]
 )
 def test_unreadable_layers_and_sites_are_refused_before_a_model_is_known(fields):
-    with pytest.raises(ValidationError):
+    with pytest.raises(MechstudyError):
         CaptureConfig(**fields)
 
 

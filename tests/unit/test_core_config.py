@@ -116,14 +116,46 @@ def test_a_date_stays_text(load):
 def test_configs_are_frozen_and_refuse_unknown_keys_and_check_defaults():
     with pytest.raises(ValidationError):
         Text(path="a").path = "b"
-    with pytest.raises(ValidationError):
+    with pytest.raises(MechstudyError, match="Text: pth: unknown key"):
         Text(path="a", pth="b")
 
     class Wrong(Config):
         n: int = "three"  # type: ignore[assignment]  # the point of the test
 
-    with pytest.raises(ValidationError):
+    with pytest.raises(MechstudyError, match="Wrong: must be an integer, not 'three'"):
         Wrong()
+
+
+class Size(Config):
+    unit: Literal["metre", "mile"] = "metre"
+    n: int = 1
+
+
+class Journey(Config):
+    size: Size = Size()
+    stops: tuple[int, ...] = ()
+
+
+def test_a_mistake_in_a_config_made_in_python_is_told_like_one_in_a_file():
+    with pytest.raises(MechstudyError) as error:
+        Size(unit="metr")
+    assert str(error.value) == "Size: unit: 'metr' is not one of metre, mile\n  fix:   unit: metre"
+    with pytest.raises(MechstudyError, match="Size: units: unknown key") as error:
+        Size(units="metre")
+    assert error.value.fix == "unit"
+    with pytest.raises(MechstudyError, match="Journey: zzz: unknown key") as error:
+        Journey(zzz=1)
+    assert error.value.facts == {"valid": "size, stops"}
+    with pytest.raises(MechstudyError, match=r"Journey: stops\.1: must be an integer, not 'x'"):
+        Journey(stops=(1, "x"))
+
+
+def test_a_config_inside_another_is_still_told_at_its_own_place(load):
+    with pytest.raises(MechstudyError, match=r"Journey: size\.unit: 'metr' is not one of"):
+        Journey(size={"unit": "metr"})
+    with pytest.raises(ValidationError) as error:
+        Journey.model_validate({"size": {"unit": "metr"}})
+    assert error.value.errors()[0]["loc"] == ("size", "unit")
 
 
 def test_a_set_in_a_config_is_refused_when_the_class_is_made():

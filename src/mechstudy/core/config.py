@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mechstudy.core.config_errors import describe
+from mechstudy.core.errors import MechstudyError
 from mechstudy.core.yaml_source import Lines, YamlSource, read_yaml, writer
 
 __all__ = ["Config", "Lines", "dump_config", "load_config", "load_config_with_lines"]
@@ -22,10 +23,28 @@ C = TypeVar("C", bound="Config")
 class Config(BaseModel):
     """Base of every config: frozen, unknown keys refused, defaults checked too.
 
+    A mistake in one made in Python (``Config(field=...)``) is a MechstudyError, told like one in a study's file;
+    pydantic's own ``model_validate`` raises its ValidationError.
+
     Fields must not be sets: their order changes from process to process, and with it an artifact's id.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def __init__(self, /, **data: Any) -> None:
+        __tracebackhide__ = True
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            cls = type(self)
+            told = describe(error, cls, YamlSource(_as_in_yaml(data), Lines(Path(cls.__name__))))
+        else:
+            return
+        # Without `where`, which would name a field of the model around this one (`MechstudyError`).
+        raise MechstudyError(f"{told.where}: {told.what}", facts=told.facts, fix=told.fix)
+
+    # As in BaseModel: this is no constructor of our own, which pydantic would also call where models are nested.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -69,6 +88,13 @@ def dump_config(cfg: Config) -> str:
     text = StringIO()
     writer().dump(cfg.canonical(), text)
     return text.getvalue()
+
+
+def _as_in_yaml(value: Any) -> Any:
+    """Tuples as lists, which errors are looked up in."""
+    if isinstance(value, dict):
+        return {key: _as_in_yaml(inner) for key, inner in value.items()}
+    return [_as_in_yaml(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _mentions_set(annotation: Any) -> bool:

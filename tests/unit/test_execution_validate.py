@@ -120,3 +120,13 @@ def test_pilots_of_what_a_study_cannot_do_name_it(opened, tmp_path, monkeypatch)
     assert "graphs need a transcoder" in found.failed["attribute[mine]"]
     assert found.failed["intervene[mine]"] == "waits for attribute[mine]"
     assert {run.unit.phase for run in found.runs} >= {"model", "train", "capture"}
+
+
+@pytest.mark.parametrize(
+    ("source", "steps", "tokens"),
+    [("bundled", 1000, 393_216), ("bundled", 60, 60 * 2048), ("text:text.txt", 60, 4096), ("text:text.txt", 1, 4096)],
+)
+def test_the_corpus_is_as_long_as_the_steps_read_and_no_longer(opened, tmp_path, source, steps, tokens):
+    study = open_study(opened.file, [f"corpus.source={source}"], out=opened.folder)
+    small = validating._small_study(study, 1, steps, tmp_path / "scratch")
+    assert small.study.corpus.tokens == tokens

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 MIN_R2 = 0.7
 MAX_SECONDS = 86_400.0  # a study that would take longer than a day is worth a second thought
 _PROMPTS = 10
-_TOKENS = 393_216  # fewer distinct rows would be seen so often that held-out R2 falls behind
+_TOKENS = 393_216  # with fewer distinct rows, 1,000 steps see each so often that held-out R2 falls behind
 _HELD_OUT = 16_384
 _BATCH = 2048
 _K = 64
@@ -125,11 +125,13 @@ def _budget(opened: OpenedStudy, plan: Plan, pilots: Found) -> dict[str, Any]:
 
 
 def _small_study(opened: OpenedStudy, layer: int, steps: int, scratch: Path) -> OpenedStudy:
-    """The study with one SAE on the middle layer, ten prompts, and a corpus of at most 400,000 tokens.
+    """The study with one SAE on the middle layer, ten prompts, and a corpus of at most 400,000 tokens, and no more than
+    its steps read.
 
     The bundled corpus is long enough for that whatever the study takes of it.
     """
     study = opened.study
+    tokens = min(_TOKENS, max(steps, 2) * _BATCH)
     k = study.dictionaries.architecture.k if study.dictionaries.architecture.kind == "sae" else _K
     k = min(k, _EXPANSION * opened.shapes.d_model)
     overrides = [
@@ -139,7 +141,7 @@ def _small_study(opened: OpenedStudy, layer: int, steps: int, scratch: Path) -> 
         f"dictionaries.architecture={{kind: sae, activation: topk, expansion: {_EXPANSION}, k: {k}}}",
         f"dictionaries.training.steps={steps}",
         f"dictionaries.training.batch_size={_BATCH}",
-        f"corpus.tokens={_TOKENS if study.corpus.source == 'bundled' else min(study.corpus.tokens, _TOKENS)}",
+        f"corpus.tokens={tokens if study.corpus.source == 'bundled' else min(study.corpus.tokens, tokens)}",
         f"corpus.held_out_tokens={max(min(study.corpus.held_out_tokens, _HELD_OUT), study.corpus.context)}",
         f"behaviours.0.n_train={min(study.behaviours[0].n_train, _PROMPTS)}",
     ]

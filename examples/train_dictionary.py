@@ -32,7 +32,7 @@ dictionary = train(
     train_rows,
     site_in="resid_post.6",  # what the rows are; kept in the file
 )
-scores = evaluate(dictionary, [(held_out, held_out)])
+scores = evaluate(dictionary, held_out)
 print({name: round(scores[name], 3) for name in ("r2", "l0", "dead_share")})
 
 folder = Path("runs") / "my-dictionary"

@@ -41,27 +41,35 @@ def accounted(cluster: Cluster, job: str) -> list[tuple[str, str]]:
     return [(id, state.split()[0]) for id, _, state in (row.partition("|") for row in rows)]
 
 
-def test_an_element_that_requeues_itself_keeps_its_dependent_waiting_and_then_lets_it_run(cluster, tmp_path):
+@pytest.mark.parametrize("kind", ["afterok", "afterany"])
+@pytest.mark.parametrize("elements", ["0-2", "1"])
+def test_an_element_that_requeues_itself_keeps_its_dependent_waiting_and_then_lets_it_run(
+    cluster, tmp_path, kind, elements
+):
     again = (
         'echo "run ${SLURM_RESTART_COUNT:-0}"; '
         f'if [ "$SLURM_ARRAY_TASK_ID$SLURM_RESTART_COUNT" = 1 ]; then scontrol requeue $SLURM_JOB_ID; {FOREVER}; fi'
     )
-    array = sbatch(cluster, tmp_path, again, "--array=0-2", "--requeue")
-    dependent = sbatch(cluster, tmp_path, "date", f"--dependency=afterok:{array}", "--kill-on-invalid-dep=yes")
+    array = sbatch(cluster, tmp_path, again, f"--array={elements}", "--requeue")
+    look = f"grep -c run {tmp_path}/{array}_1.log > {tmp_path}/seen"
+    dependent = sbatch(cluster, tmp_path, look, f"--dependency={kind}:{array}", "--kill-on-invalid-dep=yes")
     wait_until(lambda: len(states(cluster, array)[array]) == 1, "two of three elements to end")
     assert states(cluster, dependent) == {dependent: ["PENDING"]}
     ended(cluster, array, dependent)
+    assert (tmp_path / "seen").read_text() == "2\n", "it ran after both"
     assert (tmp_path / f"{array}_1.log").read_text().count("run ") == 2
     wait_until(lambda: ("COMPLETED") in dict(accounted(cluster, dependent)).values(), "the dependent to be accounted")
     of_element = [state for id, state in accounted(cluster, array) if id == f"{array}_1"]
     assert of_element == ["REQUEUED", "COMPLETED"]
 
 
-def test_dependents_of_a_failed_element_are_cancelled_by_slurm(cluster, tmp_path):
+def test_dependents_of_a_failed_element_are_cancelled_by_slurm_but_for_those_that_wait_for_any_end(cluster, tmp_path):
     array = sbatch(cluster, tmp_path, "exit $SLURM_ARRAY_TASK_ID", "--array=0-1")
     dependent = sbatch(cluster, tmp_path, "date", f"--dependency=afterok:{array}", "--kill-on-invalid-dep=yes")
-    ended(cluster, array, dependent)
+    whatever = sbatch(cluster, tmp_path, "date", f"--dependency=afterany:{array}:{dependent}")
+    ended(cluster, array, dependent, whatever)
     wait_until(lambda: accounted(cluster, dependent) == [(dependent, "CANCELLED")], "the dependent to be cancelled")
+    wait_until(lambda: accounted(cluster, whatever) == [(whatever, "COMPLETED")], "the other to be accounted")
 
 
 def test_usr1_reaches_the_batch_shell_before_the_limit(cluster, tmp_path):

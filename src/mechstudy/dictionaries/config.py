@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+import textwrap
+from typing import Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -11,6 +12,7 @@ from mechstudy.core.config import Config
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.health_config import HealthConfig
 
+C = TypeVar("C", bound=Config)
 Kind = Literal["sae", "transcoder", "skip_transcoder", "crosscoder", "clt"]
 ActivationName = Literal["topk", "batchtopk", "relu", "gated", "jumprelu"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -25,39 +27,66 @@ RECONSTRUCTING = ("sae", "crosscoder")  # kinds whose target is their own input;
 MATRYOSHKA = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0)
 
 
+def field_rows(cls: type[Config]) -> list[tuple[str, str, str]]:
+    """(name, default, what it does) of every field of a config; the default is "" where a rule decides."""
+    rows = []
+    for name, field in cls.model_fields.items():
+        default = "warn" if isinstance(field.default, HealthConfig) else str(field.default)
+        if isinstance(field.default, bool):
+            default = default.lower()
+        rows.append((name, "" if field.default is None else default, field.description or ""))
+    return rows
+
+
+def _in_help(cls: type[C]) -> type[C]:
+    """Puts what each field does under the class's text, where `help` shows it."""
+    lines = [f"{name}: {text}{f' [{default}]' if default else ''}" for name, default, text in field_rows(cls)]
+    indented = [textwrap.fill(line, 110, initial_indent=" " * 8, subsequent_indent=" " * 12) for line in lines]
+    cls.__doc__ = "\n".join([(cls.__doc__ or "").rstrip(), "", "    Fields, and their [defaults]:", *indented, ""])
+    return cls
+
+
+@_in_help
 class DictionaryConfig(Config):
     """The architecture. Every field enters the artifact's id.
 
-    `kind`: sae, transcoder and skip_transcoder read one site. A crosscoder is an SAE over `n_sites` sites side by side
-    (layers, or models), a clt (cross-layer transcoder) reads `n_sites` layers and lets each feature write to its own
-    and all later ones; rows hold the sites in order, each of the same width and scaled by itself. For both, `expansion`
-    counts features per coordinate of one site (clt: for every site), k the active features over all sites.
-
-    `expansion` is the number of features per input coordinate; `d_sae` gives the number itself. With neither,
-    expansion is 4.
-
-    `k` is the number of active features per row: exactly (topk), on average over a batch (batchtopk), or the L0 that
-    training steers to (relu, gated, jumprelu).
-
-    `penalty`: l1, sqrt or tanh on the activations (relu, gated; default l1), l0 or tanh (jumprelu; default l0). Its
-    weight is found during training so that L0 becomes k; `coefficient` gives it by hand instead.
-
-    `matryoshka`: prefixes as shares of the features, rising to 1, each of which reconstructs by itself; true takes
-    1/32, 3/32, 7/32, 15/32, 1. Only with topk, batchtopk and jumprelu.
-
-    `bandwidth`: of the straight-through gradient of jumprelu's thresholds, in standard deviations of a new feature.
+    Rows of a crosscoder or clt hold the sites in order, each of the same width and scaled by itself.
     """
 
-    kind: Kind = "transcoder"
-    activation: ActivationName = "topk"
-    expansion: float | None = Field(default=None, gt=0)
-    d_sae: int | None = Field(default=None, ge=1)
-    k: int = Field(default=32, ge=1)
-    penalty: Literal["l0", "l1", "sqrt", "tanh"] | None = None
-    coefficient: float | None = Field(default=None, gt=0)
-    matryoshka: bool | tuple[float, ...] = False
-    bandwidth: float = Field(default=0.1, gt=0)
-    n_sites: int = Field(default=1, ge=1)
+    kind: Kind = Field(
+        default="transcoder",
+        description="sae, transcoder and skip_transcoder read one site; a crosscoder is an SAE over several (layers, "
+        "or models) side by side; a clt's features read one layer and write to it and all later ones",
+    )
+    activation: ActivationName = Field(
+        default="topk", description="how active features are chosen: topk, batchtopk, jumprelu, gated or relu"
+    )
+    expansion: float | None = Field(
+        default=None, gt=0,
+        description="features per input coordinate, of one site (clt: for every site); without d_sae 4",
+    )  # fmt: skip
+    d_sae: int | None = Field(default=None, ge=1, description="the number of features itself, in place of expansion")
+    k: int = Field(
+        default=32, ge=1,
+        description="active features per row, over all sites: at most (topk), on average over a batch (batchtopk), or "
+        "the L0 that training steers to (relu, gated, jumprelu)",
+    )  # fmt: skip
+    penalty: Literal["l0", "l1", "sqrt", "tanh"] | None = Field(
+        default=None, description="relu, gated: l1 (their default), sqrt or tanh; jumprelu: l0 (its default) or tanh"
+    )
+    coefficient: float | None = Field(
+        default=None, gt=0, description="the penalty's weight; without it, the one that makes L0 k is found in training"
+    )
+    matryoshka: bool | tuple[float, ...] = Field(
+        default=False,
+        description="prefixes as shares of the features, rising to 1, each of which reconstructs by itself; true is "
+        "1/32, 3/32, 7/32, 15/32, 1; for topk, batchtopk and jumprelu",
+    )
+    bandwidth: float = Field(
+        default=0.1, gt=0,
+        description="of the straight-through gradient of jumprelu's thresholds, in standard deviations of a feature",
+    )  # fmt: skip
+    n_sites: int = Field(default=1, ge=1, description="sites of a crosscoder, layers of a clt; 1 for the others")
 
     @model_validator(mode="after")
     def _one_width(self) -> DictionaryConfig:
@@ -147,54 +176,73 @@ class DictionaryConfig(Config):
         return width
 
 
+@_in_help
 class TrainConfig(Config):
-    """The recipe. Fields left at None follow the rules written beside them.
+    """The recipe. What is left at None follows a rule, which `resolved_lr` and its like compute.
 
-    `precision` is that of the factors of all products; sums, master weights and the optimizer are float32 always.
-    "auto" times both on this machine, once, and records the choice.
-
-    `schedule`: of the learning rate after the warm-up: linear (flat, then a linear decay over `decay_share` of the
-    steps; on a million rows of SmolLM2-135M a half beats a fifth by .001 to .006 of FVU), cosine (to zero over all
-    steps) or constant. Biases of the encoder learn three times as fast as `lr`, and so do decoder rows that are kept at
-    unit length (`optimizer.relative_rates`).
-
-    `accumulate`: parts in which a batch is worked through, for less memory. What is chosen over a batch (BatchTopK, L0)
-    is then chosen over each part.
-
-    `revive`: dead features come back through the auxiliary loss (aux; Gao et al. 2024), or by starting again at rows
-    that are badly reconstructed (resample, every `dead_after_rows`; Bricken et al. 2023), or not (off). A clt has no
-    auxiliary loss.
-
-    `tf32`: on CUDA, float32 products may use TF32.
-
-    `ema`: the dictionary is the exponential moving average of the weights with this decay, not their last state.
-
-    `health`: what follows when rows or training look ill: off, warn, correct or stop, for all kinds of trouble or, as
-    `{mean: correct, dead: stop}`, for some (`HealthConfig`). `non_finite`: rows with NaN or infinity end the training,
-    or are left out and counted.
+    A linear decay over half of the steps beats a fifth by .001 to .006 of FVU (a million rows of SmolLM2-135M). Biases
+    of the encoder learn three times as fast as `lr`, and so do decoder rows that are kept at unit length
+    (`optimizer.relative_rates`). Sums, master weights and the optimizer are float32, whatever the precision.
     """
 
-    steps: int = Field(default=2_000, ge=1)
-    batch_size: int = Field(default=2_048, ge=1)
-    lr: float | None = Field(default=None, gt=0)
-    warmup_steps: int | None = Field(default=None, ge=0)
-    decay_share: float = Field(default=0.5, ge=0, le=1)
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    clip: float = Field(default=1.0, gt=0)
-    accumulate: int = Field(default=1, ge=1)
-    revive: Literal["aux", "resample", "off"] = "aux"
-    tf32: bool = True
-    aux_alpha: float = Field(default=1 / 32, ge=0)
-    aux_k: int | None = Field(default=None, ge=1)
-    dead_after_rows: int | None = Field(default=None, ge=1)
-    checkpoint_every: int = Field(default=1_000, ge=1)
-    precision: Precision = "auto"
-    ema: float | None = Field(default=None, gt=0, lt=1)
-    health: HealthConfig = HealthConfig()
-    non_finite: Literal["refuse", "skip"] = "refuse"
-    log_every: int = Field(default=50, ge=1)
-    tensorboard: bool = True
-    seed: int = Field(default=0, ge=0)
+    steps: int = Field(default=2_000, ge=1, description="batches to train on")
+    batch_size: int = Field(default=2_048, ge=1, description="rows of a batch")
+    lr: float | None = Field(
+        default=None, gt=0, description="peak learning rate of Adam; without it, by the number of features and steps"
+    )
+    warmup_steps: int | None = Field(
+        default=None, ge=0, description="steps over which the rate rises; without it 1,000, at most a twentieth of all"
+    )
+    decay_share: float = Field(
+        default=0.5, ge=0, le=1, description="share of the steps over which linear falls to zero"
+    )
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        default="linear",
+        description="of the rate after the warm-up: linear (flat, then falling), cosine (to zero over all steps) or "
+        "constant",
+    )
+    clip: float = Field(default=1.0, gt=0, description="largest norm of a step's gradient; longer ones are shortened")
+    accumulate: int = Field(
+        default=1, ge=1,
+        description="parts in which a batch is worked through, for less memory; what is chosen over a batch "
+        "(BatchTopK, L0) is then chosen over each part",
+    )  # fmt: skip
+    revive: Literal["aux", "resample", "off"] = Field(
+        default="aux",
+        description="how dead features come back: aux (auxiliary loss, Gao et al. 2024; a clt has none), resample "
+        "(start again at badly reconstructed rows, every dead_after_rows; Bricken et al. 2023) or off",
+    )
+    tf32: bool = Field(default=True, description="on CUDA, float32 products may use TF32")
+    aux_alpha: float = Field(default=1 / 32, ge=0, description="weight of the auxiliary loss")
+    aux_k: int | None = Field(
+        default=None, ge=1, description="dead features of a row in the auxiliary loss; without it half the output width"
+    )
+    dead_after_rows: int | None = Field(
+        default=None, ge=1,
+        description="rows without firing that make a feature dead; without it 10M, at most a sixty-fourth of all rows",
+    )  # fmt: skip
+    checkpoint_every: int = Field(default=1_000, ge=1, description="steps between checkpoints")
+    precision: Precision = Field(
+        default="auto",
+        description="of the factors of all products: float32, bfloat16, or auto, which times both on this machine once",
+    )
+    ema: float | None = Field(
+        default=None, gt=0, lt=1,
+        description="decay of a moving average of the weights, which is the dictionary then; else their last state is",
+    )  # fmt: skip
+    health: HealthConfig = Field(
+        default=HealthConfig(),
+        description="what follows where rows or training look ill: off, warn, correct or stop, for all trouble or by "
+        "kind, such as {dead: stop}",
+    )
+    non_finite: Literal["refuse", "skip"] = Field(
+        default="refuse", description="rows with NaN or infinity end the training, or are left out and counted"
+    )
+    log_every: int = Field(
+        default=50, ge=1, description="steps between logged scalars, and between looks at the health"
+    )
+    tensorboard: bool = Field(default=True, description="where scalars are logged, also for TensorBoard")
+    seed: int = Field(default=0, ge=0, description="of the first weights, and of the order of rows in memory")
 
     def resolved_lr(self, n_features: int) -> float:
         """Peak learning rate of Adam: 2e-4 / sqrt(F / 2^14) (OpenAI, sparsify) for runs of 50,000 steps or more.

@@ -39,7 +39,7 @@ def alive(record: Record) -> dict[str, Queued]:
     queued = _settled_queue(record)
     known = set(record.ids())
     if orphans := sorted({row.job for row in queued if row.job not in known}, key=int):
-        commands.cancel(orphans)  # of a submit that was killed before it could put them down
+        commands.cancel(orphans[::-1])  # of a submit that was killed before it could put them down
         record.history[-1].note("cancelled jobs that no submission knew of", jobs=orphans)
         record.write()
     return alive_units(record, queued)

@@ -81,7 +81,7 @@ def test_the_synthetic_bench_names_its_contenders_in_its_help():
     from mechstudy.cli.bench import CONTENDERS as NAMED
     from mechstudy.dictionaries.bench import CONTENDERS
 
-    assert NAMED == tuple(CONTENDERS), "help imports nothing heavy, so it has names of its own"
+    assert tuple(CONTENDERS) == NAMED, "help imports nothing heavy, so it has names of its own"
     assert ", ".join(NAMED) in flat(mechstudy("bench", "synthetic", "--help").output.replace("│", ""))
 
 
@@ -394,6 +394,20 @@ def test_train_takes_layers_of_the_study_without_changing_what_they_are_made_fro
     assert asked["study"].dictionaries.layers == "1-3", "so the captured groups stay the same"
     assert asked["study"].dictionaries.training.steps == 5
     assert asked["study"].compute.threads == 3 and asked["records"] == (True, False)
+
+
+def test_train_trains_the_variants_too_and_resumes_the_layers_own(asked, here):
+    (here / "checkpoint.safetensors").write_text("weights")
+    more = ("--set", "dictionaries.variants=[{name: again}]", "--layers", "2")
+    mechstudy("train", "study.yaml", *more, "--resume-from", "checkpoint.safetensors")
+    assert asked["targets"] == ["train[2]", "variant[2:again]"]
+    assert asked["resume"] == {"train[2]": Path("checkpoint.safetensors")}
+
+
+@pytest.mark.parametrize("command", ["attribute", "intervene"])
+def test_a_phase_that_the_study_leaves_out_is_refused_with_the_reason(asked, command):
+    refused = mechstudy(command, "study.yaml", "--set", "dictionaries.architecture.kind=sae", code=2).stderr
+    assert f"nothing to {command}" in refused and "graphs need transcoders" in refused
 
 
 def test_train_takes_layers_the_study_has_not_named(asked):

@@ -115,11 +115,25 @@ def test_pilots_of_what_a_study_cannot_do_name_it(opened, tmp_path, monkeypatch)
 
     kept = pilots._chosen
     monkeypatch.setattr(pilots, "_chosen", lambda *how: [u for u in kept(*how) if u.phase != "report"])
-    sae = open_study(opened.file, ["dictionaries.architecture={kind: sae, k: 4}"], out=opened.folder)
-    found = pilots.run_pilots(sae, tmp_path / "pilots", this_machine("cpu", 1), NullProgress())
-    assert "graphs need a transcoder" in found.failed["attribute[mine]"]
+
+    def refuse(*_):
+        raise MechstudyError("these graphs cannot be made")
+
+    monkeypatch.setattr("mechstudy.phases.attribute.run", refuse)
+    found = pilots.run_pilots(opened, tmp_path / "pilots", this_machine("cpu", 1), NullProgress())
+    assert "these graphs cannot be made" in found.failed["attribute[mine]"]
     assert found.failed["intervene[mine]"] == "waits for attribute[mine]"
     assert {run.unit.phase for run in found.runs} >= {"model", "train", "capture"}
+
+
+def test_a_study_of_dictionaries_alone_is_validated_on_rows_of_its_corpus(opened, tmp_path):
+    overrides = ["behaviours=[]", "dictionaries.architecture={kind: sae, k: 4}", "dictionaries.layers=[1]"]
+    alone = open_study(opened.file, overrides, out=tmp_path / "alone")
+    found = validate(alone, steps=5, progress=NullProgress())
+    speed = next(test for test in found["tests"] if test["name"] == "speed")
+    assert speed["prompts"] == 10 and speed["tokens"] == 160
+    budget = next(test for test in found["tests"] if test["name"] == "budget")
+    assert budget["failed"] == {}, budget
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,10 @@ def test_more_of_everything_takes_more():
     def flops(phase: str, **changes) -> float:
         return sum(unit.estimate.flops for unit in units(**changes).values() if unit.phase == phase)
 
-    assert flops("attribute", attribution={"n_prompts": 32}) == pytest.approx(2 * flops("attribute"))
-    assert flops("intervene", interventions={"n_samples": 10}) < flops("intervene")
+    graphs = {"dictionaries": SPECIFICATION["dictionaries"] | {"architecture": {"kind": "transcoder", "expansion": 4}}}
+    twice = flops("attribute", attribution={"n_prompts": 32}, **graphs)
+    assert twice == pytest.approx(2 * flops("attribute", **graphs))
+    assert flops("intervene", interventions={"n_samples": 10}, **graphs) < flops("intervene", **graphs)
     assert flops("capture", corpus={"tokens": 2_000_000}) > 1.9 * flops("capture")
     bigger = SPECIFICATION["dictionaries"] | {"architecture": {"kind": "sae", "expansion": 8}}
     assert flops("train", dictionaries=bigger) == pytest.approx(2 * flops("train"), rel=0.01)

@@ -63,3 +63,14 @@ def test_a_broken_line_is_named_before_any_tokenizer_is_there(tmp_path):
     with pytest.raises(MechstudyError, match="wrong_anser") as error:
         outlines(study(), tmp_path)
     assert str(error.value.where).endswith("mine.jsonl:2")
+
+
+def test_what_is_left_out_is_told_in_one_line_with_the_reason():
+    assert list(notes(study(), {})) == []
+    saes = study(dictionaries={"architecture": {"kind": "sae"}})
+    assert list(notes(saes, {})) == [
+        "attribute, features and intervene are left out: graphs need transcoders, and these dictionaries are SAEs"
+    ]
+    assert list(notes(study(behaviours=()), {})) == [
+        "attribute, features and intervene are left out: no behaviours are named"
+    ]

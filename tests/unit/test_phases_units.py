@@ -19,6 +19,9 @@ SHAPES: ModelShapes = shapes_of(
 )  # fmt: skip
 
 
+SAE = "dictionaries.architecture.kind=sae"
+
+
 def ids(*overrides: str, fingerprint: str = "f", study: str = "demo.yaml") -> dict[str, str]:
     loaded, _ = load_study(EXAMPLES / study, overrides)
     found: dict[str, str] = {}
@@ -89,5 +92,25 @@ def test_a_misspelt_behaviour_is_told_first_with_the_nearest_name():
     with pytest.raises(MechstudyError, match="subject_verb_agrement") as caught:
         ids("behaviours=[{name: subject_verb_agrement}]")
     assert "did you mean 'subject_verb_agreement'" in str(caught.value)
-    with pytest.raises(MechstudyError, match="no behaviour is named"):
-        ids("behaviours=[]")
+
+
+GRAPHS = {"attribute", "features", "intervene"}
+
+
+def test_with_saes_all_but_graphs_and_what_stands_on_them_is_planned():
+    with_graphs, without = ids("dictionaries.layers=[7]"), ids("dictionaries.layers=[7]", SAE)
+    assert phases(set(with_graphs)) - phases(set(without)) == GRAPHS
+    assert set(without) == {name for name in with_graphs if name.split("[")[0] not in GRAPHS}
+
+
+def test_dictionaries_alone_need_no_behaviour_and_are_the_same_ones():
+    study, alone = ids("dictionaries.layers=[7]", SAE), ids("dictionaries.layers=[7]", SAE, "behaviours=[]")
+    assert set(alone) == {"model", "corpus", "capture[corpus:7]", "train[7]", "report"}
+    assert all(alone[name] == study[name] for name in alone if name != "report")
+
+
+@pytest.mark.parametrize("fewer", ["behaviours=[]", SAE])
+def test_only_graphs_need_a_model_in_float32(fewer):
+    assert "report" in ids("model.dtype=bfloat16", fewer)
+    with pytest.raises(MechstudyError, match="graphs need fp32 weights"):
+        ids("model.dtype=bfloat16")

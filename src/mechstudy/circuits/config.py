@@ -28,3 +28,10 @@ class AttributionConfig(Config):
     logit_probability: float = Field(0.95, gt=0, le=1)
     aggregate_nodes: int = Field(300, ge=1)
     aggregate_min_prompts: int = Field(2, ge=1)
+
+
+def no_graphs(n_behaviours: int, kind: str) -> str | None:
+    """Why a study has no graphs: nothing to make them of, or dictionaries they cannot go through (decision 0004)."""
+    if n_behaviours == 0:
+        return "no behaviours are named"
+    return "graphs need transcoders, and these dictionaries are SAEs" if kind == "sae" else None

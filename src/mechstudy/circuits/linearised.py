@@ -109,7 +109,7 @@ def linearise(model: LanguageModel, dictionaries: Mapping[int, Dictionary], toke
             raise MechstudyError(
                 f"layer {layer}: graphs need a transcoder from mlp_in.{layer} to mlp_out.{layer}; "
                 f"this dictionary maps {sites[0]} to {sites[1]}",
-                fix="set dictionaries.kind: transcoder (or skip_transcoder)",
+                fix="set dictionaries.architecture.kind: transcoder (or skip_transcoder)",
             )
     kinds = ("resid_pre", "attn_out", "mlp_in", "mlp_out", "resid_post")
     sites_wanted = [Site(kind, layer) for layer in range(model.n_layers) for kind in kinds]

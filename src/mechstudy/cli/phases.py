@@ -142,7 +142,7 @@ def train(
     profile: Profile = False,
     memory_snapshot: MemorySnapshot = False,
 ) -> None:
-    """Phase 3: one dictionary (SAE or transcoder) per layer. An interrupted training resumes by itself.
+    """Phase 3: one dictionary (SAE or transcoder) per layer, and its variants. Interrupted, it resumes by itself.
 
     [dim]mechstudy train study.yaml --layers 12 --max-steps 5000 --profile[/]
     """
@@ -198,6 +198,8 @@ def intervene(
 
     _run("intervene", study, overrides(sets, device, threads), out, (profile, memory_snapshot), more=more)
 
+
+_PARTS = {"train": ("train", "variant")}  # what a command runs, where it is not the phase of its name alone
 
 COMMANDS: tuple[Callable[..., None], ...] = (prompts, baseline, capture, train, attribute, intervene)
 
@@ -263,23 +265,30 @@ def _run_units(
     study, _ = load_study(file, given)
     changes = [*given, *more(study)]
     opened = open_study(file, changes, out=out, fetch=True, say=say)
+    units = opened.units
     if layers is not None:
         wanted = parse_layers(layers, opened.shapes.n_layers)
         if not set(wanted) <= _dictionary_layers(opened):
             opened = open_study(file, [*changes, f'dictionaries.layers="{layers}"'], out=out, fetch=True, say=say)
-        units = _of_layers(opened, phase, wanted)
-    else:
-        units = [unit for unit in opened.units if unit.phase == phase]
-    targets = [unit.name for unit in units if chosen(unit)]
+        units = _of_layers(opened, wanted)
+    targets = [unit.name for unit in units if unit.phase in _PARTS.get(phase, (phase,)) and chosen(unit)]
+    if not targets:
+        raise MechstudyError(
+            f"the study has nothing to {phase}",
+            where=str(file),
+            facts={"because": opened.study.no_graphs} if opened.study.no_graphs else None,
+            fix="`mechstudy plan` shows its units",
+        )
     resume = {}
     if resume_from is not None:
-        if len(targets) != 1:
+        own = [name for name in targets if name.startswith("train[")]
+        if len(own) != 1:
             raise MechstudyError(
-                f"--resume-from starts one dictionary, and {len(targets)} are selected",
-                facts={"selected": ", ".join(targets)},
+                f"--resume-from starts one dictionary, and {len(own)} are selected",
+                facts={"selected": ", ".join(own)},
                 fix="select one, for example --layers 12",
             )
-        resume = {targets[0]: find_checkpoint(resume_from)}
+        resume = {own[0]: find_checkpoint(resume_from)}
     return run_units(opened, targets, records=records, resume=resume)
 
 
@@ -287,11 +296,11 @@ def _dictionary_layers(opened: OpenedStudy) -> set[int]:
     return {int(unit.spec["layer"]) for unit in opened.units if unit.phase == "train"}
 
 
-def _of_layers(opened: OpenedStudy, phase: str, layers: Iterable[int]) -> list[Unit]:
-    """The phase's units of these layers; a capture is one of prompts, or of a group with any of the layers."""
+def _of_layers(opened: OpenedStudy, layers: Iterable[int]) -> list[Unit]:
+    """The units of these layers; a capture is one of prompts, or of a group with any of the layers."""
     wanted = set(layers)
 
     def has(spec: dict) -> bool:
         return bool({spec["layer"]} & wanted if "layer" in spec else set(spec.get("layers", ())) & wanted)
 
-    return [unit for unit in opened.units if unit.phase == phase and has(dict(unit.spec))]
+    return [unit for unit in opened.units if has(dict(unit.spec))]

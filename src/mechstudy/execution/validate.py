@@ -31,6 +31,7 @@ from mechstudy.execution.folder import RunFolder
 from mechstudy.execution.jobs import resolve_device
 from mechstudy.execution.opened import OpenedStudy, open_study
 from mechstudy.execution.results import RunResult
+from mechstudy.phases.estimates import TYPICAL_PROMPT
 
 if TYPE_CHECKING:
     from mechstudy.models.language_model import LanguageModel
@@ -143,15 +144,20 @@ def _small_study(opened: OpenedStudy, layer: int, steps: int, scratch: Path) -> 
         f"dictionaries.training.batch_size={_BATCH}",
         f"corpus.tokens={tokens if study.corpus.source == 'bundled' else min(study.corpus.tokens, tokens)}",
         f"corpus.held_out_tokens={max(min(study.corpus.held_out_tokens, _HELD_OUT), study.corpus.context)}",
-        f"behaviours.0.n_train={min(study.behaviours[0].n_train, _PROMPTS)}",
+        *(f"behaviours.0.n_train={min(b.n_train, _PROMPTS)}" for b in study.behaviours[:1]),
     ]
     return open_study(opened.file, overrides, out=scratch)
 
 
 def _prompts(small: OpenedStudy, progress: Progress) -> list[Sequence[int]]:
-    """Token ids of ten clean prompts of the first behaviour."""
+    """Token ids of ten clean prompts of the first behaviour; of a study without any, of as many beginnings of texts."""
+    from mechstudy.activations.corpus import Corpus
     from mechstudy.behaviours.schema import from_jsonl
 
+    if not small.study.behaviours:
+        corpus = Corpus.load(_finished(_run(small, progress).execute(["corpus"]), "corpus"))
+        rows: list[Sequence[int]] = corpus.train[:_PROMPTS, :TYPICAL_PROMPT].tolist()
+        return rows
     name = f"prompts[{small.study.behaviours[0].name}]"
     artifact = _finished(_run(small, progress).execute([name]), name)
     return [pair.clean_tokens for pair in from_jsonl(artifact / "train.jsonl")[:_PROMPTS]]

@@ -66,7 +66,10 @@ def position_names(behaviour: BehaviourConfig, given: Mapping[str, Outline]) -> 
 
 
 def notes(study: Study, given: Mapping[str, Outline]) -> Iterator[str]:
-    """What will be done otherwise than a number in the study says."""
+    """What will be left out, or done otherwise than a number in the study says."""
+    if study.no_graphs is not None:
+        yield f"attribute, features and intervene are left out: {study.no_graphs}"
+        return
     for behaviour in study.behaviours:
         n = dict(n_prompts(behaviour, given))
         asked = (

@@ -75,13 +75,17 @@ class _Builder:
                 own = self._train(layer, made)
                 for variant in self.study.dictionaries.variants:
                     self._variant(layer, variant, made, own)
+        if self.study.no_graphs is None:
+            self._graphs()
+        self._report()
+        return self.units
+
+    def _graphs(self) -> None:
         for behaviour in self.study.behaviours:
             self._attribute(behaviour)
         self._features()
         for behaviour in self.study.behaviours:
             self._intervene(behaviour)
-        self._report()
-        return self.units
 
     # ------------------------------------------------------------------ helpers
 

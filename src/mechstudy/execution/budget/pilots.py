@@ -110,7 +110,7 @@ def _overrides(opened: OpenedStudy, size: str, hardware: Hardware) -> Iterator[s
     yield f"dictionaries.layers_per_pass={len(some)}"
     yield "dictionaries.variants=[]"
     yield f"dictionaries.source={d.source}"
-    yield f"behaviours=[{_first_behaviour(opened, hardware)}]"
+    yield f"behaviours=[{_first_behaviour(opened, hardware) if study.behaviours else ''}]"
     yield "baseline.on_fail=continue"
     yield "storage.quota=null"
     batch = _batch_tokens(opened, hardware)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mechstudy.cli.cost_table import show_cost
+from mechstudy.core.machine import machine_id
 from mechstudy.core.progress import NullProgress
 from mechstudy.execution.budget import cost as costs
 from mechstudy.execution.budget.cost import cost_of
@@ -137,6 +138,17 @@ def test_memory_of_a_shared_unit_is_of_all_its_processes_planned_and_spent(tmp_p
     changed(run, "capture[0]", peak_rss_bytes=50, runtime=runtime)
     capture = cost_of(run, cpu).phases[0]
     assert (capture.peak_bytes, capture.planned_peak_bytes) == (100, 3 * 110)
+
+
+def test_pilots_count_that_were_for_the_threads_it_ran_with(tmp_path):
+    here = HARDWARE.model_copy(update={"device": "cpu", "source": "measured"})
+    pilots = {"machine": machine_id(), "threads": 3, "finished": "2030", "auto": None, "fits": {}, "pilots": []}
+    (tmp_path / "validate.json").write_text(json.dumps({"calibration": pilots}))
+    for threads, calibrated in ((3, True), (1, False)):
+        run = run_of(tmp_path)
+        run.options = Options(threads=threads)
+        run.execute(force=["report", "capture[0]", "capture[1]"])
+        assert (cost_of(run_of(tmp_path), here).calibration is not None) == calibrated
 
 
 def test_a_unit_that_was_a_job_is_planned_with_the_start_of_its_process(tmp_path):

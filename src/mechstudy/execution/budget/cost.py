@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from mechstudy.execution.budget.calibration import Calibration
@@ -119,14 +119,17 @@ def whole_plan(run: Run, hardware: Hardware | None = None, done: Mapping[str, Un
     """The plan as it was before anything ran: against a store that holds nothing.
 
     Args:
-        done: how it ran: where units were jobs, each starts a process and loads its model; where several processes
-            shared one, the memory is of all of them.
+        done: how it ran: with how many threads, where all had as many; where units were jobs, each starts a process
+            and loads its model; where several processes shared one, the memory is of all of them.
     """
     from mechstudy.core.progress import NullProgress
     from mechstudy.execution.budget.calibration import read_calibration
     from mechstudy.execution.budget.machine import this_machine
 
     options: Options = run.options
+    used = {spent.threads for spent in (done or {}).values()}
+    if len(used) == 1 and options.max_parallel == 1:
+        options = replace(options, threads=used.pop() or options.threads)
     here = hardware or this_machine(options.device, options.total_threads)
     calibration = read_calibration(run.folder.path, options.total_threads) if here.is_here else None
     nothing = Run(run.folder.path / ".nothing", list(run.graph.units.values()), options, NullProgress())

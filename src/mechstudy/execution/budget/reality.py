@@ -22,8 +22,8 @@ _GOES_ON = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED")
 @dataclass(frozen=True)
 class UnitReality:
     """Of one finished unit. ``seconds`` of the process that finished it, ``sessions`` how many worked on it;
-    ``peak_bytes`` of the GPU's memory where it ran on one, else of all ``processes`` that shared it; ``in_job`` of a
-    batch system, which means a process of its own; ``files`` name -> bytes as published,
+    ``peak_bytes`` of the GPU's memory where it ran on one, else of all ``processes`` that shared it; ``threads`` are of
+    all of them; ``in_job`` of a batch system, which means a process of its own; ``files`` name -> bytes as published,
     ``bytes_on_disk`` without those discarded since.
     """
 
@@ -38,6 +38,7 @@ class UnitReality:
     bytes_on_disk: int
     processes: int = 1
     in_job: bool = False
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ def _unit(artifact: Artifact) -> UnitReality:
         sum(size for name, size in files.items() if name not in gone),
         int(runtime.get("world_size") or 1),
         any("slurm" in session for session in sessions_of(manifest)),
+        None if not runtime.get("threads") else int(runtime["threads"]) * int(runtime.get("world_size") or 1),
     )
 
 

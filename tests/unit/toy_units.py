@@ -110,6 +110,12 @@ def refuses(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: Artifa
     raise MechstudyError("the toy is broken", where="toy.yaml:3", fix="mend it")
 
 
+def says_what_is_absent(
+    spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime
+) -> None:
+    out.write_json("absent.json", list(map(dict, runtime.absent)))
+
+
 def crashes(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
     raise ZeroDivisionError("one over nothing\nand more")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ class Runtime:
     ``cache`` keeps models loaded between units of one process; ``chosen`` is what the phase decided by measuring;
     ``ranks`` are the processes that share the unit. ``checkpointing`` (auto, on, off) is of gradients in attribution,
     ``stripe`` (auto, off, a number) of stores on Lustre; ``tf32`` and ``compile`` (off, on, force) are of captures.
+    ``absent`` says of inputs that did not come to be, ``{name, status, reason}`` each, what the run knows.
     """
 
     device: str = "cpu"
@@ -52,6 +53,7 @@ class Runtime:
     profile: bool = False
     chosen: dict[str, str] = field(default_factory=dict)
     ranks: Ranks = ALONE
+    absent: Sequence[Mapping[str, Any]] = ()
 
     def info(self) -> dict[str, Any]:
         """What a manifest records of it."""

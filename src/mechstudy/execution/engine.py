@@ -148,6 +148,8 @@ class _Session:
             self.file.set(name, "stopped", reason=node.stopped)
         elif node.artifact is not None and name not in self.waiting:
             self.file.set(name, "done", seconds=node.artifact.manifest.get("seconds"), artifact=node.artifact.name)
+        elif name not in self.waiting and (told := self.file.before.get(name, {})).get("reason"):
+            self.file.set(name, **told)  # it failed, or waits for what did: this run does not try it again
         else:
             self.file.set(name, "pending")
 
@@ -204,7 +206,8 @@ class _Session:
             self.file.set(name, "pending", reason=self.reasons[name])
             return None
         assert node.id is not None, f"{name}: every input is there, so it has an id"
-        if node.artifact is not None and name in self.evaluation.force:
+        remake = name in self.evaluation.force or (bool(self.reasons) and node.unit.phase == "report")
+        if node.artifact is not None and remake:  # a report also says what failed, now
             self.aside.put(name, node.artifact)
         elif node.artifact is not None and not (node.artifact.is_discarded and self._payload_needed(name)):
             self._note(name, node)

@@ -82,10 +82,12 @@ class RunFolder:
 
 
 class ProgressFile:
-    """``progress.json``: what every unit of this run is doing, for `status` and for people."""
+    """``progress.json``: what every unit of this run is doing, for `status` and for people; ``before``, what the last
+    run left there."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
+        self.before: Mapping[str, dict[str, Any]] = folder.read_progress().get("units", {})
         self._content: dict[str, Any] = {
             "pid": os.getpid(),
             "host": platform.node(),

@@ -22,6 +22,7 @@ from mechstudy.core.memory import available_memory_bytes, total_memory_bytes
 from mechstudy.core.numerics import exact_products
 from mechstudy.core.progress import Progress
 from mechstudy.core.runtime import Runtime, is_out_of_memory
+from mechstudy.execution.absent import absent_inputs
 from mechstudy.execution.batches import remember, remembered
 from mechstudy.execution.monitor.beside import look_at_memory, monitoring, recording
 from mechstudy.phases.unit import Unit
@@ -171,6 +172,7 @@ def _publish(job: Job, cache: dict[Any, Any], stream: TextIO | None) -> Artifact
         progress = leader.progress
         runtime = runtime_of(options, device_of(device, 0), threads, progress, cache)
         runtime.ranks = leader
+    runtime.absent = absent_inputs(job.run, unit, inputs) if unit.optional_inputs else ()
     make_room(unit, cache, progress)
     set_threads(threads)
     exact_products()

@@ -14,7 +14,8 @@ def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWr
     from mechstudy.report.build import build_report
 
     paths = {name: artifact.path for name, artifact in inputs.items()}
-    build_report(spec["study"], paths, [unit_record(name, a) for name, a in inputs.items()], out.path)
+    units = [unit_record(name, a) for name, a in inputs.items()]
+    build_report(spec["study"], paths, [*units, *map(dict, runtime.absent)], out.path)
 
 
 def unit_record(name: str, artifact: Artifact) -> dict[str, Any]:

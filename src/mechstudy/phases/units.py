@@ -31,14 +31,14 @@ VERSIONS = {
     "attribute": 2,  # live effects
     "features": 1,
     "intervene": 2,  # edits of one place are added in a fixed order
-    "report": 3,  # handles of numbers
+    "report": 4,  # what failed or waits
 }
 
 
 def build_units(
     study: Study, shapes: ModelShapes, fingerprint: str, base: Path, given: Mapping[str, Outline] | None = None
 ) -> list[Unit]:
-    """Every unit of the study, inputs before those who need them.
+    """Every unit of the study, inputs before those who need them; no graphs where it can have none (`no_graphs`).
 
     Args:
         shapes: of the study's model.

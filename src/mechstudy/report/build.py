@@ -34,6 +34,7 @@ PHASES = (
     ("features", "Features"),
     ("intervene", "Interventions"),
 )  # fmt: skip
+_SHOWN_WITH = {"variant": "train"}
 DONE = ("done", "complete", "completed", "cached", "reused", "ok", "published")
 
 
@@ -95,23 +96,28 @@ def _phases(source: Source) -> list[dict[str, Any]]:
     """The pipeline strip: each phase with its units' state and time."""
     result = []
     for phase, label in PHASES:
-        units = [u for u in source.units if (u.get("phase") or parse_unit(u["name"])[0]) == phase]
+        units = [u for u in source.units if _SHOWN_WITH.get(of := _phase(u), of) == phase]
         if not units:
             continue
         done = sum(_is_done(u) for u in units)
+        failed = any(u.get("status") == "failed" for u in units)
         result.append(
             {
                 "phase": phase,
                 "label": label,
                 "n": len(units),
                 "done": done,
-                "state": "done" if done == len(units) else "part" if done else "none",
+                "state": "failed" if failed else "done" if done == len(units) else "part" if done else "none",
                 "others": ", ".join(sorted({str(u.get("status")) for u in units if not _is_done(u)})),
                 "seconds": sum(real(u.get("seconds")) or 0 for u in units),
                 "first": text.slug(units[0]["name"]),
             }
         )
     return result
+
+
+def _phase(unit: Mapping[str, Any]) -> str:
+    return str(unit.get("phase") or parse_unit(unit["name"])[0])
 
 
 def _is_done(unit: Mapping[str, Any]) -> bool:
@@ -124,7 +130,7 @@ def _compute_page(source: Source, site: Site, figures: Figures) -> None:
             **{k: u.get(k) for k in ("artifact", "id", "seconds", "status", "peak_rss_bytes", "version", "reason")},
             "name": u["name"],
             "slug": text.slug(u["name"]),
-            "phase": u.get("phase") or parse_unit(u["name"])[0],
+            "phase": _phase(u),
             "done": _is_done(u),
             "started": _when(u.get("started")),
             "finished": _when(u.get("finished")),

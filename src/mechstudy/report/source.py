@@ -11,9 +11,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mechstudy.circuits.config import no_graphs
 from mechstudy.core.errors import MechstudyError
 
 _UNIT = re.compile(r"^(?P<phase>[a-z_]+)(\[(?P<key>.*)\])?$", re.DOTALL)
+_OF_GRAPHS = ("attribute", "features", "intervene")
 _PER_BEHAVIOUR = ("prompts", "baseline", "attribute", "intervene")
 
 
@@ -27,6 +29,7 @@ class Source:
         behaviours: names, in the study's order, then as found.
         layers: layers with a trained dictionary.
         variants: (layer, name) of more dictionaries of the same rows.
+        no_graphs: why the study leaves graphs out; None where it does not.
     """
 
     def __init__(self, study: Mapping[str, Any], inputs: Mapping[str, Path], units: Sequence[Mapping[str, Any]] = ()):
@@ -44,7 +47,19 @@ class Source:
         keys = {key for phase, key in map(parse_unit, names) if phase == "train" and key is not None}
         self.layers = sorted(int(k) for k in keys if re.fullmatch(r"\d+", k))
         keys = {key for phase, key in map(parse_unit, names) if phase == "variant" and key is not None}
+        self.no_graphs = self._no_graphs(any(parse_unit(name)[0] in _OF_GRAPHS for name in names))
         self.variants = sorted((int(m[1]), m[2]) for k in keys if (m := re.fullmatch(r"(\d+):(.+)", k)))
+
+    def _no_graphs(self, there: bool) -> str | None:
+        behaviours, dictionaries = self.study.get("behaviours"), self.study.get("dictionaries")
+        if there or not isinstance(behaviours, (list, tuple)) or not isinstance(dictionaries, dict):
+            return None
+        return no_graphs(len(behaviours), str((dictionaries.get("architecture") or {}).get("kind")))
+
+    def unfinished(self) -> list[dict[str, Any]]:
+        """Units that failed, or wait: as recorded, each with ``why`` in a line; without those that a gate stopped."""
+        found = [u for u in self.units if u["name"] not in self.inputs and u.get("status") in ("failed", "pending")]
+        return [{**u, "why": _first_line(u.get("reason")) or "it has not run"} for u in found]
 
     def unit(self, name: str) -> dict[str, Any] | None:
         """The runner's record of a unit."""
@@ -114,13 +129,21 @@ class Source:
                     f"{gate.get('min_accuracy', float('nan')):.0%})."
                 )
         record = self.unit(unit)
+        if record is None and phase in _OF_GRAPHS and self.no_graphs:
+            return f"Left out: {self.no_graphs}."
         if record is None:
-            return f"The study has no unit {unit}."
+            return f"The study has no unit {unit}, or it has not run."
         reason = record.get("reason") or record.get("error") or record.get("message")
         if unit in self.inputs:
             return f"The artifact of {unit} holds no such file: it was discarded or not asked for."
-        status = record.get("status") or "not run"
-        return f"{unit} is {status}{': ' + str(reason) if reason else '.'}"
+        status, told = record.get("status") or "not run", _first_line(reason).rstrip(".")
+        if status == "failed":
+            return f"{unit} failed{': ' + told if told else ''}."
+        return f"{unit} is {status}{': ' + told if told else ''}."
+
+
+def _first_line(text: Any) -> str:
+    return (str(text or "").strip().splitlines() or [""])[0]
 
 
 def parse_unit(name: str) -> tuple[str, str | None]:

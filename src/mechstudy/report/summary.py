@@ -129,9 +129,13 @@ def numbered_findings(summary: Mapping[str, Any], inputs: Mapping[str, Path]) ->
     source = Source({"behaviours": behaviours}, inputs)
     found: list[tuple[str, Address]] = []
     for behaviour in behaviours:
-        stopped = behaviour not in (summary.get("interventions") or {})
+        gate = (source.json(f"baseline[{behaviour}]", "summary.json") or {}).get("gate") or {}
+        studied = behaviour in (summary.get("interventions") or {})
+        after = ", studied all the same" if studied else ", so it was not studied further"
+        if not studied and gate.get("on_fail") == "continue":
+            after = ""  # something else kept it from being studied
         baseline = Address(f"baseline[{behaviour}]", "summary.json", "/splits")
-        lines = _baseline_finding(behaviour, summary["baseline"].get(behaviour) or {}, stopped)
+        lines = _baseline_finding(behaviour, summary["baseline"].get(behaviour) or {}, after)
         found += [(line, baseline) for line in lines]
         for claim in claims(source, behaviour)[:3]:
             hedge = claim.words.lower()
@@ -145,7 +149,8 @@ def numbered_findings(summary: Mapping[str, Any], inputs: Mapping[str, Path]) ->
     return [Finding(text.plain(line), address.handle) for line, address in found]
 
 
-def _baseline_finding(behaviour: str, splits: Mapping[str, Any], stopped: bool) -> list[str]:
+def _baseline_finding(behaviour: str, splits: Mapping[str, Any], below: str) -> list[str]:
+    """``below``: what came of a gate that was not passed."""
     split = splits.get("test") or next(iter(splits.values()), None)
     if not split:
         return []
@@ -154,7 +159,7 @@ def _baseline_finding(behaviour: str, splits: Mapping[str, Any], stopped: bool) 
         f"mean logit difference {text.number(split['mean_logit_difference'])} {text.interval(split['ci95'])}"
     )
     if any(s.get("passed") is False for s in splits.values()):
-        line += "; below the gate" + (", so it was not studied further" if stopped else ", studied all the same")
+        line += f"; below the gate{below}"
     return [line]
 
 

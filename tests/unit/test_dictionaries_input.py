@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -66,6 +67,16 @@ def test_a_crosscoder_s_file_says_what_it_is(crosscoder, tmp_path):
     assert repr(again) == "Dictionary(crosscoder of 2 sites, jumprelu, 8 -> 16 -> 8, k=2, activations)"
     assert repr(random_dictionary("transcoder")).endswith("k=3, mlp_in.3 -> mlp_out.3)")
     assert repr(trained_clt(2)) == f"CrossLayerTranscoder(2 layers, {D} -> {F} -> {D} in each, k=2, mlp_in -> mlp_out)"
+
+
+@pytest.mark.parametrize("n_sites", ["two", 0, 3, True])
+def test_a_file_with_sites_that_cannot_be_is_refused(n_sites, crosscoder, tmp_path):
+    crosscoder.save(tmp_path)
+    cfg = json.loads((tmp_path / "cfg.json").read_text())
+    cfg["metadata"]["mechstudy"]["metadata"]["n_sites"] = n_sites
+    (tmp_path / "cfg.json").write_text(json.dumps(cfg))
+    with pytest.raises(MechstudyError, match=r"n_sites must be|does not hold 3 sites"):
+        Dictionary.load(tmp_path)
 
 
 def test_an_sae_is_judged_by_whatever_holds_its_rows():

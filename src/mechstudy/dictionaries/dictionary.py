@@ -96,7 +96,8 @@ class Dictionary(nn.Module):
     @property
     def n_sites(self) -> int:
         """Sites side by side in a row: 1, but for a crosscoder."""
-        return int(self.cfg.metadata.get("n_sites", 1))
+        n_sites = self.cfg.metadata.get("n_sites")
+        return 1 if n_sites is None else int(n_sites)
 
     def extra_repr(self) -> str:
         """What `repr` shows: kind, activation, widths, k and sites."""

@@ -170,6 +170,11 @@ def _our_meta(fields: Fields, ours: Fields) -> DictionaryMeta:
     for limit in ("max_input_norm", "max_output_norm"):
         if limit in free:
             free.number(limit)
+    if "n_sites" in free and d_in % free.whole("n_sites"):
+        raise MechstudyError(
+            f"d_in = {d_in} does not hold {free.whole('n_sites')} sites of one width", where=where,
+            fix="the cfg.json that mechstudy wrote",
+        )  # fmt: skip
     meta = DictionaryMeta(
         kind=kind,  # type: ignore[arg-type]  # checked above
         activation=activation,  # type: ignore[arg-type]  # checked above

@@ -22,7 +22,7 @@ def test_status_works_without_accounting_and_without_a_queue(cluster, monkeypatc
     assert "signal_lead" in mechstudy("why", "study.yaml", "train[0]").output
     cluster.without("sacct")
     found = {u["name"]: u["status"] for u in json.loads(mechstudy("status", "study.yaml", "--json").stdout)["units"]}
-    assert found == {"model": "done", "train[0]": "pending", "train[1]": "queued", "report": "pending"}
+    assert found == {"model": "done", "train[0]": "pending", "train[1]": "queued", "report": "queued"}
     cluster.behave(squeue="slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
     told = json.loads(mechstudy("status", "study.yaml", "--json").stdout)
     assert "the queue cannot be read" in told["notes"][0]
@@ -104,15 +104,15 @@ def test_a_gate_that_stops_a_unit_is_no_failure_and_the_rest_goes_on(cluster, mo
 
 
 def test_a_job_whose_input_is_missing_says_which_and_why(cluster, monkeypatch):
-    units = layers(2)
+    units = [*layers(2)[:-1], unit("join", ["train[0]", "train[1]"])]
     units[1] = unit("train[0]", ["model"], entry="refuses")
     use(monkeypatch, units)
     mechstudy("submit", "study.yaml")
     cluster.run("100_0")
     cluster.run("101_0")
     assert cluster.run("102_0") == 2, "as where a dependency was purged, and Slurm starts a job all the same"
-    told = mechstudy("why", "study.yaml", "report").output
-    assert "report needs train[0], which is not there" in told and "failed (job 101_0): the toy is broken" in told
+    told = mechstudy("why", "study.yaml", "join").output
+    assert "join needs train[0], which is not there" in told and "failed (job 101_0): the toy is broken" in told
 
 
 def test_payload_is_discarded_once_and_made_again_where_it_is_needed(cluster, monkeypatch):

@@ -39,7 +39,7 @@ def submit(
     sets: Sets = None,
     out: Out = None,
 ) -> None:
-    """Submit the whole study at once: an array per phase, each waiting for those before it.
+    """Submit the whole study at once: an array per phase and behaviour, each waiting for those it needs.
 
     What to ask the cluster for stands in the study (compute.slurm) or in a profile. Jobs save themselves before
     their time limit and go back into the queue. Edit the study afterwards as you like: jobs run what was submitted.

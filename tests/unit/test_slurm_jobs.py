@@ -98,7 +98,7 @@ def test_where_requeue_is_forbidden_another_job_goes_on_and_those_that_wait_wait
     process.send_signal(signal.SIGUSR1)
     assert process.wait(timeout=60) == 0
     assert cluster.jobs["103"]["asked"]["array"] == "0" and cluster.jobs["103"]["asked"]["job-name"] == "toy-train"
-    assert cluster.jobs["102"]["asked"]["dependency"] == "afterok:101:103"
+    assert cluster.jobs["102"]["asked"]["dependency"] == "afterany:101:103"
     cluster.set("101_0", state="COMPLETED")
     assert cluster.run_all() == ["103_0", "102_0"]
     assert set(statuses().values()) == {"done"}
@@ -113,7 +113,7 @@ def test_where_requeue_is_refused_although_it_was_thought_allowed_another_job_go
     cluster.behave(scontrol={str(number): "slurm_update error: Requested operation is presently disabled"})
     process.send_signal(signal.SIGUSR1)
     assert process.wait(timeout=60) == 0
-    assert cluster.jobs["102"]["asked"]["dependency"] == "afterok:101:103"
+    assert cluster.jobs["102"]["asked"]["dependency"] == "afterany:101:103"
     assert "presently disabled" in (cluster.folder / "log").read_text()
 
 

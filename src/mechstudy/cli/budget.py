@@ -103,17 +103,18 @@ def cost(
     """Show what the study has taken so far, beside what was planned, phase by phase.
 
     From the records of what is finished, and from Slurm's accounting where jobs were submitted: also jobs that were
-    put back into the queue, or lost.
+    put back into the queue, or lost. Without --set, a study that was submitted is shown with the overrides it was
+    submitted with.
 
     [dim]mechstudy cost study.yaml --json[/]
     """
     from mechstudy.cli.cost_table import show_cost
     from mechstudy.cli.show import print_json
+    from mechstudy.cli.slurm import as_submitted
     from mechstudy.core.errors import MechstudyError
     from mechstudy.execution.budget.cost import cost_of
-    from mechstudy.execution.opened import open_study
 
-    opened = open_study(study, overrides(sets), out=out, say=_say)
+    opened = as_submitted(study, overrides(sets), out)
     found = cost_of(opened.run(), _hardware(opened, hardware))
     if not as_json and not found.total.done and not (found.total.jobs and found.total.jobs.jobs):
         nothing = "nothing of this study has run yet"

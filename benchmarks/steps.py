@@ -17,7 +17,9 @@ class StepProgress(NullProgress):
         self._told = told
 
     @contextmanager
-    def bar(self, label: str, total: int | None = None, unit: str = "", *, done: int = 0) -> Iterator[Any]:
+    def bar(
+        self, label: str, total: int | None = None, unit: str = "", *, done: int = 0, stops: bool = True
+    ) -> Iterator[Any]:
         self._told(done)
         yield _Steps(self._told, done)
 

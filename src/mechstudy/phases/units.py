@@ -25,9 +25,9 @@ VERSIONS = {
     "baseline": 1,
     "corpus": 1,
     "capture": 2,  # sums by chunk, checksums
-    "stream": 10,
-    "train": 10,
-    "variant": 3,
+    "stream": 11,
+    "train": 11,
+    "variant": 4,
     "attribute": 2,  # live effects
     "features": 1,
     "intervene": 2,  # edits of one place are added in a fixed order

@@ -22,6 +22,7 @@ from mechstudy.dictionaries.weights import Weights
 L0_STRENGTH = 8.0  # of the quadratic penalty: 10% off the target costs as much as .08 of FVU
 STEERING = 0.05  # change of log thresholds a step, per unit of log(L0 / k)
 TANH_WEIGHT = 1e-3  # of the tanh penalty where no coefficient is given
+_RELIEF = 8  # the tanh penalty falls by (L0 / k)^8 below the target
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class JumpReLU:
     Besides, all thresholds are steered together until L0 is k: the pull alone moves a threshold by at most the learning
     rate a step, and in a transcoder, whose pre-activations shrink as fast, L0 stayed at .6 k.
 
-    ``penalty`` "tanh" weighs activations by tanh besides (Anthropic, January 2025), with a weight of its own.
+    ``penalty`` "tanh" weighs activations by tanh besides (Anthropic, January 2025), with a weight of its own, which falls
+    while L0 is below k: no threshold, however low, can win back features whose pre-activations it has made negative.
     """
 
     k: int
@@ -68,7 +70,8 @@ class JumpReLU:
         lost = lost + 2.0 * strength * excess / (self.k * n)
         if with_tanh:
             phi, norms_F = PENALTIES[self.penalty], context.norms_F
-            scale = TANH_WEIGHT * context.coefficient / n
+            wanted = min(1.0, 1.0 + excess) ** _RELIEF
+            scale = TANH_WEIGHT * context.coefficient * wanted / n
             s = codes.values * codes.per_feature(norms_F)
             slope = phi.slope(s) * active * scale
             through += slope * codes.per_feature(norms_F)

@@ -372,7 +372,6 @@ def test_before_the_model_is_fetched_a_restored_run_knows_which_it_was_made_with
 
 
 def test_zstd_comes_back_too_and_its_damage_is_found(study, tmp_path):
-    pytest.importorskip("zstandard")
     made = [archive(study, tmp_path / f"{i}.zst", compression="zstd").path for i in range(2)]
     whole = made[0].read_bytes()
     assert whole == made[1].read_bytes() and whole[:4] == b"\x28\xb5\x2f\xfd"

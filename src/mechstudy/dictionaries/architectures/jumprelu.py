@@ -32,8 +32,8 @@ class JumpReLU:
     Besides, all thresholds are steered together until L0 is k: the pull alone moves a threshold by at most the learning
     rate a step, and in a transcoder, whose pre-activations shrink as fast, L0 stayed at .6 k.
 
-    ``penalty`` "tanh" weighs activations by tanh besides (Anthropic, January 2025), with a weight of its own, which falls
-    while L0 is below k: no threshold, however low, can win back features whose pre-activations it has made negative.
+    ``penalty`` "tanh" weighs activations by tanh besides (Anthropic, January 2025), with a weight of its own, which
+    falls while L0 is below k: no threshold, however low, can win back features whose pre-activations it has made negative.
     """
 
     k: int

@@ -33,7 +33,8 @@ class JumpReLU:
     rate a step, and in a transcoder, whose pre-activations shrink as fast, L0 stayed at .6 k.
 
     ``penalty`` "tanh" weighs activations by tanh besides (Anthropic, January 2025), with a weight of its own, which
-    falls while L0 is below k: no threshold, however low, can win back features whose pre-activations it has made negative.
+    falls while L0 is below k: no threshold, however low, can win back features whose pre-activations it has made
+    negative.
     """
 
     k: int

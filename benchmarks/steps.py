@@ -17,9 +17,7 @@ class StepProgress(NullProgress):
         self._told = told
 
     @contextmanager
-    def bar(
-        self, label: str, total: int | None = None, unit: str = "", *, done: int = 0, stops: bool = True
-    ) -> Iterator[Any]:
+    def bar(self, *_: Any, done: int = 0, **__: Any) -> Iterator[Any]:
         self._told(done)
         yield _Steps(self._told, done)
 

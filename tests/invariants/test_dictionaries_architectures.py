@@ -91,7 +91,8 @@ def textbook(cfg: DictionaryConfig, w: Weights, x: Tensor, y: Tensor) -> Tensor:
         with_tanh = cfg.resolved_penalty() == "tanh"
         extra_loss = L0_STRENGTH * (1 if with_tanh else COEFFICIENT) * (l0 / cfg.k - 1) ** 2
         if with_tanh:
-            scale = TANH_WEIGHT * COEFFICIENT / N
+            relief = min(1.0, float(l0.detach()) / cfg.k) ** 8  # a constant: it steers, and is not a loss
+            scale = TANH_WEIGHT * COEFFICIENT * relief / N
             at_jump = phi(threshold * norms).detach().expand_as(pre)
             smooth = phi(f.detach() * norms + (pre - pre.detach()) * norms.detach() * (pre > threshold))
             jump = Step.apply(pre, threshold, at_jump).sum()
@@ -107,6 +108,7 @@ CASES = [
     *({"activation": a, "penalty": p} for a in ("relu", "gated") for p in ("l1", "sqrt", "tanh")),
     {"activation": "jumprelu"},
     {"activation": "jumprelu", "penalty": "tanh"},
+    {"activation": "jumprelu", "penalty": "tanh", "k": F // 2},  # of which fewer are active: see below
     *({"activation": a, "matryoshka": (0.125, 0.5, 1.0)} for a in ("topk", "batchtopk", "jumprelu")),
 ]
 
@@ -116,7 +118,7 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(str(v) for v in c.values()))
 def test_hand_written_gradients_equal_autograd_of_the_papers_formula(case, kind, held, monkeypatch):
     monkeypatch.setattr(codes_module, "DENSE_FROM", {"sparse": math.inf, "dense": -1.0}[held])
-    cfg = DictionaryConfig(kind=kind, d_sae=F, k=K, bandwidth=BANDWIDTH, **case)
+    cfg = DictionaryConfig(kind=kind, d_sae=F, bandwidth=BANDWIDTH, **{"k": K, **case})
     x, y, w = draw(N, D_IN, seed=8), draw(N, D_OUT, seed=9), weights_for(cfg)
     found = loss_and_gradients(
         w, x, y, architecture_of(cfg), dense_dtype=torch.float64, prefixes=cfg.prefixes(F), coefficient=COEFFICIENT
@@ -127,6 +129,12 @@ def test_hand_written_gradients_equal_autograd_of_the_papers_formula(case, kind,
     for (name, gradient), (_, tensor) in zip(found.gradients.named(), w.named(), strict=True):
         assert tensor.grad is not None, name
         torch.testing.assert_close(gradient, tensor.grad, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_the_cases_lie_on_both_sides_of_the_target_l0():
+    w = weights_for(DictionaryConfig(kind="sae", d_sae=F, activation="jumprelu"))
+    pre = draw(N, D_IN, seed=8) @ w.enc.T + w.b_enc
+    assert K < float((pre > w.extra["log_threshold"].exp()).sum()) / N < F // 2
 
 
 @pytest.mark.parametrize("activation", ["relu", "gated", "jumprelu"])

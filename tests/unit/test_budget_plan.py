@@ -314,6 +314,7 @@ def test_a_unit_that_starts_again_when_it_is_put_back_must_end_within_one_job(tm
     slurm = SlurmConfig(time="01:00:00", max_restarts=20)
     refused = refusal(planned(tmp_path, units, GPU), slurm=slurm)
     assert refused is not None and refused.facts["limit"] == "1h00m, of which the last 5m00s are for saving"
+    assert refused.facts["jobs"] == "one: it starts again when it is put back"
     assert refused.fix == "time: 02:40:00"
 
 

@@ -227,3 +227,10 @@ if __name__ == "__main__":
     ]
     result = Run(Path(sys.argv[1]), slow, Options(max_parallel=int(sys.argv[2]))).execute()
     sys.exit(result.exit_code)
+
+
+def use(monkeypatch, units) -> None:
+    """Studies opened from now on have these units."""
+    from mechstudy.execution import opened
+
+    monkeypatch.setattr(opened, "build_units", lambda *_: units)

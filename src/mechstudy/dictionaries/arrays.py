@@ -52,6 +52,16 @@ def as_tensor(rows: object, where: str | None = None) -> Tensor:
     return rows
 
 
+def rows_like(rows: object, weights: Tensor, where: str | None = None) -> Tensor:
+    """The rows in the dtype of ``weights``; a NumPy array's also on their device, while a tensor stays where it is.
+
+    Raises:
+        MechstudyError: as `as_tensor`.
+    """
+    tensor = as_tensor(rows, where)
+    return tensor.to(weights.dtype) if isinstance(rows, Tensor) else tensor.to(weights)
+
+
 def flat(rows: object, n_sites: int = 1, *, width: int | None = None, where: str | None = None) -> Tensor:
     """[..., d] -> [N, d]; of several sites [..., n_sites, d] -> [N, n_sites d], or what is ``width`` wide already.
 

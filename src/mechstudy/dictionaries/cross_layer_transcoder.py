@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json, write_json_atomic
-from mechstudy.dictionaries.arrays import Array, as_tensor
+from mechstudy.dictionaries.arrays import Array, rows_like
 from mechstudy.dictionaries.cross_layer import pair
 from mechstudy.dictionaries.initialise import Normalisation
 from mechstudy.dictionaries.paths import AnyPath
@@ -78,15 +78,14 @@ class CrossLayerTranscoder(nn.Module):
         Raises:
             MechstudyError: rows of other layers or another width, or of whole numbers.
         """
-        rows = as_tensor(x, self.site_in)
+        rows = rows_like(x, self.W_enc, self.site_in)
         if rows.shape[-2:] != (self.n_sites, self.W_enc.shape[2]):
             raise MechstudyError(
                 f"activations are {list(rows.shape)}",
                 facts={"expected": f"[..., {self.n_sites}, {self.W_enc.shape[2]}]"},
                 fix="torch.stack(the layers' rows, dim=-2)",
             )
-        x = rows.to(self.W_enc.dtype) if isinstance(x, Tensor) else rows.to(self.W_enc)
-        pre = torch.einsum("...ld,lfd->...lf", x, self.W_enc) + self.b_enc
+        pre = torch.einsum("...ld,lfd->...lf", rows, self.W_enc) + self.b_enc
         return pre.masked_fill(~((pre > self.threshold) & (pre > 0)), 0.0)
 
     def decode(self, f: Tensor) -> Tensor:

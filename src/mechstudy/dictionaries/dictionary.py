@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.arrays import Array, as_tensor
+from mechstudy.dictionaries.arrays import Array, rows_like
 from mechstudy.dictionaries.kernels import top_k
 from mechstudy.dictionaries.paths import AnyPath
 
@@ -231,7 +231,7 @@ class Dictionary(nn.Module):
 
     def _rows(self, x: Array) -> Tensor:
         """x as a tensor [..., d_in] of the weights' dtype; a NumPy array's also on their device."""
-        rows = as_tensor(x, self.cfg.site_in)
+        rows = rows_like(x, self.W_enc, self.cfg.site_in)
         wanted = self.cfg.d_in
         if rows.shape[-1:] != (wanted,):
             apart = (self.n_sites, wanted // self.n_sites)
@@ -244,7 +244,7 @@ class Dictionary(nn.Module):
                     else f"[..., {apart[0]}, {apart[1]}], or [..., {wanted}]",
                 )
             rows = rows.flatten(-2)
-        return rows.to(self.W_enc.dtype) if isinstance(x, Tensor) else rows.to(self.W_enc)
+        return rows
 
 
 def expected_shapes(cfg: DictionaryMeta) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,27 @@
+"""Fixtures of several files."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.toy_model import write_model
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a study of a model that is nothing but a config and an empty weights file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MECHSTUDY_DEBUG", raising=False)
+    write_model(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("Some text.\n")
+    (tmp_path / "study.yaml").write_text(
+        "name: tiny\n"
+        "model: {source: 'path:model'}\n"
+        "behaviours:\n"
+        "  - {name: country_capital, n_train: 4, n_test: 4}\n"
+        "corpus: {source: 'text:text.txt', tokens: 4096}\n"
+        "capture: {layers: 2-4}\n"
+        "dictionaries: {layers: 1-3, layers_per_pass: 2}\n"
+        "compute: {device: cpu}\n"
+    )
+    return tmp_path

@@ -8,7 +8,6 @@ from mechstudy.core.jsonio import read_json
 from mechstudy.execution import source_choice
 from mechstudy.execution.opened import execute, open_study
 from mechstudy.execution.source_choice import Need, decide
-from tests.unit.test_cli import here  # noqa: F401  # a folder with a study of a model without weights
 
 FITS = Need(
     disk=2 * 10**9, disk_short=0, disk_free=10**12, memory=10**9, memory_available=10**10, trained_rows=8 * 10**6,
@@ -32,14 +31,14 @@ def test_what_decides(changes, source, words):
     assert choice.source == source and all(word in choice.note() for word in words), choice.note()
 
 
-def opened(here, *sets, out="run"):  # noqa: F811
+def opened(here, *sets, out="run"):
     return open_study(here / "study.yaml", ["dictionaries.source=auto", *sets], out=here / out)
 
 
 FEW, MANY = "dictionaries.training.steps=2", "dictionaries.training.steps=2000"
 
 
-def test_the_choice_shapes_the_units_as_if_the_study_had_named_it(here):  # noqa: F811
+def test_the_choice_shapes_the_units_as_if_the_study_had_named_it(here):
     auto = opened(here, MANY)
     named = open_study(here / "study.yaml", ["dictionaries.source=store", MANY], out=here / "run")
     assert auto.choice.source == "store" and auto.study == named.study and auto.units == named.units
@@ -48,7 +47,7 @@ def test_the_choice_shapes_the_units_as_if_the_study_had_named_it(here):  # noqa
     assert opened(here, MANY, "storage.quota=1MB").choice.source == "stream", "no room for a store"
 
 
-def test_a_run_keeps_to_its_choice(here, monkeypatch):  # noqa: F811
+def test_a_run_keeps_to_its_choice(here, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("the choice has been made")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from benchmarks.peers import HERE
 from mechstudy.core.progress import duration
 from mechstudy.core.sizes import human
-from mechstudy.execution.budget.hardware import load_hardware
-from mechstudy.execution.budget.plan import Plan, make_plan
-from mechstudy.execution.opened import open_study
+from mechstudy.planning.hardware import load_hardware
+from mechstudy.planning.plan import Plan, make_plan
+from mechstudy.runner.study_run import open_study
 
 STUDY = HERE.parent / "examples" / "specification.yaml"
 MODELS = ("Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-7B-Instruct")

@@ -19,27 +19,27 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tests.tiny import tiny_tokenizer
-from tests.unit.fake_tokenizer import FakeTokenizer
+from tests.support.fake_tokenizer import FakeTokenizer
+from tests.support.tiny import tiny_tokenizer
 
 from benchmarks.contenders import write
 from benchmarks.peers import HERE
 from mechstudy.activations.config import Positions
 from mechstudy.activations.prompt_capture import capture_prompts
 from mechstudy.behaviours.registry import behaviour
-from mechstudy.core.memory import peak_rss_bytes, reset_peak_rss
 from mechstudy.core.progress import NullProgress
 from mechstudy.core.sizes import human
-from mechstudy.execution.budget.machine import this_machine
-from mechstudy.execution.budget.plan import make_plan
-from mechstudy.execution.engine import Run
-from mechstudy.execution.jobs import Options
+from mechstudy.machine.memory import peak_rss_bytes, reset_peak_rss
 from mechstudy.models.known import known_config
 from mechstudy.models.language_model import load_model
 from mechstudy.models.shapes import shapes_of
 from mechstudy.models.sites import Site
-from mechstudy.phases.study import Study
-from mechstudy.phases.units import build_units
+from mechstudy.planning.machine import this_machine
+from mechstudy.planning.plan import make_plan
+from mechstudy.runner.run import Run
+from mechstudy.runner.run_unit import Options
+from mechstudy.study.study import Study
+from mechstudy.study.units import build_units
 
 MODEL = HERE.parent / "build" / "qwen2.5-3b-random"
 REPO = "Qwen/Qwen2.5-3B-Instruct"

@@ -23,7 +23,7 @@ from benchmarks.contenders import write
 from benchmarks.peers import HERE
 from benchmarks.steps import StepProgress
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
-from mechstudy.dictionaries.train import train
+from mechstudy.dictionaries.training.trainer import train
 
 ARCHITECTURES = ("topk", "batchtopk", "jumprelu")
 BAR_GB = 2.5

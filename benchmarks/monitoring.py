@@ -30,11 +30,11 @@ import numpy as np
 
 from benchmarks.contenders import write
 from benchmarks.peers import HERE
-from mechstudy.execution.monitor import sampler
-from mechstudy.execution.monitor.probe import Probe
-from mechstudy.execution.monitor.sampler import monitored
-from mechstudy.usage.record import read_usage
-from mechstudy.usage.summary import use_of
+from mechstudy.monitoring import sampler
+from mechstudy.monitoring.probe import Probe
+from mechstudy.monitoring.record import read_usage
+from mechstudy.monitoring.sampler import monitored
+from mechstudy.monitoring.summary import use_of
 
 _AROUND = 8  # products before and after a look that say how long one takes undisturbed
 _SIDE = np.ones((512, 512), dtype=np.float32)

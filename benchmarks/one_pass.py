@@ -19,12 +19,13 @@ import torch
 
 from benchmarks.contenders import write
 from benchmarks.peers import HERE
-from mechstudy.activations.passes import StorePass
-from mechstudy.activations.store import Store, StoreWriter
+from mechstudy.activations.multi_site_batches import StorePass
+from mechstudy.activations.store import Store
+from mechstudy.activations.writer import StoreWriter
 from mechstudy.core.progress import NullProgress
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
-from mechstudy.dictionaries.many import Job, View, train_many
-from mechstudy.dictionaries.train import Training, train
+from mechstudy.dictionaries.training.train_many import Job, View, train_many
+from mechstudy.dictionaries.training.trainer import Training, train
 from mechstudy.models.sites import Site
 
 

@@ -14,9 +14,9 @@ from benchmarks.contenders import write
 from benchmarks.peers import HERE
 from mechstudy.core.progress import duration
 from mechstudy.core.sizes import human
-from mechstudy.execution.budget.cost import Cost, cost_of, whole_plan
-from mechstudy.execution.folder import RunFolder
-from mechstudy.execution.opened import open_study
+from mechstudy.runner.cost import Cost, cost_of, whole_plan
+from mechstudy.runner.study_run import open_study
+from mechstudy.study.run_folder import RunFolder
 
 MEMORY_BAR, TIME_BAR = 0.15, 0.25
 

@@ -23,7 +23,7 @@ from benchmarks.peers import HERE
 from benchmarks.real_rows import FOLDER, load, prepare
 from benchmarks.workers.common import READ, Task
 from mechstudy.dictionaries.dictionary import Dictionary
-from mechstudy.dictionaries.evaluate import VarianceSums, evaluate
+from mechstudy.dictionaries.evaluation.reconstruction import VarianceSums, evaluate
 
 SITE = "mlp_out"
 CALIBRATION_ROWS = 16_384

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.contenders import write
 from mechstudy.core.progress import NullProgress
-from mechstudy.execution.opened import execute, open_study
+from mechstudy.runner.study_run import execute, open_study
 
 STUDY = """\
 name: ranks

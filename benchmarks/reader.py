@@ -20,7 +20,8 @@ import torch
 from benchmarks.contenders import write
 from benchmarks.peers import HERE
 from mechstudy.activations.reader import BLOCK_BYTES, RowReader
-from mechstudy.activations.store import Store, StoreWriter
+from mechstudy.activations.store import Store
+from mechstudy.activations.writer import StoreWriter
 from mechstudy.models.sites import Site
 
 SITES = (Site("mlp_in", 0), Site("mlp_out", 0))

@@ -68,8 +68,8 @@ def _store(folder: Path, split: str, tokens: int) -> Path:
     """The store of one split, captured if it is not there."""
     from mechstudy.activations.capture import capture_corpus
     from mechstudy.activations.config import CorpusConfig
-    from mechstudy.activations.corpus import build_corpus
     from mechstudy.core.progress import Progress
+    from mechstudy.corpus.corpus import build_corpus
     from mechstudy.models.language_model import load_model
     from mechstudy.models.sites import Site
     from mechstudy.models.sources import resolve_source

@@ -29,7 +29,7 @@ from benchmarks.peers import HERE
 from benchmarks.steps import StepProgress
 from mechstudy.core.progress import Progress
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
-from mechstudy.dictionaries.train import train
+from mechstudy.dictionaries.training.trainer import train
 
 KINDS = ("sae", "transcoder", "skip_transcoder")
 ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {

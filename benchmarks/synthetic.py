@@ -2,10 +2,9 @@
 
 Two worlds: ours (dictionaries/synthetic.py) and SAELens' own synthetic data. Each world's rows are drawn once per seed
 into a file, and everybody trains on exactly these, with as many latents as there are features and k = the world's L0.
-All are scored by `mechstudy.dictionaries.synthetic.score` on the same held-out rows; SAELens' dictionaries are read
-from the folder that SAELens saves. SAELens runs with its own recipe and with our learning rate, schedule and
-thresholds; the better mean counts, measure by measure.
-
+All are scored by `mechstudy.dictionaries.evaluation.synthetic.score` on the same held-out rows;
+SAELens' dictionaries are read from the folder that SAELens saves. SAELens runs with its own recipe and with our
+learning rate, schedule and thresholds; the better mean counts, measure by measure.
 The files take about 1.2 GB per world and seed, in build/synthetic.
 """
 
@@ -24,7 +23,7 @@ from safetensors.torch import save_file
 from benchmarks.contenders import LIBRARIES, contenders, run, write
 from benchmarks.peers import HERE, ROOT, run_worker
 from mechstudy.dictionaries.dictionary import Dictionary
-from mechstudy.dictionaries.synthetic import Sample, SyntheticWorld, WorldConfig, score
+from mechstudy.dictionaries.evaluation.synthetic import Sample, SyntheticWorld, WorldConfig, score
 
 FOLDER = ROOT / "build" / "synthetic"
 WORLDS = ("mechstudy", "saelens")

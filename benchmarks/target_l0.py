@@ -20,8 +20,8 @@ from benchmarks.peers import HERE
 from benchmarks.real_rows import FOLDER, load, prepare
 from benchmarks.resume import ARCHITECTURES, KINDS
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
-from mechstudy.dictionaries.evaluate import evaluate
-from mechstudy.dictionaries.train import train
+from mechstudy.dictionaries.evaluation.reconstruction import evaluate
+from mechstudy.dictionaries.training.trainer import train
 
 STEERED = tuple(name for name in ARCHITECTURES if name.split()[0] in ("relu", "gated", "jumprelu"))
 TOLERANCE = 0.1

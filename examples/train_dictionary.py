@@ -12,10 +12,10 @@ import torch
 
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
 from mechstudy.dictionaries.dictionary import Dictionary
-from mechstudy.dictionaries.evaluate import evaluate
-from mechstudy.dictionaries.synthetic import SyntheticWorld, WorldConfig
-from mechstudy.dictionaries.team import current_team
-from mechstudy.dictionaries.train import train
+from mechstudy.dictionaries.evaluation.reconstruction import evaluate
+from mechstudy.dictionaries.evaluation.synthetic import SyntheticWorld, WorldConfig
+from mechstudy.dictionaries.training.data_parallel import current_team
+from mechstudy.dictionaries.training.trainer import train
 
 if len(sys.argv) > 1:
     from safetensors.torch import load_file

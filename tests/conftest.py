@@ -1,9 +1,33 @@
-"""For all tests: tables are as wide as they are for a user whose output is a pipe."""
+"""Fixtures of several test modules; tables are as wide as for a user whose output is a pipe."""
 
 from __future__ import annotations
 
 import os
 
+import pytest
+
+from tests.support.toy_model import write_model
+
 # pytest imports readline, which sets these for child processes, and those of pytest-xdist are such.
 for _name in ("COLUMNS", "LINES"):
     os.environ.pop(_name, None)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a study of a model that is nothing but a config and an empty weights file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MECHSTUDY_DEBUG", raising=False)
+    write_model(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("Some text.\n")
+    (tmp_path / "study.yaml").write_text(
+        "name: tiny\n"
+        "model: {source: 'path:model'}\n"
+        "behaviours:\n"
+        "  - {name: country_capital, n_train: 4, n_test: 4}\n"
+        "corpus: {source: 'text:text.txt', tokens: 4096}\n"
+        "capture: {layers: 2-4}\n"
+        "dictionaries: {layers: 1-3, layers_per_pass: 2}\n"
+        "compute: {device: cpu}\n"
+    )
+    return tmp_path

@@ -9,8 +9,8 @@ import time
 import torch
 
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
-from mechstudy.dictionaries.rows import TensorRows
-from mechstudy.dictionaries.train import Training
+from mechstudy.dictionaries.training.rows import TensorRows
+from mechstudy.dictionaries.training.trainer import Training
 
 d, n_features, k, batch, steps = map(int, sys.argv[1:6])
 torch.manual_seed(0)

@@ -6,7 +6,7 @@ from common import Batches, Clock, Task, answer
 from torch import Tensor
 
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
-from mechstudy.dictionaries.train import train
+from mechstudy.dictionaries.training.trainer import train
 
 
 class Source(Batches):

@@ -11,7 +11,7 @@ import pytest
 
 from mechstudy.report.build import build_report
 from tests.browser.report_browser import Browser, chromium
-from tests.report_fixture import BEHAVIOURS, FakeStudy
+from tests.support.report_fixture import BEHAVIOURS, FakeStudy
 
 pytest.importorskip("websocket", reason="the DevTools client needs websocket-client (in the dev extra)")
 pytestmark = [

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
-from mechstudy.dictionaries.evaluate import evaluate
-from mechstudy.dictionaries.train import train
-from tests.unit.dictionary_worlds import SparseWorld
+from mechstudy.dictionaries.evaluation.reconstruction import evaluate
+from mechstudy.dictionaries.training.trainer import train
+from tests.support.dictionary_worlds import SparseWorld
 
 PATH = Path(__file__).with_suffix(".json")
 FORMS = [

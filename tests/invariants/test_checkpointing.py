@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from mechstudy.circuits.live import live_gradients
-from mechstudy.models import checkpointing
+from mechstudy.models import gradient_checkpointing as checkpointing
 from mechstudy.models.sites import Site
-from tests.tiny import FAMILIES, tiny_model
+from tests.support.tiny import FAMILIES, tiny_model
 
 TOKENS = torch.tensor([5, 17, 200, 31, 8, 90, 3])
 

@@ -10,7 +10,7 @@ from mechstudy.circuits.graph import prune
 from mechstudy.circuits.linearised import linearise
 from mechstudy.circuits.rows import SourceIndex, direct_effects, feature_targets
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
-from tests.tiny import FAMILIES, tiny_model
+from tests.support.tiny import FAMILIES, tiny_model
 
 TOKENS = torch.tensor([5, 17, 200, 33, 9, 120, 64])
 CONFIG = AttributionConfig(max_features=10_000)

@@ -10,7 +10,7 @@ from mechstudy.dictionaries import codes as codes_module
 from mechstudy.dictionaries.architectures import architecture_of
 from mechstudy.dictionaries.architectures.jumprelu import L0_STRENGTH, TANH_WEIGHT
 from mechstudy.dictionaries.config import DictionaryConfig
-from mechstudy.dictionaries.gradients import loss_and_gradients
+from mechstudy.dictionaries.training.gradients import loss_and_gradients
 from mechstudy.dictionaries.weights import Weights
 
 N, D_IN, D_OUT, F, K = 40, 7, 5, 32, 4

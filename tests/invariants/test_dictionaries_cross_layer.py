@@ -7,15 +7,14 @@ import torch
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries import codes as codes_module
-from mechstudy.dictionaries import cross_layer
-from mechstudy.dictionaries.architectures import architecture_of
+from mechstudy.dictionaries.architectures import architecture_of, cross_layer
 from mechstudy.dictionaries.architectures.jumprelu import L0_STRENGTH
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
 from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder
 from mechstudy.dictionaries.crosscoder import decoder_by_site, relative_norms
-from mechstudy.dictionaries.gradients import loss_and_gradients
-from mechstudy.dictionaries.rows import rows_of
-from mechstudy.dictionaries.train import train, train_cross_layer
+from mechstudy.dictionaries.training.gradients import loss_and_gradients
+from mechstudy.dictionaries.training.rows import rows_of
+from mechstudy.dictionaries.training.trainer import train, train_cross_layer
 from mechstudy.dictionaries.weights import Weights
 from tests.invariants.test_dictionaries_architectures import BANDWIDTH, COEFFICIENT, PHI, Jump, Step, draw
 

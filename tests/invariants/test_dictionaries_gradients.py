@@ -6,9 +6,9 @@ import torch
 from mechstudy.dictionaries.architectures.batchtopk import BatchTopK
 from mechstudy.dictionaries.architectures.topk import TopK
 from mechstudy.dictionaries.codes import SparseCodes, batch_topk_codes, topk_codes
-from mechstudy.dictionaries.gradients import loss_and_gradients
 from mechstudy.dictionaries.kernels import top_k
 from mechstudy.dictionaries.kernels.reference import normalise_rows, remove_parallel
+from mechstudy.dictionaries.training.gradients import loss_and_gradients
 from mechstudy.dictionaries.weights import Weights
 
 N, D_IN, D_OUT, F, K = 40, 7, 5, 32, 4

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.evaluate import VarianceSums, fvu
-from mechstudy.dictionaries.initialise import Normalisation, initial_weights, measure
+from mechstudy.dictionaries.evaluation.reconstruction import VarianceSums, fvu
+from mechstudy.dictionaries.training.initialise import Normalisation, initial_weights, measure
 from mechstudy.dictionaries.weights import Weights
 
 

@@ -23,8 +23,8 @@ from mechstudy.interventions.metric import kl_divergence, logit_difference
 from mechstudy.interventions.patching import donor, position_names
 from mechstudy.interventions.results import read_csv
 from mechstudy.models.sites import Site
-from tests.tiny import tiny_model
-from tests.unit.interventions_world import pair, pairs, transcoder, transcoders
+from tests.support.interventions_world import pair, pairs, transcoder, transcoders
+from tests.support.tiny import tiny_model
 
 FAMILIES = ("llama", "qwen2", "gemma3", "gpt2")
 EQUAL = pairs(3, lengths=(7,))

@@ -9,7 +9,7 @@ from mechstudy.behaviours.tokenise import Tokens, pair_tokens, require_open_end
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.sites import Site
 from mechstudy.models.validate import relative, validate_model
-from tests.tiny import FAMILIES, tiny_model
+from tests.support.tiny import FAMILIES, tiny_model
 
 TOKENS = torch.tensor([[5, 17, 200, 33, 9, 120], [250, 3, 3, 77, 41, 8]])
 

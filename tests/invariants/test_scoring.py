@@ -5,7 +5,7 @@ import torch
 
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.behaviours.scoring import score_pairs
-from tests.tiny import tiny_model
+from tests.support.tiny import tiny_model
 
 
 def pair(prompt, answer, wrong, id="p0"):

@@ -11,12 +11,13 @@ import numpy as np
 from torch import Tensor
 
 from mechstudy.activations.quota import Quota
-from mechstudy.activations.store import Store, StoreWriter
-from mechstudy.core.checkpoint import load_checkpoint, save_checkpoint
+from mechstudy.activations.store import Store
+from mechstudy.activations.writer import StoreWriter
 from mechstudy.core.progress import NullProgress, Progress
-from mechstudy.core.stopping import Stopped, requested
+from mechstudy.core.signals import Stopped, requested
 from mechstudy.models.batches import captured
 from mechstudy.models.sites import Site
+from mechstudy.store.checkpoint import load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     from mechstudy.models.language_model import LanguageModel

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mechstudy.activations.opened import Store
+from mechstudy.activations.store import Store
 
 
 def mixing(documents_N: Tensor, n_documents: int) -> float:

@@ -16,13 +16,14 @@ from torch import Tensor
 from mechstudy.activations.capture import activations_at, site_width
 from mechstudy.activations.config import Positions
 from mechstudy.activations.quota import Quota
-from mechstudy.activations.store import Store, StoreWriter
-from mechstudy.core.checkpoint import load_checkpoint, save_checkpoint
-from mechstudy.core.disk import atomic_path
+from mechstudy.activations.store import Store
+from mechstudy.activations.writer import StoreWriter
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.files import atomic_path
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.models.batches import length_buckets
 from mechstudy.models.sites import Site
+from mechstudy.store.checkpoint import load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     from mechstudy.behaviours.schema import PromptPair

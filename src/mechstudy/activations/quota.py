@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mechstudy.activations.config import store_bytes
-from mechstudy.core.disk import free_text
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.files import free_text
 from mechstudy.models.sites import Site
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}

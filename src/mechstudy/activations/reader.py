@@ -15,12 +15,12 @@ from torch import Tensor
 from mechstudy.activations.checksums import FileSum
 from mechstudy.activations.config import ITEM_SIZES, scales_per_row
 from mechstudy.activations.encoding import DTYPES, RAW, decode
-from mechstudy.activations.opened import SiteFiles, Store
 from mechstudy.activations.prefetch import ahead
 from mechstudy.activations.row_file import RowFile, Run, Slabs
 from mechstudy.activations.statistics import SINK_RATIO
+from mechstudy.activations.store import SiteFiles, Store
 from mechstudy.core.errors import MechstudyError, nearest
-from mechstudy.models.sending import sent_ahead
+from mechstudy.models.device_transfer import sent_ahead
 from mechstudy.models.sites import Site
 
 BLOCK_BYTES = 4 << 20

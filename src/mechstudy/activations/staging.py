@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mechstudy.activations.checksums import BLOCK, damaged
-from mechstudy.activations.opened import Store
 from mechstudy.activations.reader import files_of, row_files
-from mechstudy.core.disk import disk_errors
+from mechstudy.activations.store import Store
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.files import disk_errors
 from mechstudy.models.sites import Site
 
 MOUNTS = Path("/proc/mounts")

@@ -27,12 +27,12 @@ from mechstudy.activations.config import (
     store_bytes,
 )
 from mechstudy.activations.encoding import DTYPES, decoded, encode
-from mechstudy.activations.opened import CHECKSUMS_FILE, INDEX_FILE, SCHEMA, STATISTICS_FILE, STORE_FILE, Store
 from mechstudy.activations.permutation import WindowedShuffle, run_length
 from mechstudy.activations.quota import Quota, no_room, require_room
-from mechstudy.activations.shares import Shares, read_parts, remove_parts, write_part
 from mechstudy.activations.statistics import RowStatistics
-from mechstudy.core.disk import is_full_disk
+from mechstudy.activations.store import CHECKSUMS_FILE, INDEX_FILE, SCHEMA, STATISTICS_FILE, STORE_FILE, Store
+from mechstudy.activations.store_parts import Shares, read_parts, remove_parts, write_part
+from mechstudy.core.files import is_full_disk
 from mechstudy.models.sites import Site
 
 Ints = Sequence[int] | NDArray[np.integer] | Tensor

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.core.progress import NullProgress, Progress
-from mechstudy.core.runtime import oom_backoff
+from mechstudy.machine.runtime import oom_backoff
 from mechstudy.models.batches import length_buckets
 from mechstudy.models.language_model import LanguageModel
 

@@ -14,8 +14,8 @@ from mechstudy.circuits.linearised import LinearisedPrompt, linearise
 from mechstudy.circuits.rows import SourceIndex, Target, direct_effects, feature_targets
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress, Progress
-from mechstudy.core.runtime import oom_backoff
 from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.machine.runtime import oom_backoff
 from mechstudy.models.language_model import LanguageModel
 
 # Below this share of the total influence, the features still without a row cannot matter to a reader.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mechstudy.circuits.graph import Graph
 from mechstudy.dictionaries.dictionary import Dictionary
-from mechstudy.models.checkpointing import wanted
+from mechstudy.models.gradient_checkpointing import wanted
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
 

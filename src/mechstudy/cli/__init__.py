@@ -1,4 +1,4 @@
-"""The command line: `mechstudy`. Thin: what it says and asks; the work is in `mechstudy.execution`."""
+"""The command line: `mechstudy`. Thin: what it says and asks; the work is in the rooms below."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def status(study: StudyFile, sets: Sets = None, out: Out = None, as_json: Json =
     from dataclasses import asdict
 
     from mechstudy.cli.show import print_json, show_status
-    from mechstudy.execution.status import read_status
+    from mechstudy.runner.status import read_status
 
     opened = slurm.as_submitted(study, overrides(sets), out)
     found = read_status(opened.run())
@@ -194,7 +194,7 @@ def corpus(
 
     [dim]mechstudy corpus --samples /tmp/samples --out /tmp/corpus[/]
     """
-    from mechstudy.execution.bundle import make_bundled_corpus
+    from mechstudy.corpus.bundle import make_bundled_corpus
 
     make_bundled_corpus(samples, out=out, model=model, rows=rows, context=context, seed=seed)
 

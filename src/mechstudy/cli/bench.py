@@ -48,8 +48,8 @@ def synthetic(
     from mechstudy.cli.dictionary import agreement_lines
     from mechstudy.cli.show import console, print_json
     from mechstudy.core.progress import Progress
-    from mechstudy.dictionaries.bench import synthetic as run
-    from mechstudy.dictionaries.synthetic import WorldConfig
+    from mechstudy.dictionaries.evaluation.bench import synthetic as run
+    from mechstudy.dictionaries.evaluation.synthetic import WorldConfig
 
     world = WorldConfig(n_features=features, d=d, l0=l0)
     rows = run(

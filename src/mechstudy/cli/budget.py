@@ -10,9 +10,9 @@ import typer
 from mechstudy.cli.options import Device, Json, Out, Sets, StudyFile, Threads, guarded, overrides
 
 if TYPE_CHECKING:
-    from mechstudy.execution.budget.hardware import Hardware
-    from mechstudy.execution.opened import OpenedStudy
-    from mechstudy.phases.slurm import SlurmConfig
+    from mechstudy.planning.hardware import Hardware
+    from mechstudy.runner.study_run import OpenedStudy
+    from mechstudy.study.slurm_config import SlurmConfig
 
 HardwareName = Annotated[
     str | None,
@@ -72,9 +72,9 @@ def plan(
     """
     from mechstudy.cli.plan_table import show_plan
     from mechstudy.cli.show import print_json
-    from mechstudy.execution.budget.fit import refusals
-    from mechstudy.execution.budget.plan import make_plan
-    from mechstudy.execution.opened import open_study
+    from mechstudy.planning.fit import refusals
+    from mechstudy.planning.plan import make_plan
+    from mechstudy.runner.study_run import open_study
 
     opened = open_study(study, overrides(sets, device, threads), out=out, say=_say)
     slurm = _slurm(opened)
@@ -112,7 +112,7 @@ def cost(
     from mechstudy.cli.show import print_json
     from mechstudy.cli.slurm import as_submitted
     from mechstudy.core.errors import MechstudyError
-    from mechstudy.execution.budget.cost import cost_of
+    from mechstudy.runner.cost import cost_of
 
     opened = as_submitted(study, overrides(sets), out)
     found = cost_of(opened.run(), _hardware(opened, hardware))
@@ -127,15 +127,15 @@ def cost(
 
 def _hardware(opened: OpenedStudy, name: str | None) -> Hardware | None:
     """As asked for, else as the study says; None: this machine."""
-    from mechstudy.execution.budget.hardware import asked_hardware
+    from mechstudy.planning.hardware import asked_hardware
 
     return asked_hardware(opened.study.compute, name)
 
 
 def _slurm(opened: OpenedStudy) -> SlurmConfig | None:
     """What jobs ask for, with the profile's values; None where nothing is said of Slurm."""
-    from mechstudy.execution.slurm.profiles import resolved
-    from mechstudy.phases.slurm import SlurmConfig
+    from mechstudy.runner.slurm.profiles import resolved
+    from mechstudy.study.slurm_config import SlurmConfig
 
     compute = opened.study.compute
     if compute.profile is None and compute.slurm == SlurmConfig():

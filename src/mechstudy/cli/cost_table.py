@@ -13,8 +13,8 @@ from rich.text import Text
 from mechstudy.cli.show import console, fits
 from mechstudy.core.progress import duration
 from mechstudy.core.sizes import human
-from mechstudy.execution.budget.cost import Cost, PhaseCost
-from mechstudy.execution.budget.reality import Attempts
+from mechstudy.runner.cost import Cost, PhaseCost
+from mechstudy.runner.measured_cost import Attempts
 
 Columns = Sequence[tuple[str, Callable[[PhaseCost], str]]]
 

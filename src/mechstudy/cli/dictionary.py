@@ -128,7 +128,7 @@ def compare(
     from mechstudy.cli.show import console, print_json
     from mechstudy.core.errors import MechstudyError
     from mechstudy.dictionaries.dictionary import Dictionary
-    from mechstudy.dictionaries.stability import between
+    from mechstudy.dictionaries.evaluation.stability import between
 
     if len(dictionaries) < 2:
         raise MechstudyError("one dictionary leaves nothing to compare", fix="name a second one")

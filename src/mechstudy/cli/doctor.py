@@ -10,8 +10,8 @@ import typer
 from mechstudy.cli.options import Json, Out, Sets, guarded
 
 if TYPE_CHECKING:
-    from mechstudy.execution.doctor.check import Check
-    from mechstudy.execution.doctor.study import Diagnosis
+    from mechstudy.doctor.check import Check
+    from mechstudy.doctor.run import Diagnosis
 
 OptionalStudy = Annotated[
     Path | None,
@@ -72,9 +72,9 @@ def _machine(out: Path | None, quick: bool, as_json: bool) -> int:
     from functools import partial
 
     from mechstudy.cli.show import print_json
-    from mechstudy.core.machine import cache_folder
-    from mechstudy.execution.doctor import disks, machine, outside, torch_checks
-    from mechstudy.execution.doctor.check import looked
+    from mechstudy.doctor import disks, machine, outside, torch_checks
+    from mechstudy.doctor.check import looked
+    from mechstudy.machine.cache import cache_folder
 
     checks: list[Any] = [machine.python, machine.cores, machine.memory, machine.huge_pages, machine.gpu_driver]
     if not quick:
@@ -120,9 +120,9 @@ def _show(check: Check) -> None:
 
 def _diagnosis(study: Path, sets: list[str], out: Path | None) -> Diagnosis:
     from mechstudy.core.errors import MechstudyError
-    from mechstudy.execution.doctor.study import diagnose
-    from mechstudy.execution.folder import STUDY
-    from mechstudy.phases.study import load_study, study_dict
+    from mechstudy.doctor.run import diagnose
+    from mechstudy.study.run_folder import STUDY
+    from mechstudy.study.study import load_study, study_dict
 
     file = study / STUDY if study.is_dir() else study
     read, _ = load_study(file, sets)

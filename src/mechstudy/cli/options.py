@@ -90,7 +90,7 @@ def guarded(command: F) -> F:
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
         from mechstudy.core.errors import MechstudyError
-        from mechstudy.core.stopping import Interrupted, Terminated
+        from mechstudy.core.signals import Interrupted, Terminated
 
         try:
             with _terminable():
@@ -124,7 +124,7 @@ def _say_how_to_go_on() -> None:
 @contextmanager
 def _terminable() -> Iterator[None]:
     """SIGTERM inside stops as cleanly as Ctrl-C."""
-    from mechstudy.core.stopping import Terminated
+    from mechstudy.core.signals import Terminated
 
     def stop(*_: object) -> None:
         raise Terminated

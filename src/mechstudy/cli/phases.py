@@ -23,9 +23,9 @@ from mechstudy.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from mechstudy.execution.opened import OpenedStudy
-    from mechstudy.phases.study import Study
-    from mechstudy.phases.unit import Unit
+    from mechstudy.runner.study_run import OpenedStudy
+    from mechstudy.study.study import Study
+    from mechstudy.study.unit import Unit
 
 Samples = Annotated[
     int | None,
@@ -235,7 +235,7 @@ def _run(
     chosen: Callable[[Unit], bool] = lambda _: True,
 ) -> None:
     """Runs the phase's units, in a process of torchrun's as one of several ranks."""
-    from mechstudy.execution.ranks.torchrun import led
+    from mechstudy.runner.processes.torchrun import led
 
     def work() -> int:
         return _run_units(phase, file, given, out, records, more, layers, resume_from, chosen)
@@ -257,10 +257,10 @@ def _run_units(
     """Opens the study with the flags as overrides, and runs the phase's units (of the layers asked for)."""
     from mechstudy.cli.run import run_units, say
     from mechstudy.core.errors import MechstudyError
-    from mechstudy.execution.jobs import find_checkpoint
-    from mechstudy.execution.opened import open_study
     from mechstudy.models.sites import parse_layers
-    from mechstudy.phases.study import load_study
+    from mechstudy.runner.run_unit import find_checkpoint
+    from mechstudy.runner.study_run import open_study
+    from mechstudy.study.study import load_study
 
     study, _ = load_study(file, given)
     changes = [*given, *more(study)]

@@ -15,8 +15,8 @@ from rich.text import Text
 from mechstudy.cli.show import COLOURS, console, fits
 from mechstudy.core.progress import duration
 from mechstudy.core.sizes import human
-from mechstudy.execution.budget.disk import nearest_folder
-from mechstudy.execution.budget.plan import Plan, PlanRow, Total
+from mechstudy.planning.disk import nearest_folder
+from mechstudy.planning.plan import Plan, PlanRow, Total
 
 WIDTH = 100
 _UNIT_WIDTH = 28

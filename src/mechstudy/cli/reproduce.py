@@ -12,7 +12,7 @@ import typer
 from mechstudy.cli.options import Device, Json, Out, Sets, StudyFile, guarded, overrides
 
 if TYPE_CHECKING:
-    from mechstudy.execution.reproduce import Again, Found
+    from mechstudy.archive.reproduce import Again, Found
 
 _LONGEST = 1500  # characters of a value that are printed
 _MOST = 20  # differences that are printed
@@ -46,10 +46,10 @@ def reproduce(
 
     [dim]mechstudy reproduce study.yaml k3m7qab --run[/]
     """
+    from mechstudy.archive.reproduce import find, record, run_again
     from mechstudy.cli.show import print_json
     from mechstudy.core.progress import Progress
-    from mechstudy.execution.opened import open_study
-    from mechstudy.execution.reproduce import find, record, run_again
+    from mechstudy.runner.study_run import open_study
 
     opened = open_study(study, overrides(sets), out=out, fetch=run, say=_say)
     found = find(opened, number)

@@ -10,9 +10,9 @@ from typing import Any
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
-from mechstudy.execution.monitor.beside import PROFILE
-from mechstudy.execution.opened import OpenedStudy, execute, log_file, open_study
-from mechstudy.execution.results import RunResult
+from mechstudy.monitoring.instrumentation import PROFILE
+from mechstudy.runner.results import RunResult
+from mechstudy.runner.study_run import OpenedStudy, execute, log_file, open_study
 
 Records = tuple[bool, bool]  # of --profile, --memory-snapshot
 
@@ -27,7 +27,7 @@ def run_study(file: Path, overrides: Sequence[str], *, out: Path | None, records
 
     In a process that torchrun started, as one of several ranks.
     """
-    from mechstudy.execution.ranks.torchrun import led
+    from mechstudy.runner.processes.torchrun import led
 
     return led(lambda: _run_study(file, overrides, out, records))
 
@@ -72,8 +72,8 @@ def remake_report(file: Path, overrides: Sequence[str], out: Path | None) -> int
 
 def verify_study(study: Path, overrides: Sequence[str], out: Path | None) -> int:
     """Every checksum. Returns 2 when something was found."""
-    from mechstudy.execution.verify import verify_run
-    from mechstudy.phases.study import load_study
+    from mechstudy.archive.verify import verify_run
+    from mechstudy.study.study import load_study
 
     folder = study if study.is_dir() else out or Path("runs") / load_study(study, overrides)[0].name
     found = verify_run(folder)
@@ -98,7 +98,7 @@ _WHAT = {
 
 def validate_study(file: Path, overrides: Sequence[str], out: Path | None, steps: int) -> int:
     """The three tests. Returns 2 on a no-go."""
-    from mechstudy.execution.validate import validate
+    from mechstudy.runner.validate import validate
 
     opened = open_study(file, overrides, out=out, fetch=True, say=say)
     found = validate(opened, steps=steps, progress=_progress(opened))
@@ -122,7 +122,7 @@ def print_failures(result: RunResult) -> None:
 def print_findings(opened: OpenedStudy, result: RunResult) -> None:
     """What was found, in a few lines, and where to read on."""
     from mechstudy.cli.show import where_to_read
-    from mechstudy.execution.summary import findings_of
+    from mechstudy.runner.summary import findings_of
 
     found = findings_of(opened, result)
     if found:

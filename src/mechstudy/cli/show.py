@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mechstudy.core.progress import duration
-from mechstudy.execution.status import Status
+from mechstudy.runner.status import Status
 
 USAGE_PAGE = "usage.html"  # of the report
 _FILE_WIDTH = 140  # columns where there is no terminal to ask

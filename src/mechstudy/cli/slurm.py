@@ -12,9 +12,9 @@ import typer
 from mechstudy.cli.options import STUDY_PANEL, Json, Out, Sets, StudyFile, guarded, overrides
 
 if TYPE_CHECKING:
-    from mechstudy.execution.opened import OpenedStudy
-    from mechstudy.execution.slurm.submit import Asked, Result
-    from mechstudy.execution.slurm.why import Why
+    from mechstudy.runner.slurm.submit import Asked, Result
+    from mechstudy.runner.slurm.why import Why
+    from mechstudy.runner.study_run import OpenedStudy
 
 SLURM = "On a Slurm cluster"
 
@@ -46,7 +46,7 @@ def submit(
 
     [dim]mechstudy submit study.yaml --profile-name snellius --dry-run[/]
     """
-    from mechstudy.execution.slurm import submit as submitting
+    from mechstudy.runner.slurm import submit as submitting
 
     asked = _asked(study, overrides(sets), out, profile_name, "submit", fetch=not dry_run)
     if dry_run:
@@ -66,8 +66,8 @@ def resume(study: StudyFile, profile_name: ProfileName = None, sets: Sets = None
 
     [dim]mechstudy resume study.yaml[/]
     """
-    from mechstudy.execution.slurm import submit as submitting
-    from mechstudy.execution.slurm.record import read_record
+    from mechstudy.runner.slurm import submit as submitting
+    from mechstudy.runner.slurm.record import read_record
 
     given, profile = overrides(sets), profile_name
     latest = read_record(_run_folder(study, given, out)).latest
@@ -84,7 +84,7 @@ def why(study: StudyFile, unit: UnitName, sets: Sets = None, out: Out = None, as
     [dim]mechstudy why study.yaml 'train\\[12]'[/]
     """
     from mechstudy.cli.show import print_json
-    from mechstudy.execution.slurm.why import why as explain
+    from mechstudy.runner.slurm.why import why as explain
 
     opened = as_submitted(study, overrides(sets), out)
     found = explain(opened, unit)
@@ -109,8 +109,8 @@ def logs(
     [dim]mechstudy logs study.yaml 'train\\[12]' -f[/]
     """
     from mechstudy.core.errors import MechstudyError
-    from mechstudy.execution.slurm import logs as reading
-    from mechstudy.execution.slurm.jobs_now import jobs_now
+    from mechstudy.runner.slurm import logs as reading
+    from mechstudy.runner.slurm.job_status import jobs_now
 
     run = _run_folder(study, overrides(sets), out)
 
@@ -138,7 +138,7 @@ def cancel(
 
     [dim]mechstudy cancel study.yaml 'train\\[12]' 'train\\[13]'[/]
     """
-    from mechstudy.execution.slurm.cancel import cancel as take_out
+    from mechstudy.runner.slurm.cancel import cancel as take_out
 
     found = take_out(_run_folder(study, overrides(sets), out), units or ())
     print(f"cancelled: {', '.join(found)}" if found else "nothing of this study is in the queue")
@@ -158,13 +158,13 @@ def unit(
     Exit status: 0 done or stopped by a gate, 2 a mistake you can mend, 1 a crash, 75 saved and to be run again.
     """
     if ended is not None:
-        from mechstudy.execution.slurm.ended import after_worker
+        from mechstudy.runner.slurm.requeue import after_worker
 
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
         raise typer.Exit(after_worker(run, name, submission, ended))
-    from mechstudy.execution.slurm.frozen import thaw
-    from mechstudy.execution.worker import run_unit
+    from mechstudy.runner.slurm.frozen import thaw
+    from mechstudy.runner.slurm.worker import run_unit
 
     raise typer.Exit(run_unit(thaw(run, submission), name))
 
@@ -178,7 +178,7 @@ def add_to(app: typer.Typer) -> None:
 
 def as_submitted(study: Path, given: list[str], out: Path | None) -> OpenedStudy:
     """A study opened with the overrides given, or else with those that it was last submitted with."""
-    from mechstudy.execution.slurm.record import has_record, overrides_of
+    from mechstudy.runner.slurm.record import has_record, overrides_of
 
     opened = _opened(study, given, out)
     if given or not has_record(opened.folder) or not (overrides := overrides_of(opened.folder)):
@@ -190,7 +190,7 @@ def as_submitted(study: Path, given: list[str], out: Path | None) -> OpenedStudy
 
 
 def _opened(file: Path, given: list[str], out: Path | None, fetch: bool = False) -> OpenedStudy:
-    from mechstudy.execution.opened import open_study
+    from mechstudy.runner.study_run import open_study
 
     return open_study(file, given, out=out, fetch=fetch, say=_say)
 
@@ -198,8 +198,8 @@ def _opened(file: Path, given: list[str], out: Path | None, fetch: bool = False)
 def _asked(
     file: Path, given: list[str], out: Path | None, profile: str | None, command: str, *, fetch: bool
 ) -> Asked:  # fmt: skip
-    from mechstudy.execution.slurm.profiles import resolved
-    from mechstudy.execution.slurm.submit import Asked
+    from mechstudy.runner.slurm.profiles import resolved
+    from mechstudy.runner.slurm.submit import Asked
 
     opened = _opened(file, given, out, fetch)
     slurm, where = resolved(opened.study.compute, opened.lines, profile)
@@ -208,7 +208,7 @@ def _asked(
 
 def _run_folder(study: Path, given: list[str], out: Path | None) -> Path:
     """Of a study file, or the folder itself."""
-    from mechstudy.phases.study import load_study
+    from mechstudy.study.study import load_study
 
     if study.is_dir():
         return study

@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mechstudy.cli.show import console
-from mechstudy.execution.slurm.submit import Asked, Result
-from mechstudy.phases.slurm import SlurmConfig
+from mechstudy.runner.slurm.submit import Asked, Result
+from mechstudy.study.slurm_config import SlurmConfig
 
 
 def show_dry_run(asked: Asked, result: Result) -> None:

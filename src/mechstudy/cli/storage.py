@@ -37,10 +37,10 @@ def archive(
 
     [dim]mechstudy archive study.yaml -o capitals-2026.tar.gz[/]
     """
+    from mechstudy.archive.archive import archive as pack
     from mechstudy.core.progress import Progress
     from mechstudy.core.sizes import human
-    from mechstudy.execution.opened import open_study
-    from mechstudy.execution.storage.archive import archive as pack
+    from mechstudy.runner.study_run import open_study
 
     opened = open_study(study, overrides(sets), out=out, say=_say)
     made = pack(
@@ -68,9 +68,9 @@ def restore(
 
     [dim]mechstudy restore capitals-2026.tar.gz --out runs/capitals[/]
     """
+    from mechstudy.archive.restore import restore as unpack
+    from mechstudy.archive.restore import study_command
     from mechstudy.core.progress import Progress
-    from mechstudy.execution.storage.restore import restore as unpack
-    from mechstudy.execution.storage.restore import study_command
 
     done = unpack(file, out, progress=Progress())
     print(f"{done.folder}: {len(done.published)} artifacts restored, {len(done.present)} were there")
@@ -103,10 +103,10 @@ def clean(
     """
     from dataclasses import asdict
 
+    from mechstudy.archive.clean import clean as tidy
     from mechstudy.cli.show import print_json
     from mechstudy.cli.storage_table import show_clean
-    from mechstudy.execution.opened import open_study
-    from mechstudy.execution.storage.clean import clean as tidy
+    from mechstudy.runner.study_run import open_study
 
     opened = open_study(study, overrides(sets), out=out, say=_say)
     found = tidy(opened, really=really, other_versions=other_versions, elsewhere=elsewhere)

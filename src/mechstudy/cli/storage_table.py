@@ -6,10 +6,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from mechstudy.archive.clean import Cleaned, Entry
 from mechstudy.cli.show import console
 from mechstudy.core.progress import duration
 from mechstudy.core.sizes import human
-from mechstudy.execution.storage.clean import Cleaned, Entry
 
 
 def show_clean(found: Cleaned, *, really: bool) -> None:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mechstudy.core.disk import atomic_path
 from mechstudy.core.errors import MechstudyError, nearest
+from mechstudy.core.files import atomic_path
 
 _TEMPLATE = """\
 # A study: everything that is computed. `mechstudy plan study.yaml` says what it takes,
@@ -79,7 +79,7 @@ def write_study(folder: Path, behaviours: Sequence[str], model: str, name: str |
         MechstudyError: there is one already, or a behaviour or source is not known.
     """
     from mechstudy.behaviours.registry import BEHAVIOURS
-    from mechstudy.phases.study import load_study
+    from mechstudy.study.study import load_study
 
     for behaviour in behaviours:
         if behaviour not in BEHAVIOURS:
@@ -113,7 +113,7 @@ def write_study(folder: Path, behaviours: Sequence[str], model: str, name: str |
 
 def _layers(model: str, base: Path) -> str:
     """The middle layers of the model where its depth is known without fetching anything, else all."""
-    from mechstudy.execution.model_files import config_of, config_without_fetching, local_folder
+    from mechstudy.models.local_files import config_of, config_without_fetching, local_folder
     from mechstudy.models.shapes import shapes_of
 
     try:

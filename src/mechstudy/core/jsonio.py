@@ -10,8 +10,8 @@ from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any
 
-from mechstudy.core.disk import atomic_path, not_stale
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.files import atomic_path, not_stale
 
 
 def jsonable(obj: Any) -> Any:

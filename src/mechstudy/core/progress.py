@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import write_json_atomic
-from mechstudy.core.stopping import stop_if_requested
+from mechstudy.core.signals import stop_if_requested
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress

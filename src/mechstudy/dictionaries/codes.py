@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mechstudy.dictionaries.kernels import batch_top_k, between, kernels_for, positive_top_k, reference
-from mechstudy.dictionaries.team import ALONE, Team
+from mechstudy.dictionaries.training.data_parallel import ALONE, Team
 
 # Share of active entries from which dense products are faster. Measured on a step's products, 2,048 x 576 x 2,304,
 # float32, 2 cores without AMX: 50 ms sparse against 89 dense at 1/24, 70 against 78 at 1/16, 86 against 80 at 1/12.

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json, write_json_atomic
+from mechstudy.dictionaries.architectures.cross_layer import pair
 from mechstudy.dictionaries.arrays import Array, rows_like
-from mechstudy.dictionaries.cross_layer import pair
-from mechstudy.dictionaries.initialise import Normalisation
 from mechstudy.dictionaries.paths import AnyPath
+from mechstudy.dictionaries.training.initialise import Normalisation
 from mechstudy.dictionaries.weights import Weights
 
 

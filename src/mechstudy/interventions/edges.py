@@ -22,16 +22,16 @@ from mechstudy.circuits.frozen import Delta, FrozenForward, FrozenOutput
 from mechstudy.circuits.linearised import LinearisedPrompt, linearise
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress, Progress
-from mechstudy.core.runtime import oom_backoff
 from mechstudy.core.seeds import numpy_generator
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.engine import SetFeature, clean_run, edited_run
 from mechstudy.interventions.features import FeatureAt, positions_named
 from mechstudy.interventions.results import read_csv, write_csv
-from mechstudy.interventions.statistics import cluster_bootstrap, spearman
+from mechstudy.machine.runtime import oom_backoff
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
+from mechstudy.statistics.paired_effects import cluster_bootstrap, spearman
 
 LOGIT = node_id("logit")
 EDGE_COLUMNS = ("source", "target", "prompt_id", "cluster", "predicted", "frozen", "live")

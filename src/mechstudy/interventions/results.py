@@ -11,8 +11,8 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from mechstudy.core.disk import atomic_path
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.files import atomic_path
 
 COLUMNS = (
     "sample", "kind", "item", "group", "role", "draw", "alpha", "prompt_id", "cluster", "n_edits",

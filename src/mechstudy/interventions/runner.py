@@ -11,13 +11,13 @@ from torch import Tensor
 
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.core.progress import NullProgress, Progress
-from mechstudy.core.runtime import oom_backoff
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.engine import CleanRun, RowEdit, clean_run, edited_run
 from mechstudy.interventions.metric import kl_divergence, logit_difference
 from mechstudy.interventions.results import Cell, PartialResults
 from mechstudy.interventions.samples import Plan, Suite, Variant
+from mechstudy.machine.runtime import oom_backoff
 from mechstudy.models.batches import length_buckets
 from mechstudy.models.language_model import LanguageModel
 

@@ -16,7 +16,7 @@ from mechstudy.interventions.edges import summarise_edges
 from mechstudy.interventions.features import FeatureGroup
 from mechstudy.interventions.results import read_csv, write_csv
 from mechstudy.interventions.samples import GRID, SHAM, Plan
-from mechstudy.interventions.statistics import (
+from mechstudy.statistics.paired_effects import (
     Array,
     Estimate,
     benjamini_hochberg,

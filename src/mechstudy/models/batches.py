@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mechstudy.core.progress import NullProgress, Progress
-from mechstudy.core.runtime import oom_backoff
+from mechstudy.machine.runtime import oom_backoff
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from mechstudy.core.errors import MechstudyError
+from mechstudy.models.hooks import replace_forward
 from mechstudy.models.language_model import LanguageModel
-from mechstudy.models.replacing import replace_forward
 from mechstudy.models.sites import Site
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.core.numerics import float32_products
+from mechstudy.machine.numerics import float32_products
 from mechstudy.models.architectures import Architecture, Block, LinearNorm, blocks_of, linear_norm
-from mechstudy.models.sending import sent
+from mechstudy.models.device_transfer import sent
 from mechstudy.models.sites import Site
 from mechstudy.models.tokenizer import encode, load_tokenizer
 
@@ -207,7 +207,7 @@ class LanguageModel:
             stack.callback(register(hook).remove)
 
     def _checkpoint(self, stack: ExitStack, edits: dict[Site, Edit], first: int) -> None:
-        from mechstudy.models import checkpointing
+        from mechstudy.models import gradient_checkpointing as checkpointing
 
         @contextmanager
         def hooks(layer: int) -> Iterator[None]:

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from mechstudy.core.machine import remembered
+from mechstudy.machine.cache import remembered
 
 GAIN = 1.2  # bfloat16 must be faster by this factor to be worth its rounding
 _ROWS = 2048

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.core.machine import cache_folder
+from mechstudy.machine.cache import cache_folder
 from mechstudy.models.known import meant_models
 
 # sha256 of wheels known to carry a model, so that what runs is what was studied.

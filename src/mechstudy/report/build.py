@@ -10,9 +10,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from mechstudy.usage.record import usage_file
+from mechstudy.monitoring.record import usage_file
 
-from . import charts, text
+from . import charts, formatting
 from .feature_data import feature_labels, write_features
 from .figures import Figures, bundle, write_data
 from .pages import (
@@ -77,7 +77,7 @@ def build_report(
 def _pages(source: Source) -> list[Page]:
     pages = [Page("index.html", "Overview", "")]
     for behaviour in source.behaviours:
-        key, group = text.slug(behaviour), text.title(behaviour)
+        key, group = formatting.slug(behaviour), formatting.title(behaviour)
         pages += [
             Page(f"behaviour-{key}.html", "Prompts & baseline", group),
             Page(f"graph-{key}.html", "Graphs", group, f"attribute[{behaviour}]" in source.inputs),
@@ -110,7 +110,7 @@ def _phases(source: Source) -> list[dict[str, Any]]:
                 "state": "failed" if failed else "done" if done == len(units) else "part" if done else "none",
                 "others": ", ".join(sorted({str(u.get("status")) for u in units if not _is_done(u)})),
                 "seconds": sum(real(u.get("seconds")) or 0 for u in units),
-                "first": text.slug(units[0]["name"]),
+                "first": formatting.slug(units[0]["name"]),
             }
         )
     return result
@@ -129,7 +129,7 @@ def _compute_page(source: Source, site: Site, figures: Figures) -> None:
         {
             **{k: u.get(k) for k in ("artifact", "id", "seconds", "status", "peak_rss_bytes", "version", "reason")},
             "name": u["name"],
-            "slug": text.slug(u["name"]),
+            "slug": formatting.slug(u["name"]),
             "phase": _phase(u),
             "done": _is_done(u),
             "started": _when(u.get("started")),
@@ -193,5 +193,5 @@ def _yaml(value: Any) -> str:
     yaml = YAML()
     yaml.default_flow_style = False
     yaml.width = 100
-    yaml.dump(text.jsonable(value), buffer)
+    yaml.dump(formatting.jsonable(value), buffer)
     return buffer.getvalue().removesuffix("...\n")

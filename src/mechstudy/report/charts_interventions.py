@@ -12,8 +12,8 @@ import altair as alt
 
 from .charts import data, zero_rule
 from .claims import Claim
+from .formatting import plain
 from .source import real
-from .text import plain
 
 DIRECTIONS = {
     "features": "circuit's features",

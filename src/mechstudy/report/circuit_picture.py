@@ -8,9 +8,9 @@ from typing import Any
 
 from markupsafe import escape
 
+from .formatting import clip, plain
 from .graphs import TYPES
 from .style import EXPORT_FONT, LIGHT
-from .text import clip, plain
 
 Theme = Mapping[str, str]
 INLINE: Theme = {token: f"var(--{token[1:]})" for token in LIGHT}

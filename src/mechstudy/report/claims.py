@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from . import text
+from . import formatting
 from .numbers import Address
 from .source import Source
 
@@ -103,11 +103,11 @@ def _claim(behaviour: str, kind: str, test: Mapping[str, Any], default_metric: s
     caveats = _caveats(kind, test, verdict, control_ci)
     if verdict == "supported" and caveats:
         verdict = "caveat"
-    label = str(test.get("label") or KIND_WORDS.get(kind) or text.title(kind).lower())
+    label = str(test.get("label") or KIND_WORDS.get(kind) or formatting.title(kind).lower())
     return Claim(
         behaviour=behaviour,
         kind=kind,
-        title=text.title(label.rstrip(", ")),
+        title=formatting.title(label.rstrip(", ")),
         verdict=verdict,
         sentence=_sentence(label, metric, test, ci, control_ci, verdict),
         effect=test.get("effect"),
@@ -154,7 +154,7 @@ def judge(
 
 def excludes_zero(ci: Sequence[float | None] | None) -> bool:
     """Whether an interval lies wholly on one side of zero (an end at zero does not)."""
-    if not text.has_interval(ci):
+    if not formatting.has_interval(ci):
         return False
     assert ci is not None and ci[0] is not None and ci[1] is not None
     return ci[0] > 0 or ci[1] < 0
@@ -204,15 +204,15 @@ def _sentence(
     else:
         verb, by = "lowers" if sign < 0 else "raises", " by"
     body = f"{label} {verb} the {metric}" if gerund else f"{label}: {verb} the {metric}"
-    body += f"{by} {text.fixed(sign * effect, text.decimals(ci))} {text.interval(_flip(ci, sign))}"
+    body += f"{by} {formatting.fixed(sign * effect, formatting.decimals(ci))} {formatting.interval(_flip(ci, sign))}"
     if test.get("n") is not None:
         body += f" on {test['n']} unseen prompts"
     if verdict == "unsupported" and excludes_zero(ci):
-        body += f" (adjusted {text.p_value(test.get('p_adjusted'))}: not significant among all tests)"
+        body += f" (adjusted {formatting.p_value(test.get('p_adjusted'))}: not significant among all tests)"
     if control is None:
         return f"{body}; no matched control"
-    beside = f"{text.fixed(sign * control, text.decimals(control_ci))} {text.interval(_flip(control_ci, sign))}"
-    return f"{body}; matched controls {beside}"
+    effect = formatting.fixed(sign * control, formatting.decimals(control_ci))
+    return f"{body}; matched controls {effect} {formatting.interval(_flip(control_ci, sign))}"
 
 
 def _flip(ci: Sequence[float] | None, sign: int) -> list[float] | None:
@@ -220,4 +220,4 @@ def _flip(ci: Sequence[float] | None, sign: int) -> list[float] | None:
 
 
 def _pair(ci: Any) -> tuple[float, float] | None:
-    return (float(ci[0]), float(ci[1])) if text.has_interval(ci) else None
+    return (float(ci[0]), float(ci[1])) if formatting.has_interval(ci) else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .figures import write_data
-from .text import clip, significant, visible
+from .formatting import clip, significant, visible
 
 MAX_EXAMPLES = 10
 BEFORE, AFTER = 28, 10  # tokens of an example kept around its peak

@@ -9,7 +9,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from . import text
+from . import formatting
 from .style import EXPORT_FONT, LIGHT, chart_config, themed
 
 EXPORT_WIDTH = 520  # CSS pixels, 72 to the inch
@@ -72,7 +72,9 @@ def write_data(out: Path, name: str, value: Any) -> None:
     """data/<name>.js, a classic script that hands its value to the page's loader."""
     path = out / "data" / f"{name}.js"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"mechstudy.put({text.script_json(name)},{text.script_json(value)});\n", encoding="ascii")
+    path.write_text(
+        f"mechstudy.put({formatting.script_json(name)},{formatting.script_json(value)});\n", encoding="ascii"
+    )
 
 
 def bundle() -> str:

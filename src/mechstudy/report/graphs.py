@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .text import significant, visible
+from .formatting import significant, visible
 
 TYPES = ("feature", "error", "token", "bias", "logit")
 MAX_EDGES = 40_000  # drawn; the artifact keeps them all

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from . import charts, charts_interventions, text
+from . import charts, charts_interventions, formatting
 from .circuit_picture import INLINE, circuit_svg
 from .claims import VERDICT_WORDS, Claim, claims
 from .feature_data import Labels
@@ -24,7 +24,7 @@ N_EXAMPLES, N_WORST = 8, 10
 
 def behaviour_page(source: Source, site: Site, figures: Figures, behaviour: str) -> None:
     """Prompts and baseline of a behaviour."""
-    key, unit, prompts_unit = text.slug(behaviour), f"baseline[{behaviour}]", f"prompts[{behaviour}]"
+    key, unit, prompts_unit = formatting.slug(behaviour), f"baseline[{behaviour}]", f"prompts[{behaviour}]"
     summary = source.json(unit, "summary.json") or {}
     splits = {s: source.rows(unit, f"{s}.csv") for s in ("train", "test") if source.path(unit, f"{s}.csv")}
     gate = (summary.get("gate") or {}).get("min_accuracy")
@@ -133,7 +133,7 @@ def dictionaries_page(source: Source, site: Site, figures: Figures) -> None:
         figures.add(
             f"dictionaries-{field.replace('_', '-')}",
             charts.over_layers(evaluations, field, label),
-            title=text.title(label), caption=note[field], units=units,
+            title=formatting.title(label), caption=note[field], units=units,
         )
         for field, label, _ in charts.DICTIONARY_METRICS
     ]  # fmt: skip
@@ -179,7 +179,7 @@ def _alike(evaluations: Iterable[dict[str, Any]]) -> str:
 
 def graph_page(source: Source, site: Site, figures: Figures, behaviour: str, labels: Labels) -> dict[str, Any] | None:
     """The viewer of a behaviour's graphs; returns the aggregated view for the overview's picture."""
-    key, unit = text.slug(behaviour), f"attribute[{behaviour}]"
+    key, unit = formatting.slug(behaviour), f"attribute[{behaviour}]"
     scores = source.json(unit, "scores.json") or {}
     aggregate = source.json(unit, "aggregate.json")
     checked = ((source.json(f"intervene[{behaviour}]", "summary.json") or {}).get("edges") or {}).get("rows") or []
@@ -196,9 +196,9 @@ def graph_page(source: Source, site: Site, figures: Figures, behaviour: str, lab
         graph = source.json(unit, f"graphs/{row['slug']}.json")
         if graph is None:
             continue
-        name = f"graph-{key}-{text.slug(str(row['slug']))}"
+        name = f"graph-{key}-{formatting.slug(str(row['slug']))}"
         write_data(site.out, name, prompt_view(graph, labels))
-        prompt = text.clip(text.plain(str(row.get("prompt") or row["slug"])), 90)
+        prompt = formatting.clip(formatting.plain(str(row.get("prompt") or row["slug"])), 90)
         entries.append({"data": name, "slug": str(row["slug"]), "label": prompt})
     write_data(site.out, f"graphs-{key}", {"behaviour": behaviour, "graphs": entries})
     figure = figures.add(
@@ -233,7 +233,7 @@ def _mean_scores(scores: dict[str, Any]) -> dict[str, float]:
 
 def interventions_page(source: Source, site: Site, figures: Figures, behaviour: str) -> None:
     """Effects against controls, groups, dose-response, patching, predicted against measured edges."""
-    key, unit = text.slug(behaviour), f"intervene[{behaviour}]"
+    key, unit = formatting.slug(behaviour), f"intervene[{behaviour}]"
     summary = source.json(unit, "summary.json") or {}
     found = claims(source, behaviour)
     metric = str(summary.get("metric") or "logit difference")
@@ -261,14 +261,14 @@ def interventions_page(source: Source, site: Site, figures: Figures, behaviour: 
         "edges_frozen": figures.add(
             f"edges-frozen-{key}", charts_interventions.edges(summary, "frozen"),
             title="Edges: predicted and measured, attention and norms frozen", units=(unit,),
-            caption=f"Spearman {text.number(edges.get('spearman_frozen'))} over {edges.get('n', 0)} edges. On the "
-            "dashed line prediction and measurement agree; off it, the graph itself is wrong.",
+            caption=f"Spearman {formatting.number(edges.get('spearman_frozen'))} over {edges.get('n', 0)} edges. "
+            "On the dashed line prediction and measurement agree; off it, the graph itself is wrong.",
         ),
         "edges_live": figures.add(
             f"edges-live-{key}", charts_interventions.edges(summary, "live"),
             title="Edges: predicted and measured, live model", units=(unit,),
-            caption=f"Spearman {text.number(edges.get('spearman_live'))} over {edges.get('n', 0)} edges. The distance "
-            "to the frozen panel is what the linear picture leaves out.",
+            caption=f"Spearman {formatting.number(edges.get('spearman_live'))} over {edges.get('n', 0)} edges. "
+            "The distance to the frozen panel is what the linear picture leaves out.",
         ),
     }  # fmt: skip
     site.render(
@@ -292,9 +292,9 @@ def _group_figures(figures: Figures, summary: dict[str, Any], metric: str, key: 
     kinds = dict.fromkeys(str(g.get("kind")) for g in summary.get("groups") or [])
     drawn = [
         figures.add(
-            f"groups-{text.slug(kind)}-{key}",
+            f"groups-{formatting.slug(kind)}-{key}",
             charts_interventions.groups_forest([g for g in summary["groups"] if g.get("kind") == kind], metric),
-            title=f"Groups: {text.title(kind).lower()}",
+            title=f"Groups: {formatting.title(kind).lower()}",
             caption="Each group is intervened on by itself; p-values in the table are adjusted over all tests.",
             units=(unit,),
         )
@@ -320,7 +320,7 @@ def overview_page(source: Source, site: Site, views: dict[str, Any], phases: lis
         behaviours.append(
             {
                 "name": behaviour,
-                "key": text.slug(behaviour),
+                "key": formatting.slug(behaviour),
                 "description": prompts.get("description") or "",
                 "splits": baseline.get("splits") or {},
                 "claims": with_strips(found),

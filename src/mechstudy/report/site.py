@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from . import text
+from . import formatting
 from .numbers import Address
 from .source import Source
 from .summary import model_name
@@ -51,17 +51,20 @@ class Site:
             lstrip_blocks=True,
         )
         filters: dict[str, Callable[..., Any]] = {
-            "visible": text.visible, "plain": text.plain, "title_": text.title, "num": text.number, "fixed": text.fixed,
-            "int_": text.integer, "pct": text.percent, "ci": text.interval, "p": text.p_value,
-            "decimals": text.decimals, "duration": text.duration, "size": text.size, "slug": text.slug,
+            "visible": formatting.visible, "plain": formatting.plain, "title_": formatting.title,
+            "num": formatting.number,
+            "fixed": formatting.fixed,
+            "int_": formatting.integer, "pct": formatting.percent, "ci": formatting.interval, "p": formatting.p_value,
+            "decimals": formatting.decimals, "duration": formatting.duration, "size": formatting.size,
+            "slug": formatting.slug,
             "tokens": token_markup,
         }  # fmt: skip
         self.environment.filters.update({name: _tolerant(f) for name, f in filters.items()})
         model = source.json("model", "model.json") or {}
         self.environment.globals.update(
-            study_name=text.plain(str(source.study.get("name") or "study")),
+            study_name=formatting.plain(str(source.study.get("name") or "study")),
             model=model,
-            model_name=text.plain(str(model.get("name") or model_name(source.study))),
+            model_name=formatting.plain(str(model.get("name") or model_name(source.study))),
             chip=self.chip,
             number=self.number,
             csp=CSP,
@@ -86,13 +89,13 @@ class Site:
         label = f"{unit} · {short}" if short else unit
         return Markup(
             '<a class="chip" href="compute.html#{}" title="The artifact, config and command behind this">{}</a>'
-        ).format(f"unit-{text.slug(unit)}", text.plain(label))
+        ).format(f"unit-{formatting.slug(unit)}", formatting.plain(label))
 
     def number(self, unit: str, file: str, *keys: str | int) -> Markup:
         """The handle of a number, or of a row of them."""
         address = Address(unit, file).below(*keys)
         return Markup('<code class="handle" title="mechstudy reproduce STUDY {} ({})">{}</code>').format(
-            address.handle, text.plain(str(address)), address.handle
+            address.handle, formatting.plain(str(address)), address.handle
         )
 
     def write_assets(self, vega: str) -> None:
@@ -120,8 +123,8 @@ def token_markup(tokens: list[str], marks: Mapping[int, str] | None = None, chan
     parts = []
     for i, token in enumerate(tokens):
         classes = "tok" + (" tok-named" if i in marks else "") + (" tok-changed" if i in changed else "")
-        shown = escape(text.visible(token))
-        name = Markup("<sub>{}</sub>").format(text.plain(marks[i])) if i in marks else ""
+        shown = escape(formatting.visible(token))
+        name = Markup("<sub>{}</sub>").format(formatting.plain(marks[i])) if i in marks else ""
         parts.append(Markup('<span class="{}" title="token {}">{}{}</span>').format(classes, i, shown, name))
     return Markup('<span class="toks">{}</span>').format(Markup("").join(parts))
 
@@ -131,5 +134,5 @@ def command(unit: Mapping[str, Any]) -> str:
     provenance = unit.get("provenance") or {}
     argv = provenance.get("argv")
     if isinstance(argv, (list, tuple)) and argv:
-        return text.plain(shlex.join(str(a) for a in [Path(str(argv[0])).name, *argv[1:]]))
-    return text.plain(str(provenance.get("command") or argv or ""))
+        return formatting.plain(shlex.join(str(a) for a in [Path(str(argv[0])).name, *argv[1:]]))
+    return formatting.plain(str(provenance.get("command") or argv or ""))

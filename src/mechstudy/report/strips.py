@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from .claims import Claim
-from .text import fixed, number
+from .formatting import fixed, number
 
 _WIDTH, _HEIGHT, _PAD = 320, 58, 12
 

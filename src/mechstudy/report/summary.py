@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import text
+from . import formatting
 from .claims import claims
 from .numbers import Address
 from .source import Source
@@ -69,7 +69,7 @@ def build_summary(
             "artifact": unit.get("artifact"),
         }
     result["findings"] = [{"text": f.text, "number": f.number} for f in numbered_findings(result, inputs)]
-    return text.jsonable(result)
+    return formatting.jsonable(result)
 
 
 def _summarise_behaviour(source: Source, behaviour: str, result: dict[str, Any]) -> None:
@@ -146,7 +146,7 @@ def numbered_findings(summary: Mapping[str, Any], inputs: Mapping[str, Path]) ->
         scores = Address(f"attribute[{behaviour}]", "scores.json")
         found += [(line, scores) for line in _graph_finding(behaviour, summary)]
     found += _dictionary_finding(summary.get("dictionaries") or {})
-    return [Finding(text.plain(line), address.handle) for line, address in found]
+    return [Finding(formatting.plain(line), address.handle) for line, address in found]
 
 
 def _baseline_finding(behaviour: str, splits: Mapping[str, Any], below: str) -> list[str]:
@@ -155,8 +155,9 @@ def _baseline_finding(behaviour: str, splits: Mapping[str, Any], below: str) -> 
     if not split:
         return []
     line = (
-        f"{behaviour}: the model is right on {text.percent(split['accuracy'], 0)} of {split['n']} prompts, "
-        f"mean logit difference {text.number(split['mean_logit_difference'])} {text.interval(split['ci95'])}"
+        f"{behaviour}: the model is right on {formatting.percent(split['accuracy'], 0)} of {split['n']} prompts, "
+        f"mean logit difference {formatting.number(split['mean_logit_difference'])} "
+        f"{formatting.interval(split['ci95'])}"
     )
     if any(s.get("passed") is False for s in splits.values()):
         line += f"; below the gate{below}"
@@ -168,14 +169,15 @@ def _graph_finding(behaviour: str, summary: Mapping[str, Any]) -> list[str]:
     if not graph:
         return []
     line = (
-        f"{behaviour}: {graph['n_prompts']} graphs, completeness {text.number(graph['completeness'])}, "
-        f"replacement {text.number(graph['replacement'])}"
+        f"{behaviour}: {graph['n_prompts']} graphs, completeness {formatting.number(graph['completeness'])}, "
+        f"replacement {formatting.number(graph['replacement'])}"
     )
     edges = summary.get("edges", {}).get(behaviour)
     if edges:
         line += (
-            f"; {edges['n']} edges checked by intervention, Spearman {text.number(edges['spearman_frozen'])} with "
-            f"attention and norms frozen, {text.number(edges['spearman_live'])} in the live model"
+            f"; {edges['n']} edges checked by intervention, "
+            f"Spearman {formatting.number(edges['spearman_frozen'])} with attention and norms frozen, "
+            f"{formatting.number(edges['spearman_live'])} in the live model"
         )
     return [line]
 
@@ -186,9 +188,9 @@ def _dictionary_finding(dictionaries: Mapping[str, Any]) -> list[tuple[str, Addr
     recovered = [d["ce_loss_recovered"] for d in dictionaries.values() if d.get("ce_loss_recovered") is not None]
     if not r2:
         return []
-    line = f"{len(dictionaries)} dictionaries: held-out R2 {text.number(min(r2))} to {text.number(max(r2))}"
+    line = f"{len(dictionaries)} dictionaries: held-out R2 {formatting.number(min(r2))} to {formatting.number(max(r2))}"
     if recovered:
-        line += f", CE loss recovered {text.number(min(recovered))} to {text.number(max(recovered))}"
+        line += f", CE loss recovered {formatting.number(min(recovered))} to {formatting.number(max(recovered))}"
     worst = min(by_layer, key=by_layer.__getitem__)
     return [(line, Address(f"train[{worst}]", "evaluation.json", "/r2"))]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import text
+from . import formatting
 from .claims import claims, excludes_zero, tests_of
 from .numbers import Address
 from .source import Source
@@ -47,7 +47,8 @@ def _baseline(source: Source, behaviour: str) -> list[TrustRow]:
     return [
         TrustRow(
             "Does the model do it at all?",
-            f"{text.percent(test['accuracy'], 0)} {_percent_interval(test.get('accuracy_ci95'))} of {test.get('n')}",
+            f"{formatting.percent(test['accuracy'], 0)} {_percent_interval(test.get('accuracy_ci95'))} "
+            f"of {test.get('n')}",
             "Accuracy on test prompts, disjoint from those the circuit was found on.",
             Address(unit, "summary.json", "/splits/test"),
         )
@@ -55,7 +56,11 @@ def _baseline(source: Source, behaviour: str) -> list[TrustRow]:
 
 
 def _percent_interval(ci: list[float] | None) -> str:
-    return f"[{text.percent(ci[0], 0)}, {text.percent(ci[1], 0)}]" if ci and text.has_interval(ci) else ""
+    return (
+        f"[{formatting.percent(ci[0], 0)}, {formatting.percent(ci[1], 0)}]"
+        if ci and formatting.has_interval(ci)
+        else ""
+    )
 
 
 def _dictionaries(source: Source) -> list[TrustRow]:
@@ -66,9 +71,9 @@ def _dictionaries(source: Source) -> list[TrustRow]:
     return [
         TrustRow(
             "Do the dictionaries see what the layers do?",
-            f"R² {text.number(worst)} to {text.number(max(r2.values()))}",
-            f"In the worst layer {text.percent(1 - worst, 0)} of the variance is outside the dictionary and appears as "
-            "error nodes.",
+            f"R² {formatting.number(worst)} to {formatting.number(max(r2.values()))}",
+            f"In the worst layer {formatting.percent(1 - worst, 0)} of the variance is outside the dictionary and "
+            "appears as error nodes.",
             Address(f"train[{layer}]", "evaluation.json", "/r2"),
         )
     ]
@@ -82,7 +87,7 @@ def _graphs(source: Source, behaviour: str) -> list[TrustRow]:
         rows.append(
             TrustRow(
                 "Do the graphs add up?",
-                text.number(scores["conservation_residual_max"], 4),
+                formatting.number(scores["conservation_residual_max"], 4),
                 "Largest relative residual of features + errors + tokens + biases against the metric, over all "
                 "prompts; 0 is exact.",
                 Address(unit, "scores.json", "/conservation_residual_max"),
@@ -93,9 +98,10 @@ def _graphs(source: Source, behaviour: str) -> list[TrustRow]:
         rows.append(
             TrustRow(
                 "How much of the computation is in the drawn graph?",
-                f"completeness {text.number(pruned)}, replacement {text.number(scores.get('replacement_pruned'))}",
-                f"{text.percent(1 - pruned, 0)} of the weighted influence reaches its target through error or pruned "
-                "nodes: the picture is silent about that share.",
+                f"completeness {formatting.number(pruned)}, "
+                f"replacement {formatting.number(scores.get('replacement_pruned'))}",
+                f"{formatting.percent(1 - pruned, 0)} of the weighted influence reaches its target through error or "
+                "pruned nodes: the picture is silent about that share.",
                 Address(unit, "scores.json", "/completeness_pruned"),
             )
         )
@@ -110,7 +116,8 @@ def _edges(source: Source, behaviour: str) -> list[TrustRow]:
     return [
         TrustRow(
             "Do edges predict interventions?",
-            f"Spearman {text.number(edges.get('spearman_frozen'))} frozen, {text.number(edges['spearman_live'])} live",
+            f"Spearman {formatting.number(edges.get('spearman_frozen'))} frozen, "
+            f"{formatting.number(edges['spearman_live'])} live",
             f"Over {edges.get('n')} edges. Frozen checks the arithmetic; live is the model as it runs.",
             Address(unit, "summary.json", "/edges/spearman_live"),
         )
@@ -141,7 +148,7 @@ def _sham(source: Source, behaviour: str) -> list[TrustRow]:
     return [
         TrustRow(
             "Does an empty intervention change nothing?",
-            text.number(sham, 5),
+            formatting.number(sham, 5),
             "Largest change of the metric when activations are replaced by themselves; 0 is exact.",
             Address(unit, "summary.json", "/sham_max"),
         )

@@ -7,11 +7,11 @@ from typing import Any
 import altair as alt
 
 from mechstudy.core.sizes import human
-from mechstudy.usage.phases import PhaseUsage, by_phase
-from mechstudy.usage.record import read_usage, usage_file
-from mechstudy.usage.summary import SHORT, points
+from mechstudy.monitoring.record import read_usage, usage_file
+from mechstudy.monitoring.run_usage import PhaseUsage, by_phase
+from mechstudy.monitoring.summary import SHORT, points
 
-from . import text
+from . import formatting
 from .charts import data
 from .figures import Figures
 from .site import Site
@@ -41,7 +41,7 @@ def usage_page(source: Source, site: Site, figures: Figures, phases: list[PhaseU
         if phase.use.seconds < SHORT:
             continue
         chart = figures.add(
-            f"usage-{text.slug(phase.phase)}",
+            f"usage-{formatting.slug(phase.phase)}",
             _course(phase),
             title=_title(phase),
             caption="Units end to end. The band is the range to be expected." if phase.evidence.expected else
@@ -53,13 +53,13 @@ def usage_page(source: Source, site: Site, figures: Figures, phases: list[PhaseU
 
 
 def _title(phase: PhaseUsage) -> str:
-    return f"{text.title(phase.phase)}: {'GPU' if phase.use.on_gpu else 'threads'} busy {phase.use.busy:.0%}"
+    return f"{formatting.title(phase.phase)}: {'GPU' if phase.use.on_gpu else 'threads'} busy {phase.use.busy:.0%}"
 
 
 def _row(phase: PhaseUsage) -> dict[str, Any]:
     use, wanted = phase.use, phase.evidence.expected
     return {
-        "phase": text.title(phase.phase),
+        "phase": formatting.title(phase.phase),
         "units": len(phase.units),
         "seconds": use.seconds,
         "of": ("GPU" if use.on_gpu else f"{use.threads:.3g} threads"),
@@ -78,14 +78,14 @@ def _row(phase: PhaseUsage) -> dict[str, Any]:
 
 def _overview(phases: list[PhaseUsage]) -> alt.TopLevelMixin | None:
     rows = [
-        {"phase": text.title(p.phase), "busy": round(min(1.0, p.use.busy), 4), "state": p.verdict,
+        {"phase": formatting.title(p.phase), "busy": round(min(1.0, p.use.busy), 4), "state": p.verdict,
          "low": p.evidence.expected.low if p.evidence.expected else None,
          "high": p.evidence.expected.high if p.evidence.expected else None}
         for p in phases
     ]  # fmt: skip
     if not rows:
         return None
-    order = [text.title(p.phase) for p in phases]
+    order = [formatting.title(p.phase) for p in phases]
     y = alt.Y("phase:N", title=None, sort=order)
     x = alt.X("busy:Q", title="share of the time in use", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%"))
     states = ["as expected", "above", "low", "not judged"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mechstudy.dictionaries.codes import Codes
-from mechstudy.dictionaries.team import ALONE, Team
+from mechstudy.dictionaries.training.data_parallel import ALONE, Team
 from mechstudy.dictionaries.weights import Weights
 
 

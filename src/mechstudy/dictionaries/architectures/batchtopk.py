@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mechstudy.dictionaries.architectures.base import Context, Encoded, LearnedOnly, Passed, plain_backward
 from mechstudy.dictionaries.codes import batch_topk_codes
-from mechstudy.dictionaries.team import ALONE, Team
+from mechstudy.dictionaries.training.data_parallel import ALONE, Team
 from mechstudy.dictionaries.weights import Weights
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from mechstudy.dictionaries.architectures.base import Context, Encoded, LearnedOnly, Passed, upper_quantile
 from mechstudy.dictionaries.architectures.penalties import PENALTIES
 from mechstudy.dictionaries.codes import codes_between
-from mechstudy.dictionaries.team import ALONE, Team
+from mechstudy.dictionaries.training.data_parallel import ALONE, Team
 from mechstudy.dictionaries.weights import Weights
 
 

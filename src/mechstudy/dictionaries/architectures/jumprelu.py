@@ -16,7 +16,7 @@ from torch import Tensor
 from mechstudy.dictionaries.architectures.base import Context, Encoded, Passed, upper_quantile
 from mechstudy.dictionaries.architectures.penalties import PENALTIES
 from mechstudy.dictionaries.codes import codes_between
-from mechstudy.dictionaries.team import ALONE, Team
+from mechstudy.dictionaries.training.data_parallel import ALONE, Team
 from mechstudy.dictionaries.weights import Weights
 
 L0_STRENGTH = 8.0  # of the quadratic penalty: 10% off the target costs as much as .08 of FVU

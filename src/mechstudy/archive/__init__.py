@@ -1,0 +1,1 @@
+"""Archives, verification, clean-up, restoring and reproducing."""

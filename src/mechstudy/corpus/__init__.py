@@ -1,0 +1,1 @@
+"""Documents, sampled text and token rows for dictionary training."""

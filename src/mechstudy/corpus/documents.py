@@ -1,0 +1,233 @@
+"""Documents of a corpus source, in a seeded order; a folder or pattern stands for all of its files."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import lzma
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from mechstudy.activations.config import Source
+from mechstudy.core.errors import MechstudyError, nearest
+
+SEPARATOR = "<|endoftext|>"
+TEXT_DOCUMENT_CHARACTERS = 2_000  # paragraphs are joined into documents of at least this many
+HUB_SHUFFLE_BUFFER = 10_000
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+
+
+def read_documents(source: Source, text_field: str, seed: int) -> Iterator[str]:
+    """Documents with at least one visible character, shuffled by ``seed``.
+
+    Files are taken in a shuffled order, one in memory at a time, and shuffled within (``hf`` sources: through
+    a buffer of 10,000 documents, so that a large dataset is streamed and not downloaded).
+
+    Raises:
+        MechstudyError: missing or unreadable file, missing field (``file:line``), bad UTF-8, no network.
+    """
+    assert source.kind != "sampled"
+    if source.kind == "hf":
+        yield from (text for text in _hub(source, text_field, seed) if text and text.strip())
+        return
+    if source.kind == "bundled":
+        from mechstudy.corpus.bundled import bundled_file
+
+        files, read = [bundled_file()], _READERS["jsonl"]
+    else:
+        files = _files(source)
+        read = _READERS[source.kind]
+    rng = np.random.default_rng(seed)
+    for number in rng.permutation(len(files)).tolist():
+        for text in read(files[number], text_field, rng):
+            if text.strip():
+                yield text
+
+
+def _files(source: Source) -> list[Path]:
+    path = source.path
+    suffixes = {"text": (".txt", ".md"), "jsonl": (".jsonl", ".ndjson"), "parquet": (".parquet",)}[source.kind]
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file() and _suffix(p) in suffixes)
+        if not files:
+            raise MechstudyError(f"no {' or '.join(suffixes)} file in this folder", where=str(path))
+    else:
+        files = [path] if path.exists() else _matching(path)
+    if not files:
+        others = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        guess = nearest(path.name, others)
+        raise MechstudyError(
+            "no such file", where=str(path), fix=f"did you mean {path.parent / guess}?" if guess else None
+        )
+    if empty := next((p for p in files if p.stat().st_size == 0), None):
+        raise MechstudyError("the file is empty", where=str(empty))
+    return files
+
+
+def _matching(path: Path) -> list[Path]:
+    """Files a pattern stands for: everything from its first wildcard part on is matched."""
+    wild = next((i for i, part in enumerate(path.parts) if re.search(r"[*?\[]", part)), None)
+    if wild is None:
+        return []
+    return sorted(p for p in Path(*path.parts[:wild]).glob("/".join(path.parts[wild:])) if p.is_file())
+
+
+def _suffix(path: Path) -> str:
+    """The file's kind, without a compression suffix."""
+    return path.with_suffix("").suffix if path.suffix in _OPENERS else path.suffix
+
+
+def _open(path: Path) -> IO[bytes]:
+    """A seekable binary file; a compressed one is unpacked in memory."""
+    if path.suffix not in _OPENERS:
+        return path.open("rb")
+    try:
+        with _OPENERS[path.suffix](path, "rb") as packed:
+            return io.BytesIO(packed.read())
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise MechstudyError("the compressed file is damaged", where=str(path), facts={"reason": str(error)}) from error
+
+
+def _decode(line: bytes, where: str) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise MechstudyError(
+            "the text is not UTF-8",
+            where=where,
+            facts={"byte": f"0x{line[error.start]:02x} at byte {error.start} of the line"},
+            fix="convert the file to UTF-8, for example with iconv",
+        ) from error
+
+
+def _text(path: Path, field: str, rng: np.random.Generator) -> Iterator[str]:
+    """Documents of a plain text: parted by ``<|endoftext|>``, else paragraphs joined to 2,000 characters."""
+    with _open(path) as file:
+        text = "".join(_decode(line, f"{path}:{number}") for number, line in enumerate(file, 1))
+    text = text.removeprefix("\ufeff")
+    documents: list[str]
+    if SEPARATOR in text:
+        documents = text.split(SEPARATOR)
+    else:
+        documents, size = [], TEXT_DOCUMENT_CHARACTERS
+        for paragraph in re.split(r"\r?\n(?:[ \t]*\r?\n)+", text):
+            if size >= TEXT_DOCUMENT_CHARACTERS:
+                documents.append(paragraph)
+                size = len(paragraph)
+            else:
+                documents[-1] += "\n\n" + paragraph
+                size += len(paragraph) + 2
+    for number in rng.permutation(len(documents)).tolist():
+        yield documents[number].strip("\r\n")
+
+
+def _jsonl(path: Path, field: str, rng: np.random.Generator) -> Iterator[str]:
+    """The field of each line; lines are found by their offsets, so that only these are held in memory."""
+    with _open(path) as file:
+        lengths = np.fromiter((len(line) for line in file), dtype=np.int64)
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        for number in rng.permutation(len(lengths)).tolist():
+            file.seek(int(offsets[number]))
+            line = file.read(int(lengths[number]))
+            if line.strip():
+                yield _field(_decode(line, f"{path}:{number + 1}"), field, f"{path}:{number + 1}")
+
+
+def _field(line: str, field: str, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise MechstudyError("the line is not JSON", where=where, facts={"reason": str(error)}) from error
+    if not isinstance(record, dict):
+        raise MechstudyError("the line is not a JSON object", where=where, fix='write {"text": "..."}')
+    if field not in record:
+        guess = nearest(field, record)
+        raise MechstudyError(
+            f"no field {field!r}",
+            where=where,
+            facts={"fields": ", ".join(record) or "none"},
+            fix=f"text_field: {guess}" if guess else "set text_field to the field that holds the text",
+        )
+    if not isinstance(record[field], str):
+        raise MechstudyError(f"field {field!r} is {type(record[field]).__name__}, not text", where=where)
+    return record[field]
+
+
+def _parquet(path: Path, field: str, rng: np.random.Generator) -> Iterator[str]:
+    """The column's texts; nulls are left out."""
+    import polars as pl
+
+    try:
+        schema = pl.read_parquet_schema(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MechstudyError("not a readable parquet file", where=str(path), facts={"reason": reason}) from error
+    if field not in schema:
+        guess = nearest(field, schema)
+        raise MechstudyError(
+            f"no column {field!r}",
+            where=str(path),
+            facts={"columns": ", ".join(schema)},
+            fix=f"text_field: {guess}" if guess else "set text_field to the column that holds the text",
+        )
+    if schema[field] != pl.String:
+        raise MechstudyError(f"column {field!r} is {schema[field]}, not text", where=str(path))
+    try:
+        column = pl.read_parquet(path, columns=[field])[field].drop_nulls()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MechstudyError("the parquet file is damaged", where=str(path), facts={"reason": reason}) from error
+    for number in rng.permutation(len(column)).tolist():
+        yield column[number]
+
+
+def _hub(source: Source, field: str, seed: int) -> Iterator[str | None]:
+    where = f"hf:{source.location}"
+    try:
+        import datasets
+    except ImportError as error:
+        raise MechstudyError(
+            "reading Hugging Face datasets needs an extra package",
+            where=where,
+            fix="pip install 'mechstudy[hub]'",
+        ) from error
+    try:
+        rows = datasets.load_dataset(
+            source.location,
+            source.config,
+            split=source.split,
+            revision=source.revision,
+            streaming=True,
+        ).shuffle(seed=seed, buffer_size=HUB_SHUFFLE_BUFFER)
+        for row in rows:
+            if field not in row:
+                guess = nearest(field, row)
+                raise MechstudyError(
+                    f"no field {field!r}",
+                    where=where,
+                    facts={"fields": ", ".join(row)},
+                    fix=f"text_field: {guess}" if guess else "set text_field to the field that holds the text",
+                )
+            yield row[field]
+    except MechstudyError:
+        raise
+    except Exception as error:  # the library passes on errors of a dozen others
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MechstudyError(
+            "the dataset cannot be read",
+            where=where,
+            facts={"reason": f"{type(error).__name__}: {reason}"},
+            fix="check name, configuration and split; without a network use text:, jsonl: or parquet:",
+        ) from error
+
+
+_READERS: dict[str, Callable[[Path, str, np.random.Generator], Iterator[str]]] = {
+    "text": _text,
+    "jsonl": _jsonl,
+    "parquet": _parquet,
+}

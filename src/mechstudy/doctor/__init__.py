@@ -1,0 +1,1 @@
+"""Checks of a machine, a model and a run."""

@@ -1,0 +1,122 @@
+"""The folders that a study writes to: kind of file system, room, speed, and whether locks work there."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from mechstudy.activations.staging import file_system, is_network
+from mechstudy.core.errors import MechstudyError
+from mechstudy.core.files import disk_errors
+from mechstudy.core.sizes import human
+from mechstudy.doctor.check import Check
+
+_LITTLE, _NONE = 20e9, 1e9  # bytes free
+_BLOCK = 4 << 20
+_BYTES = 64 << 20
+_SLOW = 50e6  # bytes a second
+_LOCK = (
+    "import fcntl, sys\nf = open(sys.argv[1])\n"
+    "try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)\nexcept BlockingIOError: sys.exit(0)\nsys.exit(1)"
+)
+
+
+def folder(name: str, path: Path) -> list[Check]:
+    """Everything about one folder; it is made where it is not there, and left as it was."""
+    made = _make(path)
+    try:
+        with disk_errors(path):
+            kind = file_system(path)
+            return [_room(name, path, kind), _speed(name, path, kind), _locks(name, path, kind)]
+    except (MechstudyError, OSError) as error:
+        what = error.what if isinstance(error, MechstudyError) else str(error)
+        return [
+            Check(name, "bad", f"{path}: {what}", "another folder: --out for the run, $MECHSTUDY_CACHE for the cache")
+        ]
+    finally:
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def _make(path: Path) -> list[Path]:
+    """The folders that had to be made, innermost first."""
+    absent = [p for p in (path, *path.parents) if not p.exists()]
+    with suppress(OSError):
+        path.mkdir(parents=True, exist_ok=True)
+    return absent
+
+
+def _room(name: str, path: Path, kind: str) -> Check:
+    free = shutil.disk_usage(path).free
+    text = f"{path.resolve()} on {kind or 'an unknown file system'}{', shared by machines' if is_network(kind) else ''}"
+    text += f", {human(free)} free"
+    if kind in ("tmpfs", "ramfs"):
+        return Check(name, "warn", f"{text}; it is memory, and gone with the machine", "a folder on a disk")
+    if free < _NONE:
+        return Check(name, "bad", text, "free some space, or another folder; `mechstudy plan` says what a study needs")
+    if free < _LITTLE:
+        return Check(
+            name, "warn", text, "`mechstudy plan` says what a study needs; dictionaries.source: stream needs least"
+        )
+    return Check(name, "ok", text)
+
+
+def speed(path: Path, n: int = _BYTES) -> tuple[float, float]:
+    """Bytes a second written (synced) and read back from the disk, not from memory where that can be asked."""
+    file, block = path / f".mechstudy-doctor-{secrets.token_hex(4)}", secrets.token_bytes(_BLOCK)
+    try:
+        began = time.perf_counter()
+        with file.open("wb", buffering=0) as out:
+            for _ in range(n // _BLOCK):
+                out.write(block)
+            os.fsync(out.fileno())
+        wrote = time.perf_counter() - began
+        with file.open("rb", buffering=0) as opened:
+            with suppress(AttributeError, OSError):
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            buffer, total = bytearray(_BLOCK), 0
+            began = time.perf_counter()
+            while got := opened.readinto(buffer):
+                total += got
+            read = time.perf_counter() - began
+    finally:
+        file.unlink(missing_ok=True)
+    assert total == n // _BLOCK * _BLOCK, f"{total} bytes came back"
+    return total / max(wrote, 1e-9), total / max(read, 1e-9)
+
+
+def _speed(name: str, path: Path, kind: str) -> Check:
+    write, read = speed(path)
+    text = f"{human(write)}/s written (synced), {human(read)}/s read, {_BYTES >> 20} MiB in one file"
+    if min(write, read) >= _SLOW:
+        return Check(f"{name}, speed", "ok", text)
+    fix = "compute.stage: auto with $TMPDIR on a local disk" if is_network(kind) else "a faster disk"
+    return Check(f"{name}, speed", "warn", text, f"{fix}, or dictionaries.source: stream")
+
+
+def _locks(name: str, path: Path, kind: str) -> Check:
+    """Another process tries to take a lock that this one holds."""
+    import fcntl
+
+    file = path / f".mechstudy-doctor-{secrets.token_hex(4)}"
+    try:
+        with file.open("w") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                fix = "run one `mechstudy` at a time there; on Lustre ask for the mount option flock"
+                return Check(f"{name}, locks", "warn", f"no flock on {kind}: {error.strerror}", fix)
+            refused = subprocess.run([sys.executable, "-c", _LOCK, str(file)], check=False, timeout=30).returncode == 0
+    finally:
+        file.unlink(missing_ok=True)
+    if refused:
+        return Check(f"{name}, locks", "ok", "flock keeps a second process out")
+    fix = "never run the same study twice at once there; on Lustre ask for the mount option flock"
+    return Check(f"{name}, locks", "warn", f"flock on {kind} does not keep a second process out", fix)

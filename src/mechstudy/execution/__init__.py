@@ -1,1 +1,0 @@
-"""The DAG of units, the local runner, plan and status."""

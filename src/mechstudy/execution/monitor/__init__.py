@@ -1,1 +1,0 @@
-"""What a unit uses while it runs: the sampler beside it, `--profile`, and snapshots of its memory."""

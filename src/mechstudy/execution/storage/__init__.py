@@ -1,1 +1,0 @@
-"""What a run keeps, packs, brings back and lets go (docs/storage.md)."""

@@ -1,0 +1,1 @@
+"""Top activations of features and what they promote."""

@@ -1,1 +1,0 @@
-"""Formats of the ecosystem: Neuronpedia and circuit-tracer graphs."""

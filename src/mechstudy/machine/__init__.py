@@ -1,0 +1,1 @@
+"""Memory, devices, precision, process groups and back-off when memory runs out."""

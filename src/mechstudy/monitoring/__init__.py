@@ -1,0 +1,1 @@
+"""Sampling of resource use, its summaries, and rules that name bottlenecks."""

@@ -1,1 +1,0 @@
-"""One file per phase: its spec and its run(); glue, no mathematics."""

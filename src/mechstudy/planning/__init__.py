@@ -1,0 +1,1 @@
+"""What a study will need, from shapes alone; nothing is run."""

@@ -1,0 +1,176 @@
+"""What short pilots on the target machine say of the time and memory model; kept in ``<run>/validate.json``.
+
+Per kind of unit: seconds = once + fixed + factor x what the model says. ``once`` is paid by the first unit of a kind in
+a process (imports, compiled kernels), ``fixed`` by every one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from mechstudy.core.errors import MechstudyError
+from mechstudy.core.jsonio import read_json
+from mechstudy.machine.cache import machine_id
+
+FILE = "validate.json"
+_T90 = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81)  # Student's t, 90% two-sided, by degrees of freedom
+LEAST_SPREAD = 0.10  # of any interval: a machine differs from itself by as much
+_UNREPEATED = 0.25
+_LONGER = 1.25  # times the model's seconds, from which a pilot tells a slope from a constant
+_NOTHING = 0.05  # seconds: below, the model does not say what a unit is busy with
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """A unit that was run to learn of its kind. ``modelled`` seconds without loading, ``planned_bytes`` of memory;
+    ``first``: of its kind in the process."""
+
+    kind: str
+    unit: str
+    seconds: float
+    modelled: float
+    peak_bytes: int
+    planned_bytes: int
+    loading: float = 0.0
+    first: bool = False
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Of one kind. ``spread`` is half of the 90% interval, as a share of the seconds; ``extra_bytes`` of memory come on
+    top of what the plan counts; ``n`` pilots."""
+
+    factor: float
+    fixed: float = 0.0
+    once: float = 0.0
+    spread: float = LEAST_SPREAD
+    extra_bytes: int = 0
+    n: int = 0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Fits by kind (see `times.kind_of`), the machine, threads and moment they are of, and what ``auto`` is there."""
+
+    fits: Mapping[str, Fit]
+    machine: str = ""
+    finished: str = ""
+    auto: str | None = None
+    threads: int = 0
+    pilots: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+
+    def of(self, kind: str) -> Fit | None:
+        """The fit of a kind; a variant is trained as any dictionary is."""
+        return self.fits.get("train" if kind == "variant" else kind)
+
+    def as_json(self) -> dict[str, Any]:
+        fits = {kind: asdict(fit) for kind, fit in self.fits.items()}
+        found = {"machine": self.machine, "threads": self.threads, "finished": self.finished, "auto": self.auto}
+        return {**found, "fits": fits, "pilots": list(self.pilots)}
+
+
+def fit_all(pilots: Sequence[Pilot], finished: str, auto: str | None = None, threads: int = 0) -> Calibration:
+    """A fit of every kind there are pilots of, with the interval that all repeats together allow."""
+    by_kind: dict[str, list[Pilot]] = {}
+    for pilot in pilots:
+        by_kind.setdefault(pilot.kind, []).append(pilot)
+    fits = {kind: fit(found) for kind, found in by_kind.items()}
+    noise, freedom = _pooled([_long(found) for found in by_kind.values()])
+    fits = {kind: replace(f, spread=_spread(noise, freedom, f.n)) for kind, f in fits.items()}
+    return Calibration(fits, machine_id(), finished, auto, threads, [asdict(pilot) for pilot in pilots])
+
+
+def fit(pilots: Sequence[Pilot]) -> Fit:
+    """The fit of one kind: a line through short and long pilots, a factor where they are equally long, a constant where
+    the model says next to nothing.
+
+    What the first one of a process took beyond the line is paid once.
+    """
+    extra = max(pilot.peak_bytes - pilot.planned_bytes for pilot in pilots)
+    long = _long(pilots)
+    later = _later(pilots)
+    modelled, took = fmean(p.modelled for p in long), median(p.seconds for p in long)
+    if modelled < _NOTHING:
+        factor, fixed = 1.0, max(0.0, took - modelled)
+    else:
+        factor, fixed = took / modelled, 0.0
+        if short := [pilot for pilot in later if pilot not in long]:
+            below, quick = fmean(p.modelled for p in short), median(p.seconds for p in short)
+            slope = (took - quick) / (modelled - below)
+            if 0.1 * factor < slope < factor:
+                factor, fixed = slope, max(0.0, took - slope * modelled)
+    once = max((p.seconds - fixed - factor * p.modelled for p in pilots if p not in later), default=0.0)
+    return Fit(factor, fixed, max(0.0, once), LEAST_SPREAD, extra, len(long))
+
+
+def _later(pilots: Sequence[Pilot]) -> list[Pilot]:
+    """Those after the first of a process, where there are any."""
+    return [pilot for pilot in pilots if not pilot.first] or list(pilots)
+
+
+def _long(pilots: Sequence[Pilot]) -> list[Pilot]:
+    """The longest ones, by the model."""
+    later = _later(pilots)
+    longest = max(pilot.modelled for pilot in later)
+    return [pilot for pilot in later if pilot.modelled * _LONGER >= longest]
+
+
+def _pooled(groups: Iterable[Sequence[Pilot]]) -> tuple[float, int]:
+    """Relative standard deviation of repeats within kinds, and its degrees of freedom."""
+    squares, freedom = 0.0, 0
+    for group in groups:
+        mean = fmean(pilot.seconds for pilot in group)
+        if len(group) > 1 and mean > _NOTHING:
+            squares += sum((pilot.seconds / mean - 1) ** 2 for pilot in group)
+            freedom += len(group) - 1
+    return (squares / freedom) ** 0.5 if freedom else 0.0, freedom
+
+
+def _spread(noise: float, freedom: int, n: int) -> float:
+    """Half of the 90% interval of the mean of ``n`` repeats, as a share of it."""
+    if not freedom:
+        return _UNREPEATED
+    t90 = _T90[min(freedom, len(_T90)) - 1]
+    return min(1.0, max(LEAST_SPREAD, t90 * noise / n**0.5))
+
+
+def read_calibration(folder: Path, threads: int) -> Calibration | None:
+    """The calibration of a run's folder; None where it was not validated, or elsewhere, or with other threads."""
+    found = _kept(folder)
+    return found if found is not None and _otherwise(found, threads) is None else None
+
+
+def why_uncalibrated(folder: Path, threads: int) -> str | None:
+    """Why pilots that were run say nothing of this plan; None where none were."""
+    found = _kept(folder)
+    told = None if found is None else _otherwise(found, threads)
+    return None if found is None or told is None else f"pilots of {found.finished} were {told}"
+
+
+def _kept(folder: Path) -> Calibration | None:
+    with suppress(MechstudyError, KeyError, TypeError):
+        found = read_json(folder / FILE)["calibration"]
+        fits = {kind: Fit(**values) for kind, values in found["fits"].items()}
+        how = found["machine"], found["finished"], found["auto"], int(found["threads"])
+        return Calibration(fits, *how, found["pilots"])
+    return None
+
+
+def _otherwise(found: Calibration, threads: int) -> str | None:
+    """In what way they were run otherwise."""
+    if found.machine != machine_id():
+        return "on another machine (CPU, GPUs or torch)"
+    if found.threads != threads:
+        s = "" if found.threads == 1 else "s"
+        return f"for {found.threads} thread{s}, this plan is for {threads} (--threads, compute.threads)"
+    return None
+
+
+def joint_spread(parts: Iterable[tuple[float, float]]) -> float:
+    """Half-width in seconds of a sum of (seconds, spread): kinds err independently of each other."""
+    return sum((seconds * spread) ** 2 for seconds, spread in parts) ** 0.5

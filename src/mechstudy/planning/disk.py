@@ -1,0 +1,143 @@
+"""Bytes a study writes, at the fullest moment and in the end, against what the disk and the quota leave."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Protocol
+
+from mechstudy.activations.quota import Quota
+from mechstudy.core.errors import MechstudyError
+from mechstudy.core.sizes import human
+from mechstudy.study.dag import Evaluation
+from mechstudy.study.retention import rule_of
+from mechstudy.study.run_folder import ARTIFACTS
+from mechstudy.study.unit import Unit
+
+SPARE = 256 << 20  # bytes kept free beside what the study writes: logs, checkpoints, the report
+
+
+class Sized(Protocol):
+    """A unit with its bytes."""
+
+    @property
+    def unit(self) -> str: ...
+
+    @property
+    def bytes_on_disk(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes the units still to run write: as the study says, with captured activations kept, and discarded."""
+
+    needed: int
+    needed_keeping: int
+    needed_discarding: int
+    free: int
+    quota_left: int | None = None  # of storage.quota
+
+    @property
+    def over_disk(self) -> int:
+        """Bytes that the disk lacks, with what is kept free; 0 where it is large enough."""
+        return max(0, self.needed + SPARE - self.free) if self.needed else 0
+
+    @property
+    def over_quota(self) -> int:
+        """Bytes that the quota lacks; it is ours alone, so that nothing need be kept free."""
+        return 0 if self.quota_left is None or not self.needed else max(0, self.needed - self.quota_left)
+
+    @property
+    def short_by(self) -> int:
+        """Bytes that are missing; 0 when it fits."""
+        return max(self.over_disk, self.over_quota)
+
+
+def disk_need(evaluation: Evaluation, folder: Path, quota: int | None = None) -> Disk:
+    """Bytes that the units to run will write, at the fullest moment, and bytes free where the run lies."""
+    as_said = _peak_bytes(evaluation, lambda unit: unit.retention == "discard")
+    keeping = _peak_bytes(evaluation, lambda unit: False)
+    discarding = _peak_bytes(evaluation, may_go)
+    left = None if quota is None else Quota(quota, folder / ARTIFACTS).left(finished=True)
+    return Disk(as_said, keeping, discarding, free_bytes(folder), left)
+
+
+def disk_refusal(disk: Disk, folder: Path, rows: Sequence[Sized] = (), *, here: bool = True) -> MechstudyError | None:
+    """The error that says by how much the disk or the quota is too small; None when neither is.
+
+    Args:
+        here: the study runs where this disk is; elsewhere only the quota counts.
+    """
+    short = max(disk.over_disk if here else 0, disk.over_quota)
+    if not short:
+        return None
+    by_quota = disk.over_quota == short
+    facts = {"needed": f"{human(disk.needed)} at the fullest moment"}
+    if by_quota:
+        facts["quota"] = f"{human(disk.quota_left or 0)} left of storage.quota"
+    else:
+        facts["needed"] += f", and {human(SPARE)} to spare"
+        facts["free"] = f"{human(disk.free)} at {nearest_folder(folder)}"
+    if rows:
+        largest = max(rows, key=lambda row: row.bytes_on_disk)
+        facts["largest"] = f"{largest.unit}, {human(largest.bytes_on_disk)}"
+    fix = "smaller corpus.tokens or dictionaries.layers_per_pass, dictionaries.store_dtype: int8 or source: stream"
+    fix += ", or a larger storage.quota" if by_quota else ", or --out on another disk"
+    if disk.needed_discarding < disk.needed:
+        fix = f"storage.retain.capture: discard (needs {human(disk.needed_discarding)}), {fix}"
+    tight = "storage.quota" if by_quota else "the disk"
+    return MechstudyError(
+        f"{tight} is too small for this study by {human(short)}", where=str(folder), facts=facts, fix=fix
+    )
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes free on the disk where the folder is or will be."""
+    return shutil.disk_usage(nearest_folder(folder)).free
+
+
+def nearest_folder(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there: on its disk it will be."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def may_go(unit: Unit) -> bool:
+    """Whether the run discards this unit's payload, or would by default."""
+    usual = rule_of(unit.phase, unit.spec).retention
+    return bool(unit.discard_patterns) and "discard" in (unit.retention, usual)
+
+
+def kept_bytes(unit: Unit) -> int:
+    """Bytes that stay when payload that may go is discarded once nobody needs it any more."""
+    size = unit.estimate.bytes_on_disk
+    if not may_go(unit):
+        return size
+    gone = sum(
+        bytes_
+        for name, bytes_ in unit.estimate.payload.items()
+        if any(fnmatchcase(name, pattern) for pattern in unit.discard_patterns)
+    )
+    return max(0, size - (gone or size))
+
+
+def _peak_bytes(evaluation: Evaluation, discards: Callable[[Unit], bool]) -> int:
+    """Bytes on disk at the fullest moment of the units to run, in order, payload deleted after its last consumer."""
+    last: dict[str, str] = {}
+    units, to_run = evaluation.graph.units, evaluation.to_run
+    for name in to_run:
+        for source in units[name].inputs.values():
+            if units[name].reads_payload:
+                last[source] = name
+    held = peak = 0
+    for name in to_run:
+        held += units[name].estimate.bytes_on_disk
+        peak = max(peak, held)
+        for source in set(units[name].inputs.values()):
+            unit = units[source]
+            if last.get(source) == name and source in to_run and discards(unit):
+                held -= unit.estimate.bytes_on_disk - kept_bytes(unit)
+    return peak

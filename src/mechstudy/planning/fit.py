@@ -1,0 +1,199 @@
+"""What cannot fit, and the change that would make it fit: disk, quota, memory of a GPU or the machine, time limits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mechstudy.core.errors import MechstudyError
+from mechstudy.core.progress import duration
+from mechstudy.core.sizes import human
+from mechstudy.planning.disk import disk_refusal
+from mechstudy.planning.hardware import PROFILES, Hardware, asked_hardware, load_hardware
+from mechstudy.planning.machine import this_machine
+from mechstudy.planning.plan import Plan, PlanRow, make_plan
+from mechstudy.study.slurm_config import SlurmConfig, seconds
+from mechstudy.study.study import Study
+from mechstudy.study.unit import Unit
+
+if TYPE_CHECKING:
+    from mechstudy.runner.study_run import OpenedStudy
+
+_LEAST_TOKENS = 256
+RESUMED = ("capture", "stream", "train", "variant", "attribute", "intervene")  # go on from what was saved
+Change = tuple[str, Study]
+
+
+def refusal(
+    plan: Plan, opened: OpenedStudy | None = None, slurm: SlurmConfig | None = None
+) -> MechstudyError | None:  # fmt: skip
+    """Why the study cannot run as it is, and what to change; None where it can. The worst of `refusals`."""
+    return next(iter(refusals(plan, opened, slurm)), None)
+
+
+def refusals(
+    plan: Plan, opened: OpenedStudy | None = None, slurm: SlurmConfig | None = None, *, disk_here: bool = True
+) -> list[MechstudyError]:
+    """Every reason why the study cannot run as it is, those first that need another machine, then what is in the study.
+
+    Args:
+        disk_here: the study is to run where the run's folder is; elsewhere this disk says nothing.
+    """
+    todo = [row for row in plan.rows if row.to_run]
+    found = [_memory(plan, todo, opened), disk_refusal(plan.disk, plan.folder, plan.rows, here=disk_here)]
+    if slurm is not None:
+        found += [_time(plan, todo, slurm), _job_memory(todo, slurm, plan.hardware)]
+    return [error for error in found if error is not None]
+
+
+def submit_refusal(opened: OpenedStudy, slurm: SlurmConfig) -> MechstudyError | None:
+    """Why jobs of this study could not do it, and what to change; None where they can, or nobody knows.
+
+    Where the study names its hardware, all that `plan` refuses. Where it does not, the node that submits says nothing
+    of those that compute: then the disk, and the memory that jobs without a GPU ask for.
+    """
+    named = asked_hardware(opened.study.compute)
+    if named is not None:
+        return refusal(make_plan(opened.run(), hardware=named, slurm=slurm), opened, slurm)
+    node = this_machine("cpu", opened.options.total_threads).model_copy(update={"source": "profile"})
+    plan = make_plan(opened.run(), hardware=node, slurm=slurm)
+    on_cpu = [row for row in plan.rows if row.to_run and not _asks_gpus(slurm.of_phase(row.phase))]
+    return disk_refusal(plan.disk, plan.folder, plan.rows) or _job_memory(on_cpu, slurm, node)
+
+
+def _asks_gpus(asked: SlurmConfig) -> bool:
+    return asked.gpus is not None and str(asked.gpus).rpartition(":")[2].strip("0") != ""
+
+
+def _memory(plan: Plan, rows: Sequence[PlanRow], opened: OpenedStudy | None) -> MechstudyError | None:
+    """A unit that needs more memory than there is at all."""
+    hardware = plan.hardware
+    limit = plan.memory_total if hardware.device == "cpu" and hardware.is_here else hardware.memory_bytes
+    if not rows or (largest := max(rows, key=lambda row: row.memory.least)).memory.least <= limit:
+        return None
+    whose = f"the memory of {hardware.name}"
+    need = f"{largest.unit} needs {human(largest.memory.least)}"
+    return MechstudyError(
+        f"{whose} is too small for this study by {human(largest.memory.least - limit)}",
+        facts={"needed": need, "has": human(limit)},
+        fix=", or ".join(_memory_fixes(plan, limit, largest, opened)),
+    )
+
+
+def _memory_fixes(plan: Plan, limit: int, largest: PlanRow, opened: OpenedStudy | None) -> Iterator[str]:
+    """Changes, each of which alone makes every unit fit; then hardware that would do."""
+    tried = _changes(opened.study) if opened is not None else ()
+    fits = [text for text, study in tried if opened is not None and _peak(opened, study, plan.hardware) <= limit]
+    yield from fits[:3]
+    larger = [p for p in map(load_hardware, sorted(f.stem for f in PROFILES.glob("*.yaml"))) if p.device == "cuda"]
+    enough = [p.name.lower() for p in larger if p.memory_bytes >= largest.memory.least]
+    if plan.hardware.device == "cuda" and enough:
+        yield f"--hardware {enough[0]}"
+    elif not fits:
+        yield f"a smaller model, or a machine with {human(largest.memory.least)} of memory"
+
+
+def _changes(study: Study) -> Iterator[Change]:
+    """Studies that need less memory, smallest change first."""
+    tokens = study.compute.batch_tokens // 2
+    while tokens >= _LEAST_TOKENS:
+        yield f"compute.batch_tokens: {tokens}", _with(study, "compute", batch_tokens=tokens)
+        tokens //= 2
+    d = study.dictionaries
+    if d.model_dtype != "bfloat16":
+        yield "dictionaries.model_dtype: bfloat16", _with(study, "dictionaries", model_dtype="bfloat16")
+    for parts in (2, 4, 8):
+        training = d.training.model_copy(update={"accumulate": parts})
+        yield f"dictionaries.training.accumulate: {parts}", _with(study, "dictionaries", training=training)
+    if d.source == "stream":
+        for n in (5, 2, 1):
+            if n < d.layers_per_pass:
+                yield f"dictionaries.layers_per_pass: {n}", _with(study, "dictionaries", layers_per_pass=n)
+    for expansion in (2, 1):
+        smaller = d.architecture.model_copy(update={"expansion": float(expansion), "d_sae": None})
+        yield f"dictionaries.architecture.expansion: {expansion}", _with(study, "dictionaries", architecture=smaller)
+
+
+def _with(study: Study, section: str, **fields: Any) -> Study:
+    return study.model_copy(update={section: getattr(study, section).model_copy(update=fields)})
+
+
+def _peak(opened: OpenedStudy, study: Study, hardware: Hardware) -> int:
+    """The largest unit's bytes, were the study so."""
+    from mechstudy.planning.times import peak_of
+    from mechstudy.study.units import build_units
+
+    try:
+        units: Sequence[Unit] = build_units(study, opened.shapes, "", opened.file.parent.resolve())
+    except MechstudyError:
+        return 1 << 62
+    peaks = [peak_of(unit.estimate, hardware) for unit in units]
+    return max(peak.bytes - peak.file for peak in peaks)
+
+
+def _time(plan: Plan, rows: Sequence[PlanRow], slurm: SlurmConfig) -> MechstudyError | None:
+    """The unit that outlasts its job by most: it is not resumed by another, or not often enough."""
+    over = {row.unit: _over(row, slurm.of_phase(row.phase)) for row in rows}
+    worst = max(rows, key=lambda row: over[row.unit], default=None)
+    if worst is None or over[worst.unit] <= 1 or worst.seconds is None:
+        return None
+    asked = slurm.of_phase(worst.phase)
+    limit, jobs, resumed = seconds(str(asked.time)), _jobs(worst, asked), worst.phase in RESUMED
+    enough = _slurm_time(1.25 * (worst.seconds + asked.signal_lead))
+    facts = {
+        "limit": f"{duration(limit)}, of which the last {duration(asked.lead)} are for saving",
+        "jobs": f"{jobs} one after another at the most" if resumed else "one: it starts again when it is put back",
+    }
+    if others := [name for name, factor in over.items() if factor > 1 and name != worst.unit]:
+        facts["others"] = ", ".join(others[:6]) + (", ..." if others[6:] else "")
+    fewest = _slurm_time(1.25 * (worst.seconds / jobs + asked.signal_lead))
+    return MechstudyError(
+        f"{worst.unit} takes about {duration(worst.seconds)}, more than its time limit allows",
+        where=f"compute.slurm.phases.{worst.phase}.time" if worst.phase in slurm.phases else "compute.slurm.time",
+        facts=facts,
+        fix=f"time: {enough}" + (f", or at least {fewest}, or a larger max_restarts" if resumed else ""),
+    )
+
+
+def _over(row: PlanRow, asked: SlurmConfig) -> float:
+    """A unit's time over that of all the jobs it may have, each without what it needs to save itself."""
+    if asked.time is None or row.seconds is None:
+        return 0.0
+    usable = max(0, seconds(str(asked.time)) - asked.lead)
+    return row.seconds / (usable * _jobs(row, asked)) if usable else math.inf
+
+
+def _jobs(row: PlanRow, asked: SlurmConfig) -> int:
+    """How many jobs may work on a unit, one after another, each going on where the last one was."""
+    return asked.max_restarts + 1 if row.phase in RESUMED else 1
+
+
+def _job_memory(rows: Sequence[PlanRow], slurm: SlurmConfig, hardware: Hardware) -> MechstudyError | None:
+    """A unit that needs more memory than its job asks for."""
+    for row in rows:
+        asked = slurm.of_phase(row.phase).memory
+        limit = None if asked is None else _memory_bytes(str(asked))
+        if hardware.device == "cuda" or not limit or row.memory.peak <= limit:
+            continue
+        return MechstudyError(
+            f"{row.unit} needs {human(row.memory.peak)}, more than its job asks for",
+            where=f"compute.slurm.phases.{row.phase}.memory" if row.phase in slurm.phases else "compute.slurm.memory",
+            facts={"asked for": human(limit)},
+            fix=f"memory: {-(-int(1.15 * row.memory.peak) // (1 << 30))}G",
+        )
+    return None
+
+
+def _memory_bytes(text: str) -> int:
+    """Slurm's memory: a number of MiB, or with K, M, G, T (binary)."""
+    scale: dict[str, Callable[[int], int]] = {
+        "K": lambda n: n << 10, "M": lambda n: n << 20, "G": lambda n: n << 30, "T": lambda n: n << 40,
+    }  # fmt: skip
+    return scale[text[-1]](int(text[:-1])) if text[-1] in scale else int(text) << 20
+
+
+def _slurm_time(seconds_: float) -> str:
+    """``HH:MM:SS``, rounded up to five minutes."""
+    minutes = -(-int(seconds_) // 300) * 5
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:00"

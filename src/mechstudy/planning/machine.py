@@ -1,0 +1,183 @@
+"""This machine as measured: rates of products, memory and disk. Measured once, then remembered.
+
+`plan` needs a number at once and measures for a third of a second, without torch; `validate` measures with torch, in
+both precisions, at the study's own widths.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mechstudy.machine.cache import recall, remember
+from mechstudy.machine.memory import total_memory_bytes
+from mechstudy.planning.hardware import HERE, Hardware, Share, profile_of_gpu
+
+RECORD = "rates"
+WIDTHS = (576, 1024, 2048)
+_ROWS = 2048
+_SECONDS = 0.12  # a measurement of one product
+_BLOCK = 64 << 20  # bytes moved to measure memory and disk
+# What whole units reached of plain products on the machines of docs/budget.md.
+_CPU_SHARES = {"forward": 0.75, "train": 0.6, "attribute": 0.3, "stream": 0.7, "sparse": 0.5}
+_PROCESS_BYTES = 500_000_000  # Python, torch and transformers
+
+
+def this_machine(device: str, threads: int) -> Hardware:
+    """The GPU's profile where there is one and it is asked for, else the CPU as measured, now or earlier."""
+    if device != "cpu" and (gpu := _gpu()) is not None:
+        return gpu
+    record = recall(_name(threads))
+    if record is None:
+        record = quick(threads)
+        remember(_name(threads), record)
+    return hardware_of(record)
+
+
+def hardware_of(record: Mapping[str, Any]) -> Hardware:
+    """The profile that a record of measurements makes."""
+    f32 = {str(w): float(rate) for w, rate in record["flops"]["float32"].items()}
+    bf16 = {str(w): float(rate) for w, rate in record["flops"].get("bfloat16", {}).items()}
+    measured = {"float32": f32, **({"bfloat16": bf16} if bf16 else {})}
+    return Hardware(
+        name=HERE,
+        device="cpu",
+        memory_bytes=total_memory_bytes(),
+        reserved_bytes=_PROCESS_BYTES,
+        flops={dtype: max(rates.values()) for dtype, rates in measured.items()},
+        measured=measured,
+        memory_bandwidth=record["memory_bandwidth"],
+        shares={kind: Share(share=share, source="docs/budget.md") for kind, share in _CPU_SHARES.items()},
+        call_seconds=2e-4,
+        disk_read=record["disk_read"],
+        disk_write=record["disk_write"],
+        startup_seconds=6.0,
+        su_per_gpu_hour=0.0,
+        source=record["source"],
+    )
+
+
+def quick(threads: int) -> dict[str, Any]:
+    """float32 products with NumPy and the memory's speed; the disk's is assumed."""
+    numpy = _numpy(threads)
+
+    a = numpy.ones((_ROWS // 2, 1024), dtype=numpy.float32)
+    b = numpy.ones((1024, 1024), dtype=numpy.float32)
+    rate = 2 * a.size * 1024 / _best(lambda: a @ b)
+    return {
+        "flops": {"float32": {"1024": rate}},
+        "memory_bandwidth": _memory_bandwidth(),
+        "disk_read": 1e9,
+        "disk_write": 5e8,
+        "source": f"{rate / 1e9:.0f} GFLOP/s float32, measured with NumPy; `mechstudy validate` measures more",
+    }
+
+
+def measure(folder: Path, d_model: int, d_mlp: int, threads: int) -> Hardware:
+    """Measures with torch in float32 and bfloat16, and the disk of ``folder``; remembers it."""
+    import torch
+
+    from mechstudy.models.precision import faster_dtype
+
+    torch.set_num_threads(threads)
+    flops: dict[str, dict[str, float]] = {"float32": {}, "bfloat16": {}}
+    for width in sorted({*WIDTHS, d_model, d_mlp}):
+        for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+            a, b = torch.ones(_ROWS, width, dtype=dtype), torch.ones(width, 3 * width, dtype=dtype)
+            out = torch.empty(_ROWS, 3 * width, dtype=dtype)
+            flops[name][str(width)] = 2 * _ROWS * 3 * width * width / _best(partial(torch.mm, a, b, out=out))
+    read, write = _disk(folder)
+    best = {name: max(rates.values()) / 1e9 for name, rates in flops.items()}
+    record = {
+        "flops": flops,
+        "memory_bandwidth": _memory_bandwidth(),
+        "disk_read": read,
+        "disk_write": write,
+        "source": f"{best['float32']:.0f} GFLOP/s float32, {best['bfloat16']:.0f} bfloat16, measured with torch",
+    }
+    remember(_name(threads), record)
+    return hardware_of(record).model_copy(update={"auto": faster_dtype(d_model, d_mlp, "cpu")})
+
+
+def _name(threads: int) -> str:
+    return f"{RECORD}, {threads} threads"
+
+
+def _numpy(threads: int) -> Any:
+    """NumPy with so many threads: it reads their number when it is first imported."""
+    if "numpy" in sys.modules:
+        return sys.modules["numpy"]
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import numpy
+
+    if before is None:
+        del os.environ["OMP_NUM_THREADS"]
+    else:
+        os.environ["OMP_NUM_THREADS"] = before
+    return numpy
+
+
+def _gpu() -> Hardware | None:
+    """The profile of the first GPU; an unknown one is taken for an A100 of 40 GB."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    from mechstudy.planning.hardware import load_hardware
+    from mechstudy.store.provenance import nvidia_smi
+
+    described = nvidia_smi()
+    if not described:
+        return None
+    found = profile_of_gpu(described)
+    if found is None:
+        found = load_hardware("a100-40gb").model_copy(update={"name": "unknown GPU, taken for an A100-40GB"})
+    return found.model_copy(update={"source": "the profile of this machine's GPU"})
+
+
+def _best(work: Callable[[], Any]) -> float:
+    """Seconds of the fastest run."""
+    work()
+    best, end = float("inf"), time.perf_counter() + _SECONDS
+    while (began := time.perf_counter()) < end:
+        work()
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def _memory_bandwidth() -> float:
+    """Bytes/s that a copy reads and writes."""
+    import numpy
+
+    source = numpy.ones(_BLOCK // 8)
+    target = numpy.zeros_like(source)
+    return 2 * source.nbytes / _best(lambda: numpy.copyto(target, source))
+
+
+def _disk(folder: Path) -> tuple[float, float]:
+    """Bytes/s read and written in one file of 64 MB, synced, and read past the page cache where that can be asked."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, data = folder / ".disk-speed", os.urandom(1 << 20) * (_BLOCK >> 20)
+    try:
+        began = time.perf_counter()
+        with path.open("wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        written = time.perf_counter() - began
+        with path.open("rb", buffering=0) as opened:
+            with suppress(AttributeError, OSError):
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            began = time.perf_counter()
+            while opened.read(1 << 22):
+                pass
+            read = time.perf_counter() - began
+    finally:
+        path.unlink(missing_ok=True)
+    return len(data) / max(read, 1e-6), len(data) / max(written, 1e-6)

@@ -1,0 +1,1 @@
+"""Runs units: in this process, in a pool, under torchrun, on Slurm."""

@@ -1,0 +1,51 @@
+"""Where ranks that talk to one another meet: torch.distributed's default group, for the length of one share."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+FILE, STORE = "file:", "store:"
+
+
+def meeting_place() -> str:
+    """A new file on this machine that its ranks can meet at."""
+    return f"{FILE}{Path(tempfile.mkdtemp(prefix='mechstudy-ranks-')) / 'meeting'}"
+
+
+def leave(group: str) -> None:
+    """Deletes a meeting place."""
+    if group.startswith(FILE):
+        import shutil
+
+        shutil.rmtree(Path(group.removeprefix(FILE)).parent, ignore_errors=True)
+
+
+@contextmanager
+def joined(group: str, rank: int, size: int, device: str) -> Iterator[None]:
+    """This process is one of the group's inside: trainings share their batches (`dictionaries.team`)."""
+    import torch
+
+    from mechstudy.dictionaries.training.data_parallel import backend
+
+    if group.startswith(FILE) and Path("/sys/class/net/lo").exists():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: its name need not resolve
+    torch.distributed.init_process_group(backend(device, size), store=_store(group, size), rank=rank, world_size=size)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _store(group: str, size: int) -> Any:
+    import torch
+
+    if group.startswith(FILE):
+        return torch.distributed.FileStore(group.removeprefix(FILE), size)
+    from mechstudy.runner.processes.torchrun import shared_store
+
+    return torch.distributed.PrefixStore(group.removeprefix(STORE), shared_store())

@@ -1,0 +1,109 @@
+"""How finished units were run, by their manifests (threads, processes, device, batches), so that they run so again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mechstudy.runner.processes.task import SHARES
+from mechstudy.store.artifacts import Artifact
+from mechstudy.study.unit import Unit
+
+
+@dataclass(frozen=True)
+class AsMade:
+    """Of one unit. ``threads`` are those of each of its ``processes``, which is None where it is never shared; what is
+    not known is None."""
+
+    device: str | None
+    threads: int | None
+    processes: int | None
+    batch_tokens: int | None
+
+    @staticmethod
+    def of(artifact: Artifact, unit: Unit) -> AsMade:
+        found = artifact.manifest.get("runtime") or {}
+        n = int(found.get("world_size") or 1) if unit.entry in SHARES else None
+        device = found.get("device")
+        if n is not None and n > 1 and device is not None:
+            device = str(device).partition(":")[0]  # the leader's was its own, the others had others
+        return AsMade(device, found.get("threads"), n, found.get("batch_tokens"))
+
+    @property
+    def total_threads(self) -> int | None:
+        return None if self.threads is None else self.threads * (self.processes or 1)
+
+    def options(self, device: str | None = None) -> dict[str, Any]:
+        """Fields of `Options`; ``device``: another than it was made on."""
+        found = {"threads": self.total_threads, "batch_tokens": self.batch_tokens}
+        known = {name: value for name, value in found.items() if value}
+        return {"device": device or self.device or "cpu", "world_size": self.processes or 1, **known}
+
+    def words(self) -> list[str]:
+        """The options of a command that runs units so."""
+        sets = {"compute.batch_tokens": self.batch_tokens, "compute.world_size": self.processes}
+        words = [word for name, value in sets.items() if value for word in ("--set", f"{name}={value}")]
+        words += ["--device", self.device] if self.device else []
+        return [*words, *(["--threads", str(self.total_threads)] if self.threads else [])]
+
+    def beside(self, other: AsMade) -> AsMade | None:
+        """What one command must say to run both as they were; None where none can."""
+        same = (self.device, self.total_threads, self.batch_tokens) == (
+            other.device,
+            other.total_threads,
+            other.batch_tokens,
+        )
+        counts = {n for n in (self.processes, other.processes) if n is not None}
+        if not same or len(counts) > 1:
+            return None
+        return self if self.processes is not None else other
+
+
+def together(made: Mapping[str, AsMade]) -> list[tuple[AsMade, list[str]]]:
+    """Units, in the order given, as few commands as can run them as they were made: neighbours that are alike."""
+    groups: list[tuple[AsMade, list[str]]] = []
+    for unit, how in made.items():
+        both = groups[-1][0].beside(how) if groups else None
+        if both is None:
+            groups.append((how, [unit]))
+        else:
+            groups[-1] = (both, [*groups[-1][1], unit])
+    return groups
+
+
+def unlike(pairs: Iterable[tuple[Artifact, Artifact]]) -> list[str]:
+    """Why artifacts need not be equal, bytes apart: (before, after) of each unit that were made in different ways."""
+    units: dict[str, list[str]] = {}
+    for before, after in pairs:
+        for reason in _differences(before.manifest, after.manifest):
+            units.setdefault(reason, []).append(before.unit)
+    return [f"{reason} ({_named(names)})" for reason, names in units.items()]
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    one, two = before.get("runtime") or {}, after.get("runtime") or {}
+    processes = int(one.get("world_size") or 1), int(two.get("world_size") or 1)
+    if processes[0] != processes[1]:
+        yield f"made by {processes[0]} processes, now by {processes[1]}"
+    for name, text in (("device", "on"), ("threads", "threads:"), ("batch_tokens", "tokens per batch:"),
+                       ("model_dtype", "the model in"), ("tf32", "TF32:")):  # fmt: skip
+        if name == "device" and max(processes) > 1:
+            continue
+        if one.get(name) != two.get(name) and (one.get(name) is not None or two.get(name) is not None):
+            yield f"made {text} {one.get(name)}, now {two.get(name)}"
+    old, new = before.get("provenance") or {}, after.get("provenance") or {}
+    for name in ("cpu", "gpu"):
+        if old.get(name) and new.get(name) and _model(old[name]) != _model(new[name]):
+            yield f"made with the {name.upper()} {_model(old[name])}, now {_model(new[name])}"
+    versions = [(found.get("packages") or {}).get("torch") for found in (old, new)]
+    if all(versions) and versions[0] != versions[1]:
+        yield f"made with torch {versions[0]}, now {versions[1]}"
+
+
+def _model(described: Any) -> str:
+    return str(described.get("model") if isinstance(described, Mapping) else described)
+
+
+def _named(units: Sequence[str]) -> str:
+    return ", ".join(units[:3]) + (f" and {len(units) - 3} more" if len(units) > 3 else "")

@@ -1,0 +1,104 @@
+"""`mechstudy why`: everything that is known of one unit's job, and what to do next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mechstudy.runner.resume_progress import saved
+from mechstudy.runner.run import Run
+from mechstudy.runner.slurm.logs import logs_of, tail
+from mechstudy.runner.slurm.requeue import exit_in_words
+from mechstudy.runner.status import Status, UnitStatus, read_status
+from mechstudy.runner.study_run import OpenedStudy
+from mechstudy.runner.unit_state import UnitState, read_state
+
+LINES = 12  # of the log
+
+
+@dataclass(frozen=True)
+class Why:
+    """A unit's state and the facts behind it, in the order they are shown; the end of its log; what to do next."""
+
+    unit: UnitStatus
+    facts: dict[str, str] = field(default_factory=dict)
+    log: Path | None = None
+    lines: list[str] = field(default_factory=list)
+    next: str = ""
+
+
+def why(opened: OpenedStudy, name: str) -> Why:
+    """Of one unit.
+
+    Raises:
+        MechstudyError: the study has no such unit.
+    """
+    run = opened.run()
+    run.graph.check([name])
+    status = read_status(run)
+    unit = next(unit for unit in status.units if unit.name == name)
+    state = read_state(run.folder.path, name)
+    files = logs_of(run.folder.path, name)
+    log = files[-1] if files else None
+    facts = _facts(run, unit, state)
+    cause = _cause(run, name, status) if unit.status == "pending" else None
+    if cause is not None:
+        facts["because"] = f"{cause.name} {cause.status}: {cause.detail}"
+    lines = tail(log, LINES) if log is not None else []
+    return Why(unit, facts, log, lines, _next(opened, unit, cause))
+
+
+def _facts(run: Run, unit: UnitStatus, state: UnitState | None) -> dict[str, str]:
+    facts: dict[str, str] = {}
+    if unit.detail:
+        facts["reason"] = unit.detail
+    if state is not None and state.state == "failed" and unit.status == "failed" and state.error:
+        facts["reason"] = state.error if state.fix or "\n" not in state.error else unit.detail
+    if unit.job:
+        facts["job"] = unit.job
+    if state is not None and state.last is not None:
+        last = state.last
+        facts["attempt"] = f"{len(state.attempts)}, on {last.host} (process {last.pid}), from {last.started}"
+        facts["restarts"] = str(len(state.of_submission(last.submission)) - 1)
+        if code := exit_in_words(state):
+            facts["exit"] = code
+    node = run.evaluate().nodes[unit.name]
+    if unit.status in ("queued", "running", "failed", "pending") and node.id is not None:
+        facts["checkpoint"] = str(saved(run.folder.store.partial(node.unit.phase, unit.name, node.id)))
+    if unit.artifact:
+        facts["artifact"] = unit.artifact
+    return facts
+
+
+def _cause(run: Run, name: str, status: Status) -> UnitStatus | None:
+    """The unit upstream that everything between waits for: the first that failed."""
+    by_name = {unit.name: unit for unit in status.units}
+    seen: set[str] = set()
+    stack = [name]
+    while stack:
+        for source in run.graph.upstream(stack.pop()):
+            if source not in seen:
+                seen.add(source)
+                if by_name[source].status == "failed":
+                    return by_name[source]
+                stack.append(source)
+    return None
+
+
+def _next(opened: OpenedStudy, unit: UnitStatus, cause: UnitStatus | None) -> str:
+    resume = f"`{opened.command('resume')}`"
+    if unit.status == "done":
+        return "nothing: it is done"
+    if unit.status == "stopped":
+        return "nothing, or a lower baseline.min_accuracy, or baseline.on_fail: continue"
+    if unit.status == "running":
+        return f"wait; `{opened.command('logs', unit.name, '-f')}` follows it"
+    if unit.status == "queued":
+        if "compute.slurm." in unit.detail and "concurrent" not in unit.detail:
+            return f"change that, then `{opened.command('cancel')}` and {resume}"
+        return resume if "never" in unit.detail else "wait: Slurm starts it"
+    if unit.status == "failed":
+        return f"mend what the reason says, then {resume}: only what is missing runs"
+    if cause is not None:
+        return f"mend {cause.name} (`{opened.command('why', cause.name)}`), then {resume}"
+    return f"{resume}, or `{opened.command('run')}` on this machine"

@@ -1,0 +1,218 @@
+"""`mechstudy status`: every unit's state, from the files of the run, and from the queue where jobs were submitted.
+
+Whether a unit is done is for its artifact to say; whether one runs, for the queue, or for the lock that its process
+holds. Times are shown and never compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from mechstudy.core.errors import MechstudyError
+from mechstudy.core.jsonio import read_json
+from mechstudy.core.progress import duration
+from mechstudy.runner.resume_progress import saved
+from mechstudy.runner.run import Run
+from mechstudy.runner.slurm.job_status import JobsNow, jobs_now
+from mechstudy.runner.slurm.reasons import in_words
+from mechstudy.runner.slurm.worker import unit_lock
+from mechstudy.runner.unit_state import UnitState, read_states
+from mechstudy.store.lock import FileLock, RunLock
+from mechstudy.store.sessions import read_sessions
+from mechstudy.study.dag import Node
+
+
+@dataclass(frozen=True)
+class UnitStatus:
+    """``status``: done, running, queued, failed, stopped or pending; ``detail``: progress, or the reason; ``job``:
+    of Slurm, that runs it, waits to, or did."""
+
+    name: str
+    phase: str
+    status: str
+    seconds: float | None = None
+    artifact: str | None = None
+    detail: str = ""
+    job: str | None = None
+
+
+@dataclass(frozen=True)
+class Status:
+    """The units, and the process that runs them now: ``{pid, host, since}`` or None; and what Slurm could not say."""
+
+    units: list[UnitStatus]
+    holder: dict[str, Any] | None
+    notes: list[str] = field(default_factory=list)
+
+    def counts(self) -> dict[str, int]:
+        """status -> how many units."""
+        found: dict[str, int] = {}
+        for unit in self.units:
+            found[unit.status] = found.get(unit.status, 0) + 1
+        return found
+
+
+def read_status(run: Run) -> Status:
+    """Every unit as files and queue say; the running ones with their progress."""
+    with ThreadPoolExecutor(1) as other:  # the queue's answer takes as long as reading the artifacts does
+        asked = other.submit(jobs_now, run.folder.path)
+        nodes = run.evaluate().nodes
+        reader = _Reader(run, asked.result())
+    units = [reader.unit(node) for node in nodes.values()]
+    return Status(units, reader.holder, reader.jobs.notes)
+
+
+class _Reader:
+    """What is read once for all units."""
+
+    def __init__(self, run: Run, jobs: JobsNow) -> None:
+        self.run, self.jobs = run, jobs
+        self.holder = RunLock.holder(run.folder.path)
+        self.told: Mapping[str, dict[str, Any]] = run.folder.read_progress().get("units", {})
+        self.states = read_states(run.folder.path)
+        self.statuses: dict[str, UnitStatus] = {}
+        self.causes: dict[str, str] = {}  # unit -> the unit that keeps it from running, and how that ended
+
+    def unit(self, node: Node) -> UnitStatus:
+        """A unit after those it needs."""
+        found = self._unit(node)
+        self.statuses[found.name] = found
+        return found
+
+    def _unit(self, node: Node) -> UnitStatus:
+        name, phase = node.unit.name, node.unit.phase
+        if node.stopped is not None:
+            return UnitStatus(name, phase, "stopped", detail=node.stopped)
+        if self.told.get(name, {}).get("status") == "running" and self.holder is not None:
+            detail, seconds = _live(self.run, self.told[name].get("artifact", ""))
+            return UnitStatus(name, phase, "running", seconds, detail=detail)
+        job = self._job(node)
+        if job is not None and (job.status == "running" or node.artifact is None):
+            return job
+        if node.artifact is not None:
+            detail = "payload discarded" if node.artifact.is_discarded else ""
+            seconds = node.artifact.manifest.get("seconds")
+            return UnitStatus(name, phase, "done", seconds, self.run.folder.relative(node.artifact.path), detail)
+        return self._unfinished(node)
+
+    # ------------------------------------------------------------------- jobs
+
+    def _job(self, node: Node) -> UnitStatus | None:
+        """Where a job runs the unit or waits to; None where none does."""
+        name, phase = node.unit.name, node.unit.phase
+        state, row = self.states.get(name), self.jobs.alive.get(name)
+        if row is not None and row.waits:
+            words = in_words(row.state, row.reason)
+            if state is not None and state.state == "saved" and state.last is not None:
+                words = f"{words}; goes on from {self._saved(node)}"
+            return UnitStatus(name, phase, "queued", detail=words, job=row.id)
+        if row is not None:
+            detail, _ = _live(self.run, self._folder(node))  # its clock may still be that of an attempt before
+            told = detail or in_words(row.state, row.reason)
+            return UnitStatus(name, phase, "running", row.seconds, detail=f"{told}, on {row.node}", job=row.id)
+        if self.jobs.queue_known or state is None or state.state != "running":
+            return None
+        lock = unit_lock(self.run.folder.path, name)  # the queue cannot be read: its lock tells
+        if FileLock.held_by(lock.path) is None:
+            return None
+        detail, seconds = _live(self.run, self._folder(node))
+        return UnitStatus(name, phase, "running", seconds, detail=detail, job=self._last_job(state))
+
+    def _saved(self, node: Node) -> str:
+        if node.id is None:
+            return "nothing"
+        return str(saved(self.run.folder.store.partial(node.unit.phase, node.unit.name, node.id)))
+
+    def _folder(self, node: Node) -> str:
+        if node.id is None:
+            return ""
+        return self.run.folder.relative(self.run.folder.store.folder(node.unit.phase, node.unit.name, node.id))
+
+    @staticmethod
+    def _last_job(state: UnitState) -> str | None:
+        return (state.last.job or None) if state.last is not None else None
+
+    # ------------------------------------------------------- neither done nor in the queue
+
+    def _unfinished(self, node: Node) -> UnitStatus:
+        name, phase = node.unit.name, node.unit.phase
+        state, told = self.states.get(name), self.told.get(name, {})
+        if (ended := self.jobs.ended.get(name)) is not None and ended.failed:  # before it could say so itself
+            return UnitStatus(name, phase, "failed", detail=ended.in_words(), job=ended.id)
+        if state is not None and state.state == "failed":
+            fix = f" (fix: {state.fix})" if state.fix else ""
+            return UnitStatus(name, phase, "failed", detail=f"{_reason(state)}{fix}", job=self._last_job(state))
+        if told.get("status") == "failed":
+            reason = str(told.get("reason") or "see log.txt")
+            return UnitStatus(name, phase, "failed", told.get("seconds"), detail=reason)
+        if node.id is not None and not told.get("reason") and self.run.folder.store.others(phase, name, node.id):
+            detail = "done for another version of the study; will run again"
+            if node.unit.optional_inputs and (cause := self._cause(node)):
+                detail = f"made without what comes of {cause}; made again once that is there"
+            return UnitStatus(name, phase, "pending", detail=detail)
+        return UnitStatus(name, phase, "pending", detail=self._pending(node, state, str(told.get("reason") or "")))
+
+    def _cause(self, node: Node) -> str:
+        """``train[1], which failed`` (or was cancelled) of the first such unit upstream, or none."""
+        for source in self.run.graph.upstream(node.unit.name):
+            if self.statuses[source].status == "failed":
+                self.causes[node.unit.name] = f"{source}, which failed"
+            elif source in self.causes:
+                self.causes[node.unit.name] = self.causes[source]
+            elif source in self.jobs.cancelled and self.statuses[source].status == "pending":
+                self.causes[node.unit.name] = f"{source}, which was cancelled"
+            else:
+                continue
+            return self.causes[node.unit.name]
+        return ""
+
+    def _pending(self, node: Node, state: UnitState | None, told: str) -> str:
+        """Why a unit that is not done does not run."""
+        cause, cancelled = self._cause(node), node.unit.name in self.jobs.cancelled
+        if cause and (cause.endswith("failed") or not cancelled):
+            return f"waits for {cause}"
+        if state is not None and state.state in ("saved", "running"):
+            how = "cancelled" if cancelled else "interrupted"
+            return f"{how}, {self._saved(node)} saved; in no queue: `mechstudy resume` goes on"
+        if cancelled:
+            return "cancelled; `mechstudy resume` submits it again"
+        if (ended := self.jobs.ended.get(node.unit.name)) is not None:
+            return ended.in_words()
+        begun = node.id is not None and self.run.folder.store.partial(node.unit.phase, node.unit.name, node.id)
+        if self.jobs.queue_known and node.unit.name in self.jobs.submitted:
+            return "in no queue; `mechstudy resume` submits it"
+        return told or ("begun; will be resumed" if begun else "")
+
+
+def _reason(state: UnitState) -> str:
+    """Why it failed, with the file and line where it is known."""
+    first = (state.error or "").partition("\n")[0]
+    return first if state.reason and first.endswith(state.reason) else state.reason or ""
+
+
+def _live(run: Run, artifact: str) -> tuple[str, float | None]:
+    """The unit's own progress file as a line, and the seconds since it began."""
+    scratch = run.folder.path / f"{artifact}.partial" / ".scratch"
+    with suppress(MechstudyError, TypeError, ValueError):
+        found = read_json(scratch / "progress.json")
+        total = f"/{found['total']:,}" if found.get("total") else ""
+        parts = [f"{found['label']} {found['done']:,}{total} {found['counts']}".strip()]
+        if found.get("rate"):
+            parts.append(f"{found['rate']:,.3g} {found['counts']}/s")
+        if found.get("eta") is not None and found["done"] < (found.get("total") or 0):
+            parts.append(f"{duration(found['eta'])} left")
+        return ", ".join([*parts, *found.get("info", [])]), _since(scratch)
+    return "", _since(scratch)
+
+
+def _since(scratch: Any) -> float | None:
+    from datetime import UTC, datetime
+
+    with suppress(MechstudyError, TypeError, ValueError, IndexError):
+        began = datetime.fromisoformat(read_sessions(scratch)[-1]["started"])
+        return max(0.0, (datetime.now(UTC) - began).total_seconds())  # another host's clock may be ahead
+    return None

@@ -1,0 +1,1 @@
+"""Bootstrap, permutation and false discovery rates: numbers in, numbers out."""

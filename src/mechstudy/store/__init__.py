@@ -1,0 +1,1 @@
+"""Artifacts, manifests, checkpoints, provenance and locks."""

@@ -1,0 +1,136 @@
+"""The artifact store: a folder that exists only when it is complete, named by what it was made from.
+
+Layout: ``<root>/<phase>/<unit-slug>-<id[:12]>/`` with ``manifest.json`` and files. Work in progress is in a
+sibling ``....partial`` folder that is renamed when everything in it is on disk.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mechstudy.core.errors import MechstudyError
+from mechstudy.core.files import is_full_disk
+from mechstudy.store.artifact import Artifact, Problem, load
+from mechstudy.store.artifact_writer import PARTIAL, REPLACED, SCRATCH, ArtifactWriter
+from mechstudy.store.manifest import MANIFEST, artifact_id, hashable_spec, read_manifest, slug, write_manifest
+
+__all__ = [
+    "DAMAGED", "SCRATCH", "UNPUBLISHED", "Artifact", "ArtifactStore", "ArtifactWriter", "Problem", "artifact_id",
+    "hashable_spec", "slug",
+]  # fmt: skip
+
+DAMAGED = ".damaged"  # set aside by `mechstudy verify`
+_REMOVED = ".removed"  # being deleted
+UNPUBLISHED = (PARTIAL, REPLACED, DAMAGED, _REMOVED)
+
+
+class ArtifactStore:
+    """All artifacts under one root folder. Safe to read while others write."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+
+    def folder(self, phase: str, unit: str, id: str) -> Path:
+        """Where the artifact is, once it is complete."""
+        return self.root / slug(phase) / f"{slug(unit)}-{id[:12]}"
+
+    def partial(self, phase: str, unit: str, id: str) -> Path | None:
+        """The folder of begun but unfinished work, if there is one."""
+        folder = self.folder(phase, unit, id)
+        partial = folder.with_name(folder.name + PARTIAL)
+        return partial if partial.is_dir() else None
+
+    def find(self, phase: str, unit: str, id: str) -> Artifact | None:
+        """The complete artifact, or None: absent, unfinished, or a file of it is missing or cut short."""
+        artifact = load(self.folder(phase, unit, id))
+        return artifact if artifact is not None and artifact.id == id else None
+
+    def others(self, phase: str, unit: str, id: str) -> list[Artifact]:
+        """Complete artifacts of this unit with other ids: made from another study, or another version of one."""
+        found = (load(folder) for folder in (self.root / slug(phase)).glob(f"{slug(unit)}-*"))
+        return [a for a in found if a is not None and a.manifest.get("unit") == unit and a.id != id]
+
+    def writer(
+        self,
+        phase: str,
+        unit: str,
+        id: str,
+        *,
+        version: int,
+        spec: Mapping[str, Any],
+        inputs: Mapping[str, Artifact],
+        helps: bool = False,
+    ) -> ArtifactWriter:
+        """A writer for this artifact; reopens unfinished work, so that what it holds can be resumed.
+
+        With ``helps`` another process has it open and publishes it; this one only adds files.
+        """
+        ids = {label: artifact.id for label, artifact in inputs.items()}
+        assert id == artifact_id(phase, version, spec, ids), "the id is not of these inputs"
+        return ArtifactWriter(self, phase, unit, id, version=version, spec=spec, inputs=inputs, helps=helps)
+
+    def all(self) -> list[Artifact]:
+        """Every complete artifact, sorted by phase and folder."""
+        return [artifact for folder in self._folders() if (artifact := load(folder)) is not None]
+
+    def verify(self) -> list[Problem]:
+        """Every problem of every published artifact, also of those whose manifest cannot be read."""
+        problems: list[Problem] = []
+        for folder in self._folders():
+            manifest = read_manifest(folder)
+            if manifest is None:
+                problems.append(Problem(f"{folder.parent.name}/{folder.name}", MANIFEST, "manifest"))
+            else:
+                problems.extend(Artifact(folder, manifest).verify())
+        return problems
+
+    def discard(self, artifact: Artifact, patterns: Iterable[str]) -> int:
+        """Deletes the payload files that match (``*`` also crosses folders); returns the bytes freed.
+
+        The manifest stays, with their names under ``discarded``; `find` still returns the artifact.
+        """
+        wanted = tuple(patterns)
+        matching = {
+            name for name in artifact.manifest["files"] if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)
+        }
+        discarded = sorted(matching | set(artifact.manifest.get("discarded", ())))
+        if not discarded:
+            return 0
+        artifact.manifest["discarded"] = discarded
+        told = _has_room(lambda: write_manifest(artifact.path, artifact.manifest))
+        freed = 0  # after the manifest: a crash leaves only spare files; before it only where the disk is full
+        for name in discarded:
+            path = artifact.path / name
+            if path.exists():
+                freed += path.stat().st_size
+                path.unlink()
+        if not told:
+            write_manifest(artifact.path, artifact.manifest)
+        return freed
+
+    def remove(self, artifact: Artifact) -> None:
+        """Deletes an artifact whole; one that is half deleted is no longer found, and is no damaged one either."""
+        going = artifact.path.with_name(artifact.path.name + _REMOVED)
+        shutil.rmtree(going, ignore_errors=True)
+        artifact.path.rename(going)
+        shutil.rmtree(going)
+
+    def _folders(self) -> list[Path]:
+        """Folders of published artifacts, complete or damaged."""
+        found = [path for path in sorted(self.root.glob("*/*")) if path.is_dir()]
+        return [path for path in found if path.suffix not in UNPUBLISHED]
+
+
+def _has_room(write: Callable[[], None]) -> bool:
+    """Writes; False where the disk is too full for it."""
+    try:
+        write()
+    except MechstudyError as error:
+        if error.__cause__ is None or not is_full_disk(error.__cause__):
+            raise
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""The study file, its units and their DAG."""

@@ -1,0 +1,58 @@
+"""Fingerprints of files that a study names: what makes their content part of an artifact's id."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from mechstudy.activations.config import CorpusConfig
+from mechstudy.core.errors import MechstudyError
+
+_EDGE = 1 << 20
+_WHOLE = 64 << 20
+
+
+def file_fingerprint(path: Path) -> str:
+    """sha256 of a file; of a file past 64 MiB, of its size and its first and last MiB."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as f:
+            if size <= _WHOLE:
+                return hashlib.file_digest(f, "sha256").hexdigest()
+            digest = hashlib.sha256(str(size).encode() + f.read(_EDGE))
+            f.seek(size - _EDGE)
+            digest.update(f.read(_EDGE))
+            return digest.hexdigest()
+    except OSError as error:
+        raise MechstudyError(f"cannot be read: {error.strerror}", where=str(path)) from None
+
+
+def model_fingerprint(folder: Path) -> str:
+    """One sha256 over the config, tokenizer and weight files of a model folder."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jinja")]):
+        digest.update(f"{path.name} {file_fingerprint(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def corpus_fingerprint(config: CorpusConfig, base: Path) -> str:
+    """Of the bundled corpus or of a local file or folder; a hub dataset is identified by its revision."""
+    source = config.parsed()
+    if source.kind == "bundled":
+        from mechstudy.corpus.bundled import bundled_card
+
+        return str(bundled_card()["sha256"])
+    if source.kind in ("hf", "sampled"):
+        return ""
+    path = base / source.path
+    if not path.exists():
+        raise MechstudyError(
+            f"there is no file or folder {path}",
+            where="corpus.source",
+            fix="a path seen from the study file's folder, or an absolute one",
+        )
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {file_fingerprint(file)}\n".encode())
+    return digest.hexdigest()

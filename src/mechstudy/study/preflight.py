@@ -1,0 +1,91 @@
+"""What a study can get wrong that shows before any model is loaded. Torch-free."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from mechstudy.behaviours.registry import BEHAVIOURS
+from mechstudy.behaviours.user import Outline, outline_jsonl
+from mechstudy.core.errors import MechstudyError, nearest
+from mechstudy.study.study import BehaviourConfig, Study
+
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_NOT_A_NAME = re.compile(r"all|last(-\d+)?")
+
+
+def outlines(study: Study, base: Path) -> dict[str, Outline]:
+    """Number of prompts per split and their position names, of each behaviour with its own file.
+
+    Raises:
+        MechstudyError: there is no such file (``where`` is the field), or lines of it are broken (file and line).
+    """
+    found = {}
+    for number, behaviour in enumerate(study.behaviours):
+        if behaviour.file is None:
+            continue
+        path = base / behaviour.file
+        if not path.is_file():
+            raise MechstudyError(
+                f"there is no file {path}",
+                where=f"behaviours.{number}.file",
+                fix="a path seen from the study file's folder, or an absolute one",
+            )
+        found[behaviour.name] = outline_jsonl(path)
+    return found
+
+
+def check_study(study: Study, given: Mapping[str, Outline]) -> None:
+    """Refuse devices and position names that do not exist.
+
+    Raises:
+        MechstudyError: ``where`` is the field.
+    """
+    device = study.compute.device
+    if not _DEVICE.fullmatch(device):
+        raise MechstudyError(f"{device!r} is no device", where="compute.device", fix="auto, cpu, cuda or cuda:1")
+    for behaviour in study.behaviours:
+        names = position_names(behaviour, given)
+        for item in study.capture.positions.items:
+            if item not in names and not _NOT_A_NAME.fullmatch(item):
+                guess = nearest(item, [*names, "all", "last"])
+                raise MechstudyError(
+                    f"{behaviour.name} has no position called {item!r}",
+                    where="capture.positions",
+                    facts={"positions": ", ".join(names), "also": "all, last-N"},
+                    fix=f"did you mean {guess!r}?" if guess else "one of these",
+                )
+
+
+def position_names(behaviour: BehaviourConfig, given: Mapping[str, Outline]) -> tuple[str, ...]:
+    """The names that every prompt of the behaviour has."""
+    if behaviour.name in given:
+        return given[behaviour.name].positions
+    return (*BEHAVIOURS[behaviour.name].positions, "last")
+
+
+def notes(study: Study, given: Mapping[str, Outline]) -> Iterator[str]:
+    """What will be left out, or done otherwise than a number in the study says."""
+    if study.no_graphs is not None:
+        yield f"attribute, features and intervene are left out: {study.no_graphs}"
+        return
+    for behaviour in study.behaviours:
+        n = dict(n_prompts(behaviour, given))
+        asked = (
+            ("attribution.n_prompts", study.attribution.n_prompts, "train", "graphs"),
+            ("interventions.n_discovery", study.interventions.n_discovery, "train", "prompts to discover on"),
+            ("interventions.n_samples", study.interventions.n_samples, "test", "prompts to intervene on"),
+        )
+        for field, number, split, what in asked:
+            explicit = field.partition(".")[2] in getattr(study, field.partition(".")[0]).model_fields_set
+            if explicit and number > n[split]:
+                yield f"{behaviour.name} has {n[split]} {split} prompts: {n[split]} {what}, not {number} ({field})"
+
+
+def n_prompts(behaviour: BehaviourConfig, given: Mapping[str, Outline]) -> Mapping[str, int]:
+    """Prompts per split: what is asked for, or what the file holds where that is less."""
+    asked = {"train": behaviour.n_train, "test": behaviour.n_test}
+    if behaviour.name not in given:
+        return asked
+    return {split: min(n, given[behaviour.name].n[split]) for split, n in asked.items()}

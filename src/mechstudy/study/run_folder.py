@@ -1,0 +1,129 @@
+"""A run's folder: the study as given, artifacts, log, progress, summary, and the newest report."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mechstudy.core.errors import MechstudyError
+from mechstudy.core.files import atomic_path, disk_errors
+from mechstudy.core.jsonio import read_json, write_json_atomic
+from mechstudy.store.artifacts import Artifact, ArtifactStore
+from mechstudy.store.lock import RunLock
+
+PROGRESS = "progress.json"
+SUMMARY = "summary.json"
+STUDY = "study.yaml"
+REPORT = "report"
+ARTIFACTS = "artifacts"
+
+
+class RunFolder:
+    """``<run>/{study.yaml, artifacts/, report/, summary.json, log.txt, progress.json, lock}``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.store = ArtifactStore(self.path / ARTIFACTS)
+
+    def lock(self) -> RunLock:
+        """Held while a study runs here; a second one is refused."""
+        return RunLock(self.path)
+
+    def keep_study(self, file: Path) -> None:
+        """Copies the study file as given; does nothing when it is that copy already."""
+        target = self.path / STUDY
+        if file.resolve() != target.resolve():
+            with atomic_path(target) as temporary:
+                shutil.copyfile(file, temporary)
+
+    def relative(self, path: Path) -> str:
+        """A path below the run folder, seen from it."""
+        return path.relative_to(self.path).as_posix()
+
+    def point_report_to(self, artifact: Artifact) -> Path:
+        """Makes ``report`` lead to the newest report: a relative link, or a copy where links cannot be made."""
+        link = self.path / REPORT
+        target = Path(os.path.relpath(artifact.path, self.path))
+        if link.is_symlink() and Path(os.readlink(link)) == target:  # noqa: PTH115  # the text of the link
+            return link
+        temporary = link.with_name(f".{REPORT}.new")
+        with disk_errors(self.path):
+            _remove(temporary)
+            try:
+                temporary.symlink_to(target, target_is_directory=True)
+            except OSError:
+                shutil.copytree(artifact.path, temporary)
+            if not (link.is_symlink() and temporary.is_symlink()):  # only a link replaces a link in one step
+                _remove(link)
+            temporary.replace(link)
+        return link
+
+    def read_progress(self) -> dict[str, Any]:
+        """What the last or present run wrote of its units; empty where there was none."""
+        with suppress(MechstudyError):
+            found = read_json(self.path / PROGRESS)
+            if isinstance(found, dict):
+                return found
+        return {}
+
+    def read_summary(self) -> dict[str, Any]:
+        """The summary as last written; empty where there is none."""
+        with suppress(MechstudyError):
+            found = read_json(self.path / SUMMARY)
+            if isinstance(found, dict):
+                return found
+        return {}
+
+
+class ProgressFile:
+    """``progress.json``: what every unit of this run is doing, for `status` and for people; ``before``, what the last
+    run left there."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self.before: Mapping[str, dict[str, Any]] = folder.read_progress().get("units", {})
+        self._content: dict[str, Any] = {
+            "pid": os.getpid(),
+            "host": platform.node(),
+            "started": _now(),
+            "updated": _now(),
+            "state": "running",
+            "units": {},
+        }
+
+    def set(self, name: str, status: str, **facts: Any) -> None:
+        """Notes a unit's status in memory; `write` puts it on disk."""
+        self._content["units"][name] = {"status": status, **{k: v for k, v in facts.items() if v is not None}}
+
+    def unit(self, name: str) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self._content["units"].get(name, {})
+        return found
+
+    def write(self, state: str | None = None) -> None:
+        """Writes the file. A failure is no reason to stop a run and is ignored."""
+        if state is not None:
+            self._content["state"] = state
+        counts: dict[str, int] = {}
+        for unit in self._content["units"].values():
+            counts[unit["status"]] = counts.get(unit["status"], 0) + 1
+        self._content["counts"] = counts
+        self._content["updated"] = _now()
+        with suppress(OSError, MechstudyError):
+            write_json_atomic(self._folder.path / PROGRESS, self._content)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)

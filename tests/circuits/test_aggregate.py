@@ -1,0 +1,122 @@
+"""Aggregation over prompts, and the JSON that other tools read, on a tiny model's graphs."""
+
+import pytest
+import torch
+
+from mechstudy.circuits.aggregate import aggregate, node_id, position_names, prompt_record
+from mechstudy.circuits.attribute import attribute
+from mechstudy.circuits.config import AttributionConfig
+from mechstudy.circuits.graph import prune, share_kept
+from mechstudy.circuits.neuronpedia import graph_json
+from tests.invariants.test_circuits import dictionaries
+from tests.support.tiny import tiny_model
+
+CONFIG = AttributionConfig(max_features=500, aggregate_min_prompts=1)
+POSITIONS = {"subject": 2, "last": 6}
+
+
+@pytest.fixture(scope="module")
+def graphs():
+    model = tiny_model("llama")
+    dicts = dictionaries(model, layers=(0, 1, 2))
+    found = []
+    for shift in range(3):
+        tokens = torch.tensor([5, 17, 200 - shift, 33, 9, 120 + shift, 64])
+        graph = attribute(model, dicts, tokens, CONFIG, answer=7, wrong_answer=99)
+        found.append((graph, prune(graph, 0.8, 0.98)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def records(graphs):
+    return [prompt_record(f"p{i}", graph, pruned, POSITIONS) for i, (graph, pruned) in enumerate(graphs)]
+
+
+def test_positions_take_the_first_name_given_and_others_share_one():
+    assert position_names({"a": 0, "b": 2, "also_b": 2}, 4) == ["a", "other", "b", "other"]
+
+
+def test_a_records_influence_is_the_graphs(graphs, records):
+    graph, _ = graphs[0]
+    total = float(graph.influence()[0][graph.expanded_S].sum())
+    features = [n for n in records[0]["nodes"].values() if n["type"] == "feature"]
+    assert sum(n["influence"] for n in features) == pytest.approx(total)
+
+
+def test_direct_effects_alone_are_the_total_effect_of_features_nothing_reads(graphs):
+    """The last layer's features reach the target directly only: their total effect is their edge."""
+    from mechstudy.circuits.influence import total_effects
+
+    graph, _ = graphs[0]
+    effects = total_effects(graph.A_RS, graph.weights_R, graph.column_R, graph.value_R)
+    last = (graph.feature_layer_S == 2).nonzero()[:, 0]
+    assert len(last) and torch.allclose(effects[last], graph.A_RS[0, last], atol=1e-12)
+
+
+def test_total_effects_go_through_intermediate_features_in_proportion(graphs):
+    """By hand for one source: direct edge + sum over readers t of effect(t) * A[t, s] / value(t)."""
+    from mechstudy.circuits.influence import total_effects
+
+    graph, _ = graphs[0]
+    effects = total_effects(graph.A_RS, graph.weights_R, graph.column_R, graph.value_R)
+    source = int((graph.feature_layer_S == 1).nonzero()[0, 0])
+    by_hand = float(graph.A_RS[0, source])
+    for row in range(1, len(graph.column_R)):
+        reader = int(graph.column_R[row])
+        by_hand += float(effects[reader] * graph.A_RS[row, source] / graph.value_R[row])
+    assert float(effects[source]) == pytest.approx(by_hand, abs=1e-9)
+
+
+def test_frequency_counts_prompts_and_means_count_absence_as_zero(records):
+    result = aggregate(records, CONFIG)
+    by_id = {n["id"]: n for n in result["nodes"]}
+    for key, node in by_id.items():
+        if node["type"] != "feature":
+            continue
+        having = [r["nodes"][key] for r in records if key in r["nodes"]]
+        assert node["frequency"] == pytest.approx(sum(n["kept"] for n in having) / 3)
+        assert node["influence"] == pytest.approx(sum(n["influence"] for n in having) / 3)
+        assert node["total_effect"] == pytest.approx(sum(n["total_effect"] for n in having) / 3)
+    assert by_id[node_id("logit")]["frequency"] == 1
+
+
+def test_edges_join_nodes_that_are_there_and_instances_are_per_prompt_weights(records):
+    result = aggregate(records, CONFIG)
+    ids = {n["id"] for n in result["nodes"]}
+    with_instances = [e for e in result["edges"] if "instances" in e]
+    assert with_instances
+    for edge in result["edges"]:
+        assert edge["source"] in ids and edge["target"] in ids
+    for edge in with_instances:
+        assert "@other" not in edge["source"] + edge["target"]
+        weights = [w for _, w in edge["instances"]]
+        assert edge["weight"] == pytest.approx(sum(weights) / len(weights)) and edge["n"] == len(weights)
+
+
+def test_node_limits_are_kept(records):
+    few = AttributionConfig(aggregate_nodes=5, aggregate_min_prompts=1)
+    assert len(aggregate(records, few)["nodes"]) <= 15
+
+
+@pytest.mark.parametrize("share, kept", [(0.5, 1), (0.51, 2), (1.0, 3)])
+def test_share_kept_takes_the_fewest_largest_values(share, kept):
+    assert int(share_kept(torch.tensor([1.0, 5.0, 4.0, 0.0]), share).sum()) == kept
+
+
+def test_graph_json_has_unique_nodes_and_links_between_them(graphs):
+    graph, pruned = graphs[0]
+    strings = [str(t) for t in graph.tokens]
+    found = graph_json(
+        graph, pruned, slug="s", scan="tiny", prompt="p", token_strings=strings, config=CONFIG, extra={"a": 1}
+    )
+    ids = [n["node_id"] for n in found["nodes"]]
+    assert len(ids) == len(set(ids))
+    assert all(link["source"] in ids and link["target"] in ids for link in found["links"])
+    shares = [n["influence"] for n in found["nodes"] if n["feature_type"] not in ("logit", "bias")]
+    assert all(0 < share <= 1 for share in shares) and len(set(shares)) == len(shares)
+    feature = next(n for n in found["nodes"] if n["feature_type"] == "cross layer transcoder")
+    layer, index = (int(x) for x in feature["node_id"].split("_")[:2])
+    assert feature["feature"] == (layer + index) * (layer + index + 1) // 2 + index
+    assert feature["jsNodeId"] == f"{layer}_{index}-0"
+    ledger = found["metadata"]["mechstudy"]["ledger"]
+    assert ledger["total"] == pytest.approx(ledger["target"], abs=1e-6)

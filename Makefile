@@ -15,7 +15,7 @@ help:
 	@grep -E '^# make' Makefile | cut -c3-
 	@echo 'make check  ruff, types, import rules, fast tests'
 	@echo 'make format ruff format and its safe fixes'
-	@echo 'make slurm-up, make slurm-down  a Slurm cluster of one node for tests (docs/slurm-testing.md)'
+	@echo 'make slurm-up, make slurm-down  a Slurm cluster of one node for tests (docs/how-to/slurm-testing.md)'
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -32,7 +32,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m 'not real and not browser and not slow and not peers and not slurm'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m 'not real and not browser and not slow and not process and not peers and not slurm'
 
 test: $(READY) chromium
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""The specification's tables beside what the plan computes for Qwen2.5-3B and 7B, as Markdown (docs/budget.md).
+"""The specification's tables beside the plan's for Qwen2.5-3B and 7B (docs/explanation/specification.md), as Markdown.
 
 Nothing is run: everything follows from examples/specification.yaml and the profile of an A100 with 40 GB.
 """
@@ -13,8 +13,8 @@ from benchmarks.peers import HERE
 from mechstudy.core.progress import duration
 from mechstudy.core.sizes import human
 from mechstudy.planning.hardware import load_hardware
+from mechstudy.planning.opened_study import open_study
 from mechstudy.planning.plan import Plan, make_plan
-from mechstudy.runner.study_run import open_study
 
 STUDY = HERE.parent / "examples" / "specification.yaml"
 MODELS = ("Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-7B-Instruct")
@@ -31,7 +31,7 @@ DOCUMENT = {
 
 def plan_of(model: str, hardware: str, folder: Path) -> Plan:
     opened = open_study(STUDY, [f"model.source=hf:{model}"], out=folder)
-    return make_plan(opened.run(), hardware=load_hardware(hardware))
+    return make_plan(opened.evaluate(), opened.folder, opened.options, hardware=load_hardware(hardware))
 
 
 def row(*cells: str) -> None:

@@ -30,14 +30,14 @@ from mechstudy.behaviours.registry import behaviour
 from mechstudy.core.progress import NullProgress
 from mechstudy.core.sizes import human
 from mechstudy.machine.memory import peak_rss_bytes, reset_peak_rss
+from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.models.known import known_config
-from mechstudy.models.language_model import load_model
+from mechstudy.models.loading import load_folder
 from mechstudy.models.shapes import shapes_of
 from mechstudy.models.sites import Site
 from mechstudy.planning.machine import this_machine
 from mechstudy.planning.plan import make_plan
 from mechstudy.runner.run import Run
-from mechstudy.runner.run_unit import Options
 from mechstudy.study.study import Study
 from mechstudy.study.units import build_units
 
@@ -91,7 +91,7 @@ def measure(model_folder: Path, out: Path) -> dict[str, Any]:
     """Capture here; peaks are of this process."""
     base = peak_rss_bytes()
     began = time.perf_counter()
-    model = load_model(model_folder, dtype="bfloat16")
+    model = load_folder(model_folder, dtype="bfloat16")
     loaded, loading = time.perf_counter() - began, peak_rss_bytes()
     reset_peak_rss()
     pairs = behaviour("subject_verb_agreement").generate(FakeTokenizer(bos=False), PROMPTS, "train", 0)
@@ -126,7 +126,7 @@ def planned(folder: Path) -> tuple[dict[str, int], int]:
     )  # fmt: skip
     units = build_units(study, shapes_of(known_config(REPO) or {}), "random", folder)
     hardware = this_machine("cpu", 1)
-    plan = make_plan(Run(folder, units, Options(max_parallel=2), NullProgress()), hardware=hardware)
+    plan = make_plan(Run(folder, units, RunOptions(max_parallel=2), NullProgress()), hardware=hardware)
     [row] = [row for row in plan.rows if row.unit == "capture[subject_verb_agreement]"]
     return {name.removeprefix("train/"): size for name, size in row.payload.items()}, row.memory.bfloat16
 

@@ -26,7 +26,7 @@ def measure(setting: str, n_tokens: int, device: str) -> dict[str, float]:
     from mechstudy.circuits.live import live_gradients
     from mechstudy.machine.memory import peak_rss_bytes, reset_peak_rss
     from mechstudy.models.architectures import architecture_for
-    from mechstudy.models.gradient_checkpointing import graph_bytes
+    from mechstudy.models.graph_memory import graph_bytes
     from mechstudy.models.language_model import LanguageModel
 
     torch.manual_seed(0)

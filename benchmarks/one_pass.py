@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.contenders import write
 from benchmarks.peers import HERE
-from mechstudy.activations.multi_site_batches import StorePass
+from mechstudy.activations.multi_site_batches import StoreBatches
 from mechstudy.activations.store import Store
 from mechstudy.activations.writer import StoreWriter
 from mechstudy.core.progress import NullProgress
@@ -63,7 +63,7 @@ def main() -> None:
         for number in range(a.rounds + 1):
             alone = 0.0
             for site in sites:
-                view = View(StorePass(store, [site], a.batch), str(site), str(site))
+                view = View(StoreBatches(store, [site], a.batch), str(site), str(site))
                 batches = list(islice(view.batches(), a.steps))
                 training = Training(cfg, recipe, view, site_in=str(site), site_out=str(site), out=folder / "alone")
                 training.begin(iter(batches), NullProgress())
@@ -72,7 +72,7 @@ def main() -> None:
                     for x, y in batches:
                         training.take(x, y)
                 alone += time.perf_counter() - began
-            source = StorePass(store, sites, a.batch)
+            source = StoreBatches(store, sites, a.batch)
             began = time.perf_counter()
             together = train_many(jobs, source)
             seconds = time.perf_counter() - began
@@ -81,7 +81,7 @@ def main() -> None:
             ratios.append(seconds / alone)
             print(f"alone {alone:.1f}s, one pass {seconds:.1f}s: {ratios[-1]:.3f}", flush=True)
         site = str(sites[-1])
-        single = train(cfg, recipe, View(StorePass(store, sites, a.batch), site, site), site_in=site, site_out=site)
+        single = train(cfg, recipe, View(StoreBatches(store, sites, a.batch), site, site), site_in=site, site_out=site)
         equal = torch.equal(single.W_dec, together[site].W_dec) and torch.equal(single.W_enc, together[site].W_enc)
         print(f"median {statistics.median(ratios):.3f}; equal to single training: {equal}")
     options = {"layers": a.layers, "steps": a.steps, "width": a.width, "batch": a.batch}

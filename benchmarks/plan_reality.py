@@ -14,8 +14,9 @@ from benchmarks.contenders import write
 from benchmarks.peers import HERE
 from mechstudy.core.progress import duration
 from mechstudy.core.sizes import human
+from mechstudy.planning.opened_study import open_study
 from mechstudy.runner.cost import Cost, cost_of, whole_plan
-from mechstudy.runner.study_run import open_study
+from mechstudy.runner.study_run import run_of
 from mechstudy.study.run_folder import RunFolder
 
 MEMORY_BAR, TIME_BAR = 0.15, 0.25
@@ -44,13 +45,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "plan_reality.json")
     a = parser.parse_args()
     opened = open_study(a.study, a.sets, out=a.run)
-    cost = cost_of(opened.run(), slurm=False)
+    cost = cost_of(run_of(opened), slurm=False)
     if cost.total.done < cost.total.units:
         sys.exit(f"{cost.total.done} of {cost.total.units} units are done: run the study first")
     if cost.calibration is None:
         sys.exit(f"no pilots of this machine in {opened.folder}/validate.json: mechstudy validate {a.study} first")
     show(cost)
-    low, high = whole_plan(opened.run()).interval
+    low, high = whole_plan(run_of(opened)).interval
     wall = float(RunFolder(opened.folder).read_summary().get("wall_seconds") or cost.total.seconds)
     planned = cost.total.planned_seconds
     time, memory = wall / planned, cost.total.memory_ratio or 0.0

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from benchmarks.contenders import write
 from mechstudy.core.progress import NullProgress
-from mechstudy.runner.study_run import execute, open_study
+from mechstudy.planning.opened_study import open_study
+from mechstudy.runner.study_run import execute
 
 STUDY = """\
 name: ranks
@@ -65,7 +66,7 @@ def run(folder: Path, name: str, size: int, threads: int):
     """Everything up to attribution."""
     how = [f"compute.world_size={size}", f"compute.threads={threads}"]
     opened = open_study(folder / "study.yaml", how, out=folder / name, fetch=True)
-    targets = [unit.name for unit in opened.units if unit.phase in TIMED]
+    targets = [unit.name for unit in opened.units if unit.phase.name in TIMED]
     result = execute(opened, targets, progress=NullProgress())
     assert result.exit_code == 0, result.failures
     return [unit for unit in result.units if unit.phase in TIMED]

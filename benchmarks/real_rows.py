@@ -67,10 +67,10 @@ def prepare(folder: Path = FOLDER, tokens: int = 1_014_272) -> RealRows:
 def _store(folder: Path, split: str, tokens: int) -> Path:
     """The store of one split, captured if it is not there."""
     from mechstudy.activations.capture import capture_corpus
-    from mechstudy.activations.config import CorpusConfig
     from mechstudy.core.progress import Progress
-    from mechstudy.corpus.corpus import build_corpus
-    from mechstudy.models.language_model import load_model
+    from mechstudy.corpus.config import CorpusConfig
+    from mechstudy.corpus.token_rows import build_corpus
+    from mechstudy.models.loading import load_folder
     from mechstudy.models.sites import Site
     from mechstudy.models.sources import resolve_source
 
@@ -78,7 +78,7 @@ def _store(folder: Path, split: str, tokens: int) -> Path:
     if done.exists():
         return store
     progress = Progress(phase="capture", unit=split)
-    model = load_model(resolve_source(MODEL), dtype="bfloat16")
+    model = load_folder(resolve_source(MODEL), dtype="bfloat16")
     corpus = build_corpus(CorpusConfig(tokens=tokens, held_out_tokens=HELD_OUT_TOKENS), model.tokenizer)
     rows = corpus.train if split == "train" else corpus.held_out
     sites = [Site(kind, LAYER) for kind in SITES]

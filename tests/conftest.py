@@ -5,6 +5,12 @@ from __future__ import annotations
 import os
 
 import pytest
+from jaxtyping import install_import_hook
+
+from tests.support.shape_checks import PACKAGES
+
+# Before anything of these packages is imported: annotations of shapes are checked wherever tests call them.
+install_import_hook(PACKAGES, "tests.support.shape_checks.typechecked")
 
 from tests.support.toy_model import write_model
 
@@ -31,3 +37,16 @@ def here(tmp_path, monkeypatch):
         "compute: {device: cpu}\n"
     )
     return tmp_path
+
+
+def pytest_configure(config):
+    """Not in pyproject.toml, where pytest would import the class before the shape checks are installed."""
+    config.addinivalue_line("filterwarnings", "ignore::mechstudy.dictionaries.training.health.HealthWarning")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """A tiny model with transcoders and prompt pairs."""
+    from tests.support.api_world import tiny_world  # torch
+
+    return tiny_world(tmp_path_factory.mktemp("world"))

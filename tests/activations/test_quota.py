@@ -102,6 +102,7 @@ def test_finished_work_is_told_from_unfinished(tmp_path):
     assert quota.left() == 10**6 - quota.used()
 
 
+@pytest.mark.process
 def test_sizes_are_parsed_without_torch():
     code = "import sys, mechstudy.activations.quota; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -54,7 +54,7 @@ def test_an_epoch_is_every_row_once_but_first_positions_and_sinks(store):
 
 
 @pytest.mark.parametrize("widen", [False, True])
-def test_batches_come_as_stored_or_widened_and_inputs_belong_to_their_outputs(store, widen):
+def test_batches_are_as_stored_or_widened_with_inputs_and_outputs_paired(store, widen):
     dtype = torch.bfloat16 if store.dtype == "bfloat16" and not widen else torch.float32
     for x, y in islice(RowReader(store, IN, OUT, 16, widen=widen).batches(), 30):
         assert x.dtype == y.dtype == dtype

@@ -139,7 +139,8 @@ def test_a_folder_that_is_no_whole_path_is_refused(store, written):
         pass
 
 
-def test_copies_of_killed_processes_are_removed_and_those_of_living_ones_are_not(store, cluster, tmp_path):
+@pytest.mark.process
+def test_only_copies_of_killed_processes_are_removed(store, cluster, tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
     prefix = f"mechstudy-stage-{socket.gethostname()}"

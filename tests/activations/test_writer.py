@@ -34,6 +34,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+@pytest.mark.process
 def test_one_two_and_three_processes_write_the_same_bytes(tmp_path, windows):
     store_writers.write(tmp_path / "1", 0, 1, "int8")
     expected = contents(tmp_path / "1")
@@ -41,9 +42,9 @@ def test_one_two_and_three_processes_write_the_same_bytes(tmp_path, windows):
     for n in (2, 3):
         in_processes(store_writers.write, tmp_path / str(n), n, "int8")
         assert isinstance(merge(tmp_path / str(n)), Store)
-        found = contents(tmp_path / str(n))
-        assert found.keys() == expected.keys()
-        assert [name for name in expected if found[name] != expected[name]] == []
+        written = contents(tmp_path / str(n))
+        assert written.keys() == expected.keys()
+        assert [name for name in expected if written[name] != expected[name]] == []
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -55,6 +56,7 @@ def test_parts_of_other_dtypes_make_the_same_bytes_too(tmp_path, windows, dtype)
     assert contents(tmp_path / "1") == contents(tmp_path / "4")
 
 
+@pytest.mark.process
 def test_captures_of_two_processes_are_those_of_one(tmp_path, windows):
     store_writers.capture(tmp_path / "1", 0, 1)
     in_processes(store_writers.capture, tmp_path / "2", 2)
@@ -117,7 +119,7 @@ def test_a_missing_part_is_named_and_finished_ones_are_kept(tmp_path, windows):
 def test_parts_of_another_number_of_writers_are_refused(tmp_path, windows):
     parts(tmp_path, 3)
     parts(tmp_path, 2)
-    with pytest.raises(MechstudyError, match="parts of 2 writers and of 3"):
+    with pytest.raises(MechstudyError, match="parts of 2 and of 3 writers"):
         merge(tmp_path)
 
 
@@ -133,7 +135,7 @@ def test_overlapping_parts_and_parts_of_another_store_are_named(tmp_path, window
         merge(tmp_path)
     parts(tmp_path, 2, ranks=[0])
     parts(tmp_path, 2, ranks=[1], run_bytes=512)
-    with pytest.raises(MechstudyError, match=r"part-1-of-2\.safetensors is of another") as caught:
+    with pytest.raises(MechstudyError, match=r"part-1-of-2\.safetensors belongs to another") as caught:
         merge(tmp_path)
     assert "shuffle" in str(caught.value)
 

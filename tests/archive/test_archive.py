@@ -14,9 +14,9 @@ import pytest
 
 from mechstudy.archive import archive as archiving
 from mechstudy.archive import restore as restoring
-from mechstudy.archive.archive import archive, tar_size
+from mechstudy.archive.archive import archive_run, tar_size
 from mechstudy.archive.index import CONTENTS
-from mechstudy.archive.restore import restore
+from mechstudy.archive.restore import restore_run
 from mechstudy.archive.tar import read_archive, read_contents
 from mechstudy.archive.verify import verify_run
 from mechstudy.archive.writer import gather
@@ -47,7 +47,7 @@ def names(file: Path) -> list[str]:
 
 
 def test_manifests_of_everything_and_payload_of_what_is_kept(study, tmp_path):
-    made = archive(study, tmp_path / "a.tar.gz")
+    made = archive_run(study, tmp_path / "a.tar.gz")
     packed = names(made.path)
     assert packed[0] == CONTENTS and packed[1:] == sorted(packed[1:])
     assert {"study.yaml", "texts/a.txt", "requirements.txt", "summary.json"} <= set(packed)
@@ -57,15 +57,16 @@ def test_manifests_of_everything_and_payload_of_what_is_kept(study, tmp_path):
     assert whole == {"model", "prompts[b]", "train[0]", "train[1]", "pages", "report"}
     assert made.left_out == 3000
     assert (
-        len([n for n in names(archive(study, tmp_path / "all", everything=True).path) if n.endswith("rows.bin")]) == 3
+        len([n for n in names(archive_run(study, tmp_path / "all", everything=True).path) if n.endswith("rows.bin")])
+        == 3
     )
 
 
 def test_the_same_run_gives_the_same_bytes_and_no_absolute_path(study, tmp_path):
-    files = [archive(study, tmp_path / f"{i}.tar", compression="none").path for i in range(2)]
+    files = [archive_run(study, tmp_path / f"{i}.tar", compression="none").path for i in range(2)]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert str(tmp_path).encode() not in files[0].read_bytes()
-    zipped = [archive(study, tmp_path / f"{i}.tar.gz").path.read_bytes() for i in range(2)]
+    zipped = [archive_run(study, tmp_path / f"{i}.tar.gz").path.read_bytes() for i in range(2)]
     assert zipped[0] == zipped[1] and gzip.decompress(zipped[0]) == files[0].read_bytes()
     with tarfile.open(files[0]) as tar:
         assert {(m.mtime, m.uid, m.gid, m.uname, m.mode) for m in tar} == {(0, 0, 0, "", 0o644)}
@@ -73,41 +74,41 @@ def test_the_same_run_gives_the_same_bytes_and_no_absolute_path(study, tmp_path)
 
 def test_the_size_is_known_before(study):
     packing = gather(study)
-    made = archive(study, compression="none", out=study.folder.parent / "x.tar")
+    made = archive_run(study, compression="none", out=study.folder.parent / "x.tar")
     assert made.size <= tar_size(packing) <= made.size + 10_240
 
 
 def test_nothing_is_overwritten_and_the_folder_is_left_as_it_was(study, tmp_path):
     (tmp_path / "there").write_text("mine")
-    with pytest.raises(MechstudyError, match="a file of this name already"):
-        archive(study, tmp_path / "there")
+    with pytest.raises(MechstudyError, match="already exists"):
+        archive_run(study, tmp_path / "there")
     assert (tmp_path / "there").read_text() == "mine" and [p.name for p in tmp_path.glob(".*")] == []
 
 
-def test_a_file_that_comes_while_it_packs_is_not_overwritten(study, tmp_path, monkeypatch):
-    write = archiving._write
+def test_file_that_appears_while_packing_is_not_overwritten(study, tmp_path, monkeypatch):
+    write = archiving.write_tar
 
     def slow(*arguments):
         write(*arguments)
         (tmp_path / "a").write_text("mine")
 
-    monkeypatch.setattr(archiving, "_write", slow)
-    with pytest.raises(MechstudyError, match="a file of this name already"):
-        archive(study, tmp_path / "a")
+    monkeypatch.setattr(archiving, "write_tar", slow)
+    with pytest.raises(MechstudyError, match="already exists"):
+        archive_run(study, tmp_path / "a")
     assert (tmp_path / "a").read_text() == "mine" and not list(tmp_path.glob(".a.tmp-*"))
 
 
 def test_a_flipped_byte_is_not_packed(study, tmp_path):
-    artifact = study.run().evaluate().nodes["train[0]"].artifact
+    artifact = study.evaluate().nodes["train[0]"].artifact
     file = artifact.path / "digest"
     file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
-    with pytest.raises(MechstudyError, match="not what its checksum says"):
-        archive(study, tmp_path / "a")
+    with pytest.raises(MechstudyError, match="does not match its checksum"):
+        archive_run(study, tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
-def test_a_write_that_went_wrong_is_found_when_it_is_read_back(study, tmp_path, monkeypatch):
-    write = archiving._write
+def test_bad_write_is_found_by_reading_back(study, tmp_path, monkeypatch):
+    write = archiving.write_tar
 
     def flipped(temporary, *rest):
         write(temporary, *rest)
@@ -115,73 +116,71 @@ def test_a_write_that_went_wrong_is_found_when_it_is_read_back(study, tmp_path, 
         data[len(data) // 2] ^= 4
         temporary.write_bytes(data)
 
-    monkeypatch.setattr(archiving, "_write", flipped)
+    monkeypatch.setattr(archiving, "write_tar", flipped)
     with pytest.raises(MechstudyError, match="damaged"):
-        archive(study, tmp_path / "a", compression="none")
+        archive_run(study, tmp_path / "a", compression="none")
     assert not (tmp_path / "a").exists() and not list(tmp_path.glob(".a.tmp-*"))
 
 
-def test_a_disk_that_is_too_small_is_refused_before_and_one_that_fills_up_leaves_nothing(study, tmp_path, monkeypatch):
+def test_small_disk_is_refused_and_a_full_disk_leaves_nothing(study, tmp_path, monkeypatch):
     with monkeypatch.context() as small:
         small.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
         with pytest.raises(MechstudyError, match="too small for the archive"):
-            archive(study, tmp_path / "a", compression="none")
-        archive(study, tmp_path / "b")  # compressed it may fit: it is tried
+            archive_run(study, tmp_path / "a", compression="none")
+        archive_run(study, tmp_path / "b")  # compressed it may fit: it is tried
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(archiving, "_add", full)
+    monkeypatch.setattr(archiving, "add_item", full)
     with pytest.raises(MechstudyError, match="the disk is full"):
-        archive(study, tmp_path / "a")
+        archive_run(study, tmp_path / "a")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "here"]
 
 
 def test_a_run_in_use_is_refused(study, tmp_path):
     with RunLock(study.folder), pytest.raises(MechstudyError, match="already running"):
-        archive(study, tmp_path / "a")
+        archive_run(study, tmp_path / "a")
 
 
-def test_a_text_outside_the_study_is_refused_and_left_out_when_asked_and_then_its_corpus_is_packed(
-    study, tmp_path, monkeypatch
-):
+def test_text_outside_the_study_needs_without_sources(study, tmp_path, monkeypatch):
     (tmp_path / "far.txt").write_text("far")
     file = study.file
     file.write_text(file.read_text().replace("text:texts/a.txt", f"text:{tmp_path}/far.txt"))
     opened = open_toy(file.parent, monkeypatch)
     with pytest.raises(MechstudyError, match="not below its own folder"):
-        archive(opened, tmp_path / "a")
-    packed = names(archive(opened, tmp_path / "a", sources=False).path)
+        archive_run(opened, tmp_path / "a")
+    packed = names(archive_run(opened, tmp_path / "a", sources=False).path)
     assert [name for name in packed if name.endswith("rows.bin")] == [
-        f"artifacts/{opened.run().evaluate().nodes['corpus'].artifact.name}/rows.bin"
+        f"artifacts/{opened.evaluate().nodes['corpus'].artifact.name}/rows.bin"
     ]
 
 
 # -------------------------------------------------------------------------------------------------- restore
 
 
-def test_restored_elsewhere_it_verifies_and_runs_only_what_was_not_kept(study, tmp_path, monkeypatch):
-    made = archive(study, tmp_path / "a.tar.gz")
+def test_restored_run_verifies_and_reruns_only_missing_payload(study, tmp_path, monkeypatch):
+    made = archive_run(study, tmp_path / "a.tar.gz")
     there = tmp_path / "there"
-    done = restore(made.path, there)
+    done = restore_run(made.path, there)
     assert len(done.published) == 9 and sums(there, payload=False) == sums(study.folder, payload=False)
     assert verify_run(there).problems == []
     make_folder(tmp_path / "model-only")
     (tmp_path / "model-only" / "model").rename(there / "model")  # weights are not packed
     again = open_toy(there, monkeypatch, run=there)
-    assert again.run().evaluate().to_run == []
+    assert again.evaluate().to_run == []
     assert (there / "report").exists()
     changed = open_toy(there, monkeypatch, run=there, train=1)
     assert execute(changed, ["train[0]"]).ran == ["corpus", "capture[0]", "train[0]"]
     assert sorted(calls(there)) == ["capture[0]", "corpus", "train[0]"]
 
 
-def test_restored_twice_nothing_is_written_and_what_differs_is_not_overwritten(study, tmp_path):
-    made = archive(study, tmp_path / "a.tar.gz", everything=True)
+def test_restore_overwrites_nothing(study, tmp_path):
+    made = archive_run(study, tmp_path / "a.tar.gz", everything=True)
     there = tmp_path / "there"
-    restore(made.path, there)
+    restore_run(made.path, there)
     assert sums(there) == sums(study.folder)
-    assert restore(made.path, there).published == []
+    assert restore_run(made.path, there).published == []
     store = ArtifactStore(there / "artifacts")
     artifact = next(a for a in store.all() if a.unit == "train[1]")
     writer = artifact.manifest["files"]["digest"]
@@ -190,32 +189,32 @@ def test_restored_twice_nothing_is_written_and_what_differs_is_not_overwritten(s
 
     write_manifest(artifact.path, artifact.manifest)
     before = sums(there)
-    with pytest.raises(MechstudyError, match="differs from the one that is packed"):
-        restore(made.path, there)
+    with pytest.raises(MechstudyError, match="differs from the packed one"):
+        restore_run(made.path, there)
     assert sums(there) == before and not list(there.glob(".restore-*"))
 
 
-def test_payload_that_was_let_go_comes_back_and_payload_that_is_there_stays(study, tmp_path):
-    slim, whole = archive(study, tmp_path / "slim"), archive(study, tmp_path / "whole", everything=True)
+def test_restore_brings_back_discarded_payload(study, tmp_path):
+    slim, whole = archive_run(study, tmp_path / "slim"), archive_run(study, tmp_path / "whole", everything=True)
     before = sums(study.folder)
-    assert restore(slim.path, study.folder).published == [] and sums(study.folder) == before
-    corpus = study.run().evaluate().nodes["corpus"].artifact
-    study.run().folder.store.discard(corpus, ["*.bin"])
-    assert restore(whole.path, study.folder).published == ["corpus"] and sums(study.folder) == before
+    assert restore_run(slim.path, study.folder).published == [] and sums(study.folder) == before
+    corpus = study.evaluate().nodes["corpus"].artifact
+    study.evaluate().store.discard(corpus, ["*.bin"])
+    assert restore_run(whole.path, study.folder).published == ["corpus"] and sums(study.folder) == before
 
 
 def test_a_disk_that_fills_up_while_restoring_changes_nothing(study, tmp_path, monkeypatch):
-    made = archive(study, tmp_path / "a")
+    made = archive_run(study, tmp_path / "a")
 
     def full(*_, **__):
         raise OSError(122, "Disk quota exceeded")
 
     with monkeypatch.context() as broken:
-        broken.setattr(restoring, "_unpack", full)
+        broken.setattr(restoring, "unpack", full)
         with pytest.raises(MechstudyError, match="quota"):
-            restore(made.path, tmp_path / "there")
+            restore_run(made.path, tmp_path / "there")
     assert [p.name for p in (tmp_path / "there").iterdir()] == ["lock"]
-    assert restore(made.path, tmp_path / "there").published
+    assert restore_run(made.path, tmp_path / "there").published
 
 
 def rewritten(file: Path, out: Path, change) -> Path:
@@ -252,21 +251,21 @@ def special(name: str, **fields) -> tarfile.TarInfo:
     ],
     ids=lambda m: m.name,
 )
-def test_what_leads_out_and_what_is_no_file_is_refused_and_nothing_is_published(study, tmp_path, member):
-    made = archive(study, tmp_path / "a")
+def test_archive_with_unsafe_members_publishes_nothing(study, tmp_path, member):
+    made = archive_run(study, tmp_path / "a")
     inside = tmp_path / "there"
     bad = rewritten(
         made.path, tmp_path / "bad", lambda i, d: [(i, d)] if i.name != "summary.json" else [(i, d), (member, b"")]
     )
     before = set(tmp_path.rglob("*"))
     with pytest.raises(MechstudyError):
-        restore(bad, inside)
+        restore_run(bad, inside)
     assert set(tmp_path.rglob("*")) - before <= {inside, inside / "lock"}
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "artifacts/../../x", "report/x", "artifacts/a/b/c", "x\\..\\y", "a//b"])
 def test_a_list_that_names_such_a_file_is_refused(study, tmp_path, name):
-    made = archive(study, tmp_path / "a")
+    made = archive_run(study, tmp_path / "a")
 
     def listed(info, data):
         if info.name == CONTENTS:
@@ -280,11 +279,11 @@ def test_a_list_that_names_such_a_file_is_refused(study, tmp_path, name):
         read_contents(rewritten(made.path, tmp_path / "bad", listed))
 
 
-def test_a_manifest_that_was_changed_and_signed_anew_is_refused(study, tmp_path):
+def test_changed_and_resigned_manifest_is_refused(study, tmp_path):
     from mechstudy.core.jsonio import json_bytes
     from mechstudy.store.manifest import sha256_of, sign
 
-    made = archive(study, tmp_path / "a")
+    made = archive_run(study, tmp_path / "a")
     target = next(n for n in names(made.path) if n.startswith("artifacts/train") and n.endswith("manifest.json"))
 
     def changed(data: bytes) -> bytes:
@@ -302,15 +301,15 @@ def test_a_manifest_that_was_changed_and_signed_anew_is_refused(study, tmp_path)
             data = json.dumps(found).encode()
         return [(info, data)]
 
-    with pytest.raises(MechstudyError, match="not as it should be"):
-        restore(rewritten(made.path, tmp_path / "bad", change), tmp_path / "there")
+    with pytest.raises(MechstudyError, match="is invalid"):
+        restore_run(rewritten(made.path, tmp_path / "bad", change), tmp_path / "there")
     assert not (tmp_path / "there" / "artifacts").exists()
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])
 def test_random_damage_is_refused_or_harmless(study, tmp_path, compression):
     """Flipped, cut, repeated bytes: an error in plain words with nothing published, or just what was packed."""
-    made = archive(study, tmp_path / "a", compression=compression)
+    made = archive_run(study, tmp_path / "a", compression=compression)
     whole, draw = made.path.read_bytes(), random.Random(0)
     good = {name: b"".join(stream) for name, stream in read_archive(made.path)}
     refused = 0
@@ -337,17 +336,17 @@ def test_random_damage_is_refused_or_harmless(study, tmp_path, compression):
             if i > 20:
                 continue
             with pytest.raises(MechstudyError):
-                restore(file, tmp_path / "there")
+                restore_run(file, tmp_path / "there")
             assert not (tmp_path / "there" / "artifacts").exists() and not list((tmp_path / "there").glob(".restore*"))
         else:
             assert found == good
     assert refused > 40
 
 
-def test_before_the_model_is_fetched_a_restored_run_knows_which_it_was_made_with(tmp_path, monkeypatch):
+def test_restored_run_knows_its_model_before_it_is_fetched(tmp_path, monkeypatch):
     """Ids are of the weights' bytes: on another machine they come from the run itself, and status is right at once."""
-    from mechstudy.runner import study_run as opening
-    from mechstudy.runner.study_run import open_study
+    from mechstudy.planning import opened_study as opening
+    from mechstudy.planning.opened_study import open_study
     from mechstudy.store.artifacts import artifact_id
     from tests.support.toy_model import CONFIG
 
@@ -357,7 +356,7 @@ def test_before_the_model_is_fetched_a_restored_run_knows_which_it_was_made_with
     monkeypatch.setattr(opening, "config_without_fetching", lambda *_: CONFIG)
 
     def fingerprint() -> str:
-        return open_study(here / "study.yaml", out=here / "run").units[0].spec["fingerprint"]
+        return open_study(here / "study.yaml", out=here / "run").units[0].spec.fingerprint
 
     assert fingerprint() == "not fetched"
     store = ArtifactStore(here / "run" / "artifacts")
@@ -372,14 +371,14 @@ def test_before_the_model_is_fetched_a_restored_run_knows_which_it_was_made_with
 
 
 def test_zstd_comes_back_too_and_its_damage_is_found(study, tmp_path):
-    made = [archive(study, tmp_path / f"{i}.zst", compression="zstd").path for i in range(2)]
+    made = [archive_run(study, tmp_path / f"{i}.zst", compression="zstd").path for i in range(2)]
     whole = made[0].read_bytes()
     assert whole == made[1].read_bytes() and whole[:4] == b"\x28\xb5\x2f\xfd"
-    restore(made[0], tmp_path / "there")
+    restore_run(made[0], tmp_path / "there")
     assert sums(tmp_path / "there", payload=False) == sums(study.folder, payload=False)
     middle = len(whole) // 2
     for bad in (whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :], whole[:-7]):
         (tmp_path / "bad").write_bytes(bad)
         with pytest.raises(MechstudyError):
-            restore(tmp_path / "bad", tmp_path / "elsewhere")
+            restore_run(tmp_path / "bad", tmp_path / "elsewhere")
     assert not (tmp_path / "elsewhere" / "artifacts").exists()

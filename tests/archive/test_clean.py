@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mechstudy.archive.archive import archive
-from mechstudy.archive.clean import clean
-from mechstudy.archive.rebuildable import Remaking
-from mechstudy.archive.restore import restore
+from mechstudy.archive.archive import archive_run
+from mechstudy.archive.clean import clean_run
+from mechstudy.archive.rebuildable import Rebuilding
+from mechstudy.archive.restore import restore_run
 from mechstudy.archive.verify import verify_run
 from mechstudy.core.errors import MechstudyError
 from mechstudy.runner.study_run import execute
@@ -22,6 +22,7 @@ from mechstudy.store import artifacts as core
 from mechstudy.store.artifacts import ArtifactStore
 from mechstudy.store.lock import RunLock
 from mechstudy.store.manifest import write_manifest
+from mechstudy.study.phases import registry
 from tests.support.storage_world import copy_of, finished_study, open_toy, sums
 from tests.support.toy_units import calls
 
@@ -42,88 +43,95 @@ def going(found) -> set[tuple[str, str]]:
 
 def changed(study, unit: str, change) -> None:
     """A manifest with something else in it, soundly signed."""
-    artifact = study.run().evaluate().nodes[unit].artifact
+    artifact = study.evaluate().nodes[unit].artifact
     change(artifact.manifest)
     write_manifest(artifact.path, artifact.manifest)
 
 
-def test_a_dry_run_changes_nothing_and_says_how_much_and_how_long(study):
+def test_dry_run_reports_bytes_and_seconds_and_changes_nothing(study):
     before = sums(study.folder)
-    found = clean(study)
+    found = clean_run(study)
     assert going(found) == {("payload", "corpus"), ("payload", "capture-0"), ("payload", "capture-1")}
     assert all(entry.bytes == 1000 and entry.seconds is not None for entry in found.going)
     assert sums(study.folder) == before and found.freed == 0
 
 
-def test_payload_goes_and_only_what_needs_it_makes_it_again(study, monkeypatch):
+def test_cleaned_payload_is_rebuilt_only_where_needed(study, monkeypatch):
     before = sums(study.folder, payload=False)
-    assert clean(study, really=True).freed == 3000
+    assert clean_run(study, really=True).freed == 3000
     assert sums(study.folder, payload=False) == before and verify_run(study.folder).problems == []
-    assert study.run().evaluate().to_run == [] and clean(study).going == []
+    assert study.evaluate().to_run == [] and clean_run(study).going == []
     ran = execute(open_toy(study.file.parent, monkeypatch, train=1), ["train[1]"]).ran
     assert ran == ["corpus", "capture[1]", "train[1]"]
 
 
 def test_payload_that_somebody_still_needs_stays(study):
-    store = study.run().folder.store
-    store.remove(study.run().evaluate().nodes["train[1]"].artifact)
-    found = clean(study, really=True)
+    store = study.evaluate().store
+    store.remove(study.evaluate().nodes["train[1]"].artifact)
+    found = clean_run(study, really=True)
     assert going(found) == {("payload", "capture-0"), ("payload", "corpus"), ("leftover", "train-1")}
     kept = {entry.name.split("/")[-1].rpartition("-")[0]: entry.kept for entry in found.entries if entry.kept}
-    assert kept == {"capture-1": "train[1] still needs it"} and study.run().evaluate().to_run == ["train[1]"]
+    assert kept == {"capture-1": "train[1] still needs it"} and study.evaluate().to_run == ["train[1]"]
 
 
-def test_what_another_machine_or_torch_has_made_stays_until_asked_for(study):
+def test_artifacts_of_other_machines_stay_until_requested(study):
     changed(study, "capture[0]", lambda m: m["provenance"]["cpu"].update(model="Other CPU"))
     changed(study, "corpus", lambda m: m["provenance"]["packages"].update(torch="1.0"))
-    kept = {entry.name.split("/")[-1].rpartition("-")[0]: entry.kept for entry in clean(study).entries}
+    kept = {entry.name.split("/")[-1].rpartition("-")[0]: entry.kept for entry in clean_run(study).entries}
     assert "on another machine (Other CPU)" in kept["capture-0"] and "with another torch (1.0)" in kept["corpus"]
-    assert "could not be made again" in kept["capture-1"], "its corpus might be needed"
-    assert len(clean(study, elsewhere=True).going) == 3
+    assert "cannot be rebuilt" in kept["capture-1"], "its corpus might be needed"
+    assert len(clean_run(study, elsewhere=True).going) == 3
 
 
 def test_an_artifact_whose_input_is_missing_stays(study):
-    corpus = study.run().evaluate().nodes["corpus"].artifact
-    entry = study.run().folder.store.all()
-    remaking = Remaking(study, [artifact for artifact in entry if artifact.id != corpus.id])
-    capture = study.run().evaluate().nodes["capture[0]"].artifact
-    assert remaking.obstacle(capture) == "its input corpus is not there"
+    corpus = study.evaluate().nodes["corpus"].artifact
+    entry = study.evaluate().store.all()
+    rebuilding = Rebuilding(study, [artifact for artifact in entry if artifact.id != corpus.id])
+    capture = study.evaluate().nodes["capture[0]"].artifact
+    assert rebuilding.obstacle(capture) == "its input corpus is missing"
+
+
+TEXT = {"tokens": 9, "context": 4, "fingerprint": "old"}
+PROMPTS = {"behaviour": "b", "n": {"test": 1}, "seed": 0, "sha256": "x"}
+MODEL = {"source": "path:other", "dtype": "float32", "trust_remote_code": False, "chat": False, "fingerprint": "x"}
 
 
 @pytest.mark.parametrize(
     ("unit", "spec", "why"),
     [
-        ("corpus", {"source": "text:texts/a.txt", "tokens": 9, "fingerprint": "old"}, "has changed: a.txt"),
-        ("corpus", {"source": "text:texts/gone.txt", "tokens": 9, "fingerprint": "old"}, "is gone"),
-        ("corpus", {"source": "hf:owner/text", "tokens": 9, "fingerprint": ""}, "without a revision"),
-        ("corpus", {"source": "hf:owner/text@abc", "tokens": 9, "fingerprint": ""}, None),
-        ("prompts[b]", {"file": "gone.jsonl", "sha256": "x"}, "the file it was read from is gone: gone.jsonl"),
-        ("prompts[b]", {"file": "study.yaml", "sha256": "x"}, "the file it was read from has changed"),
-        ("model", {"source": "path:other", "fingerprint": "x"}, "not the study's any more"),
+        ("corpus", {**TEXT, "source": "text:texts/a.txt"}, "has changed: a.txt"),
+        ("corpus", {**TEXT, "source": "text:texts/gone.txt"}, "is gone"),
+        ("corpus", {**TEXT, "source": "hf:owner/text"}, "without a revision"),
+        ("corpus", {**TEXT, "source": "hf:owner/text@abc", "fingerprint": ""}, None),
+        ("prompts[b]", {**PROMPTS, "file": "gone.jsonl"}, "the file it was read from is gone: gone.jsonl"),
+        ("prompts[b]", {**PROMPTS, "file": "study.yaml"}, "the file it was read from has changed"),
+        ("model", MODEL, "the study has another model now"),
     ],
 )
-def test_what_was_read_from_a_file_that_is_gone_or_has_changed_stays(study, unit, spec, why):
-    artifact = study.run().evaluate().nodes[unit].artifact
-    artifact.manifest["spec"] = spec
-    found = Remaking(study, [artifact, *study.run().folder.store.all()]).obstacle(artifact)
+def test_artifacts_of_files_that_are_gone_or_changed_stay(study, unit, spec, why):
+    """A toy's artifact with the manifest of a real phase, made by an earlier version of the study."""
+    artifact = study.evaluate().nodes[unit].artifact
+    artifact.unit = f"{unit} before"
+    artifact.manifest.update(spec=spec, version=registry.phase_of(artifact.phase, spec).version)
+    found = Rebuilding(study, [artifact, *study.evaluate().store.all()]).obstacle(artifact)
     assert found is None if why is None else why in found
 
 
 def test_another_version_of_the_code_is_an_obstacle(study):
-    artifact = study.run().evaluate().nodes["train[0]"].artifact
+    artifact = study.evaluate().nodes["train[0]"].artifact
     artifact.manifest["version"] = 7
-    assert "another version of the code (train 7)" in Remaking(study, [artifact]).obstacle(artifact)
+    assert "another version of the code (train 7)" in Rebuilding(study, [artifact]).obstacle(artifact)
 
 
-def test_other_versions_are_listed_apart_and_go_only_when_asked_for(study, monkeypatch):
+def test_other_versions_are_deleted_only_on_request(study, monkeypatch):
     newer = open_toy(study.file.parent, monkeypatch, train=1)
     execute(newer)
-    found = clean(newer, really=True)
+    found = clean_run(newer, really=True)
     listed = [entry for entry in found.entries if entry.what == "other version"]
-    assert len(listed) == 4 and all(entry.kept == "--other-versions lets it go" for entry in listed)
-    assert len(study.run().folder.store.all()) == 13
-    assert len([e for e in clean(newer, really=True, other_versions=True).going if e.what == "other version"]) == 4
-    assert len(study.run().folder.store.all()) == 9 and newer.run().evaluate().to_run == []
+    assert len(listed) == 4 and all(entry.kept == "--other-versions deletes it" for entry in listed)
+    assert len(study.evaluate().store.all()) == 13
+    assert len([e for e in clean_run(newer, really=True, other_versions=True).going if e.what == "other version"]) == 4
+    assert len(study.evaluate().store.all()) == 9 and newer.evaluate().to_run == []
     noted = [json.loads(line) for line in (study.folder / "cleaned.jsonl").read_text().splitlines()]
     assert {line["unit"] for line in noted} == {"train[0]", "train[1]", "pages", "report"}
     assert next(line["spec"] for line in noted if line["unit"] == "train[0]") == {"value": 0}
@@ -132,20 +140,20 @@ def test_other_versions_are_listed_apart_and_go_only_when_asked_for(study, monke
 def test_the_report_that_is_shown_stays(study, monkeypatch):
     newer = open_toy(study.file.parent, monkeypatch, train=1)
     execute(newer, ["train[0]"])
-    kept = [e.kept for e in clean(newer, other_versions=True).entries if "/report/" in e.name]
+    kept = [e.kept for e in clean_run(newer, other_versions=True).entries if "/report/" in e.name]
     assert kept == ["it is the report that the run's folder shows"]
 
 
-def test_unfinished_work_goes_where_no_unit_would_go_on_with_it(study, monkeypatch):
-    folder = study.run().evaluate().nodes["train[0]"].artifact.path
+def test_unfinished_work_is_deleted_unless_resumable(study, monkeypatch):
+    folder = study.evaluate().nodes["train[0]"].artifact.path
     (folder.parent / "train-0-0123456789ab.partial").mkdir()
     ((folder.parent / "train-0-0123456789ab.partial") / "x").write_text("of another version")
     folder.with_name(folder.name + ".partial").mkdir()  # left of a finished unit
     newer = open_toy(study.file.parent, monkeypatch, train=1)
-    node = newer.run().evaluate().nodes["train[0]"]
-    mine = newer.run().folder.store.folder("train", "train[0]", node.id)
+    node = newer.evaluate().nodes["train[0]"]
+    mine = newer.evaluate().store.folder("train", "train[0]", node.id)
     mine.with_name(mine.name + ".partial").mkdir()
-    found = clean(newer, really=True)
+    found = clean_run(newer, really=True)
     assert {e.name for e in found.going if e.what == "unfinished"} == {
         f"artifacts/train/{name}.partial" for name in ("train-0-0123456789ab", folder.name)
     }
@@ -153,7 +161,7 @@ def test_unfinished_work_goes_where_no_unit_would_go_on_with_it(study, monkeypat
 
 
 def test_damaged_copies_leftovers_and_profiles(study):
-    nodes = study.run().evaluate().nodes
+    nodes = study.evaluate().nodes
     train, corpus = nodes["train[0]"].artifact.path, nodes["corpus"].artifact.path
     shutil.copytree(train, train.with_name(train.name + ".damaged"))
     shutil.copytree(train, train.with_name(train.name + ".replaced"))
@@ -164,7 +172,7 @@ def test_damaged_copies_leftovers_and_profiles(study):
     bad = train.parent / "train-9-0123456789ab.damaged"
     bad.mkdir()
     (bad / "digest").write_text("of nobody knows what")
-    found = clean(study, really=True)
+    found = clean_run(study, really=True)
     names = {Path(entry.name).name: entry.kept for entry in found.entries}
     assert names[f"{train.name}.damaged"] is None and names[f"{train.name}.replaced"] is None
     assert names["profile"] is None and names[".restore-1"] is None
@@ -174,9 +182,9 @@ def test_damaged_copies_leftovers_and_profiles(study):
 
 def test_a_run_in_use_is_refused_and_so_is_a_second_clean(study):
     with RunLock(study.folder), pytest.raises(MechstudyError, match="already running"):
-        clean(study, really=True)
+        clean_run(study, really=True)
     with RunLock(study.folder, shared=True), pytest.raises(MechstudyError, match="jobs of this study"):
-        clean(study, really=True)
+        clean_run(study, really=True)
 
 
 def test_on_a_full_disk_payload_goes_before_its_manifest_can_say_so(study, monkeypatch):
@@ -189,9 +197,9 @@ def test_on_a_full_disk_payload_goes_before_its_manifest_can_say_so(study, monke
         write(folder, manifest)
 
     monkeypatch.setattr(core, "write_manifest", tight)
-    found = clean(study, really=True)
+    found = clean_run(study, really=True)
     assert len(full) == 3 and found.freed == 3000 and found.failed == ()
-    assert verify_run(study.folder).problems == [] and study.run().evaluate().to_run == []
+    assert verify_run(study.folder).problems == [] and study.evaluate().to_run == []
 
 
 def test_one_thing_that_cannot_be_deleted_does_not_keep_the_others(study, monkeypatch):
@@ -203,12 +211,12 @@ def test_one_thing_that_cannot_be_deleted_does_not_keep_the_others(study, monkey
         return discard(self, artifact, patterns)
 
     monkeypatch.setattr(ArtifactStore, "discard", stubborn)
-    found = clean(study, really=True)
+    found = clean_run(study, really=True)
     assert found.freed == 2000 and next(name for name, _ in found.failed).startswith("artifacts/corpus/")
 
 
-@pytest.mark.parametrize(("times", "told"), [(1, False), (2, True)])
-def test_a_stale_handle_is_tried_again_and_then_told_not_taken_for_a_missing_artifact(study, monkeypatch, times, told):
+@pytest.mark.parametrize(("times", "raises"), [(1, False), (2, True)])
+def test_stale_handle_is_retried_and_then_reported(study, monkeypatch, times, raises):
     read, left = Path.read_bytes, [times]
 
     def stale(self):
@@ -218,15 +226,15 @@ def test_a_stale_handle_is_tried_again_and_then_told_not_taken_for_a_missing_art
         return read(self)
 
     monkeypatch.setattr(Path, "read_bytes", stale)
-    if told:
+    if raises:
         with pytest.raises(MechstudyError, match="Stale file handle"):
-            study.run().evaluate()
+            study.evaluate()
     else:
-        assert study.run().evaluate().to_run == []
+        assert study.evaluate().to_run == []
 
 
-@pytest.mark.parametrize(("times", "told"), [(1, False), (2, True)])
-def test_a_stale_handle_is_no_damage_to_verify(study, monkeypatch, times, told):
+@pytest.mark.parametrize(("times", "raises"), [(1, False), (2, True)])
+def test_stale_handle_is_not_damage(study, monkeypatch, times, raises):
     opens, left = Path.open, [times]
 
     def stale(self, *arguments, **options):
@@ -236,7 +244,7 @@ def test_a_stale_handle_is_no_damage_to_verify(study, monkeypatch, times, told):
         return opens(self, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", stale)
-    if told:
+    if raises:
         with pytest.raises(MechstudyError, match="Stale file handle"):
             verify_run(study.folder)
     else:
@@ -262,9 +270,7 @@ STATES = st.fixed_dictionaries(
 
 @given(state=STATES)
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_the_state_what_was_cleaned_can_be_made_again_and_nothing_else_is_missing(
-    finished, tmp_path_factory, state
-):
+def test_everything_cleaned_can_be_rebuilt_from_any_state(finished, tmp_path_factory, state):
     with pytest.MonkeyPatch.context() as patch:
         here = tmp_path_factory.mktemp("state") / "here"
         shutil.copytree(finished, here, symlinks=True)
@@ -272,8 +278,8 @@ def test_whatever_the_state_what_was_cleaned_can_be_made_again_and_nothing_else_
             execute(open_toy(here, patch, train=version, capture=state["capture"]))
         last = (state["versions"] or [0])[-1]
         study = open_toy(here, patch, train=last, capture=state["capture"])
-        nodes = study.run().evaluate().nodes
-        store = study.run().folder.store
+        nodes = study.evaluate().nodes
+        store = study.evaluate().store
         for name in state["elsewhere"]:
             changed(study, name, lambda m: m["provenance"]["cpu"].update(model="Other CPU"))
         for name in state["gone"]:
@@ -283,22 +289,22 @@ def test_whatever_the_state_what_was_cleaned_can_be_made_again_and_nothing_else_
         for i in range(state["partials"]):
             (store.root / "train" / f"train-{i}-0123456789ab.partial").mkdir()
         before, artifacts = sums(study.folder), {a.name: a for a in store.all()}
-        to_run = study.run().evaluate().to_run
-        dry = clean(study, other_versions=state["other_versions"], elsewhere=state["from_elsewhere"])
+        to_run = study.evaluate().to_run
+        dry = clean_run(study, other_versions=state["other_versions"], elsewhere=state["from_elsewhere"])
         assert sums(study.folder) == before
-        done = clean(study, really=True, other_versions=state["other_versions"], elsewhere=state["from_elsewhere"])
+        done = clean_run(study, really=True, other_versions=state["other_versions"], elsewhere=state["from_elsewhere"])
         assert done.entries == dry.entries and done.failed == ()
 
         named = {entry.name.removeprefix("artifacts/") for entry in done.going}
         after = sums(study.folder)
         assert {n for n in before if before[n] != after.get(n) and n.partition(":")[0].rpartition("/")[0] not in named
                 and n.partition(":")[0] not in named} == set()  # fmt: skip
-        assert verify_run(study.folder).problems == [] and study.run().evaluate().to_run == to_run
+        assert verify_run(study.folder).problems == [] and study.evaluate().to_run == to_run
         if not state["from_elsewhere"]:
             cleaned = [artifacts[n] for n in named if n in artifacts]
             assert all(a.manifest["provenance"]["cpu"]["model"] != "Other CPU" for a in cleaned)
 
-        wanted = open_toy(here, patch, train=9, capture="keep")  # everything that was let go is read again
+        wanted = open_toy(here, patch, train=9, capture="keep")  # everything discarded is read again
         assert execute(wanted).exit_code == 0
         rows = {
             n: s for n, s in before.items() if n.endswith("rows.bin") and n.partition("/")[0] in ("corpus", "capture")
@@ -307,10 +313,10 @@ def test_whatever_the_state_what_was_cleaned_can_be_made_again_and_nothing_else_
         assert {n: now.get(n) for n in rows} == rows
 
 
-def test_archive_then_clean_then_restore_leaves_a_store_that_verifies_equal(study, tmp_path):
+def test_archive_clean_and_restore_give_the_same_store(study, tmp_path):
     before = sums(study.folder)
-    made = archive(study, tmp_path / "a.tar.gz", everything=True)
-    assert clean(study, really=True).freed == 3000 and sums(study.folder) != before
-    assert sorted(restore(made.path, study.folder).published) == ["capture[0]", "capture[1]", "corpus"]
+    made = archive_run(study, tmp_path / "a.tar.gz", everything=True)
+    assert clean_run(study, really=True).freed == 3000 and sums(study.folder) != before
+    assert sorted(restore_run(made.path, study.folder).published) == ["capture[0]", "capture[1]", "corpus"]
     assert sums(study.folder) == before and verify_run(study.folder).problems == []
     assert calls(study.folder).count("corpus") == 1

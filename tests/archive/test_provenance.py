@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 from mechstudy.core.seeds import drawn, forget_drawn, seed_for, seeds_in
-from mechstudy.machine import numerics
+from mechstudy.machine import hardware
 from mechstudy.runner.slurm.accounting import (
     AccountingRow,
     accounting_file,
@@ -14,8 +14,9 @@ from mechstudy.runner.slurm.accounting import (
     keep_accounting,
     read_accounting,
 )
+from mechstudy.runner.slurm.queue import Accounted
 from mechstudy.store.artifacts import ArtifactStore, artifact_id
-from mechstudy.store.provenance import package_index, provenance
+from mechstudy.store.provenance import current_provenance, package_index
 from mechstudy.store.sessions import job_of, sessions_of, this_session
 
 SPEC = {"training": {"seed": 7, "steps": 3}, "seeds": {"3": 8, "4": 9}, "seed": 5, "layers": [{"seed": 1}], "seeded": 2}
@@ -82,25 +83,27 @@ def test_driver_and_cuda_are_apart(monkeypatch):
         "NVIDIA H100 80GB HBM3, 550.54.15, 81559 MiB, Disabled, 1980 MHz, 700.00 W\n"
         "NVIDIA H100 80GB HBM3, 550.54.15, 81559 MiB, Disabled, 1980 MHz, 700.00 W\n"
     )
-    monkeypatch.setattr(numerics, "nvidia_smi", lambda: csv)
-    monkeypatch.setattr(numerics, "_driver_cuda", lambda: "12.4")
-    found = numerics.gpu()
+    monkeypatch.setattr(hardware, "nvidia_smi", lambda: csv)
+    monkeypatch.setattr(hardware, "driver_cuda", lambda: "12.4")
+    found = hardware.gpu()
     assert found["driver"] == "550.54.15" and found["driver_cuda"] == "12.4"
     assert found["devices"] == ["NVIDIA H100 80GB HBM3"] * 2
-    assert numerics._driver("GPU 0: NVIDIA H100 (UUID: GPU-1)") == (None, []) and numerics._driver("") == (None, [])
+    assert hardware.driver_and_names("GPU 0: NVIDIA H100 (UUID: GPU-1)") == (None, []) and hardware.driver_and_names(
+        ""
+    ) == (None, [])
 
 
 def test_threads_and_blas_are_those_of_now(monkeypatch):
     import torch
 
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
-    found = provenance()
+    found = current_provenance()
     assert found["threads"]["torch"] == torch.get_num_threads() and found["threads"]["OPENBLAS_NUM_THREADS"] == "3"
     assert {"torch_blas", "deterministic", "float32_matmul_precision"} <= set(found["libraries"])
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
     try:
-        assert provenance()["threads"]["torch"] == before + 1
+        assert current_provenance()["threads"]["torch"] == before + 1
     finally:
         torch.set_num_threads(before)
 
@@ -108,23 +111,17 @@ def test_threads_and_blas_are_those_of_now(monkeypatch):
 # -------------------------------------------------------------------------------------------------- accounting
 
 
-@dataclass(frozen=True)
-class Told:
-    """As a batch system tells it."""
-
-    job: str
-    state: str
-    seconds: float = 0.0
-    start: str = "Unknown"
-    extra: str = "not kept"
+def accounted(job: str, state: str, seconds: float = 0.0, start: str = "Unknown") -> Accounted:
+    """A row as Slurm gives it."""
+    return Accounted(job, state, seconds=seconds, start=start)
 
 
 def test_rows_are_kept_replaced_by_later_news_and_never_lost(tmp_path):
     units = {"42_0": "train[0]", "42_1": "train[1]"}
-    waiting = [Told("42_0", "PENDING"), Told("42_1", "PENDING"), Told("99", "RUNNING")]
+    waiting = [accounted("42_0", "PENDING"), accounted("42_1", "PENDING"), accounted("99", "RUNNING")]
     assert [row.state for row in keep_accounting(tmp_path, units, waiting)] == ["PENDING", "PENDING"]
-    requeued = Told("42_0", "REQUEUED", 60.0, "2026-01-01T00:00:00")
-    again = Told("42_0", "COMPLETED", 90.0, "2026-01-01T01:00:00")
+    requeued = accounted("42_0", "REQUEUED", 60.0, "2026-01-01T00:00:00")
+    again = accounted("42_0", "COMPLETED", 90.0, "2026-01-01T01:00:00")
     keep_accounting(tmp_path, units, [requeued, replace(again, state="RUNNING", seconds=1.0)])
     rows = keep_accounting(tmp_path, units, [again])
     assert [(row.job, row.state, row.seconds) for row in rows] == [
@@ -135,8 +132,7 @@ def test_rows_are_kept_replaced_by_later_news_and_never_lost(tmp_path):
 
 def test_a_broken_line_hides_no_other_and_an_absent_file_is_no_error(tmp_path):
     assert read_accounting(tmp_path) == []
-    row = AccountingRow("1", "COMPLETED", unit="train[0]")
-    keep_accounting(tmp_path, {"1": "train[0]"}, [row])
+    (row,) = keep_accounting(tmp_path, {"1": "train[0]"}, [accounted("1", "COMPLETED")])
     file = accounting_file(tmp_path)
     file.write_text("{half\n" + file.read_text().replace('"state"', '"later": 1, "state"') + '{"unit": "x"}\n')
     assert read_accounting(tmp_path) == [row]
@@ -146,14 +142,15 @@ def test_rows_of_an_artifact_are_those_of_the_jobs_that_worked_on_it(tmp_path, m
     monkeypatch.setenv("SLURM_JOB_ID", "44")
     artifact = begin(tmp_path).publish({})
     units = {"43": "train[3]", "44": "train[3]", "45": "train[4]"}
-    keep_accounting(tmp_path, units, [Told(job, "COMPLETED", 1.0, "2026") for job in units])
+    keep_accounting(tmp_path, units, [accounted(job, "COMPLETED", 1.0, "2026") for job in units])
     assert [row.job for row in accounting_of(tmp_path, artifact)] == ["44"]
     artifact.manifest.pop("processes")
     artifact.manifest["provenance"]["slurm"] = {}
     assert [row.job for row in accounting_of(tmp_path, artifact)] == ["43", "44"]
 
 
-def test_cost_keeps_what_the_cluster_says_and_remembers_it_when_the_cluster_does_not(tmp_path, monkeypatch):
+def test_cost_remembers_accounting_that_the_cluster_forgets(tmp_path, monkeypatch):
+    from mechstudy.runner import measured_cost
     from mechstudy.runner.measured_cost import accounted_jobs
     from mechstudy.runner.slurm import queue
     from mechstudy.runner.slurm.record import Entry, Record, SubmittedJob
@@ -161,10 +158,10 @@ def test_cost_keeps_what_the_cluster_says_and_remembers_it_when_the_cluster_does
     job = SubmittedJob("train", "train", "42", {0: "train[0]"}, [], "train.sh")
     Record(tmp_path, "t", [Entry(1, "submit", "now", "s.yaml", [], None, [job])]).write()
     row = queue.Accounted("42_0", "COMPLETED", 0, 0, 60.0, 120.0, 100.0, 2, 1, 10, 5, "2026-01-01T00:00:00", "", "n1")
-    monkeypatch.setattr(queue, "accounting", lambda _: None)
+    monkeypatch.setattr(measured_cost, "accounting", lambda _: None)
     assert accounted_jobs(tmp_path) == ({"42_0": "train[0]"}, None)
-    for told in ([row], None, []):
-        monkeypatch.setattr(queue, "accounting", lambda _, told=told: told)
+    for answer in ([row], None, []):
+        monkeypatch.setattr(measured_cost, "accounting", lambda _, answer=answer: answer)
         assert accounted_jobs(tmp_path) == ({"42_0": "train[0]"}, [AccountingRow(**asdict(row), unit="train[0]")])
     assert json.loads(accounting_file(tmp_path).read_text())["unit"] == "train[0]"
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from mechstudy.archive.reproduce import commands, find, record, run_again
+from mechstudy.archive.reproduce import commands, describe_number, find_number, run_again
 from mechstudy.core.errors import MechstudyError
+from mechstudy.planning import opened_study as opening
+from mechstudy.planning.opened_study import open_study
 from mechstudy.report.numbers import Address
-from mechstudy.runner import study_run as opening
-from mechstudy.runner.processes.task import SHARES
 from mechstudy.runner.recorded_options import AsMade, together
-from mechstudy.runner.study_run import execute, open_study
+from mechstudy.runner.study_run import execute
 from mechstudy.store.manifest import sha256_of, write_manifest
 from tests.support.storage_world import make_folder
 from tests.support.toy_model import mechstudy
@@ -43,7 +43,7 @@ def study(tmp_path, monkeypatch):
 
 
 def artifact_of(study, name="baseline[b]"):
-    return study.run().evaluate().nodes[name].artifact
+    return study.evaluate().nodes[name].artifact
 
 
 def tamper(study, *, signed: bool) -> None:
@@ -57,10 +57,12 @@ def tamper(study, *, signed: bool) -> None:
 
 
 def test_a_handle_and_an_address_lead_to_the_same_number(study):
-    by_handle, by_address = find(study, ACCURACY.handle), find(study, str(ACCURACY))
+    by_handle, by_address = find_number(study, ACCURACY.handle), find_number(study, str(ACCURACY))
     assert by_handle == by_address and by_handle.value == 0.5 and by_handle.problems == ()
     assert by_handle.artifact.unit == "baseline[b]" and by_handle.address == ACCURACY
-    assert find(study, Address("baseline[b]", "summary.json", "/splits").handle).value == {"test": {"accuracy": 0.5}}
+    assert find_number(study, Address("baseline[b]", "summary.json", "/splits").handle).value == {
+        "test": {"accuracy": 0.5}
+    }
 
 
 @pytest.mark.parametrize(
@@ -74,21 +76,21 @@ def test_a_handle_and_an_address_lead_to_the_same_number(study):
 )
 def test_what_is_not_there_is_told(study, name, message):
     with pytest.raises(MechstudyError, match=message):
-        find(study, name)
+        find_number(study, name)
 
 
 def test_the_record_holds_what_it_was_made_from_and_with(study):
-    told = record(study, find(study, ACCURACY.handle))
-    assert told["seeds"]["spec"] == {"seed": 12} and set(told["inputs"]) == {"model", "prompts[b]"}
-    assert told["packages"]["torch"] and told["processes"][0]["host"] and told["artifact"].startswith("baseline/")
-    assert json.loads(json.dumps(told)) == told
+    facts = describe_number(study, find_number(study, ACCURACY.handle))
+    assert facts["seeds"]["spec"] == {"seed": 12} and set(facts["inputs"]) == {"model", "prompts[b]"}
+    assert facts["packages"]["torch"] and facts["processes"][0]["host"] and facts["artifact"].startswith("baseline/")
+    assert json.loads(json.dumps(facts)) == facts
 
 
-def test_the_commands_check_out_install_and_run_just_that_phase(study):
-    found = find(study, ACCURACY.handle)
+def test_commands_check_out_install_and_run_the_phase(study):
+    found = find_number(study, ACCURACY.handle)
     found.artifact.manifest["provenance"]["git"] = {"commit": "abc123", "dirty": True}
     lines = commands(study, found)
-    assert lines[0] == "git checkout abc123" and "no commit" in lines[1] and "torch==" in lines[3]
+    assert lines[0] == "git checkout abc123" and "uncommitted changes" in lines[1] and "torch==" in lines[3]
     again = f"--out {study.folder}-again-{ACCURACY.handle}"
     assert re.fullmatch(
         rf"mechstudy baseline \S+/study.yaml --set corpus.tokens=8192 --set compute.batch_tokens=4096 --device cpu "
@@ -97,8 +99,8 @@ def test_the_commands_check_out_install_and_run_just_that_phase(study):
     )
 
 
-def test_made_again_from_the_start_and_from_its_inputs_it_is_equal(study, tmp_path):
-    found = find(study, ACCURACY.handle)
+def test_rerun_from_start_or_from_inputs_is_equal(study, tmp_path):
+    found = find_number(study, ACCURACY.handle)
     again = run_again(study, found)
     assert again.equal and again.files == [] and again.value == 0.5
     assert calls(again.folder) == ["model", "prompts[b]", "baseline[b]"]
@@ -110,16 +112,15 @@ def test_made_again_from_the_start_and_from_its_inputs_it_is_equal(study, tmp_pa
     assert alone.equal and calls(alone.folder) == ["baseline[b]"]
 
 
-def test_each_unit_is_made_again_with_the_threads_processes_and_batches_that_it_was_made_with(tmp_path, monkeypatch):
-    monkeypatch.setitem(SHARES, "tests.support.toy_units:runs_as", "")
-    made = [unit("model"), unit("capture[b]", ["model"], entry="runs_as")]
-    made += [unit("baseline[b]", ["capture[b]"], entry="runs_as")]
+def test_each_unit_reruns_with_its_recorded_options(tmp_path, monkeypatch):
+    made = [unit("model"), unit("capture[b]", ["model"], entry="runs_as", shared="runs_as")]
+    made += [unit("baseline[b]", ["capture[b]"], entry="runs_as", shared="runs_as")]
     monkeypatch.setattr(opening, "build_units", lambda *_: made)
     folder = make_folder(tmp_path / "here")
     study = open_study(folder / "study.yaml", out=folder / "run")
     execute(study, ["capture[b]"], threads=6, world_size=2, batch_tokens=512)
     execute(study, threads=2, world_size=1)
-    found = find(study, "baseline[b]/summary.json#/how")
+    found = find_number(study, "baseline[b]/summary.json#/how")
     assert found.value.endswith("; 2 of 3, 512; 1 of 2, 4096")
     again = run_again(study, found)
     assert again.equal and again.files == [] and again.unlike == ()
@@ -134,7 +135,7 @@ def test_each_unit_is_made_again_with_the_threads_processes_and_batches_that_it_
     assert "made by 2 processes, now by 1 (capture[b])" in otherwise.unlike
 
 
-def test_units_that_one_command_runs_as_they_were_are_in_one():
+def test_units_with_equal_options_share_one_command():
     alone, shared = AsMade("cpu", 2, None, 512), AsMade("cpu", 1, 2, 512)
     assert together({"model": alone, "capture": shared, "features": alone}) == [
         (shared, ["model", "capture", "features"])
@@ -143,12 +144,12 @@ def test_units_that_one_command_runs_as_they_were_are_in_one():
     assert [units for _, units in together({"a": apart, "b": shared, "c": alone})] == [["a"], ["b", "c"]]
 
 
-def test_a_tampered_artifact_is_found_by_its_checksum_and_when_signed_anew_by_making_it_again(study, tmp_path):
+def test_tampering_is_found_by_checksum_or_by_rerunning(study, tmp_path):
     tamper(study, signed=False)
-    found = find(study, ACCURACY.handle)
+    found = find_number(study, ACCURACY.handle)
     assert found.value == 0.9 and found.problems and "checksum" in found.problems[0]
     tamper(study, signed=True)
-    found = find(study, ACCURACY.handle)
+    found = find_number(study, ACCURACY.handle)
     assert found.value == 0.9 and found.problems == ()
     again = run_again(study, found)
     assert again.differing == [("", 0.9, 0.5)] and again.files == ["summary.json"] and not again.equal
@@ -158,16 +159,16 @@ def test_a_damaged_input_is_not_taken(study, tmp_path):
     artifact = artifact_of(study, "prompts[b]")
     (artifact.path / "digest").write_text("x" * artifact.manifest["files"]["digest"]["size"])
     with pytest.raises(MechstudyError, match=r"its input prompts\[b\] is damaged"):
-        run_again(study, find(study, ACCURACY.handle), out=tmp_path / "alone", from_inputs=True)
+        run_again(study, find_number(study, ACCURACY.handle), out=tmp_path / "alone", from_inputs=True)
 
 
-def test_on_the_command_line_equal_is_0_and_different_is_2_with_both_values(study):
+def test_reproduce_exits_with_0_if_equal_and_2_if_different(study):
     words = ("reproduce", str(study.file), ACCURACY.handle, "--out", str(study.folder), "--set", "corpus.tokens=8192")
     printed = mechstudy(*words, "--run").output
     for text in (str(ACCURACY), "value:     0.5", "as the manifest says", "seed 12", "mechstudy baseline", "equal, to"):
         assert text in printed
-    told = json.loads(mechstudy(*words, "--json").output)
-    assert told["value"] == 0.5 and told["commands"]
+    facts = json.loads(mechstudy(*words, "--json").output)
+    assert facts["value"] == 0.5 and facts["commands"]
     tamper(study, signed=True)
     printed = mechstudy(*words, "--run", "--again-in", str(study.folder) + "-2", code=2).output
     assert "DIFFERS" in printed and "0.9 before, 0.5 now, by -0.4, 0.44 of it" in printed
@@ -176,13 +177,14 @@ def test_on_the_command_line_equal_is_0_and_different_is_2_with_both_values(stud
     assert "NOT as the manifest says" in mechstudy(*words, code=2).output
 
 
-def test_no_torch_is_imported_to_look_a_number_up(study):
+@pytest.mark.process
+def test_looking_up_a_number_imports_no_torch(study):
     import subprocess
     import sys
 
     code = (
         "import sys\n"
-        "import mechstudy.cli.storage, mechstudy.cli.reproduce, mechstudy.cli.storage_table\n"
+        "import mechstudy.cli.storage, mechstudy.cli.reproduce\n"
         "import mechstudy.archive.reproduce, mechstudy.archive.archive\n"
         "import mechstudy.archive.clean, mechstudy.archive.restore\n"
         "assert 'torch' not in sys.modules"

@@ -1,36 +1,44 @@
-"""How long each kind of artifact is kept: one table, the study's own word over it, and what runs make of it."""
+"""Retention: each phase's default, the study's override, and what runs do with it."""
 
 from __future__ import annotations
 
 import pytest
 from pydantic import ValidationError
 
+from mechstudy.machine.runtime_options import RunOptions
+from mechstudy.planning.opened_study import open_study
 from mechstudy.runner.run import Run
-from mechstudy.runner.run_unit import Options
-from mechstudy.study.retention import RULES, rule_of
+from mechstudy.study.phases import registry
+from mechstudy.study.phases.capture import CorpusCapturePhase, PromptCapturePhase
 from mechstudy.study.study import StorageConfig
-from mechstudy.study.units import VERSIONS
 from tests.support.toy_units import calls, unit
 
 
-def test_every_phase_has_a_row_and_nothing_that_may_go_is_without_a_pattern():
-    assert set(VERSIONS) <= set(RULES)
-    assert all(rule.payload for rule in RULES.values() if rule.retention != "keep")
+def test_phases_that_are_not_kept_name_their_payload():
+    assert len(registry.phases()) == 13
+    assert all(phase.payload for phase in registry.phases() if phase.retention != "keep")
 
 
-def test_activations_of_prompts_and_of_the_corpus_have_rows_of_their_own():
-    assert rule_of("capture", {"seed": 1}).retention == "discard"
-    assert rule_of("capture", {"positions": "last-5"}).retention == "regenerate"
+def test_prompt_and_corpus_activations_have_their_own_retention():
+    prompts = registry.phase_of("capture", {"positions": "last-5"})
+    corpus = registry.phase_of("capture", {"seed": 1})
+    assert (prompts.retention, corpus.retention) == ("regenerate", "discard")
 
 
-def test_the_study_says_otherwise_and_the_earlier_way_of_saying_it_is_the_same_thing():
+def test_the_study_overrides_the_retention_of_one_kind(here):
+    units = open_study(here / "study.yaml", ["storage.retain.capture=keep"]).units
+    by_phase = {phase: {u.retention for u in units if isinstance(u.phase, phase)}
+                for phase in (CorpusCapturePhase, PromptCapturePhase)}  # fmt: skip
+    assert by_phase == {CorpusCapturePhase: {"keep"}, PromptCapturePhase: {"regenerate"}}
+
+
+def test_the_earlier_spelling_means_the_same():
     new, old = StorageConfig(retain={"capture": "keep"}), StorageConfig.model_validate({"activations": "keep"})
-    assert new == old and rule_of("capture", {}, new.retain).retention == "keep"
-    assert rule_of("capture", {}, new.retain).payload == RULES["capture"].payload
+    assert new == old
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("values", "message"),
     [
         ({"retain": {"capure": "keep"}}, "no kind of artifact 'capure'"),
         ({"retain": {"intervene": "discard"}}, "intervene is always kept"),
@@ -41,14 +49,14 @@ def test_the_study_says_otherwise_and_the_earlier_way_of_saying_it_is_the_same_t
         ({"activations": "maybe"}, "activations is keep or discard, not 'maybe'"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(given, message):
+def test_contradictory_retention_is_refused(values, message):
     with pytest.raises(ValidationError, match=message):
-        StorageConfig.model_validate(given)
+        StorageConfig.model_validate(values)
 
 
 def world(*, value: int = 0):
     """capture (its rows may go) -> train -> report; pages reads the rows too, and runs on whatever is there."""
-    payload = {"entry": "payload", "retention": "regenerate", "discard_patterns": ("*.bin",)}
+    payload = {"entry": "payload", "retention": "regenerate", "payload": ("*.bin",)}
     return [
         unit("model"),
         unit("capture", ["model"], **payload),
@@ -58,18 +66,23 @@ def world(*, value: int = 0):
     ]
 
 
-def test_what_regenerates_stays_through_the_run(tmp_path):
-    run = Run(tmp_path, world(), Options())
+def test_regenerable_payload_stays_through_the_run(tmp_path):
+    run = Run(tmp_path, world(), RunOptions())
     run.execute()
     artifact = run.evaluate().nodes["capture"].artifact
     assert artifact is not None and (artifact.path / "rows.bin").exists()
 
 
-def test_a_reader_with_optional_inputs_makes_payload_that_is_gone_again_and_the_report_does_not(tmp_path):
-    run = Run(tmp_path, world(), Options())
+def test_forcing_the_report_rebuilds_no_payload(tmp_path):
+    run = Run(tmp_path, world(), RunOptions())
     run.execute()
-    artifact = run.evaluate().nodes["capture"].artifact
-    run.folder.store.discard(artifact, ["*.bin"])
+    run.folder.store.discard(run.evaluate().nodes["capture"].artifact, ["*.bin"])
     assert run.execute(force=["report"]).ran == ["report"]
-    assert Run(tmp_path, world(value=1), Options()).execute(["pages"]).ran == ["capture", "pages"]
+
+
+def test_a_reader_with_optional_inputs_rebuilds_missing_payload(tmp_path):
+    run = Run(tmp_path, world(), RunOptions())
+    run.execute()
+    run.folder.store.discard(run.evaluate().nodes["capture"].artifact, ["*.bin"])
+    assert Run(tmp_path, world(value=1), RunOptions()).execute(["pages"]).ran == ["capture", "pages"]
     assert calls(tmp_path).count("train") == 1

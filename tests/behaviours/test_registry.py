@@ -86,7 +86,7 @@ def test_positions_are_the_last_tokens_of_their_words(name: str, bos: bool):
 
 
 @each_bos
-def test_names_of_the_indirect_object_prompts_are_positions_by_their_role(bos: bool):
+def test_names_of_indirect_object_prompts_are_positions_by_role(bos: bool):
     encode = FakeTokenizer(bos=bos)
     for pair in BEHAVIOURS["indirect_object_identification"].generate(encode, 60, "test", 0):
         said = {role: "".join(map(encode.text, pair.clean_tokens[bos : at + 1])) for role, at in pair.positions.items()}
@@ -153,7 +153,7 @@ def test_templates_are_used_equally_and_items_about_equally(name: str, split: st
 
 
 @each_split
-def test_agreement_flips_the_subject_only_and_the_attractor_has_the_other_number(split: str):
+def test_agreement_flips_only_the_subject(split: str):
     number = {
         noun: index
         for text in (subject_verb_agreement.SUBJECTS[split], subject_verb_agreement.ATTRACTORS[split])
@@ -174,7 +174,7 @@ def test_agreement_flips_the_subject_only_and_the_attractor_has_the_other_number
 
 
 @each_split
-def test_the_indirect_object_is_the_name_not_repeated_first_and_second_half_half(split: str):
+def test_the_indirect_object_is_the_first_name_in_half_of_the_prompts(split: str):
     pairs = generate("indirect_object_identification", 100, split)
     first = 0
     for pair in pairs:
@@ -224,7 +224,7 @@ def test_antonyms_are_of_one_kind_and_never_of_neighbouring_meaning(split: str):
         assert set(answer[1]) & set(in_words(pair.clean))
 
 
-def test_every_antonym_is_listed_once_and_every_neighbour_is_a_listed_pair():
+def test_antonyms_are_listed_once_and_neighbours_are_listed_pairs():
     pairs = [p for split in SPLITS for kind in antonym.PAIRS[split] for p in antonym.antonyms(split, kind)]
     words = [word for pair in pairs for word in pair]
     assert len(set(words)) == len(words)
@@ -234,7 +234,7 @@ def test_every_antonym_is_listed_once_and_every_neighbour_is_a_listed_pair():
 
 
 @pytest.mark.parametrize("name", ["country_capital", "antonym"])
-def test_asking_for_too_many_states_the_maximum_which_can_then_be_had(name: str):
+def test_asking_for_too_many_states_the_maximum(name: str):
     with pytest.raises(MechstudyError, match=r"10000 test prompts asked for, but .* allows (\d+) at most") as error:
         generate(name, 10_000, "test")
     most = int(re.search(r"(\d+) at most", str(error.value)).group(1))  # type: ignore[union-attr]  # matched above
@@ -249,7 +249,7 @@ def test_agreement_is_rich_enough_for_a_thousand(split: str):
     assert len(generate("subject_verb_agreement", 1000, split)) == 1000
 
 
-def test_a_tokenizer_that_cannot_tell_answers_apart_is_told_why():
+def test_a_tokenizer_that_cannot_tell_answers_apart_is_refused():
     with pytest.raises(MechstudyError, match="allows 0 at most") as error:
         BEHAVIOURS["antonym"].generate(lambda text: [ord(letter) for letter in text][:4], 5, "train", 0)
     assert "drafts" in error.value.facts["skipped"]
@@ -261,7 +261,7 @@ def test_an_encoding_that_adds_tokens_after_the_prompt_is_refused():
         BEHAVIOURS["antonym"].generate(lambda text: encode(f"user: {text} assistant:"), 5, "train", 0)
 
 
-def test_a_class_that_runs_out_ends_the_sequence_so_that_it_stays_balanced():
+def test_a_class_that_runs_out_ends_the_balanced_sequence():
     def slots(split: str, rank: generator.Rank):
         for balance, words in (("a", ["one", "two", "three"]), ("b", ["four"])):
             for word in words:
@@ -288,7 +288,7 @@ def test_fewer_than_one_prompt_is_refused(n: int):
         generate("antonym", n)
 
 
-def test_prompt_files_round_trip_also_with_line_separators_inside(tmp_path):
+def test_prompt_files_round_trip_with_line_separators_inside(tmp_path):
     pairs = [pair.model_copy(update={"group": "a\u2028b\u00e9"}) for pair in generate("antonym", 5)]
     path = tmp_path / "train.jsonl"
     path.write_text(to_jsonl(pairs), encoding="utf-8")
@@ -320,6 +320,7 @@ def test_a_pair_that_cannot_be_contrasted_is_refused(change: dict, message: str)
         PromptPair.model_validate(good | change)
 
 
+@pytest.mark.process
 def test_prompts_are_planned_without_importing_torch():
     code = "import sys, mechstudy.behaviours.registry, mechstudy.behaviours.user; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -23,7 +23,7 @@ def test_the_token_found_is_the_one_that_holds_the_character(text: str, data: st
     assert token_at(Tokens(encode), text, end) == holds + bos
 
 
-def test_a_text_is_encoded_once_however_often_it_is_asked_for():
+def test_a_text_is_encoded_once():
     calls = []
     tokens = Tokens(lambda text: calls.append(text) or [1])
     assert tokens("a") == tokens("a") == (1,)
@@ -58,7 +58,7 @@ def test_answers_are_tokenised_as_they_follow_the_prompt():
     assert len(pair.answer) == 1, "no BOS of its own"
 
 
-def test_an_answer_split_differently_after_the_corrupted_prompt_is_unsuitable():
+def test_answers_tokenised_differently_after_the_prompts_are_unsuitable():
     table = {"a": [1], "b": [2], "ax": [1, 7], "bx": [2, 8], "ay": [1, 9], "by": [2, 9]}
     with pytest.raises(Unsuitable, match="different tokens"):
         pair_tokens(Tokens(table.__getitem__), "a", "b", "x", "y")

@@ -72,11 +72,11 @@ def test_a_substring_is_the_last_token_it_touches(tmp_path, place: str, index: i
 
 
 @pytest.mark.parametrize(("place", "index"), [(0, 0), (3, 3), (-1, 4), (-5, 0)])
-def test_a_position_may_be_an_index_also_from_the_end(tmp_path, place: int, index: int):
+def test_a_position_may_be_an_index_from_either_end(tmp_path, place: int, index: int):
     assert load_one(tmp_path, {**GOOD, "positions": {"here": place}}).positions["here"] == index
 
 
-def test_blank_lines_crlf_and_a_byte_order_mark_do_no_harm(tmp_path):
+def test_blank_lines_crlf_and_a_byte_order_mark_are_accepted(tmp_path):
     rows = [json.dumps(row).encode() for row in lines(20)]
     plain = load(write(tmp_path, *rows))
     path = tmp_path / "windows.jsonl"
@@ -84,7 +84,7 @@ def test_blank_lines_crlf_and_a_byte_order_mark_do_no_harm(tmp_path):
     assert load(path) == plain
 
 
-def test_each_line_goes_where_its_group_goes_whatever_else_is_in_the_file(tmp_path):
+def test_a_line_s_split_depends_on_its_group_alone(tmp_path):
     rows = lines(40)
     few = load(write(tmp_path, *rows[:20]))
     more = load(write(tmp_path, *rows[::-1]))
@@ -114,7 +114,7 @@ def test_a_stated_split_carries_its_whole_group(tmp_path):
         (b"[" * 100_000, "", ""),
         (b'{"positions": {"a": ' + b"9" * 5000 + b"}}", "not readable", "token indices"),
         ([1], "a JSON list, not an object", "clean"),
-        (b'{"clean": "a", "clean": "b"}', "key 'clean' is there twice", "keep one"),
+        (b'{"clean": "a", "clean": "b"}', "key 'clean' occurs twice", "keep one"),
         ({**GOOD, "wrong_anser": "x"}, "unknown key 'wrong_anser'", "'wrong_answer'?"),
         ({**GOOD, "zzz": "x"}, "unknown key 'zzz'", "keys: clean, corrupted"),
         ({"clean": "a", "answer": " b"}, "missing corrupted, wrong_answer", "required: clean"),
@@ -140,14 +140,14 @@ def test_a_stated_split_carries_its_whole_group(tmp_path):
         ({**GOOD, "positions": {"": 1}}, "a position's name", "non-empty"),
     ],
 )
-def test_a_broken_line_is_named_with_what_is_wrong_and_what_to_do(tmp_path, row: object, what: str, fix: str):
+def test_a_broken_line_is_named_with_its_defect_and_fix(tmp_path, row: object, what: str, fix: str):
     error = broken(tmp_path, row)
     assert error.where == f"{tmp_path / 'mine.jsonl'}:2"
     assert what in error.what
     assert fix in (error.fix or "")
 
 
-def test_answers_that_go_on_with_the_last_word_are_found(tmp_path):
+def test_answers_that_continue_the_last_word_are_found(tmp_path):
     def pair(clean: str, answer: str) -> PromptPair:
         base = load_one(tmp_path, GOOD)
         return base.model_copy(update={"clean": clean, "answer": answer, "wrong_answer": answer})
@@ -172,7 +172,7 @@ def test_occurrences_that_overlap_are_ambiguous_too(tmp_path):
     assert "'haha' is in the clean prompt more than once" in broken(tmp_path, row).what
 
 
-def test_ids_and_pairs_are_there_once(tmp_path):
+def test_ids_and_pairs_occur_once(tmp_path):
     first = {**lines(1)[0], "id": "a"}
     assert (
         "id 'a' is line 2's"

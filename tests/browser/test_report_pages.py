@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -13,7 +14,6 @@ from mechstudy.report.build import build_report
 from tests.browser.report_browser import Browser, chromium
 from tests.support.report_fixture import BEHAVIOURS, FakeStudy
 
-pytest.importorskip("websocket", reason="the DevTools client needs websocket-client (in the dev extra)")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
@@ -27,14 +27,13 @@ GRAPH = f"graph-{BEHAVIOURS[0]}.html"
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fake = FakeStudy(tmp_path_factory.mktemp("study"), prompts=2)
     out = tmp_path_factory.mktemp("report")
-    build_report(fake.study, fake.inputs, fake.units, out)
+    build_report(fake.data, out)
     return out
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     instance = Browser()
-    instance.size(1440, 900)
     yield instance
     instance.close()
 
@@ -46,20 +45,19 @@ def select(browser: Browser, node: str) -> None:
         f"const r = c.getBoundingClientRect(), p = mechstudyGraph.place('{node}');"
         "return [r.left + p[0], r.top + p[1]]; })()"
     )
-    browser.click(x, y)
+    browser.page.mouse.click(x, y)
 
 
 def enter(browser: Browser, control: str, value: str) -> None:
     """Set a control's value as typing would."""
-    browser.evaluate(
-        f"(() => {{ const c = document.getElementById({control!r}); c.value = {value!r};"
-        "c.dispatchEvent(new Event('input')); })()"
-    )
+    browser.page.locator(f"#{control}").fill(value)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_every_page_loads_without_error_request_or_foreign_script(browser: Browser, report: Path, theme: str) -> None:
-    browser.theme(theme)
+def test_every_page_loads_without_error_request_or_foreign_script(
+    browser: Browser, report: Path, theme: Literal["light", "dark"]
+) -> None:
+    browser.page.emulate_media(color_scheme=theme)
     for page in sorted(report.glob("*.html")):
         browser.open(page)
         assert browser.errors == [], page.name
@@ -133,13 +131,13 @@ def test_a_link_restores_graph_node_and_pins(browser: Browser, report: Path) -> 
 
 def test_the_graph_works_from_the_keyboard(browser: Browser, report: Path) -> None:
     browser.open(report / GRAPH)
-    browser.evaluate("document.getElementById('g-over').focus()")
-    for key, code in (("ArrowUp", 38), ("ArrowUp", 38), ("Enter", 13)):
-        browser.key(key, code)
+    browser.page.locator("#g-over").focus()
+    for key in ("ArrowUp", "ArrowUp", "Enter"):
+        browser.page.keyboard.press(key)
     browser.wait("mechstudyGraph.selected >= 0")
-    browser.key("p", 80)
+    browser.page.keyboard.press("p")
     assert browser.evaluate("mechstudyGraph.pins.size") == 1
-    browser.key("Escape", 27)
+    browser.page.keyboard.press("Escape")
     assert browser.evaluate("mechstudyGraph.selected") == -1
 
 

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from mechstudy.circuits.aggregate import aggregate, node_id, position_names, prompt_record
-from mechstudy.circuits.attribute import attribute
+from mechstudy.circuits.aggregate import aggregate, aggregate_of, node_id, position_names, prompt_record
+from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.graph import prune, share_kept
+from mechstudy.circuits.influence import total_effects
 from mechstudy.circuits.neuronpedia import graph_json
-from tests.invariants.test_circuits import dictionaries
+from tests.support.interventions_world import transcoders
 from tests.support.tiny import tiny_model
 
 CONFIG = AttributionConfig(max_features=500, aggregate_min_prompts=1)
@@ -18,13 +19,13 @@ POSITIONS = {"subject": 2, "last": 6}
 @pytest.fixture(scope="module")
 def graphs():
     model = tiny_model("llama")
-    dicts = dictionaries(model, layers=(0, 1, 2))
-    found = []
+    dicts = transcoders(model, (0, 1, 2))
+    graphs = []
     for shift in range(3):
         tokens = torch.tensor([5, 17, 200 - shift, 33, 9, 120 + shift, 64])
         graph = attribute(model, dicts, tokens, CONFIG, answer=7, wrong_answer=99)
-        found.append((graph, prune(graph, 0.8, 0.98)))
-    return found
+        graphs.append((graph, prune(graph, 0.8, 0.98)))
+    return graphs
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +44,8 @@ def test_a_records_influence_is_the_graphs(graphs, records):
     assert sum(n["influence"] for n in features) == pytest.approx(total)
 
 
-def test_direct_effects_alone_are_the_total_effect_of_features_nothing_reads(graphs):
+def test_total_effect_of_features_nothing_reads_is_their_direct_effect(graphs):
     """The last layer's features reach the target directly only: their total effect is their edge."""
-    from mechstudy.circuits.influence import total_effects
-
     graph, _ = graphs[0]
     effects = total_effects(graph.A_RS, graph.weights_R, graph.column_R, graph.value_R)
     last = (graph.feature_layer_S == 2).nonzero()[:, 0]
@@ -55,8 +54,6 @@ def test_direct_effects_alone_are_the_total_effect_of_features_nothing_reads(gra
 
 def test_total_effects_go_through_intermediate_features_in_proportion(graphs):
     """By hand for one source: direct edge + sum over readers t of effect(t) * A[t, s] / value(t)."""
-    from mechstudy.circuits.influence import total_effects
-
     graph, _ = graphs[0]
     effects = total_effects(graph.A_RS, graph.weights_R, graph.column_R, graph.value_R)
     source = int((graph.feature_layer_S == 1).nonzero()[0, 0])
@@ -80,7 +77,7 @@ def test_frequency_counts_prompts_and_means_count_absence_as_zero(records):
     assert by_id[node_id("logit")]["frequency"] == 1
 
 
-def test_edges_join_nodes_that_are_there_and_instances_are_per_prompt_weights(records):
+def test_edges_join_listed_nodes_and_instances_are_per_prompt_weights(records):
     result = aggregate(records, CONFIG)
     ids = {n["id"] for n in result["nodes"]}
     with_instances = [e for e in result["edges"] if "instances" in e]
@@ -106,17 +103,27 @@ def test_share_kept_takes_the_fewest_largest_values(share, kept):
 def test_graph_json_has_unique_nodes_and_links_between_them(graphs):
     graph, pruned = graphs[0]
     strings = [str(t) for t in graph.tokens]
-    found = graph_json(
+    content = graph_json(
         graph, pruned, slug="s", scan="tiny", prompt="p", token_strings=strings, config=CONFIG, extra={"a": 1}
     )
-    ids = [n["node_id"] for n in found["nodes"]]
+    ids = [n["node_id"] for n in content["nodes"]]
     assert len(ids) == len(set(ids))
-    assert all(link["source"] in ids and link["target"] in ids for link in found["links"])
-    shares = [n["influence"] for n in found["nodes"] if n["feature_type"] not in ("logit", "bias")]
+    assert all(link["source"] in ids and link["target"] in ids for link in content["links"])
+    shares = [n["influence"] for n in content["nodes"] if n["feature_type"] not in ("logit", "bias")]
     assert all(0 < share <= 1 for share in shares) and len(set(shares)) == len(shares)
-    feature = next(n for n in found["nodes"] if n["feature_type"] == "cross layer transcoder")
+    feature = next(n for n in content["nodes"] if n["feature_type"] == "cross layer transcoder")
     layer, index = (int(x) for x in feature["node_id"].split("_")[:2])
     assert feature["feature"] == (layer + index) * (layer + index + 1) // 2 + index
     assert feature["jsNodeId"] == f"{layer}_{index}-0"
-    ledger = found["metadata"]["mechstudy"]["ledger"]
+    ledger = content["metadata"]["mechstudy"]["ledger"]
     assert ledger["total"] == pytest.approx(ledger["target"], abs=1e-6)
+
+
+def test_aggregate_json_names_the_prompts_positions_and_layers(records):
+    content = aggregate_of(records, CONFIG, behaviour="b", positions=["subject", "last"], layers=[2, 0], n_layers=3)
+    assert list(content) == [
+        "behaviour", "target", "n_prompts", "positions", "layers_with_dictionaries", "n_layers", "nodes", "edges",
+    ]  # fmt: skip
+    assert content["positions"] == ["subject", "last", "other"] and content["layers_with_dictionaries"] == [0, 2]
+    assert content["n_prompts"] == 3 and content["target"] == "logit_difference"
+    assert content["nodes"] == aggregate(records, CONFIG)["nodes"]

@@ -30,13 +30,13 @@ def in_process(monkeypatch, capsys):
 
         with pytest.raises(SystemExit) as ended:
             app(list(words))
-        told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out, told.err
+        output = capsys.readouterr()
+        return int(ended.value.code or 0), output.out, output.err
 
     return run
 
 
-def test_a_plan_for_a_gpu_fits_100_columns_and_has_hours_memory_and_disk(tmp_path, in_process):
+def test_plan_for_a_gpu_fits_100_columns(tmp_path, in_process):
     code, out, err = in_process("plan", STUDY, "--hardware", "a100-40gb", "--out", str(tmp_path))
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 100
@@ -112,11 +112,13 @@ def test_a_slurm_limit_too_short_is_refused_at_its_field(tmp_path, in_process):
     assert code == 2 and err.startswith("error: compute.slurm.time")
 
 
+@pytest.mark.process
 def test_unknown_hardware_is_a_mistake_with_the_nearest_name():
     done = mechstudy("plan", STUDY, "--hardware", "a100-80")
     assert done.returncode == 2 and "did you mean 'a100-80gb'?" in done.stderr
 
 
+@pytest.mark.process
 def test_cost_of_what_has_not_run_is_nothing_and_imports_no_torch(tmp_path):
     code = (
         "import sys\nfrom mechstudy.cli import main\n"

@@ -14,7 +14,7 @@ from tests.support.toy_units import unit, use
 @pytest.fixture
 def asked(here, monkeypatch):
     """Records what phase commands hand to the engine instead of running it."""
-    from mechstudy.cli import run
+    from mechstudy.cli import phases
 
     record = {}
 
@@ -22,7 +22,7 @@ def asked(here, monkeypatch):
         record.update(opened=opened, study=opened.study, targets=list(targets), records=records, resume=resume or {})
         return 0
 
-    monkeypatch.setattr(run, "run_units", run_units)
+    monkeypatch.setattr(phases, "run_units", run_units)
     return record
 
 
@@ -32,7 +32,7 @@ def test_a_phase_command_runs_the_units_of_its_phase(asked):
     assert (asked["study"].behaviours[0].n_train, asked["study"].behaviours[0].n_test) == (7, 7)
 
 
-def test_train_takes_layers_of_the_study_without_changing_what_they_are_made_from(asked):
+def test_train_selects_layers_without_changing_captures(asked):
     mechstudy("train", "study.yaml", "--layers", "1,3", "--max-steps", "5", "--profile", "--threads", "3")
     assert asked["targets"] == ["train[1]", "train[3]"]
     assert asked["study"].dictionaries.layers == "1-3", "so the captured groups stay the same"

@@ -19,10 +19,11 @@ from tests.support.storage_world import make_folder
 from tests.support.tiny_study import write_study
 from tests.support.toy_units import sums
 
+pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[2]
 TOY = """
 import sys
-from mechstudy.runner import study_run as opened
+from mechstudy.planning import opened_study as opened
 from mechstudy.cli import main
 from tests.support.toy_units import unit
 
@@ -66,13 +67,13 @@ def wait_for(happened: Callable[[], bool], process: subprocess.Popen[str], secon
 
 def ended(process: subprocess.Popen[str]) -> str:
     """What it said on standard error; none of its processes is left."""
-    told = process.communicate(timeout=240)[1]
+    output = process.communicate(timeout=240)[1]
     end = time.monotonic() + 5  # multiprocessing's own tracker of resources ends when its pipe does
     while (left := [p for p in psutil.process_iter() if _session(p.pid) == process.pid]) and time.monotonic() < end:
         time.sleep(0.05)
     assert not left
-    assert "Traceback" not in told, told
-    return told
+    assert "Traceback" not in output, output
+    return output
 
 
 def _session(pid: int) -> int | None:
@@ -97,7 +98,7 @@ def states(run: Path, least: int = 3) -> int:
         (signal.SIGTERM, 143, 2, True),
     ],
 )
-def test_a_run_stops_at_a_safe_point_and_goes_on_to_the_same_bytes(
+def test_stopped_run_resumes_to_the_same_bytes(
     toy: Path, number: signal.Signals, code: int, parallel: int, everybody: bool
 ) -> None:
     """``everybody``: the whole process group is signalled, as by a terminal or a batch system."""
@@ -105,10 +106,10 @@ def test_a_run_stops_at_a_safe_point_and_goes_on_to_the_same_bytes(
     process = start(toy, *arguments)
     wait_for(lambda: states(toy / "run") >= parallel, process)
     (os.killpg if everybody else os.kill)(process.pid, number)
-    told = ended(process)
+    output = ended(process)
     assert process.returncode == code
-    n = told.count(": stopped, 1 files saved")
-    assert 1 <= n <= parallel and "is resumed by the same command" in told, told
+    n = output.count(": stopped, 1 files saved")
+    assert 1 <= n <= parallel and "the same command resumes" in output, output
     assert read_json(toy / "run" / "progress.json")["state"] == "interrupted"
     steps = [int(path.read_text().split()[0]) for path in (toy / "run").glob("artifacts/train/*/.scratch/state")]
     assert len(steps) == n and all(0 < step < 80 for step in steps)
@@ -121,7 +122,7 @@ def test_a_run_stops_at_a_safe_point_and_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.parametrize("parallel", [1, 2])
-def test_a_second_signal_ends_at_once_what_does_not_come_to_a_safe_point(toy: Path, parallel: int) -> None:
+def test_second_signal_ends_units_without_a_safe_point(toy: Path, parallel: int) -> None:
     script = (toy / "toy.py").read_text().replace("pause=0.05", "pause=30")
     (toy / "toy.py").write_text(script)
     process = start(toy, "toy.py", "--out", "run", "--set", f"compute.max_parallel={parallel}")
@@ -135,7 +136,7 @@ def test_a_second_signal_ends_at_once_what_does_not_come_to_a_safe_point(toy: Pa
     assert process.returncode == 143 and time.monotonic() - began < 15
 
 
-def test_a_unit_without_a_safe_point_is_finished_and_the_next_not_begun(toy: Path) -> None:
+def test_unit_without_a_safe_point_finishes_and_no_other_starts(toy: Path) -> None:
     script = TOY.replace('entry="counting", to=80, pause=0.05', 'entry="deaf", pause=1.0')
     (toy / "toy.py").write_text(script)
     process = start(toy, "toy.py", "--out", "run")
@@ -150,7 +151,7 @@ def test_a_unit_without_a_safe_point_is_finished_and_the_next_not_begun(toy: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "n_steps"), [(1, 2000), (2, 300)])
-def test_a_real_training_is_stopped_and_resumed_to_the_same_checksums(tmp_path: Path, size: int, n_steps: int) -> None:
+def test_stopped_training_resumes_to_the_same_checksums(tmp_path: Path, size: int, n_steps: int) -> None:
     """The whole command line on a tiny model, in one process and in two that share each unit."""
     write_study(tmp_path, steps=n_steps)
     more = ["--set", f"compute.world_size={size}", "--set", f"compute.threads={size}"]
@@ -166,14 +167,14 @@ def test_a_real_training_is_stopped_and_resumed_to_the_same_checksums(tmp_path: 
     process = train("run")
     wait_for(lambda: steps(10), process)
     process.send_signal(signal.SIGTERM)
-    told = ended(process)
-    assert process.returncode == 143 and "stopped, step " in told
+    output = ended(process)
+    assert process.returncode == 143 and "stopped, step " in output
     [partial] = (tmp_path / "run").glob("artifacts/train/*.partial")
     assert 10 <= saved(partial).steps < n_steps
     for out in ("run", "whole"):
         process = train(out)
-        told = ended(process)
-        assert process.returncode == 0, told
+        output = ended(process)
+        assert process.returncode == 0, output
     assert "resumed at step " in (tmp_path / "run" / "log.txt").read_text()
     assert trained(tmp_path / "run") == trained(tmp_path / "whole")
 

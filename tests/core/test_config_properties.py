@@ -1,4 +1,4 @@
-"""Properties of YAML configs: what is dumped loads back, and errors stand on the right line."""
+"""Properties of YAML configs: what is dumped loads back, and errors name the right line."""
 
 import tempfile
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_a_dumped_config_loads_back_equal(root):
 
 @settings(deadline=None)
 @given(st.integers(1, 8), st.data())
-def test_a_mistake_in_any_leaf_is_told_on_its_own_line(n_leaves, data):
+def test_an_invalid_leaf_is_reported_on_its_own_line(n_leaves, data):
     wrong = data.draw(st.integers(0, n_leaves - 1))
     lines = ["text: a", "number: 1", "leaves:"]
     for index in range(n_leaves):

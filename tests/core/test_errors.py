@@ -19,12 +19,12 @@ def test_text_is_where_what_facts_and_fix_in_columns():
     )
 
 
-def test_long_labels_widen_the_column_and_further_lines_hang_under_their_first():
+def test_long_labels_widen_the_column_and_further_lines_are_indented():
     error = MechstudyError("bad", facts={"available": "a\nb"}, fix="c")
     assert str(error) == "bad\n  available: a\n             b\n  fix:       c"
 
 
-def test_only_what_is_needed():
+def test_absent_parts_leave_no_lines():
     assert str(MechstudyError("bad")) == "bad"
 
 

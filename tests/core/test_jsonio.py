@@ -1,4 +1,4 @@
-"""JSON: one text per value, atomic files, NaN never written."""
+"""JSON: the same text for equal values, atomic files, no NaN."""
 
 import math
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ def test_whatever_a_phase_hands_over_has_a_json_form():
     class Small(Config):
         n: tuple[int, ...] = (1,)
 
-    given = [Point(1), Colour.RED, Small(), Path("a/b"), {"z", "y"}, np.float32(0.5), np.arange(2), {3: 4}]
-    assert canonical_json(given) == '[{"x":1},"red",{"n":[1]},"a/b",["y","z"],0.5,[0,1],{"3":4}]'
+    values = [Point(1), Colour.RED, Small(), Path("a/b"), {"z", "y"}, np.float32(0.5), np.arange(2), {3: 4}]
+    assert canonical_json(values) == '[{"x":1},"red",{"n":[1]},"a/b",["y","z"],0.5,[0,1],{"3":4}]'
 
 
 @pytest.mark.parametrize("value", [object(), {1: "a", "1": "b"}, {(1, 2): 3}, {True: 1}, b"x"])
@@ -69,7 +69,7 @@ def test_a_missing_or_cut_file_names_itself(tmp_path):
         read_json(tmp_path / "a.json")
 
 
-def test_a_folder_that_may_not_be_written_is_told_plainly(tmp_path, monkeypatch):
+def test_a_folder_without_write_permission_is_a_plain_error(tmp_path, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise PermissionError(13, "Permission denied", str(tmp_path / "x"))
 

@@ -1,4 +1,4 @@
-"""Progress: a file other processes read, lines now and then, and never a reason to stop."""
+"""Progress: the file that other processes read, periodic lines, and failures that stop nothing."""
 
 import io
 import json
@@ -21,21 +21,21 @@ def clock():
     return Clock()
 
 
-def test_the_file_says_how_far_how_fast_and_how_long_still(tmp_path, clock):
+def test_the_file_holds_the_count_the_rate_and_the_time_left(tmp_path, clock):
     progress = Progress(tmp_path, phase="train", unit="train[layer=1]", stream=io.StringIO(), clock=clock)
     with progress.bar("training", 100, "steps") as bar:
         for _ in range(20):
             clock.now += 0.5
             bar.advance(loss=0.25)
-        found = json.loads((tmp_path / "progress.json").read_text())
-    assert found["phase"] == "train" and found["unit"] == "train[layer=1]" and found["total"] == 100
-    assert found["done"] == 20 and found["rate"] == 2.0 and found["eta"] == 40.0
-    assert found["info"] == ["loss=0.25"] and found["updated"].endswith("+00:00")
+        content = json.loads((tmp_path / "progress.json").read_text())
+    assert content["phase"] == "train" and content["unit"] == "train[layer=1]" and content["total"] == 100
+    assert content["done"] == 20 and content["rate"] == 2.0 and content["eta"] == 40.0
+    assert content["info"] == ["loss=0.25"] and content["updated"].endswith("+00:00")
 
 
 def test_the_file_is_written_at_most_once_a_second_and_at_the_end(tmp_path, clock, monkeypatch):
     written = []
-    monkeypatch.setattr("mechstudy.core.progress.write_json_atomic", lambda _path, found: written.append(found["done"]))
+    monkeypatch.setattr("mechstudy.core.progress.write_json_atomic", lambda _, c: written.append(c["done"]))
     with Progress(tmp_path, stream=io.StringIO(), clock=clock).bar("x", 40) as bar:
         for _ in range(40):
             clock.now += 0.0625
@@ -43,7 +43,7 @@ def test_the_file_is_written_at_most_once_a_second_and_at_the_end(tmp_path, cloc
     assert written == [0, 16, 32, 40]
 
 
-def test_off_a_terminal_there_is_a_line_every_half_minute_and_one_at_the_end(clock, tmp_path):
+def test_off_a_terminal_there_is_a_line_every_half_minute_and_at_the_end(clock, tmp_path):
     out = io.StringIO()
     progress = Progress(unit="u", stream=out, log_file=tmp_path / "logs" / "log.txt", clock=clock)
     with progress.bar("graphs", 4, "graphs") as bar:
@@ -113,7 +113,7 @@ def test_on_a_terminal_bars_nest_and_messages_go_above(clock):
         outer.advance(2)
     assert "outer" in out.getvalue() and "inner" in out.getvalue()
     assert "u: a message [not markup]" in out.getvalue()
-    assert progress._rich is None
+    assert out.getvalue().endswith("\x1b[?25h"), "the cursor is shown again: the bars ended"
 
 
 def test_the_null_progress_shows_nothing_and_keeps_messages(capsys):

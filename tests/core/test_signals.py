@@ -1,4 +1,4 @@
-"""A request to stop: heard, answered at a safe point, and afterwards the bytes are those of an uninterrupted run."""
+"""Stop requests: answered at a safe point, and the resumed bytes are those of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import signal
 import pytest
 import torch
 
-from mechstudy.core import signals as stopping
+from mechstudy.core import signals
 from mechstudy.core.progress import NullProgress
 from mechstudy.core.signals import Stopped
 
 
 @pytest.fixture(autouse=True)
 def _handlers():
-    """Nothing is left asked, whatever a test does."""
-    with stopping.installed():
+    """No request outlives a test."""
+    with signals.installed():
         yield
 
 
@@ -27,7 +27,9 @@ class After(NullProgress):
         super().__init__()
         self.n = n
 
-    def _advanced(self, bar, now) -> None:
+        self.on_advance = self._count
+
+    def _count(self) -> None:
         self.n -= 1
         if self.n == 0:
             os.kill(os.getpid(), signal.SIGUSR1)
@@ -35,18 +37,18 @@ class After(NullProgress):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_asks_and_does_not_end_the_process(number):
-    assert not stopping.requested()
+    assert not signals.requested()
     os.kill(os.getpid(), number)
-    assert stopping.requested() and stopping.reason() == signal.Signals(number).name
+    assert signals.requested() and signals.reason() == signal.Signals(number).name
     with pytest.raises(Stopped, match=signal.Signals(number).name):
-        stopping.stop_if_requested()
+        signals.stop_if_requested()
 
 
-def test_afterwards_the_handlers_are_those_from_before_and_nothing_is_asked():
+def test_afterwards_the_earlier_handlers_are_back_and_nothing_is_requested():
     outer = signal.getsignal(signal.SIGTERM)
-    with stopping.installed():
-        stopping.request()
-    assert signal.getsignal(signal.SIGTERM) is outer and not stopping.requested()
+    with signals.installed():
+        signals.request()
+    assert signal.getsignal(signal.SIGTERM) is outer and not signals.requested()
 
 
 def test_stopped_is_no_exception_that_a_failure_handler_could_take():
@@ -54,7 +56,7 @@ def test_stopped_is_no_exception_that_a_failure_handler_could_take():
 
 
 def test_a_bar_raises_once_the_item_is_counted_and_only_where_it_may():
-    stopping.request()
+    signals.request()
     with NullProgress().bar("work", 3, stops=False) as bar:
         bar.advance()
     counted = None
@@ -88,12 +90,11 @@ def test_training_saves_the_step_it_is_at_and_ends_with_the_same_bytes(tmp_path)
     checkpoint = tmp_path / "checkpoint.safetensors"
     steps = []
     for n in (3, 4, 1):  # at steps that are no checkpoint_every step
-        with pytest.raises(Stopped):
+        with signals.installed(), pytest.raises(Stopped):
             train(architecture, _recipe(), _rows(), checkpoint=checkpoint, progress=After(n))
-        stopping._asked.clear()
-        found = load_checkpoint(checkpoint)
-        assert found is not None
-        steps.append(found[1]["step"])
+        saved = load_checkpoint(checkpoint)
+        assert saved is not None
+        steps.append(saved[1]["step"])
     assert steps == [4, 9, 11], "the step after the request is the last one"
     train(architecture, _recipe(), _rows(), checkpoint=checkpoint).save(tmp_path / "resumed")
     assert _files(tmp_path / "whole") == _files(tmp_path / "resumed")
@@ -133,18 +134,17 @@ def test_trainings_of_one_pass_all_stop_after_the_same_step(tmp_path):
             dictionary.save(folder / name / "dictionary")
 
     save(train_many(jobs(tmp_path / "whole"), Pass()), tmp_path / "whole")
-    with pytest.raises(Stopped):
+    with signals.installed(), pytest.raises(Stopped):
         train_many(jobs(tmp_path / "resumed"), Pass(), progress=After(6))
-    stopping._asked.clear()
     for job in jobs(tmp_path / "resumed"):
-        assert job.checkpoint is not None and (found := load_checkpoint(job.checkpoint)) is not None
-        assert found[1]["step"] == 7
+        assert job.checkpoint is not None and (saved := load_checkpoint(job.checkpoint)) is not None
+        assert saved[1]["step"] == 7
     save(train_many(jobs(tmp_path / "resumed"), Pass()), tmp_path / "resumed")
     for site in Pass.widths:
         assert _files(tmp_path / "whole" / site / "dictionary") == _files(tmp_path / "resumed" / site / "dictionary")
 
 
-def test_a_corpus_capture_saves_before_it_stops_and_ends_with_the_same_bytes(tmp_path):
+def test_a_stopped_corpus_capture_resumes_to_the_same_bytes(tmp_path):
     from mechstudy.activations.capture import capture_corpus
     from mechstudy.models.sites import Site
     from tests.support.tiny import tiny_model
@@ -155,23 +155,22 @@ def test_a_corpus_capture_saves_before_it_stops_and_ends_with_the_same_bytes(tmp
     capture_corpus(model, tokens, sites, tmp_path / "whole", batch_tokens=32)
     checkpoint = tmp_path / "state.checkpoint"
     for n in (2, 5):
-        with pytest.raises(Stopped):
+        with signals.installed(), pytest.raises(Stopped):
             capture_corpus(
                 model, tokens, sites, tmp_path / "resumed", batch_tokens=32, progress=After(n), checkpoint=checkpoint
             )  # fmt: skip
-        stopping._asked.clear()
         assert checkpoint.exists()
     capture_corpus(model, tokens, sites, tmp_path / "resumed", batch_tokens=64, checkpoint=checkpoint)
     assert _files(tmp_path / "whole") == _files(tmp_path / "resumed")
 
 
 def test_the_processes_of_a_training_agree_when_one_of_them_is_asked():
-    from mechstudy.dictionaries.training.data_parallel import Team
+    from mechstudy.dictionaries.training.data_parallel import ProcessGroup
 
-    class Two(Team):
+    class Two(ProcessGroup):
         size = 2
 
         def total(self, number: float) -> float:
             return number + 1.0  # the other process was asked
 
-    assert Two().any(False) and not Team().any(False)
+    assert Two().any(False) and not ProcessGroup().any(False)

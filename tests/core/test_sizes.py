@@ -8,7 +8,7 @@ from mechstudy.core.sizes import human, safetensors_bytes
 
 
 @pytest.mark.parametrize(("n", "text"), [(0, "0 B"), (999, "999 B"), (1250, "1.25 kB"), (3.4e15, "3.4e+03 TB")])
-def test_bytes_for_people(n, text):
+def test_bytes_as_text(n, text):
     assert human(n) == text
 
 

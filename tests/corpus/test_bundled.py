@@ -8,12 +8,12 @@ import lzma
 
 import pytest
 
-from mechstudy.activations.config import CorpusConfig, Source
 from mechstudy.core.errors import MechstudyError
 from mechstudy.corpus import bundled as module
-from mechstudy.corpus.bundled import bundled_card, bundled_file, make_bundled
-from mechstudy.corpus.corpus import build_corpus
+from mechstudy.corpus.bundled import bundled_card, bundled_file, write_corpus_file
+from mechstudy.corpus.config import CorpusConfig, Source
 from mechstudy.corpus.documents import read_documents
+from mechstudy.corpus.token_rows import build_corpus
 from tests.support.tiny import tiny_tokenizer
 
 
@@ -48,8 +48,8 @@ def test_made_from_tokens_the_texts_tokenise_to_the_same_tokens(tmp_path):
     texts = ["Hello, world", "na\u00efve <b> \u4f60\u597d\n"]
     rows = [tokenizer(t).input_ids for t in texts]
     cut = rows[1][:-2]  # ends inside a character
-    card = make_bundled([*rows, cut, [0, *rows[0]]], tokenizer, tmp_path, model="tiny")
-    again = make_bundled([*rows, cut, [0, *rows[0]]], tokenizer, tmp_path / "again", model="tiny")
+    card = write_corpus_file([*rows, cut, [0, *rows[0]]], tokenizer, tmp_path, model="tiny")
+    again = write_corpus_file([*rows, cut, [0, *rows[0]]], tokenizer, tmp_path / "again", model="tiny")
     assert card == again == json.loads((tmp_path / "card.json").read_text())
     lines = lzma.decompress((tmp_path / "samples.jsonl.xz").read_bytes()).decode().splitlines()
     found = [json.loads(line)["text"] for line in lines]

@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
-from mechstudy.activations.config import CorpusConfig
 from mechstudy.core.errors import MechstudyError
-from mechstudy.corpus.corpus import build_corpus
+from mechstudy.corpus.config import CorpusConfig
 from mechstudy.corpus.sampling import has_plain_attention, refused_tokens, sample_rows
+from mechstudy.corpus.token_rows import build_corpus
 from tests.support.tiny import FAMILIES, tiny_model
 
 

@@ -15,9 +15,8 @@ from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.evaluation.reconstruction import evaluate, fvu
 from mechstudy.dictionaries.formats.describe import describe
 from mechstudy.dictionaries.training.trainer import train
-from tests.dictionaries.test_dictionary import random_dictionary
-from tests.dictionaries.test_folders import trained_clt
-from tests.dictionaries.test_formats import D, F, draw
+from tests.support.dictionary_files import D, F, draw, trained_clt
+from tests.support.dictionary_worlds import random_dictionary
 
 X = draw(50, D, seed=7)
 
@@ -29,7 +28,7 @@ def crosscoder() -> Dictionary:
     return train(cfg, recipe, torch.randn(64, 2, 4, generator=torch.Generator().manual_seed(0)))
 
 
-def test_numpy_rows_and_those_of_another_precision_are_encoded_like_tensors():
+def test_numpy_rows_and_other_precisions_are_encoded_like_tensors():
     dictionary = random_dictionary("skip_transcoder", "jumprelu")
     x = draw(9, dictionary.cfg.d_in, seed=1)
     for name in ("encode", "reconstruct", "pre_activations"):

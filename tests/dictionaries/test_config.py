@@ -6,7 +6,7 @@ import pytest
 
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig, field_rows
 
-DOCS = Path(__file__).parents[2] / "docs" / "dictionaries.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "dictionaries.md"
 
 
 @pytest.mark.parametrize("cls", [DictionaryConfig, TrainConfig])
@@ -16,6 +16,6 @@ def test_every_field_is_described_in_help_and_in_the_docs(cls):
     _, _, table = DOCS.read_text().partition(f"| `{cls.__name__}`, ")
     lines = table.partition("\n\n")[0].splitlines()[2:]
     assert lines == [f"| `{name}` | {default} | {text} |" for name, default, text in rows]
-    told = " ".join((cls.__doc__ or "").split())
+    text_of_help = " ".join((cls.__doc__ or "").split())
     for name, default, text in rows:
-        assert text and f"{name}: {text}{f' [{default}]' if default else ''}" in told
+        assert text and f"{name}: {text}{f' [{default}]' if default else ''}" in text_of_help

@@ -6,35 +6,11 @@ import pytest
 import torch
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta, expected_shapes
-from mechstudy.dictionaries.formats.saelens import hook_name, site_name
+from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.formats.hooks import hook_name, site_name
+from tests.support.dictionary_worlds import D_IN, F, K, random_dictionary, rows
 
-D_IN, D_OUT, F, K = 6, 5, 24, 3
 FORMS = [(kind, act) for kind in ("sae", "transcoder", "skip_transcoder") for act in ("topk", "jumprelu")]
-
-
-def random_dictionary(kind="transcoder", activation="topk", dtype=torch.float64, **metadata) -> Dictionary:
-    generator = torch.Generator().manual_seed(0)
-    meta = DictionaryMeta(
-        kind=kind,
-        activation=activation,
-        d_in=D_IN,
-        d_out=D_IN if kind == "sae" else D_OUT,
-        d_sae=F,
-        k=K,
-        site_in="mlp_out.3" if kind == "sae" else "mlp_in.3",
-        site_out="mlp_out.3",
-        metadata=metadata,
-    )
-    shapes = expected_shapes(meta)
-    tensors = {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()}
-    if activation == "jumprelu":
-        tensors["threshold"] = tensors["threshold"].abs()
-    return Dictionary(meta, **{name: tensor.to(dtype) for name, tensor in tensors.items()})
-
-
-def rows(n: int = 40) -> torch.Tensor:
-    return torch.randn(n, D_IN, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 
 
 def test_topk_keeps_the_k_largest_positive_pre_activations():
@@ -67,7 +43,7 @@ def test_sparse_encoding_active_list_and_dense_encoding_agree(kind, activation):
 
 
 @pytest.mark.parametrize("kind,activation", FORMS)
-def test_reconstruction_is_decoded_features_plus_skip_for_any_leading_shape(kind, activation):
+def test_reconstruction_is_decoded_features_plus_skip_for_any_shape(kind, activation):
     dictionary = random_dictionary(kind, activation)
     x = rows().view(4, 10, D_IN)
     expected = dictionary.encode(x) @ dictionary.W_dec + dictionary.b_dec
@@ -148,7 +124,7 @@ def test_topk_transcoders_of_before_they_had_names_of_their_own_are_read(kind, t
         Dictionary.load(tmp_path)
 
 
-def test_metadata_that_json_cannot_hold_is_refused_before_anything_is_written(tmp_path):
+def test_metadata_that_is_not_json_is_refused_before_writing(tmp_path):
     with pytest.raises(MechstudyError, match="metadata cannot be written"):
         random_dictionary(loss=float("nan")).save(tmp_path / "sae")
     assert not (tmp_path / "sae").exists()

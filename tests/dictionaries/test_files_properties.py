@@ -26,8 +26,8 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.formats import circuit_tracer
 from mechstudy.dictionaries.formats.cross_layer import read_clt, write_clt
-from tests.dictionaries.test_dictionary import random_dictionary
-from tests.dictionaries.test_formats import CLASSES, D, F, K, clt, draw, learned, transcoder
+from tests.support.dictionary_files import CLASSES, D, F, K, clt, draw, learned, transcoder
+from tests.support.dictionary_worlds import random_dictionary
 
 SAE = {"W_enc": draw(D, F, seed=1), "b_enc": draw(F, seed=2), "W_dec": draw(F, D, seed=3), "b_dec": draw(D, seed=4)}
 GATED = {name: t for name, t in SAE.items() if name != "b_enc"}
@@ -273,7 +273,7 @@ def test_no_pickle_is_executed_wherever_it_stands(examples, tmp_path, monkeypatc
     assert not list(tmp_path.rglob("sprung"))
 
 
-def test_links_are_followed_where_they_lead_somewhere_and_named_where_they_do_not(examples, tmp_path):
+def test_links_are_followed_and_broken_links_named(examples, tmp_path):
     source, _ = examples["topk"]
     linked = tmp_path / "linked"
     linked.mkdir()

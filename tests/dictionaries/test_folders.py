@@ -14,14 +14,8 @@ from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.formats import circuit_tracer, cross_layer, sparsify
 from mechstudy.dictionaries.training.trainer import train
-from tests.dictionaries.test_dictionary import random_dictionary
-from tests.dictionaries.test_formats import clt, transcoder
-
-
-def trained_clt(n_layers: int) -> CrossLayerTranscoder:
-    parts = clt(True, n_layers)
-    stacked = [torch.stack(parts[name]) for name in ("enc", "b_enc", "threshold")]
-    return CrossLayerTranscoder(*stacked, parts["dec"], parts["b_dec"], k=n_layers)
+from tests.support.dictionary_files import clt, trained_clt, transcoder
+from tests.support.dictionary_worlds import random_dictionary
 
 
 def write_set(n_layers: int, folder: str | Path) -> None:

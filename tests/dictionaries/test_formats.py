@@ -17,28 +17,15 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
 from mechstudy.dictionaries.formats import circuit_tracer, saelens_foreign, sparsify
 from mechstudy.dictionaries.formats.cross_layer import read_clt, write_clt
-
-D, F, K, N = 6, 20, 3, 30
-
-
-def draw(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-X = draw(N, D, seed=0)
-
-
-def largest(pre: Tensor, k: int = K) -> Tensor:
-    values, places = pre.relu().topk(k, 1)
-    return torch.zeros_like(pre).scatter(1, places, values)
-
+from mechstudy.dictionaries.loading import load_dictionaries
+from tests.support.dictionary_files import CLASSES, D, F, K, X, clt, draw, largest, learned, transcoder
 
 # ---------------------------------------------------------------------------------------------- sparsify
 
 
 @pytest.mark.parametrize("transcode", [False, True])
 @pytest.mark.parametrize("skip", [False, True])
-def test_sparsify_folders_compute_what_sparsify_computes_and_survive_a_round_trip(transcode, skip, tmp_path):
+def test_sparsify_folders_compute_the_same_and_survive_a_round_trip(transcode, skip, tmp_path):
     folder = tmp_path / "layers.3.mlp"
     folder.mkdir()
     t = {"encoder.weight": draw(F, D, seed=1), "encoder.bias": draw(F, seed=2), "W_dec": draw(F, D, seed=3)}
@@ -68,7 +55,7 @@ def test_sparsify_groupmax_is_refused(tmp_path):
         Dictionary.load(tmp_path)
 
 
-def test_a_k_of_more_features_than_there_are_is_told_with_the_folder(tmp_path):
+def test_a_k_above_the_number_of_features_is_refused_with_the_folder(tmp_path):
     t = {"W_enc": draw(D, F, seed=1), "b_enc": draw(F, seed=2), "W_dec": draw(F, D, seed=3), "b_dec": draw(D, seed=4)}
     sparsify.write(Dictionary(DictionaryMeta("sae", "topk", D, D, F, K, "x", "x"), **t), tmp_path)
     content = json.loads((tmp_path / "cfg.json").read_text())
@@ -85,44 +72,6 @@ def test_sparsify_cannot_hold_a_threshold(tmp_path):
 
 
 # --------------------------------------------------------------------------------- dictionary_learning
-
-
-def learned(name: str) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """A state dict of the class, and the codes and reconstructions of X by the class's own formulas."""
-    E, D_, b, c = draw(F, D, seed=1), draw(D, F, seed=2), draw(F, seed=3), draw(D, seed=4)
-    linear = {"encoder.weight": E, "decoder.weight": D_}
-    k, threshold = torch.tensor(K), torch.tensor(0.4, dtype=torch.float64)
-    centred = (X - c) @ E.T + b
-    if name == "AutoEncoder":
-        norms = D_.norm(dim=0)
-        f = centred.relu() * norms
-        return linear | {"encoder.bias": b, "bias": c}, f, f @ (D_ / norms).T + c
-    if name == "AutoEncoderNew":
-        f = (X @ E.T + b).relu()
-        return linear | {"encoder.bias": b, "decoder.bias": c}, f, f @ D_.T + c
-    if name == "GatedAutoEncoder":
-        r, m = draw(F, seed=5) / 2, draw(F, seed=6) / 2
-        u = (X - c) @ E.T
-        f = (u + b > 0) * (r.exp() * u + m).relu()
-        return linear | {"gate_bias": b, "mag_bias": m, "r_mag": r, "decoder_bias": c}, f, f @ D_.T + c
-    if name == "AutoEncoderTopK":
-        f = largest(centred)
-        return linear | {"encoder.bias": b, "b_dec": c, "k": k, "threshold": threshold}, f, f @ D_.T + c
-    f = centred.relu() * (centred > threshold)
-    if name == "BatchTopKSAE":
-        return linear | {"encoder.bias": b, "b_dec": c, "k": k, "threshold": threshold}, f, f @ D_.T + c
-    own = {"W_enc": E.T.contiguous(), "b_enc": b, "W_dec": D_.T.contiguous(), "b_dec": c}
-    if name == "MatryoshkaBatchTopKSAE":
-        sizes = torch.tensor([5, 15])
-        return own | {"k": k, "threshold": threshold, "group_sizes": sizes}, f, f @ D_.T + c
-    thresholds = draw(F, seed=7).abs()
-    pre = X @ E.T + b
-    f = (pre * (pre > thresholds)).relu()
-    return own | {"threshold": thresholds}, f, f @ D_.T + c
-
-
-CLASSES = ("AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "AutoEncoderTopK", "BatchTopKSAE",
-           "MatryoshkaBatchTopKSAE", "JumpReluAutoEncoder")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -165,16 +114,6 @@ def test_an_unknown_class_and_a_missing_tensor_are_named(tmp_path):
 # ----------------------------------------------------------------------------- circuit-tracer, Gemma Scope
 
 
-def transcoder(seed: int, skip: bool = True) -> Dictionary:
-    kind = "skip_transcoder" if skip else "transcoder"
-    meta = DictionaryMeta(kind, "jumprelu", D, D, F, None, f"mlp_in.{seed}", f"mlp_out.{seed}")
-    return Dictionary(
-        meta, W_enc=draw(D, F, seed=seed + 1), b_enc=draw(F, seed=seed + 2), W_dec=draw(F, D, seed=seed + 3),
-        b_dec=draw(D, seed=seed + 4), W_skip=draw(D, D, seed=seed + 5) if skip else None,
-        threshold=draw(F, seed=seed + 6).abs(),
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_transcoder_set_is_read_back_as_it_was(skip, tmp_path):
     layers = {layer: transcoder(layer, skip) for layer in range(3)}
@@ -207,7 +146,7 @@ def test_a_topk_set_says_so_in_its_config_and_is_read_back(tmp_path):
     circuit_tracer.write_set(layers, tmp_path, model_name="some/model")
     config = (tmp_path / "config.yaml").read_text()
     assert "activation: topk" in config and f"k: {K}" in config and "feature_output_hook: hook_mlp_out" in config
-    for layer, found in circuit_tracer.read_set(tmp_path).items():
+    for layer, found in load_dictionaries(tmp_path).items():
         assert found.cfg.k == K and found.cfg.site_in == f"mlp_in.{layer}"
         torch.testing.assert_close(found.reconstruct(X), layers[layer].reconstruct(X), rtol=0, atol=0)
 
@@ -220,7 +159,7 @@ def test_a_set_of_mixed_layers_is_refused(tmp_path):
         circuit_tracer.write_set({0: transcoder(0), 1: changed}, tmp_path, model_name="m")
 
 
-def test_negative_thresholds_of_a_set_are_refused_because_they_would_let_negative_features_through(tmp_path):
+def test_negative_thresholds_of_a_set_are_refused(tmp_path):
     circuit_tracer.write_set({0: transcoder(0)}, tmp_path, model_name="m")
     path = tmp_path / "layer_0.safetensors"
     t = load_file(path)
@@ -233,16 +172,6 @@ def test_negative_thresholds_of_a_set_are_refused_because_they_would_let_negativ
 
 def change(path: Path, **tensors: Tensor) -> None:
     save_file(load_file(path) | tensors, path)
-
-
-def clt(jumps: bool, L: int = 3) -> dict:
-    return {
-        "enc": [draw(F, D, seed=layer) for layer in range(L)],
-        "b_enc": [draw(F, seed=10 + layer) for layer in range(L)],
-        "dec": [draw(F, L - layer, D, seed=20 + layer) for layer in range(L)],
-        "b_dec": draw(L, D, seed=30),
-        "threshold": [draw(F, seed=40 + layer).abs() for layer in range(L)] if jumps else None,
-    }
 
 
 @pytest.mark.parametrize("jumps", [False, True])
@@ -292,7 +221,7 @@ def test_folders_of_several_dictionaries_say_how_they_are_read(tmp_path):
     assert "CrossLayerTranscoder.load" in error.value.fix
 
 
-def test_a_cross_layer_transcoder_with_a_decoder_of_the_wrong_reach_is_not_written(tmp_path):
+def test_a_clt_with_a_misshapen_decoder_is_not_written(tmp_path):
     wrong = clt(False)
     wrong["dec"][1] = draw(F, 3, D, seed=1)
     with pytest.raises(MechstudyError, match="W_dec_1 has the wrong shape"):

@@ -1,4 +1,4 @@
-"""Trouble is told once, with what to do; rows that are not finite end the training or are counted."""
+"""Findings are reported once, with a fix; non-finite rows end the training or are counted."""
 
 import json
 import warnings
@@ -82,7 +82,7 @@ def test_each_kind_of_trouble_has_its_own_word():
 
 def test_words_that_say_nothing_are_refused():
     for wrong in ("wran", {"dead": "correct"}, {"mixing": "correct", "mean": "warn"}):
-        with pytest.raises((MechstudyError, ValueError), match=r"says nothing|nothing corrects"):
+        with pytest.raises((MechstudyError, ValueError), match=r"not an action|nothing corrects"):
             TrainConfig(health=wrong)
 
 
@@ -117,16 +117,16 @@ def test_a_far_away_mean_is_told_in_the_log_and_in_the_dictionary():
     assert dictionary.metadata["health"][0]["what"] == "mean"
 
 
-def test_without_a_progress_python_warns_once_of_each_trouble_at_the_line_that_trains():
+def test_without_progress_each_finding_warns_once_at_the_calling_line():
     world = SparseWorld(d=24, n_true=40, active=2, batch_size=64, offset=30.0)
     cfg = DictionaryConfig(kind="sae", d_sae=64, k=4)
-    with pytest.warns(HealthWarning, match="mlp_out.3, step 0: the mean of the rows .*; fix: ") as told:
+    with pytest.warns(HealthWarning, match="mlp_out.3, step 0: the mean of the rows .*; fix: ") as warned:
         found = train(cfg, SHORT, world, site_in="mlp_out.3")
-    assert len(told) == len(found.metadata["health"]) and told[0].filename == __file__
+    assert len(warned) == len(found.metadata["health"]) and warned[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(cfg, SHORT, world, progress=NullProgress())  # what shows it otherwise
-        train(cfg, SHORT.model_copy(update={"health": HealthConfig(mean="correct")}), world)  # no warning, just told
+        train(cfg, SHORT.model_copy(update={"health": HealthConfig(mean="correct")}), world)  # no warning
 
 
 class Holed(SparseWorld):
@@ -137,7 +137,7 @@ class Holed(SparseWorld):
         return x, x if y is not None else y
 
 
-def test_rows_that_are_not_finite_are_refused_with_their_place_or_left_out_and_counted():
+def test_non_finite_rows_are_refused_by_place_or_left_out_and_counted():
     cfg = DictionaryConfig(kind="sae", d_sae=64, k=4)
     world = Holed(d=24, n_true=40, active=2, batch_size=64)
     with pytest.raises(MechstudyError, match="hold NaN or infinity") as error:

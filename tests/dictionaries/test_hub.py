@@ -16,9 +16,11 @@ from huggingface_hub.utils import filter_repo_objects
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
-from mechstudy.dictionaries.formats import hub
+from mechstudy.dictionaries.formats import circuit_tracer, hub
 from mechstudy.dictionaries.formats.card import escaped, model_card
-from tests.dictionaries.test_dictionary import random_dictionary, rows
+from mechstudy.dictionaries.formats.cross_layer import write_clt
+from tests.support.dictionary_files import clt, transcoder
+from tests.support.dictionary_worlds import random_dictionary, rows
 from tests.support.toy_model import mechstudy
 
 # The HTTP client that this version of the hub's client is built on.
@@ -112,9 +114,6 @@ def test_pickles_code_and_other_folders_are_not_fetched(fake):
 
 
 def test_one_layer_of_a_set_is_fetched_with_the_config_of_the_set(fake):
-    from mechstudy.dictionaries.formats import circuit_tracer
-    from tests.dictionaries.test_formats import transcoder
-
     circuit_tracer.write_set({0: transcoder(0), 1: transcoder(1)}, fake.folder("me/set", None), model_name="some/model")
     assert Dictionary.load("hf:me/set/layer_1.safetensors").cfg.site_in == "mlp_in.1"
     assert {name for kind, name, *_ in fake.calls if kind == "fetched"} == {"layer_1.safetensors", "config.yaml"}
@@ -149,7 +148,7 @@ def response(status: int):
         (OSError(28, "No space left on device"), "cannot be reached", "network"),
     ],
 )
-def test_what_goes_wrong_there_is_told_with_what_to_do(raised, what, fix, fake):
+def test_hub_errors_name_a_fix(raised, what, fix, fake):
     fake.fails = raised
     for attempt in (lambda: Dictionary.load("hf:me/saes/a"), lambda: random_dictionary().push("me/saes")):
         with pytest.raises(MechstudyError, match=what) as error:
@@ -163,7 +162,7 @@ def test_what_goes_wrong_there_is_told_with_what_to_do(raised, what, fix, fake):
      "hf:me/saes/a\\b", "hf:me/saes/-x", "hf:me/saes@", "hf:me/saes@../x", "hf:me/saes/a b", "hf:me/saes/*",
      "hf:me/saes/\n", "hf://me/saes", "hf:me/saes/.git"],
 )  # fmt: skip
-def test_names_that_are_no_plain_ones_are_refused_before_anything_is_asked(place, fake):
+def test_unsafe_names_are_refused_before_any_request(place, fake):
     with pytest.raises(MechstudyError, match=r"names no repository|no revision"):
         Dictionary.load(place)
     with pytest.raises(MechstudyError, match=r"names no repository|no revision"):
@@ -171,7 +170,7 @@ def test_names_that_are_no_plain_ones_are_refused_before_anything_is_asked(place
     assert fake.calls == []
 
 
-def test_a_folder_in_the_repository_s_name_is_pointed_to_its_own_argument(fake):
+def test_a_folder_in_the_repository_name_is_refused_with_path_in_repo(fake):
     with pytest.raises(MechstudyError, match="names no repository") as error:
         random_dictionary().push("me/saes/layer_3")
     assert "path_in_repo" in error.value.fix
@@ -262,9 +261,6 @@ def test_push_pull_and_show_on_the_command_line(fake, tmp_path):
 
 
 def test_show_lists_the_dictionaries_of_a_set_in_order(tmp_path):
-    from mechstudy.dictionaries.formats import circuit_tracer
-    from tests.dictionaries.test_formats import clt, transcoder, write_clt
-
     circuit_tracer.write_set(
         {layer: transcoder(layer) for layer in range(11)}, tmp_path / "set", model_name="some/model"
     )

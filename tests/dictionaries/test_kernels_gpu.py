@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mechstudy.dictionaries.kernels import cuda, gpu, reference
-from tests.dictionaries.test_kernels_properties import draw, some_codes
+from tests.support.kernel_inputs import draw, some_codes
 
 TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = TRITON and os.environ.get("TRITON_INTERPRET") == "1"
@@ -21,6 +21,7 @@ runs = pytest.mark.skipif(not cuda.available(), reason="no CUDA device (or TRITO
 
 
 @pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.skipif(not TRITON or INTERPRETED, reason="Triton is not installed: no CUDA kernels")
 def test_the_common_face_holds_in_the_interpreter():
     done = subprocess.run(

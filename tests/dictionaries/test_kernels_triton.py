@@ -82,6 +82,7 @@ def _python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.slow
+@pytest.mark.process
 @outside
 def test_the_kernels_hold_in_the_interpreter():
     done = _python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", __file__, TRITON_INTERPRET="1")
@@ -90,6 +91,7 @@ def test_the_kernels_hold_in_the_interpreter():
 
 
 @pytest.mark.slow
+@pytest.mark.process
 @outside
 @pytest.mark.parametrize("capability", [80, 90])
 def test_every_kernel_compiles_for(capability: int, tmp_path: Path):

@@ -10,18 +10,10 @@ from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
 from mechstudy.dictionaries.evaluation.model_effect import language_model_effect
 from mechstudy.dictionaries.evaluation.reconstruction import HISTOGRAM_EDGES, distribution, evaluate
 from mechstudy.models.sites import Site
+from tests.support.dictionary_worlds import exact_sae
 from tests.support.tiny import tiny_model
 
 LAYER, D = 1, 32
-
-
-def exact_sae(d: int, site: str, **metadata) -> Dictionary:
-    """Feature pairs (+e_i, -e_i): reconstructs every row exactly."""
-    eye = torch.eye(d, dtype=torch.float64)
-    both = torch.cat([eye, -eye])
-    meta = DictionaryMeta("sae", "jumprelu", d, d, 2 * d, None, site, site, metadata)
-    zeros = torch.zeros(2 * d, dtype=torch.float64)
-    return Dictionary(meta, W_enc=both.T, b_enc=zeros, W_dec=both, b_dec=zeros[:d], threshold=zeros)
 
 
 def empty(dictionary: Dictionary, **changes) -> Dictionary:
@@ -66,7 +58,7 @@ def changed(dictionary: Dictionary, **tensors: torch.Tensor) -> Dictionary:
     return Dictionary(dictionary.cfg, **{**dict(dictionary.named_parameters()), **tensors})
 
 
-def test_a_reconstruction_of_half_the_length_has_bias_and_shrinkage_one_half():
+def test_a_reconstruction_of_half_length_has_bias_and_shrinkage_one_half():
     exact = exact_sae(2, "mlp_out.0")
     offset = torch.tensor([3.0, 4.0], dtype=torch.float64)
     half = changed(exact, W_dec=exact.W_dec / 2, b_dec=offset, b_enc=-offset @ exact.W_enc)
@@ -159,7 +151,7 @@ def test_exact_reconstruction_recovers_the_whole_loss():
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_empty_dictionary_does_what_zeros_do_and_the_loss_is_the_models_own(family):
+def test_empty_dictionary_equals_zeros_and_ce_model_is_the_models_loss(family):
     model = tiny_model(family, n_layers=3, d=D)
     effect = language_model_effect(model, empty(exact_sae(D, f"mlp_out.{LAYER}")), token_rows(), batch_tokens=12)
     assert effect["ce_dictionary"] == effect["ce_zero"]

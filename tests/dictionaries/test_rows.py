@@ -12,9 +12,11 @@ import torch
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
+from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder
+from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.evaluation.reconstruction import evaluate
 from mechstudy.dictionaries.training.rows import IterableRows, TensorRows, rows_of
-from mechstudy.dictionaries.training.trainer import train, train_cross_layer
+from mechstudy.dictionaries.training.trainer import train
 from tests.support.dictionary_worlds import SparseWorld
 
 WORLD = SparseWorld(d=16, n_true=24, active=2, batch_size=512)
@@ -136,11 +138,23 @@ def test_a_generator_with_a_checkpoint_is_refused_before_the_first_step(tmp_path
     train(SAE, RECIPE.model_copy(update={"steps": 2}), rows, checkpoint=tmp_path / "c")
 
 
-@pytest.mark.parametrize(("kind", "function"), [("clt", train), ("crosscoder", train_cross_layer)])
-def test_each_kind_names_the_function_that_trains_it_before_any_row_is_read(kind, function):
-    cfg = DictionaryConfig(kind=kind, n_sites=2, activation="batchtopk", d_sae=8, k=2)
-    with pytest.raises(MechstudyError, match=f"{function.__name__} makes no {kind}"):
-        function(cfg, RECIPE, None)
+@pytest.mark.parametrize(
+    ("kind", "trained", "sites"),
+    [
+        ("clt", CrossLayerTranscoder, ("mlp_in", "mlp_out")),
+        ("crosscoder", Dictionary, ("activations", "activations")),
+        ("transcoder", Dictionary, ("activations", "target of activations")),
+    ],
+)
+def test_the_kind_decides_what_is_trained_and_its_default_sites(kind, trained, sites):
+    n_sites = 1 if kind == "transcoder" else 2
+    cfg = DictionaryConfig(kind=kind, n_sites=n_sites, activation="batchtopk", d_sae=8, k=2)
+    x = torch.randn(2, 64, n_sites, 6, generator=torch.Generator().manual_seed(0)).squeeze(2)
+    recipe = RECIPE.model_copy(update={"steps": 2, "batch_size": 32})
+    dictionary = train(cfg, recipe, x[0] if kind == "crosscoder" else (x[0], x[1]))
+    assert isinstance(dictionary, trained)
+    source = dictionary if kind == "clt" else dictionary.cfg
+    assert (source.site_in, source.site_out) == sites
 
 
 def test_the_example_runs_as_it_stands(tmp_path, monkeypatch, capsys):

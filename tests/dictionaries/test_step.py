@@ -78,6 +78,7 @@ def trained_by(processes: int, folder: Path, fields: dict, recipe: dict) -> list
 
 
 @pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("activation", ["topk", "batchtopk", "jumprelu", "relu"])
 def test_two_processes_have_the_losses_of_one(activation, tmp_path):
     fields = {"kind": "transcoder", "d_sae": 200, "k": 2, "activation": activation}
@@ -120,7 +121,7 @@ def dying_state(kind: str) -> tuple[DictionaryConfig, TrainState, SparseWorld]:
 
 
 @pytest.mark.parametrize("kind", ["sae", "transcoder"])
-def test_resampled_features_read_rows_that_are_badly_reconstructed_and_fire_again(kind):
+def test_resampled_features_read_badly_reconstructed_rows_and_fire_again(kind):
     cfg, state, source = dying_state(kind)
     recipe = TrainConfig(
         steps=60, batch_size=256, lr=1e-2, dead_after_rows=1_024, revive="resample", tensorboard=False,

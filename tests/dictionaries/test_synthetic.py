@@ -24,7 +24,7 @@ def oracle(world: SyntheticWorld, encoder: torch.Tensor, threshold: float) -> Di
     )  # fmt: skip
 
 
-def test_rows_have_about_the_l0_asked_for_and_children_never_fire_without_their_parents(world):
+def test_rows_have_the_configured_l0_and_children_fire_only_with_parents(world):
     fires = world.sample(3, 20_000).strengths_NG > 0
     assert abs(fires.sum(1).double().mean() - 4.0) < 0.8
     has = world.parent_G >= 0
@@ -32,7 +32,7 @@ def test_rows_have_about_the_l0_asked_for_and_children_never_fire_without_their_
     assert not (fires[:, has] & ~fires[:, world.parent_G[has]]).any()
 
 
-def test_a_row_is_the_sum_of_its_features_and_comes_again_when_asked_for_again(world):
+def test_a_row_is_the_sum_of_its_features_and_depends_on_its_step_alone(world):
     sample = world.sample(7)
     torch.testing.assert_close(sample.x_ND, sample.strengths_NG @ world.features_GD + world.offset_D)
     assert torch.equal(sample.x_ND, next(world.batches(7))[0])
@@ -48,7 +48,7 @@ def test_features_fire_together_only_where_correlation_says_so():
     assert largest(0.0) < 0.03 < 0.1 < largest(0.6)
 
 
-def test_the_true_features_in_any_order_and_sign_have_mcc_one_and_random_ones_far_less(world):
+def test_mcc_is_one_for_the_true_features_in_any_order_and_sign(world):
     shuffled = -world.features_GD[torch.randperm(96, generator=torch.Generator().manual_seed(0))]
     assert mean_correlation_coefficient(shuffled, world.features_GD) == pytest.approx(1.0)
     random = torch.randn(96, 64, generator=torch.Generator().manual_seed(1))
@@ -57,7 +57,7 @@ def test_the_true_features_in_any_order_and_sign_have_mcc_one_and_random_ones_fa
     assert mean_correlation_coefficient(half, world.features_GD) < 0.75, "a feature is matched once"
 
 
-def test_an_encoder_that_sees_the_features_scores_far_above_one_that_does_not(world):
+def test_the_true_encoder_scores_far_above_a_random_one(world):
     inverse = torch.linalg.pinv(world.features_GD.double()).T.float()
     good = score(oracle(world, inverse, 0.5), world, n_rows=8192)
     bad = score(oracle(world, inverse.roll(1, 0), 0.5), world, n_rows=8192)
@@ -71,7 +71,7 @@ def test_a_dictionary_without_features_reconstructs_nothing(world):
     assert empty["l0"] == empty["f1"] == empty["shrinkage"] == 0 and empty["dead_share"] == 1
 
 
-def test_a_training_does_not_start_at_the_features_of_a_world_of_its_own_seed():
+def test_training_does_not_start_at_the_features_of_a_world_of_its_seed():
     world = SyntheticWorld(WorldConfig(d=32, n_features=64, l0=4.0, seed=3), batch_size=512)
     recipe = TrainConfig(steps=1, batch_size=512, lr=1e-9, seed=3, tensorboard=False, precision="float32")
     start = train(DictionaryConfig(kind="sae", d_sae=64, k=4), recipe, world)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mechstudy.activations import reader as reader_module
-from mechstudy.activations.multi_site_batches import StorePass, StreamPass
+from mechstudy.activations.multi_site_batches import StoreBatches, StreamBatches
 from mechstudy.activations.writer import StoreWriter
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
@@ -119,7 +119,7 @@ def test_what_is_not_finite_is_no_sink(value):
     assert not torch.isfinite(x).all()
 
 
-def test_an_unknown_site_another_batch_size_and_two_of_one_name_are_refused(tmp_path):
+def test_unknown_sites_other_batch_sizes_and_equal_names_are_refused(tmp_path):
     one = jobs(tmp_path)[1]
     with pytest.raises(MechstudyError, match=r"mlp_out\.7 is not part of the pass"):
         View(WorldPass(), "mlp_out.7", "mlp_out.7")
@@ -133,14 +133,14 @@ def test_an_unknown_site_another_batch_size_and_two_of_one_name_are_refused(tmp_
 # ------------------------------------------------------------------------------------------- over a store
 
 
-def test_a_store_pass_reads_every_row_once_with_rows_of_one_token_together(tmp_path, monkeypatch):
+def test_a_store_pass_reads_every_row_once_rows_of_one_token_together(tmp_path, monkeypatch):
     monkeypatch.setattr(reader_module, "BLOCK_BYTES", 512)
     n, context = 400, 8
     writer = StoreWriter(tmp_path, {SITES[0]: 2, SITES[2]: 3}, n, "float32", seed=1)
     numbers = torch.arange(n)
     x = torch.stack([numbers, numbers + 1], 1).float()
     writer.put(0, {SITES[0]: x, SITES[2]: torch.cat([x, x[:, :1]], 1)}, numbers // context, numbers % context, numbers)
-    source = StorePass(writer.close(), (SITES[0], SITES[2]), 10)
+    source = StoreBatches(writer.close(), (SITES[0], SITES[2]), 10)
     assert source.rows_per_epoch == 350
     epoch = list(islice(source.batches(), 35))
     seen = torch.cat([rows["mlp_in.0"][:, 0] for rows in epoch])
@@ -164,11 +164,11 @@ def tokens() -> Tensor:
     return torch.randint(1, 256, (30, 9), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
 
 
-def stream(model, tokens, **options) -> StreamPass:
-    return StreamPass(model, tokens, SITES, 16, window_rows=80, dtype=torch.float32, sink_ratio=None, **options)
+def stream(model, tokens, **options) -> StreamBatches:
+    return StreamBatches(model, tokens, SITES, 16, window_rows=80, dtype=torch.float32, sink_ratio=None, **options)
 
 
-def test_a_streamed_pass_gives_each_tokens_activations_without_first_positions(model, tokens):
+def test_streamed_rows_are_the_activations_without_first_positions(model, tokens):
     source = stream(model, tokens)
     expected = model.forward(tokens.long(), capture=SITES, logits_at=None).activations
     by_row = {tuple(row.tolist()): row for row in expected[SITES[0]][:, 1:].flatten(0, 1)}
@@ -180,7 +180,7 @@ def test_a_streamed_pass_gives_each_tokens_activations_without_first_positions(m
     assert len(set(distances.indices.tolist())) == len(seen) == 240, "30 documents of 8 rows, each once"
 
 
-def test_a_streamed_pass_starts_at_any_step_and_shuffles_otherwise_in_the_next_epoch(model, tokens):
+def test_a_streamed_pass_starts_at_any_step_and_reshuffles_each_epoch(model, tokens):
     straight = list(islice(stream(model, tokens).batches(), 40))
     for step in (1, 7, 15, 39):
         later = next(iter(stream(model, tokens).batches(step)))
@@ -191,9 +191,9 @@ def test_a_streamed_pass_starts_at_any_step_and_shuffles_otherwise_in_the_next_e
 def test_mixing_is_measured(model, tokens):
     source = stream(model, tokens)
     assert 0.5 < source.mixing() < 1.0
-    alone = StreamPass(model, tokens[:1], SITES, 8, window_rows=8, sink_ratio=None)
+    alone = StreamBatches(model, tokens[:1], SITES, 8, window_rows=8, sink_ratio=None)
     assert alone.mixing() == 1.0, "there is one document, so nothing could be mixed better"
-    whole = StreamPass(model, tokens, SITES, 16, window_rows=240, sink_ratio=None)
+    whole = StreamBatches(model, tokens, SITES, 16, window_rows=240, sink_ratio=None)
     assert whole.mixing() > source.mixing()
 
 

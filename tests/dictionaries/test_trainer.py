@@ -87,7 +87,7 @@ def test_resuming_keeps_the_precision_of_the_checkpoint(tmp_path, monkeypatch):
     assert any("resumed at step 20 " in message for message in progress.messages)
 
 
-def test_with_ema_the_dictionary_is_the_average_of_the_weights_and_resumes_to_the_same_bytes(tmp_path):
+def test_ema_averages_the_weights_and_resumes_to_the_same_bytes(tmp_path):
     cfg, source = DictionaryConfig(kind="sae", d_sae=64, k=4), world("sae")
     recipe = SHORT.model_copy(update={"ema": 0.9, "steps": 20, "checkpoint_every": 7})
     training = Training(cfg, recipe, source, **sites("sae"), out=None)
@@ -109,14 +109,14 @@ def test_with_ema_the_dictionary_is_the_average_of_the_weights_and_resumes_to_th
     assert torch.equal(resumed.W_dec, straight.W_dec) and torch.equal(resumed.b_enc, straight.b_enc)
 
 
-def test_finished_checkpoint_gives_the_dictionary_again_without_more_steps(tmp_path):
+def test_a_finished_checkpoint_gives_the_dictionary_without_more_steps(tmp_path):
     cfg = DictionaryConfig(kind="sae", d_sae=64, k=4)
     first = train(cfg, SHORT, world("sae"), **sites("sae"), out=tmp_path, checkpoint=tmp_path / "c")
     again = train(cfg, SHORT, world("sae"), **sites("sae"), out=tmp_path, checkpoint=tmp_path / "c")
     torch.testing.assert_close(first.W_dec, again.W_dec, rtol=0, atol=0)
 
 
-def test_decoder_rows_of_an_sae_are_unit_after_every_step_and_of_the_saved_file(tmp_path):
+def test_decoder_rows_of_an_sae_are_unit_after_every_step_and_saved_so(tmp_path):
     cfg = DictionaryConfig(kind="sae", d_sae=64, k=4)
     source = world("sae")
     generator = torch.Generator().manual_seed(0)
@@ -180,7 +180,7 @@ def test_impossible_shapes_are_refused(tmp_path):
         train(DictionaryConfig(kind="sae", k=4), SHORT, world("sae"), **sites("transcoder"), out=tmp_path)
 
 
-def test_checkpoint_of_another_configuration_is_refused_and_says_what_differs(tmp_path):
+def test_a_checkpoint_of_another_configuration_is_refused_with_the_change(tmp_path):
     cfg = DictionaryConfig(kind="sae", d_sae=64, k=4)
     train(cfg, SHORT, world("sae"), **sites("sae"), out=tmp_path, checkpoint=tmp_path / "c")
     with pytest.raises(MechstudyError, match="another training configuration") as caught:
@@ -238,7 +238,7 @@ def test_learning_rate_warms_up_holds_and_decays(step, share):
     assert recipe.lr_factor(step) == pytest.approx(share)
 
 
-def test_learning_rate_rule_is_openais_for_long_runs_and_higher_for_short_ones():
+def test_learning_rate_rule_is_openais_for_long_runs_and_higher_else():
     assert TrainConfig(steps=50_000).resolved_lr(2**14) == pytest.approx(2e-4)
     assert TrainConfig(steps=50_000).resolved_lr(2**16) == pytest.approx(1e-4)
     assert TrainConfig(steps=12_500).resolved_lr(2**14) == pytest.approx(2e-4 * 4 ** (2 / 3))

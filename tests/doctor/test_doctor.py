@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from mechstudy.cli.app import app
 from mechstudy.doctor import disks, machine, outside
-from mechstudy.doctor.check import looked
+from mechstudy.doctor.checks import run_checks
 from mechstudy.machine import cgroup
 from mechstudy.monitoring.record import Sample, Session, to_lines
 
@@ -27,18 +27,15 @@ def group(root: Path, **files: str) -> Path:
 
 
 def test_limits_of_a_cgroup_are_read_and_no_limit_is_none(tmp_path: Path) -> None:
-    membership = group(
-        tmp_path / "a", cpu_max="150000 100000\n", memory_max="8000000000\n", cpu_stat="throttled_usec 2500000\n"
-    )
+    membership = group(tmp_path / "a", cpu_max="150000 100000\n", memory_max="8000000000\n")
     assert cgroup.cpu_quota(tmp_path / "a", membership) == 1.5
     assert cgroup.memory_limit(tmp_path / "a", membership) == 8_000_000_000
-    assert cgroup.throttled_seconds(tmp_path / "a", membership) == 2.5
     membership = group(tmp_path / "b", cpu_max="max 100000\n", memory_max="max\n")
     assert cgroup.cpu_quota(tmp_path / "b", membership) is None
     assert cgroup.memory_limit(tmp_path / "b", membership) is None
 
 
-def test_threads_beyond_a_quota_and_omp_num_threads_beyond_the_cores_are_warned_of(
+def test_too_many_threads_are_warned_of(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(machine, "cpu", lambda: {"model": "X", "count": 64, "usable": 64, "flags": ["avx2"]})
@@ -62,21 +59,19 @@ def test_a_folder_that_cannot_be_written_is_bad(tmp_path: Path) -> None:
     assert check.status == "bad" and "folder" in check.fix
 
 
-def test_a_full_disk_is_bad_and_memory_is_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_bad_and_a_memory_disk_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Usage:
         free = 10**8
 
     monkeypatch.setattr(disks.shutil, "disk_usage", lambda _: Usage)
-    assert disks._room("run folder", tmp_path, "ext4").status == "bad"
+    assert disks.free_space("run folder", tmp_path, "ext4").status == "bad"
     Usage.free = 10**12
-    assert disks._room("run folder", tmp_path, "ext4").status == "ok"
-    assert disks._room("run folder", tmp_path, "tmpfs").status == "warn"
-    assert "shared by machines" in disks._room("run folder", tmp_path, "lustre").found
+    assert disks.free_space("run folder", tmp_path, "ext4").status == "ok"
+    assert disks.free_space("run folder", tmp_path, "tmpfs").status == "warn"
+    assert "shared by machines" in disks.free_space("run folder", tmp_path, "lustre").found
 
 
-def test_a_cluster_that_does_not_answer_is_told_in_its_own_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_error_of_an_unreachable_cluster_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "no Slurm here" in outside.slurm()[0].found
     for name in ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "sacct"):
@@ -91,7 +86,7 @@ def test_a_cluster_that_does_not_answer_is_told_in_its_own_words(
     assert accounting.found.startswith("none (")
 
 
-def test_offline_is_fine_and_said() -> None:
+def test_offline_hub_is_ok_and_reported() -> None:
     assert outside.hub({"HF_HUB_OFFLINE": "1"})[0].status == "ok"
     [check] = outside.hub({"HF_ENDPOINT": "http://127.0.0.1:9"})
     assert check.status == "ok" and "is not reached" in check.found and "path:" in check.fix
@@ -101,9 +96,9 @@ def test_a_check_that_fails_is_a_warning_and_the_others_go_on() -> None:
     def broken_check() -> list[Any]:
         raise RuntimeError("no /proc here")
 
-    found = list(looked([broken_check, lambda: outside.hub({"HF_HUB_OFFLINE": "1"})]))
-    assert [check.status for check in found] == ["warn", "ok"]
-    assert found[0].found == "could not be looked at: RuntimeError: no /proc here"
+    broken, sound = run_checks({"cores": broken_check, "hub": lambda: outside.hub({"HF_HUB_OFFLINE": "1"})})
+    assert (broken.name, broken.status, sound.status) == ("cores", "warn", "ok")
+    assert broken.found == "could not be checked: RuntimeError: no /proc here"
 
 
 # --------------------------------------------------------------------------------------------------- a run

@@ -1,4 +1,4 @@
-"""Loss curves of short trainings, kept as JSON. `python -m tests.golden.dictionary_curves` writes them anew."""
+"""Loss curves of short trainings, kept as JSON. `python -m tests.golden.dictionary_curves` rewrites them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Configs, metrics, groups, controls, directions, and the table on disk."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,11 +9,18 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.controls import activation_sizes, matched_controls, random_like, with_norm_of
 from mechstudy.interventions.edges import LOGIT, edge_checks
-from mechstudy.interventions.engine import _turns
-from mechstudy.interventions.features import FeatureAt, NamedActivations, feature_groups, positions_named
+from mechstudy.interventions.engine import turns
+from mechstudy.interventions.features import (
+    FeatureAt,
+    NamedActivations,
+    feature_at,
+    feature_groups,
+    positions_named,
+    recurring_features,
+)
 from mechstudy.interventions.metric import kl_divergence, logit_difference
-from mechstudy.interventions.patching import position_names
-from mechstudy.interventions.results import COLUMNS, PartialResults, read_csv
+from mechstudy.interventions.patching import positions_left_to_right
+from mechstudy.interventions.results import COLUMNS, PartialTable, read_csv
 from mechstudy.interventions.steering import difference_of_means, feature_direction, steer
 from mechstudy.models.sites import Site
 from tests.support.interventions_world import pair, pairs, strongest, transcoders
@@ -60,9 +66,9 @@ def test_a_logit_difference_is_answer_minus_wrong_answer():
 
 def test_a_feature_prints_as_its_node_id_and_reads_back():
     feature = FeatureAt(12, 345, "subject")
-    assert str(feature) == "f.12.345@subject" and FeatureAt.parse(str(feature)) == feature
-    with pytest.raises(MechstudyError, match="not a feature node"):
-        FeatureAt.parse("error.3@last")
+    assert str(feature) == "f.12.345@subject" and feature_at(str(feature)) == feature
+    with pytest.raises(MechstudyError, match="is not a feature"):
+        feature_at("error.3@last")
 
 
 def test_other_means_every_position_without_a_name():
@@ -88,9 +94,18 @@ def test_a_graph_without_features_is_refused():
         feature_groups([{"type": "error"}], n_groups=1, group_size=1)
 
 
+def test_rare_features_are_left_out_unless_the_others_are_too_few():
+    nodes = [node(1, i, "last", 1.0) | {"presence": p} for i, p in enumerate((0.9, 0.5, 0.4))]
+    nodes += [node(1, 9, "other", 1.0) | {"presence": 1.0}, {"type": "error", "presence": 1.0}]
+    config = InterventionConfig(min_presence=0.5, group_size=2)
+    assert [n["feature"] for n in recurring_features(nodes, config)] == [0, 1, 9]
+    config = InterventionConfig(min_presence=0.5, group_size=3)
+    assert [n["feature"] for n in recurring_features(nodes, config)] == [0, 1, 2, 9]
+
+
 def test_position_names_run_from_left_to_right():
     some = [p.model_copy(update={"positions": {"last": 6, "b": 4, "a": 1}}) for p in pairs(2, lengths=(7,))]
-    assert position_names(some) == ["a", "b", "last"]
+    assert positions_left_to_right(some) == ["a", "b", "last"]
 
 
 # ------------------------------------------------------------------ controls, directions
@@ -103,7 +118,7 @@ def world():
     return model, dicts, NamedActivations(model, dicts, pairs(12))
 
 
-def test_controls_share_layer_and_position_differ_from_the_circuit_and_from_each_other(world):
+def test_controls_share_layer_and_position_and_are_distinct(world):
     _, dicts, discovery = world
     members = strongest(discovery, 0, "subject", 3) + strongest(discovery, 2, "last", 2)
     excluded = {(m.layer, m.feature) for m in strongest(discovery, 0, "subject", 6)}
@@ -128,10 +143,15 @@ def test_the_first_control_is_the_closest_in_size(world):
     assert gaps == sorted(float((sizes[f] - sizes[member.feature]).abs()) for f in others)[:3]
 
 
-def test_features_that_never_fire_are_no_controls_even_where_they_are_nearest(world):
+def test_features_that_are_never_active_are_no_controls(world):
     _, dicts, _ = world
     means = torch.cat([torch.tensor([0.1]), torch.zeros(30), torch.full((9,), 10.0)]).double()
-    made_up = SimpleNamespace(means=lambda _layer, _name: means)
+
+    class MadeUp(NamedActivations):
+        def means(self, layer, name):
+            return means
+
+    made_up = MadeUp(world[0], dicts, [])
     controls = matched_controls([FeatureAt(0, 0, "subject")], made_up, dicts, (), 3)
     assert len(controls) == 3 and all(c.feature > 30 for group in controls for c in group)
 
@@ -200,28 +220,40 @@ def row(number, value=0.1):
     return (number, "k", "i, \"q\"", "g", "effect", 0, None, "p", "c", 1, 1.0, 2.0, 3.0, value, 0.0)  # fmt: skip
 
 
-def test_results_are_saved_every_so_many_samples_and_read_back_bit_for_bit(tmp_path):
-    results = PartialResults(tmp_path, 2)
+def results(folder, size):
+    return PartialTable(folder, "results", COLUMNS, size)
+
+
+def test_results_are_saved_in_parts_and_read_back_bit_for_bit(tmp_path):
+    table = results(tmp_path, 2)
     values = [0.1, 1 / 3, -1e-300, 2.0, 5e-324]
     for i, value in enumerate(values):
-        results.append(row(i, value))
+        table.append(row(i, value))
         assert len(list(tmp_path.glob("results_partial_*.csv"))) == (i + 1) // 2
-    rows = read_csv(results.finish())
+    table.save()
+    rows = read_csv(table.join())
     assert [float(r["value"]) for r in rows] == values and rows[0]["item"] == 'i, "q"' and rows[0]["alpha"] == ""
     assert tuple(rows[0]) == COLUMNS and len(list(tmp_path.glob("results_partial_*.csv"))) == 3
-    assert PartialResults(tmp_path, 2).n_saved == 5
+    assert results(tmp_path, 2).n_saved == 5 and results(tmp_path, 2).rows() == rows
 
 
 def test_a_part_that_does_not_fit_the_list_is_refused(tmp_path):
-    results = PartialResults(tmp_path, 1)
-    results.append(row(0))
-    results.append(row(1))
-    path = tmp_path / "results_partial_1.csv"
-    (tmp_path / "results_partial_2.csv").write_bytes(path.read_bytes())
+    table = results(tmp_path, 1)
+    table.append(row(0))
+    table.append(row(1))
+    (tmp_path / "results_partial_2.csv").write_bytes(table.part(1).read_bytes())
     with pytest.raises(MechstudyError, match="do not fit the sample list"):
-        PartialResults(tmp_path, 1)
+        results(tmp_path, 1)
 
 
-def test_edits_of_one_place_take_turns_and_places_never_repeat_within_one():
-    assert _turns([0, 1, 0, 0, 1, 2]) == [[0, 1, 5], [2, 4], [3]]
-    assert _turns([]) == []
+def test_deleted_parts_are_gone_and_the_table_is_empty(tmp_path):
+    table = results(tmp_path, 1)
+    table.append(row(0))
+    table.append(row(1))
+    table.delete_parts()
+    assert list(tmp_path.iterdir()) == [] and table.n_saved == 0
+
+
+def test_edits_of_one_place_take_turns():
+    assert turns([0, 1, 0, 0, 1, 2]) == [[0, 1, 5], [2, 4], [3]]
+    assert turns([]) == []

@@ -6,20 +6,21 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from scipy.stats import false_discovery_control
 
-from mechstudy.circuits.attribute import attribute
+from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.core.jsonio import json_bytes
 from mechstudy.core.progress import NullProgress
-from mechstudy.interventions import runner
 from mechstudy.interventions.config import InterventionConfig
-from mechstudy.interventions.edges import LOGIT, EdgeCheck, EdgeInstance, measure_edges
+from mechstudy.interventions.edges import LOGIT, EdgeCheck, EdgeEffects, EdgeInstance, measure_edges
+from mechstudy.interventions.effects import LogitEffects, run_interventions
 from mechstudy.interventions.engine import SetFeature, clean_run, edited_run
 from mechstudy.interventions.features import FeatureAt, NamedActivations
 from mechstudy.interventions.metric import logit_difference
-from mechstudy.interventions.results import read_csv
-from mechstudy.interventions.runner import n_samples, run_interventions
-from mechstudy.interventions.samples import Suite, build_plan, donor_numbers
+from mechstudy.interventions.results import PartialTable, read_csv
+from mechstudy.interventions.runner import Suite, chunks, n_samples
+from mechstudy.interventions.samples import build_plan, donor_numbers
 from mechstudy.interventions.summary import summarise
 from mechstudy.models.sites import Site
 from tests.support.interventions_world import groups_of, pairs, transcoders
@@ -51,7 +52,7 @@ def finished(tmp_path_factory):
 
 def test_the_table_holds_every_sample_once_in_order(finished):
     *_, plan, _, out, rows = finished
-    assert [int(r["sample"]) for r in rows] == list(range(len(rows))) and len(rows) == n_samples(plan)
+    assert [int(r["sample"]) for r in rows] == list(range(len(rows))) and len(rows) == n_samples(plan.suites)
     counts = Counter(r["kind"] for r in rows)
     groups, prompts, items = 2, 8, 3
     assert counts == {
@@ -87,7 +88,7 @@ def test_a_sample_equals_the_same_intervention_run_alone(finished):
         assert float(row["clean"]) == pytest.approx(float(before), abs=1e-10) and row["n_edits"] == "4"
 
 
-def test_patching_the_last_layer_at_the_last_position_restores_the_whole_gap(finished):
+def test_patching_the_last_layer_at_the_last_position_closes_the_gap(finished):
     summary = summarise(finished[2], CONFIG, finished[4])
     grid = summary["patching"]
     assert grid["positions"] == ("subject", "last") and grid["layers"] == (0, 1, 2) and grid["n"] == 4
@@ -101,17 +102,22 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("parts", [0, 1, 4, 11])
-def test_a_killed_run_goes_on_to_the_same_bytes(finished, parts, tmp_path, monkeypatch):
-    reference = finished[4]
-    write = runner.PartialResults._write
+def dies_after(parts, monkeypatch):
+    """Tables whose process is killed when it would save one more part."""
+    save = PartialTable.save
 
     def dies(self):
-        if self._parts == parts:
+        if len(list(self.folder.glob(f"{self.name}_partial_*"))) == parts:
             raise Killed
-        write(self)
+        save(self)
 
-    monkeypatch.setattr(runner.PartialResults, "_write", dies)
+    monkeypatch.setattr(PartialTable, "save", dies)
+
+
+@pytest.mark.parametrize("parts", [0, 1, 4, 11])
+def test_a_killed_run_resumes_to_the_same_bytes(finished, parts, tmp_path, monkeypatch):
+    reference = finished[4]
+    dies_after(parts, monkeypatch)
     model, dicts, plan, _ = make_plan()
     with pytest.raises(Killed):
         run_interventions(model, dicts, plan, CONFIG, tmp_path, batch_tokens=200)
@@ -119,19 +125,19 @@ def test_a_killed_run_goes_on_to_the_same_bytes(finished, parts, tmp_path, monke
     monkeypatch.undo()
     model, dicts, plan, _ = make_plan()
     batches = []
-    measured = runner.edited_run
-    monkeypatch.setattr(runner, "edited_run", lambda *a, **k: batches.append(1) or measured(*a, **k))
+    measure = LogitEffects.measure
+    monkeypatch.setattr(LogitEffects, "measure", lambda *a: batches.append(1) or measure(*a))
     run_interventions(model, dicts, plan, CONFIG, tmp_path, batch_tokens=200)
     names = sorted(p.name for p in reference.glob("results*"))
     assert names == sorted(p.name for p in tmp_path.glob("results*"))
     assert all((reference / n).read_bytes() == (tmp_path / n).read_bytes() for n in names)
-    total = sum(1 for chunk in runner.chunks(plan, 200) for _ in chunk.batches())
+    total = sum(1 for chunk in chunks(plan.suites, 200) for _ in chunk.batches())
     assert len(batches) <= total - (25 * parts) // 30  # a batch holds at most 30 samples
 
 
 def test_a_finished_run_computes_nothing(finished, monkeypatch):
     model, dicts, plan, _, out, _ = finished
-    monkeypatch.setattr(runner, "clean_run", lambda *a: pytest.fail("ran a forward"))
+    monkeypatch.setattr(model, "forward", lambda *a, **k: pytest.fail("ran a forward"))
     before = (out / "results.csv").read_bytes()
     run_interventions(model, dicts, plan, CONFIG, out, batch_tokens=200)
     assert (out / "results.csv").read_bytes() == before
@@ -150,7 +156,7 @@ def test_batch_size_changes_values_by_rounding_only(finished, tmp_path):
     assert values[7] == pytest.approx(values[1000], abs=1e-10)
 
 
-def test_the_summary_says_what_the_contract_asks_and_writes_no_nan(finished):
+def test_the_summary_has_the_contracts_fields_and_no_nan(finished):
     plan, out = finished[2], finished[4]
     summary = json.loads(json_bytes(summarise(plan, CONFIG, out)))
     assert summary["behaviour"] == "b" and summary["metric"] == "logit difference" and summary["sham_max"] == 0.0
@@ -186,8 +192,6 @@ def test_steerings_effect_is_the_slope_over_alpha(finished):
 
 
 def test_p_values_are_adjusted_over_every_test_of_the_behaviour(finished):
-    from scipy.stats import false_discovery_control
-
     groups = summarise(finished[2], CONFIG, finished[4])["groups"]
     raw = [g["p"] for g in groups] + [g["p_difference"] for g in groups]
     adjusted = [g["p_adjusted"] for g in groups] + [g["p_difference_adjusted"] for g in groups]
@@ -216,7 +220,7 @@ def own_activation(model, dicts, tokens, feature, at):
     return float(dicts[feature.layer].encode(x[Site("mlp_in", feature.layer)][0, at])[feature.feature])
 
 
-def test_each_kind_sets_features_to_what_it_says(finished):
+def test_each_kind_sets_features_to_its_own_value(finished):
     """Zero; the mean of discovery prompts; the donor's activation; the corrupted prompt's activation."""
     model, dicts, plan, test, *_ = finished
     train = pairs(10)
@@ -236,10 +240,10 @@ def test_each_kind_sets_features_to_what_it_says(finished):
             assert set_to["patching", 0] == pytest.approx(corrupted, abs=1e-10)
 
 
-def test_measured_edges_stand_in_the_summary(finished, tmp_path):
-    model, dicts, plan, test, out, _ = finished
+def checks_of(model, dicts, prompts):
+    """The strongest edges into the target of each prompt's graph."""
     checks = []
-    for p in test[:3]:
+    for p in prompts:
         graph = attribute(
             model, dicts, torch.tensor(p.clean_tokens), AttributionConfig(),
             answer=p.answer_tokens[0], wrong_answer=p.wrong_tokens[0],
@@ -248,6 +252,12 @@ def test_measured_edges_stand_in_the_summary(finished, tmp_path):
             source = FeatureAt(int(graph.feature_layer_S[c]), int(graph.feature_id_S[c]), "other")
             at = (int(graph.feature_position_S[c]),)
             checks.append(EdgeCheck(source, LOGIT, (EdgeInstance(p, float(graph.A_RS[0, c]), at),)))
+    return checks
+
+
+def test_the_summary_has_the_measured_edges(finished, tmp_path):
+    model, dicts, plan, test, out, _ = finished
+    checks = checks_of(model, dicts, test[:3])
     (tmp_path / "results.csv").write_bytes((out / "results.csv").read_bytes())
     config = CONFIG.model_copy(update={"n_edges": 4})
     path = measure_edges(model, dicts, checks, config, tmp_path, progress=NullProgress())
@@ -257,3 +267,22 @@ def test_measured_edges_stand_in_the_summary(finished, tmp_path):
     assert edges["n"] == len({(str(c.source), str(c.target)) for c in checks[:4]})
     assert edges["max_relative_error_frozen"] < 1e-6 and edges["rows"][0]["target"] == "logit"
     assert {"source", "target", "predicted", "frozen", "frozen_ci95", "live", "live_ci95", "n"} <= set(edges["rows"][0])
+
+
+@pytest.mark.parametrize("parts", [0, 1, 2])
+def test_killed_edges_resume_to_the_same_bytes_and_leave_no_parts(finished, parts, tmp_path, monkeypatch):
+    model, dicts, _, test, *_ = finished
+    checks = checks_of(model, dicts, test[:3])
+    config = CONFIG.model_copy(update={"n_edges": 6, "save_every": 2})
+    whole = measure_edges(model, dicts, checks, config, tmp_path / "whole")
+    dies_after(parts, monkeypatch)
+    out = tmp_path / "killed"
+    with pytest.raises(Killed):
+        measure_edges(model, dicts, checks, config, out)
+    assert sorted(p.name for p in out.iterdir()) == [f"edges_partial_{i + 1}.csv" for i in range(parts)]
+    monkeypatch.undo()
+    measured = []
+    measure = EdgeEffects.measure
+    monkeypatch.setattr(EdgeEffects, "measure", lambda *a: measured.append(1) or measure(*a))
+    assert measure_edges(model, dicts, checks, config, out).read_bytes() == whole.read_bytes()
+    assert len(measured) == 3 - parts and [p.name for p in out.iterdir()] == ["edges.csv"]

@@ -3,40 +3,20 @@
 import pytest
 import torch
 
-from mechstudy.circuits.attribute import attribute
+from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.frozen import FrozenForward
 from mechstudy.circuits.graph import prune
 from mechstudy.circuits.linearised import linearise
+from mechstudy.circuits.live import live_gradients
 from mechstudy.circuits.rows import SourceIndex, direct_effects, feature_targets
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
+from mechstudy.models.sites import Site
+from tests.support.interventions_world import transcoders
 from tests.support.tiny import FAMILIES, tiny_model
 
 TOKENS = torch.tensor([5, 17, 200, 33, 9, 120, 64])
 CONFIG = AttributionConfig(max_features=10_000)
-
-
-def random_transcoder(d: int, layer: int, skip: bool = False, n_features: int = 40):
-    g = torch.Generator().manual_seed(layer)
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=g, dtype=torch.float64) / shape[0] ** 0.5
-
-    meta = DictionaryMeta(
-        "skip_transcoder" if skip else "transcoder", "topk", d, d, n_features, 6, f"mlp_in.{layer}", f"mlp_out.{layer}"
-    )
-    return Dictionary(
-        meta,
-        W_enc=draw(d, n_features),
-        b_enc=0.1 * draw(n_features),
-        W_dec=draw(n_features, d),
-        b_dec=draw(d),
-        W_skip=draw(d, d) if skip else None,
-    )
-
-
-def dictionaries(model, skip=False, layers=(0, 2)):
-    return {layer: random_transcoder(model.d_model, layer, skip) for layer in layers}
 
 
 def graph_of(model, dicts, config=CONFIG, **kw):
@@ -53,7 +33,7 @@ def uncapped_logits(model):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_row_adds_up_to_its_target(family, skip):
     model = tiny_model(family)
-    graph = graph_of(model, dictionaries(model, skip))
+    graph = graph_of(model, transcoders(model, skip=skip))
     assert len(graph.value_R) > 20
     assert torch.allclose(graph.A_RS.sum(1), graph.value_R, rtol=0, atol=1e-6)
 
@@ -61,7 +41,7 @@ def test_every_row_adds_up_to_its_target(family, skip):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_logit_target_is_the_models_own_logit_difference(family):
     model = tiny_model(family)
-    graph = graph_of(model, dictionaries(model))
+    graph = graph_of(model, transcoders(model))
     logits = uncapped_logits(model)[0]
     assert float(graph.value_R[0]) == pytest.approx(float(logits[7] - logits[99]), abs=1e-6)
 
@@ -69,7 +49,7 @@ def test_the_logit_target_is_the_models_own_logit_difference(family):
 @pytest.mark.parametrize("target", ["logit_difference", "logits"])
 def test_top_logits_are_explained_against_the_mean_logit(target):
     model = tiny_model("gpt2")
-    graph = graph_of(model, dictionaries(model), AttributionConfig(target=target, max_features=10_000))
+    graph = graph_of(model, transcoders(model), AttributionConfig(target=target, max_features=10_000))
     assert torch.allclose(graph.A_RS.sum(1), graph.value_R, rtol=0, atol=1e-6)
     if target == "logits":
         logits = model.forward(TOKENS[None]).logits[0]
@@ -82,7 +62,7 @@ def test_top_logits_are_explained_against_the_mean_logit(target):
 def test_doubling_a_feature_moves_every_target_by_its_edge(family, skip):
     """Graph against intervention: two codes, one backward and explicit, one forward through native modules."""
     model = tiny_model(family)
-    dicts = dictionaries(model, skip)
+    dicts = transcoders(model, skip=skip)
     graph = graph_of(model, dicts)
     prompt = linearise(model, dicts, TOKENS)
     features = prompt.layers[0].features
@@ -102,7 +82,7 @@ def test_doubling_a_feature_moves_every_target_by_its_edge(family, skip):
 
 def test_the_frozen_models_second_derivative_is_zero():
     model = tiny_model("qwen2")
-    dicts = dictionaries(model, skip=True)
+    dicts = transcoders(model, skip=True)
     prompt = linearise(model, dicts, TOKENS)
     frozen = FrozenForward(model, prompt)
     vector = prompt.layers[0].features.vector_MD[0]
@@ -115,14 +95,14 @@ def test_the_frozen_models_second_derivative_is_zero():
 def test_the_frozen_forward_reproduces_the_clean_pass():
     for family in FAMILIES:
         model = tiny_model(family)
-        frozen = FrozenForward(model, linearise(model, dictionaries(model, True), TOKENS))
+        frozen = FrozenForward(model, linearise(model, transcoders(model, skip=True), TOKENS))
         clean = uncapped_logits(model)
         assert torch.allclose(frozen.logits(frozen.run([])), clean, atol=1e-6), family
 
 
 def test_rows_depend_neither_on_batch_size_nor_on_order():
     model = tiny_model()
-    dicts = dictionaries(model)
+    dicts = transcoders(model)
     prompt = linearise(model, dicts, TOKENS)
     index = SourceIndex(prompt)
     targets = feature_targets(prompt, dicts, 2, range(12)) + feature_targets(prompt, dicts, 0, range(5))
@@ -135,7 +115,7 @@ def test_rows_depend_neither_on_batch_size_nor_on_order():
 
 def test_no_edge_goes_from_a_later_layer_or_position_to_an_earlier_one():
     model = tiny_model()
-    graph = graph_of(model, dictionaries(model, skip=True, layers=(0, 1, 2)))
+    graph = graph_of(model, transcoders(model, (0, 1, 2), skip=True))
     for row, column in enumerate(graph.column_R.tolist()):
         if column < 0:
             continue
@@ -166,7 +146,7 @@ def test_a_perfect_transcoder_leaves_no_error_but_at_the_first_position():
     assert 0.5 < scores.replacement < 1 and 0.5 < scores.completeness < 1
 
 
-def test_a_model_without_transcoders_has_no_features_and_ledger_of_errors_tokens_and_biases():
+def test_without_transcoders_the_ledger_holds_errors_tokens_and_biases():
     model = tiny_model("qwen2")
     graph = graph_of(model, {})
     ledger = graph.ledger(0)
@@ -177,7 +157,7 @@ def test_a_model_without_transcoders_has_no_features_and_ledger_of_errors_tokens
 
 def test_pruned_scores_count_what_was_cut_as_error():
     model = tiny_model()
-    graph = graph_of(model, dictionaries(model, layers=(0, 1, 2)))
+    graph = graph_of(model, transcoders(model, (0, 1, 2)))
     everything = prune(graph, 1.0, 1.0)
     half = prune(graph, 0.5, 0.8)
     whole, kept, cut = graph.scores(), graph.scores(everything), graph.scores(half)
@@ -189,7 +169,7 @@ def test_pruned_scores_count_what_was_cut_as_error():
 
 def test_every_kept_feature_has_an_input_and_a_path_to_the_target():
     model = tiny_model()
-    graph = graph_of(model, dictionaries(model, layers=(0, 1, 2)))
+    graph = graph_of(model, transcoders(model, (0, 1, 2)))
     pruned = prune(graph, 0.6, 0.8)
     fed, used = pruned.edges_RS.any(1), pruned.edges_RS.any(0)
     for row, column in enumerate(graph.column_R.tolist()):
@@ -199,9 +179,9 @@ def test_every_kept_feature_has_an_input_and_a_path_to_the_target():
             assert not fed[row] and not used[column]
 
 
-def test_unexpanded_features_lower_the_scores_and_never_break_conservation():
+def test_unexpanded_features_lower_scores_and_keep_conservation():
     model = tiny_model()
-    dicts = dictionaries(model, layers=(0, 1, 2))
+    dicts = transcoders(model, (0, 1, 2))
     full, few = graph_of(model, dicts), graph_of(model, dicts, AttributionConfig(max_features=5))
     assert len(few.column_R) == 6
     assert few.scores().replacement < full.scores().replacement
@@ -211,9 +191,6 @@ def test_unexpanded_features_lower_the_scores_and_never_break_conservation():
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "neox"])
 def test_live_gradients_are_the_slopes_of_the_unfrozen_model(family):
-    from mechstudy.circuits.live import live_gradients
-    from mechstudy.models.sites import Site
-
     model = tiny_model(family)
     gradients = live_gradients(model, TOKENS, 7, 99, [0, 2])
     vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(3), dtype=torch.float64)

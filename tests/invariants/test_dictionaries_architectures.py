@@ -10,50 +10,12 @@ from mechstudy.dictionaries import codes as codes_module
 from mechstudy.dictionaries.architectures import architecture_of
 from mechstudy.dictionaries.architectures.jumprelu import L0_STRENGTH, TANH_WEIGHT
 from mechstudy.dictionaries.config import DictionaryConfig
+from mechstudy.dictionaries.training.data_parallel import ALONE
 from mechstudy.dictionaries.training.gradients import loss_and_gradients
 from mechstudy.dictionaries.weights import Weights
+from tests.support.objectives import BANDWIDTH, COEFFICIENT, PHI, Jump, Step, draw
 
 N, D_IN, D_OUT, F, K = 40, 7, 5, 32, 4
-COEFFICIENT, BANDWIDTH = 0.3, 0.8
-PHI = {
-    "l1": lambda s: s,
-    "sqrt": lambda s: (s + 1e-4).sqrt() - 1e-2,
-    "tanh": lambda s: torch.tanh(4 * s),
-}
-
-
-class Jump(torch.autograd.Function):
-    """pre where pre > threshold; pseudo-derivative -(threshold / bandwidth) 1[|pre - threshold| < bandwidth / 2]."""
-
-    @staticmethod
-    def forward(ctx, pre, threshold):
-        ctx.save_for_backward(pre, threshold)
-        return pre * (pre > threshold)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        pre, threshold = ctx.saved_tensors
-        near = ((pre - threshold).abs() < BANDWIDTH / 2).to(pre)
-        return gradient * (pre > threshold), (-threshold / BANDWIDTH * near * gradient).sum(0)
-
-
-class Step(torch.autograd.Function):
-    """weight where pre > threshold: what an entry counts in a penalty; only the threshold moves it."""
-
-    @staticmethod
-    def forward(ctx, pre, threshold, weight):
-        ctx.save_for_backward(pre, threshold, weight)
-        return weight * (pre > threshold)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        pre, threshold, weight = ctx.saved_tensors
-        near = ((pre - threshold).abs() < BANDWIDTH / 2).to(pre)
-        return None, (-weight / BANDWIDTH * near * gradient).sum(0), None
-
-
-def draw(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def weights_for(cfg: DictionaryConfig) -> Weights:
@@ -142,7 +104,7 @@ def test_at_inference_each_is_the_jumprelu_that_gives_the_same_codes(activation)
     cfg = DictionaryConfig(kind="transcoder", d_sae=F, k=K, activation=activation)
     x, w = draw(200, D_IN, seed=8), weights_for(cfg)
     architecture = architecture_of(cfg)
-    codes = architecture.encode(x @ w.enc.T + w.b_enc, w, None, torch.float64).codes.dense()
+    codes = architecture.encode(x @ w.enc.T + w.b_enc, w, None, torch.float64, ALONE).codes.dense()
     folded, threshold = architecture.at_inference(w, None)
     pre = x @ folded.enc.T + folded.b_enc
     torch.testing.assert_close(codes, pre * ((pre > threshold) & (pre > 0)))
@@ -156,7 +118,7 @@ def test_at_the_start_about_k_features_are_active(activation):
     architecture = architecture_of(cfg)
     b_enc, extra = architecture.start(u)
     w = Weights(torch.eye(256, dtype=torch.float64), b_enc, torch.eye(256, dtype=torch.float64), b_enc, None, extra)
-    l0 = (architecture.encode(u + b_enc, w, None, torch.float64).codes.dense() > 0).sum(1).double().mean()
+    l0 = (architecture.encode(u + b_enc, w, None, torch.float64, ALONE).codes.dense() > 0).sum(1).double().mean()
     assert 7.9 <= l0 <= 8.1
 
 

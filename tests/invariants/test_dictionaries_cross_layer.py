@@ -14,9 +14,9 @@ from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder
 from mechstudy.dictionaries.crosscoder import decoder_by_site, relative_norms
 from mechstudy.dictionaries.training.gradients import loss_and_gradients
 from mechstudy.dictionaries.training.rows import rows_of
-from mechstudy.dictionaries.training.trainer import train, train_cross_layer
+from mechstudy.dictionaries.training.trainer import train
 from mechstudy.dictionaries.weights import Weights
-from tests.invariants.test_dictionaries_architectures import BANDWIDTH, COEFFICIENT, PHI, Jump, Step, draw
+from tests.support.objectives import BANDWIDTH, COEFFICIENT, PHI, Jump, Step, draw
 
 L, N, D_IN, D_OUT, F, K = 3, 30, 6, 5, 8, 5
 
@@ -56,7 +56,7 @@ def textbook(activation: str, w: Weights, x, y):
 
 @pytest.mark.parametrize("held", ["sparse", "dense"])
 @pytest.mark.parametrize("activation", ["batchtopk", "jumprelu", "relu"])
-def test_gradients_of_a_cross_layer_transcoder_equal_autograd_of_the_formula(activation, held, monkeypatch):
+def test_gradients_of_a_clt_equal_autograd_of_the_formula(activation, held, monkeypatch):
     monkeypatch.setattr(codes_module, "DENSE_FROM", {"sparse": math.inf, "dense": -1.0}[held])
     cfg = DictionaryConfig(kind="clt", n_sites=L, d_sae=L * F, k=K, activation=activation, bandwidth=BANDWIDTH)
     x, y, w = draw(N, L * D_IN, seed=8), draw(N, L * D_OUT, seed=9), some_weights(activation)
@@ -88,10 +88,10 @@ def layered_world(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("activation", ["batchtopk", "jumprelu"])
-def test_a_cross_layer_transcoder_learns_what_crosses_layers_and_survives_its_file(activation, tmp_path):
+def test_a_clt_learns_what_crosses_layers_and_survives_its_file(activation, tmp_path):
     cfg = DictionaryConfig(kind="clt", n_sites=L, activation=activation, expansion=2, k=3)
     recipe = TrainConfig(steps=500, batch_size=512, lr=8e-3, tensorboard=False, precision="float32")
-    clt = train_cross_layer(cfg, recipe, layered_world(20_000, 1))
+    clt = train(cfg, recipe, layered_world(20_000, 1))
     x, y = layered_world(2_000, 2)
     y_hat = clt.reconstruct(x)
     fvu = (y_hat - y).square().sum((0, 2)) / (y - y.mean(0)).square().sum((0, 2))
@@ -123,10 +123,10 @@ def test_a_killed_cross_layer_training_goes_on_to_the_same_bytes(tmp_path):
     cfg = DictionaryConfig(kind="clt", n_sites=L, activation="batchtopk", expansion=2, k=3)
     recipe = TrainConfig(steps=30, batch_size=256, tensorboard=False, precision="bfloat16", checkpoint_every=7)
     rows = layered_world(4_000, 1)
-    straight = train_cross_layer(cfg, recipe, rows)
+    straight = train(cfg, recipe, rows)
     with pytest.raises(KeyboardInterrupt):
-        train_cross_layer(cfg, recipe, DyingRows(rows_of(rows, 256, 0, L)), checkpoint=tmp_path / "c")
-    resumed = train_cross_layer(cfg, recipe, rows, checkpoint=tmp_path / "c")
+        train(cfg, recipe, DyingRows(rows_of(rows, 256, 0, L)), checkpoint=tmp_path / "c")
+    resumed = train(cfg, recipe, rows, checkpoint=tmp_path / "c")
     for a, b in zip(straight.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -162,8 +162,8 @@ def test_a_crosscoder_tells_shared_features_from_those_of_one_site():
     [
         ({"kind": "sae", "n_sites": 2}, "reads one site"),
         ({"kind": "clt"}, "reads several sites"),
-        ({"kind": "clt", "n_sites": 2, "activation": "topk"}, "not made with topk"),
-        ({"kind": "clt", "n_sites": 2, "activation": "batchtopk", "matryoshka": True}, "not made with matryoshka"),
+        ({"kind": "clt", "n_sites": 2, "activation": "topk"}, "does not support topk"),
+        ({"kind": "clt", "n_sites": 2, "activation": "batchtopk", "matryoshka": True}, "does not support matryoshka"),
     ],
 )
 def test_what_cannot_be_is_refused(fields, message):

@@ -79,7 +79,7 @@ def test_hand_written_gradients_equal_autograd_of_the_dense_formula(activation, 
         torch.testing.assert_close(gradient, tensor.grad, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_auxiliary_gradient_reaches_the_encoder_of_dead_features_even_if_they_are_always_negative():
+def test_auxiliary_gradient_reaches_dead_features_that_are_negative():
     x, y = some_rows()
     w = some_weights(False)
     dead = torch.tensor([3, 17])
@@ -94,7 +94,7 @@ def test_auxiliary_gradient_reaches_the_encoder_of_dead_features_even_if_they_ar
     assert (output.gradients.dec[dead].abs().sum(1) > 0).all()
 
 
-def test_auxiliary_loss_is_one_when_dead_features_predict_nothing_and_the_residual_is_centred():
+def test_auxiliary_loss_is_one_if_dead_features_predict_nothing():
     x, y = some_rows()
     w = some_weights(False)
     dead = torch.tensor([3])
@@ -114,7 +114,7 @@ def test_top_k_finds_the_largest(shape, k):
     assert all(len(set(row.tolist())) == k for row in indices)
 
 
-def test_topk_codes_have_at_most_k_nonzeros_and_exactly_k_where_enough_are_positive():
+def test_topk_codes_have_k_nonzeros_if_enough_are_positive():
     pre = torch.randn(100, F, generator=torch.Generator().manual_seed(0))
     pre[0] = -1.0
     nonzeros = (topk_codes(pre, K, torch.float32).dense() > 0).sum(1)

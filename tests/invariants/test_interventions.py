@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from mechstudy.circuits.attribute import attribute
+from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.frozen import FrozenForward
-from mechstudy.circuits.linearised import linearise, valid_positions
+from mechstudy.circuits.linearised import applies_at, linearise
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.edges import LOGIT, EdgeCheck, EdgeInstance, measure_edges, summarise_edges
 from mechstudy.interventions.engine import (
@@ -16,11 +16,10 @@ from mechstudy.interventions.engine import (
     clean_run,
     edited_run,
     site_edits,
-    valid_rows,
 )
 from mechstudy.interventions.features import FeatureAt, NamedActivations
 from mechstudy.interventions.metric import kl_divergence, logit_difference
-from mechstudy.interventions.patching import donor, position_names
+from mechstudy.interventions.patching import donor, positions_left_to_right
 from mechstudy.interventions.results import read_csv
 from mechstudy.models.sites import Site
 from tests.support.interventions_world import pair, pairs, transcoder, transcoders
@@ -110,7 +109,7 @@ def test_different_interventions_in_one_batch_equal_each_alone(family):
 
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_ablating_the_strongest_feature_in_a_frozen_model_equals_the_graphs_edge(family, skip):
+def test_frozen_ablation_of_the_strongest_feature_equals_its_edge(family, skip):
     """What the engine's ablation takes away at the MLP moves the linearised model by the edge."""
     model = tiny_model(family)
     dicts = transcoders(model, skip=skip)
@@ -131,7 +130,7 @@ def test_ablating_the_strongest_feature_in_a_frozen_model_equals_the_graphs_edge
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_above_the_last_mlp_live_ablation_with_the_final_norm_frozen_equals_the_edge(family):
+def test_last_layer_ablation_with_a_frozen_final_norm_equals_the_edge(family):
     model = tiny_model(family)
     last = model.n_layers - 1
     dicts = transcoders(model, (last,))
@@ -151,11 +150,11 @@ def test_above_the_last_mlp_live_ablation_with_the_final_norm_frozen_equals_the_
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_patching_the_last_layer_everywhere_gives_the_corrupted_logit_difference(family):
+def test_patching_the_last_layer_everywhere_gives_the_corrupted_metric(family):
     model = tiny_model(family)
     site = Site("resid_post", model.n_layers - 1)
     everywhere = [p.model_copy(update={"positions": {str(i): i for i in range(7)}}) for p in EQUAL]
-    names = position_names(everywhere)
+    names = positions_left_to_right(everywhere)
     assert names == [str(i) for i in range(7)]
     clean = clean_run(model, tokens_of(EQUAL), (site.layer,))
     corrupted = difference(EQUAL, model.forward(tokens_of(EQUAL, corrupted=True)).logits)
@@ -236,7 +235,7 @@ def test_an_edge_between_several_positions_is_the_sum_over_all_of_them(tmp_path)
     assert float(row["frozen"]) == pytest.approx(predicted, abs=1e-8)
 
 
-def test_the_first_position_and_sinks_are_left_alone():
+def test_features_are_not_set_at_the_first_position_or_at_sinks():
     model = tiny_model("llama")
     tokens = tokens_of(EQUAL)
     site = Site("mlp_in", 0)
@@ -244,9 +243,11 @@ def test_the_first_position_and_sinks_are_left_alone():
     limit = 1.001 * float(norms[0].sort().values[3])
     dictionary = transcoder(model.d_model, 0, max_input_norm=limit)
     x = model.forward(tokens, capture=[site]).activations[site]
-    expected = torch.stack([valid_positions(dictionary, row) for row in x])
     at = torch.arange(7).expand(3, -1)
-    assert torch.equal(valid_rows(dictionary, x.flatten(0, 1), at.flatten()).view(3, 7), expected)
+    expected = applies_at(dictionary, x.flatten(0, 1), at.flatten()).view(3, 7)
+    prompt = linearise(model, {0: dictionary}, tokens[0])
+    assert torch.equal(prompt.layers[0].valid_T, expected[0])
+    assert not expected[:, 0].any() and torch.equal(expected[:, 1:], (x.norm(dim=-1) <= limit)[:, 1:])
     assert expected.any() and not expected[:, 1:].all()
     clean = clean_run(model, tokens, (0,))
     for position in range(7):

@@ -8,7 +8,7 @@ import torch
 from mechstudy.behaviours.tokenise import Tokens, pair_tokens, require_open_end
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.sites import Site
-from mechstudy.models.validate import relative, validate_model
+from mechstudy.models.validate import relative_error, validate_model
 from tests.support.tiny import FAMILIES, tiny_model
 
 TOKENS = torch.tensor([[5, 17, 200, 33, 9, 120], [250, 3, 3, 77, 41, 8]])
@@ -36,8 +36,8 @@ def test_an_edit_reaches_the_logits_and_later_sites_but_nothing_before_it(family
     clean = model.forward(TOKENS, capture=[before, after])
     edited = model.forward(TOKENS, capture=[before, after], edits={Site("mlp_out", 1): torch.zeros_like})
     assert torch.equal(clean.activations[before], edited.activations[before])
-    assert relative(edited.activations[after], clean.activations[after]) > 1e-3
-    assert relative(edited.logits, clean.logits) > 1e-4
+    assert relative_error(edited.activations[after], clean.activations[after]) > 1e-3
+    assert relative_error(edited.logits, clean.logits) > 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -52,7 +52,7 @@ def test_an_edit_at_a_position_leaves_earlier_positions_alone(family):
     clean = model.forward(TOKENS, logits_at="all").logits
     edited = model.forward(TOKENS, edits={Site("resid_post", 0): bump}, logits_at="all").logits
     assert torch.equal(clean[:, :3], edited[:, :3])
-    assert relative(edited[:, 3:], clean[:, 3:]) > 1e-3
+    assert relative_error(edited[:, 3:], clean[:, 3:]) > 1e-3
 
 
 def test_logits_are_read_at_the_position_asked_for_in_each_row():
@@ -91,7 +91,7 @@ def test_bos_stands_exactly_where_the_tokenizer_puts_it(bos):
     assert len(ids) == 2 + bos
 
 
-def test_in_a_chat_template_the_prompt_begins_the_reply_and_an_answer_can_follow_it():
+def test_in_a_chat_template_the_prompt_begins_the_reply():
     model = tiny_model()
     model.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}<assistant>"
     before, after = (model.encode(text, instruction="Go on.") for text in ("The cat", "The cat is"))

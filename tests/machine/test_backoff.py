@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import pickle
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from mechstudy.circuits import attribute as attribution
+from mechstudy import interventions
+from mechstudy.circuits import attribution
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.core.progress import NullProgress
-from mechstudy.interventions import edges, runner
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.edges import LOGIT, EdgeCheck, EdgeInstance, measure_edges
+from mechstudy.interventions.effects import run_interventions
 from mechstudy.interventions.engine import SetFeature
 from mechstudy.interventions.features import FeatureAt, NamedActivations
 from mechstudy.interventions.results import read_csv
-from mechstudy.interventions.runner import run_interventions
-from mechstudy.interventions.samples import Plan, Suite, Variant
+from mechstudy.interventions.runner import Suite
+from mechstudy.interventions.samples import Plan, Variant
 from mechstudy.machine.runtime import Runtime
+from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.models.batches import captured
 from mechstudy.models.sites import Site
+from mechstudy.runner.job import Job
+from mechstudy.runner.processes import leader as leading
 from mechstudy.runner.processes.leader import Leader
+from mechstudy.runner.processes.messages import Task
 from mechstudy.runner.processes.progress import LeaderProgress
-from mechstudy.runner.processes.task import Task
-from mechstudy.runner.run_unit import Job, Options
-from mechstudy.study.phases import intervene
+from mechstudy.study.phases.intervene import IntervenePhase
 from tests.support.interventions_world import pairs, transcoders
 from tests.support.tiny import tiny_model
+from tests.support.toy_units import unit
 
 CONFIG = InterventionConfig(n_samples=4, n_edges=2, edge_prompts=2, save_every=5)
 
@@ -62,7 +66,7 @@ def test_a_graphs_rows_are_computed_fewer_at_a_time(monkeypatch):
 
 
 @pytest.mark.parametrize("most", [1, 3, 5])
-def test_interventions_run_in_parts_and_nothing_stays_nothing(monkeypatch, tmp_path, most):
+def test_interventions_run_in_parts_and_shams_stay_exactly_zero(monkeypatch, tmp_path, most):
     model, prompts = tiny_model("llama"), pairs(4)
     dictionaries = transcoders(model)
     variants = [
@@ -71,8 +75,8 @@ def test_interventions_run_in_parts_and_nothing_stays_nothing(monkeypatch, tmp_p
     ] + [Variant("sham", "sham", "", "sham", 0, lambda _: [SetFeature(0, 1, 2, None)])]
     plan = Plan("b", (), {}, {}, (Suite("features", tuple(prompts), tuple(variants)),), (0,), ("subject",))
     whole = read_csv(run_interventions(model, dictionaries, plan, CONFIG, tmp_path / "whole", batch_tokens=60))
-    run, tried = short_of_memory(runner.edited_run, lambda _m, _d, clean, _rows: len(clean.tokens_BT), most)
-    monkeypatch.setattr(runner, "edited_run", run)
+    run, tried = short_of_memory(model.forward, len, most)
+    monkeypatch.setattr(model, "forward", run)
     progress = NullProgress()
     parts = read_csv(
         run_interventions(model, dictionaries, plan, CONFIG, tmp_path / "p", batch_tokens=60, progress=progress)
@@ -94,10 +98,8 @@ def test_edges_are_measured_fewer_at_a_time(monkeypatch, tmp_path):
         for n in range(2)
     ]
     whole = read_csv(measure_edges(model, dictionaries, checks, CONFIG, tmp_path, batch_tokens=60))
-    run, tried = short_of_memory(edges.edited_run, lambda _m, _d, clean, _rows: len(clean.tokens_BT), 1)
-    monkeypatch.setattr(edges, "edited_run", run)
-    frozen = edges.FrozenForward.run
-    monkeypatch.setattr(edges.FrozenForward, "run", short_of_memory(frozen, lambda _self, d: len(d), 1)[0])
+    run, tried = short_of_memory(model.forward, len, 1)  # of live runs and of frozen ones
+    monkeypatch.setattr(model, "forward", run)
     parts = read_csv(measure_edges(model, dictionaries, checks, CONFIG, tmp_path / "parts", batch_tokens=60))
     assert max(tried) == 2 and len(parts) == len(whole) == 4
     for a, b in zip(parts, whole, strict=True):
@@ -110,7 +112,7 @@ def test_activations_of_prompts_are_taken_fewer_at_a_time(monkeypatch):
     whole = NamedActivations(model, transcoders(model), prompts).means(2, "subject")
     tokens, sites = torch.tensor([p.clean_tokens for p in pairs(4, (7,))]), [Site("mlp_in", 1), Site("resid_post", 2)]
     expected = captured(model, tokens, sites)
-    run, tried = short_of_memory(model.forward, lambda tokens_BT: len(tokens_BT), 1)
+    run, tried = short_of_memory(model.forward, len, 1)
     monkeypatch.setattr(model, "forward", run)
     torch.testing.assert_close(captured(model, tokens, sites), expected, rtol=1e-12, atol=1e-12)
     parts = NamedActivations(model, transcoders(model), prompts).means(2, "subject")
@@ -118,20 +120,34 @@ def test_activations_of_prompts_are_taken_fewer_at_a_time(monkeypatch):
     torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
 
 
-def test_samples_keep_the_order_of_the_process_that_began(tmp_path):
-    out = SimpleNamespace(scratch=tmp_path)
-    assert intervene._cut(out, Runtime(batch_tokens=4096)) == 4096
-    assert intervene._cut(out, Runtime(batch_tokens=64)) == 4096  # after a restart with less, and in a later run
-
-
-def test_helping_processes_cut_batches_as_the_leader_does_after_a_restart(tmp_path):
-    from tests.support.toy_units import unit
-
-    a = unit("capture[mine]", entry="digest")
-    job = Job(
-        replace(a, entry="mechstudy.study.phases.capture:run_corpus"), "0" * 64, {}, tmp_path, tmp_path, Options()
+def test_interrupted_interventions_keep_the_batches_they_began_with(monkeypatch, tmp_path):
+    """Samples are ordered by batches: a restart with smaller ones goes on with those of the first process."""
+    out = SimpleNamespace(scratch=tmp_path, path=tmp_path, write_json=lambda *_: None)
+    batches = []
+    for name in ("feature_groups", "recurring_features", "build_plan", "summarise"):
+        monkeypatch.setattr(interventions, name, lambda *_, **__: [])
+    monkeypatch.setattr(interventions, "run_interventions", lambda *_, batch_tokens, **__: batches.append(batch_tokens))
+    inputs = SimpleNamespace(
+        model=SimpleNamespace(load=lambda *_, **__: None),
+        dictionaries={},
+        prompts=SimpleNamespace(pairs=lambda _: [], behaviour="b"),
+        graphs=SimpleNamespace(aggregate=lambda: {"nodes": []}),
     )
-    leader = Leader(job, 2, 1, "cpu", LeaderProgress(tmp_path, phase="capture", unit=a.name), {}, tmp_path)
+    for tokens in (4096, 64):
+        IntervenePhase().run(InterventionConfig(n_edges=0), inputs, out, Runtime(batch_tokens=tokens))
+    assert batches == [4096, 4096]
+
+
+def test_workers_cut_batches_as_the_leader_does_after_a_restart(monkeypatch, tmp_path):
+    shared = unit("capture[mine]", shared="digest")
+    job = Job(shared, "0" * 64, {}, tmp_path, tmp_path, RunOptions())
+    sent = []
+    workers = SimpleNamespace(n=0, submit=sent.extend, ended=list, stop=lambda: None, close=lambda: None)
+    monkeypatch.setattr(leading, "LocalWorkers", lambda *_: workers)
+    leader = Leader(job, 2, 1, "cpu", LeaderProgress(tmp_path, phase="capture", unit=shared.name), {}, tmp_path)
     leader.use_batch(1024)
-    task = Task.of(leader._job, 1, 2, 1, {}, None)
-    assert Options.from_json(task.options).batch_tokens == 1024
+    with leader.sharing():
+        pass
+    [task] = sent
+    received = pickle.loads(pickle.dumps(task)), Task.from_json(task.as_json())
+    assert [there.job.options.batch_tokens for there in received] == [1024, 1024]

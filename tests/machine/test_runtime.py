@@ -13,9 +13,10 @@ import torch
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress
 from mechstudy.core.seeds import numpy_generator, seed_for, torch_generator
-from mechstudy.machine.memory import _cgroup_left, available_memory_bytes, peak_rss_bytes, reset_peak_rss
+from mechstudy.machine.cgroup import memory_left, memory_limits
+from mechstudy.machine.memory import available_memory_bytes, peak_rss_bytes, reset_peak_rss
 from mechstudy.machine.runtime import Runtime, oom_backoff
-from mechstudy.store.provenance import git_state, provenance, slurm_environment, without_absolute_path
+from mechstudy.store.provenance import current_provenance, git_state, slurm_environment, without_absolute_path
 
 OUT_OF_MEMORY = [
     MemoryError(),
@@ -41,7 +42,7 @@ def test_the_batch_is_halved_until_it_fits(error):
     assert len(progress.messages) == 3 and "batch size of 8" in progress.messages[0]
 
 
-def test_memory_too_small_for_one_is_the_users_to_mend():
+def test_memory_too_small_for_one_item_is_a_user_error():
     def work(batch_size):
         raise MemoryError
 
@@ -95,7 +96,7 @@ def test_runtime_info_is_json_and_holds_what_shaped_the_run():
     }
 
 
-def test_peak_memory_sees_an_allocation_that_is_gone_and_can_start_anew():
+def test_peak_memory_includes_freed_allocations_and_can_be_reset():
     def touch():
         np.ones(40_000_000)  # 320 MB
 
@@ -117,9 +118,9 @@ def test_a_cgroups_limit_less_use_plus_cache_bounds_memory(tmp_path):
     (tmp_path / "job" / "memory.stat").write_text("anon 1\ninactive_file 200\n")
     membership = tmp_path / "cgroup"
     membership.write_text("0::/job/step\n")
-    assert _cgroup_left(tmp_path, membership) == 500
+    assert memory_left(memory_limits(tmp_path, membership)) == 500
     membership.write_text("0::/other\n")
-    assert _cgroup_left(tmp_path, membership) is None
+    assert memory_left(memory_limits(tmp_path, membership)) is None
 
 
 def test_a_cgroup_of_version_1_is_understood(tmp_path):
@@ -129,7 +130,7 @@ def test_a_cgroup_of_version_1_is_understood(tmp_path):
     (group / "memory.usage_in_bytes").write_text("400")
     membership = tmp_path / "cgroup"
     membership.write_text("5:cpu:/slurm\n4:hugetlb,memory:/slurm\n")
-    assert _cgroup_left(tmp_path, membership) == 600
+    assert memory_left(memory_limits(tmp_path, membership)) == 600
 
 
 def test_seeds_are_63_bit_and_fixed_for_ever():
@@ -151,25 +152,25 @@ def test_generators_repeat_their_draws():
 
 
 def test_provenance_is_json_complete_and_handed_out_as_a_copy():
-    first = provenance()
+    first = current_provenance()
     assert first["python"] == ".".join(map(str, sys.version_info[:3]))
     assert first["packages"]["torch"] and first["cpu"]["count"] == os.cpu_count() and first["memory_bytes"] > 0
     json.dumps(first)
     first["packages"].clear()
-    assert provenance()["packages"]
+    assert current_provenance()["packages"]
 
 
 def test_provenance_survives_a_probe_that_fails(monkeypatch):
     from mechstudy.store import provenance as module
 
     monkeypatch.setattr(module, "cpu", lambda: 1 / 0)
-    module._provenance.cache_clear()
-    found = module.provenance()
-    module._provenance.cache_clear()
+    module.fixed_provenance.cache_clear()
+    found = module.current_provenance()
+    module.fixed_provenance.cache_clear()
     assert found["cpu"] is None and found["python"]
 
 
-def test_provenance_has_the_slurm_variables_but_no_secret_and_no_absolute_path(monkeypatch):
+def test_provenance_has_slurm_variables_but_no_secrets_or_absolute_paths(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     monkeypatch.setenv("SLURM_JWT", "secret")
     monkeypatch.setenv("SLURM_SUBMIT_DIR", "/home/ada/study")
@@ -187,7 +188,7 @@ def test_absolute_paths_are_cut_to_what_can_travel(monkeypatch, tmp_path):
     assert without_absolute_path("capture.layers=1-3") == "capture.layers=1-3"
 
 
-def test_git_state_is_of_the_repository_that_tracks_the_file_and_of_no_other(tmp_path):
+def test_git_state_is_of_the_repository_that_tracks_the_file(tmp_path):
     def git(*words):
         subprocess.run(["git", "-C", str(tmp_path), *words], check=True, capture_output=True)
 

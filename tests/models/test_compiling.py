@@ -1,4 +1,4 @@
-"""Compiled captures give the rows of plain ones, hooks and all; sending tensors to a device changes nothing."""
+"""Compiled captures give the rows of plain ones; copying tensors to a device changes nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mechstudy.machine.numerics import exact_products, float32_products
 from mechstudy.models import compiling
 from mechstudy.models.batches import captured
 from mechstudy.models.compiling import compiled
-from mechstudy.models.device_transfer import sent, sent_ahead
+from mechstudy.models.device_transfer import copied_ahead, to_device
 from mechstudy.models.sites import Site
 from tests.support.tiny import tiny_model
 
@@ -36,13 +36,15 @@ def test_a_compiled_model_captures_the_same_rows_at_every_site():
     assert said and own_forwards(model) == before
 
 
-def test_an_mlp_that_is_looked_into_is_not_compiled():
+def test_mlps_are_not_compiled_when_their_inside_is_captured(monkeypatch):
+    monkeypatch.setattr(compiling.shutil, "which", lambda _: "/usr/bin/g++")  # compiling would happen at the first call
     model = tiny_model("llama")
-    parts = list(compiling._parts(model, inside_mlp=True))
-    assert not any(block.mlp in parts for block in model.blocks) and model.blocks[0].attn in parts
+    with compiled(model, [*SITES, Site("mlp_act", 0)], "force", lambda _: None):
+        assert not any("forward" in block.mlp.__dict__ for block in model.blocks)
+        assert "forward" in model.blocks[0].attn.__dict__
 
 
-def test_on_without_cuda_says_why_not_and_force_without_a_compiler_is_refused(monkeypatch):
+def test_on_needs_cuda_and_force_needs_a_compiler(monkeypatch):
     model, said = tiny_model("llama"), []
     before = own_forwards(model)
     with compiled(model, SITES, "on", said.append):
@@ -56,7 +58,7 @@ def test_on_without_cuda_says_why_not_and_force_without_a_compiler_is_refused(mo
         pass
 
 
-def test_tf32_ends_with_its_block_also_when_that_fails():
+def test_tf32_ends_with_its_block_even_after_an_error():
     torch.set_float32_matmul_precision("highest")
     with pytest.raises(ValueError, match="inside"), float32_products(True):
         assert torch.get_float32_matmul_precision() == "high"
@@ -73,21 +75,21 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_batches_sent_ahead_are_those_that_were_given_in_their_order(device):
+def test_batches_copied_ahead_keep_their_order_and_values(device):
     slab, closed = torch.zeros(4, 8), []
 
     def batches():
         try:
             for number in range(5):
                 slab.fill_(number)
-                x = slab.clone() if device == "cpu" else slab  # CUDA gets a copy: what was given may be changed
+                x = slab.clone() if device == "cpu" else slab  # CUDA gets a copy: the original may be changed
                 yield x, x if number % 2 else x + 0.5
         finally:
             closed.append(True)
 
-    found = list(sent_ahead(batches(), device))
-    assert [float(x[0, 0]) for x, _ in found] == [0, 1, 2, 3, 4] and closed
-    assert [x is y for x, y in found] == [False, True, False, True, False]
-    assert [float(y[0, 0]) for _, y in found] == [0.5, 1, 2.5, 3, 4.5]
-    assert all(x.device.type == device for x, _ in found)
-    assert torch.equal(sent(TOKENS[:, ::2], device).cpu(), TOKENS[:, ::2])
+    pairs = list(copied_ahead(batches(), device))
+    assert [float(x[0, 0]) for x, _ in pairs] == [0, 1, 2, 3, 4] and closed
+    assert [x is y for x, y in pairs] == [False, True, False, True, False]
+    assert [float(y[0, 0]) for _, y in pairs] == [0.5, 1, 2.5, 3, 4.5]
+    assert all(x.device.type == device for x, _ in pairs)
+    assert torch.equal(to_device(TOKENS[:, ::2], device).cpu(), TOKENS[:, ::2])

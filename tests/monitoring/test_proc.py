@@ -1,5 +1,4 @@
-"""The kernel's counters: the same as psutil's, of children too, of ended ones as well; nothing stays open; dear looks
-are rare."""
+"""Counters of processes and the machine: equal to the kernel's, children included; nothing stays open."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ import psutil
 import pytest
 
 from mechstudy.monitoring.probe import Probe
-from mechstudy.monitoring.proc import MachineFiles, OneProcess, ProcessTree, descendants
+from mechstudy.monitoring.proc import MachineCounters, OneProcess, ProcessTree
 from mechstudy.monitoring.sampler import monitored, pause
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
@@ -33,29 +32,45 @@ def end(process: subprocess.Popen[str]) -> None:
     process.communicate("", timeout=20)
 
 
-def test_a_process_is_as_psutil_says() -> None:
+@pytest.mark.process
+def test_counters_of_a_process_are_the_kernels() -> None:
     sleeping = sleeper()
     try:
-        used, other = OneProcess(sleeping.pid).used(), psutil.Process(sleeping.pid)
-        times = other.cpu_times()
-        assert used.cpu == pytest.approx(times.user + times.system, abs=0.02) and used.cpu > 0
-        assert used.rss == pytest.approx(other.memory_info().rss, rel=0.02) and used.rss > 40_000_000
-        assert (used.read, used.write) == (other.io_counters().read_bytes, other.io_counters().write_bytes)
+        used, proc = OneProcess(psutil.Process(sleeping.pid)).used(), Path(f"/proc/{sleeping.pid}")
+        fields = (proc / "stat").read_text().rpartition(")")[2].split()
+        ticks = sum(int(fields[i]) for i in (11, 12, 13, 14))
+        assert used.cpu == pytest.approx(ticks / os.sysconf("SC_CLK_TCK"), abs=0.02) and used.cpu > 0
+        resident = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+        assert used.rss == pytest.approx(resident, rel=0.02) and used.rss > 40_000_000
+        disk = dict(line.split(": ") for line in (proc / "io").read_text().splitlines())
+        assert (used.read, used.write) == (int(disk["read_bytes"]), int(disk["write_bytes"]))
     finally:
         end(sleeping)
 
 
-def test_the_machine_is_as_psutil_says() -> None:
-    times, memory, found = psutil.cpu_times(), psutil.virtual_memory(), MachineFiles().read()
+def test_counters_of_the_machine_are_psutils() -> None:
+    counters = MachineCounters()
+    times, memory, machine = psutil.cpu_times(), psutil.virtual_memory(), counters.read()
+    counters.close()
     busy = sum(times) - times.idle - times.iowait - times.guest - times.guest_nice
-    assert found.machine_cpu == pytest.approx(busy, rel=1e-3)
+    assert machine.machine_cpu == pytest.approx(busy, rel=1e-3)
     swap = psutil.swap_memory()
-    assert found.swap == swap.sin + swap.sout
-    assert found.available is not None and found.available <= memory.total
+    assert machine.swap == swap.sin + swap.sout
+    assert machine.available is not None and machine.available <= memory.total
     if Path("/proc/pressure/cpu").exists():
-        assert found.wait_cpu is not None and found.wait_memory is not None
+        assert machine.wait_cpu is not None and machine.wait_memory is not None
 
 
+def test_throttled_time_is_that_of_the_cgroup(tmp_path: Path) -> None:
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "cpu.stat").write_text("nr_throttled 3\nthrottled_usec 2500000\n")
+    (tmp_path / "membership").write_text("0::/job\n")
+    counters = MachineCounters(tmp_path, tmp_path / "membership")
+    assert counters.read().throttled == 2.5
+    counters.close()
+
+
+@pytest.mark.process
 def test_a_tree_has_the_children_of_children_and_loses_those_that_end() -> None:
     code = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {SLEEPER!r}]); p.wait()"
     now = [0.0]
@@ -65,9 +80,9 @@ def test_a_tree_has_the_children_of_children_and_loses_those_that_end() -> None:
     try:
         assert outer.stdout is not None
         outer.stdout.readline(), outer.stdout.readline()
-        assert len(descendants(os.getpid()) & {p.pid for p in psutil.Process(outer.pid).children()}) == 1
+        assert len(psutil.Process(outer.pid).children()) == 1
         now[0] = 1.0
-        assert tree.used().rss < before.rss + 30_000_000, "children are looked for every few seconds"
+        assert tree.used().rss < before.rss + 30_000_000, "children are searched for every few seconds"
         now[0] = 1e6
         assert tree.used().rss > before.rss + 45_000_000
     finally:
@@ -77,13 +92,14 @@ def test_a_tree_has_the_children_of_children_and_loses_those_that_end() -> None:
     assert after.cpu >= before.cpu, "what ended children used is in this process' counters"
 
 
+@pytest.mark.process
 def test_an_ended_process_is_not_mistaken_for_another() -> None:
     sleeping = sleeper()
-    held = OneProcess(sleeping.pid)
-    held.used()
+    process = OneProcess(psutil.Process(sleeping.pid))
+    process.used()
     end(sleeping)
     with pytest.raises(OSError):
-        held.used()
+        process.used()
 
 
 def test_nothing_stays_open_after_a_unit(tmp_path: Path) -> None:
@@ -96,9 +112,8 @@ def test_nothing_stays_open_after_a_unit(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.usage.jsonl"]
 
 
-def test_a_look_is_cheap() -> None:
-    """psutil took .4 ms; opening files once takes a tenth of it. The least of many, so that a busy machine does not
-    matter."""
+def test_a_sample_is_cheap() -> None:
+    """psutil takes .4 ms; open files a tenth of it. The least of many, so that a busy machine does not matter."""
     probe, costs = Probe(clock=lambda: 0.0), []
     for _ in range(200):
         began = time.thread_time()
@@ -115,9 +130,9 @@ def test_a_look_is_cheap() -> None:
         (1.0, 180.0, 0.05, 3.0),  # a long unit: a sixtieth of its age,
         (1.0, 3600.0, 0.5, 5.0),  # and never rarer than every five seconds
         (30.0, 3600.0, 0.5, 30.0),  # unless that was asked for
-        (1.0, 10.0, 0.1, 40.0),  # dear: 100 ms in 10 s were 1%, in 50 s they are .2%
+        (1.0, 10.0, 0.1, 40.0),  # expensive: 100 ms are 1% of 10 s, and .2% of 50 s
         (0.05, 1.0, 0.0001, 0.05),
     ],
 )
-def test_the_next_look_waits_for_its_share_of_the_time(asked: float, age: float, own: float, seconds: float) -> None:
+def test_the_next_sample_waits_for_its_share_of_the_time(asked: float, age: float, own: float, seconds: float) -> None:
     assert pause(asked, age, own) == pytest.approx(seconds)

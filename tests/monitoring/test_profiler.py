@@ -1,4 +1,4 @@
-"""`--profile`, `--memory-snapshot` and what is written when memory runs out: files that people can read."""
+"""``--profile``, ``--memory-snapshot`` and the snapshot written when memory runs out."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import json
 from pathlib import Path
 
 from mechstudy.machine.runtime import Runtime
+from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.monitoring.memory_snapshot import Course, describe, live_tensors
 from mechstudy.monitoring.profile_table import Operator, Recorded, table
 from mechstudy.runner.run import Run
-from mechstudy.runner.run_unit import Options
 from tests.support.toy_units import unit
 
 
-def test_profile_writes_a_trace_and_a_table_of_a_unit_shorter_than_what_is_recorded(tmp_path: Path) -> None:
-    options = Options(profile=tmp_path / "profile")
+def test_profile_writes_a_trace_and_a_table_even_of_a_short_unit(tmp_path: Path) -> None:
+    options = RunOptions(trace_folder=tmp_path / "profile")
     result = Run(tmp_path, [unit("train[1]", entry="loads_torch"), unit("prompts", entry="digest")], options).execute()
     assert result.exit_code == 0
     trace = json.loads((tmp_path / "profile" / "train-1.trace.json").read_text())
@@ -35,12 +35,12 @@ def test_the_table_sums_operators_over_shapes_and_shares_add_up() -> None:
         Operator("aten::mm", "[2, 2] x [2, 2]", 1, 0.1, 0.0, -10),
     ]
     page = table(Recorded("train[1]", "cpu", 12, 2.0, operators))
-    names, shapes = page.split("The same by shapes")
+    names, shapes = page.split("The same by input shapes")
     assert " 70.0%     700.00       11   63.64 ms    3.99 kB  aten::mm" in names
     assert " 30.0%" in names and " 60.0%" in shapes and " 10.0%" in shapes
     assert "in operators on the CPU      1.000 s   50.0% of the time" in page
     assert "elsewhere                    1.000 s   50.0%" in page
-    assert "4 kB  aten::mm" in page.split("Memory taken")[1]
+    assert "4 kB  aten::mm" in page.split("Memory allocated")[1]
 
 
 def test_on_a_gpu_the_table_is_sorted_by_the_gpus_time() -> None:
@@ -53,14 +53,14 @@ def test_live_tensors_are_counted_once_each_by_shape() -> None:
 
     held = [torch.zeros(1234, 7) for _ in range(3)]
     views = [held[0].T, held[0][:5]]
-    [found] = [item for item in live_tensors() if "[1234, 7]" in item.what or "[7, 1234]" in item.what]
-    assert (found.count, found.bytes) == (3, 3 * 1234 * 7 * 4)
+    [group] = [item for item in live_tensors() if "[1234, 7]" in item.what or "[7, 1234]" in item.what]
+    assert (group.count, group.bytes) == (3, 3 * 1234 * 7 * 4)
     del held, views
     gc.collect()
 
 
 def test_memory_snapshot_shows_the_peak_and_its_course(tmp_path: Path) -> None:
-    options = Options(snapshots=tmp_path / "profile")
+    options = RunOptions(snapshot_folder=tmp_path / "profile")
     assert Run(tmp_path, [unit("train[1]", entry="loads_torch")], options).execute().exit_code == 0
     page = (tmp_path / "profile" / "train-1.memory.txt").read_text()
     assert (
@@ -69,7 +69,7 @@ def test_memory_snapshot_shows_the_peak_and_its_course(tmp_path: Path) -> None:
     assert not (tmp_path / "profile" / "train-1.memory.pickle").exists()
 
 
-def test_when_memory_runs_out_what_was_in_it_is_written_and_said(tmp_path: Path) -> None:
+def test_when_memory_runs_out_its_content_is_written_and_logged(tmp_path: Path) -> None:
     result = Run(tmp_path, [unit("hungry", entry="hungry", fits=1024)]).execute()
     assert result.exit_code == 0
     page = (tmp_path / "profile" / "hungry.memory.txt").read_text()

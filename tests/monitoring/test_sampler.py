@@ -1,4 +1,4 @@
-"""The usage file beside an artifact: what is in it, what a kill or a resume does to it; it is never a failure."""
+"""The usage file beside an artifact: its content, kills and resumes, and errors that stop nothing."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.monitoring.gpu import gpu_probe
 from mechstudy.monitoring.probe import Probe
 from mechstudy.monitoring.record import GpuSample, Sample, Session, read_usage, to_lines, usage_file, usages_below
 from mechstudy.monitoring.sampler import UsageLog, monitored
 from mechstudy.monitoring.summary import points, use_of
 from mechstudy.runner.run import Run
-from mechstudy.runner.run_unit import Options
 from mechstudy.store.artifacts import ArtifactStore
 from tests.support import toy_units
 from tests.support.toy_units import unit
@@ -34,23 +34,24 @@ def burn(seconds: float) -> None:
         pass
 
 
+@pytest.mark.process
 def test_cpu_seconds_of_the_process_and_its_ended_children_are_counted(tmp_path: Path) -> None:
     code = "import time\nend = time.process_time() + 0.4\nwhile time.process_time() < end: pass"
     with monitored(tmp_path / "a.usage.jsonl", **HEAD, seconds=0.05):  # type: ignore[arg-type]
         burn(0.3)
         subprocess.run([sys.executable, "-c", code], check=True)
-    [found] = read_usage(tmp_path / "a.usage.jsonl")
-    assert (found.unit, found.phase, found.threads) == ("train[3]", "train", 2)
-    assert 0.69 <= found.samples[-1].cpu <= 1.5
-    assert all(a.cpu <= b.cpu and a.t < b.t for a, b in zip(found.samples, found.samples[1:], strict=False))
-    assert found.samples[-1].rss > 10_000_000
+    [recorded] = read_usage(tmp_path / "a.usage.jsonl")
+    assert (recorded.unit, recorded.phase, recorded.threads) == ("train[3]", "train", 2)
+    assert 0.69 <= recorded.samples[-1].cpu <= 1.5
+    assert all(a.cpu <= b.cpu and a.t < b.t for a, b in zip(recorded.samples, recorded.samples[1:], strict=False))
+    assert recorded.samples[-1].rss > 10_000_000
 
 
 def test_a_short_unit_has_one_sample_of_all_of_it(tmp_path: Path) -> None:
     with monitored(tmp_path / "a.usage.jsonl", **HEAD):  # type: ignore[arg-type]
         burn(0.1)
-    [found] = read_usage(tmp_path / "a.usage.jsonl")
-    assert len(found.samples) == 1 and found.samples[0].cpu >= 0.09
+    [recorded] = read_usage(tmp_path / "a.usage.jsonl")
+    assert len(recorded.samples) == 1 and recorded.samples[0].cpu >= 0.09
 
 
 def test_bytes_written_to_disk_are_counted(tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_bytes_written_to_disk_are_counted(tmp_path: Path) -> None:
     assert sample.write >= 3_000_000
 
 
-def test_a_resumed_unit_appends_and_a_new_one_begins_anew(tmp_path: Path) -> None:
+def test_a_resumed_unit_appends_and_a_new_one_starts_over(tmp_path: Path) -> None:
     file = tmp_path / "a.usage.jsonl"
     for resumes in (False, True):
         with monitored(file, **HEAD, resumes=resumes):  # type: ignore[arg-type]
@@ -73,7 +74,7 @@ def test_a_resumed_unit_appends_and_a_new_one_begins_anew(tmp_path: Path) -> Non
     assert len(read_usage(file)) == 1
 
 
-def test_a_line_that_a_kill_cut_short_is_left_out_and_the_next_session_stands_on_its_own_lines(tmp_path: Path) -> None:
+def test_a_truncated_line_is_skipped_and_the_next_session_is_whole(tmp_path: Path) -> None:
     file = tmp_path / "a.usage.jsonl"
     file.write_text(to_lines([session(samples=[Sample(1.0, 0.5), Sample(2.0, 1.0)])])[:-9])
     log = UsageLog(file, session(), resumes=True)
@@ -93,25 +94,23 @@ def test_a_full_file_keeps_every_amount_and_peak_at_half_the_resolution(tmp_path
         taken += 1
         log.flush()
         assert len(read_usage(log.file)[0].samples) <= 100
-    [found] = read_usage(log.file)
-    assert found.seconds == 16 and 50 <= len(found.samples) <= 100 < taken < 300
-    use = use_of([found])
+    [recorded] = read_usage(log.file)
+    assert recorded.seconds == 16 and 50 <= len(recorded.samples) <= 100 < taken < 300
+    use = use_of([recorded])
     assert use is not None
-    assert (found.samples[-1].t, found.samples[-1].cpu, use.rss, use.available) == (t, 0.5 * t, 777, 5)
+    assert (recorded.samples[-1].t, recorded.samples[-1].cpu, use.rss, use.available) == (t, 0.5 * t, 777, 5)
 
 
-def test_many_short_sessions_do_not_let_a_file_grow_without_end(tmp_path: Path) -> None:
+def test_many_short_sessions_do_not_grow_a_file_without_end(tmp_path: Path) -> None:
     file = tmp_path / "a.usage.jsonl"
     for _ in range(30):
         log = UsageLog(file, session(), resumes=True, most=10)
         log.add(Sample(1.0))
         log.flush()
-    assert sum(len(found.samples) for found in read_usage(file)) <= 10
+    assert sum(len(recorded.samples) for recorded in read_usage(file)) <= 10
 
 
-def test_a_sampler_that_cannot_look_says_so_once_and_the_work_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_sampler_says_so_once_and_the_work_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
 
     def broken(_: object) -> Sample:
@@ -138,10 +137,10 @@ def test_what_happens_inside_is_not_touched(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------- in a run
 
 
-def test_every_unit_of_a_run_has_a_file_beside_its_artifact_that_the_store_does_not_see(tmp_path: Path) -> None:
+def test_every_unit_has_a_usage_file_that_the_store_does_not_see(tmp_path: Path) -> None:
     watched, plain = tmp_path / "watched", tmp_path / "plain"
     Run(watched, toy_units.chain()).execute()
-    Run(plain, toy_units.chain(), Options(monitor=False)).execute()
+    Run(plain, toy_units.chain(), RunOptions(monitor=False)).execute()
     assert toy_units.sums(watched) == toy_units.sums(plain)
     assert usages_below(plain / "artifacts") == {}
     store = ArtifactStore(watched / "artifacts")
@@ -150,9 +149,10 @@ def test_every_unit_of_a_run_has_a_file_beside_its_artifact_that_the_store_does_
     assert Run(watched, toy_units.chain()).execute().ran == []
 
 
+@pytest.mark.process
 def test_a_killed_and_resumed_unit_has_two_sessions(tmp_path: Path) -> None:
     units = [unit("train[1]", entry="dies", times=1), unit("other", entry="digest")]
-    result = Run(tmp_path, units, Options(max_parallel=2, monitor_seconds=0.05)).execute()
+    result = Run(tmp_path, units, RunOptions(max_parallel=2, monitor_seconds=0.05)).execute()
     assert result.exit_code == 0
     [file] = tmp_path.glob("artifacts/train/*.usage.jsonl")
     assert len(read_usage(file)) == 2
@@ -179,7 +179,7 @@ def test_shares_are_amounts_over_time_so_long_sessions_count_for_more() -> None:
     assert use_of([session(), session(samples=[Sample(0.0)])]) is None
 
 
-def test_a_gpu_is_busy_for_its_share_of_time_averaged_over_gpus() -> None:
+def test_a_gpus_busy_share_is_averaged_over_time_and_gpus() -> None:
     gpus = (GpuSample(8.0, 100, 1000.0), GpuSample(2.0, 300, 500.0))
     held = session(device="cuda", gpus=two_gpus(), samples=[Sample(10.0, cpu=5.0, gpus=gpus)])
     use = use_of([held])
@@ -206,7 +206,7 @@ def test_points_are_means_over_their_interval_and_put_sessions_end_to_end() -> N
 
 
 class FakeNvml:
-    """Two GPUs as NVML would tell of them; a slice that knows no power."""
+    """Two GPUs as NVML reports them; without ``power``, like a slice of one."""
 
     class Rates:
         gpu = 75

@@ -12,6 +12,7 @@ from torch import Tensor
 from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder
 from mechstudy.dictionaries.formats import circuit_tracer as sets
 from mechstudy.dictionaries.formats.cross_layer import Clt, read_clt, write_clt
+from mechstudy.dictionaries.loading import load_dictionaries
 from tests.peers.exchange import D, F, N, assert_computes, assert_same, read_answer, write_rows
 
 pytestmark = pytest.mark.peers
@@ -31,7 +32,7 @@ def test_a_set_computes_the_same_from_either_ones_files(jumps, skip, circuit_tra
     x = rows_of_layers(there)
     circuit_tracer("make_set", folder=there, layers=L, d=D, width=F, jumps=jumps, skip=skip)
     circuit_tracer("compute_set", folder=there)
-    found = sets.read_set(there)
+    found = load_dictionaries(there)
     for layer, dictionary in found.items():
         assert_computes(dictionary, x, there / f"rows_{layer}")
         assert (dictionary.cfg.site_in, dictionary.cfg.site_out) == (f"mlp_in.{layer}", f"mlp_out.{layer}")
@@ -77,7 +78,7 @@ def by_hand(clt: Clt, x_LND: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("jumps", [False, True])
-def test_a_cross_layer_transcoder_computes_the_same_from_either_ones_files(jumps, circuit_tracer, tmp_path):
+def test_a_clt_computes_the_same_from_either_ones_files(jumps, circuit_tracer, tmp_path):
     x_LND = write_rows(tmp_path, torch.float32)[: N // L * L].unflatten(0, (L, -1))
     there, here = tmp_path / "there", tmp_path / "here"
     for folder in (there, here):

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta, expected_shapes
+from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.formats.saelens_foreign import ARCHITECTURES, REFUSED
+from mechstudy.dictionaries.stored import DictionaryMeta, expected_shapes
 from tests.peers.exchange import D, F, K, N, assert_computes, assert_same, read_answer, write_rows
 
 pytestmark = pytest.mark.peers
@@ -76,7 +77,7 @@ CHECKPOINTS = [
 
 
 @pytest.mark.parametrize("architecture,centred,scale,whiten", CHECKPOINTS)
-def test_a_training_checkpoint_is_the_final_model_that_saelens_makes_of_it(
+def test_a_training_checkpoint_equals_the_final_model_of_saelens(
     architecture, centred, scale, whiten, saelens, tmp_path
 ):
     normalisation = "covariance_whitening" if whiten else "expected_average_only_in" if scale else "none"
@@ -116,7 +117,7 @@ def test_what_no_row_by_row_formula_can_say_is_refused_with_the_reason(architect
 
 
 @pytest.mark.parametrize("normalisation", ["layer_norm", "constant_norm_rescale"])
-def test_normalisations_that_depend_on_the_row_are_refused_with_the_reason(normalisation, saelens, tmp_path):
+def test_normalisations_by_row_are_refused_with_the_reason(normalisation, saelens, tmp_path):
     write_rows(tmp_path, torch.float32)
     more = {"normalize_activations": normalisation}
     saelens("make", folder=tmp_path, architecture="standard", options=options("standard", **more))

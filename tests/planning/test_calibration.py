@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -17,13 +18,16 @@ from mechstudy.planning.calibration import (
     read_calibration,
     why_uncalibrated,
 )
+from mechstudy.planning.times import kind_of
+from mechstudy.study.phases import registry
+from tests.support.toy_units import unit
 
 
 def pilot(seconds: float, modelled: float, *, kind: str = "train", first: bool = False, peak: int = 0) -> Pilot:
     return Pilot(kind, f"{kind}[0]", seconds, modelled, peak, 0, first=first)
 
 
-def test_short_and_long_pilots_tell_constant_from_rate_and_the_first_what_is_paid_once():
+def test_pilots_separate_rate_constant_and_once_only_cost():
     found = fit([pilot(9.0, 1.0, first=True), pilot(4.0, 1.0), pilot(10.0, 4.0)])
     assert (found.factor, found.fixed, found.once) == pytest.approx((2.0, 2.0, 5.0))
 
@@ -62,8 +66,10 @@ def test_kinds_err_independently():
 
 
 def test_a_variant_is_trained_as_a_dictionary_is():
-    assert Calibration({"train": Fit(2.0)}).of("variant") == Fit(2.0)
-    assert Calibration({}).of("train") is None
+    train, variant = (unit(name) for name in ("train[0]", "variant[0:again]"))
+    trained = replace(train, phase=registry.phase("train"))
+    assert kind_of(replace(variant, phase=registry.phase("variant"))) == kind_of(trained) == "train"
+    assert Calibration({"train": Fit(2.0)}).of("train") == Fit(2.0) and Calibration({}).of("train") is None
 
 
 def test_a_calibration_comes_back_on_its_own_machine_alone(tmp_path, monkeypatch):

@@ -13,17 +13,19 @@ import pytest
 
 from mechstudy.cli.plan_table import show_plan
 from mechstudy.core.progress import NullProgress
+from mechstudy.core.work import Estimate, Held, Work
+from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.planning import disk as disks
 from mechstudy.planning.calibration import Calibration, Fit
 from mechstudy.planning.fit import refusal, refusals
 from mechstudy.planning.hardware import Hardware, Share
 from mechstudy.planning.plan import Plan, make_plan
 from mechstudy.planning.schedule import timetable
-from mechstudy.runner.processes.task import SHARES
 from mechstudy.runner.run import Run
-from mechstudy.runner.run_unit import Options
+from mechstudy.store.artifacts import ArtifactStore
+from mechstudy.study.dag import Evaluation, Graph
+from mechstudy.study.run_folder import ARTIFACTS
 from mechstudy.study.slurm_config import SlurmConfig
-from mechstudy.study.unit import Estimate, Held, Work
 from tests.support.toy_units import chain, unit
 
 GB = 10**9
@@ -42,11 +44,22 @@ GPU = CPU.model_copy(
 
 
 def engine(folder: Path, units, **options) -> Run:
-    return Run(folder, units, Options(**options), NullProgress())
+    return Run(folder, units, RunOptions(**options), NullProgress())
 
 
-def planned(folder: Path, units, hardware: Hardware = CPU, calibration=None, slurm=None, **options) -> Plan:
-    return make_plan(engine(folder, units, **options), hardware=hardware, calibration=calibration, slurm=slurm)
+def planned(
+    folder: Path, units, hardware: Hardware = CPU, calibration=None, slurm=None, apart=False, **options
+) -> Plan:
+    evaluation = Evaluation(Graph(units), ArtifactStore(folder / ARTIFACTS))
+    return make_plan(
+        evaluation,
+        folder,
+        RunOptions(**options),
+        hardware=hardware,
+        calibration=calibration,
+        slurm=slurm,
+        apart=apart,
+    )
 
 
 def states(folder: Path) -> dict[str, str]:
@@ -65,14 +78,14 @@ def test_a_plan_says_what_runs_at_once_what_waits_and_what_is_done(tmp_path):
 # ------------------------------------------------------------------------------------------------ time
 
 
-def test_seconds_are_flops_over_the_share_of_their_kind_and_bytes_over_bandwidth(tmp_path):
+def test_seconds_are_flops_over_rate_and_bytes_over_bandwidth(tmp_path):
     work = (Work("forward", 5e9), Work("train", 1e9), Work("stream", 1e9), Work("write", 1e9))
     hardware = CPU.model_copy(update={"disk_write": 0.5e9})
     [row] = planned(tmp_path, [unit("train[0]", estimate=Estimate(flops=6e9, work=work))], hardware).rows
     assert row.seconds == pytest.approx(5 + 2 + 2 + 2)
 
 
-def test_auto_is_bfloat16_where_that_is_faster_and_every_launched_block_costs(tmp_path):
+def test_auto_is_bfloat16_where_faster_and_every_launch_costs(tmp_path):
     hardware = GPU.model_copy(update={"call_seconds": 0.01, "startup_seconds": 0.0})
     work = (Work("forward", 8e9, "auto", calls=100),)
     [row] = planned(tmp_path, [unit("a", estimate=Estimate(work=work))], hardware).rows
@@ -117,7 +130,7 @@ def test_gpu_hours_service_units_and_price(tmp_path):
     assert planned(tmp_path, units).total.gpu_hours == 0, "a CPU has none"
 
 
-def test_a_critical_path_is_what_many_jobs_take_and_a_cap_makes_them_queue(tmp_path):
+def test_jobs_take_the_critical_path_and_a_cap_makes_them_queue(tmp_path):
     units = [unit("model", estimate=Estimate(flops=1e9))]
     units += [unit(f"train[{i}]", ["model"], estimate=Estimate(flops=4e9)) for i in range(4)]
     units += [unit("report", [f"train[{i}]" for i in range(4)], estimate=Estimate(flops=2e9))]
@@ -185,15 +198,14 @@ def test_a_cpu_has_the_file_in_memory_while_it_converts_a_model_once(tmp_path):
     assert planned(tmp_path, units, GPU).rows[0].memory.peak == GB + 200 + 30
 
 
-def test_each_process_that_shares_a_unit_has_its_own_model_and_keeps_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(SHARES, "tests.support.toy_units:digest", "")
+def test_each_process_that_shares_a_unit_has_its_own_model_and_keeps_it(tmp_path):
     cpu = CPU.model_copy(update={"reserved_bytes": 1000})
     f32 = Estimate(bytes_in_memory=400 + 11, holds=(Held("model", 100, stored="float32"),))
-    units = [unit("model", entry="payload", estimate=f32), unit("capture[a]", ["model"], estimate=f32)]
+    units = [unit("model", entry="payload", estimate=f32), unit("capture[a]", ["model"], shared="digest", estimate=f32)]
     units += [unit("report", ["capture[a]"], entry="payload", estimate=Estimate())]
     alone, shared, after = (row.memory.peak for row in planned(tmp_path, units, cpu, world_size=3).rows)
     assert (alone, shared, after) == (1411, 3 * 1411, 3 * 1400)
-    jobs = make_plan(engine(tmp_path, units, world_size=3), hardware=cpu, apart=True)
+    jobs = planned(tmp_path, units, cpu, world_size=3, apart=True)
     assert [row.memory.peak for row in jobs.rows] == [1411, 3 * 1411, 1000]
     assert planned(tmp_path, units, GPU, world_size=3).rows[1].memory.peak == GB + 411, "a GPU each"
 
@@ -210,13 +222,13 @@ def captures(retention: str) -> list:
     """Two passes of a capture of 1,000 bytes and a dictionary of 10 trained on it."""
     units = []
     for i in range(2):
-        options = {"retention": retention, "discard_patterns": ("*.bin",), "estimate": Estimate(1000)}
-        units.append(unit(f"capture[{i}]", entry="payload", **options))
+        options = {"retention": retention, "usual_retention": "discard", "payload": ("*.bin",)}
+        units.append(unit(f"capture[{i}]", entry="payload", estimate=Estimate(1000), **options))
         units.append(unit(f"train[{i}]", [f"capture[{i}]"], estimate=Estimate(10)))
     return units
 
 
-def test_the_fullest_moment_of_the_disk_is_counted_with_and_without_discarding(tmp_path):
+def test_the_disks_fullest_moment_is_counted_with_and_without_discarding(tmp_path):
     for retention, needed in (("discard", 1020), ("keep", 2020)):
         disk = planned(tmp_path, captures(retention)).disk
         assert (disk.needed, disk.needed_keeping, disk.needed_discarding) == (needed, 2020, 1020)
@@ -224,12 +236,13 @@ def test_the_fullest_moment_of_the_disk_is_counted_with_and_without_discarding(t
 
 def test_what_is_kept_and_what_stays_when_rows_are_discarded(tmp_path):
     payload = {"train/x.bin": 900, "train/store.json": 50}
-    units = [unit("capture[0]", estimate=Estimate(1000, payload=payload), discard_patterns=("*.bin",))]
+    capture = {"payload": ("*.bin",), "usual_retention": "discard"}
+    units = [unit("capture[0]", estimate=Estimate(1000, payload=payload), **capture)]
     capture = planned(tmp_path, units).phases()["capture"]
     assert (capture.bytes_on_disk, capture.bytes_kept) == (1000, 100)
 
 
-def test_a_disk_too_small_is_refused_with_how_much_is_missing_and_what_to_change(tmp_path, monkeypatch):
+def test_a_disk_too_small_is_refused_with_the_shortage_and_a_fix(tmp_path, monkeypatch):
     monkeypatch.setattr(disks, "SPARE", 0)
     monkeypatch.setattr(disks, "free_bytes", lambda folder: 1500)
     refused = refusal(planned(tmp_path, captures("keep")))
@@ -248,7 +261,7 @@ def test_a_quota_is_a_limit_where_the_disk_is_none(tmp_path, monkeypatch):
     assert refusal(planned(tmp_path, captures("keep"), quota=2020)) is None
 
 
-def test_the_number_that_is_missing_is_that_of_what_is_told(tmp_path, monkeypatch):
+def test_the_shortage_is_that_of_the_limit_that_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(disks, "free_bytes", lambda folder: disks.SPARE + 1020)
     by_disk = refusal(planned(tmp_path, captures("keep"), quota=1500))
     assert by_disk is not None and by_disk.what == "the disk is too small for this study by 1 kB"
@@ -260,7 +273,7 @@ def test_the_number_that_is_missing_is_that_of_what_is_told(tmp_path, monkeypatc
     }  # fmt: skip
 
 
-def test_the_disk_of_another_machine_is_not_this_one_and_the_nearest_folder_that_is_there_tells(tmp_path, monkeypatch):
+def test_this_disk_does_not_limit_a_study_of_another_machine(tmp_path, monkeypatch):
     assert disks.nearest_folder(tmp_path / "a" / "b") == tmp_path
     monkeypatch.setattr(disks, "free_bytes", lambda folder: 10)
     there = planned(tmp_path, captures("keep"), GPU)
@@ -273,7 +286,7 @@ def test_the_disk_of_another_machine_is_not_this_one_and_the_nearest_folder_that
 # --------------------------------------------------------------------------------------------- refusals
 
 
-def test_all_that_stands_in_the_way_is_told_the_machine_first(tmp_path, monkeypatch):
+def test_every_refusal_is_listed_the_machines_first(tmp_path, monkeypatch):
     monkeypatch.setattr(disks, "free_bytes", lambda folder: 10)
     units = [unit("train[0]", estimate=Estimate(100, bytes_in_memory=50 * GB, flops=7.2e12))]
     found = refusals(planned(tmp_path, units, GPU), slurm=SlurmConfig(time="01:00:00", max_restarts=0))
@@ -300,7 +313,7 @@ def test_a_gpu_too_small_is_refused_with_one_that_is_large_enough(tmp_path):
 
 
 def test_a_time_limit_that_all_restarts_together_do_not_reach_is_refused(tmp_path):
-    units = [unit("train[0]", estimate=Estimate(flops=7.2e12))]  # two hours
+    units = [unit("train[0]", resumes=True, estimate=Estimate(flops=7.2e12))]  # two hours
     slurm = SlurmConfig(time="01:00:00", max_restarts=0)
     refused = refusal(planned(tmp_path, units, GPU), slurm=slurm)
     assert refused is not None and "train[0] takes about 2h" in str(refused)
@@ -309,12 +322,12 @@ def test_a_time_limit_that_all_restarts_together_do_not_reach_is_refused(tmp_pat
     assert refusal(planned(tmp_path, units, GPU), slurm=SlurmConfig(time="03:00:00", max_restarts=0)) is None
 
 
-def test_a_unit_that_starts_again_when_it_is_put_back_must_end_within_one_job(tmp_path):
+def test_a_unit_that_cannot_resume_must_end_within_one_job(tmp_path):
     units = [unit("features[b]", estimate=Estimate(flops=7.2e12))]  # two hours
     slurm = SlurmConfig(time="01:00:00", max_restarts=20)
     refused = refusal(planned(tmp_path, units, GPU), slurm=slurm)
     assert refused is not None and refused.facts["limit"] == "1h00m, of which the last 5m00s are for saving"
-    assert refused.facts["jobs"] == "one: it starts again when it is put back"
+    assert refused.facts["jobs"] == "one: it starts again when it is requeued"
     assert refused.fix == "time: 02:40:00"
 
 
@@ -333,7 +346,7 @@ def test_a_plan_is_plain_json(tmp_path):
     assert made["total"]["units"] == 5
 
 
-def test_a_36_layer_study_of_a_model_never_fetched_is_planned_within_two_seconds(tmp_path):
+def test_36_layers_of_a_model_not_fetched_are_planned_in_two_seconds(tmp_path):
     """CPU seconds of a process of its own, start-up included, so that a busy machine does not count."""
     words = ["plan", str(ROOT / "examples" / "specification.yaml"), "--hardware", "a100-40gb", "--out", str(tmp_path)]
     words += ["--set", "dictionaries.layers=all", "--set", "dictionaries.layers_per_pass=1", "--json"]

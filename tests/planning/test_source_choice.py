@@ -6,8 +6,9 @@ import pytest
 
 from mechstudy.core.jsonio import read_json
 from mechstudy.planning import source_choice
+from mechstudy.planning.opened_study import open_study
 from mechstudy.planning.source_choice import Need, decide
-from mechstudy.runner.study_run import execute, open_study
+from mechstudy.runner.study_run import execute
 
 FITS = Need(
     disk=2 * 10**9, disk_short=0, disk_free=10**12, memory=10**9, memory_available=10**10, trained_rows=8 * 10**6,
@@ -43,7 +44,7 @@ def test_the_choice_shapes_the_units_as_if_the_study_had_named_it(here):
     named = open_study(here / "study.yaml", ["dictionaries.source=store", MANY], out=here / "run")
     assert auto.choice.source == "store" and auto.study == named.study and auto.units == named.units
     assert "dictionaries.source: auto is store" in auto.notes[-1] and named.choice is None
-    assert any(unit.phase == "stream" for unit in opened(here, FEW).units)
+    assert any(unit.phase.name == "stream" for unit in opened(here, FEW).units)
     assert opened(here, MANY, "storage.quota=1MB").choice.source == "stream", "no room for a store"
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from mechstudy.report.claims import claims, excludes_zero, judge
-from mechstudy.report.source import Source
+from mechstudy.report.claims import Measured, claims, excludes_zero, judge
+from mechstudy.report.data import UnitFiles
 
 
 def claim(tmp_path: Path, kind: str = "ablation", **test: Any):
@@ -27,14 +27,13 @@ def claim(tmp_path: Path, kind: str = "ablation", **test: Any):
         },
     }  # fmt: skip
     (tmp_path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
-    source = Source({"behaviours": ["b"]}, {"intervene[b]": tmp_path})
-    return claims(source, "b")[0]
+    return claims(UnitFiles("intervene[b]", tmp_path))[0]
 
 
 def test_a_supported_claim_reads_as_a_sentence_with_both_intervals(tmp_path: Path) -> None:
-    found = claim(tmp_path)
-    assert found.verdict == "supported"
-    assert found.sentence == (
+    supported = claim(tmp_path)
+    assert supported.verdict == "supported"
+    assert supported.sentence == (
         "ablating the top 10 features lowers the logit difference by 2.31 [1.98, 2.64] on 100 unseen prompts; "
         "matched controls 0.04 [−0.02, 0.10]"
     )
@@ -63,16 +62,16 @@ def test_the_verdict_follows_the_numbers(tmp_path: Path, change: dict[str, Any],
     assert claim(tmp_path, **change).verdict == verdict
 
 
-def test_a_claim_that_is_not_shown_does_not_say_that_anything_was_lowered(tmp_path: Path) -> None:
+def test_a_claim_not_shown_does_not_say_that_anything_was_lowered(tmp_path: Path) -> None:
     sentence = claim(tmp_path, ci95=[-4.0, 0.1]).sentence
     assert "does not measurably change" in sentence
     assert "lowers" not in sentence
 
 
 def test_an_ablation_that_helps_is_pointed_out(tmp_path: Path) -> None:
-    found = claim(tmp_path, effect=2.0, ci95=[1.5, 2.5], difference_ci95=[1.4, 2.6])
-    assert found.verdict == "caveat"
-    assert any("other way" in caveat for caveat in found.caveats)
+    raising = claim(tmp_path, effect=2.0, ci95=[1.5, 2.5], difference_ci95=[1.4, 2.6])
+    assert raising.verdict == "caveat"
+    assert any("other way" in caveat for caveat in raising.caveats)
 
 
 def test_an_interval_that_ends_at_zero_does_not_exclude_it() -> None:
@@ -83,7 +82,7 @@ def test_an_interval_that_ends_at_zero_does_not_exclude_it() -> None:
 
 
 def test_without_an_interval_nothing_is_claimed() -> None:
-    assert judge(-2.0, None, 0.0, [-0.1, 0.1], [-2.0, -1.9], 0.001) == "unsupported"
+    assert judge(Measured(-2.0, None), Measured(0.0, (-0.1, 0.1)), Measured(-2.0, (-2.0, -1.9)), 0.001) == "unsupported"
 
 
 def test_a_raw_interval_beside_zero_that_fails_correction_says_so(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_numbers_never_read_minus_zero_and_use_a_true_minus() -> None:
     assert text.interval([-1e-9, 0.5]) == "[0.00, 0.50]"
     assert text.interval([0.0, 0.5]) == "[0.00, 0.50]"
     assert text.interval([0.003, 0.04]) == "[0.003, 0.040]", "an interval that excludes zero shows it"
-    assert text.fixed(0.0039, text.decimals([0.001, 0.007])) == "0.004", "and the number before it is not zero either"
+    assert text.beside(0.0039, [0.001, 0.007]) == "0.004", "and the number before it is not zero either"
     assert text.decimals(None) == 2
 
 

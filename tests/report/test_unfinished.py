@@ -1,4 +1,4 @@
-"""What a report says of units that failed or wait, of what a study leaves out, and who tells it."""
+"""What a report says of units that failed or wait and of what a study leaves out, and where it learns so."""
 
 from __future__ import annotations
 
@@ -8,22 +8,26 @@ import pytest
 
 from mechstudy.core.jsonio import read_json
 from mechstudy.core.progress import NullProgress
-from mechstudy.report.build import _pages, _phases
+from mechstudy.machine.runtime_options import RunOptions
+from mechstudy.report.build import pipeline, site_pages
 from mechstudy.report.pages import overview_page
 from mechstudy.report.site import Site
-from mechstudy.report.source import Source
 from mechstudy.runner.run import Run
-from mechstudy.runner.run_unit import Options
 from mechstudy.study.study import Study
+from tests.support.report_fixture import TITLES, report_data
 from tests.support.toy_units import unit
 
 DONE = {"status": "done", "seconds": 1.0}
 
 
+def titled(units: list[dict]) -> list[dict]:
+    return [{**u, "title": TITLES[u["name"].partition("[")[0]]} for u in units]
+
+
 def overview(out: Path, study: dict, units: list[dict]) -> str:
-    source = Source(study, {}, units)
+    data = report_data(study, {}, titled(units))
     out.mkdir(exist_ok=True)
-    overview_page(source, Site(source, out, _pages(source)), {}, _phases(source))
+    overview_page(data, Site(data, out, site_pages(data)), {}, pipeline(data.units))
     return (out / "index.html").read_text()
 
 
@@ -45,19 +49,25 @@ def test_the_overview_of_a_whole_study_has_nothing_unfinished(tmp_path):
 
 def test_variants_count_among_the_dictionaries():
     names = ("train[3]", "train[5]", "variant[3:again]", "variant[5:again]")
-    [strip] = _phases(Source({}, {}, [{"name": name, "phase": name.partition("[")[0], **DONE} for name in names]))
+    [strip] = pipeline(report_data({}, {}, titled([{"name": name, **DONE} for name in names])).units)
     assert (strip["label"], strip["done"], strip["n"], strip["seconds"]) == ("Dictionaries", 4, 4, 4.0)
 
 
+def test_the_pipeline_has_the_order_of_the_units():
+    names = ("model", "prompts[a]", "baseline[a]", "prompts[b]", "baseline[b]", "corpus")
+    data = report_data({}, {}, titled([{"name": name, **DONE} for name in names]))
+    assert [step["label"] for step in pipeline(data.units)] == ["Model", "Prompts", "Baseline", "Corpus"]
+
+
 @pytest.mark.parametrize(
-    ("behaviours", "kind", "told"),
+    ("behaviours", "kind", "reason"),
     [
         ([], "transcoder", "no behaviours are named"),
         (["country_capital"], "sae", "graphs need transcoders, and these dictionaries are SAEs"),
         (["country_capital"], "transcoder", None),
     ],
 )
-def test_the_report_leaves_out_what_the_study_does(tmp_path, behaviours, kind, told):
+def test_the_report_leaves_out_what_the_study_does(tmp_path, behaviours, kind, reason):
     study = Study.model_validate(
         {
             "name": "s",
@@ -66,15 +76,15 @@ def test_the_report_leaves_out_what_the_study_does(tmp_path, behaviours, kind, t
             "dictionaries": {"architecture": {"kind": kind}},
         }
     )
-    source = Source(study.canonical(), {}, [{"name": "model", **DONE}])
-    assert source.no_graphs == study.no_graphs == told
+    data = report_data(study.canonical(), {}, [{"name": "model", **DONE}])
+    assert data.no_graphs == study.no_graphs == reason
     html = overview(tmp_path, study.canonical(), [{"name": "model", **DONE}])
-    assert ("are left out" in html, "Claims that hold" in html) == (told is not None, told is None)
-    if told is not None:
-        assert source.why_absent("features") == f"Left out: {told}."
+    assert ("are left out" in html, "Claims that hold" in html) == (reason is not None, reason is None)
+    if reason is not None:
+        assert data.why_no_circuit(data.features) == f"Left out: {reason}."
 
 
-# -------------------------------------------------------------------------------------- who tells it
+# ------------------------------------------------------------------------------ what a run hands to its report
 
 
 def run(folder: Path, entry: str, *, targets=None, force=()) -> None:
@@ -84,31 +94,31 @@ def run(folder: Path, entry: str, *, targets=None, force=()) -> None:
         unit("intervene[b]", ["attribute[b]"]),
         unit("report", ["model", "attribute[b]", "intervene[b]"], entry="says_what_is_absent", optional_inputs=True),
     ]
-    Run(folder, units, Options(), NullProgress()).execute(targets, force=force)
+    Run(folder, units, RunOptions(), NullProgress()).execute(targets, force=force)
 
 
-def told(folder: Path) -> dict[str, tuple[str, str | None]]:
+def absent(folder: Path) -> dict[str, tuple[str, str | None]]:
     [file] = (folder / "artifacts" / "report").glob("*/absent.json")
     return {entry["name"]: (entry["status"], entry["reason"]) for entry in read_json(file)}
 
 
-def test_a_report_is_told_what_failed_and_what_waits_for_it_and_again_when_that_changes(tmp_path):
+def test_a_report_learns_what_failed_and_waits_and_when_that_changes(tmp_path):
     run(tmp_path, "refuses")
     waits = ("pending", "waits for attribute[b], which failed")
-    assert told(tmp_path) == {"attribute[b]": ("failed", "the toy is broken"), "intervene[b]": waits}
+    assert absent(tmp_path) == {"attribute[b]": ("failed", "the toy is broken"), "intervene[b]": waits}
     run(tmp_path, "crashes")
-    assert told(tmp_path)["attribute[b]"] == ("failed", "ZeroDivisionError: one over nothing")
+    assert absent(tmp_path)["attribute[b]"] == ("failed", "ZeroDivisionError: one over nothing")
 
 
-def test_a_report_made_again_by_itself_still_knows_what_failed(tmp_path):
+def test_a_report_made_again_by_itself_still_says_what_failed(tmp_path):
     run(tmp_path, "refuses")
-    before = told(tmp_path)
+    before = absent(tmp_path)
     run(tmp_path, "refuses", targets=["report"], force=["report"])
-    assert told(tmp_path) == before
+    assert absent(tmp_path) == before
     assert read_json(tmp_path / "progress.json")["units"]["attribute[b]"]["status"] == "failed"
 
 
-def test_what_has_not_run_is_told_as_that(tmp_path):
+def test_what_has_not_run_is_pending_without_a_reason(tmp_path):
     run(tmp_path, "digest", targets=["model"])
     run(tmp_path, "digest", targets=["report"], force=["report"])
-    assert told(tmp_path) == {"attribute[b]": ("pending", None), "intervene[b]": ("pending", None)}
+    assert absent(tmp_path) == {"attribute[b]": ("pending", None), "intervene[b]": ("pending", None)}

@@ -1,4 +1,4 @@
-"""A batch size that worked is used by the next unit of its kind, and tried anew where something has changed."""
+"""A batch size that worked is used by the next unit of its kind, and tried again where something has changed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from mechstudy.core.jsonio import read_json
 from mechstudy.core.progress import NullProgress
 from mechstudy.machine.batch_fitting import current, fitting
 from mechstudy.machine.runtime import oom_backoff
+from mechstudy.machine.runtime_options import RunOptions
+from mechstudy.planning.opened_study import open_study
 from mechstudy.runner import batch_size_cache as batches
 from mechstudy.runner.results import RunResult
 from mechstudy.runner.run import Run
-from mechstudy.runner.run_unit import Options
+from mechstudy.runner.slurm.frozen import identities
 from mechstudy.study.unit import Unit
+from tests.support.tiny_study import write_study
 from tests.support.toy_units import sums, unit
 
 
 def run(folder: Path, units: list[Unit], batch_tokens: int = 4096) -> RunResult:
-    return Run(folder, units, Options(batch_tokens=batch_tokens), NullProgress()).execute()
+    return Run(folder, units, RunOptions(batch_tokens=batch_tokens), NullProgress()).execute()
 
 
 def hungry(*numbers: int, fits: int = 1500, phase: str = "capture") -> list[Unit]:
@@ -30,7 +33,7 @@ def tries(folder: Path) -> int:
     return (folder / "log.txt").read_text().count("starting again with")
 
 
-def test_the_next_unit_of_the_kind_starts_with_what_worked_and_so_does_the_next_run(tmp_path):
+def test_the_next_unit_and_the_next_run_start_with_the_size_that_fitted(tmp_path):
     assert run(tmp_path, hungry(1, 2)).exit_code == 0
     assert tries(tmp_path) == 2  # 4096 -> 2048 -> 1024, once
     assert "1024 tokens per batch: more did not fit in memory before" in (tmp_path / "log.txt").read_text()
@@ -43,7 +46,7 @@ def test_a_unit_that_never_ran_out_is_not_remembered(tmp_path):
     assert not (tmp_path / batches.BATCHES).exists()
 
 
-def test_who_asks_for_more_gets_a_fresh_try_and_who_asks_for_less_gets_less(tmp_path):
+def test_asking_for_more_tries_again_and_asking_for_less_gets_less(tmp_path):
     run(tmp_path, hungry(1))
     assert run(tmp_path, hungry(2, fits=8192), batch_tokens=8192).exit_code == 0 and tries(tmp_path) == 2
     run(tmp_path, hungry(3, fits=512), batch_tokens=512)
@@ -92,16 +95,13 @@ def test_batches_of_one_unit_begin_with_what_fitted_the_last():
 
 
 def test_a_studys_levers_reach_its_units_and_change_no_id(tmp_path):
-    from mechstudy.runner.run_unit import runtime_of
-    from mechstudy.runner.study_run import open_study
-    from tests.support.tiny_study import write_study
-
     file = write_study(tmp_path)
     levers = {"checkpointing": "off", "tf32": True, "compile": "force", "stripe": 4}
     plain = open_study(file, out=tmp_path / "run")
     pulled = open_study(file, [f"compute.{name}={value}" for name, value in levers.items()], out=tmp_path / "run")
-    assert pulled.units == plain.units
-    runtime = runtime_of(Options.from_json(pulled.options.as_json()), "cpu", 1, NullProgress(), {})  # as ranks get it
-    assert {name: getattr(runtime, name) for name in levers} == levers
+    assert identities(pulled.units) == identities(plain.units)
+    options = RunOptions.from_json(pulled.options.as_json())  # as other processes get them
+    artifact = Run(tmp_path, [unit("a", entry="options")], options, NullProgress()).execute().unit("a").artifact
+    assert artifact is not None and artifact.read_json("options.json").items() >= levers.items()
     assert plain.options.checkpointing == plain.options.stripe == "auto"
     assert plain.options.compile == "off" and plain.options.tf32 is False

@@ -10,15 +10,15 @@ import pytest
 
 from mechstudy.cli.cost_table import show_cost
 from mechstudy.core.progress import NullProgress
+from mechstudy.core.work import Estimate
 from mechstudy.machine.cache import machine_id
+from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.planning.hardware import Hardware
 from mechstudy.runner import cost as costs
 from mechstudy.runner.cost import cost_of
 from mechstudy.runner.measured_cost import Attempts, attempts_of, reality_of
 from mechstudy.runner.run import Run
-from mechstudy.runner.run_unit import Options
 from mechstudy.runner.slurm.queue import Accounted
-from mechstudy.study.unit import Estimate
 from tests.support.toy_units import unit
 
 HARDWARE = Hardware(
@@ -33,12 +33,12 @@ def run_of(folder: Path, **sizes: int) -> Run:
             f"capture[{i}]",
             entry="payload",
             estimate=Estimate(1100, 10, 1e9, payload={"rows.bin": sizes.get(f"rows{i}", 1000)}),
-            discard_patterns=("*.bin",),
+            payload=("*.bin",),
         )
         for i in range(2)
     ]
     units.append(unit("report", ["capture[0]", "capture[1]"]))
-    return Run(folder, units, Options(), NullProgress())
+    return Run(folder, units, RunOptions(), NullProgress())
 
 
 def accounted(job: str, state: str, seconds: float, **more) -> Accounted:
@@ -46,7 +46,7 @@ def accounted(job: str, state: str, seconds: float, **more) -> Accounted:
     return replace(row, **more)
 
 
-def test_what_was_spent_is_that_of_finished_units_and_the_plan_is_of_the_same_ones(tmp_path):
+def test_spent_and_planned_numbers_cover_the_finished_units(tmp_path):
     run = run_of(tmp_path)
     run.execute(["capture[0]"])
     cost = cost_of(run, HARDWARE)
@@ -60,7 +60,7 @@ def test_what_was_spent_is_that_of_finished_units_and_the_plan_is_of_the_same_on
     assert cost.total.planned_bytes == 1100
 
 
-def test_files_of_static_shape_are_compared_byte_for_byte_and_also_once_they_are_discarded(tmp_path):
+def test_files_of_static_shape_are_compared_even_when_discarded(tmp_path):
     run = run_of(tmp_path, rows1=999)
     run.execute()
     capture = cost_of(run, HARDWARE).phases[0]
@@ -99,7 +99,7 @@ def test_requeued_and_failed_jobs_are_counted_with_what_they_cost():
     }  # fmt: skip
 
 
-def test_gpu_hours_and_service_units_are_slurm_s_where_it_accounts_for_them(tmp_path, monkeypatch):
+def test_gpu_hours_and_service_units_come_from_accounting_where_it_is(tmp_path, monkeypatch):
     run = run_of(tmp_path)
     run.execute()
     rows = [accounted("7_0", "REQUEUED", 1800), accounted("7_0", "COMPLETED", 1800)]
@@ -146,7 +146,7 @@ def test_pilots_count_that_were_for_the_threads_it_ran_with(tmp_path):
     (tmp_path / "validate.json").write_text(json.dumps({"calibration": pilots}))
     for threads, calibrated in ((3, True), (1, False)):
         run = run_of(tmp_path)
-        run.options = Options(threads=threads)
+        run.options = RunOptions(threads=threads)
         run.execute(force=["report", "capture[0]", "capture[1]"])
         assert (cost_of(run_of(tmp_path), here).calibration is not None) == calibrated
 
@@ -164,7 +164,7 @@ def test_a_unit_that_was_a_job_is_planned_with_the_start_of_its_process(tmp_path
     assert "units were jobs" in cost.notes[0]
 
 
-def test_a_resumed_unit_is_told(tmp_path):
+def test_a_resumed_unit_counts_its_restarts(tmp_path):
     run = run_of(tmp_path)
     artifact = run.execute(["capture[0]"]).unit("capture[0]").artifact
     assert artifact is not None
@@ -188,9 +188,9 @@ def test_the_command_prints_a_table(tmp_path, capsys):
     run = run_of(tmp_path, rows1=999)
     run.execute()
     show_cost(cost_of(run, HARDWARE), tmp_path)
-    told = capsys.readouterr().out
-    assert "1 of 2 files of static shape have exactly the planned bytes" in told
-    assert "capture[1]/rows.bin: planned 999, is 1000" in told
+    shown = capsys.readouterr().out
+    assert "1 of 2 files of static shape have exactly the planned bytes" in shown
+    assert "capture[1]/rows.bin: planned 999, is 1000" in shown
 
 
 @pytest.mark.parametrize(("columns", "tables"), [(70, 4), (80, 4), (140, 2)])
@@ -201,7 +201,7 @@ def test_every_width_shows_every_phase_and_number(tmp_path, capsys, monkeypatch,
     monkeypatch.setattr(costs, "accounted_jobs", lambda folder: ({"7_0": "capture[0]"}, rows))
     monkeypatch.setenv("COLUMNS", str(columns))
     show_cost(cost_of(run, HARDWARE), tmp_path)
-    told = capsys.readouterr().out.partition("planned: for")[0]
-    assert told.count("\n phase ") == told.count("\n capture ") == told.count("\n total ") == tables
-    assert "…" not in told
-    assert max(map(len, told.splitlines())) <= columns
+    shown = capsys.readouterr().out.partition("planned: for")[0]
+    assert shown.count("\n phase ") == shown.count("\n capture ") == shown.count("\n total ") == tables
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= columns

@@ -16,24 +16,18 @@ from mechstudy.core import signals as stopping
 from mechstudy.core.jsonio import read_json
 from mechstudy.core.progress import NullProgress
 from mechstudy.core.signals import Stopped
-from mechstudy.runner.processes import task
-from mechstudy.runner.processes.leader import n_ranks, world_size
+from mechstudy.machine.runtime_options import RunOptions
+from mechstudy.runner.processes.leader import n_processes, world_size
 from mechstudy.runner.results import RunResult
 from mechstudy.runner.run import Run
-from mechstudy.runner.run_unit import Options
-from tests.support.toy_ranks import ENTRY, SHARE, items
+from tests.support.toy_ranks import items
 from tests.support.toy_units import sums, unit
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def _shared(monkeypatch):
-    monkeypatch.setitem(task.SHARES, ENTRY, SHARE)
-
-
 def run(folder: Path, size: int, **spec) -> RunResult:
-    options = Options(threads=6, world_size=size)
+    options = RunOptions(threads=6, world_size=size)
     return Run(folder, [items(**spec)], options, NullProgress()).execute()
 
 
@@ -54,6 +48,7 @@ def gone(pids: list[int], seconds: float = 10.0) -> bool:
     return False
 
 
+@pytest.mark.process
 def test_three_processes_make_the_bytes_of_one_each_item_once(tmp_path):
     assert run(tmp_path / "1", 1).exit_code == 0
     result = run(tmp_path / "3", 3)
@@ -63,12 +58,13 @@ def test_three_processes_make_the_bytes_of_one_each_item_once(tmp_path):
     found = ranks(tmp_path / "3")
     assert len({rank["pid"] for rank in found}) == 3 and {rank["size"] for rank in found} == {3}
     assert [rank["threads"] for rank in found] == [2, 2, 2], "each has its part of the six"
-    assert [rank["told"] for rank in found[1:]] == [{"word": "hello"}] * 2
+    assert [rank["broadcast"] for rank in found[1:]] == [{"word": "hello"}] * 2
     artifact = result.unit("items").artifact
     assert artifact is not None and artifact.manifest["runtime"]["world_size"] == 3
     assert gone([rank["pid"] for rank in found[1:]]), "helpers end with the run"
 
 
+@pytest.mark.process
 def test_a_rank_that_is_killed_is_named_and_the_others_work_is_kept(tmp_path):
     result = run(tmp_path, 3, on=1, does="die")
     assert result.exit_code == 2
@@ -83,13 +79,15 @@ def test_a_rank_that_is_killed_is_named_and_the_others_work_is_kept(tmp_path):
     assert sums(tmp_path) == sums(tmp_path / "1")
 
 
+@pytest.mark.process
 def test_a_ranks_mistake_comes_to_the_leader_whole(tmp_path):
     error = run(tmp_path, 2, on=1, does="refuse").failures[0].error
     assert error is not None
     assert error.where == "toy.yaml:3 (items, rank 1 of 2)" and error.what == "the toy is broken"
-    assert error.facts == {"toy": "a bear"} and error.fix == "mend it"
+    assert error.facts == {"toy": "a bear"} and error.fix == "fix it"
 
 
+@pytest.mark.process
 def test_a_ranks_crash_comes_with_its_traceback(tmp_path):
     result = run(tmp_path, 2, on=1, does="crash")
     failure = result.failures[0]
@@ -98,12 +96,14 @@ def test_a_ranks_crash_comes_with_its_traceback(tmp_path):
     assert "in _do" in failure.trace, "where in the rank it was"
 
 
+@pytest.mark.process
 def test_a_rank_without_memory_starts_all_again_with_half_the_batch(tmp_path):
     result = run(tmp_path, 2, on=1, does="starve")
     artifact = result.unit("items").artifact
     assert artifact is not None and artifact.manifest["runtime"]["batch_tokens"] == 2048
 
 
+@pytest.mark.process
 def test_a_stop_reaches_every_rank_and_the_run_goes_on_from_there(tmp_path):
     spec = {"n": 6, "does": "hear", "pause": 0.4}
     with stopping.installed(), pytest.raises(Stopped, match="SIGUSR1"):
@@ -114,13 +114,15 @@ def test_a_stop_reaches_every_rank_and_the_run_goes_on_from_there(tmp_path):
     assert made(tmp_path) == list(range(6))
 
 
-def test_a_helper_that_is_asked_to_stop_stops_them_all(tmp_path):
+@pytest.mark.process
+def test_a_worker_that_is_asked_to_stop_stops_them_all(tmp_path):
     with pytest.raises(Stopped, match="rank 1 was asked to stop"):
         run(tmp_path, 2, on=1, does="hear", pause=0.05)
     assert gone([ranks(tmp_path)[1]["pid"]])
 
 
-def test_helpers_die_with_a_leader_that_is_killed(tmp_path):
+@pytest.mark.process
+def test_workers_die_with_a_leader_that_is_killed(tmp_path):
     command = [sys.executable, "-m", "tests.support.toy_ranks", str(tmp_path), "0.2", "2"]
     leader = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     try:
@@ -137,6 +139,7 @@ def test_helpers_die_with_a_leader_that_is_killed(tmp_path):
 
 
 @pytest.mark.parametrize("nproc", [2])
+@pytest.mark.process
 def test_torchrun_gives_one_run_whose_first_rank_leads(tmp_path, nproc):
     port = ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(nproc), *port]
@@ -152,11 +155,11 @@ def test_torchrun_gives_one_run_whose_first_rank_leads(tmp_path, nproc):
 
 
 def test_units_that_cannot_be_shared_run_in_one_process():
-    assert n_ranks(unit("model"), Options(world_size=4)) == 1
-    assert n_ranks(items(), Options(world_size=4)) == 4
+    assert n_processes(unit("model"), RunOptions(world_size=4)) == 1
+    assert n_processes(items(), RunOptions(world_size=4)) == 4
 
 
-def test_auto_is_one_process_unless_a_batch_system_gives_the_job_several_gpus(monkeypatch):
+def test_auto_is_one_process_unless_a_job_has_several_gpus(monkeypatch):
     assert world_size("auto", "cpu", {}) == 1
     assert world_size("auto", "cpu", {"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "2"}) == 1, "no GPU is used"
     assert world_size(3, "cpu", {}) == 3

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mechstudy.planning.opened_study import OpenedStudy, open_study
 from mechstudy.runner import prompt_files as own_prompts
 from mechstudy.runner.prompt_files import prompts_refusal
-from mechstudy.runner.study_run import OpenedStudy, open_study
 from tests.support.tiny_study import write_study
 
 
@@ -42,10 +42,11 @@ def test_what_only_the_bare_tokenizer_finds_wrong_is_not_refused(file, monkeypat
     assert refusal(file) is None
 
 
+@pytest.mark.process
 def test_good_prompts_are_looked_at_without_torch(file):
     code = (
         "import sys; from pathlib import Path\n"
-        "from mechstudy.runner.study_run import open_study\n"
+        "from mechstudy.planning.opened_study import open_study\n"
         "from mechstudy.runner.prompt_files import prompts_refusal\n"
         f"assert prompts_refusal(open_study(Path({str(file)!r})), ['prompts[mine]']) is None\n"
         "sys.exit('torch' if 'torch' in sys.modules else 'no tokenizer' if 'tokenizers' not in sys.modules else 0)"

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,17 +13,17 @@ import pytest
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
 from mechstudy.core.progress import NullProgress
+from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.runner.results import RunResult
 from mechstudy.runner.run import Run
-from mechstudy.runner.run_unit import Options
 from mechstudy.study.unit import Unit
-from tests.support.toy_units import calls, chain, sums, unit
+from tests.support.toy_units import calls, chain, sums, toy_process, unit, wait_for_steps
 
 ROOT = Path(__file__).parents[2]
 
 
 def run(folder: Path, units: list[Unit], targets=None, force=(), **options) -> RunResult:
-    return Run(folder, units, Options(**options), NullProgress()).execute(targets, force=force)
+    return Run(folder, units, RunOptions(**options), NullProgress()).execute(targets, force=force)
 
 
 def statuses(result: RunResult) -> dict[str, str]:
@@ -85,11 +84,11 @@ def test_a_forced_unit_runs_again_and_its_dependents_do_not(tmp_path):
 
 
 def test_a_forced_unit_that_fails_leaves_the_artifact_that_was_there(tmp_path):
-    mended = tmp_path / "mended"
-    units = [unit("model", entry="broken_until_mended", mended=str(mended))]
-    mended.touch()
+    fixed = tmp_path / "fixed"
+    units = [unit("model", entry="broken_until_fixed", fixed=str(fixed))]
+    fixed.touch()
     before = digest(run(tmp_path / "run", units), "model")
-    mended.unlink()
+    fixed.unlink()
     failed = run(tmp_path / "run", units, force=["model"])
     assert statuses(failed) == {"model": "failed"}
     assert digest(run(tmp_path / "run", units), "model") == before
@@ -100,8 +99,8 @@ def test_a_forced_unit_that_fails_leaves_the_artifact_that_was_there(tmp_path):
     ("units", "message"),
     [
         ([unit("a"), unit("a")], "two units are called a"),
-        ([unit("a", ["b"])], "a needs b, which is no unit"),
-        ([unit("a", ["b"]), unit("b", ["a"])], "needs itself"),
+        ([unit("a", ["b"])], "a needs b, which is not a unit"),
+        ([unit("a", ["b"]), unit("b", ["a"])], "need each other in a circle: [ab] -> [ab]"),
     ],
 )
 def test_units_that_make_no_dag_are_refused(tmp_path, units, message):
@@ -124,7 +123,7 @@ def gated(passed: bool, passed_b: bool = True) -> list[Unit]:
     ]
 
 
-def test_a_closed_gate_stops_its_dependents_but_not_the_unit_with_optional_inputs(tmp_path):
+def test_a_closed_gate_stops_dependents_but_not_optional_readers(tmp_path):
     result = run(tmp_path, gated(False))
     assert [n for n, s in statuses(result).items() if s == "stopped"] == ["attribute[a]", "intervene[a]"]
     reason = result.unit("intervene[a]").reason
@@ -167,7 +166,7 @@ def failing(entry: str, **spec: str) -> list[Unit]:
 
 
 @pytest.mark.parametrize(("entry", "code"), [("refuses", 2), ("crashes", 1)])
-def test_a_failure_leaves_independent_units_running_and_decides_the_exit_status(tmp_path, entry, code):
+def test_a_failure_leaves_other_units_running_and_sets_the_exit_status(tmp_path, entry, code):
     result = run(tmp_path, failing(entry))
     assert result.ran == ["model", "right", "report"]
     assert statuses(result) | {} == {
@@ -185,17 +184,17 @@ def test_a_failure_leaves_independent_units_running_and_decides_the_exit_status(
 
 def test_a_crash_is_one_line_on_the_screen_and_a_traceback_in_the_log(tmp_path):
     progress = NullProgress()
-    result = Run(tmp_path, failing("crashes"), Options(), progress).execute()
+    result = Run(tmp_path, failing("crashes"), RunOptions(), progress).execute()
     assert result.failures[0].crash == "ZeroDivisionError: one over nothing"
     assert "left failed: ZeroDivisionError: one over nothing" in progress.messages
     assert "Traceback" in (tmp_path / "log.txt").read_text()
 
 
-def test_after_the_mistake_is_mended_only_what_it_held_up_runs(tmp_path):
-    mended = tmp_path / "mended"
-    units = failing("broken_until_mended", mended=str(mended))
+def test_after_a_fix_only_the_failed_unit_and_its_dependents_run(tmp_path):
+    fixed = tmp_path / "fixed"
+    units = failing("broken_until_fixed", fixed=str(fixed))
     run(tmp_path / "run", units)
-    mended.touch()
+    fixed.touch()
     assert run(tmp_path / "run", units).ran == ["left", "join", "last", "report"]
 
 
@@ -207,7 +206,7 @@ def test_a_full_disk_stops_the_run_with_the_folder_and_keeps_what_is_done(tmp_pa
     assert "the disk is full" in error and "b-" in error and "bytes" in error
 
 
-def test_memory_that_runs_out_halves_the_batch_frees_the_models_and_goes_on(tmp_path):
+def test_out_of_memory_halves_the_batch_and_frees_the_models(tmp_path):
     result = run(tmp_path, [unit("a", entry="hungry", fits=1500)], batch_tokens=4096)
     assert digest(result, "a") == "1024"
     assert "starting again with 2048 tokens per batch" in (tmp_path / "log.txt").read_text()
@@ -225,7 +224,7 @@ def test_memory_that_never_suffices_is_an_error_that_says_so(tmp_path):
 def discarding(train: str = "1", second: str = "1") -> list[Unit]:
     return [
         unit("model"),
-        unit("capture", ["model"], entry="payload", retention="discard", discard_patterns=("*.bin",)),
+        unit("capture", ["model"], entry="payload", retention="discard", payload=("*.bin",)),
         unit("train[0]", ["capture"], entry="reads_payload", value=train),
         unit("train[1]", ["capture"], entry="reads_payload", value=second),
         unit("report", ["train[0]", "train[1]"], optional_inputs=True),
@@ -250,20 +249,21 @@ def test_a_later_demand_makes_discarded_payload_again_and_only_then(tmp_path):
 
 
 def test_a_failed_consumer_keeps_the_payload_for_its_next_try(tmp_path):
-    mended = tmp_path / "mended"
+    fixed = tmp_path / "fixed"
     units = [
-        unit("capture", entry="payload", retention="discard", discard_patterns=("*.bin",)),
-        unit("train[0]", ["capture"], entry="broken_until_mended", mended=str(mended)),
+        unit("capture", entry="payload", retention="discard", payload=("*.bin",)),
+        unit("train[0]", ["capture"], entry="broken_until_fixed", fixed=str(fixed)),
     ]
     capture = run(tmp_path / "run", units).unit("capture").artifact
     assert capture is not None and not capture.is_discarded
-    mended.touch()
+    fixed.touch()
     assert run(tmp_path / "run", units).ran == ["train[0]"]
 
 
 # ----------------------------------------------------------------------------------- several processes
 
 
+@pytest.mark.process
 def test_units_side_by_side_write_the_same_bytes_as_one_after_another(tmp_path):
     run(tmp_path / "serial", chain())
     result = run(tmp_path / "parallel", chain(), max_parallel=2, threads=2)
@@ -271,23 +271,26 @@ def test_units_side_by_side_write_the_same_bytes_as_one_after_another(tmp_path):
     assert sums(tmp_path / "serial") == sums(tmp_path / "parallel")
 
 
+@pytest.mark.process
 def test_errors_of_worker_processes_arrive_whole(tmp_path):
     result = run(tmp_path, [unit("a", entry="refuses"), unit("b", entry="crashes"), unit("c")], max_parallel=2)
     errors = {failure.name: failure.error or failure.crash for failure in result.failures}
-    assert str(errors["a"]) == "toy.yaml:3: the toy is broken\n  fix:   mend it"
+    assert str(errors["a"]) == "toy.yaml:3: the toy is broken\n  fix:   fix it"
     assert errors["b"] == "ZeroDivisionError: one over nothing"
     assert statuses(result)["c"] == "done"
 
 
+@pytest.mark.process
 def test_a_killed_worker_is_tried_again_with_fewer_at_a_time(tmp_path):
     progress = NullProgress()
     units = [unit("a", entry="dies", times=1), unit("b")]
-    result = Run(tmp_path, units, Options(max_parallel=2), progress).execute()
+    result = Run(tmp_path, units, RunOptions(max_parallel=2), progress).execute()
     assert set(statuses(result).values()) == {"done"}
     assert "going on with 1 at a time" in progress.messages
 
 
-def test_a_unit_whose_process_is_killed_every_time_fails_and_the_others_are_done(tmp_path):
+@pytest.mark.process
+def test_a_unit_killed_every_time_fails_and_the_others_are_done(tmp_path):
     result = run(tmp_path, [unit("a", entry="dies", times=9), unit("b"), unit("c")], max_parallel=2)
     assert statuses(result) == {"a": "failed", "b": "done", "c": "done"}
     assert "most likely because memory ran out" in str(result.failures[0].error)
@@ -296,25 +299,9 @@ def test_a_unit_whose_process_is_killed_every_time_fails_and_the_others_are_done
 # ---------------------------------------------------------------------------- interruptions and resuming
 
 
-def toy_process(folder: Path, parallel: int, pause: float) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tests.support.toy_units", str(folder), str(parallel), str(pause)]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_steps(folder: Path, steps: int) -> None:
-    """Until a train unit has counted so far."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        for state in folder.glob("artifacts/train/*.partial/.scratch/state"):
-            text = state.read_text()
-            if text and int(text.split()[0]) >= steps:
-                return
-        time.sleep(0.01)
-    raise AssertionError("the run did not come that far")
-
-
 @pytest.mark.parametrize("parallel", [1, 2])
-def test_kill_9_in_the_middle_then_the_same_command_gives_the_same_checksums(tmp_path, parallel):
+@pytest.mark.process
+def test_kill_9_then_the_same_command_gives_the_same_checksums(tmp_path, parallel):
     assert toy_process(tmp_path / "whole", parallel, 0.0).wait() == 0
     process = toy_process(tmp_path / "cut", parallel, 0.02)
     wait_for_steps(tmp_path / "cut", 20)
@@ -327,6 +314,7 @@ def test_kill_9_in_the_middle_then_the_same_command_gives_the_same_checksums(tmp
     assert calls(tmp_path / "cut").count("model") == 1
 
 
+@pytest.mark.process
 def test_a_second_process_is_refused_while_one_runs(tmp_path):
     process = toy_process(tmp_path, 1, 0.05)
     try:
@@ -339,6 +327,7 @@ def test_a_second_process_is_refused_while_one_runs(tmp_path):
         process.wait()
 
 
+@pytest.mark.process
 def test_workers_die_with_their_parent(tmp_path):
     import psutil
 
@@ -353,6 +342,7 @@ def test_workers_die_with_their_parent(tmp_path):
 
 
 @pytest.mark.parametrize("parallel", [1, 2])
+@pytest.mark.process
 def test_ctrl_c_stops_cleanly_and_says_what_was_interrupted(tmp_path, parallel):
     process = toy_process(tmp_path, parallel, 0.05)
     wait_for_steps(tmp_path, 1)
@@ -380,11 +370,11 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     assert "holds no checkpoint" in str(result.failures[0].error)
 
 
-# ----------------------------------------------------------------------------------------- what is told
+# ----------------------------------------------------------------------------------------- what is shown
 
 
-def test_progress_and_log_tell_each_unit_with_its_seconds_memory_and_folder(tmp_path):
-    Run(tmp_path, chain(), Options()).execute()
+def test_progress_and_log_have_seconds_memory_and_folder_of_each_unit(tmp_path):
+    Run(tmp_path, chain(), RunOptions()).execute()
     log = (tmp_path / "log.txt").read_text()
     assert "[2/5] left starts" in log
     assert "left done in" in log and "GB at most" in log and "artifacts/left/left-" in log
@@ -394,21 +384,24 @@ def test_progress_and_log_tell_each_unit_with_its_seconds_memory_and_folder(tmp_
     assert progress["units"]["left"]["seconds"] is not None
 
 
+@pytest.mark.process
 def test_threads_are_split_between_units_that_run_side_by_side(tmp_path):
     result = run(tmp_path, [unit("a", entry="threads"), unit("b", entry="threads")], max_parallel=2, threads=6)
     assert digest(result, "a") == digest(result, "b") == "3 3"
 
 
 def test_a_profile_is_a_trace_and_a_table(tmp_path):
-    run(tmp_path, [unit("train[0]", entry="loads_torch")], profile=tmp_path / "profile", threads=1)
+    run(tmp_path, [unit("train[0]", entry="loads_torch")], trace_folder=tmp_path / "profile", threads=1)
     assert (tmp_path / "profile" / "train-0.trace.json").stat().st_size > 1000
     assert "aten::mm" in (tmp_path / "profile" / "train-0.txt").read_text()
 
 
+@pytest.mark.process
 def test_a_run_with_nothing_to_do_imports_no_torch(tmp_path):
     run(tmp_path, chain())
     code = (
-        "import sys; from pathlib import Path; from tests.runner.test_run import run, chain;"
-        f"assert run(Path({str(tmp_path)!r}), chain()).ran == []; sys.exit('torch' in sys.modules)"
+        "import sys; from pathlib import Path; from tests.support.toy_units import chain;"
+        "from mechstudy.runner.run import Run;"
+        f"assert Run(Path({str(tmp_path)!r}), chain()).execute().ran == []; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -8,22 +8,25 @@ import pytest
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress
+from mechstudy.core.work import Estimate
+from mechstudy.machine import devices
+from mechstudy.machine.devices import resolve_device
+from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.runner import run as engine
 from mechstudy.runner import run_unit as jobs
 from mechstudy.runner.run import Run
-from mechstudy.runner.run_unit import Options, find_checkpoint, make_room, resolve_device
+from mechstudy.runner.run_unit import find_checkpoint, make_room
 from mechstudy.store.artifacts import ArtifactStore, artifact_id
-from mechstudy.study.dag import gate_closed
+from mechstudy.study.phases.baseline import BaselinePhase
 from mechstudy.study.run_folder import RunFolder
-from mechstudy.study.unit import Estimate
 from tests.support.toy_units import calls, chain, unit
 
 
 def report_of(folder: Path, value: str):
-    return Run(folder, chain(left=value), Options(), NullProgress()).execute().unit("report").artifact
+    return Run(folder, chain(left=value), RunOptions(), NullProgress()).execute().unit("report").artifact
 
 
-def test_the_report_is_copied_where_links_cannot_be_made_and_replaced_by_the_newest(tmp_path, monkeypatch):
+def test_the_report_is_copied_where_links_fail_and_replaced_by_the_newest(tmp_path, monkeypatch):
     first, second = report_of(tmp_path, "1"), report_of(tmp_path, "2")
     assert first is not None and second is not None
     folder = RunFolder(tmp_path)
@@ -50,11 +53,12 @@ def test_models_kept_loaded_are_freed_only_when_memory_is_short(monkeypatch):
         assert bool(progress.messages) != kept
 
 
+@pytest.mark.process
 def test_units_run_side_by_side_only_while_their_memory_fits(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "available_memory_bytes", lambda: 50)
     units = [unit(f"a[{i}]", estimate=Estimate(bytes_in_memory=100)) for i in range(3)]
     widths = []
-    run = Run(tmp_path, units, Options(max_parallel=3), NullProgress())
+    run = Run(tmp_path, units, RunOptions(max_parallel=3), NullProgress())
     monkeypatch.setattr(run.progress, "log", lambda message: widths.append(message))
     assert run.execute().exit_code == 0
     starts = [line for line in widths if "starts" in line or "done in" in line]
@@ -62,12 +66,12 @@ def test_units_run_side_by_side_only_while_their_memory_fits(tmp_path, monkeypat
     assert sorted(calls(tmp_path)) == ["a[0]", "a[1]", "a[2]"]
 
 
-def test_auto_is_the_cpu_where_there_is_no_gpu_and_an_absent_gpu_is_refused(monkeypatch):
-    monkeypatch.setattr(jobs, "_may_have_gpu", lambda: False)
+def test_auto_is_the_cpu_without_a_gpu_and_an_absent_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr(devices, "_may_have_gpu", lambda: False)
     assert resolve_device("auto") == "cpu"
     with pytest.raises(MechstudyError, match="no device cuda:99"):
         resolve_device("cuda:99")
-    with pytest.raises(MechstudyError, match="'gpu' is no device"):
+    with pytest.raises(MechstudyError, match="'gpu' is not a device"):
         resolve_device("gpu")
 
 
@@ -82,10 +86,10 @@ def test_several_checkpoints_in_a_folder_are_listed(tmp_path):
 
 
 @pytest.mark.parametrize(("on_fail", "stops"), [("stop", True), ("continue", False)])
-def test_a_baseline_that_is_told_to_go_on_stops_nothing(tmp_path, on_fail, stops):
+def test_a_baseline_with_on_fail_continue_stops_nothing(tmp_path, on_fail, stops):
     store = ArtifactStore(tmp_path)
     gate = {"passed": False, "on_fail": on_fail, "min_accuracy": 0.8}
     id = artifact_id("baseline", 1, gate, {})
     writer = store.writer("baseline", "baseline[a]", id, version=1, spec=gate, inputs={})
     writer.write_json("summary.json", {"gate": gate, "splits": {}})
-    assert (gate_closed("baseline[a]", writer.publish({})) is not None) == stops
+    assert (BaselinePhase().gate(writer.publish({})) is not None) == stops

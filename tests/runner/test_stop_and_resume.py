@@ -1,4 +1,4 @@
-"""Status and verify on toy units: from files alone, without torch. Plans: test_budget_plan.py."""
+"""Status and verify on toy units: from files alone, without torch."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ import pytest
 from mechstudy.archive.verify import verify_run
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress
+from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.runner.run import Run
-from mechstudy.runner.run_unit import Options
 from mechstudy.runner.status import read_status
-from tests.support.toy_units import chain, unit
+from tests.support.toy_units import chain, toy_process, unit, wait_for_steps
 
 ROOT = Path(__file__).parents[2]
 
 
 def engine(folder: Path, units, **options) -> Run:
-    return Run(folder, units, Options(**options), NullProgress())
+    return Run(folder, units, RunOptions(**options), NullProgress())
 
 
-@pytest.mark.parametrize("what", ["planning.plan.make_plan", "runner.status.read_status"])
-def test_plan_and_status_import_no_torch(tmp_path, what):
-    module, _, function = what.rpartition(".")
+@pytest.mark.process
+@pytest.mark.parametrize("look", ["make_plan(run.evaluate(), run.folder.path, run.options)", "read_status(run)"])
+def test_plan_and_status_import_no_torch(tmp_path, look):
     code = (
-        "import sys; from pathlib import Path; from tests.runner.test_stop_and_resume import engine, chain;"
-        f"from mechstudy.{module} import {function};"
-        f"{function}(engine(Path({str(tmp_path)!r}), chain())); sys.exit('torch' in sys.modules)"
+        "import sys; from pathlib import Path; from tests.support.toy_units import chain;"
+        "from mechstudy.planning.plan import make_plan; from mechstudy.runner.run import Run;"
+        "from mechstudy.runner.status import read_status;"
+        f"run = Run(Path({str(tmp_path)!r}), chain()); {look}; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
@@ -60,14 +61,15 @@ def test_status_tells_done_failed_stopped_and_pending_from_the_files(tmp_path):
     assert status.holder is None
 
 
+@pytest.mark.process
 def test_status_of_a_running_unit_shows_its_live_progress(tmp_path):
-    from tests.runner.test_run import toy_process, wait_for_steps
-    from tests.support.toy_units import unit as toy
-
     process = toy_process(tmp_path, 1, 0.1)
     try:
         wait_for_steps(tmp_path, 12)
-        units = [toy("model"), *[toy(f"train[{i}]", ["model"], entry="counting", to=100, pause=0.1) for i in range(3)]]
+        units = [
+            unit("model"),
+            *[unit(f"train[{i}]", ["model"], entry="counting", to=100, pause=0.1) for i in range(3)],
+        ]
         status = read_status(engine(tmp_path, units))
     finally:
         process.kill()

@@ -76,7 +76,7 @@ class Row:
 
 
 class Submitted:
-    """A study, its run's folder and its jobs, which are told by their working folder."""
+    """A study, its run's folder and its jobs, which are shown by their working folder."""
 
     def __init__(self, cluster: Cluster, file: Path) -> None:
         self.cluster, self.file, self.folder = cluster, file, file.parent
@@ -92,10 +92,10 @@ class Submitted:
             env=self.environment | (environment or {}), cwd=self.folder, capture_output=True, text=True, check=False,
             timeout=180,
         )  # fmt: skip
-        told = done.stdout + done.stderr
-        assert code is None or done.returncode == code, f"{command} exited with {done.returncode}\n{told[-3000:]}"
-        assert "Traceback" not in told, told[-3000:]
-        return told
+        shown = done.stdout + done.stderr
+        assert code is None or done.returncode == code, f"{command} exited with {done.returncode}\n{shown[-3000:]}"
+        assert "Traceback" not in shown, shown[-3000:]
+        return shown
 
     def queue(self) -> list[Row]:
         """Its jobs that have not ended."""

@@ -35,9 +35,9 @@ def recorded(submitted: Submitted) -> list[str]:
 
 def test_an_unknown_partition_is_named_with_its_line_and_those_there_are(submitted):
     submitted.file.write_text(submitted.file.read_text().replace("slurm: {", "slurm: {partition: gpu_long, "))
-    told = submitted.mechstudy("submit", code=2)
+    shown = submitted.mechstudy("submit", code=2)
     line = next(i for i, text in enumerate(submitted.file.read_text().splitlines(), 1) if "gpu_long" in text)
-    assert f"study.yaml:{line}" in told and "gpu_long" in told and "debug" in told and "short" in told
+    assert f"study.yaml:{line}" in shown and "gpu_long" in shown and "debug" in shown and "short" in shown
     assert submitted.queue() == []
 
 
@@ -53,9 +53,9 @@ def account(cluster: Cluster) -> Iterator[str]:
     cluster.call("sacctmgr", "-i", "delete", "account", name, check=False)
 
 
-def test_an_account_at_its_limit_takes_back_what_was_submitted_and_says_whose_limit(submitted, account):
-    told = submitted.mechstudy("submit", "--set", f"compute.slurm.account={account}", code=2)
-    assert account in told and "limit" in told and "AssocMaxSubmitJobLimit" in told
+def test_an_account_at_its_limit_cancels_the_rest_and_is_named(submitted, account):
+    shown = submitted.mechstudy("submit", "--set", f"compute.slurm.account={account}", code=2)
+    assert account in shown and "limit" in shown and "AssocMaxSubmitJobLimit" in shown
     wait_until(lambda: not submitted.queue(), "what was submitted to be cancelled")
     submitted.cluster.call("sacctmgr", "-i", "modify", "user", "root", "where", f"account={account}",
                            "set", "MaxSubmitJobs=-1")  # fmt: skip
@@ -66,8 +66,8 @@ def test_an_account_at_its_limit_takes_back_what_was_submitted_and_says_whose_li
     wait_until(lambda: not submitted.queue(), "the jobs to be cancelled")
 
 
-def refused(told: str) -> bool:
-    return "Slurm refused" in told
+def refused(shown: str) -> bool:
+    return "Slurm refused" in shown
 
 
 def test_of_two_submits_at_once_one_submits_and_the_other_says_so(submitted):
@@ -86,16 +86,16 @@ def test_of_two_submits_at_once_one_submits_and_the_other_says_so(submitted):
     assert "in the queue already" in submitted.mechstudy("submit", code=2)
 
 
-def test_a_controller_that_does_not_answer_is_a_clear_refusal_and_a_late_job_is_found_again(fragile, model, tmp_path):
+def test_a_silent_controller_is_refused_and_a_late_job_is_recovered(fragile, model, tmp_path):
     """The job of an sbatch that timed out may arrive once the controller goes on: it is not to run beside a second."""
     submitted = Submitted(fragile, write_study(tmp_path / "study", model))
     hasty = {"MECHSTUDY_SLURM_SECONDS": "2"}
     fragile.signal("slurmctld", signal.SIGSTOP)
     try:
-        told = submitted.mechstudy("submit", code=2, environment=hasty)
+        shown = submitted.mechstudy("submit", code=2, environment=hasty)
     finally:
         fragile.signal("slurmctld", signal.SIGCONT)
-    assert "did not answer in 2 seconds" in told and "fix" in told
+    assert "did not answer in 2 seconds" in shown and "fix" in shown
     wait_until(lambda: "is UP" in fragile.call("scontrol", "ping"), "the controller")
     submitted.mechstudy("submit")
     queued = [row for row in submitted.queue() if row.state != "COMPLETING"]  # the late job is cancelled, and ending
@@ -104,7 +104,7 @@ def test_a_controller_that_does_not_answer_is_a_clear_refusal_and_a_late_job_is_
     submitted.cancel_jobs()
 
 
-def test_jobs_that_slurm_has_forgotten_are_submitted_again_and_what_is_done_is_not(fragile, model, tmp_path):
+def test_jobs_that_slurm_forgot_are_submitted_again_unless_done(fragile, model, tmp_path):
     submitted = Submitted(fragile, write_study(tmp_path / "study", model))
     submitted.mechstudy("submit")
     wait_until(lambda: {"model", "corpus"} <= units(submitted.run), "the first units", seconds=120)
@@ -113,8 +113,8 @@ def test_jobs_that_slurm_has_forgotten_are_submitted_again_and_what_is_done_is_n
     wait_until(lambda: not submitted.workers(), "workers of forgotten jobs to end", seconds=60)
     done = units(submitted.run)
     assert submitted.queue() == []
-    told = submitted.mechstudy("why", "report", code=None)
-    assert "resume" in told, told
+    shown = submitted.mechstudy("why", "report", code=None)
+    assert "resume" in shown, shown
     submitted.mechstudy("resume")
     names = {row.name for row in submitted.queue()}
     assert "tiny-report" in names and not names & {f"tiny-{name}" for name in done}

@@ -43,9 +43,7 @@ def accounted(cluster: Cluster, job: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("kind", ["afterok", "afterany"])
 @pytest.mark.parametrize("elements", ["0-2", "1"])
-def test_an_element_that_requeues_itself_keeps_its_dependent_waiting_and_then_lets_it_run(
-    cluster, tmp_path, kind, elements
-):
+def test_a_requeued_element_keeps_its_dependent_waiting(cluster, tmp_path, kind, elements):
     again = (
         'echo "run ${SLURM_RESTART_COUNT:-0}"; '
         f'if [ "$SLURM_ARRAY_TASK_ID$SLURM_RESTART_COUNT" = 1 ]; then scontrol requeue $SLURM_JOB_ID; {FOREVER}; fi'
@@ -63,7 +61,7 @@ def test_an_element_that_requeues_itself_keeps_its_dependent_waiting_and_then_le
     assert of_element == ["REQUEUED", "COMPLETED"]
 
 
-def test_dependents_of_a_failed_element_are_cancelled_by_slurm_but_for_those_that_wait_for_any_end(cluster, tmp_path):
+def test_slurm_cancels_afterok_dependents_of_a_failed_element_only(cluster, tmp_path):
     array = sbatch(cluster, tmp_path, "exit $SLURM_ARRAY_TASK_ID", "--array=0-1")
     dependent = sbatch(cluster, tmp_path, "date", f"--dependency=afterok:{array}", "--kill-on-invalid-dep=yes")
     whatever = sbatch(cluster, tmp_path, "date", f"--dependency=afterany:{array}:{dependent}")
@@ -75,10 +73,10 @@ def test_dependents_of_a_failed_element_are_cancelled_by_slurm_but_for_those_tha
 def test_usr1_reaches_the_batch_shell_before_the_limit(cluster, tmp_path):
     """Slurm looks at limits every half minute: of a minute with a lead of 40 seconds, 20 to 50 have passed."""
     job = sbatch(
-        cluster, tmp_path, f'trap "echo told; exit 0" USR1; {FOREVER}', "--time=1", "--signal=B:USR1@40", "--array=0"
+        cluster, tmp_path, f'trap "echo usr1; exit 0" USR1; {FOREVER}', "--time=1", "--signal=B:USR1@40", "--array=0"
     )
     ended(cluster, job)
-    assert (tmp_path / f"{job}_0.log").read_text() == "told\n"
+    assert (tmp_path / f"{job}_0.log").read_text() == "usr1\n"
 
 
 def test_gpus_are_handed_out_one_by_one(cluster, tmp_path):
@@ -97,21 +95,21 @@ def test_a_second_cluster_disturbs_no_other_and_ends_all_it_started(cluster, tmp
     command = [sys.executable, "-m", "tests.slurm.cluster", "--folder", str(folder)]
     root = Path(__file__).parents[2]
 
-    def told(*words: str) -> str:
+    def run_command(*words: str) -> str:
         done = subprocess.run([*command, *words], cwd=root, capture_output=True, text=True, check=False, timeout=200)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    assert " is up: " in told("up")
+    assert " is up: " in run_command("up")
     other = Cluster(folder)
     bystander = subprocess.Popen(["sleep", "300"], env=os.environ | {"SLURM_CONF": str(other.layout.slurm_conf)})
     try:
-        assert "is up already" in told("up")
+        assert "is up already" in run_command("up")
         sbatch(other, tmp_path, f"setsid sleep 301 & {FOREVER}")
         wait_until(lambda: running("sleep 301"), "the job to run")
-        assert "is down" in told("down")
+        assert "is down" in run_command("down")
         assert not running("sleep 301") and bystander.poll() is None
-        assert "no Slurm of ours" in told("down")
+        assert "no Slurm of ours" in run_command("down")
     finally:
         bystander.kill()
         bystander.wait()

@@ -49,8 +49,8 @@ def test_cost_agrees_with_sacct_about_jobs_put_back_cancelled_and_done(submitted
     submitted.wait(seconds=120)
 
     wait_until(lambda: all(row["State"] != "RUNNING" for row in sacct(submitted).values()), "slurmdbd", seconds=60)
-    told = submitted.mechstudy("cost", "--json")
-    cost = json.loads(told[told.index("{") : told.rindex("}") + 1])
+    shown = submitted.mechstudy("cost", "--json")
+    cost = json.loads(shown[shown.index("{") : shown.rindex("}") + 1])
     ran = {key: row for key, row in sacct(submitted).items() if int(row["ElapsedRaw"])}
     states = [row["State"].split()[0] for row in ran.values()]
     assert cost["accounted"] and "REQUEUED" in states and states.count("COMPLETED") >= 2, states

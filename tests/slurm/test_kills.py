@@ -20,9 +20,7 @@ RESTART, CANCEL = 7, 14  # after so many kills
 PATIENCE = 600  # seconds
 
 
-def test_killed_twenty_times_cancelled_and_its_controller_restarted_a_study_ends_as_if_nothing_had_been(
-    submitted, expected
-):
+def test_a_study_survives_twenty_kills_a_cancel_and_a_restart(submitted, expected):
     """The points are drawn over the whole study, by how many of its units are done, and then by seconds."""
     seed = int(os.environ.get("MECHSTUDY_KILL_SEED") or time.time_ns() % 1_000_000)
     print(f"MECHSTUDY_KILL_SEED={seed}")

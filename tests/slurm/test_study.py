@@ -25,26 +25,26 @@ def test_a_whole_study_ends_with_the_bytes_of_a_run_without_slurm(submitted, exp
     assert {"gres/gpu" in held for held in submitted.accounted("train", "AllocTRES")} == {False}
 
 
-def test_a_bad_behaviour_is_refused_or_fails_alone_and_after_that_only_what_is_missing_runs(submitted, expected):
+def test_a_bad_behaviour_fails_alone_and_then_only_the_missing_runs(submitted, expected):
     digits = submitted.folder / "digits.jsonl"
     good = prompts("12345678")
     bad = good.replace('"1 then 2"', '"1 then 22"')  # longer than its twin, in tokens
     digits.write_text(bad)
-    told = submitted.mechstudy("submit", code=2)
-    assert "digits.jsonl:1" in told and submitted.queue() == [] and not submitted.run.exists()
+    shown = submitted.mechstudy("submit", code=2)
+    assert "digits.jsonl:1" in shown and submitted.queue() == [] and not submitted.run.exists()
     digits.write_text(good)
     with Publishes(submitted.run) as publishes:
         submitted.mechstudy("submit")
         digits.write_text(bad)  # while the model's job is waited for
         submitted.wait()
         lost = {f"{phase}[digits]" for phase in ("prompts", "baseline", "capture", "attribute", "intervene")}
-        told = submitted.mechstudy("status", "--json")
-        names = {unit["name"] for unit in json.loads(told[told.index("{") : told.rindex("}") + 1])["units"]}
+        shown = submitted.mechstudy("status", "--json")
+        names = {unit["name"] for unit in json.loads(shown[shown.index("{") : shown.rindex("}") + 1])["units"]}
         assert units(submitted.run) == names - lost
         assert (submitted.run / "report" / "index.html").is_file(), "of what is there"
-        told = submitted.mechstudy("why", "prompts[digits]", code=None)
-        assert "digits.jsonl was changed since the study was submitted" in told
-        assert "mend prompts[digits]" in submitted.mechstudy("why", "report", code=None)
+        shown = submitted.mechstudy("why", "prompts[digits]", code=None)
+        assert "digits.jsonl was changed since the study was submitted" in shown
+        assert "fix prompts[digits]" in submitted.mechstudy("why", "report", code=None)
         assert "digits.jsonl was changed" in submitted.mechstudy("logs", "prompts[digits]")
         assert "digits.jsonl:1" in submitted.mechstudy("resume", code=2)
         digits.write_text(good)

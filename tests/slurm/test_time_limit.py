@@ -31,9 +31,7 @@ def training_seconds(run: Path) -> float:
     return float(json.loads(file.read_text())["train_seconds"])
 
 
-def test_a_training_longer_than_its_time_limit_is_requeued_until_it_is_done(
-    submitted, expected, shared, model, tmp_path
-):
+def test_a_training_over_its_time_limit_is_requeued_until_done(submitted, expected, shared, model, tmp_path):
     """How fast it trains was measured on a machine that may have been busier: where the limit was not met, longer."""
     rate = 200 / training_seconds(shared / "local" / "run")
     for attempt in range(1, 4):
@@ -51,7 +49,7 @@ def test_a_training_longer_than_its_time_limit_is_requeued_until_it_is_done(
     submitted.assert_equals(checksums(alone.parent / "run"))
 
 
-def test_where_a_site_forbids_requeue_another_job_goes_on_and_the_rest_waits_for_it(submitted, model, tmp_path):
+def test_where_a_site_forbids_requeue_a_successor_continues(submitted, model, tmp_path):
     recipe = (*ONE_LAYER, "dictionaries.training.steps=3000", "dictionaries.training.checkpoint_every=3000")
     alone = write_study(tmp_path / "alone", model)
     local_run(alone, alone.parent / "run", *recipe)

@@ -1,4 +1,4 @@
-"""The artifact store: complete or not there, verified to the byte, resumable, safe on a full disk."""
+"""The artifact store: complete or absent, verified to the byte, resumable, safe on a full disk."""
 
 import errno
 import json
@@ -33,12 +33,12 @@ def publish(store: ArtifactStore, unit: str = "train[layer=1]", spec=SPEC, **inp
 
 def test_a_published_artifact_is_found_and_verifies_and_holds_its_files(store):
     artifact = publish(store)
-    found = store.find("train", "train[layer=1]", artifact.id)
-    assert found == artifact and found.verify() == [] and store.verify() == []
-    assert found.path == store.root / "train" / f"train-layer-1-{artifact.id[:12]}"
-    assert found.read_json("a.json") == {"x": 1}
-    assert found.file("deep/er/b.txt").read_text() == "hello"
-    assert set(found.manifest["files"]) == {"a.json", "deep/er/b.txt", "big.bin"}
+    stored = store.find("train", "train[layer=1]", artifact.id)
+    assert stored == artifact and stored.verify() == [] and store.verify() == []
+    assert stored.path == store.root / "train" / f"train-layer-1-{artifact.id[:12]}"
+    assert stored.read_json("a.json") == {"x": 1}
+    assert stored.file("deep/er/b.txt").read_text() == "hello"
+    assert set(stored.manifest["files"]) == {"a.json", "deep/er/b.txt", "big.bin"}
     assert store.all() == [artifact]
 
 
@@ -57,9 +57,9 @@ def test_a_manifest_holds_no_absolute_path(store, monkeypatch, tmp_path):
     monkeypatch.setenv("SLURM_SUBMIT_DIR", str(tmp_path))
     from mechstudy.store import provenance
 
-    provenance._provenance.cache_clear()
+    provenance.fixed_provenance.cache_clear()
     artifact = publish(store, data=publish(store, unit="first"))
-    provenance._provenance.cache_clear()
+    provenance.fixed_provenance.cache_clear()
     text = (artifact.path / "manifest.json").read_text()
     assert str(tmp_path) not in text and "..." in text
 
@@ -130,7 +130,7 @@ def test_verify_reports_a_manifest_that_cannot_be_read(store):
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "manifest"])
-def test_a_damaged_artifact_is_not_found_and_is_replaced_by_the_next_publish(store, damage):
+def test_a_damaged_artifact_is_absent_until_the_next_publish_replaces_it(store, damage):
     artifact = publish(store)
     if damage == "cut":
         (artifact.path / "big.bin").write_bytes(b"")
@@ -184,15 +184,15 @@ def test_an_absent_file_names_the_artifact_and_what_it_holds(store):
 def test_discard_deletes_payload_and_keeps_the_record(store):
     artifact = publish(store)
     assert store.discard(artifact, ["*.bin", "deep/*"]) == 1005
-    found = store.find("train", "train[layer=1]", artifact.id)
-    assert found is not None and found.is_discarded and artifact.is_discarded
-    assert found.verify() == [] and store.verify() == []
-    assert found.manifest["discarded"] == ["big.bin", "deep/er/b.txt"]
-    assert found.manifest["files"]["big.bin"]["size"] == 1000
+    left = store.find("train", "train[layer=1]", artifact.id)
+    assert left is not None and left.is_discarded and artifact.is_discarded
+    assert left.verify() == [] and store.verify() == []
+    assert left.manifest["discarded"] == ["big.bin", "deep/er/b.txt"]
+    assert left.manifest["files"]["big.bin"]["size"] == 1000
     with pytest.raises(MechstudyError, match=r"big\.bin was discarded to save space"):
-        found.file("big.bin")
-    assert store.discard(found, ["*.bin"]) == 0
-    assert publish(store).is_discarded is False  # computed anew, it replaces the discarded one
+        left.file("big.bin")
+    assert store.discard(left, ["*.bin"]) == 0
+    assert publish(store).is_discarded is False  # computed again, it replaces the discarded one
 
 
 def test_discarding_nothing_changes_nothing(store):
@@ -213,7 +213,7 @@ def _full(*_args, **_kwargs):
 @pytest.mark.parametrize(
     "place", ["mechstudy.store.artifact_writer.fsync_file", "mechstudy.core.files.fsync_file", "pathlib.Path.mkdir"]
 )
-def test_a_full_disk_names_the_folder_and_the_bytes_free_and_nothing_looks_complete(store, monkeypatch, place):
+def test_a_full_disk_is_named_with_bytes_free_and_nothing_looks_complete(store, monkeypatch, place):
     writer = begin(store)
     writer.file("a.txt").write_text("x")
     with monkeypatch.context() as full:
@@ -227,7 +227,7 @@ def test_a_full_disk_names_the_folder_and_the_bytes_free_and_nothing_looks_compl
     assert publish(store).verify() == []  # after space was made
 
 
-def test_a_full_disk_told_in_a_librarys_own_exception_is_recognised(tmp_path):
+def test_a_full_disk_in_a_librarys_own_exception_is_recognised(tmp_path):
     from mechstudy.core.files import disk_errors
 
     with pytest.raises(MechstudyError, match="the disk is full"), disk_errors(tmp_path):

@@ -35,12 +35,12 @@ def test_tensors_and_state_come_back_exactly(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["c.safetensors"]
 
 
-def test_views_and_tensors_that_share_memory_are_stored_apart(tmp_path):
+def test_views_and_tensors_that_share_memory_are_stored_separately(tmp_path):
     base = torch.arange(6.0)
-    given = {"a": base, "b": base, "t": base.view(2, 3).T, "row": base.view(2, 3)[1]}
-    save_checkpoint(tmp_path / "c", given, {})
+    tensors = {"a": base, "b": base, "t": base.view(2, 3).T, "row": base.view(2, 3)[1]}
+    save_checkpoint(tmp_path / "c", tensors, {})
     loaded, _ = load_checkpoint(tmp_path / "c")
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in given.items())
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
 
 
 def test_loaded_tensors_do_not_change_with_the_file(tmp_path):

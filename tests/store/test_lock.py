@@ -1,4 +1,4 @@
-"""One run of a study at a time, and no lock outlives its process."""
+"""Locks: one run of a study at a time, and no lock outlives its process."""
 
 import errno
 import fcntl
@@ -29,24 +29,42 @@ def hold(folder):
     return process
 
 
-def test_a_second_run_is_refused_with_pid_host_and_time_and_a_killed_one_is_no_obstacle(tmp_path):
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds the lock of ``tmp_path``."""
     process = hold(tmp_path)
-    try:
-        with pytest.raises(MechstudyError) as caught, RunLock(tmp_path):
-            pass
-        text = str(caught.value)
-        assert text.startswith(f"{tmp_path}: this study is already running\n  pid:   {process.pid}\n")
-        assert f"  host:  {platform.node()}\n  since: 20" in text
-        holder = RunLock.holder(tmp_path)
-        assert holder is not None and holder["pid"] == process.pid
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.process
+def test_a_second_run_is_refused_with_pid_host_and_time(tmp_path, holder):
+    with pytest.raises(MechstudyError) as caught, RunLock(tmp_path):
+        pass
+    text = str(caught.value)
+    assert text.startswith(f"{tmp_path}: this study is already running\n  pid:   {holder.pid}\n")
+    assert f"  host:  {platform.node()}\n  since: 20" in text
+    recorded = RunLock.holder(tmp_path)
+    assert recorded is not None and recorded["pid"] == holder.pid
+
+
+@pytest.mark.process
+def test_the_lock_of_a_killed_process_is_free(tmp_path, holder):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
     assert (tmp_path / "lock").read_text() != ""  # what the killed process wrote is still there
     assert RunLock.holder(tmp_path) is None
     with RunLock(tmp_path):
         pass
+
+
+def test_shared_locks_admit_one_another_and_nobody_else(tmp_path):
+    with RunLock(tmp_path, shared=True), RunLock(tmp_path, shared=True):
+        assert RunLock.holder(tmp_path) is None, "nobody holds it alone"
+        with pytest.raises(MechstudyError, match="jobs of this study are running"), RunLock(tmp_path):
+            pass
 
 
 def test_within_a_process_the_lock_is_exclusive_and_can_be_taken_again(tmp_path):
@@ -79,7 +97,7 @@ def test_without_flock_a_living_process_of_this_host_is_the_holder(tmp_path, mon
         pass
 
 
-def test_a_file_in_the_folders_place_is_named(tmp_path):
+def test_a_file_in_place_of_the_folder_is_named(tmp_path):
     file = tmp_path / "afile"
     file.write_text("x")
     for folder in (file, file / "sub"):

@@ -98,8 +98,8 @@ def test_any_flipped_byte_in_any_file_is_found_and_named(files, spec, data):
         flipped = bytearray(whole)
         flipped[position] ^= 1 << data.draw(st.integers(0, 7))
         path.write_bytes(bytes(flipped))
-        found = store.verify()
-        assert [problem.file for problem in found if problem.artifact == artifact.name].count(name) == 1
+        problems = store.verify()
+        assert [problem.file for problem in problems if problem.artifact == artifact.name].count(name) == 1
         path.write_bytes(whole)
         assert store.verify() == []
 

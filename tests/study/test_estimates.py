@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from mechstudy.dictionaries.config import DictionaryConfig
+from mechstudy.dictionaries.sizes import file_bytes
 from mechstudy.models.known import known_config
 from mechstudy.models.shapes import ModelShapes, shapes_of
-from mechstudy.study.dictionary_estimates import dictionary_cost, file_bytes
+from mechstudy.study.dictionary_costs import DictionaryCosts
 from mechstudy.study.study import Study
+from mechstudy.study.study_plan import StudyPlan
 from mechstudy.study.unit import Unit
 from mechstudy.study.units import build_units
 
@@ -73,7 +75,8 @@ def test_a_dictionary_of_the_specification_has_its_two_matrices_of_206_mb():
 def test_a_dictionary_s_file_has_exactly_the_planned_bytes(tmp_path, kind, activation):
     import torch
 
-    from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta, expected_shapes
+    from mechstudy.dictionaries.dictionary import Dictionary
+    from mechstudy.dictionaries.stored import DictionaryMeta, expected_shapes
 
     d_in, d_out = 8, 8 if kind == "sae" else 12
     written_as = "topk" if activation == "topk" else "jumprelu"
@@ -92,7 +95,7 @@ def test_streamed_dictionaries_leave_only_judging_to_their_own_unit():
 
 def test_more_of_everything_takes_more():
     def flops(phase: str, **changes) -> float:
-        return sum(unit.estimate.flops for unit in units(**changes).values() if unit.phase == phase)
+        return sum(unit.estimate.flops for unit in units(**changes).values() if unit.phase.name == phase)
 
     graphs = {"dictionaries": SPECIFICATION["dictionaries"] | {"architecture": {"kind": "transcoder", "expansion": 4}}}
     twice = flops("attribute", attribution={"n_prompts": 32}, **graphs)
@@ -103,8 +106,8 @@ def test_more_of_everything_takes_more():
     assert flops("train", dictionaries=bigger) == pytest.approx(2 * flops("train"), rel=0.01)
 
 
-def test_training_at_the_specification_s_shape_takes_the_memory_that_was_measured():
-    """docs/benchmarks.md, Memory: 2.01 GB, and 0.3 more while the finished dictionary is handed back."""
+def test_training_memory_at_the_specifications_shape_is_as_measured():
+    """docs/explanation/benchmarks.md, Memory: 2.01 GB, and 0.3 more while the finished dictionary is handed back."""
     study = Study.model_validate(SPECIFICATION)
-    cost = dictionary_cost(study, study.dictionaries.architecture, shapes("Qwen/Qwen2.5-7B"))
+    cost = DictionaryCosts.of(StudyPlan(study, shapes("Qwen/Qwen2.5-7B"), "f", Path(), {}))
     assert cost.memory == pytest.approx(2.31e9, rel=0.05)

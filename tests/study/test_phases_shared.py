@@ -16,8 +16,9 @@ import pytest
 
 from mechstudy.core.jsonio import read_json
 from mechstudy.core.progress import NullProgress
+from mechstudy.planning.opened_study import open_study
 from mechstudy.runner.results import RunResult
-from mechstudy.runner.study_run import execute, open_study
+from mechstudy.runner.study_run import execute
 from tests.support.tiny_study import write_study
 
 pytestmark = pytest.mark.slow
@@ -34,7 +35,7 @@ def study(tmp_path_factory) -> Path:
 def run(study: Path, folder: Path, size: int, *phases: str) -> RunResult:
     how = {"world_size": size, "threads": size}  # one thread each: what one process has
     opened = open_study(study, [f"compute.{key}={value}" for key, value in how.items()], out=folder)
-    targets = [unit.name for unit in opened.units if unit.phase in phases]
+    targets = [unit.name for unit in opened.units if unit.phase.name in phases]
     return execute(opened, targets, progress=NullProgress())
 
 
@@ -98,19 +99,19 @@ def kill_a_rank(study: Path, folder: Path, size: int, *phases: str) -> None:
 
     def at_work() -> psutil.Process | None:
         for scratch in folder.glob("artifacts/*/*.partial/.scratch"):
-            told = scratch / "ranks" / "1" / "progress.json"
+            progress = scratch / "ranks" / "1" / "progress.json"
             first = (scratch / "mine-001.json").exists() or "attribute" not in phases  # of a prompt's graphs
-            if first and told.exists() and (found := read_json(told))["done"] < found["total"]:
+            if first and progress.exists() and (state := read_json(progress))["done"] < state["total"]:
                 helpers = [p for p in psutil.Process(leader.pid).children() if "spawn_main" in " ".join(p.cmdline())]
                 return helpers[0] if helpers else None
         return None
 
     try:
         os.kill(wait_for(at_work).pid, signal.SIGKILL)
-        told, _ = leader.communicate(timeout=180)
+        output, _ = leader.communicate(timeout=180)
     finally:
         leader.kill()
-    assert leader.returncode == 2 and "rank 1 of" in told and "killed from outside" in told, told
+    assert leader.returncode == 2 and "rank 1 of" in output and "killed from outside" in output, output
 
 
 @pytest.mark.parametrize("after", [1, 3])

@@ -10,7 +10,8 @@ import pytest
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
 from mechstudy.core.progress import NullProgress
-from mechstudy.runner.study_run import execute, open_study
+from mechstudy.planning.opened_study import open_study
+from mechstudy.runner.study_run import execute
 from tests.support.tiny import tiny_model
 
 
@@ -47,7 +48,7 @@ def study(tmp_path_factory) -> Path:
 
 def evaluations(study: Path, folder: Path, *overrides: str) -> dict[int, dict]:
     opened = open_study(study, overrides, out=folder)
-    targets = [unit.name for unit in opened.units if unit.phase == "train"]
+    targets = [unit.name for unit in opened.units if unit.phase.name == "train"]
     result = execute(opened, targets, progress=NullProgress())
     assert result.exit_code == 0, result.failures
     return {
@@ -56,15 +57,15 @@ def evaluations(study: Path, folder: Path, *overrides: str) -> dict[int, dict]:
     }
 
 
-def test_streamed_dictionaries_are_judged_as_stored_ones_and_leave_no_activations(study, tmp_path):
+def test_streamed_dictionaries_evaluate_like_stored_ones_without_a_store(study, tmp_path):
     streamed = evaluations(study, tmp_path / "streamed")
     stored = evaluations(study, tmp_path / "stored", "dictionaries.source=store")
     assert streamed.keys() == stored.keys() == {0, 1, 2}
     for layer, evaluation in streamed.items():
         assert evaluation.keys() == stored[layer].keys()
         assert 0.8 < stored[layer]["mixing"] <= 1 and 0 < evaluation["mixing"] <= 1
-        told = {finding["what"] for finding in evaluation["health"]}
-        assert ("mixing" in told) == (evaluation["mixing"] < 0.8)
+        findings = {finding["what"] for finding in evaluation["health"]}
+        assert ("mixing" in findings) == (evaluation["mixing"] < 0.8)
         assert evaluation["d_sae"] == 32 and evaluation["n_eval_rows"] > 200
         assert evaluation["fvu_per_row"]["quantiles"]["0.5"] > 0 and evaluation["shrinkage"]["mean"] < 1.2
         assert abs(evaluation["r2"] - stored[layer]["r2"]) < 0.15, "the same recipe on the same text in another order"
@@ -81,7 +82,7 @@ def test_a_streamed_study_plans_no_store(study, tmp_path):
         "stream[2]",
         "capture[mine]",
     }
-    assert units["train[2]"].inputs.keys() == {"model", "corpus", "stream[2]"}
+    assert set(units["train[2]"].sources) == {"model", "corpus", "stream[2]"}
     assert units["stream[0-1]"].estimate.bytes_in_memory > 2 * 1024 * 4 * 16
 
 
@@ -103,7 +104,7 @@ VARIANTS = (
 
 
 @pytest.mark.parametrize("source", ["stream", "store"])
-def test_variants_come_from_the_same_rows_and_are_compared_with_the_layers_own(study, tmp_path, source):
+def test_variants_share_rows_and_are_compared_with_the_layers_own(study, tmp_path, source):
     sets = [VARIANTS, f"dictionaries.source={source}", "dictionaries.layers=1"]
     opened = open_study(study, sets, out=tmp_path)
     result = execute(opened, ["variant[1:again]", "variant[1:k2]"], progress=NullProgress())
@@ -127,7 +128,7 @@ def test_variants_change_nothing_of_the_layers_own_units(study, tmp_path):
         f"variant[{layer}:{name}]" for layer in range(3) for name in ("again", "k2")
     }
     assert all(unit == varied[name] for name, unit in plain.items() if name != "report")
-    seeds = [varied[name].spec["training"]["seed"] for name in ("train[1]", "variant[1:again]", "variant[1:k2]")]
+    seeds = [varied[name].spec.training.seed for name in ("train[1]", "variant[1:again]", "variant[1:k2]")]
     assert len(set(seeds)) == 3
 
 

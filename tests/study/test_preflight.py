@@ -1,4 +1,4 @@
-"""What is refused, or told, before a model is loaded."""
+"""Errors and notes that need no model."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def rows(n: int, split: str, **more: object) -> list[dict]:
 
 @pytest.mark.parametrize("device", ["cdua", "cuda:x", "gpu"])
 def test_a_device_that_is_none_is_refused_at_its_field(device):
-    with pytest.raises(MechstudyError, match="is no device") as error:
+    with pytest.raises(MechstudyError, match="is not a device") as error:
         check_study(study(compute={"device": device}), {})
     assert error.value.where == "compute.device"
 
@@ -49,7 +49,7 @@ def test_a_built_in_behaviours_positions_are_known_without_prompts():
     assert error.value.fix == "did you mean 'country'?"
 
 
-def test_a_file_with_fewer_prompts_than_asked_for_is_counted_and_told(tmp_path):
+def test_a_file_with_fewer_prompts_than_asked_for_gives_a_note(tmp_path):
     file(tmp_path, *rows(3, "train"), *rows(9, "test"))
     asked = study(attribution={"n_prompts": 4})
     given = outlines(asked, tmp_path)
@@ -65,7 +65,7 @@ def test_a_broken_line_is_named_before_any_tokenizer_is_there(tmp_path):
     assert str(error.value.where).endswith("mine.jsonl:2")
 
 
-def test_what_is_left_out_is_told_in_one_line_with_the_reason():
+def test_what_is_left_out_is_noted_in_one_line_with_the_reason():
     assert list(notes(study(), {})) == []
     saes = study(dictionaries={"architecture": {"kind": "sae"}})
     assert list(notes(saes, {})) == [

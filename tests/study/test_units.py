@@ -26,8 +26,8 @@ def ids(*overrides: str, fingerprint: str = "f", study: str = "demo.yaml") -> di
     loaded, _ = load_study(EXAMPLES / study, overrides)
     found: dict[str, str] = {}
     for unit in build_units(loaded, SHAPES, fingerprint, EXAMPLES):
-        inputs = {label: found[name] for label, name in unit.inputs.items()}
-        found[unit.name] = artifact_id(unit.phase, unit.version, dict(unit.spec), inputs)
+        inputs = {source: found[source] for source in unit.sources}
+        found[unit.name] = artifact_id(unit.phase.name, unit.phase.version, unit.canonical_spec, inputs)
     return found
 
 
@@ -88,7 +88,7 @@ def test_layers_are_captured_in_groups():
     assert {"capture[corpus:0-9]", "capture[corpus:10-19]", "capture[corpus:20-24]"} <= set(names)
 
 
-def test_a_misspelt_behaviour_is_told_first_with_the_nearest_name():
+def test_a_misspelt_behaviour_is_refused_with_the_nearest_name():
     with pytest.raises(MechstudyError, match="subject_verb_agrement") as caught:
         ids("behaviours=[{name: subject_verb_agrement}]")
     assert "did you mean 'subject_verb_agreement'" in str(caught.value)

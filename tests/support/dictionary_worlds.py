@@ -1,4 +1,4 @@
-"""Small worlds to train dictionaries on: rows made of a few sparse ground-truth features."""
+"""Small worlds to train dictionaries on, and dictionaries made by hand."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.stored import DictionaryMeta, expected_shapes
+
+D_IN, D_OUT, F, K = 6, 5, 24, 3
 
 
 class SparseWorld:
@@ -65,5 +70,47 @@ class StoppingWorld(SparseWorld):
             yield batch
 
 
+def exact_sae(d: int, site: str, **metadata) -> Dictionary:
+    """Feature pairs (+e_i, -e_i): reconstructs every row exactly."""
+    eye = torch.eye(d, dtype=torch.float64)
+    both = torch.cat([eye, -eye])
+    meta = DictionaryMeta("sae", "jumprelu", d, d, 2 * d, None, site, site, metadata)
+    zeros = torch.zeros(2 * d, dtype=torch.float64)
+    return Dictionary(meta, W_enc=both.T, b_enc=zeros, W_dec=both, b_dec=zeros[:d], threshold=zeros)
+
+
 def _unit(rows: Tensor) -> Tensor:
     return rows / rows.norm(dim=1, keepdim=True)
+
+
+def random_dictionary(kind="transcoder", activation="topk", dtype=torch.float64, **metadata) -> Dictionary:
+    generator = torch.Generator().manual_seed(0)
+    meta = DictionaryMeta(
+        kind=kind,
+        activation=activation,
+        d_in=D_IN,
+        d_out=D_IN if kind == "sae" else D_OUT,
+        d_sae=F,
+        k=K,
+        site_in="mlp_out.3" if kind == "sae" else "mlp_in.3",
+        site_out="mlp_out.3",
+        metadata=metadata,
+    )
+    shapes = expected_shapes(meta)
+    tensors = {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()}
+    if activation == "jumprelu":
+        tensors["threshold"] = tensors["threshold"].abs()
+    return Dictionary(meta, **{name: tensor.to(dtype) for name, tensor in tensors.items()})
+
+
+def rows(n: int = 40) -> torch.Tensor:
+    return torch.randn(n, D_IN, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+
+def dictionary_of(decoder: torch.Tensor, encoder: torch.Tensor | None = None, site: str = "mlp_out.1") -> Dictionary:
+    n, d = decoder.shape
+    meta = DictionaryMeta("sae", "topk", d, d, n, 1, site, site)
+    encoder = decoder if encoder is None else encoder
+    return Dictionary(
+        meta, W_enc=encoder.T.contiguous(), b_enc=torch.zeros(n), W_dec=decoder.clone(), b_dec=torch.zeros(d)
+    )

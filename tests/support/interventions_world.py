@@ -1,4 +1,4 @@
-"""A small world for intervention tests: random prompt pairs, a random model's transcoders, made-up groups."""
+"""Random prompt pairs, random transcoders of a model, and groups of their features, for tests."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def pair(number: int, length: int = 7, cluster: str | None = None, seed: int = 0
 
 
 def pairs(n: int, lengths: tuple[int, ...] = (7, 9), seed: int = 0) -> list[PromptPair]:
+    """Several pairs, of the lengths in turn."""
     return [pair(i, lengths[i % len(lengths)], seed=seed) for i in range(n)]
 
 
@@ -67,9 +68,9 @@ def strongest(discovery: NamedActivations, layer: int, name: str, n: int) -> lis
 
 def groups_of(discovery: NamedActivations, layers: tuple[int, ...] = (0, 2), n: int = 2) -> list[FeatureGroup]:
     """Two groups of features that are active at the subject and at the last position."""
-    found = [f for layer in layers for name in ("subject", "last") for f in strongest(discovery, layer, name, n)]
+    features = [f for layer in layers for name in ("subject", "last") for f in strongest(discovery, layer, name, n)]
     nodes = [
         {"type": "feature", "layer": f.layer, "feature": f.feature, "position": f.position, "total_effect": -i}
-        for i, f in enumerate(found)
+        for i, f in enumerate(features)
     ]
-    return feature_groups(nodes, n_groups=2, group_size=len(found) // 2)
+    return feature_groups(nodes, n_groups=2, group_size=len(features) // 2)

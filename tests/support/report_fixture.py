@@ -11,10 +11,14 @@ import hashlib
 import json
 import math
 import random
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mechstudy.monitoring.record import Sample, Session, to_lines, usage_file
+from mechstudy.report.data import ReportData, UnitFiles
+from mechstudy.study.phases import registry
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 HOSTILE_TOKENS = (HOSTILE, "\u2028", "\u202e", "\ufffd", "\n", "\t", "\x07", "<!--", "&amp;", "{{7*7}}", "`${1}`")
@@ -38,7 +42,7 @@ def spread(mean: float) -> dict[str, Any]:
 
 
 def finding(what: str, words: str, action: str) -> dict[str, Any]:
-    """As in evaluation.json's health."""
+    """A health finding of evaluation.json."""
     return {"step": 50, "what": what, "value": 0.5, "text": words, "fix": "more rows", "action": action}
 
 
@@ -56,8 +60,49 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+TITLES = {
+    "model": "Model", "prompts": "Prompts", "baseline": "Baseline", "corpus": "Corpus", "capture": "Capture",
+    "train": "Dictionaries", "variant": "Dictionaries", "attribute": "Graphs", "features": "Features",
+    "intervene": "Interventions",
+}  # fmt: skip
+PHASES = {
+    "prompts": "prompts", "baseline": "baselines", "attribute": "graphs", "intervene": "interventions",
+    "train": "dictionaries", "variant": "variants",
+}  # fmt: skip
+
+
+def report_data(
+    study: Mapping[str, Any], inputs: Mapping[str, Path], records: Sequence[Mapping[str, Any]] = ()
+) -> ReportData:
+    """A report's data from unit names such as `baseline[capitals]`: folders of artifacts, and records of units."""
+    by_name = {record["name"]: {"phase": record["name"].split("[")[0], **record} for record in records}
+    units = {name: UnitFiles(name, inputs.get(name), by_name.get(name, {})) for name in {**by_name, **inputs}}
+    parts: dict[str, dict[Any, UnitFiles]] = {field: {} for field in PHASES.values()}
+    behaviours = [b["name"] if isinstance(b, dict) else b for b in study.get("behaviours", [])]
+    names = [re.fullmatch(r"(\w+)\[(.*)\]", name) for name in units]
+    keys = {(match[1], match[2]): match[0] for match in names if match}
+    behaviours += [key for phase, key in keys if phase in list(PHASES)[:4]]
+    for phase in list(PHASES)[:4]:
+        for b in behaviours:
+            parts[PHASES[phase]][b] = units.get(f"{phase}[{b}]") or UnitFiles(f"{phase}[{b}]")
+    for (phase, key), name in keys.items():
+        if phase == "train":
+            parts["dictionaries"][int(key)] = units[name]
+        elif phase == "variant":
+            parts["variants"][(int(key.split(":")[0]), key.split(":")[1])] = units[name]
+    model, features = (units.get(name) or UnitFiles(name) for name in ("model", "features"))
+    return ReportData(
+        study=study,
+        units=list(units.values()),
+        model=model,
+        features=features,
+        profiles=registry.usage_profiles(),
+        **parts,
+    )
+
+
 class FakeStudy:
-    """Writes artifacts below `root`; `study`, `inputs` and `units` are `build_report`'s arguments."""
+    """Writes artifacts below `root`; `data` is `build_report`'s argument, made of `study`, `inputs` and `units`."""
 
     def __init__(self, root: Path, *, prompts: int = 6, big: bool = True, features_per_layer: int = 40, seed: int = 0):
         self.root, self.random = root, random.Random(seed)
@@ -94,7 +139,13 @@ class FakeStudy:
         self._usage()
         for phase in ("attribute", "intervene"):
             name = f"{phase}[{STOPPED}]"
-            self.units.append({"name": name, "phase": phase, "status": "skipped", "reason": "baseline gate"})
+            self.units.append(
+                {"name": name, "phase": phase, "title": TITLES[phase], "status": "skipped", "reason": "baseline gate"}
+            )
+
+    @property
+    def data(self) -> ReportData:
+        return report_data(self.study, self.inputs, self.units)
 
     def folder(self, unit: str) -> Path:
         path = self.root / unit.replace("[", "-").replace("]", "")
@@ -107,7 +158,8 @@ class FakeStudy:
         phase = name.split("[")[0]
         self.units.append(
             {
-                "name": name, "phase": phase, "artifact": f"{phase}/{name}-{identity[:12]}", "id": identity,
+                "name": name, "phase": phase, "title": TITLES[phase], "id": identity,
+                "artifact": f"{phase}/{name}-{identity[:12]}",
                 "seconds": seconds, "started": self.clock, "finished": self.clock + seconds, "status": "done",
                 "peak_rss_bytes": int(6e8 + 2e6 * seconds), "files": files, "version": 1,
                 "spec": {"seed": 7, "unit": name, "layers": [10, 11]},
@@ -241,8 +293,8 @@ class FakeStudy:
     def _variant(self, layer: int, name: str) -> None:
         unit = f"variant[{layer}:{name}]"
         folder, pair = self.folder(unit), {"mean": 0.65, "above": {"0.7": 0.5, "0.9": 0.25}}
-        found = {"nearest_a": pair, "nearest_b": pair, "matched": {**pair, "n": 2304, "exact": True}, "chance": 0.2}
-        write(folder / "agreement.json", {"decoder": found, "encoder": found})
+        agreement = {"nearest_a": pair, "nearest_b": pair, "matched": {**pair, "n": 2304, "exact": True}, "chance": 0.2}
+        write(folder / "agreement.json", {"decoder": agreement, "encoder": agreement})
         write(
             folder / "evaluation.json",
             {"layer": layer, "kind": "skip_transcoder", "activation": "topk", "d_sae": 1152, "k": 16, "l0": 16.0,
@@ -299,13 +351,13 @@ class FakeStudy:
 
         for i, token in enumerate(tokens):
             add(f"E_{i + 100}_{i}", "embedding", "E", i, clerp=token)
-        seen = set()
+        placed = set()
         while len(nodes) < n_nodes:
             layer, position = self.random.choice(LAYERS), min(11, int(12 * self.random.random() ** 0.5))
             feature = self.random.choice(self.features[layer]) if n_nodes < 500 else self.random.randrange(2304)
-            if (layer, feature, position) in seen:
+            if (layer, feature, position) in placed:
                 continue
-            seen.add((layer, feature, position))
+            placed.add((layer, feature, position))
             influence = self.random.paretovariate(1.2) * 1e-4
             add(f"{layer}_{feature}_{position}", "cross layer transcoder", str(layer), position,
                 feature=(layer + feature) * (layer + feature + 1) // 2 + feature, influence=influence,

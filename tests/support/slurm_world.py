@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mechstudy.runner import study_run as opening
 from mechstudy.runner.slurm import commands
 from tests.support.fake_slurm import FakeSlurm
 from tests.support.toy_model import mechstudy, write_model
-from tests.support.toy_units import chain, unit
+from tests.support.toy_units import chain, unit, use
 
 ROOT = Path(__file__).parents[2]
 RUN = Path("runs/toy")
@@ -42,11 +41,6 @@ def cluster(tmp_path, monkeypatch) -> FakeSlurm:
     (here / "text.txt").write_text("Some text.\n")
     (here / "study.yaml").write_text(STUDY)
     return FakeSlurm(tmp_path / "slurm", monkeypatch)
-
-
-def use(monkeypatch, units) -> None:
-    """The study's units are these toys."""
-    monkeypatch.setattr(opening, "build_units", lambda *_: units)
 
 
 def layers(n: int = 3, **train):

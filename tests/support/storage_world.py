@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from mechstudy.runner import study_run as opening
-from mechstudy.runner.study_run import OpenedStudy, execute, open_study
+from mechstudy.planning import opened_study as opening
+from mechstudy.planning.opened_study import OpenedStudy, open_study
+from mechstudy.runner.study_run import execute
 from mechstudy.study.unit import Unit
 from tests.support.toy_model import write_model
 from tests.support.toy_units import unit
@@ -34,13 +35,13 @@ STUDY = (
 
 def toy_study(**values: Any) -> list[Unit]:
     """model, corpus and two captures whose payload may go, trainings, pages (reads the corpus) and a report."""
-    made: dict[str, Any] = {"entry": "payload", "discard_patterns": ("*.bin",), "version": 1}
+    made: dict[str, Any] = {"entry": "payload", "payload": ("*.bin",), "version": 1}
     return [
         unit("model"),
         unit("prompts[b]", ["model"], value=values.get("prompts", 0)),
         unit("corpus", ["model"], retention="regenerate", value=values.get("corpus", 0), **made),
         *[
-            unit(f"capture[{i}]", ["corpus"], retention=values.get("capture", "regenerate"), layer=i, **made)
+            unit(f"capture[{i}]", ["corpus"], retention=values.get("capture", "regenerate"), rows_of=i, **made)
             for i in range(2)
         ],
         *[

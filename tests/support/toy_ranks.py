@@ -17,36 +17,33 @@ from mechstudy.store.artifacts import Artifact, ArtifactWriter
 from mechstudy.study.unit import Unit
 from tests.support.toy_units import unit
 
-ENTRY, SHARE = "tests.support.toy_ranks:run", "tests.support.toy_ranks:share"
-
 
 def items(n: int = 12, **spec: Any) -> Unit:
     """A unit of ``n`` items with a ``pause`` in each; rank ``on`` ``does`` something at its second item, once."""
-    made = unit("items", n=n, **spec)
-    return Unit(**{**made.__dict__, "entry": ENTRY})
+    return unit("items", entry="tests.support.toy_ranks:run", shared="tests.support.toy_ranks:share", n=n, **spec)
 
 
 def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
-    with runtime.ranks.helping({"word": "hello"}):
+    with runtime.group.sharing({"word": "hello"}):
         share(spec, inputs, out, runtime)
     found = [(out.scratch / f"item-{i}").read_text() for i in range(spec["n"])]
     out.write_text("digest", hashlib.sha256("".join(found).encode()).hexdigest())
 
 
 def share(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
-    ranks = runtime.ranks
+    ranks = runtime.group
     mine = ranks.mine(range(spec["n"]))
-    facts = {"pid": os.getpid(), "size": ranks.size, "told": dict(ranks.told), "threads": runtime.threads}
-    write_json_atomic(out.store.root.parent / f"rank-{ranks.rank}.json", facts)
+    facts = {"pid": os.getpid(), "size": ranks.size, "broadcast": dict(ranks.broadcast), "threads": runtime.threads}
+    write_json_atomic(out.root.parent / f"rank-{ranks.rank}.json", facts)
     with runtime.progress.bar("items", len(mine), "items") as bar:
         for number, i in enumerate(mine):
             kept = out.scratch / f"item-{i}"
             if not kept.exists():
                 if spec.get("on") == ranks.rank and number == 1:
-                    _do(spec["does"], out.store.root.parent)
+                    _do(spec["does"], out.root.parent)
                 time.sleep(spec.get("pause", 0.0))
                 kept.write_text(hashlib.sha256(str(i).encode()).hexdigest())
-                with (out.store.root.parent / "made").open("a") as made:
+                with (out.root.parent / "made").open("a") as made:
                     made.write(f"{i}\n")
             bar.advance(1)
 
@@ -60,27 +57,27 @@ def _do(what: str, run: Path) -> None:
     if what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "refuse":
-        raise MechstudyError("the toy is broken", where="toy.yaml:3", facts={"toy": "a bear"}, fix="mend it")
+        raise MechstudyError("the toy is broken", where="toy.yaml:3", facts={"toy": "a bear"}, fix="fix it")
     if what == "crash":
         raise ZeroDivisionError("one over nothing\nand more")
     if what == "starve":
         raise MemoryError
     if what == "hear":
+        end = time.monotonic() + 60
+        while len(list(run.glob("rank-*.json"))) < 2 and time.monotonic() < end:  # until the other one is at work
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGUSR1)
 
 
 if __name__ == "__main__":
     import sys
 
-    from mechstudy.runner.processes import task
-    from mechstudy.runner.processes.torchrun import led
+    from mechstudy.machine.runtime_options import RunOptions
+    from mechstudy.runner.processes.serving import led
     from mechstudy.runner.run import Run
-    from mechstudy.runner.run_unit import Options
-
-    task.SHARES[ENTRY] = SHARE
 
     def work() -> int:
         study = [items(pause=float(sys.argv[2]))]
-        return Run(Path(sys.argv[1]), study, Options(threads=2, world_size=int(sys.argv[3]))).execute().exit_code
+        return Run(Path(sys.argv[1]), study, RunOptions(threads=2, world_size=int(sys.argv[3]))).execute().exit_code
 
     sys.exit(led(work))

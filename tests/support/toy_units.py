@@ -3,34 +3,130 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict
+
+from mechstudy.core.config import Config
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.work import Estimate
 from mechstudy.machine.runtime import Runtime
 from mechstudy.store.artifacts import Artifact, ArtifactStore, ArtifactWriter
-from mechstudy.study.unit import Estimate, Unit
+from mechstudy.study.fingerprints import file_fingerprint
+from mechstudy.study.phases import registry
+from mechstudy.study.phases.base import Phase
+from mechstudy.study.phases.baseline import BaselinePhase
+from mechstudy.study.retention import Retention
+from mechstudy.study.unit import Input, Unit
+
+
+class ToySpec(Config):
+    """Any fields."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+@dataclass(frozen=True)
+class ToyPhase(Phase[ToySpec, dict[str, Artifact]]):
+    """A phase whose ``run`` is a function of this module, or of another one (``module:function``)."""
+
+    name: str
+    entry: str = "digest"
+    version: int = 1
+    optional_inputs: bool = False
+    reads_payload: bool = True
+    payload: tuple[str, ...] = ()
+    concludes: bool = False
+    resumes: bool = False
+    retention: Retention = "keep"
+    shared: str | None = None
+    spec = ToySpec
+    inputs = dict[str, Artifact]
+    title = ""
+
+    @property
+    def kind(self) -> str:
+        return self.name
+
+    @property
+    def command(self):
+        """That of the phase whose name it has."""
+        return next((phase.command for phase in registry.phases() if phase.name == self.name), None)
+
+    @property
+    def reference(self) -> str:
+        values = json.dumps(asdict(self)).encode().hex()
+        return f"{__name__ if __name__ != '__main__' else 'tests.support.toy_units'}:toy_{values}"
+
+    def units(self, plan):
+        raise NotImplementedError
+
+    def run(self, spec, inputs, out, runtime) -> None:
+        _function(self.entry)(spec.canonical(), inputs, out, runtime)
+
+    def share(self, spec, inputs, out, runtime) -> None:
+        _function(self.shared)(spec.canonical(), inputs, out, runtime)
+
+    def shares(self, unit: Unit) -> bool:
+        return self.shared is not None
+
+    def collect(self, unit: Unit, artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
+        return dict(artifacts)
+
+    def gate(self, output: Artifact) -> str | None:
+        return BaselinePhase().gate(output) if self.entry == "baseline" else None
+
+    def changed(self, spec: ToySpec, base: Path) -> str | None:
+        file, expected = (spec.canonical().get(name) for name in ("file", "sha256"))
+        return file if file is not None and file_fingerprint(base / file) != expected else None
+
+
+def _function(entry: str) -> Callable[..., None]:
+    module, _, name = entry.rpartition(":")
+    return getattr(import_module(module or "tests.support.toy_units"), name)
+
+
+def __getattr__(name: str) -> Any:
+    """A phase by its reference."""
+    if name.startswith("toy_"):
+        values = json.loads(bytes.fromhex(name.removeprefix("toy_")))
+        return ToyPhase(**{**values, "payload": tuple(values["payload"])})
+    raise AttributeError(name)
 
 
 def unit(
     name: str, inputs: Sequence[str] = (), *, phase: str | None = None, entry: str = "digest", **options: Any
 ) -> Unit:
-    """A toy unit; options that are no fields of a unit make its spec."""
-    fields = {"gates", "optional_inputs", "retention", "discard_patterns", "reads_payload", "estimate", "version"}
-    kept = {key: options.pop(key) for key in list(options) if key in fields}
+    """A toy unit; options that are no fields of a unit or its phase make its spec."""
+    of_phase = ("optional_inputs", "reads_payload", "version", "shared", "payload", "resumes")
+    of_unit = ("gates", "retention", "estimate", "behaviour", "layer", "variant", "wave")
+    phase_fields, fields = (
+        {key: options.pop(key) for key in list(options) if key in known} for known in (of_phase, of_unit)
+    )
+    phase_fields["retention"] = options.pop("usual_retention", "keep")
+    kind, _, about = name.partition("[")
+    kind, about = phase or kind, about.rstrip("]")
+    phase_fields.setdefault("concludes", kind == "report")
+    if about.isdecimal():
+        fields.setdefault("layer", int(about))
+    elif about and not about.startswith("corpus"):
+        fields.setdefault("behaviour", about)
     return Unit(
         name=name,
-        phase=phase or name.partition("[")[0],
-        version=kept.pop("version", 1),
-        spec=options,
-        inputs={source: source for source in inputs},
-        entry=f"tests.support.toy_units:{entry}",
-        estimate=kept.pop("estimate", Estimate(bytes_on_disk=100, bytes_in_memory=1000)),
-        **kept,
+        phase=ToyPhase(kind, entry, **phase_fields),
+        spec=ToySpec(**options),
+        inputs=tuple(Input("model" if source == "model" else "inputs", source) for source in inputs),
+        estimate=fields.pop("estimate", Estimate(bytes_on_disk=100, bytes_in_memory=1000)),
+        **fields,
     )
 
 
@@ -100,14 +196,14 @@ def baseline(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: Artif
 def runs_as(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
     """Its digest is how it runs, and how its inputs did."""
     parts = [artifact.file("digest").read_text() for artifact in inputs.values()]
-    how = f"{runtime.ranks.size} of {runtime.threads}, {runtime.batch_tokens}"
+    how = f"{runtime.group.size} of {runtime.threads}, {runtime.batch_tokens}"
     out.write_text("digest", "; ".join([*parts, how]))
     out.write_json("summary.json", {"how": "; ".join([*parts, how])})
     _note(out)
 
 
 def refuses(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
-    raise MechstudyError("the toy is broken", where="toy.yaml:3", fix="mend it")
+    raise MechstudyError("the toy is broken", where="toy.yaml:3", fix="fix it")
 
 
 def says_what_is_absent(
@@ -120,11 +216,11 @@ def crashes(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: Artifa
     raise ZeroDivisionError("one over nothing\nand more")
 
 
-def broken_until_mended(
+def broken_until_fixed(
     spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime
 ) -> None:
-    if not Path(spec["mended"]).exists():
-        raise MechstudyError("not mended yet")
+    if not Path(spec["fixed"]).exists():
+        raise MechstudyError("not fixed yet")
     digest(spec, inputs, out, runtime)
 
 
@@ -177,7 +273,7 @@ def site(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactW
 
 
 def deaf(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
-    """Takes its time and looks after no request to stop."""
+    """Takes its time and ignores requests to stop."""
     time.sleep(spec["pause"])
     digest(spec, inputs, out, runtime)
 
@@ -201,13 +297,18 @@ def loads_torch(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: Ar
     out.write_text("digest", f"{float(total)}")
 
 
+def options(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
+    """The options it runs with."""
+    out.write_json("options.json", runtime.options.as_json())
+
+
 def threads(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
     out.write_text("digest", f"{runtime.threads} {os.environ['OMP_NUM_THREADS']}")
 
 
 def _note(out: ArtifactWriter) -> None:
     """Appends to a file beside the artifacts which units have run, so that tests can count."""
-    with (out.store.root.parent / "calls").open("a") as calls:
+    with (out.root.parent / "calls").open("a") as calls:
         calls.write(f"{out.unit}\n")
 
 
@@ -217,20 +318,38 @@ def calls(run: Path) -> list[str]:
     return file.read_text().split() if file.exists() else []
 
 
+def toy_process(folder: Path, parallel: int, pause: float) -> subprocess.Popen[str]:
+    """This module as a script: a model and three units that count, in a process of their own."""
+    command = [sys.executable, "-m", "tests.support.toy_units", str(folder), str(parallel), str(pause)]
+    return subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_steps(folder: Path, steps: int) -> None:
+    """Until a train unit has counted so far."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for state in folder.glob("artifacts/train/*.partial/.scratch/state"):
+            text = state.read_text()
+            if text and int(text.split()[0]) >= steps:
+                return
+        time.sleep(0.01)
+    raise AssertionError("the run did not come that far")
+
+
 if __name__ == "__main__":
+    from mechstudy.machine.runtime_options import RunOptions
     from mechstudy.runner.run import Run
-    from mechstudy.runner.run_unit import Options
 
     slow = [
         unit("model"),
         *[unit(f"train[{i}]", ["model"], entry="counting", to=100, pause=float(sys.argv[3])) for i in range(3)],
     ]
-    result = Run(Path(sys.argv[1]), slow, Options(max_parallel=int(sys.argv[2]))).execute()
+    result = Run(Path(sys.argv[1]), slow, RunOptions(max_parallel=int(sys.argv[2]))).execute()
     sys.exit(result.exit_code)
 
 
 def use(monkeypatch, units) -> None:
     """Studies opened from now on have these units."""
-    from mechstudy.runner import study_run as opened
+    from mechstudy.planning import opened_study as opened
 
     monkeypatch.setattr(opened, "build_units", lambda *_: units)

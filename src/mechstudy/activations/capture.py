@@ -1,13 +1,14 @@
-"""Activations of a corpus, from the model into a store; of prompts: `prompt_capture`."""
+"""Captures the activations of a corpus into a store (for prompts, see `prompt_capture`)."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechstudy.activations.quota import Quota
@@ -16,23 +17,16 @@ from mechstudy.activations.writer import StoreWriter
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.core.signals import Stopped, requested
 from mechstudy.models.batches import captured
+from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
 from mechstudy.store.checkpoint import load_checkpoint, save_checkpoint
-
-if TYPE_CHECKING:
-    from mechstudy.models.language_model import LanguageModel
 
 CHECKPOINT_SECONDS = 60.0
 
 
-def site_width(model: LanguageModel, site: Site) -> int:
-    """Number of coordinates at a site."""
-    return model.d_mlp if site.kind == "mlp_act" else model.d_model
-
-
 def capture_corpus(
     model: LanguageModel,
-    token_rows: Tensor,
+    token_rows: Int[Tensor, "documents t"],
     sites: Sequence[Site],
     folder: Path,
     *,
@@ -44,15 +38,27 @@ def capture_corpus(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     quota: Quota | None = None,
 ) -> Store:
-    """Store every position of every row at ``sites``.
+    """Captures every position of every row at ``sites`` into a store.
 
-    Before shuffling, row ``d * T + t`` is token t of document d. Killed and run again with the same
-    ``checkpoint``, it goes on where it was and writes the same bytes: batches are cut as the first run cut
-    them, whatever ``batch_tokens`` says now. Where a stop is asked for (`core.stopping`), it saves first.
+    Before shuffling, row ``d * T + t`` is token t of document d. A killed capture resumes from its checkpoint and
+    writes the same bytes: batches are those of the first run, whatever ``batch_tokens`` is now. A requested stop
+    (`core.signals`) saves a checkpoint first.
 
     Args:
-        token_rows: token ids [n_documents, T].
-        checkpoint: file to resume from, written at most every ``checkpoint_seconds``.
+        model: the model to run.
+        token_rows: token ids, one document per row.
+        sites: the sites to capture.
+        folder: where the store is written.
+        dtype: of stored rows: ``bfloat16``, ``float32`` or ``int8``.
+        seed: of the shuffle.
+        batch_tokens: tokens per forward pass.
+        progress: reports tokens.
+        checkpoint: file to resume from.
+        checkpoint_seconds: least time between two checkpoints.
+        quota: limit on the bytes of the run's files.
+
+    Raises:
+        MechstudyError: the disk, or the quota, has not enough room.
     """
     writer = corpus_writer(model, token_rows, sites, folder, dtype=dtype, seed=seed, quota=quota)
     write_corpus(model, token_rows, writer, batch_tokens, progress, checkpoint, checkpoint_seconds)
@@ -61,7 +67,7 @@ def capture_corpus(
 
 def capture_corpus_part(
     model: LanguageModel,
-    token_rows: Tensor,
+    token_rows: Int[Tensor, "documents t"],
     sites: Sequence[Site],
     folder: Path,
     rank: int,
@@ -76,10 +82,10 @@ def capture_corpus_part(
     quota: Quota | None = None,
     label: str = "capture",
 ) -> None:
-    """One of ``n_writers`` processes' share of `capture_corpus`; every process is given all ``token_rows``.
+    """One of ``n_writers`` processes' share of `capture_corpus`; every process passes all ``token_rows``.
 
-    Once all are done, `store.merge` makes the store, the same bytes as one process's: batches are cut where one
-    process would cut them, so ``batch_tokens`` has to be the same in all. Each has a checkpoint of its own.
+    When all are done, `writer.merge` makes the store, with the bytes that one process would write. For that,
+    ``batch_tokens`` has to be the same in all processes. Each process has its own checkpoint.
     """
     writer = corpus_writer(
         model, token_rows, sites, folder, dtype=dtype, seed=seed, rank=rank, n_writers=n_writers, quota=quota
@@ -89,10 +95,10 @@ def capture_corpus_part(
 
 
 def corpus_writer(
-    model: LanguageModel, token_rows: Tensor, sites: Sequence[Site], folder: Path, **how: Any
+    model: LanguageModel, token_rows: Tensor, sites: Sequence[Site], folder: Path, **options: Any
 ) -> StoreWriter:
-    """A writer for every position of every row, wide enough for each site."""
-    return StoreWriter(folder, {site: site_width(model, site) for site in sites}, token_rows.numel(), **how)
+    """A writer for every position of every row at ``sites``; ``options`` are those of `StoreWriter`."""
+    return StoreWriter(folder, {site: model.width(site) for site in sites}, token_rows.numel(), **options)
 
 
 def write_corpus(
@@ -105,7 +111,7 @@ def write_corpus(
     checkpoint_seconds: float,
     label: str = "capture",
 ) -> None:
-    """Runs the model over the documents of the writer's rows, from where its checkpoint says on."""
+    """Runs the model over the documents of the writer's rows, from the checkpoint on."""
     context = token_rows.shape[1]
     progress = progress or NullProgress()
     sites = list(writer.sites)
@@ -142,7 +148,7 @@ def write_corpus(
 
 
 def activations_at(
-    model: LanguageModel, tokens_BT: Tensor, sites: Sequence[Site], progress: Progress
-) -> dict[Site, Tensor]:
-    """Activations [B * T, width] of each site; halves the batch where memory runs out."""
+    model: LanguageModel, tokens_BT: Int[Tensor, "b t"], sites: Sequence[Site], progress: Progress
+) -> dict[Site, Float[Tensor, "rows width"]]:
+    """Activations [B * T, width] at each site. Where memory runs out, the batch is halved and tried again."""
     return {site: rows.flatten(0, 1) for site, rows in captured(model, tokens_BT, sites, progress).items()}

@@ -1,4 +1,4 @@
-"""Checksums of a store's files: sha256 of the whole, and crc32 of every 4 MiB, which says where a file is damaged."""
+"""Checksums of a store's files: sha256 of the whole file, and crc32 of every 4 MiB to locate damage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Bytes = bytes | bytearray | memoryview
 
 @dataclass(frozen=True)
 class FileSum:
-    """What a file's bytes are: size, sha256 (hex), and crc32 of each ``block`` bytes (the last are fewer)."""
+    """Size, sha256 (hex) and crc32 of every ``block`` bytes of a file; the last block may be shorter."""
 
     bytes: int
     sha256: str
@@ -27,7 +27,7 @@ class FileSum:
 
 
 def sum_of(path: Path, block: int = BLOCK) -> FileSum:
-    """One sequential read of a file."""
+    """The checksums of a file, from one sequential read."""
     digest, sums, size = hashlib.sha256(), [], 0
     buffer = memoryview(bytearray(block))
     with path.open("rb", buffering=0) as file:
@@ -39,29 +39,29 @@ def sum_of(path: Path, block: int = BLOCK) -> FileSum:
 
 
 def sums_of(files: Sequence[Path], block: int = BLOCK) -> list[FileSum]:
-    """Of several files, a few at a time: both checksums let other threads run."""
+    """The checksums of several files, up to four at a time."""
     workers = max(1, min(4, len(files), len(os.sched_getaffinity(0))))
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(lambda file: sum_of(file, block), files))
 
 
 def check_files(files: Iterable[tuple[Path, FileSum]]) -> None:
-    """Reads files from end to end and compares.
+    """Reads files from end to end and compares them with their checksums.
 
     Raises:
-        MechstudyError: of the first file that differs, with its first block that does.
+        MechstudyError: a file differs; the first one is named, with its first block that differs.
     """
     listed = list(files)
     block = next((expected.block for _, expected in listed if expected.crc32), BLOCK)
-    for (path, expected), found in zip(listed, sums_of([path for path, _ in listed], block), strict=True):
-        if found.sha256 == expected.sha256:
+    for (path, expected), actual in zip(listed, sums_of([path for path, _ in listed], block), strict=True):
+        if actual.sha256 == expected.sha256:
             continue
-        differing = (n for n, (a, b) in enumerate(zip(expected.crc32, found.crc32, strict=False)) if a != b)
+        differing = (n for n, (a, b) in enumerate(zip(expected.crc32, actual.crc32, strict=False)) if a != b)
         raise damaged(path, next(differing, None), block)
 
 
 def damaged(path: Path, number: int | None, block: int) -> MechstudyError:
-    """The error that names a file and the block of it that is not what was written."""
+    """The error for a file that differs from what was written, in a block if that is known."""
     where = {} if number is None else {"block": f"{number:,}, bytes {number * block:,} to {(number + 1) * block - 1:,}"}
     return MechstudyError(
         f"{path.name} is damaged: it does not match its checksum",
@@ -72,9 +72,9 @@ def damaged(path: Path, number: int | None, block: int) -> MechstudyError:
 
 
 class BlockCheck:
-    """Compares the blocks of a file as somebody reads it; each is compared once.
+    """Compares the blocks of a file with their checksums while it is read, each block once.
 
-    What a reader passes over by a seek is read here where it lies in a block that the reader read in part.
+    Bytes that the reader skips are read here if the rest of their block was read.
     """
 
     def __init__(self, path: Path, expected: FileSum) -> None:
@@ -88,10 +88,12 @@ class BlockCheck:
         return not self._left
 
     def feed(self, file: int, offset: int, pieces: Iterable[Bytes]) -> None:
-        """The pieces, one after the other, are the file's bytes from ``offset`` on.
+        """Takes the file's bytes from ``offset`` on, as consecutive pieces.
 
         Args:
             file: descriptor of the open file.
+            offset: of the first piece.
+            pieces: consecutive parts of the file.
 
         Raises:
             MechstudyError: a block differs.
@@ -133,7 +135,7 @@ def _pread(file: int, offset: int, size: int) -> memoryview:
 
 
 def _read_full(file: int, buffer: memoryview, offset: int) -> int:
-    """Fills the buffer from the offset on; fewer bytes only at the file's end."""
+    """Fills the buffer from the offset on, with fewer bytes only at the file's end."""
     done = 0
     while done < len(buffer) and (count := os.preadv(file, [buffer[done:]], offset + done)):
         done += count

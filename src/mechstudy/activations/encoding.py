@@ -1,7 +1,7 @@
-"""How rows become bytes: bf16 and f32 as they are, int8 with one scale for every block of coordinates.
+"""Rows as stored bytes: bf16 and float32 unchanged, int8 with one scale for every block of coordinates.
 
 A residual stream has a few coordinates hundreds of times larger than the rest. One scale for the whole row would round
-those others to nothing; with a scale for every 64 coordinates only an outlier's own block is coarse.
+the others to zero; with a scale for every 64 coordinates, only an outlier's own block is coarse.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,23 +20,23 @@ from mechstudy.activations.config import SCALE_BLOCK, scales_per_row
 DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
 RAW: dict[str, type[np.generic]] = {"bfloat16": np.uint16, "float32": np.uint32, "int8": np.int8}
 _RAW_TORCH = {"bfloat16": torch.int16, "float32": torch.int32, "int8": torch.int8}
-_CACHED = 1 << 15  # numbers worked on at a time, so that the next step finds them in the cache
-LEVELS = 127  # -127..127: symmetric, so that -x is stored as minus what x is
+_CACHED = 1 << 15  # numbers processed at a time, so that they stay in the CPU's cache
+LEVELS = 127  # -127..127: symmetric, so that -x is stored as the negative of x
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Rows as they are stored: ``raw`` [n, width], and for int8 ``scales`` float32 [n, blocks]."""
+    """Stored rows: ``raw`` [n, width], and for int8 ``scales`` [n, blocks]."""
 
     raw: NDArray[Any]
     scales: NDArray[np.float32] | None = None
 
 
-def encode(rows_ND: Tensor, dtype: str) -> Encoded:
-    """Rows on the CPU as stored bytes.
+def encode(rows_ND: Float[Tensor, "n d"], dtype: str) -> Encoded:
+    """Encodes rows on the CPU.
 
-    int8: a block's scale is its largest magnitude / 127, 0 for a block of zeros, NaN where a number of it is not
-    finite: such a block comes back as NaN.
+    The scale of an int8 block is its largest magnitude / 127: 0 for a block of zeros, and NaN for a block with a number
+    that is not finite, which is decoded as NaN.
     """
     if dtype != "int8":
         return Encoded(rows_ND.to(DTYPES[dtype]).contiguous().view(_RAW_TORCH[dtype]).numpy())
@@ -65,7 +66,7 @@ def _quantise(rows_ND: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decode(raw: NDArray[Any], scales: NDArray[Any] | None, out: NDArray[Any]) -> None:
-    """Stored rows [n, width] into float32 ``out`` [n, width], contiguous. NumPy only: it takes one core."""
+    """Decodes stored rows [n, width] into contiguous float32 ``out`` [n, width], on one core (NumPy only)."""
     if scales is None:
         bits = out.view(np.uint32)
         bits[...] = raw
@@ -82,8 +83,8 @@ def decode(raw: NDArray[Any], scales: NDArray[Any] | None, out: NDArray[Any]) ->
         np.multiply(raw[:, end:], scales[:, whole:], out=out[:, end:])
 
 
-def decoded(encoded: Encoded) -> Tensor:
-    """The rows as a reader gets them, float32 [n, width]."""
+def decoded(encoded: Encoded) -> Float[Tensor, "n d"]:
+    """The rows as a reader returns them, in float32."""
     out = np.empty(encoded.raw.shape, np.float32)
     decode(encoded.raw, encoded.scales, out)
     return torch.from_numpy(out)

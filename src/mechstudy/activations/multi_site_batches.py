@@ -1,6 +1,6 @@
-"""Batches of many sites at once: from a store's files, or from the model as it reads the corpus.
+"""Batches of the same rows at several sites, from a store or directly from forward passes of the model.
 
-Both are sources for `dictionaries.many.train_many`: the same rows at every site, fully determined by the step.
+Both kinds feed `dictionaries.training.train_many`. A batch is fully determined by its step.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechstudy.activations.capture import activations_at, site_width
+from mechstudy.activations.capture import activations_at
 from mechstudy.activations.mixing import mixing
-from mechstudy.activations.prefetch import ahead
+from mechstudy.activations.prefetch import prefetched
 from mechstudy.activations.reader import KeptRows, checksums_of, files_of, kept_positions, sink_limit
 from mechstudy.activations.statistics import SINK_RATIO
 from mechstudy.activations.store import Store
@@ -23,17 +24,28 @@ from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
 
 
-class StorePass:
-    """Batches of a store's rows at several sites, read once, first positions left out.
+class StoreBatches:
+    """Batches of a store's rows at several sites, read together, without first positions.
 
-    The store is shuffled on disk, so a pass reads every file from end to end; the seed says where it begins.
+    The store is shuffled on disk, so an epoch reads every file from end to end. The seed determines where it begins.
+
+    Args:
+        store: the store.
+        sites: the sites to read.
+        batch_size: rows per batch.
+        seed: where in the store the first epoch begins.
+        sink_ratio: rows of a larger norm than this, relative to the median, count as sinks (``limits``).
+        prefetch: batches read ahead.
+        verify: compare every block with its checksum when it is first read (see `RowReader`).
+
+    Raises:
+        MechstudyError: no row is left, or a site was not captured.
     """
 
     def __init__(
         self, store: Store, sites: Sequence[Site], batch_size: int, *, seed: int = 0,
         sink_ratio: float | None = SINK_RATIO, prefetch: int = 2, verify: bool = False,
     ) -> None:  # fmt: skip
-        """``verify`` compares every block with its checksum as it is first read (see `RowReader`)."""
         self.store, self.sites, self.batch_size, self.prefetch = store, tuple(sites), batch_size, prefetch
         files = {site: files_of(store, site) for site in self.sites}
         self.widths = {str(site): file.width for site, file in files.items()}
@@ -51,28 +63,34 @@ class StorePass:
         named = {str(site): file for site, file in files.items()}
         self._rows = KeptRows(named, keep, seed, checksums=checksums_of(store, files.values(), verify))
 
-    def batches(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
-        """``{site: [batch_size, width]}`` of steps ``start``, ``start + 1``, ..., for ever: bf16 where they are
-        stored so, else float32."""
-        yield from ahead(self._rows.batches(start, self.batch_size), self.prefetch)
+    def batches(self, start: int = 0) -> Iterator[dict[str, Float[Tensor, "batch width"]]]:
+        """Endless batches by site, from step ``start`` on: bf16 if they are stored as such, else float32."""
+        yield from prefetched(self._rows.batches(start, self.batch_size), self.prefetch)
 
 
-class StreamPass:
-    """Batches straight from forward passes: nothing is stored, and memory is one window of rows.
+class StreamBatches:
+    """Batches directly from forward passes: nothing is stored on disk, and one window of rows is held in memory.
 
-    Documents are taken in a shuffled order, a window of them at a time; the window's rows (first positions left
-    out) are shuffled and cut into batches. A row meets only rows of its own window, so a window should hold many
-    more documents than a batch has rows of one: `mixing` measures it.
+    Documents are processed in a shuffled order, one window at a time. The window's rows, without first positions, are
+    shuffled and cut into batches, so a batch mixes rows of one window only. A window should hold many more documents
+    than a batch has rows of each; `mixing` measures that.
 
     Args:
-        token_rows: token ids [n_documents, T], rows of equal length.
-        window_rows: rows held at a time; ``nbytes`` says what that takes.
+        model: the model to run.
+        token_rows: token ids, one document per row.
+        sites: the sites to capture.
+        batch_size: rows per batch.
+        window_rows: rows held at a time (see ``nbytes``).
+        seed: of both shuffles.
+        sink_ratio: rows of a larger norm than this, relative to the median, count as sinks (``limits``).
+        batch_tokens: tokens per forward pass.
+        dtype: of the rows held.
     """
 
     def __init__(
         self,
         model: LanguageModel,
-        token_rows: Tensor,
+        token_rows: Int[Tensor, "documents t"],
         sites: Sequence[Site],
         batch_size: int,
         *,
@@ -84,7 +102,7 @@ class StreamPass:
     ) -> None:
         self.model, self.tokens, self.sites, self.batch_size = model, token_rows, tuple(sites), batch_size
         self.seed, self.batch_tokens, self.dtype = seed, batch_tokens, dtype
-        self.widths = {str(site): site_width(model, site) for site in self.sites}
+        self.widths = {str(site): model.width(site) for site in self.sites}
         n_documents, context = token_rows.shape
         self._per_document = context - 1
         documents = max(1, min(n_documents, window_rows // self._per_document))
@@ -102,8 +120,8 @@ class StreamPass:
         rows = self._documents * self._per_document
         return rows * sum(self.widths.values()) * self.dtype.itemsize
 
-    def batches(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
-        """``{site: [batch_size, width]}`` of steps ``start``, ``start + 1``, ..., for ever."""
+    def batches(self, start: int = 0) -> Iterator[dict[str, Float[Tensor, "batch width"]]]:
+        """Endless batches by site, from step ``start`` on."""
         step = start
         while True:
             window, within = divmod(step, self.steps_per_window)
@@ -113,7 +131,7 @@ class StreamPass:
             step += 1
 
     def mixing(self, step: int = 0) -> float:
-        """How well the batch of a step mixes documents (`mixing.mixing`): 1 as rows of the whole corpus, 0 of one."""
+        """How well the batch of a step mixes documents (see `mixing.mixing`)."""
         window, within = divmod(step, self.steps_per_window)
         documents = self._rows_of(window)[1][within * self.batch_size : (within + 1) * self.batch_size]
         return mixing(documents, len(self.tokens))
@@ -121,7 +139,7 @@ class StreamPass:
     def _rows_of(self, window: int) -> tuple[dict[str, Tensor], Tensor]:
         """The window's shuffled rows by site, and the document of each."""
         if self._window is None or self._window[0] != window:
-            self._window = None  # let go of the last one before the next is made
+            self._window = None  # frees its memory before the next window is made
             self._window = (window, *self._make(window))
         return self._window[1], self._window[2]
 
@@ -133,24 +151,24 @@ class StreamPass:
         place = torch.empty_like(order)
         place[order] = torch.arange(n_rows)  # row i of the window goes to place[i]
         done = 0
-        for part in documents.split(max(1, self.batch_tokens // self.tokens.shape[1])):
-            found = activations_at(self.model, self.tokens[part].long(), self.sites, NullProgress())
+        for part in torch.split(documents, max(1, self.batch_tokens // self.tokens.shape[1])):
+            activations = activations_at(self.model, self.tokens[part].long(), self.sites, NullProgress())
             size = len(part) * self._per_document
-            for site, values in found.items():
+            for site, values in activations.items():
                 kept = values.view(len(part), -1, values.shape[-1])[:, 1:].reshape(size, -1)
                 rows[str(site)][place[done : done + size]] = kept.to("cpu", self.dtype)
             done += size
         return rows, documents.repeat_interleave(self._per_document)[order]
 
     def _documents_of(self, window: int) -> Tensor:
-        """The documents of a window: consecutive ones of endless epochs, each in an order of its own."""
+        """The documents of a window: consecutive ones of endless epochs, each with its own order."""
         n = len(self.tokens)
-        first, found = window * self._documents, []
+        first, parts = window * self._documents, []
         for epoch in range(first // n, (first + self._documents - 1) // n + 1):
             order = torch.randperm(n, generator=torch.Generator().manual_seed(_mixed(self.seed, 1, epoch)))
             low, high = max(0, first - epoch * n), min(n, first + self._documents - epoch * n)
-            found.append(order[low:high])
-        return torch.cat(found)
+            parts.append(order[low:high])
+        return torch.cat(parts)
 
 
 def _mixed(seed: int, purpose: int, number: int) -> int:

@@ -1,4 +1,4 @@
-"""Seeded bijections of row numbers in O(1) memory, so that rows are shuffled once, as they are written."""
+"""Seeded permutations of row numbers in O(1) memory, which shuffle rows once, as they are written."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ def _mixed(value: int) -> int:
 
 
 class Feistel:
-    """A bijection of 0..n-1: a balanced Feistel network over the next power of four, with cycle walking.
+    """A permutation of 0..n-1: a balanced Feistel network over the next power of four, with cycle walking.
 
-    Outputs that fall outside of the range are sent through the network again, which keeps it a bijection and
-    takes at most four passes on average (Black and Rogaway, CT-RSA 2002, "Ciphers with arbitrary finite
-    domains").
+    Outputs outside of the range pass through the network again, which keeps it a permutation and takes at most four
+    passes on average (Black and Rogaway, CT-RSA 2002, "Ciphers with arbitrary finite domains").
     """
 
     def __init__(self, n: int, seed: int) -> None:
@@ -40,8 +39,8 @@ class Feistel:
         out = self._encrypt(np.asarray(rows).astype(np.uint64))
         outside = np.flatnonzero(out >= self.n)
         while outside.size:
-            out.flat[outside] = again = self._encrypt(out.flat[outside])
-            outside = outside[again >= self.n]
+            out.flat[outside] = image = self._encrypt(out.flat[outside])
+            outside = outside[image >= self.n]
         return out.astype(np.int64)
 
     def _encrypt(self, x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -54,18 +53,17 @@ class Feistel:
 
 
 def run_length(row_bytes: int) -> int:
-    """Rows that are written side by side: the smallest power of two that fills 16 KiB."""
+    """Rows that are written contiguously: the smallest power of two that fills 16 KiB."""
     return 1 << max(0, (-(-RUN_BYTES // row_bytes) - 1).bit_length())
 
 
 class WindowedShuffle:
-    """Where each row goes: shuffled within its window of rows, whose short runs go all over the file.
+    """The place of each row in the file: shuffled within its window, whose short runs are spread over the whole file.
 
-    Writing rows one by one to random places costs a page of disk traffic for each; here each window is
-    shuffled (one Feistel network per window) and its runs of ``run`` rows are dealt to slots in the whole
-    file by another, so writes are contiguous pieces of about 16 KiB. Any stretch of the file holds runs from
-    everywhere, and each run holds rows from its whole window. The rows that do not fill a run stay at the end
-    of the file.
+    Writing single rows to random places costs a page of disk traffic each. Here each window is shuffled by its own
+    Feistel network, and its runs of ``run`` rows are assigned to slots of the whole file by another, so writes are
+    contiguous pieces of about 16 KiB. Any stretch of the file holds runs from everywhere, and each run holds rows from
+    its whole window. Rows that do not fill a run stay at the end of the file.
     """
 
     def __init__(self, n_rows: int, seed: int, run: int = 1, window: int | None = None) -> None:
@@ -77,7 +75,7 @@ class WindowedShuffle:
         self._slots = Feistel(max(1, n_rows // run), _mixed(seed))
 
     def __call__(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Places of the given rows in the file, int64."""
+        """Places of rows in the file."""
         rows = np.asarray(rows, dtype=np.int64)
         shuffled = np.empty_like(rows)
         windows = rows // self.window

@@ -1,23 +1,22 @@
-"""Work done ahead of its use, in a thread that ends when nobody asks any more."""
+"""Items of an iterator, computed ahead of their use in a thread."""
 
 from __future__ import annotations
 
 import queue
 import threading
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 _DONE = object()
 
 
-def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
-    """The items in their order, up to ``depth`` of them made before they are asked for.
+def prefetched(items: Iterator[T], depth: int) -> Iterator[T]:
+    """The items in their order, up to ``depth`` of them computed before they are requested.
 
-    Errors of the items' making are raised where the item would have come. The thread ends when this iterator is
-    closed or let go.
+    An error in computing an item is raised in its place. The thread ends when this iterator is closed or deleted.
     """
-    ready: queue.Queue = queue.Queue(maxsize=depth)
+    ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
     stop = threading.Event()
 
     def deliver(item: object) -> bool:
@@ -35,7 +34,7 @@ def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
                 if not deliver((item, None)):
                     return
             deliver((_DONE, None))
-        except BaseException as error:  # handed to the thread that asked for the item
+        except BaseException as error:  # raised in the thread that requests the item
             deliver((None, error))
 
     thread = threading.Thread(target=fill, daemon=True)

@@ -1,4 +1,4 @@
-"""Activations of prompts, from the model into a store: chosen positions, in the prompts' order."""
+"""Captures the activations of prompts into a store: selected positions, in the order of the prompts."""
 
 from __future__ import annotations
 
@@ -6,28 +6,26 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mechstudy.activations.capture import activations_at, site_width
+from mechstudy.activations.capture import activations_at
 from mechstudy.activations.config import Positions
 from mechstudy.activations.quota import Quota
 from mechstudy.activations.store import Store
 from mechstudy.activations.writer import StoreWriter
+from mechstudy.behaviours.schema import PromptPair
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.files import atomic_path
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.models.batches import length_buckets
+from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
 from mechstudy.store.checkpoint import load_checkpoint, save_checkpoint
-
-if TYPE_CHECKING:
-    from mechstudy.behaviours.schema import PromptPair
-    from mechstudy.models.language_model import LanguageModel
 
 DOCUMENTS_FILE = "documents.jsonl"
 VERSIONS = ("clean", "corrupted")
@@ -35,9 +33,9 @@ VERSIONS = ("clean", "corrupted")
 
 @dataclass(frozen=True)
 class PromptBatches:
-    """Prompts as they are captured: their tokens, the positions chosen of each, and the batches they run in.
+    """Prompts to capture: their tokens, their selected positions, and their batches.
 
-    Documents are numbered as `capture_prompts` says; prompt i's rows begin at ``firsts[i]``.
+    Documents are numbered as in `capture_prompts`. The rows of prompt i begin at ``firsts[i]``.
     """
 
     pairs: Sequence[PromptPair]
@@ -50,7 +48,11 @@ class PromptBatches:
     def of(
         cls, pairs: Sequence[PromptPair], positions: Positions, versions: Sequence[str], batch_tokens: int
     ) -> PromptBatches:
-        """Raises MechstudyError for a position that a prompt does not have (the pair is named)."""
+        """The clean and corrupted prompts of pairs, or those of one of the two versions.
+
+        Raises:
+            MechstudyError: no prompts, or a prompt without one of the positions (its pair is named).
+        """
         if not pairs or not versions:
             raise MechstudyError("there are no prompts to capture")
         documents, prompts, chosen = [], [], []
@@ -65,27 +67,28 @@ class PromptBatches:
 
     @property
     def firsts(self) -> NDArray[np.int64]:
+        """First row of each prompt in the store, and the number of all rows."""
         return np.concatenate([[0], np.cumsum([len(c) for c in self.chosen])]).astype(np.int64)
 
-    def tokens(self, members: Sequence[int]) -> Tensor:
-        """Of one batch, [B, T]."""
+    def tokens(self, members: Sequence[int]) -> Int[Tensor, "b t"]:
+        """Token ids of one batch."""
         return torch.tensor([self.prompts[i] for i in members])
 
     def places(self, members: Sequence[int]) -> NDArray[np.int64]:
-        """Where the chosen positions lie in the batch's flattened rows [B * T]."""
+        """Indices of the selected positions in the batch's flattened rows [B * T]."""
         length = len(self.prompts[members[0]])
         return np.concatenate([row * length + self.chosen[i] for row, i in enumerate(members)])
 
     def rows(
         self, model: LanguageModel, members: Sequence[int], sites: Sequence[Site], progress: Progress
-    ) -> dict[Site, Tensor]:
-        """The batch's chosen rows at every site, on the model's device."""
+    ) -> dict[Site, Float[Tensor, "rows width"]]:
+        """The batch's selected rows at every site, on the model's device."""
         places = torch.from_numpy(self.places(members))
-        found = activations_at(model, self.tokens(members), sites, progress)
-        return {site: values[places.to(values.device)] for site, values in found.items()}
+        activations = activations_at(model, self.tokens(members), sites, progress)
+        return {site: values[places.to(values.device)] for site, values in activations.items()}
 
     def file(self, kept: Path, members: Sequence[int]) -> Path:
-        """Where a batch's rows are kept; its name says which prompts they are of."""
+        """The file in ``kept`` that holds a batch's rows."""
         return kept / f"{len(self.prompts[members[0]])}-{members[0]}-{len(members)}.safetensors"
 
 
@@ -103,19 +106,32 @@ def capture_prompts(
     quota: Quota | None = None,
     kept: Path | None = None,
 ) -> Store:
-    """Store chosen positions of clean and corrupted prompts, in order: pair by pair, clean before corrupted.
+    """Captures selected positions of clean and corrupted prompts, pair by pair, clean before corrupted.
 
-    Document ``2 * i`` is pair i's clean prompt and ``2 * i + 1`` its corrupted one; ``documents.jsonl`` says
-    their ids, first row and named positions. Batches that `keep_prompts` has left in ``kept`` are taken from there.
+    Document ``2 * i`` is the clean prompt of pair i and ``2 * i + 1`` the corrupted one; ``documents.jsonl`` holds
+    their ids, first rows and named positions.
+
+    Args:
+        model: the model to run.
+        pairs: prompt pairs tokenised for this model.
+        sites: the sites to capture.
+        positions: the positions to capture.
+        folder: where the store is written.
+        versions: ``clean``, ``corrupted`` or both.
+        dtype: of stored rows.
+        batch_tokens: tokens per forward pass.
+        progress: reports prompts.
+        quota: limit on the bytes of the run's files.
+        kept: folder of batches that `keep_prompts` has captured; these are read, not captured again.
 
     Raises:
-        MechstudyError: a position that a prompt does not have (the pair is named).
+        MechstudyError: a prompt without one of the positions (its pair is named), or not enough room.
     """
     progress = progress or NullProgress()
     plan = PromptBatches.of(pairs, positions, versions, batch_tokens)
     firsts = plan.firsts
     writer = StoreWriter(
-        folder, {site: site_width(model, site) for site in sites}, int(firsts[-1]), dtype, shuffle=False, quota=quota
+        folder, {site: model.width(site) for site in sites}, int(firsts[-1]), dtype, shuffle=False, quota=quota
     )
     _write_documents(folder / DOCUMENTS_FILE, pairs, plan.documents, [len(p) for p in plan.prompts], firsts)
     with progress.bar("capture", len(plan.prompts), "prompts") as bar:
@@ -146,7 +162,7 @@ def keep_prompts(
     size: int,
     progress: Progress,
 ) -> None:
-    """One of ``size`` processes' share of `capture_prompts`: the rows of every size-th batch, as files in ``kept``."""
+    """One of ``size`` processes' share of `capture_prompts`: captures every size-th batch into files in ``kept``."""
     mine = plan.batches[rank::size]
     with progress.bar("prompts", sum(map(len, mine)), "prompts") as bar:
         for members in mine:

@@ -1,7 +1,4 @@
-"""Room for an activation store: what it needs, what the disk and the study's quota leave, what would make it fit.
-
-Torch-free, so that plans stay quick.
-"""
+"""Disk space for an activation store: its need, the quota, and changes that make it fit. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,10 +19,10 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?i?)b\s*", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
-    """Bytes of ``50GB`` (10^9), ``1.5 TiB`` (2^40), ``800 MB``.
+    """Bytes of a size such as ``50GB`` (10^9), ``1.5 TiB`` (2^40) or ``800 MB``.
 
     Raises:
-        MechstudyError: not a size, or nothing.
+        MechstudyError: not a size, or zero.
     """
     match = _SIZE.fullmatch(text)
     scale = None if match is None else (_UNITS | _BINARY).get(match[2].lower())
@@ -38,13 +35,13 @@ def parse_size(text: str) -> int:
 
 @dataclass(frozen=True)
 class Quota:
-    """At most so many bytes of files below a folder. Where they may be none, the disk itself is the limit."""
+    """A limit on the bytes of all files below a folder."""
 
     limit: int
     folder: Path
 
     def used(self, *, finished: bool = False) -> int:
-        """Bytes of all files there; ``finished`` leaves out those of unfinished work (``....partial``)."""
+        """Bytes of all files below the folder; ``finished`` leaves out unfinished work (``*.partial``)."""
         total = 0
         for path in self.folder.rglob("*"):
             if finished and any(part.endswith(".partial") for part in path.relative_to(self.folder).parts):
@@ -61,12 +58,20 @@ class Quota:
 def require_room(
     folder: Path, sites: Mapping[Site, int], n_rows: int, dtype: str, quota: Quota | None, *, corpus: bool = True
 ) -> None:
-    """Refuses a store (or several in sub-folders, ``n_rows`` in all) that the quota does not leave room for.
+    """Checks that the quota has room for a store, or for several in sub-folders.
 
-    What is there of it already, from an interrupted capture, is not asked for again.
+    Files of an interrupted capture are subtracted from the need.
+
+    Args:
+        folder: of the store.
+        sites: width of each site.
+        n_rows: rows of all stores together.
+        dtype: of stored rows.
+        quota: the limit; None checks nothing.
+        corpus: whether the store is a corpus's, whose size other settings can reduce.
 
     Raises:
-        MechstudyError: says what is needed, free and left, and the changes that would make it fit.
+        MechstudyError: there is not enough room; the message has the need, the space left and changes that would fit.
     """
     if quota is None:
         return
@@ -86,7 +91,7 @@ def no_room(
     *,
     corpus: bool = True,
 ) -> MechstudyError:
-    """The error for a store that needs more than ``available`` bytes; a quota is named where one is given."""
+    """The error for a store that needs more than ``available`` bytes of the disk, or of a quota."""
     needed = store_bytes(n_rows, sites.values(), dtype)
     facts = {"needed": f"{needed:,} bytes", "free": free_text(folder)}
     if quota is not None:
@@ -101,23 +106,23 @@ def no_room(
 
 
 def changes_that_fit(sites: Mapping[Site, int], n_rows: int, dtype: str, available: int) -> Sequence[str]:
-    """Changes of a study, each of which alone makes a corpus' store fit into ``available`` bytes."""
+    """Changes of a study, each of which makes the store of its corpus fit into ``available`` bytes."""
     layers: dict[int, list[int]] = {}
     for site, width in sites.items():
         layers.setdefault(site.layer, []).append(width)
-    found = []
+    changes = []
     if n := _layers_that_fit(list(layers.values()), n_rows, dtype, available):
-        found.append(f"dictionaries.layers_per_pass: {n} (with storage.retain.capture: discard)")
+        changes.append(f"dictionaries.layers_per_pass: {n} (with storage.retain.capture: discard)")
     small = store_bytes(n_rows, sites.values(), "int8")
     if small <= available:
-        found.append(f"dictionaries.store_dtype: int8 (needs {small:,} bytes)")
-    elif not found and (n := _layers_that_fit(list(layers.values()), n_rows, "int8", available)):
-        found.append(f"dictionaries.store_dtype: int8 with layers_per_pass: {n}")
-    return [*found, "dictionaries.source: stream (needs no disk)"]
+        changes.append(f"dictionaries.store_dtype: int8 (needs {small:,} bytes)")
+    elif not changes and (n := _layers_that_fit(list(layers.values()), n_rows, "int8", available)):
+        changes.append(f"dictionaries.store_dtype: int8 with layers_per_pass: {n}")
+    return [*changes, "dictionaries.source: stream (needs no disk)"]
 
 
 def _layers_that_fit(layers: Sequence[Sequence[int]], n_rows: int, dtype: str, available: int) -> int:
-    """The most layers, fewer than all, whose rows fit."""
+    """The largest number of layers, less than all, whose rows fit."""
     for n in range(len(layers) - 1, 0, -1):
         largest = sorted(layers, key=sum)[-n:]
         if store_bytes(n_rows, [width for widths in largest for width in widths], dtype) <= available:

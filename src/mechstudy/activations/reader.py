@@ -1,4 +1,4 @@
-"""Training batches from an activation store: sequential reads, ahead of their use, resumable at any step."""
+"""Training batches from an activation store: sequential reads, prefetched, resumable at any step."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mechstudy.activations.checksums import FileSum
 from mechstudy.activations.config import ITEM_SIZES, scales_per_row
 from mechstudy.activations.encoding import DTYPES, RAW, decode
-from mechstudy.activations.prefetch import ahead
+from mechstudy.activations.prefetch import prefetched
 from mechstudy.activations.row_file import RowFile, Run, Slabs
 from mechstudy.activations.statistics import SINK_RATIO
 from mechstudy.activations.store import SiteFiles, Store
 from mechstudy.core.errors import MechstudyError, nearest
-from mechstudy.models.device_transfer import sent_ahead
+from mechstudy.models.device_transfer import copied_ahead
 from mechstudy.models.sites import Site
 
 BLOCK_BYTES = 4 << 20
@@ -28,19 +29,39 @@ SCAN_ROWS = 1 << 20
 
 
 class RowReader:
-    """Batches ``(x, y)`` of one site's rows and another's, for ever.
+    """Endless batches ``(x, y)`` of the rows of an input and an output site.
 
-    They are fully determined by the store, the seed and the step they start from. Rows at a document's first
-    position and sinks (input or target norm above ``sink_ratio`` times its median) are left out: in SmolLM2 the
-    normed inputs of a sink look like any other, and what the MLP writes there is 500 times the rest. Rows that are
-    not finite stay in, so that training sees and names them. The store is shuffled on disk, so an epoch reads it from
-    end to end; the seed says where it begins.
+    Batches are fully determined by the store, the seed and the step they start from. Rows at a document's first
+    position are skipped, and so are sinks (input or output norm above ``sink_ratio`` times its median): in SmolLM2 the
+    normed inputs of a sink look like any others, and the MLP's output there is 500 times the rest. Rows that are not
+    finite are kept, so that training detects and reports them. The store is shuffled on disk, so an epoch reads it from
+    end to end. The seed determines where it begins.
+
+    Args:
+        store: the store.
+        site_in: the site of ``x``.
+        site_out: the site of ``y``; it may be the same.
+        batch_size: rows per batch.
+        seed: where in the store the first epoch begins.
+        drop_first_position: skip first positions.
+        sink_ratio: see above; None keeps sinks.
+        prefetch: batches read ahead.
+        widen: return bf16 rows as float32.
+        verify: compare every block with its checksum when it is first read, which halves the speed of reading for that
+            time. An error names the file and the block.
+        device: where batches are; to CUDA the next one is copied while the current one is used.
 
     Attributes:
-        d_in, d_out: widths of the two sites.
-        n_rows: rows in the store; rows_per_epoch: those that are kept.
-        max_input_norm, max_output_norm: rows of a larger norm are sinks; None with ``sink_ratio=None``.
-        sink_rows: rows left out as sinks (first positions not counted).
+        d_in: width of the input site.
+        d_out: width of the output site.
+        n_rows: rows in the store.
+        rows_per_epoch: rows that are not skipped.
+        max_input_norm: rows of a larger input norm are sinks; None with ``sink_ratio=None``.
+        max_output_norm: likewise for output norms.
+        sink_rows: rows skipped as sinks (first positions not counted).
+
+    Raises:
+        MechstudyError: no row is left, or a site was not captured.
     """
 
     def __init__(
@@ -58,9 +79,6 @@ class RowReader:
         verify: bool = False,
         device: str = "cpu",
     ) -> None:
-        """``verify`` compares every block with its checksum as it is first read, which halves the reading thread's
-        speed for that long: an error then names the file and the block. Batches come on ``device``; to CUDA the next
-        one is copied from pinned memory while the last one is used."""
         assert batch_size > 0, batch_size
         self.store, self.site_in, self.site_out = store, site_in, site_out
         self.batch_size, self.seed, self.prefetch, self.device = batch_size, seed, prefetch, device
@@ -83,18 +101,18 @@ class RowReader:
             files, self._keep, seed, widen=widen, checksums=checksums_of(store, files.values(), verify)
         )
 
-    def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of steps ``start``, ``start + 1``, ...: [batch_size, d_in] and [batch_size, d_out].
+    def batches(self, start: int = 0) -> Iterator[tuple[Float[Tensor, "batch d_in"], Float[Tensor, "batch d_out"]]]:
+        """Batches from step ``start`` on.
 
-        bf16 where they are stored so (and ``widen`` is not set), else float32: a training step widens them on its
-        own device, which is faster than here. The two are the same tensor when the sites are. A thread reads ahead;
-        it ends when the iterator is closed or let go.
+        They are bf16 if stored as such (and ``widen`` is not set), else float32: a training step widens them faster on
+        its own device. If the two sites are the same, so are the tensors. A thread reads ahead; it ends when the
+        iterator is closed or deleted.
         """
         batches = self._pairs(start)
-        return sent_ahead(batches, self.device) if self.device.startswith("cuda") else batches
+        return copied_ahead(batches, self.device) if self.device.startswith("cuda") else batches
 
     def _pairs(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in ahead(self._rows.batches(start, self.batch_size), self.prefetch):
+        for rows in prefetched(self._rows.batches(start, self.batch_size), self.prefetch):
             yield rows["x"], rows.get("y", rows["x"])
 
     def _kept_rows(self, drop_first_position: bool) -> tuple[NDArray[np.bool_], int]:
@@ -105,19 +123,19 @@ class RowReader:
             for site, limit in ((self.site_in, self.max_input_norm), (self.site_out, self.max_output_norm)):
                 if limit is not None:
                     norms = self.store.norms(site, rows)
-                    keep[rows] &= (norms <= limit) | ~np.isfinite(norms)  # training is to see what is broken
+                    keep[rows] &= (norms <= limit) | ~np.isfinite(norms)  # kept, so that training reports them
         return keep, before - int(np.count_nonzero(keep))
 
 
 class KeptRows:
-    """Rows of several sites of a store, read together and in order, without those a mask leaves out.
+    """The rows of several sites that a mask keeps, read together and in order.
 
     Args:
-        files: by the name that batches give their rows.
-        keep: [n_rows] bool, true somewhere.
-        seed: says at which kept row the first epoch begins.
-        widen: bf16 rows as float32 rather than as they are stored.
-        checksums: of the files that are to be compared with theirs.
+        files: the files of each site, under the name that batches use.
+        keep: mask [n_rows], true for at least one row.
+        seed: determines the kept row at which the first epoch begins.
+        widen: return bf16 rows as float32.
+        checksums: of the files that are verified.
     """
 
     def __init__(
@@ -137,15 +155,15 @@ class KeptRows:
         self._offset = int(np.random.default_rng(seed).integers(self._kept_before[-1]))
 
     def batches(self, start: int, size: int) -> Iterator[dict[str, Tensor]]:
-        """Batches ``start``, ``start + 1``, ... of ``size`` rows, for ever: bf16 (unless widened) or float32.
+        """Endless batches of ``size`` rows by name, from batch ``start`` on.
 
-        NumPy only: it runs beside the training step, and NumPy takes one core.
+        NumPy only, which uses one core, as this runs beside the training step.
         """
-        together = max(1, BLOCK_BYTES // (self._row_bytes * size))  # small batches are read several at a time
+        together = max(1, BLOCK_BYTES // (self._row_bytes * size))  # several small batches are read at a time
         runs = self._runs((self._offset + start * size) % int(self._kept_before[-1]))
         left: Run = (0, 0)
         with ExitStack() as stack:
-            opened = {
+            sites = {
                 name: stack.enter_context(SiteRows(file, together * size, self._widen, self._checksums))
                 for name, file in self._files.items()
             }
@@ -156,13 +174,13 @@ class KeptRows:
                     taken.append((first, min(last, first + missing)))
                     left = taken[-1][1], last
                     missing -= taken[-1][1] - first
-                read = {name: file.read(taken) for name, file in opened.items()}
+                read = {name: site.read(taken) for name, site in sites.items()}
                 for number in range(0, together * size, size):
                     yield {name: rows[number : number + size] for name, rows in read.items()}
-                del read  # else its memory could not be used for the next
+                del read  # else its memory could not be reused for the next one
 
     def _runs(self, position: int) -> Iterator[Run]:
-        """Rows side by side that are kept, from the ``position``-th kept row on, epoch after epoch."""
+        """Consecutive kept rows, from the ``position``-th kept row on, epoch after epoch."""
         block = int(np.searchsorted(self._kept_before, position, side="right")) - 1
         skip = position - int(self._kept_before[block])
         while True:
@@ -176,7 +194,7 @@ class KeptRows:
 
 
 class SiteRows:
-    """One site's rows as tensors, whatever they are stored as."""
+    """One site's rows as tensors, decoded if they are int8."""
 
     def __init__(self, site: SiteFiles, n_rows: int, widen: bool, checksums: Mapping[Path, FileSum]) -> None:
         self._file = RowFile(site.file, site.width, RAW[site.dtype], checksums.get(site.file))
@@ -202,11 +220,11 @@ class SiteRows:
         self._opened.close()
 
     def read(self, runs: Sequence[Run]) -> Tensor:
-        """Rows of the runs [n, width], bf16 or float32."""
+        """The rows of consecutive ranges, [n, width], bf16 or float32."""
         raw = self._raw.take()
         self._file.read(runs, raw)
         if not self._decode:
-            signed = raw.view(np.int16 if raw.dtype == np.uint16 else np.int32)  # torch views no unsigned ones
+            signed = raw.view(np.int16 if raw.dtype == np.uint16 else np.int32)  # torch has no views of unsigned types
             return torch.from_numpy(signed).view(self._dtype)
         scales = None
         if self._scales is not None:
@@ -223,7 +241,7 @@ def row_files(files: Iterable[SiteFiles]) -> list[Path]:
 
 
 def checksums_of(store: Store, files: Iterable[SiteFiles], verify: bool) -> Mapping[Path, FileSum]:
-    """Of the sites' row files; none where nothing is to be verified."""
+    """The checksums of the sites' row files; empty unless ``verify``."""
     return store.checksums(row_files(files)) if verify else {}
 
 

@@ -1,8 +1,8 @@
-"""Rows of one file of a store, read straight to where they are used: no row is copied after the disk gave it.
+"""Rows of one file of a store, read directly into the arrays that batches use.
 
-Rows that are left out lie between those that are kept, a few in a hundred. `os.preadv` scatters one sequential read
-over many places: kept rows go to the batch, the others to a place nobody looks at. Memory of batches that nobody holds
-any more is used again, as fresh pages cost as much as the reading itself.
+A few rows in a hundred are skipped. `os.preadv` scatters one sequential read over many buffers: kept rows go to the
+batch, skipped ones to a buffer that is not used. The memory of batches that are no longer referenced is reused, as
+fresh pages cost as much time as reading.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from numpy.typing import NDArray
 from mechstudy.activations.checksums import BlockCheck, FileSum
 from mechstudy.core.errors import MechstudyError
 
-Run = tuple[int, int]  # rows from the first up to (not including) the second
-MAX_PIECES = 1000  # of one preadv; Linux takes 1024
-MAX_GAP = 256 << 10  # bytes between two kept rows: more are passed over by a seek
+Run = tuple[int, int]  # consecutive rows: the first, and the one after the last
+MAX_PIECES = 1000  # buffers of one preadv; Linux allows 1024
+MAX_GAP = 256 << 10  # bytes between two kept rows; larger gaps are skipped by a seek
 MAX_SLABS = 32
 
 
 class Slabs:
-    """Arrays of one shape and dtype, handed out again once nobody holds them or a view of them."""
+    """Arrays of one shape and dtype, reused once neither they nor their views are referenced."""
 
     def __init__(self, shape: tuple[int, int], dtype: type[np.generic]) -> None:
         self._shape, self._dtype = shape, dtype
         self._slabs: list[NDArray[Any]] = []
         probe = [np.empty(0)]
-        self._idle = sys.getrefcount(probe[0])  # the list's own reference, and the asking
+        self._idle = sys.getrefcount(probe[0])  # references of the list and of the call itself
 
     def take(self) -> NDArray[Any]:
-        """An array whose content is anything."""
+        """An array with arbitrary content."""
         for number in range(len(self._slabs)):
             if sys.getrefcount(self._slabs[number]) <= self._idle:
                 return self._slabs[number]
         slab = np.empty(self._shape, self._dtype)
-        if len(self._slabs) < MAX_SLABS:  # a reader whose batches are all kept must not keep them twice over
+        if len(self._slabs) < MAX_SLABS:  # batches that are never deleted are not held here as well
             self._slabs.append(slab)
         return slab
 
@@ -50,7 +50,10 @@ class RowFile:
     """One file of fixed-size rows, read forwards.
 
     Args:
-        expected: its checksums, to compare each block with as it is read for the first time.
+        path: the file.
+        width: numbers per row.
+        dtype: of the numbers.
+        expected: checksums that each block is compared with when it is first read.
     """
 
     def __init__(self, path: Path, width: int, dtype: type[np.generic], expected: FileSum | None = None) -> None:
@@ -69,13 +72,13 @@ class RowFile:
         os.close(self._file)
 
     def read(self, runs: Sequence[Run], out: NDArray[Any]) -> None:
-        """Rows of the runs, in their order, into ``out`` [n, width], contiguous.
+        """Reads the rows of the runs, in order, into contiguous ``out`` [n, width].
 
         Raises:
-            MechstudyError: the file ends before, or a block of it does not match its checksum.
+            MechstudyError: the file is too short, or a block does not match its checksum.
         """
         checking = self._check is not None and not self._check.done
-        max_gap = 0 if checking else MAX_GAP  # the check has to see what lies between, too
+        max_gap = 0 if checking else MAX_GAP  # the check needs the bytes in between
         target, done = out.reshape(-1).view(np.uint8).data, 0
         pieces: list[memoryview] = []
         offset = position = runs[0][0] * self.row_bytes
@@ -100,17 +103,17 @@ class RowFile:
         wanted, position = sum(map(len, pieces)), offset
         count = os.preadv(self._file, pieces, position)
         rest = pieces
-        while count < wanted:  # seldom: a signal, or a file system that gives less at a time
+        while count < wanted:  # rare: a signal, or a file system that reads less at a time
             if not count:
                 raise MechstudyError(
                     f"{self.path.name} ended early", where=str(self.path.parent), fix="capture it again"
                 )
             position, wanted = position + count, wanted - count
-            passed = 0
-            while count >= len(rest[passed]):
-                count -= len(rest[passed])
-                passed += 1
-            rest = [rest[passed][count:], *rest[passed + 1 :]]
+            filled = 0
+            while count >= len(rest[filled]):
+                count -= len(rest[filled])
+                filled += 1
+            rest = [rest[filled][count:], *rest[filled + 1 :]]
             count = os.preadv(self._file, rest, position)
         if self._check is not None:
             self._check.feed(self._file, offset, pieces)

@@ -1,6 +1,6 @@
-"""A store's rows copied to the node's own disk before they are read many times.
+"""Copies of a store's rows on the node's local disk, for training that reads them many times.
 
-On a cluster the store lies on a file system that hundreds of nodes share; every epoch reads all of it again.
+On a cluster the store is on a file system that hundreds of nodes share, and every epoch reads all of it.
 """
 
 from __future__ import annotations
@@ -20,37 +20,10 @@ from mechstudy.activations.reader import files_of, row_files
 from mechstudy.activations.store import Store
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.files import disk_errors
+from mechstudy.machine.file_systems import MOUNTS, file_system, is_network
 from mechstudy.models.sites import Site
 
-MOUNTS = Path("/proc/mounts")
-NETWORK = {
-    "9p", "afs", "beegfs", "ceph", "cifs", "gfs2", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "orangefs", "panfs",
-    "pvfs2", "smb3", "smbfs", "virtiofs", "wekafs",
-}  # fmt: skip
-LOCAL_FUSE = {"fuse.fuse-overlayfs", "fuse.lxcfs", "fuse.portal"}
-SPARE = 1 << 30  # bytes that stay free beside the copy
-
-
-def file_system(path: Path, mounts: Path = MOUNTS) -> str:
-    """The type of the file system a path lies on (``nfs4``, ``ext4``); empty where that cannot be read."""
-    path, best, found = path.resolve(), -1, ""
-    try:
-        lines = mounts.read_text().splitlines()
-    except OSError:
-        return ""
-    for line in lines:
-        fields = line.split()
-        if len(fields) < 3:
-            continue
-        point = Path(re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields[1]))  # a blank is \040
-        if path.is_relative_to(point) and len(point.parts) >= best:  # the later of two mounts hides the earlier
-            best, found = len(point.parts), fields[2]
-    return found
-
-
-def is_network(kind: str) -> bool:
-    """Whether a file system type is one that other machines share."""
-    return kind in NETWORK or ((kind == "fuse" or kind.startswith("fuse.")) and kind not in LOCAL_FUSE)
+SPARE = 1 << 30  # bytes that stay free after the copy
 
 
 @contextmanager
@@ -64,13 +37,17 @@ def staged(
     environment: Mapping[str, str] = os.environ,
     mounts: Path = MOUNTS,
 ) -> Iterator[Store]:
-    """The store, with the rows of ``sites`` on a local disk inside the block; the copy is deleted at its end.
+    """Inside the block, the store with the rows of ``sites`` copied to a local disk; the copy is deleted at the end.
 
     Args:
-        stage: ``off``; a folder; or ``auto``: ``$SLURM_TMPDIR``, else ``$TMPDIR``, where the store is on a network file
-            system, the folder is not and has room, and the rows are read more than once.
+        store: the store.
+        sites: the sites whose rows are copied.
+        stage: ``off``; a folder; or ``auto``, which uses ``$SLURM_TMPDIR`` or else ``$TMPDIR`` if the store is on a
+            network file system, the folder is not and has room, and the rows are read more than once.
         epochs: how often the rows will be read.
-        say: told what was copied, and why not.
+        say: receives what was copied, or why nothing was.
+        environment: where variables are looked up.
+        mounts: the file that lists the mounted file systems.
 
     Raises:
         MechstudyError: the named folder has no room or cannot be written, or a file does not match its checksum.
@@ -83,7 +60,7 @@ def staged(
         return
     with disk_errors(target):
         target.mkdir(parents=True, exist_ok=True)
-        _remove_left_overs(target)
+        _remove_stale_copies(target)
         folder = Path(tempfile.mkdtemp(prefix=f"{_prefix()}{os.getpid()}-", dir=target))
     try:
         with disk_errors(target):
@@ -103,7 +80,7 @@ def _target(
     environment: Mapping[str, str],
     mounts: Path,
 ) -> Path | None:
-    """The folder to copy to, or None."""
+    """The folder to copy to; None if nothing is copied."""
     if stage == "off":
         return None
     if stage != "auto":
@@ -146,7 +123,7 @@ def _free(folder: Path) -> int:
 
 
 def _copy(store: Store, source: Path, target: Path) -> Path:
-    """Copies a file and compares size and sha256 with what the store says of it."""
+    """Copies a file, and compares its size and sha256 with those the store recorded."""
     digest, size = hashlib.sha256(), 0
     buffer = memoryview(bytearray(BLOCK))
     with source.open("rb", buffering=0) as reading, target.open("wb", buffering=0) as writing:
@@ -166,8 +143,8 @@ def _prefix() -> str:
     return f"mechstudy-stage-{socket.gethostname()}-"
 
 
-def _remove_left_overs(target: Path) -> None:
-    """Deletes copies of processes of this machine that were killed before they could."""
+def _remove_stale_copies(target: Path) -> None:
+    """Deletes copies left by killed processes of this machine."""
     for folder in target.glob(f"{_prefix()}*"):
         pid = folder.name.removeprefix(_prefix()).split("-")[0]
         if pid.isdigit() and not _is_alive(int(pid)):
@@ -179,6 +156,6 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # somebody else's
+    except OSError:  # another user's
         return True
     return True

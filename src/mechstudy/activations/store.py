@@ -1,4 +1,4 @@
-"""A finished activation store, opened for reading."""
+"""Activation stores: finished captures on disk, opened for reading."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from safetensors import safe_open
 from torch import Tensor
 
 from mechstudy.activations.checksums import FileSum, check_files
@@ -35,16 +37,17 @@ CHECKSUMS_FILE = "checksums.safetensors"
 
 @dataclass(frozen=True)
 class SiteFiles:
-    """One site of a store. Statistics leave out first positions and rows that are not finite; None without rows.
+    """Files and statistics of one site of a store.
 
-    ``quantisation_fvu`` is what 8 bits lost: squared error over variance, sinks left out too; None of other dtypes.
+    Statistics exclude first positions and rows that are not finite; they are None without rows. ``quantisation_fvu`` is
+    the squared error of int8 rows over their variance, sinks excluded; None for other dtypes.
     """
 
     width: int
     dtype: str
     file: Path
     norms_file: Path
-    scales_file: Path | None  # of int8 rows
+    scales_file: Path | None  # of int8 rows only
     count: int
     mean_squared_norm: float | None
     median_norm: float | None
@@ -55,7 +58,7 @@ class SiteFiles:
 
 @dataclass(frozen=True)
 class Index:
-    """Where rows come from; three int32 arrays of equal length."""
+    """The document, position and token of each row."""
 
     documents: NDArray[np.int32]
     positions: NDArray[np.int32]
@@ -63,9 +66,9 @@ class Index:
 
 
 class Store:
-    """A finished store, opened for reading; the size of every file is verified.
+    """A finished store, opened for reading. The sizes of all files are checked.
 
-    ``copies`` says which files are read elsewhere (see `reading`).
+    ``copies`` maps files to the copies that are read instead (see `reading`).
 
     Raises:
         MechstudyError: not a store, a missing or truncated file (named).
@@ -93,12 +96,8 @@ class Store:
         self._shuffle = WindowedShuffle(self.n_rows, self.seed, **shuffle) if shuffle else None
         self._check_sizes()
 
-    @classmethod
-    def open(cls, folder: Path) -> Store:
-        return cls(folder)
-
-    def rows(self, site: Site, rows: slice = slice(None)) -> Tensor:
-        """Rows of a site as float32 [n, width]; only the bytes of the slice's span are read."""
+    def rows(self, site: Site, rows: slice = slice(None)) -> Float[Tensor, "n d"]:
+        """Rows of a site in float32. Only the bytes of the slice's span are read."""
         files = self.sites[site]
         raw = self._read(files.file, RAW[files.dtype], files.width, rows)
         scales = None
@@ -109,54 +108,51 @@ class Store:
         return torch.from_numpy(out)
 
     def norms(self, site: Site, rows: slice = slice(None)) -> NDArray[np.float32]:
-        """Euclidean norms of a site's rows [n]."""
+        """Euclidean norms of a site's rows."""
         return self._read(self.sites[site].norms_file, np.float32, 1, rows)[:, 0]
 
     def index(self, rows: slice = slice(None)) -> Index:
-        """Document, position and token of rows."""
+        """Documents, positions and tokens of rows."""
         columns = self._read(self.folder / INDEX_FILE, np.int32, 3, rows)
         return Index(columns[:, 0], columns[:, 1], columns[:, 2])
 
     def places(self, numbers: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Where rows ended up, by the number they were put under."""
+        """Places in the files of rows that were put under these numbers."""
         return np.asarray(numbers, dtype=np.int64) if self._shuffle is None else self._shuffle(numbers)
 
-    def mean(self, site: Site) -> Tensor:
-        """Mean row of a site, float64 [width], without the documents' first positions."""
-        from safetensors import safe_open
-
+    def mean(self, site: Site) -> Float[Tensor, " d"]:
+        """Mean row of a site, in float64, without first positions."""
         with safe_open(self.folder / STATISTICS_FILE, "pt") as file:
-            return file.get_tensor(f"{site}.mean")
+            mean: Tensor = file.get_tensor(f"{site}.mean")
+        return mean
 
     def verify(self) -> None:
-        """Read every file from end to end and compare it with the checksums taken when it was written.
+        """Reads every file from end to end and compares it with the checksums taken when it was written.
 
         Raises:
             MechstudyError: a file differs (named, with its first block that does), or there are no checksums.
         """
         self._require_checksums()
         small = {self.folder / name: self._sum(name, ()) for name in (CHECKSUMS_FILE, STATISTICS_FILE)}
-        check_files(small.items())  # first, as the blocks' checksums are in one of them
+        check_files(small.items())  # first, as one of them holds the checksums of blocks
         check_files(self.checksums([self.folder / name for name in self._files if name.endswith(".bin")]).items())
 
     def checksums(self, files: Iterable[Path]) -> dict[Path, FileSum]:
         """The checksums of some of the row files.
 
         Raises:
-            MechstudyError: the store was written before there were any.
+            MechstudyError: the store was written by a version without checksums.
         """
-        from safetensors import safe_open
-
         self._require_checksums()
         with safe_open(self.folder / CHECKSUMS_FILE, "pt") as opened:
             return {file: self._sum(file.name, opened.get_tensor(file.name).tolist()) for file in files}
 
     def sha256(self, name: str) -> str | None:
-        """What a file's sha256 was when it was written; None in a store without checksums."""
+        """The sha256 of a file when it was written; None in a store without checksums."""
         return self._files[name]["sha256"] if name in self._files else None
 
     def reading(self, copies: Mapping[Path, Path]) -> Store:
-        """This store, with some files of rows read from copies elsewhere (see `staging`)."""
+        """This store, with some row files read from copies (see `staging`)."""
         other = copy(self)
         other.copies = dict(copies)
         other.sites = {
@@ -178,8 +174,8 @@ class Store:
             )
 
     def _sum(self, name: str, crc32: Sequence[int]) -> FileSum:
-        found = self._files.get(name, {"bytes": 0, "sha256": ""})
-        return FileSum(found["bytes"], found["sha256"], tuple(crc32), self._block)
+        entry = self._files.get(name, {"bytes": 0, "sha256": ""})
+        return FileSum(entry["bytes"], entry["sha256"], tuple(crc32), self._block)
 
     def _site(self, meta: Mapping[str, Any]) -> SiteFiles:
         (shard,) = meta["shards"]
@@ -200,7 +196,7 @@ class Store:
         return np.fromfile(file, dtype, count=count, offset=offset).reshape(-1, width)[::step]
 
     def _check_sizes(self) -> None:
-        expected = {self.folder / name: found["bytes"] for name, found in self._files.items()}
+        expected = {self.folder / name: entry["bytes"] for name, entry in self._files.items()}
         expected[self.folder / INDEX_FILE] = self.n_rows * INDEX_ITEM_SIZE
         for site in self.sites.values():
             expected[site.file] = site_bytes(self.n_rows, site.width, site.dtype)
@@ -208,11 +204,11 @@ class Store:
             if site.scales_file is not None:
                 expected[site.scales_file] = scale_bytes(self.n_rows, site.width, site.dtype)
         for file, size in expected.items():
-            found = file.stat().st_size if file.exists() else None
-            if found != size:
+            actual = file.stat().st_size if file.exists() else None
+            if actual != size:
                 raise MechstudyError(
-                    f"{file.name} is missing" if found is None else f"{file.name} is truncated or damaged",
+                    f"{file.name} is missing" if actual is None else f"{file.name} is truncated or damaged",
                     where=str(self.folder),
-                    facts={"expected": f"{size:,} bytes"} | ({"found": f"{found:,} bytes"} if found else {}),
+                    facts={"expected": f"{size:,} bytes"} | ({"found": f"{actual:,} bytes"} if actual else {}),
                     fix="capture it again",
                 )

@@ -1,4 +1,4 @@
-"""Large stores on Lustre, spread over several of its servers before their files are written."""
+"""Striping of large stores over several servers of a Lustre file system."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from mechstudy.activations.staging import MOUNTS, file_system
+from mechstudy.machine.file_systems import MOUNTS, file_system
 
-_BYTES_PER_STRIPE = 8 << 30  # of the largest file: smaller ones gain nothing from a second server
+_BYTES_PER_STRIPE = 8 << 30  # of the largest file; smaller files gain nothing from a second server
 _MOST = 16
 _SECONDS = 20.0
 
@@ -23,30 +23,33 @@ def stripe(
     say: Callable[[str], None] = lambda _: None,
     mounts: Path = MOUNTS,
 ) -> int | None:
-    """Makes the folder, and has Lustre spread the files that will be written there over several servers.
+    """Creates a folder whose files Lustre will spread over several servers.
 
-    Nothing is done on other file systems, where there is no ``lfs``, or where the folder already holds files: a file
-    keeps what it was made with. A failure is told, with the command to try by hand, and is never an error.
+    Does nothing on other file systems, without the ``lfs`` command, or if the folder already holds files, whose
+    striping is fixed. A failure is reported with the command to try by hand; it is not an error.
 
     Args:
-        largest_file: bytes; ``auto`` takes a server for each 8 GiB, at most 16.
+        folder: the folder of the store.
+        largest_file: bytes of the largest file; ``auto`` uses one server for each 8 GiB, at most 16.
         setting: ``auto``, ``off``, or the number of servers.
+        say: receives what was done, or the failure.
+        mounts: the file that lists the mounted file systems.
 
     Returns:
-        The number of servers asked for; None where nothing was.
+        The number of servers; None if the folder was not striped.
     """
     count = _count(setting, largest_file)
     lfs = shutil.which("lfs")
     if count is None or lfs is None or file_system(_existing(folder), mounts) != "lustre":
         return None
-    with suppress(OSError):  # who writes there says it better
+    with suppress(OSError):  # writing the store reports it better
         folder.mkdir(parents=True, exist_ok=True)
         if any(path.is_file() for path in folder.iterdir()):
             return None
     command = [lfs, "setstripe", "-c", str(count), str(folder)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
-        problem = None if done.returncode == 0 else done.stderr.strip() or f"exit status {done.returncode}"
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        problem = None if finished.returncode == 0 else finished.stderr.strip() or f"exit status {finished.returncode}"
     except (OSError, subprocess.TimeoutExpired) as error:
         problem = str(error)
     if problem is not None:

@@ -1,4 +1,4 @@
-"""Writes an activation store, alone or as one of several processes."""
+"""Writers of activation stores, alone or as one of several processes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mechstudy.activations.checksums import BLOCK, sum_of, sums_of
@@ -39,15 +40,14 @@ Ints = Sequence[int] | NDArray[np.integer] | Tensor
 
 
 class StoreWriter:
-    """Writes rows of several sites, put in order, to their shuffled places.
+    """Writes rows of several sites, which are put in order, to their shuffled places.
 
-    Rows wait in memory until a window of them is complete (see `permutation.WindowedShuffle`: about 4 MiB
-    times the sites, however many rows there are). With ``shuffle=False`` rows stay where they are put, and
-    may be put in any order. `state` and `restore` make an interrupted capture resumable: everything up to
-    `written_rows` is on disk, and rows below it that are put again are ignored.
+    Rows are buffered until a window of them is complete (see `permutation.WindowedShuffle`), about 4 MiB for each site.
+    With ``shuffle=False`` rows keep the place they are put at, and may be put in any order. `state` and `restore` make
+    an interrupted capture resumable: all rows before `written_rows` are on disk, and putting them again does nothing.
 
-    One of several writers is put the rows from ``first_row`` to ``last_row`` (others are ignored) and ends with
-    `close_part`; `merge` makes one store of the parts, the same bytes as one writer's.
+    One of several writers takes the rows from ``first_row`` to ``last_row``, ignores others, and ends with
+    `close_part`. `merge` makes one store of the parts, with the bytes that a single writer would write.
     """
 
     def __init__(
@@ -63,24 +63,30 @@ class StoreWriter:
         n_writers: int = 1,
         quota: Quota | None = None,
     ) -> None:
-        """Create (or reopen) the files at their full size.
+        """Creates the files at their full size, or reopens them.
 
         Args:
+            folder: of the store.
             sites: width of each site.
             n_rows: rows of the whole store, exactly.
-            rank: which of ``n_writers`` this one is, from 0; several need ``shuffle``.
+            dtype: of stored rows: ``bfloat16``, ``float32`` or ``int8``.
+            seed: of the shuffle.
+            shuffle: shuffle rows as they are written.
+            rank: number of this writer, from 0.
+            n_writers: number of writers; several need ``shuffle``.
+            quota: limit on the bytes of the run's files.
 
         Raises:
             MechstudyError: the disk, or the quota, has not enough room.
         """
         assert sys.byteorder == "little", "stores are little-endian"
         assert sites and n_rows > 0, (sites, n_rows)
-        assert shuffle or n_writers == 1, "rows that stay where they are put have one writer"
+        assert shuffle or n_writers == 1, "rows that are not shuffled have one writer"
         self.folder, self.sites, self.n_rows, self.dtype, self.seed = folder, dict(sites), n_rows, dtype, seed
         self.rank, self.n_writers = rank, n_writers
         self.shuffle: WindowedShuffle | None = None
         if shuffle:
-            # int8 rows go where bf16 rows would: two stores of one corpus differ in rounding alone
+            # int8 rows have the places of bf16 rows: two stores of one corpus differ in rounding alone
             row = site_bytes(1, min(self.sites.values()), "bfloat16" if dtype == "int8" else dtype)
             self.shuffle = WindowedShuffle(n_rows, seed, run_length(row))
         self._shares = Shares(n_rows, self.shuffle.window if self.shuffle else n_rows)
@@ -106,10 +112,15 @@ class StoreWriter:
         positions: Ints,
         tokens: Ints,
     ) -> None:
-        """Add rows: ``rows[site]`` is [n, width] on any device, the rest are [n].
+        """Adds n rows.
 
-        ``first_row`` is the number of the first one, which continues where the last put ended; without
-        shuffling it may also be the array of their places [n].
+        Args:
+            first_row: number of the first row, which continues where the last put ended; without shuffling it may also
+                be the array of the rows' places [n].
+            rows: [n, width] of each site, on any device.
+            documents: of each row.
+            positions: of each row.
+            tokens: of each row.
         """
         index = np.stack([np.asarray(c, dtype=np.int32) for c in (documents, positions, tokens)], axis=1)
         n = len(index)
@@ -124,8 +135,8 @@ class StoreWriter:
         assert isinstance(first_row, int)
         next_row = self.written_rows + self._buffered
         assert first_row <= next_row and first_row + n <= self.n_rows, (first_row, n, next_row, self.n_rows)
-        done = min(n, next_row - first_row)  # rows that are on disk already, or another writer's
-        end = min(n, self.last_row - first_row)  # as are those behind this writer's last
+        done = min(n, next_row - first_row)  # rows before are on disk, or another writer's
+        end = min(n, self.last_row - first_row)  # rows after are another writer's
         while done < end:
             size = min(self.shuffle.window, self.last_row - self.written_rows)
             take = slice(done, done + min(end - done, size - self._buffered))
@@ -138,7 +149,7 @@ class StoreWriter:
                 self._write_window(size)
 
     def _held_dtype(self, rows: Tensor) -> torch.dtype:
-        """Of rows that wait: as they are stored, but int8 only once a whole row's error has been measured."""
+        """The dtype of buffered rows: that of the store, but for int8 one that the error can be measured in."""
         if self.dtype != "int8":
             return DTYPES[self.dtype]
         return rows.dtype if rows.dtype in (torch.bfloat16, torch.float16) else torch.float32
@@ -162,7 +173,7 @@ class StoreWriter:
     def _scatter(
         self, places: NDArray[np.int64], rows: Mapping[Site, Tensor], index: NDArray[np.int32], chunk: int
     ) -> None:
-        """Write rows to their places, neighbours together; count them into the statistics."""
+        """Writes rows to their places, neighbours together, and adds them to the statistics."""
         order = np.argsort(places, kind="stable")
         ordered = places[order]
         starts = np.concatenate([[0], np.flatnonzero(np.diff(ordered) != 1) + 1, [len(ordered)]])
@@ -194,7 +205,7 @@ class StoreWriter:
     # --------------------------------------------------------- resume and finish
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON for a checkpoint; rows before `written_rows` are on disk when this returns."""
+        """Tensors and JSON for a checkpoint. Rows before `written_rows` are on disk when this returns."""
         with self._disk_errors():
             for file in self._files.values():
                 os.fsync(file)
@@ -207,21 +218,21 @@ class StoreWriter:
         return tensors, {"written_rows": self.written_rows, "n_rows": self.n_rows, "seed": self.seed} | share
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Continue from a `state` of a writer with the same arguments."""
-        mine = {"n_rows": self.n_rows, "seed": self.seed, "rank": self.rank, "n_writers": self.n_writers}
-        assert {key: state[key] for key in mine} == mine, (state, mine)
+        """Continues from a `state` of a writer with the same arguments."""
+        own = {"n_rows": self.n_rows, "seed": self.seed, "rank": self.rank, "n_writers": self.n_writers}
+        assert {key: state[key] for key in own} == own, (state, own)
         _restore(self.statistics, tensors)
         self.written_rows, self._buffered = int(state["written_rows"]), 0
 
     def close(self) -> Store:
-        """Write the description once every row is there, and open the store."""
+        """Writes the store's description, once all rows have been put, and opens the store."""
         assert self.n_writers == 1, "one of several writers ends with close_part"
         self._finish()
         with self._disk_errors():
             return _describe(self.folder, self._header(), self.statistics)
 
     def close_part(self) -> Path:
-        """Leave this writer's part for `merge` once every row of its share is on disk."""
+        """Writes this writer's part for `merge`, once all its rows have been put, and returns its file."""
         tensors, _ = self.state()
         self._finish()
         rows = self.first_row, self.last_row
@@ -236,7 +247,7 @@ class StoreWriter:
         self._files, self._buffers = {}, {}
 
     def _header(self) -> dict[str, Any]:
-        """What all writers of a store agree on."""
+        """The facts that all writers of a store share."""
         shuffle = {"run": self.shuffle.run, "window": self.shuffle.window} if self.shuffle else None
         return {
             "n_rows": self.n_rows,
@@ -249,16 +260,16 @@ class StoreWriter:
 
     def _allocate(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        found = [p.stat() for name in self._sizes if (p := self.folder / name).exists()]
-        # Several writers' files are sparse: what is theirs of the disk is what has been written.
-        present = sum(f.st_size if self.n_writers == 1 else min(f.st_size, f.st_blocks * 512) for f in found)
+        existing = [p.stat() for name in self._sizes if (p := self.folder / name).exists()]
+        # Several writers' files are sparse: only what has been written takes disk space.
+        present = sum(f.st_size if self.n_writers == 1 else min(f.st_size, f.st_blocks * 512) for f in existing)
         needed = store_bytes(self.n_rows, self.sites.values(), self.dtype) - present
         if needed > shutil.disk_usage(self.folder).free:
             raise OSError(errno.ENOSPC, "not enough room for the store")
         for name, size in self._sizes.items():
-            # Never read here: an NFS client that may read fills up pages, and writes whole ones over others' rows.
+            # Write only: an NFS client that may read completes pages, and overwrites the rows of other writers in them.
             self._files[name] = file = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT, 0o644)
-            if self.n_writers > 1:  # where a file system cannot reserve, the C library writes a byte into every page
+            if self.n_writers > 1:  # the C library's fallback writes a byte into every page
                 os.ftruncate(file, size)
                 continue
             if os.fstat(file).st_size > size:
@@ -283,10 +294,10 @@ class StoreWriter:
 
 
 def merge(folder: Path) -> Store:
-    """One store of what several writers wrote: describes it as one writer would have, and opens it.
+    """Merges the parts of several writers into one store, as a single writer would have written it, and opens it.
 
     Raises:
-        MechstudyError: a part is missing, overlaps another, or is of another store (named).
+        MechstudyError: a part is missing, overlaps another, or belongs to another store (named).
     """
     parts = read_parts(folder)
     header = dict(parts[0].header)
@@ -303,14 +314,12 @@ def merge(folder: Path) -> Store:
 
 
 def _describe(folder: Path, header: Mapping[str, Any], statistics: Mapping[Site, RowStatistics]) -> Store:
-    """Reads every file once for its checksums, writes the description, and opens the store."""
-    from safetensors.torch import save_file
-
-    save_file({f"{site}.mean": found.mean() for site, found in statistics.items()}, folder / STATISTICS_FILE)
+    """Reads every file once for its checksums, writes the store's description, and opens the store."""
+    save_file({f"{site}.mean": rows.mean() for site, rows in statistics.items()}, folder / STATISTICS_FILE)
     n_rows, dtype = header["n_rows"], header["dtype"]
-    rows = list(_sizes({site: header["sites"][str(site)] for site in statistics}, n_rows, dtype))
-    sums = dict(zip(rows, sums_of([folder / name for name in rows]), strict=True))
-    save_file({name: torch.tensor(found.crc32) for name, found in sums.items()}, folder / CHECKSUMS_FILE)
+    row_files = list(_sizes({site: header["sites"][str(site)] for site in statistics}, n_rows, dtype))
+    sums = dict(zip(row_files, sums_of([folder / name for name in row_files]), strict=True))
+    save_file({name: torch.tensor(file.crc32) for name, file in sums.items()}, folder / CHECKSUMS_FILE)
     for name in (STATISTICS_FILE, CHECKSUMS_FILE):
         sums[name] = sum_of(folder / name)
     description = {
@@ -327,13 +336,13 @@ def _describe(folder: Path, header: Mapping[str, Any], statistics: Mapping[Site,
                 "dtype": dtype,
                 "shards": [{"file": f"{site}.bin", "rows": n_rows}],
                 "norms": f"{site}.norms.bin",
-                "statistics": found.summary(),
+                "statistics": rows.summary(),
             }
             | ({"scales": {"file": f"{site}.scales.bin", "columns": SCALE_BLOCK}} if dtype == "int8" else {})
-            for site, found in statistics.items()
+            for site, rows in statistics.items()
         },
         "checksums": {"file": CHECKSUMS_FILE, "block": BLOCK},
-        "files": {name: {"bytes": found.bytes, "sha256": found.sha256} for name, found in sums.items()},
+        "files": {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in sums.items()},
     }
     (folder / STORE_FILE).write_text(json.dumps(description, indent=1) + "\n")
     return Store(folder)
@@ -355,6 +364,6 @@ def _statistics(sites: Mapping[Site, int], chunks: int, dtype: str) -> dict[Site
 
 
 def _restore(statistics: Mapping[Site, RowStatistics], tensors: Mapping[str, Tensor]) -> None:
-    for site, found in statistics.items():
+    for site, rows in statistics.items():
         prefix = f"{site}/"
-        found.restore({key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)})
+        rows.restore({key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)})

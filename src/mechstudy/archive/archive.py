@@ -1,34 +1,25 @@
-"""`mechstudy archive`: what is kept of a run in one file, the same bytes each time, read back before it is named."""
+"""Archives of runs: one file, the same bytes each time, read back before it gets its name."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import os
 import shutil
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from mechstudy.archive.index import (
-    CONTENTS,
-    SUFFIX,
-    Compression,
-    Contents,
-    compressed,
-    require,
-)
+from mechstudy.archive.index import CONTENTS, SUFFIX, Compression, Contents, compressed, require
 from mechstudy.archive.tar import read_archive
 from mechstudy.archive.writer import Item, Packing, gather
 from mechstudy.core.errors import MechstudyError
-from mechstudy.core.files import disk_errors, fsync_file, fsync_folder
+from mechstudy.core.files import atomic_path
 from mechstudy.core.progress import Bar, NullProgress, Progress
 from mechstudy.core.sizes import human
-from mechstudy.runner.study_run import OpenedStudy
+from mechstudy.planning.opened_study import OpenedStudy
 from mechstudy.store.manifest import sha256_of
+from mechstudy.study.run_folder import RunFolder
 
 _BLOCK = 512
 _RECORD = 10_240
@@ -36,7 +27,7 @@ _RECORD = 10_240
 
 @dataclass(frozen=True)
 class Archived:
-    """A finished archive: its size and sha256, what is in it, and bytes of payload that are not."""
+    """A finished archive: its size and sha256, its contents, and the bytes of payload left out."""
 
     path: Path
     size: int
@@ -45,7 +36,7 @@ class Archived:
     left_out: int
 
 
-def archive(
+def archive_run(
     opened: OpenedStudy,
     out: Path | None = None,
     *,
@@ -54,37 +45,40 @@ def archive(
     sources: bool = True,
     progress: Progress | None = None,
 ) -> Archived:
-    """Packs a run while nobody else works in it.
+    """Packs a run, which is locked meanwhile.
 
     Args:
-        out: the file; by default ``<study>.tar.gz`` (or as it is compressed) in the current folder.
-        everything, sources: as `gather` takes them.
+        opened: the study of the run.
+        out: the file; by default ``<study>.tar.gz`` (or the compression's own suffix) in the current folder.
+        compression: of the file.
+        everything: see `gather`.
+        sources: see `gather`.
+        progress: shows the bytes packed and read back.
 
     Raises:
-        MechstudyError: the file is there already, the disk is too small, or an artifact is not as its manifest says.
+        MechstudyError: the file exists, the disk is too small, or an artifact does not match its manifest.
     """
     progress = progress or NullProgress()
     require(compression)
     out = out or Path(f"{opened.study.name}{SUFFIX[compression]}")
-    with opened.run(NullProgress()).folder.lock():
+    with RunFolder(opened.folder).lock():
         _refuse_existing(out)
         packing = gather(opened, everything=everything, sources=sources)
         _check_space(out, packing, compression, progress)
-        with disk_errors(out.parent), _unnamed(out) as temporary:
+        with atomic_path(out) as temporary:
             with progress.bar("packing", packing.contents.size, "bytes") as bar:
-                _write(temporary, packing, compression, bar)
-            fsync_file(temporary)
+                write_tar(temporary, packing, compression, bar)
             with progress.bar("reading it back", packing.contents.size, "bytes") as bar:
                 for _, stream in read_archive(temporary, packing.contents):
                     for block in stream:
                         bar.advance(len(block))
             size, sha = temporary.stat().st_size, sha256_of(temporary)
-            _name(temporary, out)
+            _refuse_existing(out)
     return Archived(out, size, sha, packing.contents, _left_out(opened, packing))
 
 
 def tar_size(packing: Packing) -> int:
-    """Bytes of the tar itself, without compression, at most: names longer than 100 characters take more blocks."""
+    """An upper bound of the uncompressed tar's bytes: names longer than 100 characters take more blocks."""
     listed = len(packing.contents.to_bytes())
     sizes = [listed, *(item.size for item in packing.items)]
     long_names = sum(3 * _BLOCK + len(item.name.encode()) for item in packing.items if len(item.name.encode()) > 100)
@@ -94,7 +88,7 @@ def tar_size(packing: Packing) -> int:
 
 def _refuse_existing(out: Path) -> None:
     if out.exists() or out.is_symlink():
-        raise MechstudyError("there is a file of this name already", where=str(out), fix="-o <another file>")
+        raise MechstudyError("the file already exists", where=str(out), fix="-o <another file>")
 
 
 def _check_space(out: Path, packing: Packing, compression: Compression, progress: Progress) -> None:
@@ -112,41 +106,8 @@ def _check_space(out: Path, packing: Packing, compression: Compression, progress
     progress.log(f"the disk has {human(free)} free, the archive has {human(needed)} before compression: it may not fit")
 
 
-@contextmanager
-def _unnamed(out: Path) -> Iterator[Path]:
-    """A path beside ``out``, deleted in the end; those of killed processes are deleted first."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for stale in out.parent.glob(f".{out.name}.tmp-*"):
-        if not _alive(stale):
-            stale.unlink(missing_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
-    try:
-        yield temporary
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _alive(stale: Path) -> bool:
-    import psutil
-
-    pid = stale.name.rpartition("-")[2]
-    return pid.isdecimal() and int(pid) != os.getpid() and psutil.pid_exists(int(pid))
-
-
-def _name(temporary: Path, out: Path) -> None:
-    """Gives the file its name, never in place of another file: a link fails where there is one, a rename does not."""
-    try:
-        os.link(temporary, out)
-    except FileExistsError:
-        _refuse_existing(out)
-    except OSError:  # a file system without hard links
-        _refuse_existing(out)
-        temporary.rename(out)
-    fsync_folder(out.parent)
-
-
-def _write(temporary: Path, packing: Packing, compression: Compression, bar: Bar) -> None:
+def write_tar(temporary: Path, packing: Packing, compression: Compression, bar: Bar) -> None:
+    """Writes the list of contents, then every item in order."""
     listed = packing.contents.to_bytes()
     first = Item(CONTENTS, hashlib.sha256(listed).hexdigest(), len(listed), data=listed)
     with (
@@ -155,10 +116,15 @@ def _write(temporary: Path, packing: Packing, compression: Compression, bar: Bar
         tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar,
     ):
         for item in (first, *packing.items):
-            _add(tar, item, bar)
+            add_item(tar, item, bar)
 
 
-def _add(tar: tarfile.TarFile, item: Item, bar: Bar) -> None:
+def add_item(tar: tarfile.TarFile, item: Item, bar: Bar) -> None:
+    """Adds one file to the tar.
+
+    Raises:
+        MechstudyError: its bytes are not those of its checksum.
+    """
     info = tarfile.TarInfo(item.name)
     info.size, info.mode, info.mtime = item.size, 0o644, 0
     if item.data is not None:
@@ -168,29 +134,27 @@ def _add(tar: tarfile.TarFile, item: Item, bar: Bar) -> None:
     assert item.path is not None
     try:
         with item.path.open("rb") as opened:
-            counted = _Hashed(opened, bar)
-            tar.addfile(info, counted)  # type: ignore[arg-type]  # it only reads
-            whole = not opened.read(1)
-    except tarfile.TarError as error:
-        raise _changed(item) from error
-    except OSError as error:
-        if error.errno is None:  # tarfile's own: the file is shorter than it said
-            raise _changed(item) from error
-        raise
-    if counted.digest() != item.sha256 or not whole:
+            hashed = _Hashed(opened, bar)
+            tar.addfile(info, hashed)
+            complete = not opened.read(1)
+    except (tarfile.TarError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise _changed(item) from error  # tarfile's own: the file is shorter than its manifest says
+    if hashed.digest() != item.sha256 or not complete:
         raise _changed(item)
 
 
 def _changed(item: Item) -> MechstudyError:
     return MechstudyError(
-        "the file is not what its checksum says, so nothing was packed",
+        "the file does not match its checksum, so nothing was packed",
         where=str(item.path),
-        fix="mechstudy verify; the next run makes what is damaged anew",
+        fix="mechstudy verify; the next run rebuilds damaged artifacts",
     )
 
 
 class _Hashed:
-    """A file whose bytes are hashed as they are read."""
+    """A file whose bytes are hashed while they are read."""
 
     def __init__(self, opened: IO[bytes], bar: Bar) -> None:
         self._opened, self._bar, self._hash = opened, bar, hashlib.sha256()
@@ -206,15 +170,12 @@ class _Hashed:
 
 
 def _left_out(opened: OpenedStudy, packing: Packing) -> int:
-    """Bytes of the present study's artifacts on disk that are not packed."""
-    packed = {
-        unit.artifact: packing.contents.of_artifact(unit.artifact) for unit in packing.contents.units if unit.artifact
-    }
+    """Bytes on disk of the study's artifacts that are not packed."""
     total = 0
-    for node in opened.run(NullProgress()).evaluate().nodes.values():
-        if node.artifact is None:
-            continue
-        manifest: dict[str, Any] = node.artifact.manifest
-        gone = {*manifest.get("discarded", ()), *packed.get(node.artifact.name, ())}
-        total += sum(int(file["size"]) for name, file in manifest["files"].items() if name not in gone)
+    for node in opened.evaluate().nodes.values():
+        if node.artifact is not None:
+            packed = packing.contents.of_artifact(node.artifact.name)
+            absent = {*node.artifact.manifest.get("discarded", ()), *packed}
+            files = node.artifact.manifest["files"]
+            total += sum(int(file["size"]) for name, file in files.items() if name not in absent)
     return total

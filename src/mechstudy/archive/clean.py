@@ -1,28 +1,27 @@
-"""`mechstudy clean`: what can be made again goes, what cannot stays, and each says how much, how long, or why."""
+"""Clean-up of a run: what can be rebuilt is deleted, what cannot is kept, with the reason."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from mechstudy.archive.rebuildable import Remaking
+from mechstudy.archive.rebuildable import Rebuilding
 from mechstudy.archive.restore import STAGING
 from mechstudy.core.errors import MechstudyError
-from mechstudy.core.progress import NullProgress
 from mechstudy.monitoring.instrumentation import PROFILE
-from mechstudy.monitoring.record import SUFFIX as USAGE
+from mechstudy.monitoring.record import USAGE_SUFFIX as USAGE
 from mechstudy.monitoring.record import usage_file
-from mechstudy.runner.study_run import OpenedStudy
-from mechstudy.store.artifacts import DAMAGED, UNPUBLISHED, Artifact, ArtifactStore
+from mechstudy.planning.opened_study import OpenedStudy
+from mechstudy.store.artifacts import DAMAGED, UNPUBLISHED, Artifact
 from mechstudy.store.lock import RunLock
 from mechstudy.store.manifest import read_manifest, slug
-from mechstudy.study.dag import Evaluation
 from mechstudy.study.retention import payload_of
 from mechstudy.study.run_folder import ARTIFACTS, REPORT
 
@@ -32,8 +31,11 @@ What = Literal["payload", "unfinished", "leftover", "damaged", "profile", "other
 
 @dataclass(frozen=True)
 class Entry:
-    """Something that may go: ``name`` below the run's folder, bytes it frees, seconds to make it again (None: not
-    known), and ``kept``: why it stays, where it does."""
+    """Something that can be deleted.
+
+    ``name`` is a path below the run's folder, ``bytes`` its size, ``seconds`` the time to rebuild it (None: unknown),
+    and ``kept`` the reason why it is not deleted, if there is one.
+    """
 
     what: What
     name: str
@@ -44,7 +46,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """``entries`` as found; ``freed`` bytes, ``failed`` name -> why: nothing of either on a dry run."""
+    """All entries, the bytes freed, and (name, reason) of failed deletions; a dry run frees nothing."""
 
     entries: list[Entry]
     freed: int = 0
@@ -52,24 +54,23 @@ class Cleaned:
 
     @property
     def going(self) -> list[Entry]:
-        """What goes, or would."""
+        """Entries that are deleted, or would be."""
         return [entry for entry in self.entries if entry.kept is None]
 
 
-@dataclass(frozen=True)
-class _Found:
-    entry: Entry
-    remove: Callable[[], int]
+_Candidate = tuple[Entry, Callable[[], object]]  # with what deletes it
 
 
-def clean(
+def clean_run(
     opened: OpenedStudy, *, really: bool = False, other_versions: bool = False, elsewhere: bool = False
 ) -> Cleaned:
-    """Looks, and with ``really`` deletes, while nobody else works in the run's folder.
+    """Lists what can be deleted, and with ``really`` deletes it, while the run is locked.
 
     Args:
-        other_versions: also whole artifacts that no unit of the study as it is now has made.
-        elsewhere: also what was made on another machine, whose bytes this one may not give again.
+        opened: the study of the run.
+        really: delete.
+        other_versions: also whole artifacts of other versions of the study.
+        elsewhere: also what another machine made, whose bytes may differ when rebuilt here.
 
     Raises:
         MechstudyError: there is no run, it is in use, or its disk cannot be read.
@@ -78,193 +79,163 @@ def clean(
     if not (root / ARTIFACTS).is_dir():
         raise MechstudyError("there is no run here", where=str(root), fix="run the study first, or give --out")
     with RunLock(root):
-        found = list(_Survey(opened, other_versions, elsewhere).found())
-        entries = [item.entry for item in found]
+        # Payload is last: its manifest has to be written, and on a full disk there may be no room for that yet.
+        candidates = list(_Survey(opened, other_versions, elsewhere).candidates())
+        entries = [entry for entry, _ in candidates]
         if not really:
             return Cleaned(entries)
         freed, failed = 0, []
-        for item in found:  # payload is last: its manifest has to be written, and there may be no room for that yet
-            if item.entry.kept is not None:
-                continue
-            try:
-                freed += item.remove()
-            except (OSError, MechstudyError) as error:
-                failed.append((item.entry.name, str(error)))
+        for entry, remove in candidates:
+            if entry.kept is None:
+                try:
+                    remove()
+                    freed += entry.bytes
+                except (OSError, MechstudyError) as error:
+                    failed.append((entry.name, str(error)))
         return Cleaned(entries, freed, tuple(failed))
 
 
 class _Survey:
-    """Everything in a run's folder that may go."""
+    """Everything in a run's folder that can be deleted."""
 
     def __init__(self, opened: OpenedStudy, other_versions: bool, elsewhere: bool) -> None:
-        self.opened, self.other_versions = opened, other_versions
+        self.other_versions = other_versions
         self.root = opened.folder
-        self.run = opened.run(NullProgress())
-        self.store: ArtifactStore = self.run.folder.store
-        self.evaluation: Evaluation = self.run.evaluate()
+        self.evaluation = opened.evaluate()
+        self.nodes = self.evaluation.nodes
+        self.store = self.evaluation.store
         self.artifacts = self.store.all()
-        self.remaking = Remaking(opened, self.artifacts, elsewhere=elsewhere)
-        nodes = self.evaluation.nodes.values()
-        self.ids = {node.id for node in nodes if node.id is not None}
+        self.rebuilding = Rebuilding(opened, self.artifacts, elsewhere=elsewhere)
 
-    def found(self) -> Iterator[_Found]:
-        yield from self._beside()
-        yield from self._unpublished()
-        yield from self._others()
-        yield from self._payloads()
-
-    # ------------------------------------------------------------------ what lies beside artifacts
-
-    def _beside(self) -> Iterator[_Found]:
+    def candidates(self) -> Iterator[_Candidate]:
         if (self.root / PROFILE).is_dir():
             yield self._folder("profile", self.root / PROFILE)
         for staging in sorted(self.root.glob(f"{STAGING}*")):
             yield self._folder("leftover", staging)
-        yield from self._usage_of_nothing()
+        yield from self._stray_usage()
+        yield from self._unpublished()
+        yield from self._other_versions()
+        yield from self._payloads()
 
-    def _usage_of_nothing(self) -> Iterator[_Found]:
-        """What units used whose artifacts are gone, finished or not: a run would write it anew."""
+    def _stray_usage(self) -> Iterator[_Candidate]:
+        """Usage files of artifacts that are gone, finished or not."""
         for file in sorted(self.store.root.glob(f"*/*{USAGE}")):
-            artifact = file.with_name(file.name.removesuffix(USAGE))
-            if not _described(artifact):
-                size = file.lstat().st_size
+            if not _describes_any(file.with_name(file.name.removesuffix(USAGE))):
+                entry = Entry("leftover", file.relative_to(self.root).as_posix(), file.lstat().st_size)
+                yield entry, partial(file.unlink, missing_ok=True)
 
-                def remove(file: Path = file, size: int = size) -> int:
-                    file.unlink(missing_ok=True)
-                    return size
-
-                yield _Found(Entry("leftover", file.relative_to(self.root).as_posix(), size), remove)
-
-    def _unpublished(self) -> Iterator[_Found]:
-        for folder in sorted(self.store.root.glob("*/*")):
-            if not folder.is_dir():
-                continue
+    def _unpublished(self) -> Iterator[_Candidate]:
+        for folder in sorted(path for path in self.store.root.glob("*/*") if path.is_dir()):
             final = folder.with_suffix("")
-            if folder.suffix == ".partial":
-                if not self._resumable(folder):
-                    yield self._folder("unfinished", folder)
+            if folder.suffix == ".partial" and not self._is_resumable(folder):
+                yield self._folder("unfinished", folder)
             elif folder.suffix == ".removed":
                 yield self._folder("leftover", folder)
             elif folder.suffix == ".replaced":
-                kept = None if self._is_whole(final) else "it is the only copy of an artifact that was made again"
+                kept = None if self._is_complete(final) else "it is the only copy of a replaced artifact"
                 yield self._folder("leftover", folder, kept)
             elif folder.suffix == DAMAGED:
-                yield self._folder("damaged", folder, None if self._is_whole(final) else self._damaged(folder))
+                kept = None if self._is_complete(final) else self._damaged_obstacle(folder)
+                yield self._folder("damaged", folder, kept)
 
-    def _resumable(self, partial: Path) -> bool:
-        """Whether a unit of the study as it is now would go on with it, or may: some ids are not known yet."""
-        for node in self.evaluation.nodes.values():
+    def _is_resumable(self, folder: Path) -> bool:
+        """Whether a unit of the present study resumes from it, or may: some ids are not known yet."""
+        for node in self.nodes.values():
             unit = node.unit
-            if partial.parent.name != slug(unit.phase):
+            if folder.parent.name != slug(unit.phase.name):
                 continue
             if node.id is None:
-                if partial.name.startswith(f"{slug(unit.name)}-"):
+                if folder.name.startswith(f"{slug(unit.name)}-"):
                     return True
-            elif partial.name == f"{self.store.folder(unit.phase, unit.name, node.id).name}.partial":
+            elif folder.name == f"{self.store.folder(*node.key).name}.partial":
                 return node.artifact is None or node.artifact.is_discarded
         return False
 
-    def _is_whole(self, folder: Path) -> bool:
-        manifest = read_manifest(folder)
-        return manifest is not None and any(artifact.path == folder for artifact in self.artifacts)
+    def _is_complete(self, folder: Path) -> bool:
+        return any(artifact.path == folder for artifact in self.artifacts)
 
-    def _damaged(self, folder: Path) -> str | None:
+    def _damaged_obstacle(self, folder: Path) -> str | None:
         manifest = read_manifest(folder)
         if manifest is None:
-            return "its manifest cannot be read, and no sound copy is there"
-        return self.remaking.obstacle(Artifact(folder, manifest))
+            return "its manifest cannot be read, and there is no sound copy"
+        return self.rebuilding.obstacle(Artifact(folder, manifest))
 
-    def _folder(self, what: What, folder: Path, kept: str | None = None) -> _Found:
+    def _folder(self, what: What, folder: Path, kept: str | None = None) -> _Candidate:
+        """A folder, with the usage file beside it unless that describes another folder too."""
         usage = usage_file(folder.with_suffix(""))
-        alone = not _described(folder.with_suffix(""), but=folder)
-        size = _size(folder) + (_size_of(usage) if alone else 0)
+        files = [] if _describes_any(folder.with_suffix(""), but=folder) else [usage]
 
-        def remove() -> int:
+        def remove() -> None:
             shutil.rmtree(folder)
-            if alone:
-                usage.unlink(missing_ok=True)
-            return size
+            for file in files:
+                file.unlink(missing_ok=True)
 
-        return _Found(Entry(what, folder.relative_to(self.root).as_posix(), size, None, kept), remove)
+        return Entry(what, folder.relative_to(self.root).as_posix(), _size(folder, *files), kept=kept), remove
 
-    # ------------------------------------------------------------------ artifacts
-
-    def _others(self) -> Iterator[_Found]:
+    def _other_versions(self) -> Iterator[_Candidate]:
+        ids = {node.id for node in self.nodes.values()}
+        unknown = {name for name, node in self.nodes.items() if node.id is None}  # a gate stops them
         shown = (self.root / REPORT).resolve()
         for artifact in self.artifacts:
-            if artifact.id in self.ids or self._has_unknown_id(artifact):
+            if artifact.id in ids or artifact.unit in unknown:
                 continue
-            kept = None if self.other_versions else "--other-versions lets it go"
+            kept = None if self.other_versions else "--other-versions deletes it"
             if artifact.path.resolve() == shown:
                 kept = "it is the report that the run's folder shows"
             elif kept is None:
-                kept = self.remaking.obstacle(artifact)
-            size = _size(artifact.path) + _size_of(usage_file(artifact.path))
+                kept = self.rebuilding.obstacle(artifact)
+            entry = _entry("other version", artifact, _size(artifact.path, usage_file(artifact.path)), kept)
+            yield entry, partial(self._remove, artifact, entry.bytes)
 
-            def remove(artifact: Artifact = artifact, size: int = size) -> int:
-                self._note(artifact, size)
-                self.store.remove(artifact)
-                usage_file(artifact.path).unlink(missing_ok=True)
-                return size
-
-            yield _Found(self._entry("other version", artifact, size, kept), remove)
-
-    def _has_unknown_id(self, artifact: Artifact) -> bool:
-        """Whether it may be of the study as it is now: its unit's id cannot be told while a gate stops it."""
-        nodes = self.evaluation.nodes
-        return artifact.unit in nodes and nodes[artifact.unit].id is None
-
-    def _payloads(self) -> Iterator[_Found]:
-        to_run = self.evaluation.to_run
-        for name, node in self.evaluation.nodes.items():
-            unit, artifact = node.unit, node.artifact
-            if artifact is None or unit.retention == "keep":
-                continue
-            gone = set(artifact.manifest.get("discarded", ()))
-            there = [n for n in payload_of(artifact.manifest["files"], unit.discard_patterns) if n not in gone]
-            if not there:
-                continue
-            size = sum(int(artifact.manifest["files"][n]["size"]) for n in there)
-            kept = None
-            if not self.evaluation.is_idle(name, to_run):
-                waiting = [r for r in self.evaluation.readers(name) if self.evaluation.nodes[r].artifact is None]
-                kept = f"{waiting[0]} still needs it" if waiting else "a unit that has to run needs it"
-            kept = kept or self.remaking.obstacle(artifact)
-
-            def remove(artifact: Artifact = artifact, there: list[str] = there) -> int:
-                return self.store.discard(artifact, there)
-
-            yield _Found(self._entry("payload", artifact, size, kept), remove)
-
-    def _entry(self, what: What, artifact: Artifact, size: int, kept: str | None) -> Entry:
-        seconds = artifact.manifest.get("seconds")
-        return Entry(what, f"{ARTIFACTS}/{artifact.name}", size, None if seconds is None else float(seconds), kept)
-
-    def _note(self, artifact: Artifact, size: int) -> None:
-        """Puts down what an artifact of another version was made from: with it goes its manifest."""
+    def _remove(self, artifact: Artifact, size: int) -> None:
+        """Deletes an artifact, and logs what it was made from."""
         keys = ("unit", "phase", "id", "version", "spec", "inputs", "seconds")
         line = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "bytes": size}
         line |= {key: artifact.manifest.get(key) for key in keys}
-        with suppress(OSError), (self.root / LOG).open("a") as log:  # a full disk is no reason not to make room
+        with suppress(OSError), (self.root / LOG).open("a") as log:  # on a full disk, deleting matters more
             log.write(json.dumps(line) + "\n")
+        self.store.remove(artifact)
+        usage_file(artifact.path).unlink(missing_ok=True)
+
+    def _payloads(self) -> Iterator[_Candidate]:
+        to_run = self.evaluation.to_run
+        for name, node in self.nodes.items():
+            unit, artifact = node.unit, node.artifact
+            if artifact is None or unit.retention == "keep":
+                continue
+            discarded = set(artifact.manifest.get("discarded", ()))
+            files = artifact.manifest["files"]
+            payload = [file for file in payload_of(files, unit.phase.payload) if file not in discarded]
+            if not payload:
+                continue
+            kept = self._reader(name, to_run) or self.rebuilding.obstacle(artifact)
+            size = sum(int(files[file]["size"]) for file in payload)
+            yield _entry("payload", artifact, size, kept), partial(self.store.discard, artifact, payload)
+
+    def _reader(self, name: str, to_run: Sequence[str]) -> str | None:
+        """Which unit still needs the payload of this one."""
+        if self.evaluation.is_idle(name, to_run):
+            return None
+        waiting = [reader for reader in self.evaluation.readers(name) if self.nodes[reader].artifact is None]
+        return f"{waiting[0]} still needs it" if waiting else "a unit that has to run needs it"
 
 
-def _described(artifact: Path, but: Path | None = None) -> bool:
-    """Whether anything ``but`` one folder is there that the usage file beside an artifact may be of."""
+def _entry(what: What, artifact: Artifact, size: int, kept: str | None) -> Entry:
+    seconds = artifact.manifest.get("seconds")
+    return Entry(what, f"{ARTIFACTS}/{artifact.name}", size, None if seconds is None else float(seconds), kept)
+
+
+def _describes_any(artifact: Path, but: Path | None = None) -> bool:
+    """Whether a folder other than ``but`` exists that the usage file beside an artifact may describe."""
     folders = {artifact.with_name(artifact.name + suffix) for suffix in ("", *UNPUBLISHED)} - {but}
     return any(folder is not None and folder.exists() for folder in folders)
 
 
-def _size_of(file: Path) -> int:
-    with suppress(OSError):
-        return file.lstat().st_size
-    return 0
-
-
-def _size(folder: Path) -> int:
+def _size(*paths: Path) -> int:
+    """Bytes of files, and of all files in folders."""
     total = 0
-    for path in folder.rglob("*"):
+    for file in [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]:
         with suppress(OSError):
-            if path.is_file() and not path.is_symlink():
-                total += path.stat().st_size
+            if file.is_file() and not file.is_symlink():
+                total += file.stat().st_size
     return total

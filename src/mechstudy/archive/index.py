@@ -1,4 +1,4 @@
-"""What is in an archive: the list it begins with, which names may be in it, and how it is compressed."""
+"""The list of contents of an archive, the names allowed in it, and its compression."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal, cast
+from typing import IO, Annotated, Any, Literal, cast
+
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import json_bytes
 from mechstudy.monitoring.instrumentation import PROFILE
-from mechstudy.monitoring.record import SUFFIX as USAGE
+from mechstudy.monitoring.record import USAGE_SUFFIX as USAGE
 from mechstudy.runner.batch_size_cache import BATCHES
 from mechstudy.store.manifest import MANIFEST
 from mechstudy.study.run_folder import ARTIFACTS, STUDY, SUMMARY
@@ -20,9 +23,9 @@ from mechstudy.study.run_folder import ARTIFACTS, STUDY, SUMMARY
 CONTENTS = "mechstudy-archive.json"
 REQUIREMENTS = "requirements.txt"
 RESOLVED = "resolved.json"
-SCHEMA = 2  # 1 had nothing that lies beside artifacts
+SCHEMA = 2  # 1 had no usage files and no profiles
 READABLE = (1, SCHEMA)
-TOP = (STUDY, REQUIREMENTS, RESOLVED, SUMMARY)  # beside the artifacts and the files a study reads
+TOP = (STUDY, REQUIREMENTS, RESOLVED, SUMMARY)  # files at the top of an archive
 OURS = (
     ARTIFACTS, "report", "slurm", "units", "locks", "lock", "log.txt", "progress.json", BATCHES, PROFILE,
     CONTENTS, *TOP,
@@ -30,13 +33,13 @@ OURS = (
 
 Compression = Literal["none", "gzip", "zstd"]
 SUFFIX: Mapping[str, str] = {"none": ".tar", "gzip": ".tar.gz", "zstd": ".tar.zst"}
-_LEVEL = 1  # gzip: weights hardly get smaller, and higher levels take several times as long
+_LEVEL = 1  # of gzip: higher levels take several times as long and hardly make weights smaller
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 @dataclass(frozen=True)
 class PackedUnit:
-    """A unit of the study. ``artifact`` is ``phase/folder``, None where it is not finished; ``whole``: with payload."""
+    """A unit of the study. ``artifact`` is ``phase/folder``, or None if unfinished; ``whole``: with its payload."""
 
     name: str
     phase: str
@@ -46,64 +49,61 @@ class PackedUnit:
     whole: bool = False
 
 
+class PackedFile(TypedDict):
+    """Checksum and size of a file."""
+
+    sha256: Annotated[str, Field(min_length=64, max_length=64)]
+    size: Annotated[int, Field(strict=True, ge=0)]
+
+
 @dataclass(frozen=True)
 class Contents:
-    """An archive's own list. ``files``: name -> sha256 and size of everything else in it, ``sources`` those that the
-    study reads, ``overrides`` what it was opened with, ``notes`` what is not in it and is needed."""
+    """The list of contents of an archive.
+
+    ``files`` gives sha256 and size of every other file, ``sources`` names the files that the study reads,
+    ``overrides`` are those the study was opened with, ``notes`` say what a restored run needs beside the archive.
+    """
 
     study: str
     overrides: Sequence[str]
     units: Sequence[PackedUnit]
-    files: Mapping[str, Mapping[str, Any]]
+    files: Mapping[str, PackedFile]
     sources: Sequence[str] = ()
     notes: Sequence[str] = ()
     schema: int = SCHEMA
 
     def to_bytes(self) -> bytes:
-        """As JSON."""
+        """The list as JSON."""
         return json_bytes(asdict(self))
 
     @property
     def size(self) -> int:
         """Bytes of all files."""
-        return sum(int(file["size"]) for file in self.files.values())
+        return sum(file["size"] for file in self.files.values())
 
-    def of_artifact(self, artifact: str) -> dict[str, Mapping[str, Any]]:
-        """File name inside an artifact -> sha256 and size, of what is packed of it."""
+    def of_artifact(self, artifact: str) -> dict[str, PackedFile]:
+        """The packed files of an artifact: name inside it -> sha256 and size."""
         prefix = f"{ARTIFACTS}/{artifact}/"
         return {name[len(prefix) :]: file for name, file in self.files.items() if name.startswith(prefix)}
 
 
-def contents_from(found: Any) -> Contents:
-    """The list as read, with every name and number in it checked.
+def contents_from(values: Any) -> Contents:
+    """The list from its JSON, with every name and number checked.
 
     Raises:
-        MechstudyError: it is not such a list, or a name in it leads out of the folder it is unpacked into.
+        MechstudyError: it is no such list, or a name in it leads out of the folder it is unpacked into.
     """
+    schema = values.get("schema") if isinstance(values, Mapping) else None
+    if schema not in READABLE:
+        raise MechstudyError(
+            f"the archive has schema {schema!r}, and this version reads {SCHEMA}", fix="a newer mechstudy"
+        )
     try:
-        if found["schema"] not in READABLE:
-            raise MechstudyError(
-                f"the archive has schema {found['schema']!r}, and this version reads {SCHEMA}", fix="a newer mechstudy"
-            )
-        units = [PackedUnit(**unit) for unit in found["units"]]
-        files = {str(name): _file(entry) for name, entry in found["files"].items()}
-        contents = Contents(
-            str(found["study"]), [str(o) for o in found["overrides"]], units, files,
-            [str(name) for name in found["sources"]], [str(note) for note in found["notes"]],
-        )  # fmt: skip
-        _check_names(contents)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, MechstudyError):
-            raise
-        raise MechstudyError(f"the archive's list is not whole: {type(error).__name__}: {error}") from error
+        contents = TypeAdapter(Contents).validate_python(values)
+    except ValidationError as error:
+        raise MechstudyError(f"the archive's list of contents is damaged: {error}") from error
+    _check_names(contents)
     return contents
-
-
-def _file(entry: Mapping[str, Any]) -> dict[str, Any]:
-    sha, size = entry["sha256"], entry["size"]
-    if not isinstance(sha, str) or len(sha) != 64 or not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise ValueError("a file without a checksum or a size")
-    return {"sha256": sha, "size": size}
 
 
 def _check_names(contents: Contents) -> None:
@@ -116,23 +116,23 @@ def _check_names(contents: Contents) -> None:
             if is_usage(name) and "/".join(parts[1:]).removesuffix(USAGE) in artifacts:
                 continue
             if len(parts) < 4 or "/".join(parts[1:3]) not in artifacts or _internal(parts[2]):
-                raise MechstudyError("a file of no artifact is in the archive", facts={"name": repr(name)})
+                raise MechstudyError("the archive holds a file of no artifact", facts={"name": repr(name)})
         elif parts[0] == PROFILE and len(parts) > 1:
             continue
         elif name not in contents.sources or parts[0] in OURS or parts[0].startswith(".restore"):
-            raise MechstudyError("a file that does not belong there is in the archive", facts={"name": repr(name)})
+            raise MechstudyError("the archive holds a file that does not belong there", facts={"name": repr(name)})
     for artifact in artifacts:
         if f"{ARTIFACTS}/{artifact}/{MANIFEST}" not in contents.files:
-            raise MechstudyError("an artifact without its manifest is in the archive", facts={"artifact": artifact})
+            raise MechstudyError("the archive holds an artifact without its manifest", facts={"artifact": artifact})
 
 
 def is_usage(name: str) -> bool:
-    """Whether a file is what a unit used, beside its artifact."""
+    """Whether a file is the usage file beside an artifact."""
     return name.startswith(f"{ARTIFACTS}/") and name.count("/") == 2 and name.endswith(USAGE)
 
 
-def lies_beside(name: str) -> bool:
-    """Whether a file tells of how something ran: no other file depends on it, and the one that is there is as good."""
+def is_record(name: str) -> bool:
+    """Whether a file only records how units ran (usage, profiles): an existing one is never replaced."""
     return is_usage(name) or name.startswith(f"{PROFILE}/")
 
 
@@ -140,7 +140,7 @@ def safe_parts(name: str) -> tuple[str, ...]:
     """The parts of a relative name that stays inside its folder.
 
     Raises:
-        MechstudyError: it is absolute, has ``..`` or is no name on every system.
+        MechstudyError: it is absolute, has ``..`` or is not a valid name on every system.
     """
     parts = name.split("/")
     bad = any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts)
@@ -155,7 +155,7 @@ def _internal(folder: str) -> bool:
 
 @contextmanager
 def compressed(raw: IO[bytes], compression: Compression) -> Iterator[IO[bytes]]:
-    """Where to write what is then compressed into ``raw``, to the same bytes each time."""
+    """A stream that compresses into ``raw``, to the same bytes each time."""
     if compression == "none":
         yield raw
     elif compression == "gzip":
@@ -168,7 +168,7 @@ def compressed(raw: IO[bytes], compression: Compression) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def decompressed(path: Path) -> Iterator[IO[bytes]]:
-    """The tar inside an archive, whatever its compression."""
+    """The tar inside an archive, of any compression."""
     with path.open("rb") as raw:
         start = raw.read(4)
         raw.seek(0)
@@ -194,6 +194,6 @@ def _zstandard() -> Any:
 
 
 def require(compression: Compression) -> None:
-    """Refuses a compression that is not at hand, before anything is read."""
+    """Refuses a compression whose package is not installed."""
     if compression == "zstd":
         _zstandard()

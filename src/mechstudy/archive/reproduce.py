@@ -1,4 +1,4 @@
-"""`mechstudy reproduce`: from a number of the report back to what made it, and, if asked, made again and compared."""
+"""Reproduction of a number of the report: its artifact, the commands that make it, and a rerun with comparison."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ from typing import Any
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.files import disk_errors, not_stale
 from mechstudy.core.progress import NullProgress, Progress
+from mechstudy.planning.opened_study import OpenedStudy
 from mechstudy.report.numbers import FILES, LOGS, Address, addresses, at, content_of, differences, parse_address
 from mechstudy.runner.recorded_options import AsMade, together, unlike
 from mechstudy.runner.run import Run
-from mechstudy.runner.study_run import OpenedStudy, execute
+from mechstudy.runner.slurm.accounting import accounting_of
+from mechstudy.runner.study_run import execute, run_of
 from mechstudy.store.artifacts import Artifact
 from mechstudy.store.manifest import sha256_of
 from mechstudy.store.provenance import package_index
+from mechstudy.store.sessions import sessions_of
 
 _LARGEST = 256 << 20  # bytes of a file that is searched for a handle
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "numba", "polars")
 
 
 @dataclass(frozen=True)
-class Found:
-    """A number or a group of them: where it is kept, its value now, and what is wrong with the artifact's bytes."""
+class ReportNumber:
+    """A number or a group of numbers: its address, artifact and value, and faults of the artifact's bytes."""
 
     address: Address
     artifact: Artifact
@@ -37,10 +40,10 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Again:
-    """A number made again in ``folder``: what differs (pointer, before, after), and files whose bytes are others.
+class Rerun:
+    """A number made again in ``folder``: differences (pointer, before, after), and files with other bytes.
 
-    ``unlike`` says which units could not be made as they were before, so that numbers may be others.
+    ``unlike`` names units that could not run as before, so that numbers may differ.
     """
 
     folder: Path
@@ -51,16 +54,17 @@ class Again:
 
     @property
     def equal(self) -> bool:
+        """Whether the value is the same."""
         return not self.differing
 
 
-def find(opened: OpenedStudy, name: str) -> Found:
-    """The number of a handle, or of an address (``train[3]/evaluation.json#/r2``).
+def find_number(opened: OpenedStudy, name: str) -> ReportNumber:
+    """The number with a handle, or at an address (``train[3]/evaluation.json#/r2``).
 
     Raises:
-        MechstudyError: the study has no such number, or its artifact is not there or cannot be read.
+        MechstudyError: the study has no such number, or its artifact is missing or cannot be read.
     """
-    nodes = opened.run(NullProgress()).evaluate().nodes
+    nodes = opened.evaluate().nodes
     artifacts = {unit: node.artifact for unit, node in nodes.items() if node.artifact is not None}
     wanted = parse_address(name)
     if wanted is not None:
@@ -68,7 +72,7 @@ def find(opened: OpenedStudy, name: str) -> Found:
             raise MechstudyError(f"there is no artifact of {wanted.unit}", facts={"there": ", ".join(artifacts)})
         return _read(artifact, wanted)
     for unit, artifact in artifacts.items():
-        for file in FILES.get(artifact.phase, ()):
+        for file in FILES:
             entry = artifact.manifest["files"].get(file)
             if entry is None or entry["size"] > _LARGEST or not (artifact.path / file).is_file():
                 continue
@@ -80,11 +84,11 @@ def find(opened: OpenedStudy, name: str) -> Found:
     raise MechstudyError(
         f"no number of this study has the handle {name}",
         where=str(opened.folder),
-        fix="the handles stand beside the numbers of the report; with other --set, other units are there",
+        fix="handles are printed beside the numbers of the report; give the same --set as for that run",
     )
 
 
-def _read(artifact: Artifact, address: Address) -> Found:
+def _read(artifact: Artifact, address: Address) -> ReportNumber:
     path = artifact.file(address.file)
     try:
         value = at(content_of(address.file, not_stale(path.read_bytes)), address.pointer)
@@ -92,66 +96,63 @@ def _read(artifact: Artifact, address: Address) -> Found:
         raise MechstudyError(f"there is nothing at {address.pointer}", where=str(path)) from None
     except ValueError as error:
         raise MechstudyError(f"cannot be read: {error}", where=str(path), fix="mechstudy verify") from error
-    return Found(address, artifact, value, tuple(str(problem) for problem in artifact.verify()))
+    return ReportNumber(address, artifact, value, tuple(str(problem) for problem in artifact.verify()))
 
 
-def record(opened: OpenedStudy, found: Found) -> dict[str, Any]:
-    """All that is known of how a number was made, as plain data, and the commands that make it again."""
-    from mechstudy.runner.slurm.accounting import accounting_of
-    from mechstudy.store.sessions import sessions_of
-
-    m = found.artifact.manifest
-    made = m.get("provenance") or {}
+def describe_number(opened: OpenedStudy, number: ReportNumber) -> dict[str, Any]:
+    """How a number was made, as plain data, and the commands that make it again."""
+    manifest = number.artifact.manifest
+    provenance = manifest.get("provenance") or {}
     return {
-        "handle": found.address.handle,
-        "address": str(found.address),
-        "value": found.value,
-        "artifact": found.artifact.name,
-        "id": found.artifact.id,
-        "sha256": m["files"].get(found.address.file, {}).get("sha256"),
-        "problems": list(found.problems),
-        "inputs": {label: entry["id"] for label, entry in m["inputs"].items()},
-        "seeds": m.get("seeds") or {},
-        "started": m.get("started"),
-        "seconds": m.get("seconds"),
-        "processes": sessions_of(m),
-        "accounting": [vars(row) for row in accounting_of(opened.folder, found.artifact)],
-        "git": made.get("git"),
-        "mechstudy": made.get("mechstudy"),
-        "python": made.get("python"),
-        "packages": {name: v for name, v in (made.get("packages") or {}).items() if name in PACKAGES},
-        "machine": {key: made.get(key) for key in ("hostname", "cpu", "gpu", "threads", "libraries", "modules")},
-        "runtime": m.get("runtime") or {},
-        "argv": made.get("argv"),
-        "commands": commands(opened, found),
+        "handle": number.address.handle,
+        "address": str(number.address),
+        "value": number.value,
+        "artifact": number.artifact.name,
+        "id": number.artifact.id,
+        "sha256": manifest["files"].get(number.address.file, {}).get("sha256"),
+        "problems": list(number.problems),
+        "inputs": {label: entry["id"] for label, entry in manifest["inputs"].items()},
+        "seeds": manifest.get("seeds") or {},
+        "started": manifest.get("started"),
+        "seconds": manifest.get("seconds"),
+        "processes": sessions_of(manifest),
+        "accounting": [vars(row) for row in accounting_of(opened.folder, number.artifact)],
+        "git": provenance.get("git"),
+        "mechstudy": provenance.get("mechstudy"),
+        "python": provenance.get("python"),
+        "packages": {name: v for name, v in (provenance.get("packages") or {}).items() if name in PACKAGES},
+        "machine": {key: provenance.get(key) for key in ("hostname", "cpu", "gpu", "threads", "libraries", "modules")},
+        "runtime": manifest.get("runtime") or {},
+        "argv": provenance.get("argv"),
+        "commands": commands(opened, number),
     }
 
 
-def commands(opened: OpenedStudy, found: Found) -> list[str]:
-    """Shell lines from a clean checkout to the artifact: the code, the environment, the phase."""
-    made = found.artifact.manifest.get("provenance") or {}
+def commands(opened: OpenedStudy, number: ReportNumber) -> list[str]:
+    """Shell lines from a clean checkout to the artifact: the code, the environment, the units."""
+    provenance = number.artifact.manifest.get("provenance") or {}
     lines = []
-    git = made.get("git") or {}
+    git = provenance.get("git") or {}
     if git.get("commit"):
         lines.append(f"git checkout {git['commit']}")
     if git.get("dirty"):
-        lines.append("# the code had changes that are in no commit: the result may differ")
-    for module in made.get("modules") or []:
+        lines.append("# the code had uncommitted changes: the result may differ")
+    for module in provenance.get("modules") or []:
         lines.append(f"module load {shlex.quote(str(module))}")
     lines.append("python3 -m venv .venv && . .venv/bin/activate")
-    packages = made.get("packages") or {}
+    packages = provenance.get("packages") or {}
     pinned = [f"{name}=={packages[name]}" for name in PACKAGES if name in packages]
     index = package_index(packages)
     words = ["pip", "install", "-e", ".", *pinned, *(["--extra-index-url", index] if index else [])]
     lines.append(shlex.join(words))
-    return [*lines, *_phase_commands(opened, found)]
+    return [*lines, *_phase_commands(opened, number)]
 
 
-def _phase_commands(opened: OpenedStudy, found: Found) -> list[str]:
-    """What makes this artifact and what it needs, each unit as it ran the last time: one command where that does it."""
-    run = opened.run(NullProgress())
-    unit = found.artifact.unit
-    out = ["--out", str(fresh_folder(opened, found))]
+def _phase_commands(opened: OpenedStudy, number: ReportNumber) -> list[str]:
+    """Commands that run the artifact's unit and those it needs with the options recorded in their manifests."""
+    run = run_of(opened, NullProgress())
+    unit = number.artifact.unit
+    out = ["--out", str(fresh_folder(opened, number))]
     groups = together({name: how for name, (_, how) in _as_made(run, unit).items()})
     lines = []
     for how, names in groups:
@@ -160,21 +161,22 @@ def _phase_commands(opened: OpenedStudy, found: Found) -> list[str]:
             sets = [word for override in opened.overrides for word in ("--set", override)]
             lines.append(shlex.join([*words, *sets, *how.words(), *out]))
     if len(groups) > 1:
-        lines.append("# units were made with several numbers of threads or processes; --run minds each of them")
+        lines.append("# units ran with several numbers of threads or processes; --run repeats each of them")
     return lines
 
 
 def _phase_words(opened: OpenedStudy, run: Run, name: str) -> list[str]:
     """The command of a unit's phase."""
     unit, file = run.graph.units[name], str(opened.file)
-    if unit.phase == "train":
-        return ["mechstudy", "train", file, "--layers", str(unit.spec.get("layer"))]
-    own = unit.phase in ("prompts", "baseline", "capture", "attribute", "intervene")
-    return ["mechstudy", unit.phase if own else "run", file]
+    command = unit.phase.command
+    if command is None:
+        return ["mechstudy", "run", file]
+    layers = ["--layers", str(unit.layer)] if command.by_layer and unit.layer is not None else []
+    return ["mechstudy", command.name, file, *layers]
 
 
 def _as_made(run: Run, unit: str) -> dict[str, tuple[Artifact, AsMade]]:
-    """How a unit and all that it needs were run, in order; of what is not there any more nothing is known."""
+    """The options that a unit and the units it needs ran with, in order; missing artifacts are left out."""
     nodes = run.evaluate().nodes
     needed = run.graph.closure([unit])
     return {
@@ -184,59 +186,63 @@ def _as_made(run: Run, unit: str) -> dict[str, tuple[Artifact, AsMade]]:
     }
 
 
-def fresh_folder(opened: OpenedStudy, found: Found) -> Path:
-    """Where a number is made again: beside the run, with its handle in the name."""
-    return opened.folder.with_name(f"{opened.folder.name}-again-{found.address.handle}")
+def fresh_folder(opened: OpenedStudy, number: ReportNumber) -> Path:
+    """The default folder of a rerun: beside the run, with the number's handle in its name."""
+    return opened.folder.with_name(f"{opened.folder.name}-again-{number.address.handle}")
 
 
 def run_again(
     opened: OpenedStudy,
-    found: Found,
+    number: ReportNumber,
     *,
     out: Path | None = None,
     from_inputs: bool = False,
     device: str | None = None,
     progress: Progress | None = None,
-) -> Again:
-    """Makes the artifact again in a fresh folder and compares; each unit as it was made: device, threads, number of
-    processes, batches.
+) -> Rerun:
+    """Runs the number's unit again in a new folder and compares.
 
-    Interrupted, it goes on when it is called again.
+    Each unit runs with its recorded device, threads, number of processes and batch size. An interrupted rerun
+    resumes when it is called again.
 
     Args:
-        from_inputs: its inputs are taken from the run, checked, and only its own unit runs.
-        device: another than the one it was made on.
+        opened: the study of the run.
+        number: the number.
+        out: the new folder; by default `fresh_folder`.
+        from_inputs: take the inputs from the run, verified, and run only the number's own unit.
+        device: instead of the recorded one.
+        progress: of the units.
 
     Raises:
-        MechstudyError: the folder holds a result already, an input is damaged, or the unit fails.
+        MechstudyError: the folder already holds a result, an input is damaged, or the unit fails.
     """
-    folder = out or fresh_folder(opened, found)
+    folder = out or fresh_folder(opened, number)
     again = replace(opened, folder=folder)
-    unit = found.artifact.unit
-    made = _as_made(opened.run(NullProgress()), unit)
-    before = {name: artifact for name, (artifact, _) in made.items()}
-    own = {name: how.options(device) for name, (_, how) in made.items()}
+    unit = number.artifact.unit
+    recorded = _as_made(run_of(opened, NullProgress()), unit)
+    before = {name: artifact for name, (artifact, _) in recorded.items()}
+    own = {name: how.options(device) for name, (_, how) in recorded.items()}
     changes: dict[str, Any] = {"max_parallel": 1, **own[unit], "by_unit": own}
-    run = again.run(NullProgress(), **changes)
+    run = run_of(again, NullProgress(), **changes)
     if folder.resolve() == opened.folder.resolve() or run.evaluate().nodes[unit].artifact is not None:
         raise MechstudyError(
-            "it would be compared with itself: the folder holds a result already",
+            "it would be compared with itself: the folder already holds a result",
             where=str(folder),
             fix="remove it, or --again-in <another folder>",
         )
     if from_inputs:
-        _bring_inputs(opened.run(NullProgress()), run, unit)
+        _copy_inputs(run_of(opened, NullProgress()), run, unit)
     result = execute(again, [unit], progress=progress, **changes)
     now = {name: node.artifact for name, node in run.evaluate().nodes.items() if node.artifact is not None}
     if unit not in now:
-        told = [str(f.error) if f.error is not None else str(f.crash) for f in result.failures]
-        raise MechstudyError(f"{unit} could not be made again", where=str(folder), facts={"why": "\n".join(told)})
+        errors = [str(f.error) if f.error is not None else str(f.crash) for f in result.failures]
+        raise MechstudyError(f"{unit} could not be made again", where=str(folder), facts={"why": "\n".join(errors)})
     pairs = [(before[name], now[name]) for name in before if name in now]
-    return replace(_compared(folder, found, now[unit]), unlike=tuple(unlike(pairs)))
+    return replace(_compared(folder, number, now[unit]), unlike=tuple(unlike(pairs)))
 
 
-def _bring_inputs(source: Run, target: Run, unit: str) -> None:
-    """The artifacts that the unit reads, as links or copies, once every byte of them was right."""
+def _copy_inputs(source: Run, target: Run, unit: str) -> None:
+    """Links or copies the artifacts that the unit reads, after verifying them."""
     nodes = source.evaluate().nodes
     for name in source.graph.upstream(unit):
         artifact = nodes[name].artifact
@@ -246,7 +252,7 @@ def _bring_inputs(source: Run, target: Run, unit: str) -> None:
             raise MechstudyError(
                 f"its input {name} is damaged",
                 where=str(artifact.path),
-                facts={"found": "\n".join(map(str, problems))},
+                facts={"problems": "\n".join(map(str, problems))},
                 fix="mechstudy verify, then mechstudy run; or leave out --from-inputs",
             )
         place = target.folder.store.root / artifact.name
@@ -266,17 +272,17 @@ def _link_or_copy(source: str, target: str) -> str:
     return target
 
 
-def _compared(folder: Path, found: Found, made: Artifact) -> Again:
-    content = content_of(found.address.file, made.file(found.address.file).read_bytes())
+def _compared(folder: Path, number: ReportNumber, made: Artifact) -> Rerun:
+    content = content_of(number.address.file, made.file(number.address.file).read_bytes())
     try:
-        value = at(content, found.address.pointer)
+        value = at(content, number.address.pointer)
     except KeyError:
         value = None
-    return Again(folder, value, differences(found.value, value), sorted(_other_bytes(found.artifact, made)))
+    return Rerun(folder, value, differences(number.value, value), sorted(_other_bytes(number.artifact, made)))
 
 
 def _other_bytes(before: Artifact, after: Artifact) -> Iterator[str]:
-    """Files that are not the same now, by the bytes on disk where there are any, and without logs (clock times)."""
+    """Files whose bytes differ, without logs, which hold clock times."""
     old: Mapping[str, Any] = before.manifest["files"]
     new: Mapping[str, Any] = after.manifest["files"]
     for name in {*old, *new}:

@@ -1,4 +1,4 @@
-"""Reading an archive from end to end, with nothing believed: every name, kind, size and checksum is looked at."""
+"""Reading of archives, with every name, member type, size and checksum verified."""
 
 from __future__ import annotations
 
@@ -14,57 +14,55 @@ from mechstudy.archive.index import CONTENTS, Contents, contents_from, decompres
 from mechstudy.core.errors import MechstudyError
 
 _BLOCK = 1 << 20
-_LARGEST_LIST = 256 << 20  # bytes of the list of contents: more is no list
+_LARGEST_LIST = 256 << 20  # bytes of a list of contents
 
 
 def read_contents(path: Path) -> Contents:
-    """The list an archive begins with. Raises as `read_archive`."""
-    for name, stream in _members(path):
-        return _contents(name, stream)
-    raise _broken(path, "it is empty")
+    """The list of contents at the start of an archive. Raises as `read_archive`."""
+    return _contents(path, _members(path))
 
 
 def read_archive(path: Path, expected: Contents | None = None) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """Name and bytes (in blocks) of each file after the list; each is to be read to its end.
+    """Name and bytes (in blocks) of each file after the list; the caller must read each to its end.
 
     Args:
+        path: the archive.
         expected: the list it must have; by default the one it begins with.
 
     Raises:
-        MechstudyError: it is no archive, is not whole, holds a link, a device or a name that leads out, or a file
-            whose bytes are not those of the list. It is raised once the file in question has been read.
+        MechstudyError: it is no archive, is incomplete, holds a link, a device or a name that leads out of its folder,
+            or a file whose bytes do not match the list. It is raised once the file in question has been read.
     """
-    contents: Contents | None = None
-    seen: set[str] = set()
-    for name, stream in _members(path):
-        if contents is None:
-            contents = _contents(name, stream)
-            if expected is not None and contents.to_bytes() != expected.to_bytes():
-                raise _broken(path, "its list is not the one that was written")
-            continue
-        if name not in contents.files or name in seen:
-            raise _broken(path, f"{name!r} is in it twice or is not on its list")
-        seen.add(name)
+    members = _members(path)
+    contents = _contents(path, members)
+    if expected is not None and contents.to_bytes() != expected.to_bytes():
+        raise _damaged(path, "its list of contents is not the one that was written")
+    names: set[str] = set()
+    for name, stream in members:
+        if name not in contents.files or name in names:
+            raise _damaged(path, f"{name!r} is in it twice or is not in its list of contents")
+        names.add(name)
         yield name, _checked(path, name, stream, contents)
-    if contents is None:
-        raise _broken(path, "it is empty")
-    if missing := sorted(set(contents.files) - seen):
-        raise _broken(path, f"{len(missing)} of {len(contents.files)} files are missing, {missing[0]} first")
+    if missing := sorted(set(contents.files) - names):
+        raise _damaged(path, f"{len(missing)} of {len(contents.files)} files are missing, {missing[0]} first")
 
 
-def _contents(name: str, stream: Iterator[bytes]) -> Contents:
+def _contents(path: Path, members: Iterator[tuple[str, Iterator[bytes]]]) -> Contents:
+    """The list of contents, from the first member."""
+    name, stream = next(members, ("", iter(())))
     if name != CONTENTS:
-        raise MechstudyError(f"this is no archive of mechstudy: it begins with {name!r}")
+        why = f"it begins with {name!r}" if name else "it is empty"
+        raise MechstudyError(f"this is not an archive of mechstudy: {why}", where=str(path))
     data = b""
     for block in stream:
         data += block
         if len(data) > _LARGEST_LIST:
-            raise MechstudyError("the archive's list is too long to be one")
+            raise _damaged(path, "its list of contents is too long")
     try:
-        found = json.loads(data)
+        values = json.loads(data)
     except ValueError as error:
-        raise MechstudyError(f"the archive's list is not whole: {error}") from error
-    return contents_from(found)
+        raise _damaged(path, f"its list of contents: {error}") from error
+    return contents_from(values)
 
 
 def _checked(path: Path, name: str, stream: Iterator[bytes], contents: Contents) -> Iterator[bytes]:
@@ -76,26 +74,26 @@ def _checked(path: Path, name: str, stream: Iterator[bytes], contents: Contents)
             break
         yield block
     if size != listed["size"] or digest.hexdigest() != listed["sha256"]:
-        raise _broken(path, f"the bytes of {name} are not those that were packed")
+        raise _damaged(path, f"the bytes of {name} do not match its checksum")
 
 
 def _members(path: Path) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """Every member of the tar; anything but a file with a safe name is refused."""
-    with _told(path), decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+    """Every member of the tar; raises for anything but a file with a safe name."""
+    with _as_damage(path), decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
         for member in tar:
             if not member.isreg() or member.issparse():
-                raise _broken(path, f"{member.name!r} is no file but a link, folder or device")
+                raise _damaged(path, f"{member.name!r} is a link, folder or device")
             safe_parts(member.name)
             opened = tar.extractfile(member)
             assert opened is not None, "a regular file can be opened"
             yield member.name, _blocks(path, opened)
-        while stream.read(_BLOCK):  # to the end, where the compression has its own checksum
+        while stream.read(_BLOCK):  # up to the checksum of the compression
             pass
 
 
 def _blocks(path: Path, opened: IO[bytes]) -> Iterator[bytes]:
     while True:
-        with _told(path):
+        with _as_damage(path):
             block = opened.read(_BLOCK)
         if not block:
             return
@@ -103,8 +101,8 @@ def _blocks(path: Path, opened: IO[bytes]) -> Iterator[bytes]:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """What tarfile, zlib and zstandard raise of broken bytes, which has no common base, as one error."""
+def _as_damage(path: Path) -> Iterator[None]:
+    """One error for whatever tarfile, zlib and zstandard raise on damaged bytes."""
     try:
         yield
     except MechstudyError:
@@ -112,14 +110,12 @@ def _told(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise MechstudyError("there is no such archive", where=str(path)) from None
     except OSError as error:
-        if error.errno is not None:  # the disk's word, not the archive's
+        if error.errno is not None:  # the disk failed, not the archive
             raise MechstudyError(f"cannot be read: {error.strerror}", where=str(path)) from error
-        raise _broken(path, str(error)) from error
+        raise _damaged(path, str(error)) from error
     except Exception as error:
-        raise _broken(path, f"{type(error).__name__}: {error}") from error
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
 
 
-def _broken(path: Path, why: str) -> MechstudyError:
-    return MechstudyError(
-        "the archive is damaged, or is none", where=str(path), facts={"cause": why}, fix="use another copy of it"
-    )
+def _damaged(path: Path, why: str) -> MechstudyError:
+    return MechstudyError("the archive is damaged", where=str(path), facts={"cause": why}, fix="use another copy of it")

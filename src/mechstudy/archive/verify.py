@@ -1,4 +1,4 @@
-"""`mechstudy verify`: every byte of a run against its checksums; what is damaged is set aside and made anew."""
+"""Verification of a run: every byte against its checksum; damaged artifacts are renamed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mechstudy.study.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Verified:
-    """What `verify` found: how many artifacts it read, the problems, and where damaged artifacts went."""
+    """The number of artifacts read, their problems, and the new paths of damaged artifacts."""
 
     n_artifacts: int
     problems: list[Problem]
@@ -24,10 +24,10 @@ class Verified:
 def verify_run(folder: Path) -> Verified:
     """Reads every file of every artifact. A damaged artifact is renamed to ``<name>.damaged``.
 
-    The next run then makes that unit anew, and no other.
+    The next run then rebuilds that unit, and no other.
 
     Raises:
-        MechstudyError: there is no such run, or it is running now.
+        MechstudyError: there is no such run, or it is in use.
     """
     run = RunFolder(folder)
     if not run.store.root.is_dir():

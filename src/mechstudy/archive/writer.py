@@ -1,5 +1,4 @@
-"""What of a run goes into an archive: all manifests, payload of what is kept, what each unit used of its machine, and
-what a run elsewhere needs."""
+"""The files of a run that go into an archive."""
 
 from __future__ import annotations
 
@@ -14,20 +13,21 @@ from mechstudy.archive.sources import SourceFile, corpus_is_pinned, corpus_locat
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import json_bytes
 from mechstudy.monitoring.instrumentation import PROFILE
-from mechstudy.monitoring.record import SUFFIX as USAGE
+from mechstudy.monitoring.record import USAGE_SUFFIX as USAGE
 from mechstudy.monitoring.record import usage_file
-from mechstudy.runner.study_run import OpenedStudy
+from mechstudy.planning.opened_study import OpenedStudy
 from mechstudy.store.artifacts import Artifact
 from mechstudy.store.manifest import MANIFEST, manifest_is_sound, sha256_of, sign
 from mechstudy.store.provenance import package_index
 from mechstudy.study.dag import Node
+from mechstudy.study.phases.corpus import CorpusPhase
 from mechstudy.study.retention import payload_of
 from mechstudy.study.run_folder import ARTIFACTS, STUDY, SUMMARY
 
 
 @dataclass(frozen=True)
 class Item:
-    """One file of an archive: its name there, and its bytes or where they are, with the checksum they must have."""
+    """One file of an archive: its name, checksum and size, and its bytes or their path."""
 
     name: str
     sha256: str
@@ -38,75 +38,76 @@ class Item:
 
 @dataclass(frozen=True)
 class Packing:
-    """All that goes into an archive, sorted by name, and the list it begins with."""
+    """All files of an archive, sorted by name, and its list of contents."""
 
     items: list[Item]
     contents: Contents
 
 
 def gather(opened: OpenedStudy, *, everything: bool = False, sources: bool = True) -> Packing:
-    """Reads manifests and the study's own files; payload is left to whoever packs it.
+    """Selects the files: all manifests and usage files, payload to keep, and what a run elsewhere needs.
 
     Args:
-        everything: payload of every class, not of ``keep`` alone, and traces and snapshots of memory.
-        sources: the prompts and texts that the study reads, too.
+        opened: the study of the run.
+        everything: payload of every retention, not only ``keep``, and profiles.
+        sources: also the prompts and texts that the study reads.
 
     Raises:
-        MechstudyError: nothing is finished, a manifest is damaged, or a file lies where no other machine has it.
+        MechstudyError: nothing is finished, a manifest is damaged, or a file is outside the study's folder.
     """
-    nodes = opened.run().evaluate().nodes
+    nodes = opened.evaluate().nodes
     done = {name: node.artifact for name, node in nodes.items() if node.artifact is not None}
     if not done:
         raise MechstudyError(
             "nothing of this study is finished", where=str(opened.folder), fix=f"mechstudy run {opened.file}"
         )
     base = opened.file.parent.resolve()
-    given = source_files(opened.study, base) if sources else []
-    _refuse_unportable(given)
+    read = source_files(opened.study, base) if sources else []
+    _refuse_unportable(read)
     unsure = not corpus_is_pinned(opened.study) or (corpus_location(opened.study) is not None and not sources)
     items: list[Item] = []
     units: list[PackedUnit] = []
     for name, node in nodes.items():
-        whole = everything or node.unit.retention == "keep" or (node.unit.phase == "corpus" and unsure)
+        whole = everything or node.unit.retention == "keep" or (node.unit.phase.name == CorpusPhase.name and unsure)
         if node.artifact is None:
-            units.append(PackedUnit(name, node.unit.phase, node.unit.retention))
+            units.append(PackedUnit(name, node.unit.phase.name, node.unit.retention))
             continue
         packed = _of_artifact(node, node.artifact, whole)
         units.append(_unit(node, node.artifact, packed))
         items.extend(packed)
         items.extend(_usage(node.artifact))
     items += _profile(opened.folder) if everything else []
-    items += [_from_file(file.name, file.path) for file in given]
-    items += _beside(opened, done)
+    items += [_from_file(file.name, file.path) for file in read]
+    items += _top(opened, done)
     items.sort(key=lambda item: item.name)
     contents = Contents(
         opened.study.name,
         opened.overrides,
         units,
         {item.name: {"sha256": item.sha256, "size": item.size} for item in items},
-        [file.name for file in given],
+        [file.name for file in read],
         _notes(opened, nodes, sources),
     )
     return Packing(items, contents)
 
 
-def _refuse_unportable(given: list[SourceFile]) -> None:
-    for file in given:
+def _refuse_unportable(files: list[SourceFile]) -> None:
+    for file in files:
         if not file.portable:
             raise MechstudyError(
-                "the study reads a file that is not below its own folder, so no other place would find it",
+                "the study reads a file that is not below its own folder, so a restored run would not find it",
                 where=str(file.path),
-                fix="--without-sources; whoever restores it then needs that file at that path",
+                fix="--without-sources; the restored run then needs that file at that path",
             )
 
 
 def _of_artifact(node: Node, artifact: Artifact, whole: bool) -> list[Item]:
-    """The manifest, and the files that are packed; the others are in it as discarded."""
+    """The manifest and the packed files; the manifest lists the others as discarded."""
     if not manifest_is_sound(artifact.path / MANIFEST):
         raise MechstudyError("the manifest is damaged", where=str(artifact.path), fix="mechstudy verify")
     files: Mapping[str, Mapping[str, Any]] = artifact.manifest["files"]
     gone = set(artifact.manifest.get("discarded", ()))
-    left_out = gone if whole else gone | set(payload_of(files, node.unit.discard_patterns))
+    left_out = gone if whole else gone | set(payload_of(files, node.unit.phase.payload))
     prefix = f"{ARTIFACTS}/{artifact.name}"
     if left_out == gone:
         manifest = (artifact.path / MANIFEST).read_bytes()
@@ -120,13 +121,13 @@ def _of_artifact(node: Node, artifact: Artifact, whole: bool) -> list[Item]:
 
 
 def _usage(artifact: Artifact) -> list[Item]:
-    """What the unit used, as it lies beside the artifact. It has no checksum there, so it is read now."""
+    """The unit's usage file, which has no checksum in the manifest."""
     file = usage_file(artifact.path)
     return [_from_file(f"{ARTIFACTS}/{artifact.name}{USAGE}", file)] if _is_plain(file) else []
 
 
 def _profile(run: Path) -> list[Item]:
-    """Traces, tables and snapshots that were asked for."""
+    """Traces, tables and memory snapshots."""
     files = sorted(path for path in (run / PROFILE).rglob("*") if _is_plain(path))
     return [_from_file(path.relative_to(run).as_posix(), path) for path in files]
 
@@ -137,10 +138,10 @@ def _is_plain(path: Path) -> bool:
 
 def _unit(node: Node, artifact: Artifact, packed: list[Item]) -> PackedUnit:
     whole = len(packed) == len(artifact.manifest["files"]) + 1
-    return PackedUnit(node.unit.name, node.unit.phase, node.unit.retention, artifact.id, artifact.name, whole)
+    return PackedUnit(node.unit.name, node.unit.phase.name, node.unit.retention, artifact.id, artifact.name, whole)
 
 
-def _beside(opened: OpenedStudy, done: Mapping[str, Artifact]) -> list[Item]:
+def _top(opened: OpenedStudy, done: Mapping[str, Artifact]) -> list[Item]:
     items = [_from_file(STUDY, opened.file), _from_bytes(REQUIREMENTS, requirements(list(done.values())).encode())]
     for name in (RESOLVED, SUMMARY):
         if (opened.folder / name).is_file():
@@ -149,12 +150,12 @@ def _beside(opened: OpenedStudy, done: Mapping[str, Artifact]) -> list[Item]:
 
 
 def requirements(artifacts: list[Artifact]) -> str:
-    """The packages with which the last finished of these was made, for ``pip install -r``; others as comments."""
+    """The packages of the artifact finished last, for ``pip install -r``; other versions as comments."""
     last = max(artifacts, key=lambda a: (str(a.manifest.get("finished", "")), a.name))
     made_with: dict[str, dict[str, str]] = {a.name: _packages(a) for a in artifacts}
     newest = made_with[last.name]
     python = (last.manifest.get("provenance") or {}).get("python")
-    lines = [f"# Python {python}; what {last.unit} was made with"]
+    lines = [f"# Python {python}; packages of {last.unit}"]
     if (index := package_index(newest)) is not None:
         lines.append(f"--extra-index-url {index}")
     lines += [f"{name}=={version}" for name, version in sorted(newest.items(), key=lambda item: item[0].lower())]
@@ -166,8 +167,8 @@ def requirements(artifacts: list[Artifact]) -> str:
 
 
 def _packages(artifact: Artifact) -> dict[str, str]:
-    found = (artifact.manifest.get("provenance") or {}).get("packages") or {}
-    return {str(name): str(version) for name, version in found.items()}
+    packages = (artifact.manifest.get("provenance") or {}).get("packages") or {}
+    return {str(name): str(version) for name, version in packages.items()}
 
 
 def _notes(opened: OpenedStudy, nodes: Mapping[str, Node], sources: bool) -> list[str]:
@@ -178,12 +179,12 @@ def _notes(opened: OpenedStudy, nodes: Mapping[str, Node], sources: bool) -> lis
         notes.append("the files that the study reads are not packed")
     missing = [name for name, node in nodes.items() if node.artifact is None and node.stopped is None]
     if missing:
-        notes.append(f"not finished when it was packed: {', '.join(missing)}")
+        notes.append(f"unfinished when packed: {', '.join(missing)}")
     return notes
 
 
 def _short(source: str) -> str:
-    """A model's source without the folders it lies in."""
+    """A model's source without the absolute path of its folder."""
     kind, _, place = source.partition(":")
     return source if not place.startswith(("/", "~")) else f"{kind}:.../{Path(place).name} (an absolute path)"
 

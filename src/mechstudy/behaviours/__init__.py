@@ -1,1 +1,5 @@
-"""Prompt families: contrastive pairs with named positions, and the schema for a user's own."""
+"""Behaviours: families of contrastive prompt pairs, users' own prompts, and how well a model shows them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -24,7 +24,7 @@ TEMPLATES = {
     ),
 }
 
-# Pairs by part of speech: a corrupted word is of the clean word's kind. Every word occurs once in all lists.
+# Pairs by part of speech: the corrupted word is of the clean word's kind. Every word occurs once in all lists.
 PAIRS = {
     "train": {
         "adjective": """hot cold, tall short, happy sad, strong weak, old young, wet dry, early late, clean dirty,
@@ -57,7 +57,7 @@ PAIRS = {
 }
 
 
-# Pairs of neighbouring meaning, which never corrupt each other: the opposite of "hard" may be " easy" too.
+# Pairs of similar meaning, which never corrupt each other: the opposite of "hard" may also be " easy".
 NEIGHBOURS = (
     "old young ancient modern",
     "smart stupid bright dim",
@@ -85,12 +85,12 @@ NEIGHBOURS = (
 
 
 def neighbours(pair: tuple[str, str], other: tuple[str, str]) -> bool:
-    """Whether a word of one pair could pass for an answer to the other."""
+    """Whether a word of one pair could be an answer to the other."""
     return any(pair[0] in group.split() and other[0] in group.split() for group in NEIGHBOURS)
 
 
 def antonyms(split: str, kind: str) -> list[tuple[str, str]]:
-    """[(word, its opposite)] of one part of speech, in one direction."""
+    """Pairs (word, its opposite) of one part of speech, each in one direction."""
     return [(word, opposite) for word, opposite in (entry.split() for entry in PAIRS[split][kind].split(","))]
 
 

@@ -24,7 +24,7 @@ TEMPLATES = {
     ),
 }
 
-# The states of the world, less, by rules that look at no model: fewer than 300,000 inhabitants; disputed
+# The states of the world, without the following (no model was consulted): fewer than 300,000 inhabitants; disputed
 # statehood (Kosovo, Palestine, Taiwan); no single undisputed capital, or one that moved or is moving (Benin,
 # Bolivia, Burundi, Equatorial Guinea, Eswatini, Indonesia, Israel, Ivory Coast, Kazakhstan, Malaysia, Montenegro,
 # Myanmar, Netherlands, South Africa, Sri Lanka, Tanzania); country and capital with one name or one root (Algeria,
@@ -64,26 +64,26 @@ CAPITALS = {
 
 
 def capitals(split: str) -> dict[str, str]:
-    """{country: capital} of a split."""
+    """The capital of each country of a split."""
     return dict(entry.strip().split(":") for entry in CAPITALS[split].split(","))
 
 
 def _slots(split: str, rank: Rank) -> Iterator[Slot]:
-    known = capitals(split)
+    capital_of = capitals(split)
     for template in TEMPLATES[split]:
-        for country in known:
-            yield _slot(template, country, known, rank)
+        for country in capital_of:
+            yield _slot(template, country, capital_of, rank)
 
 
-def _slot(template: Template, country: str, known: dict[str, str], rank: Rank) -> Slot:
+def _slot(template: Template, country: str, capital_of: dict[str, str], rank: Rank) -> Slot:
     key = f"{template.name}/{country}"
 
     def drafts() -> Iterator[Draft]:
         clean = template.render({"country": country}, ("country",))
-        for other in sorted(known, key=lambda other: rank(f"{key}/{other}")):
+        for other in sorted(capital_of, key=lambda other: rank(f"{key}/{other}")):
             if other != country:
                 corrupted = template.render({"country": other}, ("country",))
-                yield Draft(clean, corrupted, f" {known[country]}", f" {known[other]}")
+                yield Draft(clean, corrupted, f" {capital_of[country]}", f" {capital_of[other]}")
 
     return Slot(
         balance="all", template=template.name, item=country, group=f"{template.name}/{country}", key=key, drafts=drafts

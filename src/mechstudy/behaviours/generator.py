@@ -1,4 +1,4 @@
-"""From templates and word lists to as many balanced contrastive pairs as asked for."""
+"""Balanced contrastive prompt pairs, generated from templates and word lists."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mechstudy.behaviours.tokenise import Tokens, Unsuitable, pair_tokens, requi
 from mechstudy.core.errors import MechstudyError, nearest
 
 Rank = Callable[[str], int]
-"""A keyed hash: the only randomness of a family. It depends on (seed, behaviour, split) and the text."""
+"""A hash of a text, keyed by seed, behaviour and split: the only randomness of a family."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,11 @@ class Template:
     text: str
 
     def render(self, fields: Mapping[str, str], named: Iterable[str] | Mapping[str, str]) -> Rendered:
-        """Fill the holes, and note the character at which each hole in `named` ends.
+        """The text with its holes filled, and the character at which each named hole ends.
 
-        A mapping gives holes other names: position name -> hole.
+        Args:
+            fields: the word for each hole.
+            named: holes that are positions; a mapping (position name -> hole) gives them other names.
         """
         text, ends = "", {}
         for literal, field, _, _ in Formatter().parse(self.text):
@@ -41,7 +43,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A prompt's text, and where each named word in it ends (character offset, exclusive)."""
+    """A prompt's text, and the character offset (exclusive) at which each named word ends."""
 
     text: str
     ends: Mapping[str, int]
@@ -49,7 +51,7 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Draft:
-    """A pair before any tokenizer has seen it."""
+    """A pair that has not been tokenised yet."""
 
     clean: Rendered
     corrupted: Rendered
@@ -59,10 +61,15 @@ class Draft:
 
 @dataclass(frozen=True)
 class Slot:
-    """One place in a data set, filled by the first of `drafts` that suits the tokenizer.
+    """One place in a data set, filled by the first draft that suits the tokenizer.
 
-    `balance` is the class held half-half (such as "singular"); `item` the word to be used about equally often;
-    `group` the bootstrap's cluster.
+    Attributes:
+        balance: class that the data set is balanced over, such as "singular".
+        template: name of the template.
+        item: word that is used about as often as others.
+        group: cluster of the bootstrap.
+        key: text that is hashed to order slots.
+        drafts: candidates, in order of preference.
     """
 
     balance: str
@@ -77,8 +84,13 @@ class Slot:
 class Behaviour:
     """A family of contrastive prompts.
 
-    `templates` and `lexicon` hold what each split draws from; no split's words or templates are in the other.
-    `slots(split, rank)` lists every prompt that could be made.
+    Attributes:
+        name: as a study writes it.
+        description: one sentence.
+        positions: names of the positions that every prompt has.
+        templates: of each split; the two splits share none.
+        lexicon: words of each split; the two splits share none.
+        slots: function of (split, rank) that lists every prompt that could be made.
     """
 
     name: str
@@ -89,15 +101,21 @@ class Behaviour:
     slots: Callable[[str, Rank], Iterable[Slot]]
 
     def generate(self, encode: Encode, n: int = 100, split: str = "train", seed: int = 0) -> list[PromptPair]:
-        """The first `n` pairs of the split's sequence for this seed and tokenizer.
+        """The first ``n`` prompt pairs of the split's sequence for this seed and tokenizer.
 
-        The sequence does not depend on `n`: asking for more keeps the earlier pairs. Every pair has clean and
-        corrupted prompts of equal token length, the same named positions in both, and answers that differ in
-        their first token.
+        The sequence does not depend on ``n``: asking for more keeps the earlier pairs. The clean and the corrupted
+        prompt of a pair have equal token lengths and the same named positions, and the answers differ in their first
+        token.
+
+        Args:
+            encode: text to token ids (`LanguageModel.encode`).
+            n: number of pairs.
+            split: ``train`` or ``test``.
+            seed: of the sequence.
 
         Raises:
-            MechstudyError: unknown split, `n` below 1, more pairs asked for than exist, or an `encode` that
-                adds tokens after the prompt.
+            MechstudyError: unknown split, ``n`` below 1, more pairs than exist, or an ``encode`` that adds tokens after
+                the prompt.
         """
         if split not in SPLITS:
             valid = nearest(split, SPLITS)
@@ -128,7 +146,7 @@ class Behaviour:
 
 
 def pick(rank: Rank, choices: Sequence[str], key: str) -> str:
-    """One of `choices`, by the hash of `key`."""
+    """One of ``choices``, chosen by the hash of ``key``."""
     return choices[rank(key) % len(choices)]
 
 
@@ -142,7 +160,7 @@ class _Pool:
         self.order = {item: index for index, item in enumerate(self.by_item)}
 
     def pop(self, used: Mapping[str, int], used_in_group: Mapping[str, int]) -> Slot:
-        """The next slot of the least used item, and of these the one whose group is least used."""
+        """Removes and returns the next slot of the least used item, ties broken by the least used group."""
         item = min(
             self.by_item,
             key=lambda item: (used[item], used_in_group[self.by_item[item][0].group], self.order[item]),
@@ -154,10 +172,10 @@ class _Pool:
 
 
 def _fill(slots: Iterable[Slot], name: str, tokens: Tokens, rank: Rank, skipped: Counter[str]) -> Iterator[PromptPair]:
-    """Balance classes in strict turn, templates in turn within a class, the least used item first.
+    """Pairs of each balance class in strict turn, templates in turn within a class, the least used item first.
 
-    Ends when the class whose turn it is has nothing left, so that what was given stays balanced. `skipped`
-    counts, by kind, the drafts that this tokenizer refused.
+    Ends when the class whose turn it is has no slots left, so that the pairs are balanced. ``skipped`` counts, by kind,
+    the drafts that do not suit this tokenizer.
     """
     grouped: dict[str, dict[str, list[Slot]]] = {}
     for slot in slots:
@@ -185,7 +203,7 @@ def _fill(slots: Iterable[Slot], name: str, tokens: Tokens, rank: Rank, skipped:
 
 
 def _suit(slot: Slot, id: str, tokens: Tokens, skipped: Counter[str]) -> PromptPair | None:
-    """The slot's first draft that suits the tokenizer, or None."""
+    """The slot's first draft that suits the tokenizer, as a prompt pair; None if no draft does."""
     for draft in slot.drafts():
         clean, corrupted = draft.clean, draft.corrupted
         try:

@@ -1,7 +1,7 @@
 """Indirect object identification: "Mary and John went to the store. John gave a drink to" -> " Mary".
 
-The answer is the name that is not repeated; the corrupted prompt repeats the other name, so its right answer
-is the other one. After Wang et al. 2022 (arXiv:2211.00593).
+The answer is the name that is not repeated. The corrupted prompt repeats the other name, so its right answer is the
+other one. After Wang et al. 2022 (arXiv:2211.00593).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from mechstudy.behaviours.generator import Behaviour, Draft, Rank, Slot, Templat
 
 ROLES = ("io", "subject1", "subject2")
 """Positions are named by the clean prompt's roles: the indirect object, and the subject's two mentions."""
-PARTNERS = 20  # names that may follow each first name in a template: so no two names meet twice in it
+PARTNERS = 20  # names that may follow each first name in a template, so that no two names occur together twice in it
 
 TEMPLATES = {
     "train": (

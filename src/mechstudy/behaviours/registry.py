@@ -1,4 +1,4 @@
-"""The built-in prompt families, by name."""
+"""The built-in behaviours, by name."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ BEHAVIOURS: dict[str, Behaviour] = {
 
 
 def behaviour(name: str) -> Behaviour:
-    """The built-in family of this name.
+    """The built-in behaviour of this name.
 
     Raises:
-        MechstudyError: there is none; the message lists those there are.
+        MechstudyError: there is none; the message lists those that exist.
     """
     if name not in BEHAVIOURS:
-        valid = nearest(name, BEHAVIOURS)
+        guess = nearest(name, BEHAVIOURS)
         raise MechstudyError(
             f"unknown behaviour {name!r}",
             facts={"behaviours": ", ".join(BEHAVIOURS)},
-            fix=valid or "use one of these, or bring your own prompts as JSONL",
+            fix=guess or "use one of these, or bring your own prompts as JSONL",
         )
     return BEHAVIOURS[name]

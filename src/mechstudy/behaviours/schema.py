@@ -1,4 +1,4 @@
-"""One contrastive prompt pair, and its file: JSON Lines, one pair a line."""
+"""Contrastive prompt pairs, and their files: JSON Lines, one pair per line."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from mechstudy.core.config import Config
 from mechstudy.core.errors import MechstudyError
 
 Encode = Callable[[str], list[int]]
-"""Text to token ids, with BOS exactly as the model wants it (`LanguageModel.encode`)."""
+"""Text to token ids, with a BOS token where the model needs one (`LanguageModel.encode`)."""
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 class PromptPair(Config):
-    """A clean prompt, its corrupted twin, and the two answers that tell them apart.
+    """A clean and a corrupted prompt, and their answers.
 
-    The clean prompt's right answer is `answer`; the corrupted prompt's is `wrong_answer`. Both are written
-    as they follow the prompt, with their leading space. The two prompts have as many tokens as each other, so
-    one token index in `positions` names the same place in both.
+    The right answer is ``answer`` to the clean prompt and ``wrong_answer`` to the corrupted one. Both are written as
+    they follow the prompt, with their leading space. The two prompts have equal numbers of tokens, so a token index in
+    ``positions`` is the same place in both.
 
     Raises:
         ValueError: unequal lengths, a position outside the prompt, or answers with the same first token.
@@ -33,7 +33,7 @@ class PromptPair(Config):
     id: str
     template: str
     group: str
-    """Cluster for the bootstrap: template x lexical item. Pairs of one group are not independent."""
+    """Cluster for the bootstrap (template and lexical item): pairs of one group are not independent."""
     clean: str
     corrupted: str
     answer: str
@@ -69,18 +69,18 @@ class PromptPair(Config):
 
 
 def to_jsonl(pairs: Iterable[PromptPair]) -> str:
-    """The text of a prompts file: one canonical JSON object a line."""
+    """The text of a prompts file: one canonical JSON object per line."""
     return "".join(json.dumps(pair.canonical(), ensure_ascii=False) + "\n" for pair in pairs)
 
 
 def from_jsonl(path: Path) -> list[PromptPair]:
-    """Read a prompts file written by `to_jsonl` (an artifact's `train.jsonl` or `test.jsonl`).
+    """Reads a file of prompt pairs written by `to_jsonl`, such as an artifact's ``train.jsonl``.
 
     Raises:
-        MechstudyError: a line that is no prompt pair, with its number.
+        MechstudyError: a line that is not a prompt pair, with its number.
     """
     pairs = []
-    # not splitlines(): a prompt may hold U+2028, which JSON does not escape
+    # not splitlines(): a prompt may contain U+2028, which JSON does not escape
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if line:
             try:

@@ -1,4 +1,4 @@
-"""Does the model show the behaviour? Log-probabilities, logit differences and ranks, prompt by prompt."""
+"""How well a model shows a behaviour: log-probabilities, logit differences and ranks, prompt by prompt."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from mechstudy.machine.runtime import oom_backoff
 from mechstudy.models.batches import length_buckets
 from mechstudy.models.language_model import LanguageModel
 
+_Run = tuple[int, tuple[int, ...], tuple[int, ...]]  # index of the pair, prompt, answer
+
 
 @dataclass(frozen=True)
 class Score:
     """One clean prompt's result.
 
-    Log-probabilities are natural, of the whole answer, teacher-forced; ``logit_difference`` is that of the
-    answers' first tokens (what graphs and interventions explain); ``rank_answer`` counts from 1; ``correct``
-    compares the whole answers.
+    Log-probabilities are natural, teacher-forced, and of whole answers, which ``correct`` compares too.
+    ``logit_difference`` is that of the answers' first tokens, which graphs and interventions explain. ``rank_answer``
+    counts from 1.
     """
 
     id: str
@@ -36,6 +38,7 @@ class Score:
     prob_answer: float
 
     def row(self) -> dict[str, object]:
+        """The fields as a row of a table, with ``correct`` as 0 or 1."""
         return asdict(self) | {"correct": int(self.correct)}
 
 
@@ -46,7 +49,14 @@ def score_pairs(
     batch_tokens: int = 4096,
     progress: Progress | None = None,
 ) -> list[Score]:
-    """Scores of the clean prompts, in order."""
+    """Scores of the clean prompts, in order.
+
+    Args:
+        model: the model.
+        pairs: prompt pairs tokenised for this model.
+        batch_tokens: tokens per forward pass.
+        progress: reports sequences.
+    """
     progress = progress or NullProgress()
     sequences = [(i, pair.clean_tokens, answer) for i, pair in enumerate(pairs) for answer in _answers(pair)]
     logprobs: dict[tuple[int, tuple[int, ...]], float] = {}
@@ -65,17 +75,17 @@ def score_pairs(
 
 
 def _answers(pair: PromptPair) -> tuple[tuple[int, ...], ...]:
-    """What must be run: both answers, or one run for two single-token answers."""
+    """Answers that need a forward pass: both, or one if each is a single token."""
     if len(pair.answer_tokens) == len(pair.wrong_tokens) == 1:
         return (pair.answer_tokens,)
     return (pair.answer_tokens, pair.wrong_tokens)
 
 
-def _logits(model: LanguageModel, chosen, progress: Progress) -> list[Tensor]:
+def _logits(model: LanguageModel, chosen: Sequence[_Run], progress: Progress) -> list[Tensor]:
     tokens = torch.tensor([[*prompt, *answer[:-1]] for _, prompt, answer in chosen])
 
     def forward(size: int) -> list[Tensor]:
-        parts = [model.forward(part, logits_at="all").logits for part in tokens.split(size)]
+        parts = [model.forward(part, logits_at="all").logits for part in torch.split(tokens, size)]
         return [row.cpu() for part in parts if part is not None for row in part]
 
     return oom_backoff(forward, len(tokens), progress, item_tokens=tokens.shape[1])

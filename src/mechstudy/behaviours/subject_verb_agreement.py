@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from mechstudy.behaviours.generator import Behaviour, Draft, Rank, Slot, Template
 
-# A word or two follow the attractor, so that `attractor` and `last` are different tokens. No preposition and no
-# closing word is in both splits.
+# Words follow the attractor, so that `attractor` and `last` are different tokens. The splits share no preposition and
+# no closing words.
 TEMPLATES = {
     "train": (
         Template("behind-right-now", "I think that the {subject} behind the {attractor} right now"),
@@ -27,7 +27,7 @@ TEMPLATES = {
     ),
 }
 
-# "singular plural"; subjects are people, animals and things that can be anywhere, attractors landmarks
+# "singular plural". Subjects are people, animals and things that can be anywhere; attractors are landmarks.
 SUBJECTS = {
     "train": """doctor doctors, teacher teachers, lawyer lawyers, farmer farmers, singer singers, king kings,
         boy boys, student students, soldier soldiers, writer writers, man men, visitor visitors,
@@ -54,7 +54,7 @@ ATTRACTORS = {
 
 
 def _nouns(text: str) -> list[tuple[str, str]]:
-    """[(singular, plural)] of a word list."""
+    """Pairs (singular, plural) of a word list."""
     return [(singular, plural) for singular, plural in (entry.split() for entry in text.split(","))]
 
 

@@ -1,4 +1,4 @@
-"""Where words fall on tokens, for any tokenizer, from nothing but `encode`."""
+"""Prompt pairs as tokens, and the tokens that words end on, for any tokenizer, using its ``encode`` alone."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from mechstudy.core.errors import MechstudyError
 
 
 class Unsuitable(ValueError):
-    """These prompts cannot make a contrastive pair with this tokenizer.
+    """These prompts cannot form a contrastive pair with this tokenizer.
 
-    `kind` is short and the same for all prompts with this defect, to count by; `what` names the prompt's own
-    facts; `fix` is what a user would do about it.
+    Attributes:
+        kind: short name of the defect, the same for all prompts that have it.
+        what: the defect with this prompt's details.
+        fix: what a user can do about it.
     """
 
     def __init__(self, kind: str, what: str, fix: str) -> None:
@@ -34,23 +36,24 @@ class PairTokens:
 
 
 class Tokens:
-    """`encode` with a memory: the same few prompts are encoded again and again."""
+    """``encode`` with a cache, as the same few prompts are encoded many times."""
 
     def __init__(self, encode: Encode) -> None:
         self._encode = encode
-        self._seen: dict[str, tuple[int, ...]] = {}
+        self._cache: dict[str, tuple[int, ...]] = {}
 
     def __call__(self, text: str) -> tuple[int, ...]:
-        if text not in self._seen:
-            self._seen[text] = tuple(self._encode(text))
-        return self._seen[text]
+        """Token ids of a text."""
+        if text not in self._cache:
+            self._cache[text] = tuple(self._encode(text))
+        return self._cache[text]
 
 
 def require_open_end(tokens: Tokens) -> None:
-    """Check that an answer can follow a prompt: that `encode` adds nothing after the text.
+    """Checks that ``encode`` adds no tokens after the text, so that an answer can follow a prompt.
 
     Raises:
-        MechstudyError: it does, as an end-of-sequence token does.
+        MechstudyError: it adds some, such as an end-of-sequence token.
     """
     one, other = tokens("a"), tokens("b")
     if one != other and one[-1] == other[-1]:
@@ -62,11 +65,11 @@ def require_open_end(tokens: Tokens) -> None:
 
 
 def token_at(tokens: Tokens, text: str, end: int) -> int:
-    """Index of the token that holds the character before `end`, which must not be white space.
+    """Index of the token that holds the character before ``end``, which must not be white space.
 
-    A cut is at a token boundary when the text before it encodes to a prefix of the whole's tokens. From `end`
-    on, the first such cut closes the token asked for: so a word of several tokens gives its last, part of a
-    token gives that token, and BOS shifts nothing by hand.
+    A word of several tokens gives its last token; part of a token gives that token. A cut of the text is a token
+    boundary if the text before it encodes to a prefix of the whole text's tokens; the first boundary from ``end`` on
+    closes the token.
     """
     whole = tokens(text)
     for cut in range(end, len(text)):
@@ -77,7 +80,7 @@ def token_at(tokens: Tokens, text: str, end: int) -> int:
 
 
 def continuation(tokens: Tokens, prompt: str, answer: str) -> tuple[int, ...]:
-    """The answer's tokens as they follow the prompt.
+    """The answer's tokens after the prompt.
 
     Raises:
         Unsuitable: the prompt's own tokens change when the answer is appended, or the answer has no token.
@@ -95,11 +98,11 @@ def continuation(tokens: Tokens, prompt: str, answer: str) -> tuple[int, ...]:
 
 
 def pair_tokens(tokens: Tokens, clean: str, corrupted: str, answer: str, wrong: str) -> PairTokens:
-    """Tokenise a pair and both answers in context.
+    """Token ids of a pair, and of both answers in context.
 
     Raises:
-        Unsuitable: unequal prompt lengths, answers that begin with the same token, that merge with the
-            prompt, or that are tokenised differently after the clean and the corrupted prompt.
+        Unsuitable: prompts of unequal length, or answers that begin with the same token, merge with the prompt, or are
+            tokenised differently after the clean and the corrupted prompt.
     """
     clean_ids, corrupted_ids = tokens(clean), tokens(corrupted)
     if len(clean_ids) != len(corrupted_ids):
@@ -136,26 +139,33 @@ def pair_tokens(tokens: Tokens, clean: str, corrupted: str, answer: str, wrong: 
 def same_positions(
     tokens: Tokens, clean: str, clean_ends: Mapping[str, int], corrupted: str, corrupted_ends: Mapping[str, int]
 ) -> dict[str, int]:
-    """Token index of each named word, given where it ends in either text, plus `last`.
+    """Token index of each named word, which has to be the same in both prompts, plus ``last``.
+
+    Args:
+        tokens: the encoder.
+        clean: the clean prompt.
+        clean_ends: the character at which each named word ends in it.
+        corrupted: the corrupted prompt.
+        corrupted_ends: likewise for the corrupted prompt.
 
     Raises:
-        Unsuitable: a name falls on different tokens in clean and corrupted, or two names on the same token.
+        Unsuitable: a word is on different tokens in clean and corrupted, or two words are on the same token.
     """
-    found = {}
+    positions = {}
     for name, end in clean_ends.items():
-        found[name] = token_at(tokens, clean, end)
+        positions[name] = token_at(tokens, clean, end)
         other = token_at(tokens, corrupted, corrupted_ends[name])
-        if found[name] != other:
+        if positions[name] != other:
             raise Unsuitable(
                 "positions differ between clean and corrupted",
-                f"position {name} is token {found[name]} in clean, {other} in corrupted",
+                f"position {name} is token {positions[name]} in clean, {other} in corrupted",
                 "choose words with the same number of tokens",
             )
-    found["last"] = len(tokens(clean)) - 1
-    if len(set(found.values())) < len(found):
+    positions["last"] = len(tokens(clean)) - 1
+    if len(set(positions.values())) < len(positions):
         raise Unsuitable(
             "two positions on one token",
-            f"two of the positions {', '.join(found)} are the same token",
+            f"two of the positions {', '.join(positions)} are the same token",
             "name words further apart",
         )
-    return found
+    return positions

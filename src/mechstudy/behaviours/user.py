@@ -1,4 +1,4 @@
-"""Bring your own prompts: a JSON Lines file, one contrastive pair a line. See docs/behaviours.md."""
+"""Users' own prompts: a JSON Lines file, one contrastive pair per line (see docs/reference/behaviours.md)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_LISTED = 10
 
 
 class _Broken(ValueError):
-    """What is wrong with a line, and what to do about it."""
+    """A line of the file that cannot be used, with its fix."""
 
     def __init__(self, what: str, fix: str) -> None:
         super().__init__(what)
@@ -29,16 +29,20 @@ class _Broken(ValueError):
 
 
 def load_jsonl(path: Path, encode: Encode) -> dict[str, list[PromptPair]]:
-    """Read a user's prompts, tokenise and validate each line, and split them.
+    """Reads a user's prompts, tokenises and validates every line, and splits them.
 
-    A line without `split` goes where the hash of its group says, so that no group is in both splits and adding
-    lines moves none of the old ones.
+    A line without ``split`` is put into a split by the hash of its group: no group is in both splits, and adding lines
+    does not move earlier ones.
+
+    Args:
+        path: the file.
+        encode: text to token ids (`LanguageModel.encode`).
 
     Returns:
         {"train": [...], "test": [...]}, both non-empty, in the file's order.
 
     Raises:
-        MechstudyError: the file is missing or empty, or lines are broken: the first ten, each as `file:line`.
+        MechstudyError: the file is missing or empty, or lines are broken; the first ten are listed as ``file:line``.
     """
     path = Path(path)
     tokens = Tokens(encode)
@@ -63,24 +67,29 @@ def load_jsonl(path: Path, encode: Encode) -> dict[str, list[PromptPair]]:
             raise MechstudyError(
                 f"no {split} prompts: all {len(pairs)} are in the other split",
                 where=str(path),
-                fix=f'write "split": "{split}" on some lines, or give more lines of other groups',
+                fix=f'write "split": "{split}" on some lines, or add lines of other groups',
             )
     return result
 
 
 @dataclass(frozen=True)
 class Outline:
-    """What a file holds, before any tokenizer: prompts per split, and the position names all of them have."""
+    """Contents of a file that are known without a tokenizer.
+
+    Attributes:
+        n: prompts per split.
+        positions: names of the positions that all prompts have.
+    """
 
     n: Mapping[str, int]
     positions: tuple[str, ...]
 
 
 def outline_jsonl(path: Path) -> Outline:
-    """Check every line as far as that needs no tokenizer, and count.
+    """Checks every line as far as possible without a tokenizer, and counts prompts.
 
     Raises:
-        MechstudyError: as `load_jsonl`, for the mistakes that can be seen without tokens.
+        MechstudyError: as `load_jsonl`, for errors that do not depend on tokens.
     """
     broken: dict[int, _Broken] = {}
     rows = _parsed(path, broken)
@@ -95,9 +104,9 @@ def outline_jsonl(path: Path) -> Outline:
 
 
 def joined_words(pairs: Iterable[PromptPair]) -> list[PromptPair]:
-    """Pairs whose answer goes on with the prompt's last word: the leading space was most likely forgotten.
+    """Pairs whose answer continues the prompt's last word, most likely because its leading space was forgotten.
 
-    Only scripts with upper and lower case put spaces between words.
+    Only scripts with upper and lower case count, as others do not put spaces between words.
     """
 
     def is_letter(character: str) -> bool:
@@ -107,7 +116,7 @@ def joined_words(pairs: Iterable[PromptPair]) -> list[PromptPair]:
 
 
 def _parsed(path: Path, broken: dict[int, _Broken]) -> dict[int, dict[str, Any]]:
-    """Line number -> object, of the lines that can be read; the others go into ``broken``."""
+    """The object of each line that can be read, by line number; the others are added to ``broken``."""
     rows: dict[int, dict[str, Any]] = {}
     for number, raw in _lines(path):
         try:
@@ -120,7 +129,7 @@ def _parsed(path: Path, broken: dict[int, _Broken]) -> dict[int, dict[str, Any]]
 
 
 def _lines(path: Path) -> list[tuple[int, bytes]]:
-    """(number, bytes) of the lines that are not blank."""
+    """Number and bytes of the lines that are not blank."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -132,13 +141,13 @@ def _lines(path: Path) -> list[tuple[int, bytes]]:
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
-    """A line's object, with its keys and the types of its values checked."""
+    """A line's object, after checking its keys and the types of its values."""
 
     def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in items]
         for key in keys:
             if keys.count(key) > 1:
-                raise _Broken(f"key {key!r} is there twice", "keep one")
+                raise _Broken(f"key {key!r} occurs twice", "keep one")
         return dict(items)
 
     try:
@@ -214,7 +223,7 @@ def _positions(named: object, clean: str, tokens: Tokens) -> dict[str, int]:
     if not isinstance(named, dict):
         raise _Broken("positions is not an object", 'positions: {"name": "substring" or token index}')
     last = len(tokens(clean)) - 1
-    found: dict[str, int] = {}
+    indices: dict[str, int] = {}
     for name, place in named.items():
         _check_text("a position's name", name)
         if isinstance(place, int) and not isinstance(place, bool):
@@ -227,13 +236,13 @@ def _positions(named: object, clean: str, tokens: Tokens) -> dict[str, int]:
             raise _Broken(
                 f"position {name} is {json.dumps(place)[:40]}", "a substring of the clean prompt, or a token index"
             )
-        found[name] = index
-    if found.setdefault("last", last) != last:
+        indices[name] = index
+    if indices.setdefault("last", last) != last:
         raise _Broken(
-            f"position last is token {found['last']}, but the prompt ends with token {last}",
-            "leave `last` out (it is always there), or use another name",
+            f"position last is token {indices['last']}, but the prompt ends with token {last}",
+            "leave `last` out (it is added to every prompt), or use another name",
         )
-    return found
+    return indices
 
 
 def _find(name: str, substring: str, clean: str, tokens: Tokens) -> int:
@@ -253,13 +262,13 @@ def _find(name: str, substring: str, clean: str, tokens: Tokens) -> int:
 def _splits(
     rows: Mapping[int, Mapping[str, Any]], pairs: Mapping[int, PromptPair], broken: dict[int, _Broken]
 ) -> dict[int, str]:
-    """The split of each line: its group's, by the group's word or else by its hash."""
+    """The split of each line: the one its group states, else the one of the group's hash."""
     stated = _stated(rows, broken)
     split_of = {}
-    seen: dict[str, int] = {}
+    first_lines: dict[str, int] = {}
     for number, pair in pairs.items():
         split_of[number] = stated[pair.group][0] if pair.group in stated else _hashed(pair.group)
-        first = seen.setdefault(pair.clean, number)
+        first = first_lines.setdefault(pair.clean, number)
         if split_of[first] != split_of[number]:
             broken.setdefault(
                 number,
@@ -272,7 +281,7 @@ def _splits(
 
 
 def _stated(rows: Mapping[int, Mapping[str, Any]], broken: dict[int, _Broken]) -> dict[str, tuple[str, int]]:
-    """group -> (split, first line that says so); a line that says otherwise is broken."""
+    """The split that a group states, and the first line that does; a line that states the other split is broken."""
     stated: dict[str, tuple[str, int]] = {}
     for number, row in rows.items():
         if "split" in row:
@@ -290,7 +299,7 @@ def _stated(rows: Mapping[int, Mapping[str, Any]], broken: dict[int, _Broken]) -
 
 
 def _group(row: Mapping[str, Any]) -> str:
-    return row.get("group", row["clean"])
+    return str(row.get("group", row["clean"]))
 
 
 def _hashed(group: str) -> str:
@@ -298,7 +307,7 @@ def _hashed(group: str) -> str:
 
 
 def _no_repeats(pairs: Mapping[int, PromptPair], broken: dict[int, _Broken]) -> None:
-    """Ids, and whole pairs, are there once."""
+    """Checks that ids and whole pairs occur once."""
     ids: dict[str, int] = {}
     contents: dict[tuple[str, ...], int] = {}
     for number, pair in pairs.items():
@@ -310,7 +319,7 @@ def _no_repeats(pairs: Mapping[int, PromptPair], broken: dict[int, _Broken]) -> 
 
 
 def _report(path: Path, broken: Mapping[int, _Broken], n_lines: int) -> MechstudyError:
-    """One error for all broken lines; one broken line reads as any other mistake."""
+    """One error for all broken lines; a single one is reported like any other error."""
     if len(broken) == 1:
         ((number, only),) = broken.items()
         return MechstudyError(only.what, where=f"{path}:{number}", fix=only.fix)

@@ -1,1 +1,5 @@
 """Attribution graphs: linearised forward, direct-effect rows, pruning, faithfulness."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,6 +1,6 @@
-"""From the graphs of many prompts to one graph of a behaviour: features over prompts, by named position.
+"""A behaviour's graph, aggregated from the graphs of its prompts.
 
-A prompt's tokens differ, so nodes are identified by what they are and by the name of their position
+Prompts differ in their tokens, so a node is identified by its type, layer and feature and by the name of its position
 (``subject``, ``last``, ...); positions without a name share the name ``other``.
 """
 
@@ -18,11 +18,12 @@ from mechstudy.circuits.graph import Graph, Pruned
 from mechstudy.circuits.influence import total_effects
 
 OTHER = "other"
+_MEANS = ("replacement", "completeness", "replacement_pruned", "completeness_pruned")
 _INSTANCES = 200  # strongest edges that carry their per-prompt weights, for the causal checks
 
 
 def position_names(positions: Mapping[str, int], n_positions: int) -> list[str]:
-    """The name of every token position; where two names share a token the first one given counts."""
+    """The name of every token position; where two names share a token, the first one counts."""
     names = [OTHER] * n_positions
     for name, index in reversed(list(positions.items())):
         names[index] = name
@@ -43,9 +44,9 @@ def node_id(kind: str, layer: int | None = None, feature: int | None = None, pos
 def prompt_record(
     prompt_id: str, graph: Graph, pruned: Pruned, positions: Mapping[str, int], live_S: Tensor | None = None
 ) -> dict[str, Any]:
-    """What one prompt contributes: JSON of its nodes, and of its pruned graph's edges.
+    """One prompt's part of the aggregate: JSON of its nodes and of its pruned graph's edges.
 
-    All expanded features are there (``kept`` says which survive pruning), so that a feature's mean effect over
+    Every expanded feature is a node (``kept`` marks those that survive pruning), so that a feature's mean effect over
     prompts does not depend on where pruning cut. ``live_S`` are `live.live_effects` of the feature columns.
     """
     x = graph.index
@@ -58,15 +59,15 @@ def prompt_record(
     for column in shown.nonzero()[:, 0].tolist():
         node = dict(keys[column])
         key = node_id(node["type"], node["layer"], node["feature"], node["position"])
-        found = nodes.setdefault(
+        total = nodes.setdefault(
             key, node | {"influence": 0.0, "total_effect": 0.0, "live_effect": 0.0, "activation": 0.0, "kept": False}
         )
-        found["influence"] += float(source_I[column])
-        found["total_effect"] += float(effects[column])
+        total["influence"] += float(source_I[column])
+        total["total_effect"] += float(effects[column])
         if node["type"] == "feature":
-            found["activation"] = max(found["activation"], float(graph.activation_S[column]))
-            found["live_effect"] += 0.0 if live_S is None else float(live_S[column])
-        found["kept"] |= bool(pruned.sources_S[column])
+            total["activation"] = max(total["activation"], float(graph.activation_S[column]))
+            total["live_effect"] += 0.0 if live_S is None else float(live_S[column])
+        total["kept"] |= bool(pruned.sources_S[column])
     edges: dict[tuple[str, str], float] = defaultdict(float)
     row_keys = [_key(keys[c]) if c >= 0 else node_id("logit") for c in graph.column_R.tolist()]
     for row, column in pruned.edges_RS.nonzero().tolist():
@@ -81,20 +82,57 @@ def prompt_record(
     }
 
 
+def scores_of(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The content of scores.json: means over prompts of each graph's ``score``, and the scores themselves."""
+    return (
+        {"n_prompts": len(scores)}
+        | {"nodes": fmean(s["n_nodes_pruned"] for s in scores), "edges": fmean(s["n_edges_pruned"] for s in scores)}
+        | {name: fmean(s[name] for s in scores) for name in _MEANS}
+        | {"conservation_residual_max": max(s["conservation_residual_max"] for s in scores)}
+        | {"per_prompt": list(scores)}
+    )
+
+
+def aggregate_of(
+    records: Sequence[Mapping[str, Any]],
+    config: AttributionConfig,
+    *,
+    behaviour: str,
+    positions: Sequence[str],
+    layers: Iterable[int],
+    n_layers: int,
+) -> dict[str, Any]:
+    """The content of aggregate.json.
+
+    Args:
+        records: `prompt_record` of every prompt.
+        positions: names of the prompts' positions, from left to right.
+        layers: layers that have a dictionary, of the model's ``n_layers``.
+    """
+    return {
+        "behaviour": behaviour,
+        "target": config.target,
+        "n_prompts": len(records),
+        "positions": [*positions, OTHER],
+        "layers_with_dictionaries": sorted(layers),
+        "n_layers": n_layers,
+    } | aggregate(records, config)
+
+
 def aggregate(records: Sequence[Mapping[str, Any]], config: AttributionConfig) -> dict[str, Any]:
-    """Nodes and edges over all prompts, the most influential ones.
+    """The most influential nodes and edges over all prompts.
 
     ``frequency`` is the share of prompts whose pruned graph has the node or edge, ``presence`` the share on which
-    a feature has a row at all; ``influence`` and
-    ``total_effect`` are means over all prompts (absent counts 0); ``activation`` and an edge's ``weight`` are
-    means over the prompts that have it. Edges between named positions carry ``instances``.
+    a feature has a row at all; ``influence``, ``total_effect`` and ``live_effect`` are means over all prompts (absent
+    counts 0); ``activation`` and an edge's ``weight`` are means over the prompts that have it. The strongest edges
+    between named positions carry ``instances``: [prompt id, weight] of every prompt.
     """
     n = len(records)
-    seen: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    by_key: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
         for key, node in record["nodes"].items():
-            seen[key].append(node)
-    nodes = {key: _node(key, found, n) for key, found in seen.items()}
+            by_key[key].append(node)
+    nodes = {key: _node(key, of_prompts, n) for key, of_prompts in by_key.items()}
     nodes[node_id("logit")] = {
         "id": node_id("logit"), "type": "logit", "layer": None, "feature": None, "position": "last",
         "frequency": 1.0, "presence": 1.0, "influence": 1.0, "total_effect": 0.0, "live_effect": 0.0,
@@ -105,8 +143,8 @@ def aggregate(records: Sequence[Mapping[str, Any]], config: AttributionConfig) -
     return {"nodes": kept, "edges": edges}
 
 
-def _node(key: str, found: Sequence[Mapping[str, Any]], n: int) -> dict[str, Any]:
-    first = found[0]
+def _node(key: str, of_prompts: Sequence[Mapping[str, Any]], n: int) -> dict[str, Any]:
+    first = of_prompts[0]
     is_feature = first["type"] == "feature"
     label = {
         "feature": f"{first['layer']}/{first['feature']}",
@@ -120,18 +158,18 @@ def _node(key: str, found: Sequence[Mapping[str, Any]], n: int) -> dict[str, Any
         "layer": first["layer"],
         "feature": first["feature"],
         "position": first["position"],
-        "frequency": sum(node["kept"] for node in found) / n,
-        "presence": len(found) / n,
-        "influence": sum(node["influence"] for node in found) / n,
-        "total_effect": sum(node["total_effect"] for node in found) / n,
-        "live_effect": sum(node["live_effect"] for node in found) / n,
-        "activation": fmean(node["activation"] for node in found) if is_feature else None,
+        "frequency": sum(node["kept"] for node in of_prompts) / n,
+        "presence": len(of_prompts) / n,
+        "influence": sum(node["influence"] for node in of_prompts) / n,
+        "total_effect": sum(node["total_effect"] for node in of_prompts) / n,
+        "live_effect": sum(node["live_effect"] for node in of_prompts) / n,
+        "activation": fmean(node["activation"] for node in of_prompts) if is_feature else None,
         "label": label,
     }
 
 
 def _chosen(nodes: Iterable[dict[str, Any]], config: AttributionConfig, n: int) -> list[dict[str, Any]]:
-    """Nodes that recur, by influence; and beside them the features of the largest effects at named positions."""
+    """Nodes that recur, by influence, and the features of the largest effects at named positions."""
     ordered = sorted(nodes, key=lambda node: (-node["influence"], node["id"]))
     needed = min(config.aggregate_min_prompts, n) / n
     recurring = [node for node in ordered if node["frequency"] >= needed or node["type"] in ("logit", "token")]
@@ -150,8 +188,8 @@ def _edges(records: Sequence[Mapping[str, Any]], kept: set[str], n: int) -> list
             if edge["source"] in kept and edge["target"] in kept:
                 weights[edge["source"], edge["target"]].append((record["prompt_id"], edge["weight"]))
     edges: list[dict[str, Any]] = []
-    for (source, target), found in weights.items():
-        values = [w for _, w in found]
+    for (source, target), instances in weights.items():
+        values = [w for _, w in instances]
         edges.append(
             {
                 "source": source,
@@ -173,7 +211,7 @@ def _edges(records: Sequence[Mapping[str, Any]], kept: set[str], n: int) -> list
 
 
 def _checkable(edge: Mapping[str, Any]) -> bool:
-    """From a feature at a named position to another or to the target: what an intervention can measure."""
+    """Whether interventions can measure the edge: from a feature at a named position to another or to the target."""
     source, target = edge["source"], edge["target"]
     other = f"@{OTHER}"
     return (
@@ -184,20 +222,16 @@ def _checkable(edge: Mapping[str, Any]) -> bool:
 
 
 def _source_keys(graph: Graph, names: Sequence[str]) -> list[dict[str, Any]]:
-    """What each column of the matrix is."""
-    x = graph.index
-
-    def node(kind: str, layer: int | None, feature: int | None, position: str | None) -> dict[str, Any]:
-        return {"type": kind, "layer": layer, "feature": feature, "position": position}
-
-    features = zip(
-        graph.feature_layer_S.tolist(), graph.feature_id_S.tolist(), graph.feature_position_S.tolist(), strict=True
-    )
-    keys = [node("feature", layer, feature, names[p]) for layer, feature, p in features]
-    keys += [node("error", layer, None, name) for layer in range(x.n_layers) for name in names]
-    keys += [node("token", None, None, name) for name in names]
-    keys += [node("bias", layer, None, None) for layer in range(x.n_layers + 2)]
-    return keys
+    """Type, layer, feature and position name of every column of the matrix."""
+    return [
+        {
+            "type": source.type,
+            "layer": source.layer,
+            "feature": source.feature if source.type == "feature" else None,
+            "position": None if source.position is None else names[source.position],
+        }
+        for source in graph.sources()
+    ]
 
 
 def _key(node: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What an attribution graph is asked for. Every field enters the artifact's id."""
+"""Settings of attribution graphs; every field enters the artifact's id."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class AttributionConfig(Config):
 
 
 def no_graphs(n_behaviours: int, kind: str) -> str | None:
-    """Why a study has no graphs: nothing to make them of, or dictionaries they cannot go through (decision 0004)."""
+    """Why a study has no graphs: no behaviours, or dictionaries that are no transcoders (decision 0004); else None."""
     if n_behaviours == 0:
         return "no behaviours are named"
     return "graphs need transcoders, and these dictionaries are SAEs" if kind == "sae" else None

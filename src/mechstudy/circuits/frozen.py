@@ -1,7 +1,7 @@
-"""The linearised model run forwards, through the native modules: the check on what graphs predict.
+"""The linearised model run forwards through the native modules, to check what graphs predict.
 
-It shares no code with the backward pass of `rows.py`: attention runs natively with a frozen pattern, norms
-and MLP outputs are replaced by hooks. Removing a feature here must move every target by minus its edge.
+It shares no code with the backward pass of `rows`: attention runs natively with a frozen pattern, norms and MLP
+outputs are replaced by hooks. Removing a feature here must move every target by minus its edge.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechstudy.circuits.linearised import LinearisedPrompt
 from mechstudy.models.architectures import LinearNorm
 from mechstudy.models.attention import frozen_patterns
-from mechstudy.models.language_model import LanguageModel
+from mechstudy.models.language_model import Edit, LanguageModel
 from mechstudy.models.sites import Site
 
 # (layer, position, vector): added to what the layer's MLP site writes at the position.
@@ -37,8 +38,8 @@ class FrozenForward:
     def __init__(self, model: LanguageModel, prompt: LinearisedPrompt) -> None:
         self.model, self.prompt = model, prompt
         sites = [Site("mlp_out", layer) for layer in range(model.n_layers)]
-        found = model.forward(prompt.tokens_T[None], capture=sites, logits_at=None).activations
-        self._clean_mlp_out = [found[site][0] for site in sites]
+        activations = model.forward(prompt.tokens_T[None], capture=sites, logits_at=None).activations
+        self._clean_mlp_out = [activations[site][0] for site in sites]
 
     @torch.no_grad()
     def run(self, deltas: Sequence[Delta]) -> FrozenOutput:
@@ -64,21 +65,22 @@ class FrozenForward:
             model.forward(prompt.tokens_T.expand(rows, -1), edits=edits, logits_at=None)
         return FrozenOutput(mlp_in, final[0])
 
-    def logits(self, output: FrozenOutput) -> Tensor:
+    def logits(self, output: FrozenOutput) -> Float[Tensor, "b v"]:
         """[B, V] logits of the last position, before any soft cap: linear in every perturbation."""
-        return self.model.unembedding(output.final_BD)
+        logits_BV: Tensor = self.model.unembedding(output.final_BD)
+        return logits_BV
 
     def _freeze_norm(self, stack: ExitStack, module: nn.Module, norm: LinearNorm) -> None:
         stack.callback(module.register_forward_hook(lambda _m, args, _out: norm.forward(args[0])).remove)
 
-    def _keep(self, store: dict[int, Tensor], layer: int):
+    def _keep(self, store: dict[int, Tensor], layer: int) -> Edit:
         def edit(x_BTD: Tensor) -> Tensor:
             store[layer] = x_BTD
             return x_BTD
 
         return edit
 
-    def _written(self, mlp_in: dict[int, Tensor], layer: int, deltas: Sequence[Delta]):
+    def _written(self, mlp_in: dict[int, Tensor], layer: int, deltas: Sequence[Delta]) -> Edit:
         """The clean MLP output, plus what the skip path adds, plus this layer's perturbations."""
         x = self.prompt.layers[layer]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from mechstudy.circuits.rows import SourceIndex
 
 @dataclass(frozen=True)
 class Ledger:
-    """One target's sum: ``features + errors + tokens + biases = total``, which must equal ``target``."""
+    """Contributions to one target by kind of source; their ``total`` must equal ``target``."""
 
     features: float
     errors: float
@@ -23,16 +24,32 @@ class Ledger:
 
     @property
     def total(self) -> float:
+        """Sum over all sources."""
         return self.features + self.errors + self.tokens + self.biases
 
     @property
     def residual(self) -> float:
+        """Total minus target; 0 but for rounding."""
         return self.total - self.target
 
 
 @dataclass(frozen=True)
+class Source:
+    """What a column of the matrix is.
+
+    Errors have no ``feature``; tokens (``feature`` is then the token id) have no ``layer``; biases have no
+    ``position``: those of layers, then the embedding's (layer L) and the target's own (layer L + 1).
+    """
+
+    type: Literal["feature", "error", "token", "bias"]
+    layer: int | None
+    feature: int | None
+    position: int | None
+
+
+@dataclass(frozen=True)
 class LogitNode:
-    """A logit target: its token, its probability and what the node says."""
+    """A logit target: its token, its probability and its label."""
 
     token: int
     probability: float
@@ -41,7 +58,7 @@ class LogitNode:
 
 @dataclass
 class Graph:
-    """Direct effects of one prompt. R rows (logits first, then expanded features), S sources.
+    """Direct effects of one prompt: R rows (logits first, then expanded features), S sources.
 
     ``column_R`` is the source column of the feature a row explains, -1 for logits; ``feature_layer_S``,
     ``feature_position_S``, ``feature_id_S`` and ``activation_S`` describe the feature columns.
@@ -61,6 +78,17 @@ class Graph:
 
     # ------------------------------------------------------------------ columns
 
+    def sources(self) -> list[Source]:
+        """What every column is: features, errors [L x T], tokens [T], biases [L + 2]."""
+        x = self.index
+        places = zip(
+            self.feature_layer_S.tolist(), self.feature_id_S.tolist(), self.feature_position_S.tolist(), strict=True
+        )
+        sources = [Source("feature", layer, feature, position) for layer, feature, position in places]
+        sources += [Source("error", layer, None, at) for layer in range(x.n_layers) for at in range(x.n_positions)]
+        sources += [Source("token", None, token, position) for position, token in enumerate(self.tokens)]
+        return sources + [Source("bias", layer, None, None) for layer in range(x.n_layers + 2)]
+
     @property
     def expanded_S(self) -> Tensor:
         """Feature columns that have a row of their own, [S] bool."""
@@ -70,12 +98,14 @@ class Graph:
 
     @property
     def token_S(self) -> Tensor:
+        """Token columns, [S] bool."""
         mask = torch.zeros(self.index.n_sources, dtype=torch.bool)
         mask[self.index.token_slice] = True
         return mask
 
     @property
     def not_bias_S(self) -> Tensor:
+        """Columns that are no biases, [S] bool."""
         mask = torch.ones(self.index.n_sources, dtype=torch.bool)
         mask[self.index.biases :] = False
         return mask
@@ -83,7 +113,7 @@ class Graph:
     # ------------------------------------------------------------- conservation
 
     def ledger(self, row: int) -> Ledger:
-        """The row's sum by kind of source."""
+        """Contributions to the row's target by kind of source."""
         a, x = self.A_RS[row].double(), self.index
         return Ledger(
             float(a[: x.errors].sum()),
@@ -121,7 +151,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What pruning keeps: sources [S], rows [R] and edges [R, S], all bool."""
+    """Masks of what pruning keeps: sources [S], rows [R] and edges [R, S], all bool."""
 
     sources_S: Tensor
     rows_R: Tensor
@@ -130,10 +160,12 @@ class Pruned:
 
     @property
     def n_nodes(self) -> int:
+        """Number of kept sources and logits."""
         return int(self.sources_S.sum()) + self.n_logits
 
     @property
     def n_edges(self) -> int:
+        """Number of kept edges."""
         return int(self.edges_RS.sum())
 
 
@@ -149,7 +181,7 @@ def share_kept(values: Tensor, share: float) -> Tensor:
 
 
 def prune(graph: Graph, node_threshold: float, edge_threshold: float) -> Pruned:
-    """Keep nodes to a share of the influence, then edges to a share of theirs, then drop what dangles.
+    """Keep nodes up to a share of the influence, then edges up to a share of theirs, then drop what is unconnected.
 
     Tokens and logits stay. A kept feature needs a path to the target and at least one input.
     """

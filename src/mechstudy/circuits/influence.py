@@ -1,9 +1,8 @@
 """Influence of nodes on the target, and the two scores of a graph.
 
-``A^ = |A|`` with rows normalised; ``I = w A^ + w A^^2 + ...`` where ``w`` weighs the logit targets (Ameisen
-et al. 2025). Bias columns take no part, as in circuit-tracer, so that the scores compare; they are in the
-ledger. What was not given a row (features left unexpanded, nodes and edges pruned) counts as error here,
-which is stricter than leaving it out.
+``A^ = |A|`` with rows normalised; ``I = w A^ + w A^^2 + ...`` where ``w`` weighs the logit targets (Ameisen et al.
+2025). Bias columns are left out, as in circuit-tracer, so that scores are comparable; they are in the ledger. Features
+without a row and pruned nodes and edges count as error, which is stricter than leaving them out.
 """
 
 from __future__ import annotations
@@ -11,13 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Both in [0, 1]. ``replacement``: share of the target's influence that reaches tokens rather than errors.
-    ``completeness``: share of every node's inputs, weighted by its influence, that is not error."""
+    """Scores of a graph, both in [0, 1].
+
+    ``replacement``: share of the target's influence that reaches tokens rather than errors. ``completeness``: share of
+    every node's inputs, weighted by its influence, that is not error.
+    """
 
     replacement: float
     completeness: float
@@ -65,8 +68,13 @@ def scores(A_hat_RS: Tensor, weights_R: Tensor, column_R: Tensor, token_S: Tenso
     )
 
 
-def total_effects(A_RS: Tensor, weights_R: Tensor, column_R: Tensor, value_R: Tensor) -> Tensor:
-    """Signed first-order effect of removing each source on the weighted target, [S], through every path.
+def total_effects(
+    A_RS: Float[Tensor, "r s"],
+    weights_R: Float[Tensor, " r"],
+    column_R: Int[Tensor, " r"],
+    value_R: Float[Tensor, " r"],
+) -> Float[Tensor, " s"]:
+    """Signed first-order effect of each source on the weighted target, through every path.
 
     A feature's relative change equals its pre-activation's, gates frozen: removing ``s`` changes feature ``t``
     by ``A[t, s]``, and a change of ``t`` by its whole value ``a_t`` changes the target by t's own effect.
@@ -76,7 +84,7 @@ def total_effects(A_RS: Tensor, weights_R: Tensor, column_R: Tensor, value_R: Te
 
 
 def _propagated(M_RS: Tensor, weights_R: Tensor, column_R: Tensor) -> Tensor:
-    """w M + w M^2 + ..., [S]; a power passes from a feature's column to its row. No cycles, so it ends."""
+    """The series w M + w M^2 + ..., [S]; a power passes from a feature's column to its row. No cycles, so it ends."""
     is_feature = column_R >= 0
     columns = column_R.clamp_min(0)
     total = torch.zeros_like(M_RS[0])

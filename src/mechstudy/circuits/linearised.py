@@ -1,8 +1,8 @@
-"""One prompt's forward pass, linearised: attention patterns, norm scales, MLP outputs and gates frozen.
+"""The linearised forward pass of one prompt: attention patterns, norm scales, MLP outputs and gates frozen.
 
-With those frozen, everything downstream of a feature, an error or a token is affine in the residual stream,
-so direct effects are exact. The method is circuit-tracer's (Ameisen et al. 2025) with three additions: bias
-nodes, so that contributions add up to the target; skip paths; layers without a transcoder as errors.
+With those frozen, everything downstream of a feature, an error or a token is affine in the residual stream, so direct
+effects are exact. The method is circuit-tracer's (Ameisen et al. 2025) with three additions: bias nodes, so that
+contributions add up to the target; skip paths; layers without a transcoder as errors.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
@@ -23,7 +24,7 @@ from mechstudy.models.sites import Site
 
 @dataclass(frozen=True)
 class ActiveFeatures:
-    """The features of one layer that fire on the prompt, sorted by position.
+    """Features of one layer that are active on the prompt, sorted by position.
 
     ``position_M``, ``feature_M`` and ``value_M`` describe them; ``vector_MD`` is value x decoder row: what
     each writes into the residual stream.
@@ -39,8 +40,8 @@ class ActiveFeatures:
 class LinearLayer:
     """The affine maps and the sources of one layer. T positions, D model width.
 
-    ``error_TD`` is what the MLP wrote and the dictionary did not explain (all of it where the layer has no
-    dictionary, and at positions where the dictionary is not valid). ``bias_TD`` collects the constants
+    ``error_TD`` is what the MLP wrote and the dictionary did not explain: all of it where the layer has no dictionary
+    and at positions where it does not apply (`applies_at`). ``bias_TD`` collects the constants
     written at ``mlp_out``, ``attention_bias_TD`` those written at ``attn_out``. ``skip_DD`` maps ``mlp_in``
     to ``mlp_out`` at the positions in ``valid_T``.
     """
@@ -73,8 +74,11 @@ class LinearLayer:
 
 @dataclass(frozen=True)
 class LinearisedPrompt:
-    """A whole prompt, linearised. ``tokens_TD`` is what each token's embedding wrote, ``position_TD`` what
-    position embeddings wrote (GPT-2), ``resid_final_TD`` the input of the final norm."""
+    """A whole prompt, linearised.
+
+    ``tokens_TD`` is what each token's embedding wrote, ``position_TD`` what position embeddings wrote (GPT-2),
+    ``resid_final_TD`` the input of the final norm.
+    """
 
     tokens_T: Tensor
     layers: tuple[LinearLayer, ...]
@@ -86,42 +90,41 @@ class LinearisedPrompt:
 
     @property
     def n_positions(self) -> int:
+        """Number of tokens."""
         return self.tokens_T.shape[0]
 
 
 @torch.no_grad()
-def linearise(model: LanguageModel, dictionaries: Mapping[int, Dictionary], tokens_T: Tensor) -> LinearisedPrompt:
+def linearise(
+    model: LanguageModel, dictionaries: Mapping[int, Dictionary], tokens_T: Int[Tensor, " t"]
+) -> LinearisedPrompt:
     """Run the prompt once and freeze what attribution freezes.
 
     Args:
         model: weights in fp32 or wider; bf16 attribution is irreproducible.
         dictionaries: transcoders (``mlp_in`` -> ``mlp_out``) by layer; other layers enter as errors.
         tokens_T: one prompt.
+
+    Raises:
+        MechstudyError: weights below fp32, or a dictionary that is no transcoder of its layer.
     """
     if model.dtype not in (torch.float32, torch.float64):
         raise MechstudyError(
             f"attribution needs fp32 weights; the model is loaded as {model.dtype}",
             fix="set model.dtype: float32",
         )
-    for layer, dictionary in dictionaries.items():
-        sites = (dictionary.cfg.site_in, dictionary.cfg.site_out)
-        if sites != (f"mlp_in.{layer}", f"mlp_out.{layer}"):
-            raise MechstudyError(
-                f"layer {layer}: graphs need a transcoder from mlp_in.{layer} to mlp_out.{layer}; "
-                f"this dictionary maps {sites[0]} to {sites[1]}",
-                fix="set dictionaries.architecture.kind: transcoder (or skip_transcoder)",
-            )
+    require_transcoders(dictionaries, "graphs")
     kinds = ("resid_pre", "attn_out", "mlp_in", "mlp_out", "resid_post")
     sites_wanted = [Site(kind, layer) for layer in range(model.n_layers) for kind in kinds]
     with recorded_patterns(model.hf) as patterns:
         out = model.forward(tokens_T[None], capture=sites_wanted, logits_at="last")
-    found = {site: value[0] for site, value in out.activations.items()}
+    activations = {site: value[0] for site, value in out.activations.items()}
     layers = tuple(
-        _linear_layer(model, layer, found, patterns[layer][0], dictionaries.get(layer))
+        _linear_layer(model, layer, activations, patterns[layer][0], dictionaries.get(layer))
         for layer in range(model.n_layers)
     )
-    final = found[Site("resid_post", model.n_layers - 1)]
-    embedded, positions = found[Site("resid_pre", 0)], None
+    final = activations[Site("resid_post", model.n_layers - 1)]
+    embedded, positions = activations[Site("resid_pre", 0)], None
     if model.arch.position_embedding:
         table = getattr(model.base, model.arch.position_embedding).weight
         positions = table[: tokens_T.shape[0]].detach()
@@ -138,16 +141,32 @@ def linearise(model: LanguageModel, dictionaries: Mapping[int, Dictionary], toke
     )
 
 
+def require_transcoders(dictionaries: Mapping[int, Dictionary], purpose: str) -> None:
+    """Refuse dictionaries that are no transcoders of their layer's MLP.
+
+    Raises:
+        MechstudyError: the first such dictionary, and that ``purpose`` (a plural) need another.
+    """
+    for layer, dictionary in dictionaries.items():
+        sites = (dictionary.cfg.site_in, dictionary.cfg.site_out)
+        if sites != (f"mlp_in.{layer}", f"mlp_out.{layer}"):
+            raise MechstudyError(
+                f"layer {layer}: {purpose} need a transcoder from mlp_in.{layer} to mlp_out.{layer}; "
+                f"this dictionary maps {sites[0]} to {sites[1]}",
+                fix="set dictionaries.architecture.kind: transcoder (or skip_transcoder)",
+            )
+
+
 def _linear_layer(
     model: LanguageModel,
     layer: int,
-    found: Mapping[Site, Tensor],
+    activations: Mapping[Site, Tensor],
     pattern: Tensor,
     dictionary: Dictionary | None,
 ) -> LinearLayer:
     block = model.blocks[layer]
     pre, attn_out, mlp_in, mlp_out = (
-        found[Site(kind, layer)] for kind in ("resid_pre", "attn_out", "mlp_in", "mlp_out")
+        activations[Site(kind, layer)] for kind in ("resid_pre", "attn_out", "mlp_in", "mlp_out")
     )
     attention = block.attention_weights()
     norm_attn = model.linear_norm(block.norm_attn, pre)
@@ -164,7 +183,7 @@ def _linear_layer(
     valid = torch.zeros(pre.shape[0], dtype=torch.bool, device=pre.device)
     error = mlp_out
     if dictionary is not None:
-        valid = valid_positions(dictionary, mlp_in, mlp_out)
+        valid = applies_at(dictionary, mlp_in, torch.arange(pre.shape[0], device=pre.device), mlp_out)
         features = active_features(dictionary, mlp_in, valid)
         explained = torch.zeros_like(mlp_out).index_add(0, features.position_M, features.vector_MD)
         bias = dictionary.b_dec.to(pre) * valid[:, None]
@@ -180,15 +199,25 @@ def _linear_layer(
     )  # fmt: skip
 
 
-def valid_positions(dictionary: Dictionary, mlp_in_TD: Tensor, mlp_out_TD: Tensor | None = None) -> Tensor:
-    """Where the dictionary speaks, [T] bool: not at the first position, nor at sinks it was never trained on."""
-    valid = torch.ones(mlp_in_TD.shape[0], dtype=torch.bool, device=mlp_in_TD.device)
-    valid[0] = False
-    return valid & dictionary.is_valid(mlp_in_TD, mlp_out_TD)
+def applies_at(
+    dictionary: Dictionary,
+    x_ND: Float[Tensor, "n d_in"],
+    position_N: Int[Tensor, " n"],
+    y_ND: Float[Tensor, "n d_out"] | None = None,
+) -> Bool[Tensor, " n"]:
+    """Positions at which the dictionary applies, [N] bool: not the first of a prompt, and no sinks.
+
+    Training drops both, so what the dictionary says there means nothing.
+
+    Args:
+        x_ND, y_ND: the dictionary's inputs and, where sinks are also recognised by their target, its targets.
+        position_N: token indices of the rows.
+    """
+    return (position_N > 0) & dictionary.is_valid(x_ND, y_ND)
 
 
 def active_features(dictionary: Dictionary, mlp_in_TD: Tensor, valid_T: Tensor) -> ActiveFeatures:
-    """The features that fire at valid positions, with what each writes."""
+    """Features that are active at valid positions, with what each writes."""
     acts_TF = dictionary.encode(mlp_in_TD.to(dictionary.W_enc)) * valid_T[:, None]
     position, feature = acts_TF.nonzero(as_tuple=True)
     value = acts_TF[position, feature].to(mlp_in_TD)

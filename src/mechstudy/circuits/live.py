@@ -1,7 +1,7 @@
-"""First-order effects in the live model: what a graph with frozen attention cannot see.
+"""First-order effects of features in the live model, which include what a graph with frozen attention cannot show.
 
-A graph follows values, not queries and keys: a feature that moves the target by changing where a head looks has
-no edge for it. The gradient of the unfrozen model has that path too (attribution patching, Nanda 2023).
+A graph follows values, not queries and keys: a feature that moves the target by changing where a head attends has no
+edge for that. The gradient of the unfrozen model has that path too (attribution patching, Nanda 2023).
 """
 
 from __future__ import annotations
@@ -9,35 +9,36 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechstudy.circuits.graph import Graph
 from mechstudy.dictionaries.dictionary import Dictionary
-from mechstudy.models.gradient_checkpointing import wanted
+from mechstudy.models.graph_memory import should_checkpoint
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
 
 
 def live_gradients(
     model: LanguageModel,
-    tokens_T: Tensor,
+    tokens_T: Int[Tensor, " t"],
     answer: int,
     wrong_answer: int,
     layers: Sequence[int],
     checkpointing: str = "auto",
-) -> dict[int, Tensor]:
-    """Gradient of logit(answer) - logit(wrong answer) with respect to each layer's ``mlp_out``, [T, D], unfrozen.
+) -> dict[int, Float[Tensor, "t d"]]:
+    """Gradient of logit(answer) - logit(wrong answer) with respect to each layer's ``mlp_out``, unfrozen.
 
-    ``checkpointing`` (`models.checkpointing.wanted`): on, off or auto. The gradient is the same.
+    ``checkpointing`` (`models.graph_memory.should_checkpoint`): on, off or auto. The gradient is the same.
     """
     shape = (1, len(tokens_T), model.d_model)
     added = {layer: torch.zeros(shape, dtype=model.dtype, device=model.device, requires_grad=True) for layer in layers}
     edits = {Site("mlp_out", layer): (lambda x, zero=zero: x + zero) for layer, zero in added.items()}
-    again = wanted(checkpointing, model, 1, len(tokens_T))
+    again = should_checkpoint(checkpointing, model, 1, len(tokens_T))
     logits = model.forward(tokens_T[None], edits=edits, grad=True, checkpointing=again).logits
     assert logits is not None
-    found = torch.autograd.grad(logits[0, answer] - logits[0, wrong_answer], list(added.values()))
-    return {layer: gradient[0] for layer, gradient in zip(added, found, strict=True)}
+    gradients = torch.autograd.grad(logits[0, answer] - logits[0, wrong_answer], list(added.values()))
+    return {layer: gradient[0] for layer, gradient in zip(added, gradients, strict=True)}
 
 
 @torch.no_grad()
@@ -48,8 +49,8 @@ def live_effects(
     answer: int,
     wrong_answer: int,
     checkpointing: str = "auto",
-) -> Tensor:
-    """For each of the graph's feature columns: how much the logit difference owes to it, to first order, live."""
+) -> Float[Tensor, " m"]:
+    """First-order effect of each feature column on the live logit difference: gradient x what the feature writes."""
     effects = torch.zeros(graph.index.n_features, dtype=graph.A_RS.dtype)
     if not dictionaries:
         return effects

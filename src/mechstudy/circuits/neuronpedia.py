@@ -1,7 +1,7 @@
-"""Attribution graphs as circuit-tracer writes them and Neuronpedia reads them (``schema_version`` 1).
+"""Attribution graphs as JSON that circuit-tracer writes and Neuronpedia reads (``schema_version`` 1).
 
-Bias nodes and the ledger, which those formats do not have, stand beside as ``feature_type: "bias"`` nodes and
-under ``metadata.mechstudy``; readers that do not know them skip them.
+That format has neither bias nodes nor a ledger. They are added as nodes with ``feature_type: "bias"`` and under
+``metadata.mechstudy``, which other readers skip.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechstudy import __version__
+from mechstudy._version import __version__
 from mechstudy.circuits.config import AttributionConfig
-from mechstudy.circuits.graph import Graph, Pruned
+from mechstudy.circuits.graph import Graph, Pruned, Source
 
 _REVERSED = 0  # reverse_ctx_idx: circuit-tracer writes 0 everywhere
 
@@ -31,14 +31,22 @@ def graph_json(
     config: AttributionConfig,
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The pruned graph as JSON; ``extra`` goes under ``metadata.mechstudy``."""
+    """The pruned graph as JSON.
+
+    Args:
+        slug: the graph's name.
+        scan: the model's name.
+        extra: fields under ``metadata.mechstudy``, beside the ledger.
+    """
     share_S = _cumulative_shares(graph)
-    ids = _source_ids(graph)
+    sources = graph.sources()
+    ids = [_source_id(source) for source in sources]
     nodes = [_logit_node(graph, row, token_strings) for row in range(len(graph.logits))]
     row_ids = [node["node_id"] for node in nodes]
     row_ids += [ids[c] for c in graph.column_R[len(graph.logits) :].tolist()]
     for column in pruned.sources_S.nonzero()[:, 0].tolist():
-        nodes.append(_source_node(graph, column, ids[column], float(share_S[column])))
+        activation = float(graph.activation_S[column]) if column < graph.index.errors else None
+        nodes.append(_source_node(sources[column], ids[column], float(share_S[column]), activation))
     nodes += [_bias_node(graph, layer) for layer in range(graph.index.n_layers) if _bias(graph, layer) != 0]
     links = [
         {"source": ids[column], "target": row_ids[row], "weight": float(graph.A_RS[row, column])}
@@ -102,16 +110,14 @@ def _ledger(graph: Graph) -> dict[str, float]:
     return asdict(ledger) | {"total": ledger.total, "residual": ledger.residual}
 
 
-def _source_ids(graph: Graph) -> list[str]:
-    x = graph.index
-    features = zip(
-        graph.feature_layer_S.tolist(), graph.feature_id_S.tolist(), graph.feature_position_S.tolist(), strict=True
-    )
-    ids = [f"{layer}_{feature}_{position}" for layer, feature, position in features]
-    ids += [f"{layer}_-1_{position}" for layer in range(x.n_layers) for position in range(x.n_positions)]
-    ids += [f"E_{token}_{position}" for position, token in enumerate(graph.tokens)]
-    ids += [f"b_{layer}" for layer in range(x.n_layers + 2)]
-    return ids
+def _source_id(source: Source) -> str:
+    layer, feature, position = source.layer, source.feature, source.position
+    return {
+        "feature": f"{layer}_{feature}_{position}",
+        "error": f"{layer}_-1_{position}",
+        "token": f"E_{feature}_{position}",
+        "bias": f"b_{layer}",
+    }[source.type]
 
 
 def _node(node_id: str, feature: int, layer: str, position: int, kind: str, js_id: str, **extra: Any) -> dict[str, Any]:
@@ -132,25 +138,24 @@ def _node(node_id: str, feature: int, layer: str, position: int, kind: str, js_i
     } | extra
 
 
-def _source_node(graph: Graph, column: int, node_id: str, influence: float) -> dict[str, Any]:
-    x = graph.index
-    if column < x.errors:
-        layer, feature = int(graph.feature_layer_S[column]), int(graph.feature_id_S[column])
-        position = int(graph.feature_position_S[column])
-        paired = (layer + feature) * (layer + feature + 1) // 2 + feature  # Cantor pairing
-        return _node(
-            node_id, paired, str(layer), position, "cross layer transcoder", f"{layer}_{feature}-0",
-            influence=influence, activation=float(graph.activation_S[column]),
-        )  # fmt: skip
-    if column < x.tokens:
-        layer, position = divmod(column - x.errors, x.n_positions)
+def _source_node(source: Source, node_id: str, influence: float, activation: float | None) -> dict[str, Any]:
+    layer, feature, position = source.layer, source.feature, source.position
+    assert position is not None  # biases have nodes of their own
+    if source.type == "token":
+        assert feature is not None
+        return _node(node_id, position, "E", position, "embedding", f"E_{feature}-{position}", influence=influence)
+    assert layer is not None
+    if source.type == "error":
         return _node(
             node_id, -1, str(layer), position, "mlp reconstruction error", f"{layer}_{position}-0",
             influence=influence,
         )  # fmt: skip
-    position = column - x.tokens
-    token = graph.tokens[position]
-    return _node(node_id, position, "E", position, "embedding", f"E_{token}-{position}", influence=influence)
+    assert feature is not None
+    paired = (layer + feature) * (layer + feature + 1) // 2 + feature  # Cantor pairing
+    return _node(
+        node_id, paired, str(layer), position, "cross layer transcoder", f"{layer}_{feature}-0",
+        influence=influence, activation=activation,
+    )  # fmt: skip
 
 
 def _logit_node(graph: Graph, row: int, token_strings: Sequence[str]) -> dict[str, Any]:

@@ -1,24 +1,26 @@
-"""Rows of the direct-effect matrix: many targets at once, one explicit linear backward pass, no autograd.
+"""Rows of the direct-effect matrix, by one explicit linear backward pass for many targets at once.
 
-A target is a vector placed at a reading point (``mlp_in`` of a layer at a position, or the final normed
-residual). Its gradient flows down through frozen norms and frozen attention only; at every layer it meets
-the sources written there, and its inner product with what a source wrote is that source's contribution.
+A target is a vector placed at a reading point (``mlp_in`` of a layer at a position, or the final normed residual). Its
+gradient flows down through frozen norms and frozen attention only; at every layer, its inner product with what a
+source wrote there is that source's contribution.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from mechstudy.circuits.linearised import LinearisedPrompt
+from mechstudy.circuits.linearised import LinearisedPrompt, LinearLayer
+from mechstudy.dictionaries.dictionary import Dictionary
 
 
 @dataclass(frozen=True)
 class Target:
-    """Something whose value is explained: ``value = <direction, reading point> + constant``.
+    """A scalar that is explained: ``value = <direction, reading point> + constant``.
 
     ``layer`` is the block whose ``mlp_in`` is read, or the number of layers for the final normed residual.
     """
@@ -49,24 +51,28 @@ class SourceIndex:
         self.n_sources = self.biases + self.n_layers + 2
 
     def error_slice(self, layer: int) -> slice:
+        """Columns of one layer's errors, by position."""
         start = self.errors + layer * self.n_positions
         return slice(start, start + self.n_positions)
 
     @property
     def token_slice(self) -> slice:
+        """Columns of the tokens, by position."""
         return slice(self.tokens, self.biases)
 
     @property
     def embedding_bias(self) -> int:
+        """Column of what position embeddings wrote."""
         return self.biases + self.n_layers
 
     @property
     def own_bias(self) -> int:
+        """Column of each target's own constants."""
         return self.biases + self.n_layers + 1
 
 
-def direct_effects(prompt: LinearisedPrompt, index: SourceIndex, targets: Sequence[Target]) -> Tensor:
-    """A[target, source], [R, n_sources]: each row adds up to its target's value.
+def direct_effects(prompt: LinearisedPrompt, index: SourceIndex, targets: Sequence[Target]) -> Float[Tensor, "r s"]:
+    """Direct effect of every source on every target; each row adds up to its target's value.
 
     Rows are computed together and independently: neither batch size nor order changes them beyond rounding.
     """
@@ -107,7 +113,7 @@ def direct_effects(prompt: LinearisedPrompt, index: SourceIndex, targets: Sequen
     return out
 
 
-def _collect_mlp(rows_RS: Tensor, index: SourceIndex, layer: int, x, g_RTD: Tensor) -> None:
+def _collect_mlp(rows_RS: Tensor, index: SourceIndex, layer: int, x: LinearLayer, g_RTD: Tensor) -> None:
     """Inner products with everything the layer's MLP site wrote."""
     rows_RS[:, index.error_slice(layer)] = torch.einsum("rtd,td->rt", g_RTD, x.error_TD)
     if x.bias_TD is not None:
@@ -125,7 +131,7 @@ def _collect_mlp(rows_RS: Tensor, index: SourceIndex, layer: int, x, g_RTD: Tens
 
 
 def _count(ranked: Sequence[Target], layer: int) -> int:
-    """How many of the targets, sorted by falling layer, read at ``layer`` or above."""
+    """Number of targets, sorted by falling layer, that read at ``layer`` or above."""
     return sum(t.layer >= layer for t in ranked)
 
 
@@ -137,12 +143,14 @@ def _placed(targets: Sequence[Target], like_TD: Tensor) -> Tensor:
 
 
 def _own_bias(targets: Sequence[Target], norm_at_zero_TD: Tensor) -> Tensor:
-    """What the reading norm's bias and the target's constant contribute."""
+    """Contribution of the reading norm's bias and the target's constant."""
     return torch.stack([t.direction_D @ norm_at_zero_TD[t.position] + t.constant for t in targets])
 
 
-def feature_targets(prompt: LinearisedPrompt, dictionaries, layer: int, which_M: Sequence[int]) -> list[Target]:
-    """Targets for active features of one layer: their pre-activations."""
+def feature_targets(
+    prompt: LinearisedPrompt, dictionaries: Mapping[int, Dictionary], layer: int, which_M: Sequence[int]
+) -> list[Target]:
+    """The pre-activations of active features of one layer, as targets."""
     x = prompt.layers[layer]
     assert x.features is not None
     dictionary = dictionaries[layer]

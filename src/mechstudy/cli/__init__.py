@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from mechstudy.cli.app import app
+
 
 def main() -> None:
     """Entry point of the `mechstudy` command."""
-    from mechstudy.cli.app import app
-
     app()

@@ -1,4 +1,4 @@
-"""`mechstudy bench`: what dictionaries can do where the truth is known."""
+"""`bench`: measures dictionaries on synthetic data whose features are known."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from typing import Annotated
 
 import typer
 
+from mechstudy import dictionaries
+from mechstudy.cli.dictionary import agreement_lines
 from mechstudy.cli.options import Json, guarded
+from mechstudy.cli.show import console, print_json
+from mechstudy.core.progress import Progress
 
 CONTENDERS = ("topk", "batchtopk", "matryoshka", "jumprelu", "jumprelu-tanh", "gated", "relu", "relu-tanh")
 
@@ -15,7 +19,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
 @app.callback()
 def bench() -> None:
-    """Measure dictionaries where the truth is known."""
+    """Measure dictionaries on synthetic data with known features."""
 
 
 @app.command()
@@ -25,43 +29,48 @@ def synthetic(
         list[str] | None,
         typer.Option("--architecture", "-a", help=f"One of {', '.join(CONTENDERS)}; repeatable. Default: all."),
     ] = None,
-    features: Annotated[int, typer.Option(min=2, help="Features of the world.")] = 512,
-    width: Annotated[int | None, typer.Option(min=1, help="Latents; default: as many as features.")] = None,
-    d: Annotated[int, typer.Option(min=2, help="Coordinates: fewer than features is superposition.")] = 128,
+    features: Annotated[int, typer.Option(min=2, help="Features of the data.")] = 512,
+    width: Annotated[
+        int | None, typer.Option(min=1, help="Features of each dictionary. Default: as many as the data has.")
+    ] = None,
+    d: Annotated[int, typer.Option(min=2, help="Coordinates; with fewer than features there is superposition.")] = 128,
     l0: Annotated[float, typer.Option(min=0.1, help="Active features of a row.")] = 12.0,
-    k: Annotated[int | None, typer.Option(min=1, help="Active latents asked for; default: the world's.")] = None,
+    k: Annotated[
+        int | None, typer.Option(min=1, help="Active features of the dictionary. Default: the data's.")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps of 1,024 rows.")] = 2000,
-    seeds: Annotated[int, typer.Option(min=1, help="Worlds, each with its own training seed.")] = 1,
-    trainings: Annotated[int, typer.Option(min=1, help="Trainings per world, from other starts: stability.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Data sets, each with its own training seed.")] = 1,
+    trainings: Annotated[
+        int, typer.Option(min=1, help="Trainings per data set, from other initial weights: stability.")
+    ] = 1,
     as_json: Json = False,
 ) -> None:
-    """Train each architecture on a world with known features and say how many it found.
+    """Train each architecture on synthetic data with known features and report how many it recovers.
 
-    Superposition, a hierarchy of features, correlated firing. MCC: mean |cosine| of the best one-to-one matching of
-    latents and features. F1: latents as detectors of the feature they are closest to.
+    The data has superposition, a hierarchy of features and correlated firing. MCC: mean |cosine| of the best
+    one-to-one matching of learned and true features. F1: learned features as detectors of the closest true feature.
 
-    With several trainings, also how alike they are: matched is the mean |cosine| of the best one-to-one matching of
+    With several trainings, also their agreement: matched is the mean |cosine| of the best one-to-one matching of
     their directions.
 
     [dim]mechstudy bench synthetic -a batchtopk -a matryoshka --seeds 3 --trainings 2[/]
     """
-    from mechstudy.cli.dictionary import agreement_lines
-    from mechstudy.cli.show import console, print_json
-    from mechstudy.core.progress import Progress
-    from mechstudy.dictionaries.evaluation.bench import synthetic as run
-    from mechstudy.dictionaries.evaluation.synthetic import WorldConfig
-
-    world = WorldConfig(n_features=features, d=d, l0=l0)
-    rows = run(
-        world, architecture or (), k=k, width=width, steps=steps, seeds=range(seeds), trainings=trainings,
+    rows = dictionaries.synthetic(
+        dictionaries.WorldConfig(n_features=features, d=d, l0=l0),
+        architecture or (),
+        k=k,
+        width=width,
+        steps=steps,
+        seeds=range(seeds),
+        trainings=trainings,
         progress=Progress(),
-    )  # fmt: skip
+    )
     if as_json:
         print_json(list(rows))
         return
     out = console()
     columns = ("mcc", "f1", "uniqueness", "fvu", "l0", "dead_share", "shrinkage", "seconds")
-    for number, row in enumerate(rows):  # a mistake shows with the first of them
+    for number, row in enumerate(rows):  # the header only after the first row: errors print no header
         if number == 0:
             out.print(f"{'architecture':<15}{'seed':>5}" + "".join(f"{name:>12}" for name in columns))
         values = "".join(f"{row[name]:>12.3f}" for name in columns)

@@ -1,18 +1,21 @@
-"""`mechstudy plan` and `cost`: what a study will take, and what it took."""
+"""`plan` and `cost`: what a study will need, and what it took."""
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from mechstudy.cli.options import Device, Json, Out, Sets, StudyFile, Threads, guarded, overrides
-
-if TYPE_CHECKING:
-    from mechstudy.planning.hardware import Hardware
-    from mechstudy.runner.study_run import OpenedStudy
-    from mechstudy.study.slurm_config import SlurmConfig
+from mechstudy import planning, runner
+from mechstudy.cli.cost_table import show_cost
+from mechstudy.cli.options import Device, Json, Out, Sets, StudyFile, Threads, overrides, say
+from mechstudy.cli.plan_table import show_plan
+from mechstudy.cli.run import nothing_has_run
+from mechstudy.cli.show import print_json
+from mechstudy.cli.slurm import as_submitted
+from mechstudy.models.known import known_models
+from mechstudy.runner import slurm
+from mechstudy.study.slurm_config import SlurmConfig
 
 HardwareName = Annotated[
     str | None,
@@ -24,10 +27,8 @@ HardwareName = Annotated[
 ]
 
 
-def _list_models(asked: bool) -> None:
-    if asked:
-        from mechstudy.models.known import known_models
-
+def _list_models(wanted: bool) -> None:
+    if wanted:
         print("\n".join(f"hf:{name}" for name in known_models()))
         raise typer.Exit
 
@@ -38,19 +39,9 @@ Models = Annotated[
         "--models",
         callback=_list_models,
         is_eager=True,
-        help="List the models that can be planned without having been fetched, and exit.",
+        help="List the models that can be planned before they are fetched, and exit.",
     ),
 ]
-
-
-def add_plan(app: typer.Typer, panel: str) -> None:
-    """Adds `plan`, which stands before `run` in the help."""
-    app.command(rich_help_panel=panel)(guarded(plan))
-
-
-def add_to(app: typer.Typer, panel: str) -> None:
-    """Adds `cost`."""
-    app.command(rich_help_panel=panel)(guarded(cost))
 
 
 def plan(
@@ -63,22 +54,17 @@ def plan(
     as_json: Json = False,
     models: Models = False,
 ) -> None:
-    """Show what the study will take: FLOPs, time, memory, disk, GPU-hours, per unit, per phase and in all.
+    """Show what the study will need: FLOPs, time, memory, disk, GPU-hours, per unit, per phase and in total.
 
-    Loads no weights; well-known models need not even be fetched. `mechstudy validate` makes the numbers those of this
+    Loads no weights; well-known models need not even be fetched. `mechstudy validate` calibrates the numbers on this
     machine. Exits with 2 when something cannot fit, with the change that would make it fit.
 
     [dim]mechstudy plan study.yaml --hardware a100-80gb --set dictionaries.layers=0-29[/]
     """
-    from mechstudy.cli.plan_table import show_plan
-    from mechstudy.cli.show import print_json
-    from mechstudy.planning.fit import refusals
-    from mechstudy.planning.plan import make_plan
-    from mechstudy.runner.study_run import open_study
-
-    opened = open_study(study, overrides(sets, device, threads), out=out, say=_say)
-    slurm = _slurm(opened)
-    made = make_plan(opened.run(), hardware=_hardware(opened, hardware), slurm=slurm)
+    opened = planning.open_study(study, overrides(sets, device, threads), out=out, say=say)
+    jobs = _slurm(opened)
+    machine = planning.asked_hardware(opened.study.compute, hardware)
+    made = planning.make_plan(opened.evaluate(), opened.folder, opened.options, hardware=machine, slurm=jobs)
     made.notes.extend(opened.notes)
     if opened.model is None:
         made.notes.append("the model's weights are not here yet; `mechstudy run` fetches them")
@@ -86,9 +72,9 @@ def plan(
         print_json(made.as_json())
     else:
         show_plan(made)
-    errors = refusals(made, opened, slurm, disk_here=made.hardware.is_here)
+    errors = planning.refusals(made, opened, jobs, disk_here=made.hardware.is_here)
     for error in errors[:-1]:
-        print(f"error: {error}\n", file=sys.stderr)
+        say(f"error: {error}\n")
     if errors:
         raise errors[-1]
 
@@ -100,48 +86,26 @@ def cost(
     hardware: HardwareName = None,
     as_json: Json = False,
 ) -> None:
-    """Show what the study has taken so far, beside what was planned, phase by phase.
+    """Show what the study has taken so far beside the plan, phase by phase.
 
-    From the records of what is finished, and from Slurm's accounting where jobs were submitted: also jobs that were
-    put back into the queue, or lost. Without --set, a study that was submitted is shown with the overrides it was
-    submitted with.
+    From the records of finished units, and for submitted studies from Slurm's accounting, which includes jobs that
+    were requeued or lost. Without --set, a submitted study is shown with the overrides of its submission.
 
     [dim]mechstudy cost study.yaml --json[/]
     """
-    from mechstudy.cli.cost_table import show_cost
-    from mechstudy.cli.show import print_json
-    from mechstudy.cli.slurm import as_submitted
-    from mechstudy.core.errors import MechstudyError
-    from mechstudy.runner.cost import cost_of
-
     opened = as_submitted(study, overrides(sets), out)
-    found = cost_of(opened.run(), _hardware(opened, hardware))
-    if not as_json and not found.total.done and not (found.total.jobs and found.total.jobs.jobs):
-        nothing = "nothing of this study has run yet"
-        raise MechstudyError(nothing, where=str(opened.folder), fix=f"mechstudy run {opened.file}")
+    spent = runner.cost_of(runner.run_of(opened), planning.asked_hardware(opened.study.compute, hardware))
     if as_json:
-        print_json(found.as_json())
+        print_json(spent.as_json())
+    elif spent.total.done or (spent.total.jobs and spent.total.jobs.jobs):
+        show_cost(spent, opened.folder)
     else:
-        show_cost(found, opened.folder)
+        raise nothing_has_run(opened.folder, opened.file)
 
 
-def _hardware(opened: OpenedStudy, name: str | None) -> Hardware | None:
-    """As asked for, else as the study says; None: this machine."""
-    from mechstudy.planning.hardware import asked_hardware
-
-    return asked_hardware(opened.study.compute, name)
-
-
-def _slurm(opened: OpenedStudy) -> SlurmConfig | None:
-    """What jobs ask for, with the profile's values; None where nothing is said of Slurm."""
-    from mechstudy.runner.slurm.profiles import resolved
-    from mechstudy.study.slurm_config import SlurmConfig
-
+def _slurm(opened: planning.OpenedStudy) -> SlurmConfig | None:
+    """What jobs ask for, with the profile's values; None for a study without Slurm settings."""
     compute = opened.study.compute
     if compute.profile is None and compute.slurm == SlurmConfig():
         return None
-    return resolved(compute, opened.lines)[0]
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    return slurm.resolved(compute, opened.lines)[0]

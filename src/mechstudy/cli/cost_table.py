@@ -1,26 +1,26 @@
-"""What was planned and what was spent, as tables; of a narrow terminal each table is two."""
+"""Planned and spent resources as tables; in a narrow terminal a wide table is printed in parts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mechstudy.cli.show import console, fits
+from mechstudy import runner
+from mechstudy.cli.show import console, phase_table, print_fitting
 from mechstudy.core.progress import duration
 from mechstudy.core.sizes import human
-from mechstudy.runner.cost import Cost, PhaseCost
-from mechstudy.runner.measured_cost import Attempts
 
-Columns = Sequence[tuple[str, Callable[[PhaseCost], str]]]
+if TYPE_CHECKING:
+    Columns = Sequence[tuple[str, Callable[[runner.PhaseCost], str]]]
 
 
-def show_cost(cost: Cost, folder: Path) -> None:
-    """Per phase: time, memory and bytes, planned and spent; then what Slurm says, and what differs."""
+def show_cost(cost: runner.Cost, folder: Path) -> None:
+    """Prints planned and spent time, memory and bytes per phase, Slurm's accounting, and the differences."""
     out = console()
     phases = [*cost.phases, cost.total]
     if cost.total.done:
@@ -31,13 +31,13 @@ def show_cost(cost: Cost, folder: Path) -> None:
         out.print(Text(line), soft_wrap=True)
 
 
-def _of_done(text: Callable[[PhaseCost], str]) -> Callable[[PhaseCost], str]:
-    """Of phases of which something is done."""
+def _of_done(text: Callable[[runner.PhaseCost], str]) -> Callable[[runner.PhaseCost], str]:
+    """The text for phases with finished units."""
     return lambda phase: text(phase) if phase.done else "-"
 
 
-def _of_jobs(text: Callable[[Attempts], str]) -> Callable[[PhaseCost], str]:
-    return lambda phase: text(phase.jobs or Attempts())
+def _of_jobs(text: Callable[[runner.Attempts], str]) -> Callable[[runner.PhaseCost], str]:
+    return lambda phase: text(phase.jobs or runner.Attempts())
 
 
 _TIME: Columns = (
@@ -70,33 +70,22 @@ _USED: Columns = (
 )
 
 
-def _print(out: Console, phases: Sequence[PhaseCost], parts: Sequence[Columns]) -> None:
-    """All columns in one table where they fit, else a table for each part."""
-    whole = _table(phases, [column for part in parts for column in part])
-    for table in [whole] if fits(out, whole) else [_table(phases, part) for part in parts]:
-        out.print(table)
+def _print(out: Console, phases: Sequence[runner.PhaseCost], parts: Sequence[Columns]) -> None:
+    def numbers(columns: Columns) -> Table:
+        names = [phase.phase for phase in phases]
+        return phase_table(names, [name for name, _ in columns], [[text(p) for _, text in columns] for p in phases])
+
+    print_fitting(out, numbers([column for part in parts for column in part]), [numbers(part) for part in parts])
 
 
-def _table(phases: Sequence[PhaseCost], columns: Columns) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("phase", no_wrap=True)
-    for name, _ in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    for phase in phases:
-        if phase is phases[-1]:
-            table.add_section()
-        table.add_row(phase.phase, *(text(phase) for _, text in columns))
-    return table
-
-
-def _lines(cost: Cost, folder: Path) -> list[str]:
+def _lines(cost: runner.Cost, folder: Path) -> list[str]:
     total, hardware = cost.total, cost.hardware
     by = "not calibrated" if cost.calibration is None else f"calibrated {cost.calibration.finished}"
-    lines = [f"planned: for {hardware.name}, {by}; numbers of units that are done"]
+    lines = [f"planned: for {hardware.name}, {by}; of the finished units"]
     if total.payload_files:
         right = total.payload_files - total.payload_wrong
         lines.append(f"disk:    {right} of {total.payload_files} files of static shape have exactly the planned bytes")
-    lines += [f"         {name}: planned {size:,}, is {found}" for name, (size, found) in cost.wrong.items()]
+    lines += [f"         {name}: planned {size:,}, is {actual}" for name, (size, actual) in cost.wrong.items()]
     if total.gpu_hours or total.planned_gpu_hours:
         lines.append(
             f"GPU:     {total.gpu_hours:.3g} GPU-hours spent, {total.planned_gpu_hours:.3g} planned; "

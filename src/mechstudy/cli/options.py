@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, and what turns errors into exit statuses."""
+"""Arguments and options that several commands share, and the exit statuses of errors."""
 
 from __future__ import annotations
 
@@ -14,117 +14,87 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-STUDY_PANEL = "The study"
-COMPUTE_PANEL = "How it runs (never changes results)"
-PHASE_PANEL = "This phase"
+from mechstudy.core.errors import MechstudyError
+from mechstudy.core.signals import Interrupted, Terminated
 
-StudyFile = Annotated[
-    Path,
-    typer.Argument(
-        metavar="STUDY", help="The study file, for example [cyan]study.yaml[/]; `mechstudy init` makes one."
-    ),
-]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override a field of the study; repeatable. "
-        "[dim]--set corpus.tokens=500000 --set behaviours.0.n_test=50[/] "
-        "Paths in it start at the study file's folder.",
-        rich_help_panel=STUDY_PANEL,
-    ),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR", help="The run's folder. Default: runs/<name of the study>, here.", rich_help_panel=STUDY_PANEL
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(help="auto, cpu, cuda or cuda:1; overrides compute.device.", rich_help_panel=COMPUTE_PANEL),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(min=1, help="CPU threads in all; overrides compute.threads.", rich_help_panel=COMPUTE_PANEL),
-]
-WorldSize = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        metavar="N",
-        help="Processes that share the work of one unit, each with its part of the threads, and a GPU of its own where "
-        "there are several; overrides compute.world_size.",
-        rich_help_panel=COMPUTE_PANEL,
-    ),
-]
-Profile = Annotated[
-    bool,
-    typer.Option(
-        "--profile",
-        help="Record the first steps of each unit with torch's profiler: a trace and a table in <run>/profile/.",
-        rich_help_panel=COMPUTE_PANEL,
-    ),
-]
-MemorySnapshot = Annotated[
-    bool,
-    typer.Option(
-        "--memory-snapshot",
-        help="What was in memory at each unit's peak, in <run>/profile/; on a GPU as torch's viewer reads it.",
-        rich_help_panel=COMPUTE_PANEL,
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+STUDY_PANEL = "Study"
+COMPUTE_PANEL = "Execution (never changes results)"
+PHASE_PANEL = "Phase"
+
+_study = functools.partial(typer.Option, rich_help_panel=STUDY_PANEL)
+_compute = functools.partial(typer.Option, rich_help_panel=COMPUTE_PANEL)
+
+_STUDY_HELP = "The study file, for example [cyan]study.yaml[/]; `mechstudy init` writes one."
+_SET_HELP = (
+    "Override a field of the study; repeatable. [dim]--set corpus.tokens=500000 --set behaviours.0.n_test=50[/] "
+    "Relative paths start at the study file's folder."
+)
+_WORLD_SIZE_HELP = (
+    "Processes that share the work of one unit, each with its part of the threads, and with its own GPU where there "
+    "are several; overrides compute.world_size."
+)
+_OUT_HELP = "The run's folder. Default: runs/<name of the study> in the current folder."
+_PROFILE_HELP = "Record the first steps of each unit with torch's profiler: a trace and a table in <run>/profile/."
+_SNAPSHOT_HELP = "Record each unit's memory at its peak, in <run>/profile/; on a GPU in the format of torch's viewer."
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help=_STUDY_HELP)]
+Sets = Annotated[list[str] | None, _study("--set", metavar="KEY=VALUE", help=_SET_HELP)]
+Out = Annotated[Path | None, _study(metavar="DIR", help=_OUT_HELP)]
+Device = Annotated[str | None, _compute(help="auto, cpu, cuda or cuda:1; overrides compute.device.")]
+Threads = Annotated[int | None, _compute(min=1, help="CPU threads in total; overrides compute.threads.")]
+WorldSize = Annotated[int | None, _compute(min=1, metavar="N", help=_WORLD_SIZE_HELP)]
+Profile = Annotated[bool, _compute("--profile", help=_PROFILE_HELP)]
+MemorySnapshot = Annotated[bool, _compute("--memory-snapshot", help=_SNAPSHOT_HELP)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED, TERMINATED = 130, 143
 
 
-def guarded(command: F) -> F:
-    """A user's mistake is printed without a traceback and exits with 2, an interruption with 130, SIGTERM with 143.
+def say(message: str) -> None:
+    """Prints a line on standard error."""
+    print(message, file=sys.stderr, flush=True)
 
-    What was stopped at a safe point is said, unit by unit.
+
+def guarded(command: F) -> F:
+    """Turns errors into exit statuses: 2 for a user error, without traceback, 130 for Ctrl-C, 143 for SIGTERM.
+
+    Units that stopped at a safe point are listed.
     """
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
-        from mechstudy.core.errors import MechstudyError
-        from mechstudy.core.signals import Interrupted, Terminated
-
         try:
             with _terminable():
                 return command(*args, **kwargs)
         except MechstudyError as error:
             if os.environ.get("MECHSTUDY_DEBUG"):
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}")
             raise SystemExit(2) from None
         except Interrupted as stop:
             for name, saved in stop.saved.items():
-                print(f"{name}: stopped, {saved} saved", file=sys.stderr)
-            _say_how_to_go_on()
+                say(f"{name}: stopped, {saved} saved")
+            _say_how_to_resume()
             raise SystemExit(128 + stop.number) from None
         except KeyboardInterrupt as interruption:
-            _say_how_to_go_on()
+            _say_how_to_resume()
             raise SystemExit(TERMINATED if isinstance(interruption, Terminated) else INTERRUPTED) from None
-        except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        except BrokenPipeError:  # the reader of our output has ended, as with `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
 
     return run  # type: ignore[return-value]  # same signature
 
 
-def _say_how_to_go_on() -> None:
-    again = shlex.join(["mechstudy", *sys.argv[1:]])
-    print("\nstopped; what is finished is kept, what was begun is resumed by the same command:", file=sys.stderr)
-    print(f"  {again}", file=sys.stderr)
+def _say_how_to_resume() -> None:
+    say("\nstopped; finished units are kept, and the same command resumes the others:")
+    say(f"  {shlex.join(['mechstudy', *sys.argv[1:]])}")
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM inside stops as cleanly as Ctrl-C."""
-    from mechstudy.core.signals import Terminated
+    """Within it, SIGTERM stops as cleanly as Ctrl-C."""
 
     def stop(*_: object) -> None:
         raise Terminated
@@ -139,6 +109,6 @@ def _terminable() -> Iterator[None]:
 def overrides(
     sets: list[str] | None, device: str | None = None, threads: int | None = None, world_size: int | None = None
 ) -> list[str]:
-    """All of a command's overrides of the study; what the flags say comes after ``--set``."""
+    """All overrides of the study: those of ``--set``, then those of the flags."""
     flags = {"device": device, "threads": threads, "world_size": world_size}
     return [*(sets or []), *(f"compute.{name}={value}" for name, value in flags.items() if value)]

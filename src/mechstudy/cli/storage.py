@@ -1,128 +1,123 @@
-"""`archive`, `restore`, `clean`: what a run keeps, and what it lets go."""
+"""`archive`, `restore` and `clean`: what of a run is stored, and what is deleted."""
 
 from __future__ import annotations
 
-import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.text import Text
 
-from mechstudy.cli.options import Json, Out, Sets, StudyFile, guarded, overrides
+from mechstudy import archive as archives
+from mechstudy import planning
+from mechstudy.cli.options import Json, Out, Sets, StudyFile, overrides, say
+from mechstudy.cli.show import console, print_json, table, time_text
+from mechstudy.core.progress import Progress, duration
+from mechstudy.core.sizes import human
 
-PANEL = "Keep and let go"
 
-
-@guarded
 def archive(
     study: StudyFile,
     file: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file. Default: <study>.tar.gz, here.")
+        Path | None, typer.Option("--output", "-o", help="The file. Default: <study>.tar.gz in the current folder.")
     ] = None,
     compress: Annotated[
         Literal["none", "gzip", "zstd"], typer.Option(help="zstd needs the package zstandard.")
     ] = "gzip",
-    everything: Annotated[bool, typer.Option("--all", help="Also payload that can be made again.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Also payload that can be rebuilt.")] = False,
     sources: Annotated[
         bool, typer.Option("--sources/--without-sources", help="The prompts and texts that the study reads.")
     ] = True,
     sets: Sets = None,
     out: Out = None,
 ) -> None:
-    """Pack what is kept of a run into one verified file.
+    """Pack a run into one verified file.
 
-    The manifests of everything, the payload of what is kept (storage.retain in the study), the study and the files it
-    reads, the packages' versions. The same run gives the same bytes. The file is read back before it gets its name,
-    and never overwrites another.
+    All manifests, the payload with retention `keep` (storage.retain in the study), the study and the files it reads,
+    and the packages' versions. The same run gives the same bytes. The file is read back before it gets its name, and
+    never overwrites another.
 
     [dim]mechstudy archive study.yaml -o capitals-2026.tar.gz[/]
     """
-    from mechstudy.archive.archive import archive as pack
-    from mechstudy.core.progress import Progress
-    from mechstudy.core.sizes import human
-    from mechstudy.runner.study_run import open_study
-
-    opened = open_study(study, overrides(sets), out=out, say=_say)
-    made = pack(
+    opened = planning.open_study(study, overrides(sets), out=out, say=say)
+    made = archives.archive_run(
         opened, file, compression=compress, everything=everything, sources=sources, progress=Progress()
-    )  # fmt: skip
+    )
     units = [unit for unit in made.contents.units if unit.artifact is not None]
     whole = sum(unit.whole for unit in units)
     print(f"{made.path}: {human(made.size)}, {len(units)} artifacts, {whole} of them whole, every checksum read back")
     if made.left_out:
-        print(f"not in it: {human(made.left_out)} of payload that can be made again (--all packs it too)")
+        print(f"left out: {human(made.left_out)} of payload that can be rebuilt (--all packs it too)")
     for note in made.contents.notes:
         print(f"note: {note}")
     print(f"sha256 {made.sha256}")
 
 
-@guarded
 def restore(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="An archive, as `mechstudy archive` makes them.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An archive made by `mechstudy archive`.")],
     out: Out = None,
 ) -> None:
-    """Bring an archive back into a run's folder.
+    """Unpack an archive into a run's folder.
 
-    Every checksum is right before anything is published; nothing that is there and differs is overwritten. What was
-    not packed is made again by the next run, where something needs it.
+    Every checksum is verified before anything is published, and no file that differs is overwritten. Payload that
+    was not packed is rebuilt by the next run that needs it.
 
     [dim]mechstudy restore capitals-2026.tar.gz --out runs/capitals[/]
     """
-    from mechstudy.archive.restore import restore as unpack
-    from mechstudy.archive.restore import study_command
-    from mechstudy.core.progress import Progress
-
-    done = unpack(file, out, progress=Progress())
-    print(f"{done.folder}: {len(done.published)} artifacts restored, {len(done.present)} were there")
-    for note in done.contents.notes:
+    restored = archives.restore_run(file, out, progress=Progress())
+    print(f"{restored.folder}: {len(restored.published)} artifacts restored, {len(restored.present)} were there")
+    for note in restored.contents.notes:
         print(f"note: {note}")
-    print(f"go on: {study_command(done)}")
+    print(f"next: {archives.study_command(restored)}")
 
 
-@guarded
 def clean(
     study: StudyFile,
     really: Annotated[bool, typer.Option("--yes", help="Delete. Without it nothing is changed.")] = False,
     other_versions: Annotated[
-        bool, typer.Option("--other-versions", help="Also artifacts that the study as it is now has not made.")
+        bool, typer.Option("--other-versions", help="Also artifacts of other versions of the study.")
     ] = False,
     elsewhere: Annotated[
-        bool, typer.Option("--made-elsewhere", help="Also what another machine made: bytes may then differ.")
+        bool, typer.Option("--made-elsewhere", help="Also artifacts of other machines: rebuilt bytes may differ.")
     ] = False,
     as_json: Json = False,
     sets: Sets = None,
     out: Out = None,
 ) -> None:
-    """Show what can be made again, how much room it takes and how long making it again took; with --yes, delete it.
+    """List what can be rebuilt, its size, and how long rebuilding takes; with --yes, delete it.
 
-    Payload that every unit has read (storage.retain says which), unfinished work that the study cannot resume,
-    damaged artifacts, profiles. What cannot be made again stays: text that is gone or has changed, inputs that are
-    missing, another version of the code, another machine.
+    Payload that every unit has read (see storage.retain), unfinished work that the study cannot resume, damaged
+    artifacts, profiles. What cannot be rebuilt is kept: its text is gone or has changed, an input is missing, or it
+    was made by another version of the code or on another machine.
 
     [dim]mechstudy clean study.yaml --yes[/]
     """
-    from dataclasses import asdict
-
-    from mechstudy.archive.clean import clean as tidy
-    from mechstudy.cli.show import print_json
-    from mechstudy.cli.storage_table import show_clean
-    from mechstudy.runner.study_run import open_study
-
-    opened = open_study(study, overrides(sets), out=out, say=_say)
-    found = tidy(opened, really=really, other_versions=other_versions, elsewhere=elsewhere)
+    opened = planning.open_study(study, overrides(sets), out=out, say=say)
+    cleaned = archives.clean_run(opened, really=really, other_versions=other_versions, elsewhere=elsewhere)
     if as_json:
-        print_json({"really": really, **asdict(found)})
+        print_json({"really": really, **asdict(cleaned)})
     else:
-        show_clean(found, really=really)
-    if found.failed:
+        _show(cleaned, really=really)
+    if cleaned.failed:
         raise typer.Exit(2)
 
 
-def add_to(app: typer.Typer) -> None:
-    """Adds the commands to the app."""
-    for command in (archive, restore, clean):
-        app.command(rich_help_panel=PANEL)(command)
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+def _show(cleaned: archives.Cleaned, *, really: bool) -> None:
+    deleted = cleaned.going
+    if cleaned.entries:
+        entries = table("~what", "~where", ">frees", ">to rebuild", "~kept because")
+        for entry in [*deleted, *(entry for entry in cleaned.entries if entry.kept is not None)]:
+            kept = Text(entry.kept or "")
+            entries.add_row(Text(entry.what), Text(entry.name), human(entry.bytes), time_text(entry.seconds), kept)
+        console().print(entries)
+    for name, why in cleaned.failed:
+        print(f"could not be deleted: {name}: {why}")
+    seconds = sum(entry.seconds or 0.0 for entry in deleted)
+    rebuilding = f"; rebuilding all of it takes {duration(seconds)}" if seconds else ""
+    if really:
+        print(f"{human(cleaned.freed)} freed{rebuilding}")
+    elif deleted:
+        print(f"{human(sum(entry.bytes for entry in deleted))} would be freed{rebuilding}. --yes deletes it")
+    else:
+        print("nothing to delete")

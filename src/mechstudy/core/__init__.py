@@ -1,1 +1,1 @@
-"""Configs, artifacts, checkpoints, provenance, progress and errors: what every other room stands on."""
+"""Configs, errors, JSON and atomic files, seeds, progress and stop requests: the base of every other room."""

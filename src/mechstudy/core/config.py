@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 import typing
 from collections.abc import Sequence
 from io import StringIO
@@ -23,8 +22,8 @@ C = TypeVar("C", bound="Config")
 class Config(BaseModel):
     """Base of every config: frozen, unknown keys refused, defaults checked too.
 
-    A mistake in one made in Python (``Config(field=...)``) is a MechstudyError, told like one in a study's file;
-    pydantic's own ``model_validate`` raises its ValidationError.
+    Invalid values raise the same MechstudyError in Python (``Config(field=...)``) and in YAML; pydantic's own
+    ``model_validate`` raises its ValidationError.
 
     Fields must not be sets: their order changes from process to process, and with it an artifact's id.
     """
@@ -37,13 +36,13 @@ class Config(BaseModel):
             super().__init__(**data)
         except ValidationError as error:
             cls = type(self)
-            told = describe(error, cls, YamlSource(_as_in_yaml(data), Lines(Path(cls.__name__))))
+            described = describe(error, cls, YamlSource(_as_in_yaml(data), Lines(Path(cls.__name__))))
         else:
             return
         # Without `where`, which would name a field of the model around this one (`MechstudyError`).
-        raise MechstudyError(f"{told.where}: {told.what}", facts=told.facts, fix=told.fix)
+        raise MechstudyError(f"{described.where}: {described.what}", facts=described.facts, fix=described.fix)
 
-    # As in BaseModel: this is no constructor of our own, which pydantic would also call where models are nested.
+    # As in BaseModel: otherwise pydantic calls this as a custom constructor for nested models too.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @classmethod
@@ -54,7 +53,7 @@ class Config(BaseModel):
                 raise TypeError(f"{cls.__name__}.{name} is a set, which has no fixed order: use a tuple")
 
     def canonical(self) -> dict[str, Any]:
-        """JSON-able dict of every field, defaults included, tuples as lists: what an id is made of."""
+        """A JSON-able dict of every field, defaults included, tuples as lists. Ids are computed from it."""
         return self.model_dump(mode="json")
 
 
@@ -62,16 +61,18 @@ def load_config(path: Path, cls: type[C], overrides: Sequence[str] = ()) -> C:
     """Reads a YAML 1.2 file into ``cls``.
 
     Args:
+        path: the file.
+        cls: the config to read.
         overrides: ``"capture.layers=10-12"``, ``"behaviours.0.n=5"``: the value is read as YAML.
 
     Raises:
-        MechstudyError: the mistake, its file and line (or ``--set key``), what is valid there, and a fix.
+        MechstudyError: an invalid value, with its file and line (or ``--set key``), what is valid there, and a fix.
     """
     return load_config_with_lines(path, cls, overrides)[0]
 
 
 def load_config_with_lines(path: Path, cls: type[C], overrides: Sequence[str] = ()) -> tuple[C, Lines]:
-    """As `load_config`, and also where each field stands, for mistakes only a later step can see.
+    """As `load_config`, with the line of each field for errors that only a later step can find.
 
     ``lines.error("capture.layers", "layer 31 does not exist", facts=...)`` is a MechstudyError that says
     ``study.yaml:14: capture.layers: layer 31 does not exist``.
@@ -84,23 +85,20 @@ def load_config_with_lines(path: Path, cls: type[C], overrides: Sequence[str] = 
 
 
 def dump_config(cfg: Config) -> str:
-    """YAML text that `load_config` reads back into an equal config."""
+    """The YAML text that `load_config` reads into an equal config."""
     text = StringIO()
     writer().dump(cfg.canonical(), text)
     return text.getvalue()
 
 
 def _as_in_yaml(value: Any) -> Any:
-    """Tuples as lists, which errors are looked up in."""
+    """Tuples as lists, since errors are located in YAML's types."""
     if isinstance(value, dict):
         return {key: _as_in_yaml(inner) for key, inner in value.items()}
     return [_as_in_yaml(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _mentions_set(annotation: Any) -> bool:
-    origin = typing.get_origin(annotation)
-    if annotation in (set, frozenset) or origin in (set, frozenset):
+    if annotation in (set, frozenset) or typing.get_origin(annotation) in (set, frozenset):
         return True
-    if origin is types.UnionType or origin is not None:
-        return any(_mentions_set(argument) for argument in typing.get_args(annotation))
-    return False
+    return any(_mentions_set(argument) for argument in typing.get_args(annotation))

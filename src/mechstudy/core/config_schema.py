@@ -1,4 +1,4 @@
-"""Where pydantic's errors are in the file, and which models may stand there."""
+"""Locations of pydantic's errors in YAML data, and the models that are valid there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class Located:
-    """An error with its path in the data, and the union members pydantic tried on the way to it.
+    """An error with its path in the data, and the union members that pydantic tried before it.
 
     ``tried`` holds (path of the union's value, member's label) pairs.
     """
@@ -30,7 +30,7 @@ class Located:
 
 
 def locate(errors: Sequence[ErrorDetails], data: Any) -> list[Located]:
-    """Every error at its path in the data; of a union of models, only those of the best-fitting member."""
+    """Every error with its path in the data; for a union of models, only errors of the best-fitting member."""
     located = [_located(details, data) for details in errors]
     by_union: defaultdict[KeyPath, defaultdict[Key, list[Located]]] = defaultdict(lambda: defaultdict(list))
     for error in located:
@@ -38,36 +38,36 @@ def locate(errors: Sequence[ErrorDetails], data: Any) -> list[Located]:
             by_union[union][label].append(error)
     for union, members in by_union.items():
         if len(members) > 1 and isinstance(value_at(data, union), dict):
-            fits = {label: _misfit(found, union) for label, found in members.items()}
+            fits = {label: _misfit(errors, union) for label, errors in members.items()}
             worse = {label for label, misfit in fits.items() if misfit > min(fits.values())}
             located = [error for error in located if not any((union, label) in error.tried for label in worse)]
     return located
 
 
 def _misfit(errors: list[Located], union: KeyPath) -> tuple[bool, int, int]:
-    """How badly a union's member fits: no mapping at all, then keys unknown or missing, then the rest."""
+    """How badly a union's member fits: not a mapping at all, then keys unknown or missing, then the rest."""
     names = sum(error.details["type"] in ("missing", "extra_forbidden") for error in errors)
     return any(error.path == union for error in errors), names, len(errors)
 
 
 def _located(details: ErrorDetails, data: Any) -> Located:
-    """pydantic's loc without what is not in the file: union tags, type names, function names.
+    """Pydantic's loc without the elements that are not in the file: union tags, type names, function names.
 
-    A tag may be spelt like a key beside it, so every way to leave elements out is weighed: the best one
-    ends at the very object the error is about, keeps the last element, and is the longest.
+    A tag may be spelt like a key beside it, so every way to leave elements out is compared: the best one
+    ends at the object the error is about, keeps the last element, and is the longest.
     """
     loc: tuple[Key, ...] = details["loc"]
-    given = details["input"]
+    invalid = details["input"]
     body, last = (loc[:-1], loc[-1:]) if details["type"] == "missing" else (loc, ())
     best: tuple[bool, bool, int] = (False, False, -1)
-    found = Located(details, (), ())
+    located = Located(details, (), ())
     for path, value, tried in _readings(body, data):
-        same = value is given or (type(value) is type(given) and value == given)
+        same = value is invalid or (type(value) is type(invalid) and value == invalid)
         kept_last = not tried or tried[-1][0] != path
         score = (same, kept_last, len(path))
         if score > best:
-            best, found = score, Located(details, (*path, *last), tried)
-    return found
+            best, located = score, Located(details, (*path, *last), tried)
+    return located
 
 
 _Tried = tuple[tuple[KeyPath, Key], ...]
@@ -76,7 +76,7 @@ _Tried = tuple[tuple[KeyPath, Key], ...]
 def _readings(
     loc: tuple[Key, ...], value: Any, path: KeyPath = (), tried: _Tried = ()
 ) -> Iterator[tuple[KeyPath, Any, _Tried]]:
-    """(path, value, elements left out) for each way loc can be read in the data."""
+    """(path, value, elements left out) for each reading of loc in the data."""
     if not loc:
         yield path, value, tried
         return
@@ -102,21 +102,18 @@ def value_at(data: Any, path: KeyPath) -> Any:
 
 
 def names(model: type[BaseModel]) -> list[str]:
-    """The keys a model takes in YAML."""
+    """The keys of a model in YAML."""
     return [info.alias or name for name, info in model.model_fields.items()]
 
 
 def literals(cls: type[BaseModel], data: Any, path: KeyPath, tag: str) -> list[str]:
     """The values a tag field may have, over all members of the union at a path."""
-    found: list[str] = []
-    for model in models_at(cls, data, path):
-        if tag in model.model_fields:
-            found.extend(str(value) for value in _literal_values(model.model_fields[tag].annotation))
-    return list(dict.fromkeys(found))
+    fields = [model.model_fields[tag] for model in models_at(cls, data, path) if tag in model.model_fields]
+    return list(dict.fromkeys(str(value) for field in fields for value in _literal_values(field.annotation)))
 
 
 def models_at(cls: type[BaseModel], data: Any, path: KeyPath) -> list[type[BaseModel]]:
-    """The models the value at a path may be read as, those of other tags left out."""
+    """The models that the value at a path may be read as, except those of other tags."""
     annotations: list[Any] = [cls]
     value = data
     for key in path:
@@ -128,20 +125,20 @@ def models_at(cls: type[BaseModel], data: Any, path: KeyPath) -> list[type[BaseM
 
 
 def _annotations_below(annotation: Any, value: Any, key: Key) -> list[Any]:
-    found: list[Any] = []
+    below: list[Any] = []
     for member in _members(annotation):
         if _is_model(member):
             if isinstance(key, str) and key in member.model_fields and _tags_fit(member, value):
-                found.append(member.model_fields[key].annotation)
+                below.append(member.model_fields[key].annotation)
             continue
         origin, arguments = typing.get_origin(member), typing.get_args(member)
         if origin is dict or (isinstance(origin, type) and issubclass(origin, Mapping)):
-            found.extend(arguments[1:])
+            below.extend(arguments[1:])
         elif origin is tuple and isinstance(key, int) and Ellipsis not in arguments:
-            found.extend(arguments[key : key + 1])
+            below.extend(arguments[key : key + 1])
         elif isinstance(origin, type):
-            found.extend(argument for argument in arguments if argument is not Ellipsis)
-    return found
+            below.extend(argument for argument in arguments if argument is not Ellipsis)
+    return below
 
 
 def _members(annotation: Any) -> list[Any]:
@@ -161,16 +158,11 @@ def _is_model(member: Any) -> bool:
 
 
 def _tags_fit(model: type[BaseModel], value: Any) -> bool:
-    """False when the value names another member of a union in one of this model's literal fields."""
+    """False when one of this model's literal fields shows that the value belongs to another member of a union."""
     if not isinstance(value, dict):
         return True
-    for name, info in model.model_fields.items():
-        allowed = _literal_values(info.annotation)
-        if allowed and info.is_required() is False and name not in value:
-            continue
-        if allowed and name in value and value[name] not in allowed and len(allowed) == 1:
-            return False
-    return True
+    tags = {name: _literal_values(info.annotation) for name, info in model.model_fields.items() if name in value}
+    return all(value[name] in allowed for name, allowed in tags.items() if len(allowed) == 1)
 
 
 def _literal_values(annotation: Any) -> tuple[Any, ...]:

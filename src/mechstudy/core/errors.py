@@ -1,14 +1,15 @@
-"""The one exception a user's mistake raises, and the search for the name they meant."""
+"""The exception for user errors, and the search for the nearest valid name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 
-_LABEL_WIDTH = len("model:")  # so that "fix:" stands in one column in most messages
+_LABEL_WIDTH = len("model:")  # so that "fix:" is in one column in most messages
 
 
 class MechstudyError(ValueError):
-    """A mistake the user can mend: what is wrong, where, what exists, and what to do.
+    """A user error: what is wrong, where, what exists, and what to do.
 
     The command line prints ``str(error)`` without a traceback and exits with 2::
 
@@ -55,8 +56,6 @@ def _rebuild(
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
     """The valid name closest to a misspelt one, or None when nothing is close. Case is ignored."""
-    from difflib import get_close_matches
-
     by_lower = {candidate.lower(): candidate for candidate in valid}
     close = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return by_lower[close[0]] if close else None

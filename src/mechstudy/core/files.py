@@ -1,4 +1,4 @@
-"""Writes that either happen wholly or leave the old file, and full disks told in plain words."""
+"""Atomic file writes, and clear errors for full disks and folders that cannot be written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mechstudy.core.errors import MechstudyError
 T = TypeVar("T")
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-UNREADABLE = (errno.ESTALE, errno.EIO)  # the disk's trouble: it says nothing of what is on it
+UNREADABLE = (errno.ESTALE, errno.EIO)  # the file system failed, which says nothing about the file
 UNREADABLE_FIX = "the file system is at fault: look at the mount, then run the same command again"
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _FULL_TEXT = re.compile(r"no space left on device|disk quota exceeded|os error (28|122)\b", re.IGNORECASE)
@@ -31,9 +31,9 @@ def is_full_disk(error: BaseException) -> bool:
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turns a full disk inside the block into a MechstudyError that names the folder and the bytes free.
+    """Turns a full disk inside the block into a MechstudyError with the folder and the bytes free.
 
-    A folder that may not be written to, or a file in a folder's place, becomes one too. Other errors pass through.
+    Likewise a folder without write permission, or a file in place of a folder. Other errors pass through.
     """
     try:
         yield
@@ -57,7 +57,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 def free_text(folder: Path) -> str:
-    """Bytes free where the folder lies, as text; says so when that cannot be read."""
+    """Bytes free on the folder's disk as text; ``unknown`` where that cannot be read."""
     for parent in (folder, *folder.parents):
         if parent.exists():
             with suppress(OSError):
@@ -90,7 +90,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def not_stale(read: Callable[[], T]) -> T:
-    """What ``read`` gives; read once more where NFS says that the file it held has been replaced (ESTALE)."""
+    """The result of ``read``, repeated once where NFS reports that the open file was replaced (ESTALE)."""
     try:
         return read()
     except OSError as error:
@@ -100,7 +100,7 @@ def not_stale(read: Callable[[], T]) -> T:
 
 
 def stale_temporaries(folder: Path, name: str | None = None) -> list[Path]:
-    """Temporary files of `atomic_path` in a folder (of one file name, or of all) that no rename took away."""
+    """Temporary files that killed processes left behind in `atomic_path`, for one file name or all."""
     pattern = re.compile(rf"\.{re.escape(name) if name else '.+'}\.tmp-\d+")
     return [entry for entry in folder.iterdir() if pattern.fullmatch(entry.name)]
 

@@ -1,4 +1,4 @@
-"""JSON as the project writes it: canonical text for hashing, atomic files, NaN never written."""
+"""JSON: canonical text for hashing, and atomic files without NaN."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def _key(key: Any) -> str:
 
 
 def canonical_json(obj: Any) -> str:
-    """One text per value: keys sorted, no spaces, ASCII, tuples as lists, NaN and infinities as null."""
+    """The same text for equal values: keys sorted, no spaces, ASCII, tuples as lists, NaN and infinities as null."""
     return json.dumps(jsonable(obj), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def json_bytes(obj: Any, *, indent: int | None = 2) -> bytes:
-    """UTF-8 JSON with the keys in their order and a final newline. ``indent=None`` is one (fast) line."""
+    """UTF-8 JSON in key order with a final newline. ``indent=None`` writes one line, faster."""
     plain = jsonable(obj)
     try:
         text = json.dumps(plain, indent=indent, allow_nan=False, ensure_ascii=False)
@@ -83,7 +83,11 @@ def json_bytes(obj: Any, *, indent: int | None = 2) -> bytes:
 
 
 def write_json_atomic(path: Path, obj: Any, *, indent: int | None = 2) -> None:
-    """Writes JSON so that a reader sees the old file or the whole new one. Full disk: MechstudyError."""
+    """Writes JSON so that a reader sees the old file or the complete new one.
+
+    Raises:
+        MechstudyError: the disk is full.
+    """
     data = json_bytes(obj, indent=indent)
     with atomic_path(Path(path)) as temporary:
         temporary.write_bytes(data)
@@ -93,7 +97,7 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-        MechstudyError: the file is absent, unreadable, or not whole JSON.
+        MechstudyError: the file is absent, unreadable or not valid JSON.
     """
     path = Path(path)
     try:

@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, a plain line now and then elsewhere, and a file `status` reads."""
+"""Progress: a bar on a terminal, plain lines elsewhere, and the file that `status` reads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _RATE_WINDOW = 60.0  # seconds the rate is measured over
 
 
 class Bar:
-    """One counted piece of work. Made by `Progress.bar`."""
+    """One counted piece of work. Created by `Progress.bar`."""
 
     def __init__(
         self, progress: Progress, label: str, total: int | None, unit: str, done: int, stops: bool = True
@@ -41,7 +41,7 @@ class Bar:
     def advance(self, n: int = 1, **info: Any) -> None:
         """Counts ``n`` more done; ``info`` (a loss, an L0) is shown and written beside the count.
 
-        Call it once they are kept: where a stop was asked for, it raises `stopping.Stopped`.
+        Call it once their results are kept: where a stop was requested it raises `signals.Stopped`.
         """
         self.done += n
         if info:
@@ -52,13 +52,15 @@ class Bar:
             while len(self._samples) > 2 and now - self._samples[0][0] > _RATE_WINDOW:
                 self._samples.popleft()
         self._progress._advanced(self, now)
+        if self._progress.on_advance is not None:
+            self._progress.on_advance()
         if self.stops:
             stop_if_requested()
 
     @property
     def rate(self) -> float | None:
         """Units per second over the last minute; None before there is anything to measure."""
-        (then, before) = self._samples[0]
+        then, before = self._samples[0]
         seconds = self._progress._clock() - then
         return (self.done - before) / seconds if seconds > 0 and self.done > before else None
 
@@ -75,7 +77,7 @@ class Bar:
         rate = self.rate
         if rate is not None:
             parts.append(f"{rate:,.3g} {self.unit}/s" if rate < 1000 else f"{rate:,.0f} {self.unit}/s")
-        if self.eta is not None and self.total is not None and self.done < self.total:
+        if self.eta:
             parts.append(f"{duration(self.eta)} left")
         return ", ".join([*parts, *self.info_texts()])
 
@@ -85,16 +87,18 @@ class Bar:
 
 
 class Progress:
-    """Tells a person and a file how far a unit is.
+    """Reports a unit's progress to a terminal and a file.
+
+    ``on_advance``, where set, is called whenever a bar advances.
+    Failing writes of the progress or log file are ignored: they must not stop a run.
 
     Args:
-        folder: where ``progress.json`` is written, at most once a second; None writes none.
-        phase, unit: of the DAG; they go into the file and before each line.
-        stream: where lines go (standard error). On a terminal a rich bar is drawn instead.
+        folder: takes ``progress.json``, written at most once a second; None writes none.
+        phase: of the DAG; written into the file.
+        unit: of the DAG; written into the file and before each line.
+        stream: takes the lines (standard error). On a terminal a rich bar is drawn instead.
         log_file: also takes every message and line, with the time before it.
         clock: seconds that only grow.
-
-    A failing write of the progress or log file is no reason to stop a run and is ignored.
     """
 
     def __init__(
@@ -111,6 +115,7 @@ class Progress:
         self.phase = phase
         self.unit = unit
         self.log_file = log_file
+        self.on_advance: Callable[[], None] | None = None
         self._stream = stream
         self._clock = clock
         self._file_written = float("-inf")
@@ -122,7 +127,7 @@ class Progress:
     def bar(self, label: str, total: int | None, unit: str = "", *, done: int = 0, stops: bool = True) -> Iterator[Bar]:
         """A bar for ``total`` units of work (None: unknown), ``done`` of them by an earlier run.
 
-        With ``stops=False`` the loop looks after requests to stop itself (`core.stopping`).
+        With ``stops=False`` the loop handles requests to stop itself (`core.signals`).
         """
         bar = Bar(self, label, total, unit, done, stops)
         self._begin(bar)
@@ -160,7 +165,7 @@ class Progress:
         if self._rich is not None:
             info = " ".join(bar.info_texts())
             self._rich.update(self._rich_tasks[id(bar)], completed=bar.done, total=bar.total, info=info)
-        elif now - self._line_written >= LINE_EVERY and bar.done != bar.total:  # `_end` tells the last
+        elif now - self._line_written >= LINE_EVERY and bar.done != bar.total:  # `_end` logs the last one
             self._line_written = now
             self.log(bar.text())
         self._write_file(bar)
@@ -181,22 +186,20 @@ class Progress:
         if self.folder is None or (not force and now - self._file_written < FILE_EVERY):
             return
         self._file_written = now
+        content = {
+            "phase": self.phase,
+            "unit": self.unit,
+            "label": bar.label,
+            "done": bar.done,
+            "total": bar.total,
+            "counts": bar.unit,
+            "rate": bar.rate,
+            "eta": bar.eta,
+            "info": bar.info_texts(),
+            "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
         with suppress(OSError, MechstudyError):
-            write_json_atomic(
-                self.folder / "progress.json",
-                {
-                    "phase": self.phase,
-                    "unit": self.unit,
-                    "label": bar.label,
-                    "done": bar.done,
-                    "total": bar.total,
-                    "counts": bar.unit,
-                    "rate": bar.rate,
-                    "eta": bar.eta,
-                    "info": bar.info_texts(),
-                    "updated": datetime.now(UTC).isoformat(timespec="seconds"),
-                },
-            )
+            write_json_atomic(self.folder / "progress.json", content)
 
     def _append_log(self, text: str) -> None:
         if self.log_file is None:

@@ -1,4 +1,4 @@
-"""Every draw comes from a generator seeded by (study seed, unit, purpose)."""
+"""Seeds: every draw comes from a generator seeded by (study seed, unit, purpose)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def seed_for(study_seed: int, unit: str, purpose: str) -> int:
-    """A 63-bit seed: the same everywhere and for ever for the same three values (sha256)."""
+    """A 63-bit seed that depends only on the three values (sha256)."""
     digest = hashlib.sha256(canonical_json([study_seed, unit, purpose]).encode()).digest()
     seed = int.from_bytes(digest[:8], "big") >> 1
     _note(unit, purpose, seed)
@@ -41,7 +41,7 @@ _drawn: dict[str, dict[str, int]] = {}
 
 
 def _note(unit: str, purpose: str, seed: int) -> None:
-    """Numbers in a purpose are counted as one: ``order of epoch #``, three times, the first seed being this."""
+    """Counts purposes that differ only in numbers as one: ``order of epoch #``, with the first seed."""
     name = re.sub(r"\d+", "#", f"{unit}: {purpose}")
     if name in _drawn:
         _drawn[name]["times"] += 1
@@ -50,24 +50,24 @@ def _note(unit: str, purpose: str, seed: int) -> None:
 
 
 def drawn() -> dict[str, dict[str, int]]:
-    """The seeds that this process has drawn since `forget_drawn`, by unit and purpose, for a manifest."""
+    """The seeds drawn by this process since `forget_drawn`, by unit and purpose, for a manifest."""
     return {name: dict(_drawn[name]) for name in sorted(_drawn)}
 
 
 def forget_drawn() -> None:
-    """Begins anew: another artifact is being made."""
+    """Starts an empty record for another artifact."""
     _drawn.clear()
 
 
 def seeds_in(spec: Any, at: str = "") -> dict[str, int]:
-    """Every seed of a spec by its dotted path: all others follow from these (`seed_for`)."""
-    found: dict[str, int] = {}
+    """Every seed of a spec by its dotted path. `seed_for` derives all others from them."""
+    seeds: dict[str, int] = {}
     items = spec.items() if isinstance(spec, Mapping) else enumerate(spec) if isinstance(spec, list | tuple) else ()
     for key, value in items:
         path = f"{at}.{key}" if at else str(key)
         is_seed = str(key) == "seed" or at.rpartition(".")[2] == "seeds"
         if is_seed and isinstance(value, int) and not isinstance(value, bool):
-            found[path] = value
+            seeds[path] = value
         else:
-            found |= seeds_in(value, path)
-    return found
+            seeds |= seeds_in(value, path)
+    return seeds

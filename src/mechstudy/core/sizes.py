@@ -1,4 +1,4 @@
-"""Sizes of files and numbers before anything is written: bytes for people, bytes of a number, of a safetensors file."""
+"""Sizes in bytes: as text, of a number, and of a safetensors file before it is written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NAMES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F1
 
 
 def human(n: float) -> str:
-    """Bytes for people: ``1.25 GB``."""
+    """Bytes as text: ``1.25 GB``."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if abs(n) < 1000 or unit == "TB":
             break
@@ -20,9 +20,9 @@ def human(n: float) -> str:
 
 
 def safetensors_bytes(tensors: Mapping[str, Sequence[int]], dtype: str) -> int:
-    """Bytes of a safetensors file of these tensors (name -> shape, all of one dtype), without metadata, exactly.
+    """Exact size of a safetensors file of these tensors (name -> shape, all of one dtype) without metadata.
 
-    The format: 8 bytes, a JSON header padded to a multiple of 8, the numbers, in the order of names.
+    The format: 8 bytes, a JSON header padded to a multiple of 8, the numbers in the order of names.
     """
     header, offset = {}, 0
     for name in sorted(tensors):

@@ -1,4 +1,4 @@
-"""A YAML file as plain data that remembers the line of every key, with ``--set`` overrides laid over it."""
+"""YAML files as plain data with the line of every key and ``--set`` overrides applied."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Names = tuple[str, ...]
 
 @dataclass
 class Lines:
-    """Where each key stands: a line of the file, or a ``--set`` of the command line.
+    """The source of each key: a line of the file, or a ``--set`` of the command line.
 
     Paths are dotted text (``behaviours.0.n``) or tuples of keys and list positions.
     """
@@ -38,10 +38,10 @@ class Lines:
     file: Path
     by_path: dict[Names, int] = field(default_factory=dict)
     overrides: list[Names] = field(default_factory=list)
-    values: dict[Names, str] = field(default_factory=dict)  # of overrides, as given
+    values: dict[Names, str] = field(default_factory=dict)  # of overrides, as written
 
     def keys(self, path: str | Sequence[Key]) -> Names:
-        """A path as the tuple of texts it is looked up by."""
+        """A path as a tuple of texts."""
         if isinstance(path, str):
             return tuple(path.split(".")) if path else ()
         return tuple(str(key) for key in path)
@@ -49,8 +49,8 @@ class Lines:
     def line(self, path: str | Sequence[Key]) -> int | None:
         """The line of a key, or of the nearest enclosing one that is in the file; None where none is."""
         keys = self.keys(path)
-        known = (keys[:depth] for depth in range(len(keys), -1, -1))
-        return next((self.by_path[above] for above in known if above in self.by_path), None)
+        enclosing = (keys[:depth] for depth in range(len(keys), -1, -1))
+        return next((self.by_path[above] for above in enclosing if above in self.by_path), None)
 
     def where(self, path: str | Sequence[Key]) -> str:
         """``study.yaml:14`` of a key, or of the nearest enclosing one that is in the file."""
@@ -58,16 +58,12 @@ class Lines:
         return str(self.file) if line is None else f"{self.file}:{line}"
 
     def override(self, path: str | Sequence[Key]) -> Names | None:
-        """The path of the override that decided this key: it set the key, something around it, or made it."""
+        """The path of the override that set this key or one that encloses it, or that created it."""
         keys = self.keys(path)
-        for given in reversed(self.overrides):
-            if keys[: len(given)] == given:
-                return given
-        if keys and keys not in self.by_path:
-            for given in reversed(self.overrides):
-                if given[: len(keys)] == keys:
-                    return given
-        return None
+        setting = [override for override in self.overrides if keys[: len(override)] == override]
+        if not setting and keys and keys not in self.by_path:
+            setting = [override for override in self.overrides if override[: len(keys)] == keys]
+        return setting[-1] if setting else None
 
     def error(
         self,
@@ -79,22 +75,22 @@ class Lines:
     ) -> MechstudyError:
         """A MechstudyError ``study.yaml:14: capture.layers: <what>`` or ``--set capture.layers: <what>``."""
         keys = self.keys(path)
-        given = self.override(keys)
-        where = self.where(keys) if given is None else f"--set {dotted(given)}"
-        name = dotted(keys[len(given or ()) :])
+        override = self.override(keys)
+        where = self.where(keys) if override is None else f"--set {dotted(override)}"
+        name = dotted(keys[len(override or ()) :])
         return MechstudyError(f"{name}: {what}" if name else what, where=where, facts=facts, fix=fix)
 
 
 @dataclass
 class YamlSource:
-    """Plain data and the lines it stands on."""
+    """Plain data and the lines of its keys."""
 
     data: dict[str, Any]
     lines: Lines
 
 
 class _Constructor(SafeConstructor):
-    """Plain data; dates stay text, since no config has dates and ``revision: 2024-01-01`` is a name."""
+    """Constructs plain data. Dates stay text: no config has dates, and ``revision: 2024-01-01`` is a name."""
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
@@ -107,7 +103,7 @@ def _reader() -> YAML:
 
 
 def writer() -> YAML:
-    """A YAML writer: block style, keys in their order."""
+    """A YAML writer: block style, keys in order."""
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # annotated None in ruamel
@@ -117,11 +113,11 @@ def writer() -> YAML:
 
 
 def read_yaml(path: Path, overrides: Sequence[str] = ()) -> YamlSource:
-    """Reads a file whose root is a mapping, and lays the overrides over it.
+    """Reads a file whose root is a mapping, and applies the overrides.
 
     Raises:
-        MechstudyError: no such file, not text, bad syntax, a key given twice, empty, not a mapping at its
-            root; an override that is no ``key=value``, no YAML, or leads nowhere.
+        MechstudyError: the file is absent, empty, not text, not valid YAML or not a mapping, or has a key twice;
+            an override is not ``key=value``, not valid YAML, or leads nowhere.
     """
     text = _text_of(path)
     lines = Lines(path)
@@ -169,7 +165,7 @@ def _text_of(path: Path) -> str:
 
 
 def _note_lines(node: Node, path: Names, lines: Lines, above: tuple[int, ...]) -> None:
-    """Fills ``lines`` with the line of every key below a node. An alias counts where it was written out."""
+    """Fills ``lines`` with the line of every key below a node. An alias has the line of its anchor."""
     lines.by_path.setdefault(path, node.start_mark.line + 1)
     if id(node) in above:
         raise MechstudyError(f"{dotted(path)}: refers to itself", where=lines.where(path))
@@ -182,7 +178,7 @@ def _note_lines(node: Node, path: Names, lines: Lines, above: tuple[int, ...]) -
 
 
 def _note_mapping(node: MappingNode, path: Names, lines: Lines, above: tuple[int, ...]) -> None:
-    seen: dict[str, int] = {}
+    first_lines: dict[str, int] = {}
     merged: list[Node] = []
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
@@ -194,29 +190,29 @@ def _note_mapping(node: MappingNode, path: Names, lines: Lines, above: tuple[int
             merged.extend(value_node.value if isinstance(value_node, SequenceNode) else [value_node])
             continue
         key: str = key_node.value
-        if key in seen:
+        if key in first_lines:
             raise MechstudyError(
                 f"{dotted((*path, key))}: given twice",
                 where=f"{lines.file}:{line}",
-                facts={"first": f"line {seen[key]}"},
+                facts={"first": f"line {first_lines[key]}"},
                 fix="keep one of them",
             )
-        seen[key] = line
+        first_lines[key] = line
         lines.by_path[(*path, key)] = line
         _note_lines(value_node, (*path, key), lines, above)
     for source in merged:
-        known = dict(lines.by_path)
+        own = dict(lines.by_path)
         _note_lines(source, path, lines, above)
-        lines.by_path.update(known)  # a mapping's own keys go before merged ones
+        lines.by_path.update(own)  # a mapping's own keys override merged ones
 
 
 def _syntax_error(error: YAMLError, where: str, rows: list[str] | None) -> MechstudyError:
-    """A YAML error in one line, with the line it is on when ``rows`` (the file's lines) are given."""
+    """A YAML error in one line, with its place where ``rows`` (the file's lines) are passed."""
     if isinstance(error, MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         problem = " ".join(str(text) for text in (error.context, error.problem) if text)
         if error.context_mark is not None and re.search(r"end of stream|<(stream|document) end>", problem):
-            mark = error.context_mark  # something was never closed: say where it was opened
+            mark = error.context_mark  # something was never closed: name the line that opened it
         facts = {}
         if rows is not None and mark is not None:
             where = f"{where}:{mark.line + 1}"
@@ -233,7 +229,7 @@ def _kind(data: object) -> str:
 
 
 def _apply(data: dict[str, Any], override: str, lines: Lines) -> dict[str, Any]:
-    """The data with ``a.b.0.c=value`` laid over it; what is not on the way is shared, not copied."""
+    """The data with ``a.b.0.c=value`` applied; values off that path are shared, not copied."""
     name, equals, text = override.partition("=")
     name = name.strip()
     if not equals or not name or "" in name.split("."):
@@ -255,7 +251,7 @@ def _apply(data: dict[str, Any], override: str, lines: Lines) -> dict[str, Any]:
 
 
 def _with(container: Any, parts: list[str], value: Any, path: Names, name: str) -> Any:
-    """The container with one value replaced."""
+    """A copy of the container with one value replaced."""
     if not parts:
         return value
     part, *rest = parts

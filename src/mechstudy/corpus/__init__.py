@@ -1,1 +1,5 @@
-"""Documents, sampled text and token rows for dictionary training."""
+"""Documents, sampled text, and token rows for dictionary training."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

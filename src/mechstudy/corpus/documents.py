@@ -1,4 +1,4 @@
-"""Documents of a corpus source, in a seeded order; a folder or pattern stands for all of its files."""
+"""Documents of a corpus source, read in a seeded order from files, folders, patterns or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ import lzma
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+import polars as pl
 
-from mechstudy.activations.config import Source
 from mechstudy.core.errors import MechstudyError, nearest
+from mechstudy.corpus.bundled import bundled_file
+from mechstudy.corpus.config import SEPARATOR, Source
 
-SEPARATOR = "<|endoftext|>"
 TEXT_DOCUMENT_CHARACTERS = 2_000  # paragraphs are joined into documents of at least this many
 HUB_SHUFFLE_BUFFER = 10_000
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 
 
 def read_documents(source: Source, text_field: str, seed: int) -> Iterator[str]:
-    """Documents with at least one visible character, shuffled by ``seed``.
+    """Documents with at least one visible character, in an order given by ``seed``.
 
-    Files are taken in a shuffled order, one in memory at a time, and shuffled within (``hf`` sources: through
-    a buffer of 10,000 documents, so that a large dataset is streamed and not downloaded).
+    Files are read in a shuffled order, one at a time, and documents are shuffled within each file. Hub datasets are
+    streamed and shuffled through a buffer of 10,000 documents, so that a large one is not downloaded whole.
 
     Raises:
         MechstudyError: missing or unreadable file, missing field (``file:line``), bad UTF-8, no network.
@@ -36,8 +37,6 @@ def read_documents(source: Source, text_field: str, seed: int) -> Iterator[str]:
         yield from (text for text in _hub(source, text_field, seed) if text and text.strip())
         return
     if source.kind == "bundled":
-        from mechstudy.corpus.bundled import bundled_file
-
         files, read = [bundled_file()], _READERS["jsonl"]
     else:
         files = _files(source)
@@ -70,7 +69,7 @@ def _files(source: Source) -> list[Path]:
 
 
 def _matching(path: Path) -> list[Path]:
-    """Files a pattern stands for: everything from its first wildcard part on is matched."""
+    """The files that match a pattern."""
     wild = next((i for i, part in enumerate(path.parts) if re.search(r"[*?\[]", part)), None)
     if wild is None:
         return []
@@ -78,12 +77,12 @@ def _matching(path: Path) -> list[Path]:
 
 
 def _suffix(path: Path) -> str:
-    """The file's kind, without a compression suffix."""
+    """The file's suffix, without that of its compression."""
     return path.with_suffix("").suffix if path.suffix in _OPENERS else path.suffix
 
 
-def _open(path: Path) -> IO[bytes]:
-    """A seekable binary file; a compressed one is unpacked in memory."""
+def _open(path: Path) -> io.BufferedReader | io.BytesIO:
+    """A seekable binary file. A compressed file is unpacked into memory."""
     if path.suffix not in _OPENERS:
         return path.open("rb")
     try:
@@ -106,7 +105,7 @@ def _decode(line: bytes, where: str) -> str:
 
 
 def _text(path: Path, field: str, rng: np.random.Generator) -> Iterator[str]:
-    """Documents of a plain text: parted by ``<|endoftext|>``, else paragraphs joined to 2,000 characters."""
+    """Documents of a plain text: separated by ``<|endoftext|>``, else paragraphs joined to 2,000 characters."""
     with _open(path) as file:
         text = "".join(_decode(line, f"{path}:{number}") for number, line in enumerate(file, 1))
     text = text.removeprefix("\ufeff")
@@ -127,7 +126,7 @@ def _text(path: Path, field: str, rng: np.random.Generator) -> Iterator[str]:
 
 
 def _jsonl(path: Path, field: str, rng: np.random.Generator) -> Iterator[str]:
-    """The field of each line; lines are found by their offsets, so that only these are held in memory."""
+    """The field of each line. Only the lines' offsets are held in memory."""
     with _open(path) as file:
         lengths = np.fromiter((len(line) for line in file), dtype=np.int64)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -153,15 +152,14 @@ def _field(line: str, field: str, where: str) -> str:
             facts={"fields": ", ".join(record) or "none"},
             fix=f"text_field: {guess}" if guess else "set text_field to the field that holds the text",
         )
-    if not isinstance(record[field], str):
-        raise MechstudyError(f"field {field!r} is {type(record[field]).__name__}, not text", where=where)
-    return record[field]
+    text = record[field]
+    if not isinstance(text, str):
+        raise MechstudyError(f"field {field!r} is {type(text).__name__}, not text", where=where)
+    return text
 
 
 def _parquet(path: Path, field: str, rng: np.random.Generator) -> Iterator[str]:
-    """The column's texts; nulls are left out."""
-    import polars as pl
-
+    """The column's texts, without nulls."""
     try:
         schema = pl.read_parquet_schema(path)
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -189,7 +187,7 @@ def _parquet(path: Path, field: str, rng: np.random.Generator) -> Iterator[str]:
 def _hub(source: Source, field: str, seed: int) -> Iterator[str | None]:
     where = f"hf:{source.location}"
     try:
-        import datasets
+        import datasets  # an extra
     except ImportError as error:
         raise MechstudyError(
             "reading Hugging Face datasets needs an extra package",
@@ -216,7 +214,7 @@ def _hub(source: Source, field: str, seed: int) -> Iterator[str | None]:
             yield row[field]
     except MechstudyError:
         raise
-    except Exception as error:  # the library passes on errors of a dozen others
+    except Exception as error:  # the library passes on the errors of a dozen others
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise MechstudyError(
             "the dataset cannot be read",

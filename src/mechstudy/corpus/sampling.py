@@ -1,4 +1,4 @@
-"""Text sampled from the model itself: a corpus of its own distribution, with no download."""
+"""Text sampled from the model itself, which needs no download."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int, Int32
 from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, StaticCache
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.files import atomic_path
 from mechstudy.core.progress import NullProgress, Progress
-from mechstudy.corpus.corpus import separator_token
+from mechstudy.corpus.packing import separator_token
 from mechstudy.models.language_model import LanguageModel
 
 DECODE_ATTENTION = "mechstudy_decode"
 PLAIN_ATTENTION = ("llama", "mistral", "qwen2", "qwen3")  # families whose attention is softmax(qk) v, no more
-_cached = 0  # keys in the static cache that have been written
+_cached = 0  # number of keys written into the static cache
 
 
 def sample_rows(
@@ -35,16 +36,23 @@ def sample_rows(
     folder: Path | None = None,
     progress: Progress | None = None,
     fast: bool = True,
-) -> Tensor:
-    """Rows of ``start_token`` and ``context - 1`` sampled tokens, int32 [n_rows, context].
+) -> Int32[Tensor, "{n_rows} {context}"]:
+    """Rows of a start token and ``context - 1`` sampled tokens each.
 
-    Special tokens are never drawn. Batch b has its own generator and is always sampled whole: more rows leave
-    the first ones as they are, and a finished batch in ``folder`` (``b000.json``, ...) is read, not sampled
-    again. The tokens depend on the model's dtype and ``batch`` through rounding.
+    Special tokens are never drawn. Each batch has its own generator and is always sampled whole, so asking for more
+    rows does not change the first ones. Tokens depend on the model's dtype and on ``batch`` through rounding.
 
     Args:
-        start_token: the tokenizer's document separator when None.
-        fast: the grouped-query decode attention where the family allows it; else the model's own.
+        model: the model that writes the text.
+        n_rows: number of rows.
+        context: tokens per row.
+        temperature: of the softmax.
+        seed: of all batches together.
+        batch: rows sampled together.
+        start_token: first token of every row; None uses the tokenizer's document separator.
+        folder: finished batches (``b000.json``, ...): those it holds are not sampled again.
+        progress: reports tokens.
+        fast: use the grouped-query decode attention, if the family allows it, instead of the model's own.
 
     Raises:
         MechstudyError: no token to start from, or ``folder`` holds samples of other settings.
@@ -82,9 +90,13 @@ def sample_rows(
 
 
 def read_batch(file: Path, context: int) -> list[list[int]]:
-    """Rows of one ``bNNN.json`` file, each of ``context - 1`` tokens."""
+    """Rows of one ``bNNN.json`` file, each of ``context - 1`` tokens.
+
+    Raises:
+        MechstudyError: the file cannot be read, or its rows have another length.
+    """
     try:
-        rows = json.loads(file.read_text())
+        rows: list[list[int]] = json.loads(file.read_text())
     except ValueError as error:
         raise MechstudyError("the samples cannot be read", where=str(file), fix="delete the file") from error
     if any(len(row) != context - 1 for row in rows):
@@ -101,7 +113,7 @@ def _sample_batch(
     generator: torch.Generator,
     fast: bool,
 ) -> Tensor:
-    """Sampled tokens [batch, context - 1]: one uniform draw each, inverted through the cumulative sum."""
+    """Sampled tokens [batch, context - 1], each from one uniform draw, inverted through the cumulative sum."""
     global _cached
     refused = refused_tokens(model)
     ids_B1 = torch.full((batch, 1), start, dtype=torch.long, device=model.device)
@@ -127,15 +139,15 @@ def _sample_batch(
     return torch.cat(sampled, 1).to("cpu", torch.int32)
 
 
-def refused_tokens(model: LanguageModel) -> Tensor:
-    """Tokens that are never drawn: added (special) ones, and rows of the unembedding without a token."""
+def refused_tokens(model: LanguageModel) -> Int[Tensor, " n"]:
+    """Tokens that are never drawn: special ones, and rows of the unembedding that are no token."""
     added = set(model.tokenizer.added_tokens_decoder)
     added |= set(range(len(model.tokenizer), model.vocab_size))
     return torch.tensor(sorted(t for t in added if t < model.vocab_size), dtype=torch.long, device=model.device)
 
 
 def has_plain_attention(config: Any) -> bool:
-    """Whether the decode attention computes what the model's own does: no soft cap, window or sink."""
+    """Whether the decode attention equals the model's own: no soft cap, window or sink."""
     layer_types = getattr(config, "layer_types", None) or ["full_attention"]
     windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
     all_full = set(layer_types) == {"full_attention"}
@@ -144,7 +156,7 @@ def has_plain_attention(config: Any) -> bool:
 
 @contextmanager
 def _decoding(model: LanguageModel, context: int, fast: bool) -> Iterator[StaticCache | DynamicCache]:
-    """A key-value cache, and the attention that goes with it; the model's own is put back afterwards."""
+    """A key-value cache with its attention, which replaces the model's own inside the block."""
     hf = model.hf
     if not (fast and has_plain_attention(hf.config)):
         yield DynamicCache(config=hf.config)
@@ -166,7 +178,7 @@ def _decode_attention(
     scaling: float | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """One query token against the written part of a static cache; grouped keys are not repeated."""
+    """Attention of one query token to the written part of a static cache, without repeating grouped keys."""
     batch, heads, length, width = query_BH1D.shape
     assert length == 1, length
     groups = key_BGTD.shape[1]
@@ -182,17 +194,17 @@ AttentionInterface.register(DECODE_ATTENTION, _decode_attention)
 
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """The folder's samples were made with these settings; an unmarked folder is marked with them."""
+    """Checks that a folder's samples were made with these settings; records them in a new folder."""
     file = folder / "settings.json"
     if not file.exists():
         with atomic_path(file) as temporary:
             temporary.write_text(json.dumps(settings, indent=1) + "\n")
         return
-    found = json.loads(file.read_text())
-    if different := [name for name in settings if found.get(name) != settings[name]]:
+    recorded = json.loads(file.read_text())
+    if different := [name for name in settings if recorded.get(name) != settings[name]]:
         raise MechstudyError(
             "the folder holds samples of other settings",
             where=str(folder),
-            facts={name: f"{found.get(name)} there, {settings[name]} asked for" for name in different},
+            facts={name: f"{recorded.get(name)} there, {settings[name]} asked for" for name in different},
             fix="name an empty folder",
         )

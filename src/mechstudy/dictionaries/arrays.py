@@ -1,4 +1,4 @@
-"""Rows as people bring them: tensors or NumPy arrays, single or in pairs, with their sites apart or side by side."""
+"""Accepted inputs: tensors or NumPy arrays, single or in pairs, with several sites stacked or side by side."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ Array = Tensor | npt.NDArray[Any]
 
 
 def is_array(value: object) -> bool:
-    """Whether it is a tensor or a NumPy array."""
+    """Whether a value is a tensor or a NumPy array."""
     return isinstance(value, Tensor | np.ndarray)
 
 
 def as_tensor(rows: object, where: str | None = None) -> Tensor:
-    """The rows as a tensor of floating point numbers; a NumPy array shares its memory with it.
+    """The rows as a floating-point tensor, which shares a NumPy array's memory.
 
     Raises:
-        MechstudyError: it is no array, or one of whole numbers.
+        MechstudyError: it is not an array, or one of integers.
     """
-    given = rows
+    is_numpy = isinstance(rows, np.ndarray)
     if isinstance(rows, np.ndarray):
         try:
-            with warnings.catch_warnings():  # of arrays that cannot be written, such as files mapped into memory:
-                warnings.simplefilter("ignore", UserWarning)  # rows are only read
+            with warnings.catch_warnings():  # torch warns of read-only arrays such as memory maps; rows are only read
+                warnings.simplefilter("ignore", UserWarning)
                 rows = torch.from_numpy(rows if min(rows.strides, default=0) >= 0 else rows.copy())
         except (TypeError, ValueError) as error:
             raise MechstudyError(
@@ -43,17 +43,16 @@ def as_tensor(rows: object, where: str | None = None) -> Tensor:
             fix="a tensor or NumPy array [N, d], or a pair (inputs, targets) of them",
         )
     if not rows.is_floating_point():
-        numpy = isinstance(given, np.ndarray)
         raise MechstudyError(
             f"the rows hold {str(rows.dtype).removeprefix('torch.')}, and activations are floating point numbers",
             where=where,
-            fix="rows.astype('float32')" if numpy else "rows.float(), if these are activations and not tokens",
+            fix="rows.astype('float32')" if is_numpy else "rows.float(), if these are activations and not tokens",
         )
     return rows
 
 
 def rows_like(rows: object, weights: Tensor, where: str | None = None) -> Tensor:
-    """The rows in the dtype of ``weights``; a NumPy array's also on their device, while a tensor stays where it is.
+    """The rows in the dtype of ``weights``. A NumPy array moves to their device, a tensor stays on its own.
 
     Raises:
         MechstudyError: as `as_tensor`.
@@ -63,10 +62,10 @@ def rows_like(rows: object, weights: Tensor, where: str | None = None) -> Tensor
 
 
 def flat(rows: object, n_sites: int = 1, *, width: int | None = None, where: str | None = None) -> Tensor:
-    """[..., d] -> [N, d]; of several sites [..., n_sites, d] -> [N, n_sites d], or what is ``width`` wide already.
+    """[..., d] -> [N, d]; for several sites [..., n_sites, d] -> [N, n_sites d], or rows ``width`` wide already.
 
     Raises:
-        MechstudyError: it is no array of activations, or does not hold the sites.
+        MechstudyError: it is not an array of activations, or does not hold the sites.
     """
     tensor = as_tensor(rows, where)
     shape = list(tensor.shape)
@@ -79,7 +78,7 @@ def flat(rows: object, n_sites: int = 1, *, width: int | None = None, where: str
             f"rows of shape {shape} do not hold {n_sites} sites",
             where=where,
             facts={"expected": f"[N, {n_sites}, d]"},
-            fix=f"torch.stack(the {n_sites} sites' rows, dim=1); where they stand side by side, "
+            fix=f"torch.stack(the {n_sites} sites' rows, dim=1); if they are side by side, "
             f"rows.unflatten(-1, ({n_sites}, -1))",
         )
     return tensor.reshape(-1, n_sites * shape[-1])
@@ -93,15 +92,17 @@ def pair(
     widths: tuple[int, int] | tuple[None, None] = (None, None),
     where: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One batch as (inputs [N, d_in], targets [N, d_out]): one tensor twice where only inputs are given.
+    """One batch as (inputs [N, d_in], targets [N, d_out]); inputs alone are their own targets.
 
     Args:
-        batch: inputs, or a tuple or list of inputs, or of inputs and targets.
-        needs_targets: inputs alone are refused.
-        widths: of several sites side by side, which are taken as they are; see `flat`.
+        batch: inputs; or a tuple or list of inputs, or of inputs and targets.
+        n_sites: sites that a row holds.
+        needs_targets: refuse inputs alone.
+        widths: of inputs and targets whose sites are side by side already; see `flat`.
+        where: the place that errors name.
 
     Raises:
-        MechstudyError: as `flat`; more or fewer targets than inputs, or none where they are needed.
+        MechstudyError: as `flat`; numbers of inputs and targets differ, or targets are missing.
     """
     parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
     if len(parts) not in (1, 2):
@@ -122,7 +123,7 @@ def pair(
 
 
 def targets_missing(where: str | None = None) -> MechstudyError:
-    """What to say of inputs alone, of a transcoder or clt."""
+    """The error for inputs without targets, for a transcoder or clt."""
     return MechstudyError(
         "the targets are missing: a transcoder reads one site and writes another",
         where=where,

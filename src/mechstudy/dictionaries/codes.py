@@ -1,9 +1,9 @@
-"""Feature activations of a batch, and products in which only the active ones take part.
+"""Feature activations of a batch, and products over the active ones only.
 
 Of F features only about k are active in a row, so a training step needs one dense product (the encoder); the
-decoder and all gradients are sums over active entries (`kernels`). Where many features are active (early in a training
-with a sparsity penalty) `DenseCodes` says the same with dense products. Sums run in a fixed order: the same input gives
-the same bits on one machine.
+decoder and all gradients are sums over active entries (`kernels`). If many features are active (early in a training
+with a sparsity penalty), `DenseCodes` computes the same with dense products. Sums run in a fixed order: the same input
+gives the same bits on one machine.
 
 *Entries* are one number per stored activation: [M] of sparse codes, [N, F] of dense ones.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mechstudy.dictionaries.kernels import batch_top_k, between, kernels_for, positive_top_k, reference
-from mechstudy.dictionaries.training.data_parallel import ALONE, Team
+from mechstudy.dictionaries.training.data_parallel import ALONE, ProcessGroup
 
 # Share of active entries from which dense products are faster. Measured on a step's products, 2,048 x 576 x 2,304,
 # float32, 2 cores without AMX: 50 ms sparse against 89 dense at 1/24, 70 against 78 at 1/16, 86 against 80 at 1/12.
@@ -31,7 +31,7 @@ class SparseCodes:
     """Active entries of a code matrix [N, F], row after row.
 
     offsets [N+1]: row n owns entries offsets[n]:offsets[n+1]; features [M] int64; values [M] >= 0. A value of 0
-    stands for "no feature" and gets no gradient. n_features is F.
+    means "no feature" and gets no gradient. n_features is F.
     """
 
     offsets: Tensor
@@ -41,6 +41,7 @@ class SparseCodes:
 
     @property
     def n_rows(self) -> int:
+        """Number of rows N."""
         return len(self.offsets) - 1
 
     @cached_property
@@ -58,15 +59,15 @@ class SparseCodes:
         return kernels_for(self.values)
 
     def fired(self) -> Tensor:
-        """bool [F]: features with a positive value in at least one row."""
+        """Bool [F]: features with a positive value in at least one row."""
         return self.sum_features(self.values) > 0
 
     def dense(self) -> Tensor:
-        """[N, F]."""
+        """The whole matrix [N, F]."""
         return self.times(torch.eye(self.n_features, dtype=self.values.dtype, device=self.values.device))
 
     def times(self, table_FD: Tensor) -> Tensor:
-        """codes @ table -> [N, D], in the values' dtype."""
+        """Codes @ table -> [N, D], in the values' dtype."""
         return self._kernels.sum_rows(self.offsets, self.features, self.values, table_FD)  # type: ignore[no-any-return]
 
     def reconstruct(self, table_FD: Tensor, base_ND: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,7 +77,7 @@ class SparseCodes:
     def gradient_rows(self, entries: Tensor, rows_ND: Tensor, out: Tensor, unit_FD: Tensor | None = None) -> Tensor:
         """Each feature's sum over its entries of entry x row, into ``out`` [F, D]; squared lengths [F].
 
-        With entries = values that is codes.T @ rows. What lies along the rows of ``unit_FD`` is left out.
+        With entries = values this is codes.T @ rows. Components along the rows of ``unit_FD`` are removed.
         """
         order, rows, offsets = self.by_feature
         return self._kernels.gradient_rows(offsets, rows, entries[order], rows_ND, unit_FD, out)  # type: ignore[no-any-return]
@@ -103,7 +104,7 @@ class SparseCodes:
         return self._kernels.sum_entries(offsets, entries[order])  # type: ignore[no-any-return]
 
     def split(self, bounds: Sequence[int]) -> list[Part]:
-        """Features [0, b0), [b0, b1), ...: each part's codes, renumbered, and where its entries are in the whole."""
+        """Codes of features [0, b0), [b0, b1), ..., renumbered, with the index of their entries among all."""
         parts: list[Part] = []
         low = 0
         for high in bounds:
@@ -116,54 +117,67 @@ class SparseCodes:
 
 @dataclass(frozen=True)
 class DenseCodes:
-    """The same as `SparseCodes`, held whole: values [N, F] >= 0. Products run in `dtype`."""
+    """The same as `SparseCodes` as a whole matrix: values [N, F] >= 0. Products run in `dtype`."""
 
     values: Tensor
     dtype: torch.dtype
 
     @property
     def n_rows(self) -> int:
+        """Number of rows N."""
         return len(self.values)
 
     @property
     def n_features(self) -> int:
+        """Number of features F."""
         return self.values.shape[1]
 
     def fired(self) -> Tensor:
+        """Bool [F]: features with a positive value in at least one row."""
         return (self.values > 0).any(0)
 
     def dense(self) -> Tensor:
+        """The whole matrix [N, F]."""
         return self.values
 
     def times(self, table_FD: Tensor) -> Tensor:
+        """See `SparseCodes.times`."""
         return (self.values.to(self.dtype) @ table_FD.to(self.dtype)).to(self.values.dtype)
 
     def reconstruct(self, table_FD: Tensor, base_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """See `SparseCodes.reconstruct`."""
         error = self.times(table_FD).add_(base_ND)
         return error, self.products(error, table_FD)
 
     def gradient_rows(self, entries: Tensor, rows_ND: Tensor, out: Tensor, unit_FD: Tensor | None = None) -> Tensor:
+        """See `SparseCodes.gradient_rows`."""
         out.copy_(entries.to(self.dtype).T @ rows_ND.to(self.dtype))
         if unit_FD is not None:
             reference.remove_parallel(out, unit_FD)
         return out.square().sum(1)
 
     def products(self, rows_ND: Tensor, table_FD: Tensor) -> Tensor:
+        """See `SparseCodes.products`."""
         return (rows_ND.to(self.dtype) @ table_FD.to(self.dtype).T).to(self.values.dtype)
 
     def at(self, of_NF: Tensor) -> Tensor:
+        """See `SparseCodes.at`."""
         return of_NF
 
     def with_values(self, values: Tensor) -> DenseCodes:
+        """See `SparseCodes.with_values`."""
         return replace(self, values=values * (self.values != 0))
 
     def per_feature(self, v_F: Tensor) -> Tensor:
+        """See `SparseCodes.per_feature`."""
         return v_F
 
     def sum_features(self, entries: Tensor) -> Tensor:
+        """See `SparseCodes.sum_features`."""
         return entries.sum(0)
 
     def split(self, bounds: Sequence[int]) -> list[Part]:
+        """See `SparseCodes.split`."""
         places = [slice(low, high) for low, high in zip((0, *bounds[:-1]), bounds, strict=True)]
         return [(DenseCodes(self.values[:, p], self.dtype), (slice(None), p)) for p in places]
 
@@ -173,56 +187,62 @@ Part = tuple[Codes, Any]  # codes of some features, and the index of their entri
 
 
 def codes_between(pre_NF: Tensor, low_F: Tensor, high_F: Tensor | None = None, *, dense_dtype: torch.dtype) -> Codes:
-    """Codes that are the pre-activations where low < pre < high, held sparse or dense, whichever is faster.
+    """Codes that are the pre-activations where low < pre < high, sparse or dense, whichever is faster.
 
     Args:
-        low_F, high_F: bounds [F] in the dtype of the entries; no high_F: no upper bound.
-        dense_dtype: of dense products, if it comes to those.
+        pre_NF: pre-activations.
+        low_F: lower bounds, in the dtype of the entries.
+        high_F: upper bounds; None: no upper bound.
+        dense_dtype: of products with dense codes.
     """
     high = torch.full_like(low_F, torch.inf) if high_F is None else high_F
-    found = between(pre_NF, low_F, high, DENSE_FROM * pre_NF.numel())
-    if found is not None:
-        return SparseCodes(*found, pre_NF.shape[1])
+    entries = between(pre_NF, low_F, high, DENSE_FROM * pre_NF.numel())
+    if entries is not None:
+        return SparseCodes(*entries, pre_NF.shape[1])
     mask = (pre_NF > low_F) & (pre_NF < high)
     return DenseCodes(pre_NF.to(low_F.dtype).masked_fill(~mask, 0.0), dense_dtype)
 
 
 def topk_codes(pre_NF: Tensor, k: int, dtype: torch.dtype) -> SparseCodes:
-    """TopK: the k largest pre-activations of each row, negative ones cut to zero."""
+    """TopK: the k largest pre-activations of each row, clamped at zero."""
     offsets, features, values = positive_top_k(pre_NF, k)
     return SparseCodes(offsets, features, values.to(dtype), pre_NF.shape[1])
 
 
 def batch_topk_codes(
-    pre_NF: Tensor, k: int, dtype: torch.dtype, guess: float | None, team: Team = ALONE
+    pre_NF: Tensor, k: int, dtype: torch.dtype, guess: float | None, group: ProcessGroup = ALONE
 ) -> tuple[SparseCodes, float]:
-    """BatchTopK: the N*k largest positive pre-activations of the whole batch, N rows over all processes of the team.
+    """BatchTopK: the N*k largest positive pre-activations of the whole batch, N rows over all processes of the group.
 
     Args:
-        guess: where the last batch's smallest kept value lay.
+        pre_NF: pre-activations of this process' rows.
+        k: active features per row, on average.
+        dtype: of the values.
+        guess: the last batch's smallest kept value.
+        group: the processes that share the batch.
 
     Returns:
-        The codes of the rows at hand, and the smallest value kept anywhere (0.0 if nothing is positive).
+        The codes of this process' rows, and the smallest value kept in any process (0.0 if nothing is positive).
     """
-    wanted = int(team.total(len(pre_NF))) * k
+    wanted = int(group.total(len(pre_NF))) * k
     offsets, features, values = batch_top_k(pre_NF, wanted, guess)
-    if team.size > 1:
-        offsets, features, values = _cut_together(offsets, features, values, wanted, team)
+    if group.size > 1:
+        offsets, features, values = _cut_together(offsets, features, values, wanted, group)
     codes = SparseCodes(offsets, features, values.to(dtype), pre_NF.shape[1])
-    found = torch.cat(team.gather(values.min().reshape(1) if len(values) else values))
-    return codes, float(found.min()) if len(found) else 0.0
+    minima = torch.cat(group.gather(values.min().reshape(1) if len(values) else values))
+    return codes, float(minima.min()) if len(minima) else 0.0
 
 
 def _cut_together(
-    offsets: Tensor, features: Tensor, values: Tensor, wanted: int, team: Team
+    offsets: Tensor, features: Tensor, values: Tensor, wanted: int, group: ProcessGroup
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What is among the ``wanted`` largest of all processes; of ties, those of the lower ranks first."""
-    held = team.gather(values)
-    everything = torch.cat(held)
+    """The entries among the ``wanted`` largest of all processes; of ties, those of lower ranks first."""
+    by_rank = group.gather(values)
+    everything = torch.cat(by_rank)
     if len(everything) <= wanted:
         return offsets, features, values
     cut = torch.topk(everything.float(), wanted, sorted=False)[0].min().to(values.dtype)
-    ties = wanted - int((everything > cut).sum()) - sum(int((part == cut).sum()) for part in held[: team.rank])
+    ties = wanted - int((everything > cut).sum()) - sum(int((part == cut).sum()) for part in by_rank[: group.rank])
     at_cut = values == cut
     keep = (values > cut) | (at_cut & (at_cut.cumsum(0) <= ties))
     rows = reference.row_numbers(offsets, len(features))[keep]

@@ -1,4 +1,4 @@
-"""What to train: the shape of a dictionary and the recipe. Torch-free, so that `plan` is quick."""
+"""Configuration of a dictionary and of its training. Torch-free, so that `plan` is quick."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ PENALTIES_OF: dict[str, tuple[str, ...]] = {  # the first is the default
     "gated": ("l1", "sqrt", "tanh"),
     "jumprelu": ("l0", "tanh"),
 }
-RECONSTRUCTING = ("sae", "crosscoder")  # kinds whose target is their own input; decoder rows have length one
+RECONSTRUCTING = ("sae", "crosscoder")  # kinds whose target is their input; their decoder rows have length one
 MATRYOSHKA = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0)
 
 
 def field_rows(cls: type[Config]) -> list[tuple[str, str, str]]:
-    """(name, default, what it does) of every field of a config; the default is "" where a rule decides."""
+    """(name, default, description) of every field of a config; the default is "" if a rule decides."""
     rows = []
     for name, field in cls.model_fields.items():
         default = "warn" if isinstance(field.default, HealthConfig) else str(field.default)
@@ -39,7 +39,7 @@ def field_rows(cls: type[Config]) -> list[tuple[str, str, str]]:
 
 
 def _in_help(cls: type[C]) -> type[C]:
-    """Puts what each field does under the class's text, where `help` shows it."""
+    """Appends the fields' descriptions to the class's docstring, which `help` shows."""
     lines = [f"{name}: {text}{f' [{default}]' if default else ''}" for name, default, text in field_rows(cls)]
     indented = [textwrap.fill(line, 110, initial_indent=" " * 8, subsequent_indent=" " * 12) for line in lines]
     cls.__doc__ = "\n".join([(cls.__doc__ or "").rstrip(), "", "    Fields, and their [defaults]:", *indented, ""])
@@ -75,7 +75,7 @@ class DictionaryConfig(Config):
         default=None, description="relu, gated: l1 (their default), sqrt or tanh; jumprelu: l0 (its default) or tanh"
     )
     coefficient: float | None = Field(
-        default=None, gt=0, description="the penalty's weight; without it, the one that makes L0 k is found in training"
+        default=None, gt=0, description="the penalty's weight; without it, training adjusts the weight until L0 is k"
     )
     matryoshka: bool | tuple[float, ...] = Field(
         default=False,
@@ -104,19 +104,21 @@ class DictionaryConfig(Config):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> DictionaryConfig:
-        known = PENALTIES_OF[self.activation]
-        for name, given in (("penalty", self.penalty), ("coefficient", self.coefficient)):
-            if given is not None and not known:
+        penalties = PENALTIES_OF[self.activation]
+        for name, value in (("penalty", self.penalty), ("coefficient", self.coefficient)):
+            if value is not None and not penalties:
                 raise MechstudyError(
                     f"{self.activation} has no {name}: its sparsity is k", where=name, fix=f"remove {name}"
                 )
-        if self.penalty is not None and self.penalty not in known:
+        if self.penalty is not None and self.penalty not in penalties:
             raise MechstudyError(
-                f"{self.activation} has no penalty {self.penalty!r}", where="penalty", fix=f"one of {', '.join(known)}"
+                f"{self.activation} has no penalty {self.penalty!r}",
+                where="penalty",
+                fix=f"one of {', '.join(penalties)}",
             )
         if self.matryoshka and self.activation in ("relu", "gated"):
             raise MechstudyError(
-                f"matryoshka is not made for {self.activation}", where="matryoshka", fix="topk, batchtopk or jumprelu"
+                f"matryoshka does not support {self.activation}", where="matryoshka", fix="topk, batchtopk or jumprelu"
             )
         if (self.n_sites > 1) != (self.kind in ("crosscoder", "clt")):
             raise MechstudyError(
@@ -126,7 +128,7 @@ class DictionaryConfig(Config):
             )
         if self.kind == "clt" and (self.matryoshka or self.activation in ("topk", "gated")):
             raise MechstudyError(
-                f"a clt is not made with {'matryoshka' if self.matryoshka else self.activation}",
+                f"a clt does not support {'matryoshka' if self.matryoshka else self.activation}",
                 where="matryoshka" if self.matryoshka else "activation",
                 fix="batchtopk, jumprelu or relu, without matryoshka",
             )
@@ -138,7 +140,7 @@ class DictionaryConfig(Config):
         return self
 
     def resolved_penalty(self) -> str:
-        """The penalty: as given, or the activation's default; "" where it has none."""
+        """The penalty, or the activation's default; "" if it has none."""
         return self.penalty or next(iter(PENALTIES_OF[self.activation]), "")
 
     def prefixes(self, n_features: int) -> tuple[int, ...]:
@@ -178,7 +180,7 @@ class DictionaryConfig(Config):
 
 @_in_help
 class TrainConfig(Config):
-    """The recipe. What is left at None follows a rule, which `resolved_lr` and its like compute.
+    """The recipe. Fields left at None follow rules (`resolved_lr` and the other `resolved_` methods).
 
     A linear decay over half of the steps beats a fifth by .001 to .006 of FVU (a million rows of SmolLM2-135M). Biases
     of the encoder learn three times as fast as `lr`, and so do decoder rows that are kept at unit length
@@ -204,13 +206,13 @@ class TrainConfig(Config):
     clip: float = Field(default=1.0, gt=0, description="largest norm of a step's gradient; longer ones are shortened")
     accumulate: int = Field(
         default=1, ge=1,
-        description="parts in which a batch is worked through, for less memory; what is chosen over a batch "
-        "(BatchTopK, L0) is then chosen over each part",
+        description="parts in which a batch is processed, for less memory; BatchTopK and L0 are then taken over each "
+        "part instead of the batch",
     )  # fmt: skip
     revive: Literal["aux", "resample", "off"] = Field(
         default="aux",
-        description="how dead features come back: aux (auxiliary loss, Gao et al. 2024; a clt has none), resample "
-        "(start again at badly reconstructed rows, every dead_after_rows; Bricken et al. 2023) or off",
+        description="how dead features are revived: aux (auxiliary loss, Gao et al. 2024; a clt has none), resample "
+        "(re-initialised at badly reconstructed rows, every dead_after_rows; Bricken et al. 2023) or off",
     )
     tf32: bool = Field(default=True, description="on CUDA, float32 products may use TF32")
     aux_alpha: float = Field(default=1 / 32, ge=0, description="weight of the auxiliary loss")
@@ -224,25 +226,24 @@ class TrainConfig(Config):
     checkpoint_every: int = Field(default=1_000, ge=1, description="steps between checkpoints")
     precision: Precision = Field(
         default="auto",
-        description="of the factors of all products: float32, bfloat16, or auto, which times both on this machine once",
+        description="of the factors of all products: float32, bfloat16, or auto, the faster of the two on this machine",
     )
     ema: float | None = Field(
         default=None, gt=0, lt=1,
-        description="decay of a moving average of the weights, which is the dictionary then; else their last state is",
+        description="decay of a moving average of the weights, which becomes the dictionary",
     )  # fmt: skip
     health: HealthConfig = Field(
         default=HealthConfig(),
-        description="what follows where rows or training look ill: off, warn, correct or stop, for all trouble or by "
-        "kind, such as {dead: stop}",
+        description="action on unhealthy rows or training: off, warn, correct or stop, for all findings or by kind, "
+        "such as {dead: stop}",
     )
     non_finite: Literal["refuse", "skip"] = Field(
-        default="refuse", description="rows with NaN or infinity end the training, or are left out and counted"
+        default="refuse",
+        description="rows with NaN or infinity: refuse ends the training, skip leaves them out and counts them",
     )
-    log_every: int = Field(
-        default=50, ge=1, description="steps between logged scalars, and between looks at the health"
-    )
-    tensorboard: bool = Field(default=True, description="where scalars are logged, also for TensorBoard")
-    seed: int = Field(default=0, ge=0, description="of the first weights, and of the order of rows in memory")
+    log_every: int = Field(default=50, ge=1, description="steps between logged scalars, and between health checks")
+    tensorboard: bool = Field(default=True, description="log scalars for TensorBoard too")
+    seed: int = Field(default=0, ge=0, description="of the initial weights, and of the order of rows in memory")
 
     def resolved_lr(self, n_features: int) -> float:
         """Peak learning rate of Adam: 2e-4 / sqrt(F / 2^14) (OpenAI, sparsify) for runs of 50,000 steps or more.
@@ -257,7 +258,7 @@ class TrainConfig(Config):
         """
         if self.lr is not None:
             return self.lr
-        haste = max(1.0, 50_000 / self.steps) ** (2 / 3)
+        haste = float(max(1.0, 50_000 / self.steps) ** (2 / 3))
         most = 5e-3 * max(1.0, math.sqrt(2_304 / n_features))
         return min(most, haste * 2e-4 / math.sqrt(n_features / 2**14))
 
@@ -282,13 +283,15 @@ class TrainConfig(Config):
         return min(10_000_000, max(1, self.steps * self.batch_size // 64))
 
     def threshold_rate(self) -> float:
-        """Weight of the newest batch in BatchTopK's running threshold: a window of 100 batches, or a fortieth of a
-        shorter run. Kept activations shrink during training, and a longer memory would set the threshold too high
-        (L0 20 for k = 32 after 400 steps)."""
+        """Weight of the newest batch in BatchTopK's running threshold: 100 batches, or a fortieth of a shorter run.
+
+        Kept activations shrink during training, so a longer window would set the threshold too high (L0 20 for k = 32
+        after 400 steps).
+        """
         return max(0.01, min(0.2, 40 / self.steps))
 
     def lr_factor(self, step: int) -> float:
-        """Share of the peak learning rate at `step` (0-based): a linear warm-up, then as `schedule` says."""
+        """Share of the peak learning rate at `step` (0-based): a linear warm-up, then `schedule`."""
         warmup, decay = self.resolved_warmup(), round(self.steps * self.decay_share)
         factor = min(1.0, (step + 1) / warmup) if warmup else 1.0
         left = self.steps - step

@@ -6,19 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json, write_json_atomic
 from mechstudy.dictionaries.architectures.cross_layer import pair
 from mechstudy.dictionaries.arrays import Array, rows_like
-from mechstudy.dictionaries.paths import AnyPath
+from mechstudy.dictionaries.formats.cross_layer import META, read_clt, write_clt
+from mechstudy.dictionaries.stored import AnyPath
 from mechstudy.dictionaries.training.initialise import Normalisation
 from mechstudy.dictionaries.weights import Weights
 
 
 class CrossLayerTranscoder(nn.Module):
-    """Features of layer l read layer l and write to layers l..L-1. Normalisation is folded into the weights.
+    """Features of layer l read layer l and write to layers l to L-1. Normalisation is folded into the weights.
 
         encode(x)[l] = pre_l where pre_l > threshold_l and pre_l > 0, with pre_l = x[l] @ W_enc[l].T + b_enc[l]
         reconstruct(x)[m] = b_dec[m] + sum over l <= m of encode(x)[l] @ W_dec[l][:, m - l]
@@ -46,15 +48,15 @@ class CrossLayerTranscoder(nn.Module):
     ) -> None:
         super().__init__()
         n_sites, n_features, _ = W_enc.shape
-        for name, found, expected in (
+        for name, shape, expected in (
             ("b_enc", b_enc.shape, (n_sites, n_features)),
             ("threshold", threshold.shape, (n_sites, n_features)),
             ("b_dec", b_dec.shape, (n_sites, b_dec.shape[-1])),
             *((f"W_dec[{i}]", w.shape, (n_features, n_sites - i, b_dec.shape[-1])) for i, w in enumerate(W_dec)),
         ):
-            if tuple(found) != expected:
+            if tuple(shape) != expected:
                 raise MechstudyError(
-                    f"{name} has the wrong shape", facts={"found": str(list(found)), "expected": str(list(expected))}
+                    f"{name} has the wrong shape", facts={"found": str(list(shape)), "expected": str(list(expected))}
                 )
         for name, tensor in (("W_enc", W_enc), ("b_enc", b_enc), ("threshold", threshold), ("b_dec", b_dec)):
             self.register_parameter(name, nn.Parameter(tensor.detach(), requires_grad=False))
@@ -63,6 +65,7 @@ class CrossLayerTranscoder(nn.Module):
 
     @property
     def n_sites(self) -> int:
+        """Number of layers L."""
         return len(self.W_enc)
 
     def __repr__(self) -> str:
@@ -72,11 +75,11 @@ class CrossLayerTranscoder(nn.Module):
             f"k={self.k}, {self.site_in} -> {self.site_out})"
         )
 
-    def encode(self, x: Array) -> Tensor:
-        """x [..., L, d_in] -> [..., L, F], zero where a feature is not active. Takes what `Dictionary.encode` does.
+    def encode(self, x: Array) -> Float[Tensor, "*rows l f"]:
+        """Feature activations of x [..., L, d_in]: [..., L, F], zero where a feature is not active.
 
         Raises:
-            MechstudyError: rows of other layers or another width, or of whole numbers.
+            MechstudyError: rows of another number of layers or another width, or of integers.
         """
         rows = rows_like(x, self.W_enc, self.site_in)
         if rows.shape[-2:] != (self.n_sites, self.W_enc.shape[2]):
@@ -88,8 +91,8 @@ class CrossLayerTranscoder(nn.Module):
         pre = torch.einsum("...ld,lfd->...lf", rows, self.W_enc) + self.b_enc
         return pre.masked_fill(~((pre > self.threshold) & (pre > 0)), 0.0)
 
-    def decode(self, f: Tensor) -> Tensor:
-        """f [..., L, F] -> [..., L, d_out]."""
+    def decode(self, f: Float[Tensor, "*rows l f"]) -> Float[Tensor, "*rows l d_out"]:
+        """Reconstruction [..., L, d_out] from features f [..., L, F]."""
         parts = [torch.einsum("...f,fmd->...md", f[..., site, :], w) for site, w in enumerate(self.W_dec)]
         return torch.stack(
             [
@@ -99,22 +102,20 @@ class CrossLayerTranscoder(nn.Module):
             dim=-2,
         )
 
-    def reconstruct(self, x: Array) -> Tensor:
-        """x [..., L, d_in] -> [..., L, d_out]."""
+    def reconstruct(self, x: Array) -> Float[Tensor, "*rows l d_out"]:
+        """Reconstruction [..., L, d_out] of the outputs from x [..., L, d_in]."""
         return self.decode(self.encode(x))
 
     forward = reconstruct
 
     def save(self, folder: AnyPath) -> None:
-        """Write circuit-tracer's files (see `formats.cross_layer`), and our own fields in mechstudy.json.
+        """Write circuit-tracer's files (see `formats.cross_layer`), and further fields in mechstudy.json.
 
-        Those of an earlier cross-layer transcoder in the folder are replaced, all of them.
+        All files of an earlier cross-layer transcoder in the folder are replaced.
 
         Raises:
             MechstudyError: the folder cannot be written, or holds a dictionary of another kind.
         """
-        from mechstudy.dictionaries.formats.cross_layer import META, write_clt
-
         write_clt(
             folder, list(self.W_enc), list(self.b_enc), list(self.W_dec), self.b_dec, list(self.threshold),
             model_name=str(self.metadata.get("model_name", "")), site_in=self.site_in, site_out=self.site_out,
@@ -128,31 +129,30 @@ class CrossLayerTranscoder(nn.Module):
         Raises:
             MechstudyError: a file or tensor is missing, damaged or misshapen.
         """
-        from mechstudy.dictionaries.formats.cross_layer import META, read_clt
-
         folder = Path(folder)
-        found = read_clt(folder)
+        clt = read_clt(folder)
         ours = read_json(folder / META) if (folder / META).exists() else {}
-        b_enc = torch.stack(found["b_enc"])
-        bounds = found["threshold"]
+        b_enc = torch.stack(clt["b_enc"])
         return cls(
-            torch.stack(found["enc"]),
+            torch.stack(clt["enc"]),
             b_enc,
-            torch.zeros_like(b_enc) if bounds is None else torch.stack(bounds),
-            found["dec"],
-            found["b_dec"],
+            torch.zeros_like(b_enc) if clt["threshold"] is None else torch.stack(clt["threshold"]),
+            clt["dec"],
+            clt["b_dec"],
             k=ours.get("k"),
-            site_in=found["site_in"],
-            site_out=found["site_out"],
-            metadata=ours.get("metadata") or {"model_name": found["model_name"]},
+            site_in=clt["site_in"],
+            site_out=clt["site_out"],
+            metadata=ours.get("metadata") or {"model_name": clt["model_name"]},
         )
 
     @classmethod
     def of_weights(
         cls, weights: Weights, norm: Normalisation, threshold_F: Tensor | None, n_sites: int, **fields: Any
     ) -> CrossLayerTranscoder:
-        """From weights in the normalised space; thresholds [L F] on raw activations. Decoder rows keep their length
-        where all sites have one scale."""
+        """From weights in the normalised space; thresholds [L F] are on raw activations.
+
+        Decoder rows keep their length if all sites have the same scale.
+        """
         enc, b_enc = weights.enc.view(n_sites, -1, weights.enc.shape[1]), weights.b_enc.view(n_sites, -1)
         ones = [torch.ones_like(mean).view(n_sites, -1) for mean in (norm.mean_in, norm.mean_out)]
         spread_in, spread_out = (

@@ -1,16 +1,17 @@
-"""Reading a crosscoder (Lindsey et al. 2024): an SAE over several sites side by side."""
+"""Which site a crosscoder's feature belongs to (Lindsey et al. 2024: an SAE over several sites side by side)."""
 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
 
 
-def decoder_by_site(dictionary: Dictionary) -> Tensor:
-    """[F, n_sites, d]: what each feature writes to each site.
+def decoder_by_site(dictionary: Dictionary) -> Float[Tensor, "f n_sites d"]:
+    """Decoder rows by site [F, n_sites, d].
 
     Raises:
         MechstudyError: the dictionary reads one site.
@@ -21,13 +22,13 @@ def decoder_by_site(dictionary: Dictionary) -> Tensor:
     return dictionary.W_dec.view(len(dictionary.W_dec), n_sites, -1)
 
 
-def relative_norms(dictionary: Dictionary) -> Tensor:
-    """[F, n_sites]: each site's share of a feature's decoder length; rows sum to 1.
+def relative_norms(dictionary: Dictionary) -> Float[Tensor, "f n_sites"]:
+    """Each site's share of a feature's decoder length [F, n_sites]; rows sum to 1.
 
-    About 1 / n_sites everywhere: a shared feature; about 1 at one site: that site's own. Lengths are taken where every
-    site has the scale that training gave it, so that a site with large activations does not own every feature.
+    A feature with about 1 / n_sites everywhere is shared; one with about 1 at a site belongs to it. Lengths are
+    relative to the sites' scales in training: otherwise a site with large activations would own every feature.
     """
-    norms = torch.linalg.vector_norm(decoder_by_site(dictionary), dim=2)
+    norms: Tensor = torch.linalg.vector_norm(decoder_by_site(dictionary), dim=2)
     scales = dictionary.metadata.get("site_scales")
     if scales is not None:
         norms = norms / torch.tensor(scales, dtype=norms.dtype, device=norms.device)

@@ -1,38 +1,19 @@
-"""A sparse dictionary as the rest of the package uses it: raw activations in, raw activations out."""
+"""A trained SAE, transcoder, skip transcoder or crosscoder: raw activations in, raw activations out."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.arrays import Array, rows_like
+from mechstudy.dictionaries.formats import hub, registry, saelens
 from mechstudy.dictionaries.kernels import top_k
-from mechstudy.dictionaries.paths import AnyPath
-
-DictionaryKind = Literal["sae", "transcoder", "skip_transcoder"]
-
-
-@dataclass(frozen=True)
-class DictionaryMeta:
-    """What a dictionary is. `metadata` is free-form JSON; `max_input_norm` and `max_output_norm` mark sinks.
-
-    `k` is exact for topk; for jumprelu it is the average the threshold was calibrated to, or None if unknown.
-    """
-
-    kind: DictionaryKind
-    activation: Literal["topk", "jumprelu"]
-    d_in: int
-    d_out: int
-    d_sae: int
-    k: int | None
-    site_in: str
-    site_out: str
-    metadata: dict[str, Any] = field(default_factory=dict)
+from mechstudy.dictionaries.stored import AnyPath, DictionaryMeta, StoredDictionary, check_tensors
 
 
 class Dictionary(nn.Module):
@@ -40,9 +21,8 @@ class Dictionary(nn.Module):
 
         reconstruct(x) = encode(x) @ W_dec + b_dec (+ x @ W_skip.T)
 
-    Rows whose L2 norm exceeds `metadata["max_input_norm"]` are sinks: training dropped them, so what the encoder
-    says there means nothing, and they have no features. Their reconstruction is b_dec (+ skip), which keeps the
-    line above true for every row and the skip path linear everywhere; callers carry the rest as error.
+    Rows whose L2 norm exceeds `metadata["max_input_norm"]` are sinks. Training dropped them, so they have no
+    features, and their reconstruction is b_dec (plus the skip path): the formula above holds for every row.
 
     A crosscoder is an SAE whose rows hold `n_sites` sites side by side.
 
@@ -68,36 +48,24 @@ class Dictionary(nn.Module):
         W_skip: Tensor | None = None,
         threshold: Tensor | None = None,
     ) -> None:
+        tensors = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "W_skip": W_skip}
+        tensors["threshold"] = threshold
+        check_tensors(cfg, tensors)
         super().__init__()
         self.cfg = cfg
-        given = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
-        given |= {"W_skip": W_skip, "threshold": threshold}  # type: ignore[dict-item]  # None where absent
-        shapes = expected_shapes(cfg)
-        for name, tensor in given.items():
-            if (tensor is None) != (name not in shapes):
-                wanted = "needs" if name in shapes else "has no"
-                raise MechstudyError(f"a {cfg.kind} with {cfg.activation} {wanted} {name}")
-            if tensor is None:
-                self.register_parameter(name, None)
-                continue
-            if tuple(tensor.shape) != shapes[name]:
-                raise MechstudyError(
-                    f"{name} has the wrong shape",
-                    facts={"found": str(list(tensor.shape)), "expected": str(list(shapes[name]))},
-                )
-            self.register_parameter(name, nn.Parameter(tensor.detach(), requires_grad=False))
-        if cfg.activation == "topk" and not (cfg.k and 1 <= cfg.k <= cfg.d_sae):
-            raise MechstudyError(f"k = {cfg.k} active features out of d_sae = {cfg.d_sae} is impossible")
+        for name, tensor in tensors.items():
+            parameter = None if tensor is None else nn.Parameter(tensor.detach(), requires_grad=False)
+            self.register_parameter(name, parameter)
 
     @property
     def metadata(self) -> dict[str, Any]:
+        """Free-form JSON that is stored with the dictionary."""
         return self.cfg.metadata
 
     @property
     def n_sites(self) -> int:
-        """Sites side by side in a row: 1, but for a crosscoder."""
-        n_sites = self.cfg.metadata.get("n_sites")
-        return 1 if n_sites is None else int(n_sites)
+        """Sites side by side in a row: 1, except for a crosscoder."""
+        return self.cfg.n_sites
 
     def extra_repr(self) -> str:
         """What `repr` shows: kind, activation, widths, k and sites."""
@@ -108,36 +76,36 @@ class Dictionary(nn.Module):
 
     @property
     def max_input_norm(self) -> float:
-        """L2 norm of an input row above which it is a sink; infinity if nothing was recorded."""
-        limit = self.cfg.metadata.get("max_input_norm")
-        return math.inf if limit is None else float(limit)
+        """L2 norm of an input row above which it is a sink; infinity if none is recorded."""
+        return self.cfg.norm_limit("max_input_norm")
 
     @property
     def max_output_norm(self) -> float:
-        """L2 norm of a target row above which it is a sink; infinity if nothing was recorded."""
-        limit = self.cfg.metadata.get("max_output_norm")
-        return math.inf if limit is None else float(limit)
+        """L2 norm of a target row above which it is a sink; infinity if none is recorded."""
+        return self.cfg.norm_limit("max_output_norm")
 
-    def is_valid(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """x[..., d_in] -> bool[...]: False for sinks; those told by their target alone need ``y`` [..., d_out]."""
+    def is_valid(
+        self, x: Float[Tensor, "*rows d_in"], y: Float[Tensor, "*rows d_out"] | None = None
+    ) -> Bool[Tensor, "*rows"]:
+        """False for sinks: rows whose input, or target if given, exceeds its norm limit."""
         valid = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
         for rows, limit in ((x, self.max_input_norm), (y, self.max_output_norm)):
             if rows is not None and not math.isinf(limit):
                 valid &= torch.linalg.vector_norm(rows.detach().float(), dim=-1) <= limit
         return valid
 
-    def pre_activations(self, x: Array) -> Tensor:
-        """x[..., d_in] -> [..., F] = x @ W_enc + b_enc; sinks are not treated apart here."""
+    def pre_activations(self, x: Array) -> Float[Tensor, "*rows f"]:
+        """Pre-activations x @ W_enc + b_enc, for sinks too: x [..., d_in] -> [..., F]."""
         return self._rows(x) @ self.W_enc + self.b_enc
 
-    def encode(self, x: Array) -> Tensor:
-        """x[..., d_in] -> [..., F], zero where a feature is not active and on sinks.
+    def encode(self, x: Array) -> Float[Tensor, "*rows f"]:
+        """Feature activations, zero where a feature is not active and on sinks: x [..., d_in] -> [..., F].
 
-        Of a crosscoder x is [..., n_sites, d], or its sites side by side. NumPy arrays are as good as tensors; either
-        is taken in the dtype of the weights.
+        Rows of a crosscoder are [..., n_sites, d], or their sites side by side. Tensors and NumPy arrays are converted
+        to the dtype of the weights.
 
         Raises:
-            MechstudyError: rows of another width, or of whole numbers.
+            MechstudyError: rows of another width, or of integers.
         """
         x = self._rows(x)
         pre = self.pre_activations(x)
@@ -149,10 +117,10 @@ class Dictionary(nn.Module):
             mask = chosen.scatter_(1, indices, True).view_as(pre) & (pre > 0)
         return pre.masked_fill(~(mask & self.is_valid(x).unsqueeze(-1)), 0.0)
 
-    def encode_sparse(self, x_ND: Array) -> tuple[Tensor, Tensor]:
-        """x[N, d_in] -> (values [N, K], indices [N, K]); a value of 0 means there is no feature in that place.
+    def encode_sparse(self, x_ND: Array) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+        """Active features as (values [N, K], indices [N, K]) of x [N, d_in]; a value of 0 means no feature.
 
-        K is k for topk. For jumprelu it is the largest number of active features of any row (at least 1).
+        K is k for topk; for jumprelu it is the largest number of active features of any row (at least 1).
         """
         x_ND = self._rows(x_ND)
         pre = self.pre_activations(x_ND)
@@ -164,18 +132,18 @@ class Dictionary(nn.Module):
         values, indices = top_k(pre, width)
         return values.relu().masked_fill(~self.is_valid(x_ND).unsqueeze(-1), 0.0), indices
 
-    def decode(self, f: Tensor) -> Tensor:
-        """f[..., F] -> [..., d_out] = f @ W_dec + b_dec.
+    def decode(self, f: Float[Tensor, "*rows f"]) -> Float[Tensor, "*rows d_out"]:
+        """Decoder output f @ W_dec + b_dec: f [..., F] -> [..., d_out].
 
-        Of a skip transcoder this is not the reconstruction: x @ W_skip.T, which needs x, comes on top. A crosscoder's
-        sites are side by side: ``unflatten(-1, (n_sites, -1))`` takes them apart.
+        For a skip transcoder the reconstruction adds x @ W_skip.T, which needs x: see `reconstruct`. A crosscoder's
+        sites are side by side; ``unflatten(-1, (n_sites, -1))`` separates them.
         """
         return f @ self.W_dec + self.b_dec
 
-    def reconstruct(self, x: Array) -> Tensor:
-        """x[..., d_in] -> [..., d_out]: decode(encode(x)), plus x @ W_skip.T for a skip transcoder.
+    def reconstruct(self, x: Array) -> Float[Tensor, "*rows d_out"]:
+        """Reconstruction decode(encode(x)), plus x @ W_skip.T of a skip transcoder: x [..., d_in] -> [..., d_out].
 
-        Of a crosscoder's [..., n_sites, d], the same shape. Takes and refuses what `encode` does.
+        A crosscoder's [..., n_sites, d] keep their shape. Accepted inputs and errors are those of `encode`.
         """
         rows = self._rows(x)
         out = self.decode(self.encode(rows))
@@ -183,12 +151,12 @@ class Dictionary(nn.Module):
             out = out + rows @ self.W_skip.T
         return out if rows.ndim == x.ndim else out.view(*x.shape)
 
-    def forward(self, x: Array) -> Tensor:
+    def forward(self, x: Array) -> Float[Tensor, "*rows d_out"]:
         """Same as `reconstruct`."""
         return self.reconstruct(x)
 
-    def active(self, x_TD: Array) -> tuple[Tensor, Tensor, Tensor]:
-        """x[T, d_in] -> (positions [M], features [M], values [M]), by position and then by feature. No sinks."""
+    def active(self, x_TD: Array) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"], Float[Tensor, " m"]]:
+        """Active features of x [T, d_in] as (positions [M], features [M], values [M]), by position, then by feature."""
         f_TF = self.encode(x_TD)
         positions, features = f_TF.nonzero().unbind(1)
         return positions, features, f_TF[positions, features]
@@ -201,28 +169,30 @@ class Dictionary(nn.Module):
         Raises:
             MechstudyError: the folder cannot be written, or holds another tool's dictionary.
         """
-        from mechstudy.dictionaries.formats.saelens import write
-
-        write(self, folder)
+        saelens.write(self, folder)
 
     @classmethod
     def load(cls, folder: AnyPath, device: str = "cpu", dtype: torch.dtype | None = None) -> Dictionary:
         """Read a dictionary of `save`, SAELens, sparsify, dictionary_learning, circuit-tracer or Gemma Scope.
 
-        `folder` is a path, or ``hf:owner/name/folder@revision``; `dtype` None keeps the file's; see `formats.read`.
+        Args:
+            folder: a path, or ``hf:owner/name/folder@revision`` (see `formats.registry.read`).
+            device: where its tensors go.
+            dtype: of its tensors; None keeps the file's.
 
         Raises:
             MechstudyError: a file or tensor is missing, truncated, misshapen, or of an unknown architecture.
         """
-        from mechstudy.dictionaries.formats import read
+        return cls.of(registry.read(folder)).to(device=device, dtype=dtype)
 
-        return read(folder, device=device, dtype=dtype)
+    @classmethod
+    def of(cls, stored: StoredDictionary) -> Dictionary:
+        """The dictionary of a config and tensors."""
+        return cls(stored.cfg, **stored.tensors())
 
     def push(self, repo: str, *, path_in_repo: str = "", **options: Any) -> str:
-        """Put it and a model card into a repository of the Hugging Face hub; see `formats.hub.push`."""
-        from mechstudy.dictionaries.formats.hub import push
-
-        return push(self, repo, path_in_repo=path_in_repo, **options)
+        """Upload it with a model card to a repository of the Hugging Face hub; see `formats.hub.push`."""
+        return hub.push(self, repo, path_in_repo=path_in_repo, **options)
 
     @property
     def _k(self) -> int:
@@ -230,33 +200,18 @@ class Dictionary(nn.Module):
         return self.cfg.k
 
     def _rows(self, x: Array) -> Tensor:
-        """x as a tensor [..., d_in] of the weights' dtype; a NumPy array's also on their device."""
+        """X as a tensor [..., d_in] of the weights' dtype; a NumPy array's also on their device."""
         rows = rows_like(x, self.W_enc, self.cfg.site_in)
-        wanted = self.cfg.d_in
-        if rows.shape[-1:] != (wanted,):
-            apart = (self.n_sites, wanted // self.n_sites)
-            if self.n_sites == 1 or rows.shape[-2:] != apart:
+        d_in = self.cfg.d_in
+        if rows.shape[-1:] != (d_in,):
+            by_site = (self.n_sites, d_in // self.n_sites)
+            if self.n_sites == 1 or rows.shape[-2:] != by_site:
                 raise MechstudyError(
-                    f"activations are {rows.shape[-1] if rows.ndim else 0} wide, but this dictionary reads {wanted}",
+                    f"activations are {rows.shape[-1] if rows.ndim else 0} wide, but this dictionary reads {d_in}",
                     facts={"shape": str(list(rows.shape)), "site": self.cfg.site_in},
                     fix="rows of the site it was trained on"
                     if self.n_sites == 1
-                    else f"[..., {apart[0]}, {apart[1]}], or [..., {wanted}]",
+                    else f"[..., {by_site[0]}, {by_site[1]}], or [..., {d_in}]",
                 )
             rows = rows.flatten(-2)
         return rows
-
-
-def expected_shapes(cfg: DictionaryMeta) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes of a dictionary like `cfg`."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "W_enc": (cfg.d_in, cfg.d_sae),
-        "b_enc": (cfg.d_sae,),
-        "W_dec": (cfg.d_sae, cfg.d_out),
-        "b_dec": (cfg.d_out,),
-    }
-    if cfg.kind == "skip_transcoder":
-        shapes["W_skip"] = (cfg.d_out, cfg.d_in)
-    if cfg.activation == "jumprelu":
-        shapes["threshold"] = (cfg.d_sae,)
-    return shapes

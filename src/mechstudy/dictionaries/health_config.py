@@ -1,4 +1,4 @@
-"""What follows when a training looks ill. Torch-free."""
+"""Actions on findings about a training's health. Torch-free."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from mechstudy.core.config import Config
 from mechstudy.core.errors import MechstudyError, nearest
 
 Action = Literal["off", "warn", "stop"]
-CORRECTED = ("mean", "sinks")  # what training mends by itself: means are subtracted, sinks are left out
+CORRECTED = ("mean", "sinks")  # training corrects these: means are subtracted, sinks are left out
 _ALL = ("off", "warn", "correct", "stop")
 
 
 class HealthConfig(Config):
-    """What follows on each kind of trouble: `off` does not look, `warn` tells and goes on, `stop` ends the training.
+    """The action on each kind of finding: `off` does not check, `warn` reports it, `stop` ends the training.
 
-    `correct`, for what training mends by itself, is content with that: it is told, but is no warning. One word for all,
-    `health: correct`, means `warn` for the others.
+    `correct` is for findings that training corrects by itself: they are reported, but not as warnings. As one word for
+    all kinds, `health: correct` means `warn` for the others.
 
-    The rows: `mean`, a mean many times their spread; `sinks`, many rows left out as sinks, or very long ones that are
-    not; `mixing`, batches of few documents. The training: `spike`, the loss jumps; `dead`, features die; `l0`, the L0
-    asked for is not reached, there or on held-out rows; `fvu`, no better than the mean.
+    About rows: `mean`, a mean many times their spread; `sinks`, many rows left out as sinks, or very long rows that are
+    not; `mixing`, batches of few documents. About training: `spike`, the loss jumps; `dead`, features die; `l0`, L0
+    misses its target, in training or on held-out rows; `fvu`, no better than the mean.
     """
 
     mean: Action | Literal["correct"] = "warn"
@@ -41,15 +41,15 @@ class HealthConfig(Config):
             if value not in _ALL:
                 guess = nearest(value, _ALL)
                 raise MechstudyError(
-                    f"{value!r} says nothing about health",
-                    facts={"words": ", ".join(_ALL)},
+                    f"{value!r} is not an action on health findings",
+                    facts={"actions": ", ".join(_ALL)},
                     fix=f"did you mean {guess!r}?" if guess else "warn",
                 )
             return {
                 kind: "warn" if value == "correct" and kind not in CORRECTED else value for kind in cls.model_fields
             }
         if isinstance(value, dict) and (
-            wrong := [kind for kind, what in value.items() if what == "correct" and kind not in CORRECTED]
+            wrong := [kind for kind, action in value.items() if action == "correct" and kind not in CORRECTED]
         ):
             raise MechstudyError(
                 f"nothing corrects {wrong[0]}",
@@ -59,5 +59,5 @@ class HealthConfig(Config):
         return value
 
     def of(self, what: str) -> str:
-        """What follows on a `Finding.what`."""
+        """The action on a `Finding.what`."""
         return str(getattr(self, "l0" if what == "held_out_l0" else what))

@@ -1,1 +1,5 @@
-"""Checks of a machine, a model and a run."""
+"""Checks of a machine and a diagnosis of a run."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

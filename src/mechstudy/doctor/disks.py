@@ -1,4 +1,4 @@
-"""The folders that a study writes to: kind of file system, room, speed, and whether locks work there."""
+"""Checks of the folders that a study writes to: file system, free space, speed and locks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from mechstudy.activations.staging import file_system, is_network
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.files import disk_errors
 from mechstudy.core.sizes import human
 from mechstudy.doctor.check import Check
+from mechstudy.machine.file_systems import file_system, is_network
 
 _LITTLE, _NONE = 20e9, 1e9  # bytes free
 _BLOCK = 4 << 20
@@ -28,12 +28,12 @@ _LOCK = (
 
 
 def folder(name: str, path: Path) -> list[Check]:
-    """Everything about one folder; it is made where it is not there, and left as it was."""
+    """All checks of one folder, which is created meanwhile if it does not exist."""
     made = _make(path)
     try:
         with disk_errors(path):
             kind = file_system(path)
-            return [_room(name, path, kind), _speed(name, path, kind), _locks(name, path, kind)]
+            return [free_space(name, path, kind), _speed(name, path, kind), _locks(name, path, kind)]
     except (MechstudyError, OSError) as error:
         what = error.what if isinstance(error, MechstudyError) else str(error)
         return [
@@ -46,30 +46,33 @@ def folder(name: str, path: Path) -> list[Check]:
 
 
 def _make(path: Path) -> list[Path]:
-    """The folders that had to be made, innermost first."""
+    """Creates the folder; the folders that did not exist, innermost first."""
     absent = [p for p in (path, *path.parents) if not p.exists()]
     with suppress(OSError):
         path.mkdir(parents=True, exist_ok=True)
     return absent
 
 
-def _room(name: str, path: Path, kind: str) -> Check:
+def free_space(name: str, path: Path, kind: str) -> Check:
+    """The free space of a folder on a file system of this kind."""
     free = shutil.disk_usage(path).free
     text = f"{path.resolve()} on {kind or 'an unknown file system'}{', shared by machines' if is_network(kind) else ''}"
     text += f", {human(free)} free"
     if kind in ("tmpfs", "ramfs"):
-        return Check(name, "warn", f"{text}; it is memory, and gone with the machine", "a folder on a disk")
+        return Check(name, "warn", f"{text}; it is in memory, and lost at a restart", "a folder on a disk")
     if free < _NONE:
-        return Check(name, "bad", text, "free some space, or another folder; `mechstudy plan` says what a study needs")
+        return Check(
+            name, "bad", text, "free some space, or use another folder; `mechstudy plan` shows what a study needs"
+        )
     if free < _LITTLE:
         return Check(
-            name, "warn", text, "`mechstudy plan` says what a study needs; dictionaries.source: stream needs least"
+            name, "warn", text, "`mechstudy plan` shows what a study needs; dictionaries.source: stream needs least"
         )
     return Check(name, "ok", text)
 
 
 def speed(path: Path, n: int = _BYTES) -> tuple[float, float]:
-    """Bytes a second written (synced) and read back from the disk, not from memory where that can be asked."""
+    """Bytes per second written (synced) and read back, from the disk rather than memory where the system allows."""
     file, block = path / f".mechstudy-doctor-{secrets.token_hex(4)}", secrets.token_bytes(_BLOCK)
     try:
         began = time.perf_counter()
@@ -102,7 +105,7 @@ def _speed(name: str, path: Path, kind: str) -> Check:
 
 
 def _locks(name: str, path: Path, kind: str) -> Check:
-    """Another process tries to take a lock that this one holds."""
+    """Whether another process is refused a lock that this one holds."""
     import fcntl
 
     file = path / f".mechstudy-doctor-{secrets.token_hex(4)}"
@@ -117,6 +120,6 @@ def _locks(name: str, path: Path, kind: str) -> Check:
     finally:
         file.unlink(missing_ok=True)
     if refused:
-        return Check(f"{name}, locks", "ok", "flock keeps a second process out")
+        return Check(f"{name}, locks", "ok", "flock excludes a second process")
     fix = "never run the same study twice at once there; on Lustre ask for the mount option flock"
-    return Check(f"{name}, locks", "warn", f"flock on {kind} does not keep a second process out", fix)
+    return Check(f"{name}, locks", "warn", f"flock on {kind} does not exclude a second process", fix)

@@ -1,4 +1,4 @@
-"""What held a run up, from its own records: usage files, units' states, what was submitted."""
+"""Diagnosis of a run from its records: usage files, states of units, submissions."""
 
 from __future__ import annotations
 
@@ -8,47 +8,38 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mechstudy.monitoring.record import usages_below
+from mechstudy.machine.hardware import nvidia_smi
+from mechstudy.monitoring.record import usage_file, usages_below
 from mechstudy.monitoring.run_usage import PhaseUsage, by_phase
 from mechstudy.runner.slurm.record import has_record, read_record
 from mechstudy.runner.unit_state import UnitState, read_states
-from mechstudy.store.provenance import nvidia_smi
+from mechstudy.study.phases import registry
 from mechstudy.study.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Phase by phase, and what could not be said."""
+    """Usage and bottlenecks of each phase, and notes on missing records."""
 
     phases: list[PhaseUsage]
     notes: list[str]
 
 
 def diagnose(run: Path, study: Mapping[str, Any]) -> Diagnosis:
-    """Every phase that was monitored. ``study``: as plain JSON, for the fields that advice names."""
+    """Diagnoses every monitored phase; advice names fields of ``study``, which is plain JSON."""
     usages = usages_below(RunFolder(run).store.root)
-    phases = by_phase(usages.values(), study, _facts(run))
+    phases = by_phase(usages.values(), study, registry.usage_profiles(), _facts(run))
     notes = []
     if not phases:
         notes.append("no usage is recorded here: run with compute.monitor: true (the default)")
-    elif _gone(run, set(usages)):
-        notes.append(
-            "some artifacts have no usage beside them: they were made with compute.monitor: false, or restored"
-        )
+    elif any(usage_file(artifact.path) not in usages for artifact in RunFolder(run).store.all()):
+        notes.append("some artifacts have no usage file: they were made with compute.monitor: false, or restored")
     return Diagnosis(phases, notes)
 
 
-def _gone(run: Path, files: set[Path]) -> bool:
-    from mechstudy.monitoring.record import usage_file
-
-    return any(usage_file(artifact.path) not in files for artifact in RunFolder(run).store.all())
-
-
 def _facts(run: Path) -> dict[str, dict[str, Any]]:
-    """phase -> what the queue and the machine add to what was used."""
-    from mechstudy.monitoring.run_usage import ORDER
-
-    facts: dict[str, dict[str, Any]] = {phase: {"gpus_here": _gpus_here()} for phase in ORDER}
+    """Facts by phase, of the queue and the machine."""
+    facts: dict[str, dict[str, Any]] = {phase: {"gpus_here": _gpus_here()} for phase in registry.names()}
     states = read_states(run)
     if not has_record(run):
         return facts
@@ -56,19 +47,19 @@ def _facts(run: Path) -> dict[str, dict[str, Any]]:
     submitted = {entry.number: entry.at for entry in record.history}
     phase_of = {unit: job.phase for _, job in record.jobs() for unit in job.tasks.values()}
     for unit, state in states.items():
-        found = facts.setdefault(phase_of.get(unit, unit.partition("[")[0]), {})
-        found["slurm"] = True
-        found["restarts"] = found.get("restarts", 0) + max(0, len(state.attempts) - 1)
-        found["queued"] = found.get("queued", 0.0) + _queued(unit, state, states, submitted, record)
+        of_phase = facts.setdefault(phase_of.get(unit, unit.partition("[")[0]), {})
+        of_phase["slurm"] = True
+        of_phase["restarts"] = of_phase.get("restarts", 0) + max(0, len(state.attempts) - 1)
+        of_phase["queued"] = of_phase.get("queued", 0.0) + _queued(unit, state, states, submitted, record)
     return facts
 
 
 def _queued(
     unit: str, state: UnitState, states: Mapping[str, UnitState], submitted: Mapping[int, str], record: Any
 ) -> float:
-    """Seconds between a unit's being ready and its start, and between its attempts.
+    """Seconds that a unit was ready but did not run, before its start and between its attempts.
 
-    Ready: submitted, and every unit of the groups that its job waits for has ended.
+    It is ready once it is submitted and every unit of the groups that its job waits for has ended.
     """
     total, before = 0.0, 0.0
     for attempt in state.attempts:
@@ -91,5 +82,5 @@ def _time(text: str | None) -> float:
 
 
 def _gpus_here() -> int:
-    found = nvidia_smi()
-    return 0 if found is None else max(1, len(found.splitlines()) - 1)
+    listing = nvidia_smi()
+    return 0 if listing is None else max(1, len(listing.splitlines()) - 1)

@@ -1,1 +1,5 @@
-"""Top activations of features and what they promote."""
+"""Features of dictionaries: top activating examples, frequencies, logit effects, pages."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

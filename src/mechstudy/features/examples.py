@@ -1,11 +1,13 @@
-"""What features respond to and what they promote: top activating examples, frequencies, logits."""
+"""Top activating examples, frequencies and logit effects of features."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechstudy.core.progress import NullProgress, Progress
@@ -16,19 +18,19 @@ from mechstudy.models.sites import Site
 
 @dataclass
 class FeatureStatistics:
-    """Of one layer's chosen features over a corpus. n features, E examples.
+    """Statistics of one layer's chosen features over a corpus. n features, E examples.
 
-    ``frequency_n`` share of rows where the feature fires; means are over rows where it fires;
-    ``top_value_nE`` and ``top_place_nE`` (document x context + position, -1 where there is none) are at most one
-    example per document, strongest first.
+    ``frequency_n``: share of rows where the feature is active; ``mean_n``: mean over those rows; ``top_value_nE`` and
+    ``top_place_nE`` (document x context + position, -1 if there is none): at most one example per document, strongest
+    first.
     """
 
     features: tuple[int, ...]
-    frequency_n: Tensor
-    mean_n: Tensor
-    max_n: Tensor
-    top_value_nE: Tensor
-    top_place_nE: Tensor
+    frequency_n: Float[Tensor, " n"]
+    mean_n: Float[Tensor, " n"]
+    max_n: Float[Tensor, " n"]
+    top_value_nE: Float[Tensor, "n e"]
+    top_place_nE: Int[Tensor, "n e"]
 
 
 class _Collector:
@@ -42,7 +44,7 @@ class _Collector:
         self.places = torch.full((n, n_examples), -1, dtype=torch.long)
 
     def add(self, x_BTD: Tensor, first_document: int) -> None:
-        """Activations at the dictionary's input site; the first position of a row is never counted."""
+        """Add the activations of documents at the dictionary's input site; first positions are not counted."""
         acts_BTn = self.encode(x_BTD)
         fires = acts_BTn > 0
         self.count += fires.sum((0, 1)).cpu()
@@ -56,7 +58,7 @@ class _Collector:
         self.places = torch.where(self.values > 0, places.gather(1, order), -1)
 
     def encode(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, n] activations of the chosen features."""
+        """Activations of the chosen features [B, T, n], zero at first positions."""
         x = x_BTD.to(self.dictionary.W_enc)
         acts = self.dictionary.encode(x.flatten(0, 1))[:, list(self.features)]
         acts = acts.view(*x.shape[:2], -1).clone()
@@ -64,6 +66,7 @@ class _Collector:
         return acts
 
     def result(self) -> FeatureStatistics:
+        """Statistics of the documents added so far."""
         return FeatureStatistics(
             self.features,
             self.count / max(1, self.rows),
@@ -78,13 +81,26 @@ def collect_features(
     model: LanguageModel,
     dictionaries: dict[int, Dictionary],
     chosen: dict[int, Sequence[int]],
-    token_rows_BT: Tensor,
+    token_rows_BT: Int[Tensor, "b t"],
     n_examples: int,
     *,
     batch_tokens: int = 4096,
     progress: Progress | None = None,
 ) -> dict[int, FeatureStatistics]:
-    """One pass over the rows for all layers' chosen features; memory does not grow with the corpus."""
+    """Statistics of chosen features in one pass over the documents; memory does not grow with their number.
+
+    Args:
+        model: the model.
+        dictionaries: by layer.
+        chosen: features of each layer.
+        token_rows_BT: documents of equal length.
+        n_examples: examples per feature, at most one per document.
+        batch_tokens: tokens of a forward pass.
+        progress: receives progress.
+
+    Returns:
+        Statistics by layer.
+    """
     progress = progress or NullProgress()
     collectors = {layer: _Collector(dictionaries[layer], chosen[layer], n_examples) for layer in sorted(chosen)}
     sites = {layer: Site.parse(dictionaries[layer].cfg.site_in) for layer in collectors}
@@ -92,11 +108,11 @@ def collect_features(
     with progress.bar("feature examples", token_rows_BT.numel(), "tokens") as bar:
         for first in range(0, len(token_rows_BT), size):
             part = token_rows_BT[first : first + size]
-            found = model.forward(
+            activations = model.forward(
                 part, capture=list(sites.values()), stop_after=max(collectors), logits_at=None
             ).activations
             for layer, collector in collectors.items():
-                collector.add(found[sites[layer]], first)
+                collector.add(activations[sites[layer]], first)
             bar.advance(part.numel())
     return {layer: collector.result() for layer, collector in collectors.items()}
 
@@ -105,12 +121,24 @@ def example_windows(
     model: LanguageModel,
     dictionaries: dict[int, Dictionary],
     statistics: dict[int, FeatureStatistics],
-    token_rows_BT: Tensor,
+    token_rows_BT: Int[Tensor, "b t"],
     window: int,
     *,
     batch_tokens: int = 4096,
-) -> Iterator[tuple[int, int, list[dict]]]:
-    """(layer, feature, examples): each example the tokens around its peak with the feature's activation on each."""
+) -> Iterator[tuple[int, int, list[dict[str, Any]]]]:
+    """Examples of each feature: the tokens around its peak with its activation on each.
+
+    Args:
+        model: the model.
+        dictionaries: by layer.
+        statistics: of `collect_features`.
+        token_rows_BT: the same documents.
+        window: tokens of an example.
+        batch_tokens: tokens of a forward pass.
+
+    Yields:
+        (layer, feature, examples), an example being {tokens, activations, peak, document}.
+    """
     context = token_rows_BT.shape[1]
     documents = sorted(
         {int(p) // context for s in statistics.values() for p in s.top_place_nE.flatten().tolist() if p >= 0}
@@ -137,7 +165,14 @@ def example_windows(
             yield layer, feature, examples
 
 
-def _activations_of(model, dictionaries, statistics, token_rows_BT, documents, batch_tokens) -> dict[int, Tensor]:
+def _activations_of(
+    model: LanguageModel,
+    dictionaries: dict[int, Dictionary],
+    statistics: dict[int, FeatureStatistics],
+    token_rows_BT: Tensor,
+    documents: list[int],
+    batch_tokens: int,
+) -> dict[int, Tensor]:
     """[documents, T, n] activations of the chosen features on the chosen documents, as half precision."""
     collectors = {layer: _Collector(dictionaries[layer], stats.features, 1) for layer, stats in statistics.items()}
     sites = {layer: Site.parse(dictionaries[layer].cfg.site_in) for layer in collectors}
@@ -145,29 +180,38 @@ def _activations_of(model, dictionaries, statistics, token_rows_BT, documents, b
     size = max(1, batch_tokens // token_rows_BT.shape[1])
     for first in range(0, len(documents), size):
         rows = token_rows_BT[documents[first : first + size]]
-        found = model.forward(rows, capture=list(sites.values()), stop_after=max(collectors), logits_at=None)
+        output = model.forward(rows, capture=list(sites.values()), stop_after=max(collectors), logits_at=None)
         for layer, collector in collectors.items():
-            parts[layer].append(collector.encode(found.activations[sites[layer]]).half().cpu())
+            parts[layer].append(collector.encode(output.activations[sites[layer]]).half().cpu())
     return {layer: torch.cat(p) if p else torch.zeros(0) for layer, p in parts.items()}
 
 
 @torch.no_grad()
 def logit_effects(
     model: LanguageModel, dictionary: Dictionary, features: Sequence[int], n: int
-) -> list[dict[str, list[dict]]]:
+) -> list[dict[str, list[dict[str, Any]]]]:
     """Tokens whose logits a feature raises and lowers most by its direct path: decoder row through the unembedding.
 
-    The final norm's weight is applied and its scale left out, so values compare within a feature only.
+    The final norm's weight is applied but not its scale, so values are comparable within a feature only.
+
+    Args:
+        model: the model.
+        dictionary: the features' dictionary.
+        features: whose effects.
+        n: tokens of each list.
+
+    Returns:
+        {top_logits, bottom_logits} of each feature, lists of {token, value}.
     """
     weight = model.final_norm.weight.detach()
     weight = weight + 1 if model.arch.norm == "rms_plus_one" else weight
     rows = dictionary.W_dec[list(features)].to(model.unembedding.weight)
     centred = rows - rows.mean(-1, keepdim=True) if model.arch.norm == "layer" else rows
     logits_nV = ((centred * weight.to(rows)) @ model.unembedding.weight.T).float()
-    found = []
+    effects: list[dict[str, list[dict[str, Any]]]] = []
     for logits_V in logits_nV:
         top, bottom = logits_V.topk(n), logits_V.topk(n, largest=False)
-        found.append(
+        effects.append(
             {
                 name: [
                     {"token": token, "value": round(float(value), 4)}
@@ -176,4 +220,4 @@ def logit_effects(
                 for name, t in (("top_logits", top), ("bottom_logits", bottom))
             }
         )
-    return found
+    return effects

@@ -1,1 +1,5 @@
-"""Ablation, patching, resampling and steering, with their controls and statistics."""
+"""Interventions: ablation, patching, resampling and steering, with their controls and statistics."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""What interventions are asked for. Every field enters the artifact's id."""
+"""Settings of interventions; every field enters the artifact's id."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Ablation = Literal["zero", "mean"]
 class PatchingConfig(Config):
     """The grid of layers x named positions into which the corrupted prompt's activations are written.
 
-    ``layers``: ``"all"``, ``"10-24"``, ``"3,5,8-10"`` or a list; ``n_pairs``: test pairs per cell.
+    ``layers``: ``"all"``, ``"10-24"``, ``"3,5,8-10"`` or a list. ``n_pairs``: test pairs per cell.
     """
 
     site: Literal["resid_post", "mlp_out", "attn_out"] = "resid_post"
@@ -28,10 +28,10 @@ class InterventionConfig(Config):
 
     Groups hold ``group_size`` features each, by falling ``rank_by`` on train prompts (``live_effect``: first order
     in the unfrozen model; ``total_effect``: through the graph, without queries and keys), of those active on at
-    least ``min_presence`` of the graphs' prompts: what fires on one name alone cannot act on unseen prompts. Each is
-    compared with ``n_controls`` groups matched in layer, position and size. ``alphas`` are multiples of the natural
-    activation scale. ``n_discovery`` training prompts give means, donors and matches; ``n_samples`` test prompts
-    give effects. ``edge_prompts`` bounds the prompts each of the ``n_edges`` strongest edges is measured on.
+    least ``min_presence`` of the graphs' prompts (a feature of one name alone cannot act on unseen prompts). Each
+    group is compared with ``n_controls`` groups matched in layer, position and size. ``alphas`` are multiples of the
+    natural activation scale. ``n_discovery`` training prompts give means, donors and matches; ``n_samples`` test
+    prompts give effects. ``edge_prompts`` bounds the prompts each of the ``n_edges`` strongest edges is measured on.
     Intervals hold the share ``ci`` of ``bootstrap`` cluster resamples; p-values come from ``permutations`` sign flips.
     """
 
@@ -57,7 +57,7 @@ class InterventionConfig(Config):
 
     @field_validator("kinds", "ablations", "alphas")
     @classmethod
-    def _distinct(cls, value: tuple) -> tuple:
+    def _distinct(cls, value: tuple[object, ...]) -> tuple[object, ...]:
         if not value or len(set(value)) != len(value):
             raise ValueError("give at least one value, and each only once")
         return value

@@ -1,10 +1,11 @@
-"""What an effect is compared with: matched features, random directions of equal norm."""
+"""Controls of an effect: matched features, and random directions of equal norm."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from mechstudy.dictionaries.dictionary import Dictionary
@@ -18,7 +19,7 @@ def matched_controls(
     excluded: Collection[tuple[int, int]],
     n_controls: int,
 ) -> list[tuple[FeatureAt, ...]]:
-    """Groups of features that are like ``members`` in all but their place in the circuit.
+    """Groups of features that resemble ``members`` but are not in the circuit.
 
     For each member: features of the same layer at the same named position, active on discovery prompts, not
     in ``excluded`` ((layer, feature) of the whole circuit), by closeness of mean activation x decoder norm.
@@ -36,25 +37,30 @@ def matched_controls(
         distance = (sizes_F - sizes_F[member.feature]).abs()
         distance[sizes_F <= 0] = torch.inf
         order = torch.sort(distance, stable=True)
-        found = 0
+        n_matched = 0
         for gap, feature in zip(order.values.tolist(), order.indices.tolist(), strict=True):
-            if gap == float("inf") or found == n_controls:
+            if gap == float("inf") or n_matched == n_controls:
                 break
             control = FeatureAt(member.layer, feature, member.position)
             if (member.layer, feature) in barred or control in used:
                 continue
-            groups[found].append(control)
+            groups[n_matched].append(control)
             used.add(control)
-            found += 1
+            n_matched += 1
     return [tuple(g) for g in groups if g]
 
 
-def activation_sizes(discovery: NamedActivations, dictionary: Dictionary, layer: int, name: str) -> Tensor:
-    """Mean activation x decoder norm of every feature at a named position, [F] float64."""
-    return discovery.means(layer, name) * dictionary.W_dec.double().norm(dim=-1).cpu()
+def activation_sizes(
+    discovery: NamedActivations, dictionary: Dictionary, layer: int, name: str
+) -> Float64[Tensor, " f"]:
+    """Mean activation x decoder norm of every feature at a named position."""
+    norms_F: Tensor = dictionary.W_dec.double().norm(dim=-1).cpu()
+    return discovery.means(layer, name) * norms_F
 
 
-def random_like(direction: Mapping[int, Tensor], generator: torch.Generator) -> dict[int, Tensor]:
+def random_like(
+    direction: Mapping[int, Float[Tensor, " d"]], generator: torch.Generator
+) -> dict[int, Float[Tensor, " d"]]:
     """A random direction with the same norm in every layer."""
     result = {}
     for layer in sorted(direction):
@@ -63,7 +69,7 @@ def random_like(direction: Mapping[int, Tensor], generator: torch.Generator) -> 
     return result
 
 
-def with_norm_of(direction_D: Tensor, other_D: Tensor) -> Tensor:
+def with_norm_of(direction_D: Float[Tensor, " d"], other_D: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
     """``other_D`` scaled to the norm of ``direction_D``; zero stays zero."""
     other = other_D.to(direction_D)
     norm = other.norm()

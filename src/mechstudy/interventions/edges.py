@@ -1,14 +1,14 @@
-"""Edges of the graph against interventions: remove the source, see how far the target moves.
+"""Edges of the graph compared with interventions: the source removed, the change of the target measured.
 
-Frozen: attention patterns, norm scales, gates and MLP outputs held at the clean run, as the graph assumes; the
-measured effect must equal the prediction. Live: nothing held, the model as it is.
+Frozen: attention patterns, norm scales, gates and MLP outputs are those of the clean run, as the graph assumes; the
+measured effect must equal the prediction. Live: nothing is frozen.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,26 @@ from torch import Tensor
 
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.aggregate import node_id
-from mechstudy.circuits.frozen import Delta, FrozenForward, FrozenOutput
+from mechstudy.circuits.frozen import Delta, FrozenForward
 from mechstudy.circuits.linearised import LinearisedPrompt, linearise
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.core.seeds import numpy_generator
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.interventions.config import InterventionConfig
-from mechstudy.interventions.engine import SetFeature, clean_run, edited_run
-from mechstudy.interventions.features import FeatureAt, positions_named
-from mechstudy.interventions.results import read_csv, write_csv
+from mechstudy.interventions.engine import RowEdit, SetFeature
+from mechstudy.interventions.features import FeatureAt, feature_at, positions_named
+from mechstudy.interventions.results import Cell, PartialTable, read_csv, write_csv
+from mechstudy.interventions.runner import EditedRows, Suite, Values, save_samples
 from mechstudy.machine.runtime import oom_backoff
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
-from mechstudy.statistics.paired_effects import cluster_bootstrap, spearman
+from mechstudy.statistics.association import spearman
+from mechstudy.statistics.bootstrap import cluster_bootstrap
 
 LOGIT = node_id("logit")
 EDGE_COLUMNS = ("source", "target", "prompt_id", "cluster", "predicted", "frozen", "live")
+_PART_COLUMNS = ("sample", "edge", "instance", "frozen", "live")
 _FLOOR = 1e-3  # of the largest prediction: below it, the relative error of one instance says nothing
 
 
@@ -65,8 +68,12 @@ class EdgeCheck:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One instance, ready to run: numbers into the lists of checks and instances, and where it acts."""
+class SourceRemoval:
+    """An intervention of the runner: one edge's source set to zero on one prompt.
+
+    ``edge`` and ``instance`` number it in the lists of checks and instances; ``sources`` and ``targets`` are the token
+    positions at which it acts. ``target`` None is the logit difference.
+    """
 
     edge: int
     instance: int
@@ -74,6 +81,18 @@ class _Job:
     target: FeatureAt | None
     sources: tuple[int, ...]
     targets: tuple[int, ...]
+    only_where_edited: bool = False
+
+    @property
+    def start(self) -> int:
+        """The layer of the source."""
+        return self.source.layer
+
+    @property
+    def edits(self) -> Callable[[int], Sequence[RowEdit]]:
+        """The source set to zero at each of its positions."""
+        edits = [SetFeature(self.source.layer, self.source.feature, at) for at in self.sources]
+        return lambda _: edits
 
 
 def edge_checks(aggregate: Mapping[str, Any], pairs: Sequence[PromptPair]) -> list[EdgeCheck]:
@@ -93,8 +112,8 @@ def edge_checks(aggregate: Mapping[str, Any], pairs: Sequence[PromptPair]) -> li
         if missing := [name for name, _ in edge["instances"] if name not in by_id]:
             raise MechstudyError(f"the graph's prompt {missing[0]} is not among the prompts")
         instances = tuple(EdgeInstance(by_id[name], float(weight)) for name, weight in edge["instances"])
-        target = LOGIT if is_logit else FeatureAt.parse(edge["target"])
-        checks.append(EdgeCheck(FeatureAt.parse(edge["source"]), target, instances))
+        target = LOGIT if is_logit else feature_at(edge["target"])
+        checks.append(EdgeCheck(feature_at(edge["source"]), target, instances))
     return checks
 
 
@@ -110,46 +129,100 @@ def measure_edges(
 ) -> Path:
     """Measure the first ``config.n_edges`` edges on up to ``config.edge_prompts`` prompts each.
 
-    Writes edges.csv: one row per edge and prompt; measured = value(clean) - value(source removed). The file is
-    kept if it exists. The model must be fp32 or wider (as for the graph).
+    Writes edges.csv: one row per edge and prompt; measured = value(clean) - value(source removed). An existing file
+    is kept. While it runs, finished instances are saved in ``edges_partial_N.csv``, from which a killed run resumes.
+    The model must be fp32 or wider (as for the graph).
     """
-    path = out / "edges.csv"
-    if path.exists():
-        return path
-    checks = [EdgeCheck(c.source, c.target, c.instances[: config.edge_prompts]) for c in checks[: config.n_edges]]
-    by_prompt: dict[str, list[_Job]] = defaultdict(list)
+    path, table = out / "edges.csv", PartialTable(out, "edges", _PART_COLUMNS, config.save_every)
+    if not path.exists():
+        checks = [EdgeCheck(c.source, c.target, c.instances[: config.edge_prompts]) for c in checks[: config.n_edges]]
+        save_samples(
+            model,
+            dictionaries,
+            _removals(checks),
+            lambda chunk: EdgeEffects(model, dictionaries, chunk.suite, batch_tokens, progress),
+            table,
+            label="edges",
+            progress=progress,
+            batch_tokens=batch_tokens,
+        )
+        measured = {(int(r["edge"]), int(r["instance"])): (float(r["frozen"]), float(r["live"])) for r in table.rows()}
+        rows = [
+            (str(c.source), str(c.target), i.pair.id, i.pair.group, float(i.predicted), *measured[e, n])
+            for e, c in enumerate(checks)
+            for n, i in enumerate(c.instances)
+        ]
+        write_csv(path, EDGE_COLUMNS, rows)
+    table.delete_parts()
+    return path
+
+
+def _removals(checks: Sequence[EdgeCheck]) -> list[Suite[SourceRemoval]]:
+    """One suite per prompt, with all that is removed on it."""
+    by_prompt: dict[str, list[SourceRemoval]] = defaultdict(list)
     pairs: dict[str, PromptPair] = {}
     for edge, check in enumerate(checks):
         for number, instance in enumerate(check.instances):
             pairs[instance.pair.id] = instance.pair
-            by_prompt[instance.pair.id].append(_job(edge, number, check, instance))
-    measured: dict[tuple[int, int], tuple[float, float]] = {}
-    with (progress or NullProgress()).bar("edges", len(by_prompt), "prompts") as bar:
-        for prompt_id, jobs in by_prompt.items():
-            pair = pairs[prompt_id]
-            frozen = frozen_effects(model, dictionaries, pair, jobs, batch_tokens, progress)
-            live = live_effects(model, dictionaries, pair, jobs, batch_tokens, progress)
-            for job, f, v in zip(jobs, frozen, live, strict=True):
-                measured[job.edge, job.instance] = (f, v)
-            bar.advance()
-    rows = [
-        (str(c.source), str(c.target), i.pair.id, i.pair.group, float(i.predicted), *measured[e, n])
-        for e, c in enumerate(checks)
-        for n, i in enumerate(c.instances)
-    ]
-    write_csv(path, EDGE_COLUMNS, rows)
-    return path
+            by_prompt[instance.pair.id].append(_removal(edge, number, check, instance))
+    return [Suite("edges", (pairs[prompt_id],), tuple(removals)) for prompt_id, removals in by_prompt.items()]
+
+
+class EdgeEffects:
+    """Records, for the removals on one prompt, the change of each target: frozen and live.
+
+    A change is value(clean) - value(without the source).
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        dictionaries: Mapping[int, Dictionary],
+        suite: Suite[SourceRemoval],
+        batch_tokens: int = 4096,
+        progress: Progress | None = None,
+    ) -> None:
+        self.model, self.dictionaries, self.removals = model, dictionaries, suite.variants
+        [self.pair] = suite.pairs
+        self.batch_tokens, self.progress = batch_tokens, progress
+        layers = sorted({r.target.layer for r in self.removals if r.target is not None})
+        self.capture = [Site("mlp_in", layer) for layer in layers]
+        self._frozen: dict[SourceRemoval, float] = {}
+
+    def prepare(self) -> None:
+        """Measure the frozen changes."""
+        effects = frozen_effects(
+            self.model, self.dictionaries, self.pair, self.removals, self.batch_tokens, self.progress
+        )
+        self._frozen = dict(zip(self.removals, effects, strict=True))
+
+    def measure(self, rows: EditedRows[SourceRemoval]) -> list[Values]:
+        """The live change of every row's target; 0 for rows that fill the batch up."""
+        return [
+            (0.0 if removal is None else self._live(rows, row, removal),) for row, removal in enumerate(rows.variants)
+        ]
+
+    def cells(self, variant: SourceRemoval, pair_number: int, n_edits: int, values: Values) -> tuple[Cell, ...]:
+        """The removal's numbers, its frozen change and its live one."""
+        return variant.edge, variant.instance, self._frozen[variant], *values
+
+    def _live(self, rows: EditedRows[SourceRemoval], row: int, removal: SourceRemoval) -> float:
+        if removal.target is None:
+            return _of_answers(rows.clean.logits_BV[row], rows.logits_BV[row], self.pair)
+        site = Site("mlp_in", removal.target.layer)
+        change_TD = (rows.unedited[site][row] - rows.edited[site][row])[list(removal.targets)]
+        return _along(self.dictionaries, removal.target, change_TD)
 
 
 def frozen_effects(
     model: LanguageModel,
     dictionaries: Mapping[int, Dictionary],
     pair: PromptPair,
-    jobs: Sequence[_Job],
+    removals: Sequence[SourceRemoval],
     batch_tokens: int = 4096,
     progress: Progress | None = None,
 ) -> list[float]:
-    """Change of each job's target in the linearised prompt: value(clean) - value(without the source).
+    """Change of each removal's target in the linearised prompt: value(clean) - value(without the source).
 
     Fewer removals at a time where memory runs out.
     """
@@ -158,62 +231,25 @@ def frozen_effects(
     clean = runner.run([])
     clean_logits = runner.logits(clean)
     # Frozen, the model is affine: removing several positions is the sum of removing each.
-    deltas = [(n, _removal(prompt, job.source, at)) for n, job in enumerate(jobs) for at in job.sources]
+    deltas = [(n, _minus_written(prompt, r.source, at)) for n, r in enumerate(removals) for at in r.sources]
 
     def totals(size: int) -> list[float]:
-        found = [0.0] * len(jobs)
+        changes = [0.0] * len(removals)
         for start in range(0, len(deltas), size):
             part = deltas[start : start + size]
             run = runner.run([delta for _, delta in part])
             logits = runner.logits(run)
             for row, (n, _) in enumerate(part):
-                if jobs[n].target is None:
-                    found[n] += _of_answers(clean_logits[0], logits[row], pair)
+                target, places = removals[n].target, list(removals[n].targets)
+                if target is None:
+                    changes[n] += _of_answers(clean_logits[0], logits[row], pair)
                 else:
-                    found[n] += _moved(dictionaries, jobs[n], clean, run, row)
-        return found
+                    change_TD = clean.mlp_in[target.layer][0, places] - run.mlp_in[target.layer][row, places]
+                    changes[n] += _along(dictionaries, target, change_TD)
+        return changes
 
     size = max(1, batch_tokens // prompt.n_positions)
     return oom_backoff(totals, size, progress or NullProgress(), item_tokens=prompt.n_positions)
-
-
-def live_effects(
-    model: LanguageModel,
-    dictionaries: Mapping[int, Dictionary],
-    pair: PromptPair,
-    jobs: Sequence[_Job],
-    batch_tokens: int = 4096,
-    progress: Progress | None = None,
-) -> list[float]:
-    """The same change in the model as it is, the source set to zero at its positions.
-
-    Fewer edges at a time where memory runs out.
-    """
-    starts = {job.source.layer for job in jobs}
-    sites = [Site("mlp_in", layer) for layer in sorted({job.target.layer for job in jobs if job.target is not None})]
-
-    def totals(size: int) -> list[float]:
-        tokens = torch.tensor(pair.clean_tokens).expand(size, -1)
-        clean = clean_run(model, tokens, starts)
-        unedited = edited_run(model, dictionaries, clean, [()] * size, capture=sites)
-        found = []
-        for start in range(0, len(jobs), size):
-            part = jobs[start : start + size]
-            rows = [[SetFeature(j.source.layer, j.source.feature, at) for at in j.sources] for j in part]
-            edited = edited_run(model, dictionaries, clean, rows + [[]] * (size - len(part)), capture=sites)
-            assert edited.logits is not None
-            for row, job in enumerate(part):
-                if job.target is None:
-                    found.append(_of_answers(clean.logits_BV[row], edited.logits[row], pair))
-                    continue
-                site = Site("mlp_in", job.target.layer)
-                change = (unedited.activations[site][row] - edited.activations[site][row])[list(job.targets)]
-                found.append(float((change @ _direction(dictionaries, job.target).to(change)).sum()))
-        return found
-
-    n_tokens = len(pair.clean_tokens)
-    size = max(1, min(len(jobs), batch_tokens // n_tokens))
-    return oom_backoff(totals, size, progress or NullProgress(), item_tokens=n_tokens)
 
 
 def _of_answers(clean_V: Tensor, edited_V: Tensor, pair: PromptPair) -> float:
@@ -269,7 +305,7 @@ def _relative_error(group: Sequence[Mapping[str, str]]) -> float:
     return math.dist([float(r["frozen"]) for r in group], predicted) / math.hypot(*predicted)
 
 
-def _job(edge: int, number: int, check: EdgeCheck, instance: EdgeInstance) -> _Job:
+def _removal(edge: int, number: int, check: EdgeCheck, instance: EdgeInstance) -> SourceRemoval:
     target = check.target if isinstance(check.target, FeatureAt) else None
     if target is None and check.target != LOGIT:
         raise MechstudyError(f"an edge's target is a feature or {LOGIT!r}, not {check.target!r}")
@@ -277,10 +313,10 @@ def _job(edge: int, number: int, check: EdgeCheck, instance: EdgeInstance) -> _J
     targets = instance.target_positions
     if target is not None and not targets:
         targets = tuple(positions_named(instance.pair, target.position))
-    return _Job(edge, number, check.source, target, sources, targets)
+    return SourceRemoval(edge, number, check.source, target, sources, targets)
 
 
-def _removal(prompt: LinearisedPrompt, source: FeatureAt, position: int) -> Delta:
+def _minus_written(prompt: LinearisedPrompt, source: FeatureAt, position: int) -> Delta:
     """Minus what the source writes at the position (zero where it is not active)."""
     features = prompt.layers[source.layer].features
     assert features is not None, f"layer {source.layer} has no dictionary"
@@ -288,14 +324,7 @@ def _removal(prompt: LinearisedPrompt, source: FeatureAt, position: int) -> Delt
     return source.layer, position, -features.vector_MD[here].sum(0)
 
 
-def _moved(
-    dictionaries: Mapping[int, Dictionary], job: _Job, clean: FrozenOutput, run: FrozenOutput, row: int
-) -> float:
-    assert job.target is not None
-    layer, places = job.target.layer, list(job.targets)
-    change = clean.mlp_in[layer][0, places] - run.mlp_in[layer][row, places]
-    return float((change @ _direction(dictionaries, job.target).to(change)).sum())
-
-
-def _direction(dictionaries: Mapping[int, Dictionary], target: FeatureAt) -> Tensor:
-    return dictionaries[target.layer].W_enc[:, target.feature]
+def _along(dictionaries: Mapping[int, Dictionary], target: FeatureAt, change_TD: Tensor) -> float:
+    """Change of the target's pre-activation, summed over positions, by the change of its MLP input."""
+    direction_D = dictionaries[target.layer].W_enc[:, target.feature]
+    return float((change_TD @ direction_D.to(change_TD)).sum())

@@ -1,8 +1,8 @@
-"""The batched engine: a different intervention in every row of one forward, from the lowest edited layer up.
+"""Edited forward passes: a different intervention in every row of one batch, from the lowest edited layer up.
 
-A clean run of the same rows gives the reference and the residual stream to start from. Because the edited
-run has the same shape and repeats the same operations, an edit that changes nothing leaves the logits equal
-to the bit: the numerical noise of a comparison is zero.
+A clean run of the same rows gives the reference and the residual stream to start from. The edited run has the same
+shape and repeats the same operations, so an edit that changes nothing leaves the logits equal to the bit: the numerical
+noise of a comparison is zero.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechstudy.circuits.linearised import applies_at
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.models.language_model import LanguageModel, Output
 from mechstudy.models.sites import Site
@@ -23,7 +25,7 @@ _ENCODE_ROWS = 512  # rows whose dense feature activations are held at a time
 
 @dataclass(frozen=True)
 class SetFeature:
-    """Give a feature the activation ``value`` at one token position; None keeps its own (a sham).
+    """Set a feature's activation to ``value`` at one token position; None keeps the one it has (a sham).
 
     The activation it has is computed live, from the MLP input of the edited run.
     """
@@ -66,12 +68,12 @@ class CleanRun:
 
 
 def layer_of(edit: RowEdit) -> int:
-    """The block below which an edit changes nothing."""
+    """The lowest block that an edit changes."""
     return edit.layer if isinstance(edit, SetFeature) else edit.site.layer
 
 
-def clean_run(model: LanguageModel, tokens_BT: Tensor, start_layers: Iterable[int]) -> CleanRun:
-    """Run the rows as they are, keeping the residual stream where edited runs may start."""
+def clean_run(model: LanguageModel, tokens_BT: Int[Tensor, "b t"], start_layers: Iterable[int]) -> CleanRun:
+    """Run the rows without edits, keeping the residual stream where edited runs may start."""
     sites = [Site("resid_pre", layer) for layer in sorted(set(start_layers))]
     out = model.forward(tokens_BT, capture=sites)
     assert out.logits is not None
@@ -88,7 +90,7 @@ def edited_run(
 ) -> Output:
     """Run the clean run's rows again, row ``i`` with the interventions ``rows[i]``.
 
-    Starts at the highest kept layer that no edit or captured site lies below.
+    Starts at the highest kept layer with no edit or captured site below it.
     """
     assert len(rows) == clean.tokens_BT.shape[0], (len(rows), clean.tokens_BT.shape)
     layers = [layer_of(e) for row in rows for e in row] + [s.layer for s in capture]
@@ -116,19 +118,14 @@ def site_edits(dictionaries: Mapping[int, Dictionary], rows: Sequence[Sequence[R
     for site, placed in vectors.items():
         chains[site].append(_vector_edit(placed))
     for layer, sets in features.items():
-        seen: list[Tensor] = []
-        chains[Site("mlp_in", layer)].append(_recorder(seen))
-        chains[Site("mlp_out", layer)].append(_feature_edit(dictionaries[layer], sets, seen))
+        mlp_in: list[Tensor] = []
+        chains[Site("mlp_in", layer)].append(_recorder(mlp_in))
+        chains[Site("mlp_out", layer)].append(_feature_edit(dictionaries[layer], sets, mlp_in))
     return {site: _chain(edits) for site, edits in chains.items()}
 
 
-def valid_rows(dictionary: Dictionary, x_ND: Tensor, position_N: Tensor) -> Tensor:
-    """Where the dictionary speaks, [N] bool, for single positions: the rule of `circuits.linearised`."""
-    return (position_N > 0) & dictionary.is_valid(x_ND)
-
-
-def encode_rows(dictionary: Dictionary, x_ND: Tensor) -> Iterable[tuple[int, Tensor]]:
-    """Dense activations a few rows at a time: (first row, [n, F])."""
+def encode_rows(dictionary: Dictionary, x_ND: Float[Tensor, "n d"]) -> Iterable[tuple[int, Float[Tensor, "rows f"]]]:
+    """Dense activations [n, F] a few rows at a time, each with the number of its first row."""
     for start in range(0, x_ND.shape[0], _ENCODE_ROWS):
         yield start, dictionary.encode(x_ND[start : start + _ENCODE_ROWS].to(dictionary.W_enc))
 
@@ -142,9 +139,9 @@ def _chain(edits: Sequence[SiteEdit]) -> SiteEdit:
     return run
 
 
-def _recorder(seen: list[Tensor]) -> SiteEdit:
+def _recorder(into: list[Tensor]) -> SiteEdit:
     def edit(x_BTD: Tensor) -> Tensor:
-        seen.append(x_BTD)
+        into.append(x_BTD)
         return x_BTD
 
     return edit
@@ -161,11 +158,11 @@ def _vector_edit(placed: Sequence[tuple[int, AddVector | ReplaceVector]]) -> Sit
     return edit
 
 
-def _feature_edit(dictionary: Dictionary, sets: Sequence[tuple[int, SetFeature]], seen: list[Tensor]) -> SiteEdit:
-    """Adds (new - live activation) x decoder row for every feature set, where the dictionary is valid."""
+def _feature_edit(dictionary: Dictionary, sets: Sequence[tuple[int, SetFeature]], mlp_in: list[Tensor]) -> SiteEdit:
+    """Adds (new - live activation) x decoder row for every feature set, where the dictionary applies."""
     places = list(dict.fromkeys((row, e.position) for row, e in sets))
     number = {place: i for i, place in enumerate(places)}
-    turns = _turns([number[row, e.position] for row, e in sets])
+    edit_turns = turns([number[row, e.position] for row, e in sets])
 
     def edit(out_BTD: Tensor) -> Tensor:
         device = out_BTD.device
@@ -173,16 +170,16 @@ def _feature_edit(dictionary: Dictionary, sets: Sequence[tuple[int, SetFeature]]
         which_M = torch.tensor([number[row, e.position] for row, e in sets], device=device)
         feature_M = torch.tensor([e.feature for _, e in sets], device=device)
         own_M = torch.tensor([e.value is None for _, e in sets], device=device)
-        x_ND = seen.pop()[row_N, position_N]
+        x_ND = mlp_in.pop()[row_N, position_N]
         live_M = x_ND.new_zeros(len(sets))
         for start, f_nF in encode_rows(dictionary, x_ND):
             here = (which_M >= start) & (which_M < start + f_nF.shape[0])
             live_M[here] = f_nF[which_M[here] - start, feature_M[here]].to(live_M)
         new_M = torch.tensor([e.value or 0.0 for _, e in sets], dtype=torch.float64, device=device).to(live_M)
-        keep_M = own_M | ~valid_rows(dictionary, x_ND, position_N)[which_M]
+        keep_M = own_M | ~applies_at(dictionary, x_ND, position_N)[which_M]
         change_M = torch.where(keep_M, torch.zeros_like(live_M), new_M - live_M)
         edited = out_BTD.clone()
-        for turn in turns:
+        for turn in edit_turns:
             members = torch.tensor(turn, device=device)
             row, position = row_N[which_M[members]], position_N[which_M[members]]
             written = change_M[members, None] * dictionary.W_dec[feature_M[members]]
@@ -192,17 +189,17 @@ def _feature_edit(dictionary: Dictionary, sets: Sequence[tuple[int, SetFeature]]
     return edit
 
 
-def _turns(which: Sequence[int]) -> list[list[int]]:
+def turns(which: Sequence[int]) -> list[list[int]]:
     """The first edit of every place, the second of every place, ...: indices into ``which``.
 
     An accumulating ``index_put`` of repeated places adds them in whatever order its threads come: results would
     differ in the last bit from run to run.
     """
-    turns: list[list[int]] = []
+    result: list[list[int]] = []
     times: dict[int, int] = defaultdict(int)
     for i, place in enumerate(which):
-        if times[place] == len(turns):
-            turns.append([])
-        turns[times[place]].append(i)
+        if times[place] == len(result):
+            result.append([])
+        result[times[place]].append(i)
         times[place] += 1
-    return turns
+    return result

@@ -1,4 +1,4 @@
-"""Features at named positions: the groups to intervene on, and what they do on prompts left alone."""
+"""Features at named positions: groups to intervene on, and their activations on unedited prompts."""
 
 from __future__ import annotations
 
@@ -6,26 +6,32 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import polars as pl
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.aggregate import OTHER, node_id
+from mechstudy.circuits.linearised import applies_at
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
-from mechstudy.interventions.engine import encode_rows, valid_rows
+from mechstudy.interventions.config import InterventionConfig
+from mechstudy.interventions.engine import encode_rows
 from mechstudy.models.batches import captured, length_buckets
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
+
+ALL = "all"  # the position name that means every token
 
 
 @dataclass(frozen=True, order=True)
 class FeatureAt:
     """A feature of a layer's dictionary at a named position; prints as its node id, ``f.12.345@subject``.
 
-    The name ``other`` means all positions that carry no name.
+    The name ``other`` means all positions that carry no name, ``all`` every position.
     """
 
     layer: int
@@ -35,22 +41,83 @@ class FeatureAt:
     def __str__(self) -> str:
         return node_id("feature", self.layer, self.feature, self.position)
 
-    @classmethod
-    def parse(cls, text: str) -> FeatureAt:
-        """Inverse of ``str``."""
-        found = re.fullmatch(r"f\.(\d+)\.(\d+)@(.+)", text)
-        if found is None:
-            raise MechstudyError(f"{text!r} is not a feature node", fix="write f.layer.feature@position")
-        return cls(int(found[1]), int(found[2]), found[3])
-
     def as_json(self) -> dict[str, Any]:
         """Its form in summary.json."""
         return {"layer": self.layer, "feature": self.feature, "position": self.position}
 
 
+FeatureName = FeatureAt | str | tuple[int, int] | tuple[int, int, str]
+# One or several features, or rows of a graph's ``nodes``, such as ``graph.top(10)``.
+Features = FeatureName | Iterable[FeatureName] | pl.DataFrame
+
+
+def feature_at(name: FeatureName) -> FeatureAt:
+    """A feature as users write it.
+
+    At every position ``"12/345"`` or ``(12, 345)``; at a named one ``"12/345@subject"``, ``"f.12.345@subject"`` or
+    ``(12, 345, "subject")``.
+
+    Raises:
+        MechstudyError: it is something else.
+    """
+    if isinstance(name, FeatureAt):
+        return name
+    if isinstance(name, tuple) and len(name) in (2, 3):
+        return FeatureAt(int(name[0]), int(name[1]), name[2] if len(name) == 3 else ALL)
+    if isinstance(name, str) and (match := re.fullmatch(r"(?:f\.)?(\d+)[/.](\d+)(?:@(.+))?", name.strip())):
+        return FeatureAt(int(match[1]), int(match[2]), match[3] or ALL)
+    raise MechstudyError(f"{name!r} is not a feature", fix='write layer/feature, or layer/feature@position: "13/1741"')
+
+
+def features_at(features: Features) -> list[FeatureAt]:
+    """The features, each once, in order.
+
+    Rows of a behaviour's graph are at the positions they name; those of a prompt's graph, whose positions are numbers,
+    at every position.
+
+    Raises:
+        MechstudyError: none is named, or the frame has no column ``feature``.
+    """
+    if isinstance(features, pl.DataFrame):
+        if "feature" not in features.columns:
+            raise MechstudyError(
+                "the frame has no column feature",
+                facts={"columns": ", ".join(features.columns)},
+                fix="graph.top(10), or rows of graph.nodes",
+            )
+        rows = features.drop_nulls("feature").to_dicts()
+        places = [row.get("position") for row in rows]
+        names: Iterable[FeatureName] = [
+            f"{row['feature']}@{place}" if isinstance(place, str) else row["feature"]
+            for row, place in zip(rows, places, strict=True)
+        ]
+    elif isinstance(features, FeatureAt | str) or (isinstance(features, tuple) and isinstance(features[0], int)):
+        names = [cast("FeatureName", features)]
+    else:
+        names = cast("Iterable[FeatureName]", features)
+    members = list(dict.fromkeys(feature_at(name) for name in names))
+    if not members:
+        raise MechstudyError("no features are named", fix='for example graph.top(10), or ["13/1741"]')
+    return members
+
+
+def check_features(features: Iterable[FeatureAt], dictionaries: Mapping[int, Dictionary]) -> None:
+    """Refuse features that the dictionaries do not have.
+
+    Raises:
+        MechstudyError: the first such feature, and which there are.
+    """
+    for f in features:
+        if f.layer not in dictionaries:
+            layers = ", ".join(map(str, sorted(dictionaries)))
+            raise MechstudyError(f"{f}: layer {f.layer} has no dictionary", facts={"layers with one": layers or "none"})
+        if not 0 <= f.feature < (width := dictionaries[f.layer].cfg.d_sae):
+            raise MechstudyError(f"{f}: the dictionary of layer {f.layer} has features 0-{width - 1}")
+
+
 @dataclass(frozen=True)
 class FeatureGroup:
-    """Features intervened on together; ``rank`` counts groups from 1."""
+    """Features that are intervened on together; ``rank`` counts groups from 1."""
 
     rank: int
     name: str
@@ -58,17 +125,19 @@ class FeatureGroup:
 
 
 def positions_named(pair: PromptPair, name: str) -> list[int]:
-    """Token indices that ``name`` means in this pair: one, none, or for ``other`` all without a name."""
+    """Token indices that ``name`` means in this pair: one or none; several for ``other`` and ``all``."""
     if name == OTHER:
         taken = set(pair.positions.values())
         return [i for i in range(len(pair.clean_tokens)) if i not in taken]
+    if name == ALL and ALL not in pair.positions:
+        return list(range(len(pair.clean_tokens)))
     return [pair.positions[name]] if name in pair.positions else []
 
 
 def feature_groups(
     nodes: Iterable[Mapping[str, Any]], *, n_groups: int, group_size: int, rank_by: str = "total_effect"
 ) -> list[FeatureGroup]:
-    """Group ``i`` holds the features ranked (i-1) x size + 1 to i x size by falling ``rank_by`` (signed).
+    """Groups of features by falling ``rank_by`` (signed): group ``i`` holds ranks (i-1) x size + 1 to i x size.
 
     Args:
         nodes: aggregate.json's nodes; those of type ``feature`` need layer, feature, position, total_effect.
@@ -80,16 +149,16 @@ def feature_groups(
     Raises:
         MechstudyError: no feature node, or nodes without ``total_effect``.
     """
-    found = [n for n in nodes if n.get("type") == "feature"]
-    if not found:
+    features = [n for n in nodes if n.get("type") == "feature"]
+    if not features:
         raise MechstudyError(
             "the aggregated graph has no feature, so there is nothing to intervene on",
             fix="train dictionaries on more layers, or raise attribution.aggregate_nodes",
         )
-    if any(n.get(rank_by) is None for n in found):
+    if any(n.get(rank_by) is None for n in features):
         raise MechstudyError(f"the aggregated graph's features carry no {rank_by}")
-    named = [n for n in found if n["position"] != OTHER]
-    chosen = named if len(named) >= group_size else found
+    named = [n for n in features if n["position"] != OTHER]
+    chosen = named if len(named) >= group_size else features
     ranked = sorted(chosen, key=lambda n: (-n[rank_by], n["layer"], n["feature"], n["position"]))
     members = [FeatureAt(int(n["layer"]), int(n["feature"]), str(n["position"])) for n in ranked]
     count = max(1, min(n_groups, len(members) // group_size))
@@ -100,11 +169,22 @@ def feature_groups(
     ]
 
 
-class NamedActivations:
-    """MLP inputs of some prompts at every position, and what features do there.
+def recurring_features(nodes: Iterable[Mapping[str, Any]], config: InterventionConfig) -> list[Mapping[str, Any]]:
+    """Feature nodes present on at least ``config.min_presence`` of the prompts.
 
-    Row ``n`` stands for token ``position[n]`` of prompt ``prompt[n]``. Kept as MLP inputs (width D), so that
-    any feature can be asked for later.
+    All feature nodes where those at named positions would not fill one group.
+    """
+    features = [node for node in nodes if node["type"] == "feature"]
+    recurring = [node for node in features if node["presence"] >= config.min_presence]
+    enough = sum(node["position"] != OTHER for node in recurring) >= config.group_size
+    return recurring if enough else features
+
+
+class NamedActivations:
+    """Activations of features on some prompts, by named position.
+
+    Stored as MLP inputs (width D) of every token, so that any feature can be asked for later: row ``n`` is token
+    ``position_N[n]`` of prompt ``prompt_N[n]``.
     """
 
     def __init__(
@@ -126,24 +206,19 @@ class NamedActivations:
         for batch in length_buckets([len(t) for t in tokens], batch_tokens):
             tokens_BT = torch.tensor([tokens[i] for i in batch])
             if sites:
-                found = captured(model, tokens_BT, sites)
+                activations = captured(model, tokens_BT, sites)
                 for site in sites:
-                    parts[site.layer].append(found[site].flatten(0, 1))
+                    parts[site.layer].append(activations[site].flatten(0, 1))
             for i in batch:
                 prompt += [i] * len(tokens[i])
                 position += range(len(tokens[i]))
         self._x = {layer: torch.cat(rows) for layer, rows in parts.items()}
         self.prompt_N, self.position_N = torch.tensor(prompt), torch.tensor(position)
-        places: dict[tuple[int, int], int] = {key: n for n, key in enumerate(zip(prompt, position, strict=True))}
-        names = {name for p in pairs for name in p.positions} | {OTHER}
-        self._rows = {
-            name: [places[i, at] for i, p in enumerate(pairs) for at in positions_named(p, name)]
-            for name in sorted(names)
-        }
+        self._row_of = {place: n for n, place in enumerate(zip(prompt, position, strict=True))}
         self._means: dict[tuple[int, str], Tensor] = {}
 
-    def means(self, layer: int, name: str) -> Tensor:
-        """Mean activation of every feature over the valid rows of a named position, [F] float64."""
+    def means(self, layer: int, name: str) -> Float64[Tensor, " f"]:
+        """Mean activation of every feature over the rows of a named position at which the dictionary applies."""
         if (layer, name) not in self._means:
             x_ND, valid_N, _ = self._at(layer, name)
             dictionary = self._dictionaries[layer]
@@ -155,7 +230,7 @@ class NamedActivations:
         return self._means[layer, name]
 
     def values(self, features: Iterable[FeatureAt]) -> dict[FeatureAt, dict[int, dict[int, float]]]:
-        """Activations by prompt number and token position; 0 where inactive or the dictionary is not valid."""
+        """Activations by prompt number and token position; 0 where inactive or where the dictionary does not apply."""
         wanted: dict[tuple[int, str], list[FeatureAt]] = defaultdict(list)
         for f in dict.fromkeys(features):
             wanted[f.layer, f.position].append(f)
@@ -174,9 +249,9 @@ class NamedActivations:
         return result
 
     def _at(self, layer: int, name: str) -> tuple[Tensor, Tensor, list[int]]:
-        """(MLP inputs [N, D], valid [N], row numbers) of a named position."""
-        rows = self._rows.get(name, [])
+        """MLP inputs [N, D], whether the dictionary applies [N], and row numbers of a named position."""
+        rows = [self._row_of[i, at] for i, pair in enumerate(self.pairs) for at in positions_named(pair, name)]
         index = torch.tensor(rows, dtype=torch.long)
         x_ND = self._x[layer][index.to(self._x[layer].device)]
         at = self.position_N[index].to(x_ND.device)
-        return x_ND, valid_rows(self._dictionaries[layer], x_ND, at), rows
+        return x_ND, applies_at(self._dictionaries[layer], x_ND, at), rows

@@ -1,4 +1,4 @@
-"""Activation patching over layers and named positions: the corrupted run's activation, written into the clean run."""
+"""Activation patching: the corrupted run's activation written into the clean run, by layer and named position."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Donor:
     at: dict[tuple[str, str, Site], Tensor]
 
     def edits(self, pair: PromptPair, name: str, site: Site) -> list[ReplaceVector]:
-        """Write the donor's activation into ``pair`` at a named position (nothing where it has none)."""
+        """Write the donor's activation into ``pair`` at a named position; no edit where it has none."""
         places = positions_named(pair, name)
         if not places:
             return []
@@ -44,16 +44,16 @@ def donor(
     at: dict[tuple[str, str, Site], Tensor] = {}
     for batch in length_buckets([len(r) for r in rows], batch_tokens):
         tokens_BT = torch.tensor([rows[i] for i in batch])
-        found = captured(model, tokens_BT, sites)
+        activations = captured(model, tokens_BT, sites)
         for b, i in enumerate(batch):
             for name in names:
                 places = positions_named(pairs[i], name)
                 if places:
-                    at.update({(pairs[i].id, name, site): found[site][b, places].clone() for site in sites})
+                    at.update({(pairs[i].id, name, site): activations[site][b, places].clone() for site in sites})
     return Donor(at)
 
 
-def position_names(pairs: Sequence[PromptPair]) -> list[str]:
+def positions_left_to_right(pairs: Sequence[PromptPair]) -> list[str]:
     """All position names, from left to right by mean token index."""
     places: dict[str, list[float]] = {}
     for pair in pairs:

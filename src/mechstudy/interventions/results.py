@@ -1,8 +1,4 @@
-"""The table of samples on disk: saved part by part, so that what is finished is never computed again.
-
-Part ``N`` holds the samples ``(N-1) x size`` to ``N x size - 1`` of the fixed sample list, and appears whole or
-not at all. `results.csv` is the parts, one after another.
-"""
+"""Tables of samples on disk, saved part by part, so that a killed run computes no finished part twice."""
 
 from __future__ import annotations
 
@@ -21,53 +17,73 @@ COLUMNS = (
 Cell = str | int | float | None
 
 
-class PartialResults:
-    """Rows in the order of the sample list; every ``size`` of them become a file."""
+class PartialTable:
+    """Rows in the order of the sample list; every ``size`` of them become a file.
 
-    def __init__(self, folder: Path, size: int) -> None:
-        self.folder, self.size = folder, size
+    Part ``N`` (``{name}_partial_N.csv``, N from 1) holds the samples ``(N-1) x size`` to ``N x size - 1`` and appears
+    whole or not at all. The first column is the sample's number.
+    """
+
+    def __init__(self, folder: Path, name: str, columns: Sequence[str], size: int) -> None:
+        self.folder, self.name, self.columns, self.size = folder, name, tuple(columns), size
         folder.mkdir(parents=True, exist_ok=True)
-        self._parts = 0
-        while self.part(self._parts + 1).exists():
-            self._check(self._parts + 1)
-            self._parts += 1
+        self._n_parts = 0
+        while self.part(self._n_parts + 1).exists():
+            self._check(self._n_parts + 1)
+            self._n_parts += 1
         self._waiting: list[str] = []
 
     def part(self, number: int) -> Path:
-        """``results_partial_N.csv``, N from 1."""
-        return self.folder / f"results_partial_{number}.csv"
+        """The file of one part, saved or not."""
+        return self.folder / f"{self.name}_partial_{number}.csv"
 
     @property
     def n_saved(self) -> int:
-        """Samples in files; a last part may hold fewer than ``size``."""
-        if not self._parts:
+        """Number of samples in files; a last part may hold fewer than ``size``."""
+        if not self._n_parts:
             return 0
-        return (self._parts - 1) * self.size + len(self._lines(self._parts))
+        return (self._n_parts - 1) * self.size + len(self._lines(self._n_parts))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the last part is a shorter one, which is written only once every sample has been measured."""
+        return self.n_saved % self.size != 0
 
     def append(self, row: Sequence[Cell]) -> None:
         """Add the next sample; floats are written so that reading gives the same bits."""
-        assert len(row) == len(COLUMNS), row
-        assert row[0] == self._parts * self.size + len(self._waiting), (row[0], self._parts, len(self._waiting))
+        assert len(row) == len(self.columns), row
+        assert row[0] == self._n_parts * self.size + len(self._waiting), (row[0], self._n_parts, len(self._waiting))
         self._waiting.append(csv_line(row))
         if len(self._waiting) == self.size:
-            self._write()
+            self.save()
 
-    def finish(self) -> Path:
-        """Save the rest and write results.csv."""
-        if self._waiting:
-            self._write()
-        path = self.folder / "results.csv"
+    def save(self) -> None:
+        """Write the samples that no part holds yet, if there are any."""
+        if not self._waiting:
+            return
+        with atomic_path(self.part(self._n_parts + 1)) as temporary:
+            temporary.write_text(csv_line(self.columns) + "".join(self._waiting), encoding="utf-8", newline="")
+        self._n_parts += 1
+        self._waiting = []
+
+    def join(self) -> Path:
+        """Write all parts, one after another, as ``{name}.csv``."""
+        path = self.folder / f"{self.name}.csv"
         with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
-            out.write(csv_line(COLUMNS))
-            for number in range(1, self._parts + 1):
+            out.write(csv_line(self.columns))
+            for number in range(1, self._n_parts + 1):
                 out.writelines(self._lines(number))
         return path
 
-    def _write(self) -> None:
-        with atomic_path(self.part(self._parts + 1)) as temporary:
-            temporary.write_text(csv_line(COLUMNS) + "".join(self._waiting), encoding="utf-8", newline="")
-        self._parts += 1
-        self._waiting = []
+    def rows(self) -> list[dict[str, str]]:
+        """The saved samples, as text by column."""
+        return [row for number in range(1, self._n_parts + 1) for row in read_csv(self.part(number))]
+
+    def delete_parts(self) -> None:
+        """Delete the parts, last first, so that those left at any moment are a valid beginning."""
+        for number in range(self._n_parts, 0, -1):
+            self.part(number).unlink()
+        self._n_parts = 0
 
     def _lines(self, number: int) -> list[str]:
         with self.part(number).open(encoding="utf-8", newline="") as file:
@@ -93,7 +109,7 @@ def csv_line(row: Sequence[Cell]) -> str:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-    """A whole table, atomically."""
+    """Write a whole table atomically."""
     with atomic_path(path) as temporary:
         text = csv_line(columns) + "".join(csv_line(row) for row in rows)
         temporary.write_text(text, encoding="utf-8", newline="")

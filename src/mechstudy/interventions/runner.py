@@ -1,10 +1,10 @@
-"""Runs a plan's samples in batches that depend on the sample list alone, and saves them as they come."""
+"""Runs samples in batches that depend on the sample list alone: one runner for every kind of intervention."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,197 +12,260 @@ from torch import Tensor
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.dictionaries.dictionary import Dictionary
-from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.engine import CleanRun, RowEdit, clean_run, edited_run
-from mechstudy.interventions.metric import kl_divergence, logit_difference
-from mechstudy.interventions.results import Cell, PartialResults
-from mechstudy.interventions.samples import Plan, Suite, Variant
+from mechstudy.interventions.results import Cell, PartialTable
 from mechstudy.machine.runtime import oom_backoff
 from mechstudy.models.batches import length_buckets
 from mechstudy.models.language_model import LanguageModel
+from mechstudy.models.sites import Site
 
-_Measured = tuple[float, float, float, float]
+Values = tuple[float, ...]
+
+
+@runtime_checkable
+class Intervention(Protocol):
+    """One intervention, whatever the prompt."""
+
+    @property
+    def start(self) -> int:
+        """The lowest layer it edits."""
+
+    @property
+    def only_where_edited(self) -> bool:
+        """Whether prompts without an edit are no samples."""
+
+    @property
+    def edits(self) -> Callable[[int], Sequence[RowEdit]]:
+        """What it does to the suite's pair ``i``."""
+
+
+V = TypeVar("V", bound=Intervention)
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Pairs of one length and the batches of variants that run on them.
+class Suite(Generic[V]):
+    """Interventions that all run on the clean prompts of the same pairs."""
 
-    Every batch has ``width`` x len(pairs) rows (variant by variant), the last one filled up with clean rows, so
-    that one clean run is the reference of all.
+    name: str
+    pairs: tuple[PromptPair, ...]
+    variants: tuple[V, ...]
+
+
+@dataclass(frozen=True)
+class Chunk(Generic[V]):
+    """Pairs of one length and the batches of interventions that run on them.
+
+    Every batch has ``width`` x len(pairs) rows (intervention by intervention); the last one is filled up with clean
+    rows, so that one clean run is the reference of all.
     """
 
-    suite: Suite
-    pairs: tuple[int, ...]
+    suite: Suite[V]
+    pair_numbers: tuple[int, ...]
     width: int
 
-    def batches(self) -> Iterator[tuple[Variant, ...]]:
+    @property
+    def pairs(self) -> list[PromptPair]:
+        """The chunk's pairs."""
+        return [self.suite.pairs[i] for i in self.pair_numbers]
+
+    def batches(self) -> Iterator[tuple[V, ...]]:
+        """The interventions, ``width`` at a time."""
         variants = self.suite.variants
         for start in range(0, len(variants), self.width):
             yield variants[start : start + self.width]
 
 
-def run_interventions(
+@dataclass(frozen=True)
+class EditedRows(Generic[V]):
+    """Rows run together, clean and edited; ``variants`` holds None for rows that only fill the batch up.
+
+    ``unedited`` and ``edited`` are the captured sites' activations, [B, T, width].
+    """
+
+    variants: Sequence[V | None]
+    pairs: Sequence[PromptPair]
+    clean: CleanRun
+    logits_BV: Tensor
+    unedited: Mapping[Site, Tensor]
+    edited: Mapping[Site, Tensor]
+
+
+@runtime_checkable
+class Recorder(Protocol[V]):
+    """What is recorded of one chunk's samples."""
+
+    @property
+    def capture(self) -> Sequence[Site]:
+        """Sites whose activations it needs."""
+
+    def prepare(self) -> None:
+        """Called once, before the chunk's first batch is run."""
+
+    def measure(self, rows: EditedRows[V]) -> list[Values]:
+        """The numbers measured on every row."""
+
+    def cells(self, variant: V, pair_number: int, n_edits: int, values: Values) -> tuple[Cell, ...]:
+        """The table's columns after ``sample``; ``pair_number`` counts within the chunk."""
+
+
+def run_samples(
     model: LanguageModel,
     dictionaries: Mapping[int, Dictionary],
-    plan: Plan,
-    config: InterventionConfig,
-    out: Path,
+    suites: Sequence[Suite[V]],
+    recorder_for: Callable[[Chunk[V]], Recorder[V]],
     *,
+    first: int = 0,
     progress: Progress | None = None,
     batch_tokens: int = 4096,
-) -> Path:
-    """Run every sample of the plan that is not saved yet.
+) -> Iterator[tuple[Cell, ...]]:
+    """Measure every sample from number ``first`` on, in order: (sample number, *the recorder's cells).
 
-    Writes ``results_partial_N.csv`` after every ``config.save_every`` samples and ``results.csv`` at the end. A
-    run that was killed computes the batch it was in again and goes on: the files are the same bytes (same
-    machine, same ``batch_tokens``).
-
-    Returns:
-        The path of results.csv (columns: `results.COLUMNS`; ``value`` = edited - clean logit difference).
+    Batches without a wanted sample are not run; the others are run whole, so values do not depend on ``first``.
     """
-    progress = progress or NullProgress()
-    saved = PartialResults(out, config.save_every)
-    done = saved.n_saved
-    if done % config.save_every:  # a last, shorter part: everything was saved
-        return saved.finish()
     number = 0
-    with progress.bar(f"interventions[{plan.behaviour}]", n_samples(plan), "samples", done=done) as bar:
-        for chunk in chunks(plan, batch_tokens):
-            runner = _ChunkRunner(model, dictionaries, chunk, progress)
-            for batch in chunk.batches():
-                rows = runner.rows(batch)
-                places = _recorded(batch, rows, len(chunk.pairs))
-                if number + len(places) > done:
-                    for offset, cells in enumerate(runner.measure(batch, rows, places)):
-                        if number + offset >= done:
-                            saved.append((number + offset, *cells))
-                            bar.advance()
-                number += len(places)
-    return saved.finish()
+    for chunk in chunks(suites, batch_tokens):
+        runs = _ChunkRuns(model, dictionaries, chunk, recorder_for(chunk), progress or NullProgress())
+        for batch in chunk.batches():
+            edits = runs.edits(batch)
+            recorded = _recorded(batch, edits, len(chunk.pair_numbers))
+            if number + len(recorded) > first:
+                for offset, cells in enumerate(runs.measure(batch, edits, recorded)):
+                    if number + offset >= first:
+                        yield (number + offset, *cells)
+            number += len(recorded)
 
 
-def chunks(plan: Plan, batch_tokens: int) -> Iterator[Chunk]:
-    """The plan cut into chunks of pairs of one length, in a fixed order."""
-    for suite in plan.suites:
-        for pairs in length_buckets([len(p.clean_tokens) for p in suite.pairs], batch_tokens):
-            tokens = len(pairs) * len(suite.pairs[pairs[0]].clean_tokens)
+def save_samples(
+    model: LanguageModel,
+    dictionaries: Mapping[int, Dictionary],
+    suites: Sequence[Suite[V]],
+    recorder_for: Callable[[Chunk[V]], Recorder[V]],
+    table: PartialTable,
+    *,
+    label: str,
+    progress: Progress | None = None,
+    batch_tokens: int = 4096,
+) -> None:
+    """Measure every sample that the table does not hold yet, and save them part by part.
+
+    A killed run computes the batch it was in again and continues: the files are the same bytes (same machine, same
+    ``batch_tokens``).
+    """
+    if table.is_complete:
+        return
+    progress, done = progress or NullProgress(), table.n_saved
+    with progress.bar(label, n_samples(suites), "samples", done=done) as bar:
+        for row in run_samples(
+            model, dictionaries, suites, recorder_for, first=done, progress=progress, batch_tokens=batch_tokens
+        ):
+            table.append(row)
+            bar.advance()
+    table.save()
+
+
+def chunks(suites: Sequence[Suite[V]], batch_tokens: int) -> Iterator[Chunk[V]]:
+    """The suites cut into chunks of pairs of one length, in a fixed order."""
+    for suite in suites:
+        for numbers in length_buckets([len(p.clean_tokens) for p in suite.pairs], batch_tokens):
+            tokens = len(numbers) * len(suite.pairs[numbers[0]].clean_tokens)
             width = max(1, min(batch_tokens // tokens, len(suite.variants)))
-            yield Chunk(suite, tuple(pairs), width)
+            yield Chunk(suite, tuple(numbers), width)
 
 
-def n_samples(plan: Plan) -> int:
-    """How many samples the plan holds."""
-    total = 0
-    for suite in plan.suites:
-        for variant in suite.variants:
-            total += sum(not variant.only_where_edited or bool(variant.edits(i)) for i in range(len(suite.pairs)))
-    return total
+def n_samples(suites: Sequence[Suite[V]]) -> int:
+    """Number of samples in all suites."""
+    return sum(
+        not variant.only_where_edited or bool(variant.edits(i))
+        for suite in suites
+        for variant in suite.variants
+        for i in range(len(suite.pairs))
+    )
 
 
-def _recorded(batch: Sequence[Variant], rows: Sequence[Sequence[RowEdit]], n_pairs: int) -> list[int]:
-    """Rows of a batch that are samples: not the filling, not prompts a variant does not apply to."""
+def _recorded(batch: Sequence[V], edits: Sequence[Sequence[RowEdit]], n_pairs: int) -> list[int]:
+    """Rows of a batch that are samples: not the filling, not prompts that an intervention does not apply to."""
     return [
         v * n_pairs + p
         for v, variant in enumerate(batch)
         for p in range(n_pairs)
-        if rows[v * n_pairs + p] or not variant.only_where_edited
+        if edits[v * n_pairs + p] or not variant.only_where_edited
     ]
 
 
-class _ChunkRunner:
-    """Measures batches of one chunk against clean runs of the same rows, made when the first of them is needed.
+class _ChunkRuns(Generic[V]):
+    """Runs batches of one chunk against clean runs of the same rows, made when the first of them is needed.
 
     Where memory runs out, rows are run in parts of half as many, and again, each part with a clean run of its own
     shape: an edit that changes nothing then still changes exactly nothing.
     """
 
     def __init__(
-        self, model: LanguageModel, dictionaries: Mapping[int, Dictionary], chunk: Chunk, progress: Progress
+        self,
+        model: LanguageModel,
+        dictionaries: Mapping[int, Dictionary],
+        chunk: Chunk[V],
+        recorder: Recorder[V],
+        progress: Progress,
     ) -> None:
-        self.model, self.dictionaries, self.chunk, self.progress = model, dictionaries, chunk, progress
-        self.pairs: list[PromptPair] = [chunk.suite.pairs[i] for i in chunk.pairs]
+        self.model, self.dictionaries, self.chunk = model, dictionaries, chunk
+        self.recorder, self.progress, self.pairs = recorder, progress, chunk.pairs
         self._size = chunk.width * len(self.pairs)
-        self._item_tokens = len(self.pairs[0].clean_tokens)
+        self._prepared = False
         self._starts = {v.start for v in chunk.suite.variants}
-        self._clean: tuple[tuple[int, ...], CleanRun] | None = None
-        self._corrupted: list[float] | None = None
+        self._reference: tuple[tuple[int, ...], CleanRun, Mapping[Site, Tensor]] | None = None
 
-    def rows(self, batch: Sequence[Variant]) -> list[Sequence[RowEdit]]:
+    def edits(self, batch: Sequence[V]) -> list[Sequence[RowEdit]]:
         """The edits of every row, filled up to the chunk's fixed number of rows."""
-        rows = [variant.edits(i) for variant in batch for i in self.chunk.pairs]
+        rows = [variant.edits(i) for variant in batch for i in self.chunk.pair_numbers]
         return rows + [()] * (self.chunk.width * len(self.pairs) - len(rows))
 
     def measure(
-        self, batch: Sequence[Variant], rows: Sequence[Sequence[RowEdit]], places: Sequence[int]
+        self, batch: Sequence[V], edits: Sequence[Sequence[RowEdit]], recorded: Sequence[int]
     ) -> Iterator[tuple[Cell, ...]]:
-        """The result columns after ``sample``, for the rows in ``places``."""
-        corrupted = self._of_corrupted()
-        found = self._backed_off(lambda size: self._measured(rows, size))
-        for row in places:
-            variant, p = batch[row // len(self.pairs)], row % len(self.pairs)
-            pair = self.pairs[p]
-            clean, metric, value, kl = found[row]
-            yield (
-                variant.kind, variant.item, variant.group, variant.role, variant.draw, variant.alpha, pair.id,
-                pair.group, len(rows[row]), clean, corrupted[p], metric, value, kl,
-            )  # fmt: skip
+        """The recorder's cells for the rows in ``recorded``."""
+        if not self._prepared:
+            self.recorder.prepare()
+            self._prepared = True
+        values = self._measured(batch, edits)
+        for row in recorded:
+            variant, pair_number = batch[row // len(self.pairs)], row % len(self.pairs)
+            yield self.recorder.cells(variant, pair_number, len(edits[row]), values[row])
 
-    def _backed_off(self, run: Callable[[int], list[_Measured]]) -> list[_Measured]:
-        """Runs with as many rows at a time as fit; the chunk's later batches then begin with those."""
+    def _measured(self, batch: Sequence[V], edits: Sequence[Sequence[RowEdit]]) -> list[Values]:
+        """The measured values of every row, as many rows at a time as fit; later batches begin with that many."""
+        n_pairs = len(self.pairs)
+        of_row = [batch[row // n_pairs] if row // n_pairs < len(batch) else None for row in range(len(edits))]
 
-        def tried(size: int) -> list[_Measured]:
+        def run(size: int) -> list[Values]:
             if size != self._size:
-                self._size, self._clean = size, None  # also lets go of the larger clean run
-            return run(size)
+                self._size, self._reference = size, None  # also frees the larger clean run
+            values: list[Values] = []
+            for start in range(0, len(edits), size):
+                filling = [()] * (start + size - len(edits))
+                variants = [*of_row[start : start + size], *(None for _ in filling)]
+                values += self._run(start, variants, [*edits[start : start + size], *filling])
+            return values[: len(edits)]
 
-        return oom_backoff(tried, self._size, self.progress, item_tokens=self._item_tokens)
+        return oom_backoff(run, self._size, self.progress, item_tokens=len(self.pairs[0].clean_tokens))
 
-    def _measured(self, rows: Sequence[Sequence[RowEdit]], size: int) -> list[_Measured]:
-        """Of every row: the clean metric, the edited one, their difference, and the divergence."""
-        found: list[_Measured] = []
-        for start in range(0, len(rows), size):
-            part = list(rows[start : start + size])
-            part += [()] * (size - len(part))
-            which = tuple((start + i) % len(self.pairs) for i in range(size))
-            clean, answer, wrong = self._reference(which)
-            logits = edited_run(self.model, self.dictionaries, clean, part).logits
-            assert logits is not None
-            before = logit_difference(clean.logits_BV, answer, wrong)
-            after = logit_difference(logits, answer, wrong)
-            kl = kl_divergence(clean.logits_BV, logits)
-            found += zip(before.tolist(), after.tolist(), (after - before).tolist(), kl.tolist(), strict=True)
-        return found[: len(rows)]
+    def _run(self, start: int, variants: Sequence[V | None], edits: Sequence[Sequence[RowEdit]]) -> list[Values]:
+        numbers = tuple((start + i) % len(self.pairs) for i in range(len(edits)))
+        clean, unedited = self._clean(numbers)
+        capture = self.recorder.capture
+        edited = edited_run(self.model, self.dictionaries, clean, edits, capture=capture)
+        assert edited.logits is not None
+        pairs = [self.pairs[p] for p in numbers]
+        return self.recorder.measure(EditedRows(variants, pairs, clean, edited.logits, unedited, edited.activations))
 
-    def _reference(self, which: tuple[int, ...]) -> tuple[CleanRun, Tensor, Tensor]:
-        """The clean run of these pairs, and their answers; the last one is kept."""
-        pairs = [self.pairs[p] for p in which]
-        if self._clean is None or self._clean[0] != which:
-            self._clean = None
-            self._clean = which, clean_run(self.model, _tokens([p.clean_tokens for p in pairs]), self._starts)
-        return self._clean[1], *_answers(pairs)
-
-    def _of_corrupted(self) -> list[float]:
-        """The metric on every pair's corrupted prompt."""
-        if self._corrupted is None:
-            tokens, (answer, wrong) = _tokens([p.corrupted_tokens for p in self.pairs]), _answers(self.pairs)
-
-            def run(size: int) -> list[float]:
-                found: list[float] = []
-                for start in range(0, len(tokens), size):
-                    part = slice(start, start + size)
-                    logits = self.model.forward(tokens[part]).logits
-                    assert logits is not None
-                    found += logit_difference(logits, answer[part], wrong[part]).tolist()
-                return found
-
-            self._corrupted = oom_backoff(run, len(tokens), self.progress, item_tokens=self._item_tokens)
-        return self._corrupted
-
-
-def _answers(pairs: Sequence[PromptPair]) -> tuple[Tensor, Tensor]:
-    return _tokens([p.answer_tokens[0] for p in pairs]), _tokens([p.wrong_tokens[0] for p in pairs])
-
-
-def _tokens(rows: Sequence) -> Tensor:
-    return torch.tensor(rows)
+    def _clean(self, numbers: tuple[int, ...]) -> tuple[CleanRun, Mapping[Site, Tensor]]:
+        """The clean run of these pairs and its captured activations; the last one is kept."""
+        if self._reference is None or self._reference[0] != numbers:
+            self._reference = None
+            tokens_BT = torch.tensor([self.pairs[p].clean_tokens for p in numbers])
+            clean = clean_run(self.model, tokens_BT, self._starts)
+            unedited: Mapping[Site, Tensor] = {}
+            if capture := self.recorder.capture:
+                nothing: list[Sequence[RowEdit]] = [()] * len(numbers)
+                unedited = edited_run(self.model, self.dictionaries, clean, nothing, capture=capture).activations
+            self._reference = numbers, clean, unedited
+        return self._reference[1], self._reference[2]

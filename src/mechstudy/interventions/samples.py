@@ -1,9 +1,10 @@
-"""The list of samples: which interventions run on which prompts, in one fixed order."""
+"""The plan of samples: which interventions run on which prompts, in one fixed order."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -14,20 +15,31 @@ from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.controls import activation_sizes, matched_controls, random_like
 from mechstudy.interventions.engine import RowEdit, SetFeature
 from mechstudy.interventions.features import FeatureAt, FeatureGroup, NamedActivations, positions_named
-from mechstudy.interventions.patching import donor, position_names
-from mechstudy.interventions.steering import difference_of_means, feature_direction, steer
+from mechstudy.interventions.patching import donor, positions_left_to_right
+from mechstudy.interventions.runner import Suite
+from mechstudy.interventions.steering import Direction, difference_of_means, feature_direction, steer
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site, parse_layers
 
 CIRCUIT, SHAM, GRID = "circuit", "sham", "patching_grid"
-_Values = Mapping[FeatureAt, Mapping[int, Mapping[int, float]]]
+Replacement = Literal["zero", "mean", "resample", "corrupted"]
 # What to set a feature to on the suite's pair i: one value, one per token position, or None (its own).
-_Policy = Callable[[FeatureAt, int], float | Mapping[int, float] | None]
+_Setting = Callable[[FeatureAt, int], float | Mapping[int, float] | None]
+_Values = Mapping[FeatureAt, Mapping[int, Mapping[int, float]]]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What features are set to in one kind of intervention, in one of its draws."""
+
+    kind: str
+    values: _Setting
+    draw: int = 0
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One intervention, whatever the prompt: ``edits(i)`` is what it does to the suite's pair ``i``.
+    """One intervention on any prompt: ``edits(i)`` are its edits of the suite's pair ``i``.
 
     ``role``: ``effect`` | ``control`` | ``baseline`` | ``sham``. ``start``: its lowest edited layer.
     """
@@ -44,17 +56,8 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Suite:
-    """Variants that all run on the same pairs."""
-
-    name: str
-    pairs: tuple[PromptPair, ...]
-    variants: tuple[Variant, ...]
-
-
-@dataclass(frozen=True)
 class Plan:
-    """Everything that will be run, and what the summary says about it.
+    """Everything that will be run, and what the summary needs to know of it.
 
     ``controls[group name]`` are its matched groups; ``sizes[group name]`` the summed mean activation x
     decoder norm of the members and, averaged, of the controls; ``layers`` and ``positions`` span the grid.
@@ -64,7 +67,7 @@ class Plan:
     groups: tuple[FeatureGroup, ...]
     controls: Mapping[str, tuple[tuple[FeatureAt, ...], ...]]
     sizes: Mapping[str, tuple[float, float | None]]
-    suites: tuple[Suite, ...]
+    suites: tuple[Suite[Variant], ...]
     layers: tuple[int, ...]
     positions: tuple[str, ...]
 
@@ -81,7 +84,7 @@ def build_plan(
     behaviour: str,
     batch_tokens: int = 4096,
 ) -> Plan:
-    """Discover means, donors, controls and directions on training prompts; list what runs on test prompts.
+    """Means, donors, controls and directions from training prompts; the samples, on test prompts.
 
     Args:
         dictionaries: transcoders by layer.
@@ -103,7 +106,7 @@ def build_plan(
     positions: list[str] = []
     if "patching" in config.kinds:
         few = test[: config.patching.n_pairs]
-        layers, positions = parse_layers(config.patching.layers, model.n_layers), position_names(few)
+        layers, positions = parse_layers(config.patching.layers, model.n_layers), positions_left_to_right(few)
         suites.append(
             Suite(GRID, tuple(few), grid_variants(model, few, config.patching.site, layers, positions, batch_tokens))
         )
@@ -112,7 +115,7 @@ def build_plan(
 
 
 def set_features(pair: PromptPair, values: Mapping[FeatureAt, float | Mapping[int, float] | None]) -> list[SetFeature]:
-    """Give features activations at their named positions (one for all, or one per token position)."""
+    """Edits that set features at their named positions to a value: one for all, or one per token position."""
     return [
         SetFeature(f.layer, f.feature, at, v.get(at, 0.0) if isinstance(v, Mapping) else v)
         for f, v in values.items()
@@ -157,54 +160,93 @@ def _feature_variants(
     batch_tokens: int,
 ) -> list[Variant]:
     every = [f for g in groups for part in (g.members, *controls[g.name]) for f in part]
-    donors = discovery.values(every) if "resampling" in config.kinds else {}
-    corrupted: _Values = {}
-    if "patching" in config.kinds:
-        there = NamedActivations(model, dictionaries, test, corrupted=True, batch_tokens=batch_tokens)
-        corrupted = there.values(every)
-    policies: list[tuple[str, int, _Policy]] = []
-    if "ablation" in config.kinds and "zero" in config.ablations:
-        policies.append(("ablation_zero", 0, lambda _f, _i: 0.0))
-    if "ablation" in config.kinds and "mean" in config.ablations:
-        policies.append(("ablation_mean", 0, lambda f, _i: float(discovery.means(f.layer, f.position)[f.feature])))
-    for draw in range(config.resample_draws if donors else 0):
-        chosen = donor_numbers(test, len(discovery.pairs), config.seed, behaviour, draw)
-        policies.append(("resampling", draw, _donated(donors, discovery, chosen)))
-    if corrupted:
-        policies.append(("patching", 0, lambda f, i: corrupted[f].get(i, {})))
-    return [v for group in groups for v in _group_variants(group, controls[group.name], policies, test)]
+    kinds: list[tuple[str, Replacement]] = []
+    if "ablation" in config.kinds:
+        kinds += [(f"ablation_{to}", to) for to in ("zero", "mean") if to in config.ablations]
+    kinds += [("resampling", "resample")] if "resampling" in config.kinds else []
+    kinds += [("patching", "corrupted")] if "patching" in config.kinds else []
+    policies: list[Policy] = []
+    for kind, to in kinds:
+        donors = [
+            donor_numbers(test, len(discovery.pairs), config.seed, behaviour, draw)
+            for draw in range(config.resample_draws if to == "resample" else 0)
+        ]
+        policies += replacement_policies(
+            kind, to, model, dictionaries, discovery, test, every, donors=donors, batch_tokens=batch_tokens
+        )
+    variants: list[Variant] = []
+    for group in groups:
+        variants += group_variants(group, controls[group.name], policies, test)
+        if group.rank == 1:
+            variants.append(sham_variant(group, test))
+    return variants
 
 
-def _group_variants(
+def replacement_policies(
+    kind: str,
+    to: Replacement,
+    model: LanguageModel,
+    dictionaries: Mapping[int, Dictionary],
+    discovery: NamedActivations,
+    pairs: Sequence[PromptPair],
+    features: Sequence[FeatureAt],
+    *,
+    donors: Sequence[Sequence[int]] = (),
+    batch_tokens: int = 4096,
+) -> list[Policy]:
+    """What features are set to, one policy for every draw.
+
+    Args:
+        to: ``zero``; the ``mean`` of the discovery prompts at the same named position; the activation on one of them
+            (``resample``); the activation on the pair's ``corrupted`` prompt.
+        donors: for ``resample``, in every draw the number of each pair's discovery prompt.
+    """
+    if to == "zero":
+        return [Policy(kind, lambda _f, _i: 0.0)]
+    if to == "mean":
+        return [Policy(kind, lambda f, _i: float(discovery.means(f.layer, f.position)[f.feature]))]
+    if to == "resample":
+        values = discovery.values(features)
+        return [Policy(kind, _donated(values, discovery, chosen), draw) for draw, chosen in enumerate(donors)]
+    there = NamedActivations(model, dictionaries, pairs, corrupted=True, batch_tokens=batch_tokens)
+    corrupted = there.values(features)
+    return [Policy(kind, lambda f, i: corrupted[f].get(i, {}))]
+
+
+def group_variants(
     group: FeatureGroup,
     controls: Sequence[Sequence[FeatureAt]],
-    policies: Sequence[tuple[str, int, _Policy]],
-    test: Sequence[PromptPair],
+    policies: Sequence[Policy],
+    pairs: Sequence[PromptPair],
 ) -> list[Variant]:
-    """Every policy on the group and its controls; on the first group the sham too: each member keeps its own."""
+    """Every policy on the group and on its controls."""
     items: list[tuple[str, str, Sequence[FeatureAt]]] = [(CIRCUIT, "effect", group.members)]
     items += [(f"control {i + 1}", "control", part) for i, part in enumerate(controls)]
-    variants = [
-        Variant(kind, item, group.name, role, min(m.layer for m in members), _setter(test, members, values), draw)
-        for kind, draw, values in policies
+    return [
+        Variant(p.kind, item, group.name, role, _lowest(members), _setter(pairs, members, p.values), p.draw)
+        for p in policies
         for item, role, members in items
     ]
-    if group.rank > 1:
-        return variants
-    own = _setter(test, group.members, lambda _f, _i: None)
-    return [*variants, Variant(SHAM, SHAM, group.name, "sham", min(m.layer for m in group.members), own)]
+
+
+def sham_variant(group: FeatureGroup, pairs: Sequence[PromptPair]) -> Variant:
+    """Every member set to the activation it has: the numerical noise of the comparison."""
+    own = _setter(pairs, group.members, lambda _f, _i: None)
+    return Variant(SHAM, SHAM, group.name, "sham", _lowest(group.members), own)
+
+
+def _lowest(members: Sequence[FeatureAt]) -> int:
+    return min(m.layer for m in members)
 
 
 def _setter(
-    test: Sequence[PromptPair],
-    members: Sequence[FeatureAt],
-    values: _Policy,
+    pairs: Sequence[PromptPair], members: Sequence[FeatureAt], values: _Setting
 ) -> Callable[[int], Sequence[RowEdit]]:
-    return lambda i: set_features(test[i], {f: values(f, i) for f in members})
+    return lambda i: set_features(pairs[i], {f: values(f, i) for f in members})
 
 
 def donor_numbers(pairs: Sequence[PromptPair], n_donors: int, seed: int, behaviour: str, draw: int) -> list[int]:
-    """A training prompt for each test pair: the same for circuit and controls, another in every draw."""
+    """A donor's number for each pair: the same for circuit and controls, drawn separately in every draw."""
     return [int(numpy_generator(seed, behaviour, f"resample/{pair.id}/{draw}").integers(n_donors)) for pair in pairs]
 
 
@@ -235,7 +277,7 @@ def _steering_variants(
         directions.append(("random", "control", random_like(features, generator), i))
     directions.append(("difference_of_means", "baseline", difference_of_means(model, train, features), 0))
 
-    def edits(direction: Mapping, alpha: float) -> Callable[[int], Sequence[RowEdit]]:
+    def edits(direction: Direction, alpha: float) -> Callable[[int], Sequence[RowEdit]]:
         return lambda i: steer(direction, alpha, test[i])
 
     return [

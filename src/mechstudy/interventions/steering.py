@@ -1,7 +1,7 @@
-"""Steering directions: the circuit's features, random ones of equal norm, and the difference of means.
+"""Steering directions: the circuit's features, and the difference of means.
 
-A direction is one vector per layer, added to ``mlp_out`` at the last position, times alpha. One is the
-natural scale: what the group's features write there by their mean activations.
+A direction is one vector per layer, added to ``mlp_out`` at the last position, times alpha. Alpha 1 is the natural
+scale: what the group's features write there at their mean activations.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mechstudy.behaviours.schema import PromptPair
@@ -20,12 +21,12 @@ from mechstudy.models.batches import captured, length_buckets
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
 
-Direction = Mapping[int, Tensor]
+Direction = Mapping[int, Float[Tensor, " d"]]
 
 
 def feature_direction(
     members: Sequence[FeatureAt], discovery: NamedActivations, dictionaries: Mapping[int, Dictionary]
-) -> dict[int, Tensor]:
+) -> dict[int, Float[Tensor, " d"]]:
     """Per layer, the sum of mean activation x decoder row over the group's features (float64)."""
     direction: dict[int, Tensor] = {}
     for m in members:
@@ -37,7 +38,7 @@ def feature_direction(
 
 def difference_of_means(
     model: LanguageModel, pairs: Sequence[PromptPair], like: Direction, *, batch_tokens: int = 4096
-) -> dict[int, Tensor]:
+) -> dict[int, Float[Tensor, " d"]]:
     """Mean of clean minus corrupted ``mlp_out`` at the last position, with the norms of ``like``."""
     sites = [Site("mlp_out", layer) for layer in sorted(like)]
     total = {s.layer: torch.zeros(model.d_model, dtype=torch.float64) for s in sites}
@@ -46,9 +47,9 @@ def difference_of_means(
             (1.0, [pairs[i].clean_tokens for i in batch]),
             (-1.0, [pairs[i].corrupted_tokens for i in batch]),
         ):
-            found = captured(model, torch.tensor(rows), sites)
+            activations = captured(model, torch.tensor(rows), sites)
             for s in sites:
-                total[s.layer] += sign * found[s][:, -1].double().sum(0).cpu()
+                total[s.layer] += sign * activations[s][:, -1].double().sum(0).cpu()
     return {layer: with_norm_of(like[layer], total[layer]) for layer in sorted(like)}
 
 

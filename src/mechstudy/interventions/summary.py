@@ -1,4 +1,4 @@
-"""From the table of samples to what is claimed: paired effects, controls, intervals, adjusted p-values."""
+"""Statistics of the samples: paired effects, controls, intervals and adjusted p-values."""
 
 from __future__ import annotations
 
@@ -16,14 +16,11 @@ from mechstudy.interventions.edges import summarise_edges
 from mechstudy.interventions.features import FeatureGroup
 from mechstudy.interventions.results import read_csv, write_csv
 from mechstudy.interventions.samples import GRID, SHAM, Plan
-from mechstudy.statistics.paired_effects import (
-    Array,
-    Estimate,
-    benjamini_hochberg,
-    cluster_bootstrap,
-    sign_flip_p,
-    slopes,
-)
+from mechstudy.statistics.association import slopes
+from mechstudy.statistics.bootstrap import Estimate, cluster_bootstrap
+from mechstudy.statistics.clusters import Array
+from mechstudy.statistics.false_discovery import benjamini_hochberg
+from mechstudy.statistics.permutation import sign_flip_p
 
 LABELS = {
     "ablation_zero": "zero-ablating the circuit's top {n} features",
@@ -36,7 +33,7 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Effects:
-    """One number per prompt: its mean change of the metric over draws (and over controls)."""
+    """Effects by prompt: the mean change of the metric over draws (and over controls)."""
 
     prompts: tuple[str, ...]
     clusters: tuple[str, ...]
@@ -56,7 +53,7 @@ def summarise(plan: Plan, config: InterventionConfig, out: Path) -> dict[str, An
     Steering's effect is the least-squares slope of the metric over alpha.
     """
     rows = read_csv(out / "results.csv")
-    statistics = _Statistics(config, plan.behaviour)
+    statistics = Statistics(config, plan.behaviour)
     groups = _groups(plan, config, rows, statistics)
     _adjust(groups)
     clean = {r["prompt_id"]: (float(r["clean"]), float(r["corrupted"])) for r in rows if r["kind"] != GRID}
@@ -87,25 +84,27 @@ def summarise(plan: Plan, config: InterventionConfig, out: Path) -> dict[str, An
     }
 
 
-class _Statistics:
-    """Estimates whose random draws depend on the purpose only, not on the order of computing."""
+class Statistics:
+    """Estimates and p-values whose random draws depend on their purpose only, not on the order of computing."""
 
     def __init__(self, config: InterventionConfig, behaviour: str) -> None:
         self.config, self.behaviour = config, behaviour
 
     def estimate(self, purpose: str, values: Array, clusters: Sequence[str], weights: Array | None = None) -> Estimate:
+        """A mean, or a ratio to ``weights``, with its bootstrap interval."""
         rng = numpy_generator(self.config.seed, self.behaviour, f"bootstrap {purpose}")
         return cluster_bootstrap(
             values, clusters, rng, weights=weights, n_resamples=self.config.bootstrap, level=self.config.ci
         )
 
     def p(self, purpose: str, values: Array, clusters: Sequence[str]) -> float | None:
+        """Sign-flip p-value of a mean of 0."""
         rng = numpy_generator(self.config.seed, self.behaviour, f"sign flips {purpose}")
         return sign_flip_p(values, clusters, rng, n_permutations=self.config.permutations)
 
 
 def _groups(
-    plan: Plan, config: InterventionConfig, rows: Sequence[Mapping[str, str]], statistics: _Statistics
+    plan: Plan, config: InterventionConfig, rows: Sequence[Mapping[str, str]], statistics: Statistics
 ) -> list[dict[str, Any]]:
     """One entry per group and kind of intervention."""
     tables: dict[tuple[str, str, str], list[Mapping[str, str]]] = defaultdict(list)
@@ -124,38 +123,55 @@ def _groups(
     return entries
 
 
-def _test(
-    kind: str, group: FeatureGroup, effect: Effects, control: Effects | None, statistics: _Statistics
-) -> dict[str, Any]:
-    name = f"{kind} {group.name}"
+@dataclass(frozen=True)
+class PairedTest:
+    """An effect over prompts, against no effect and (where there are controls) against theirs.
+
+    ``p`` and ``p_difference`` are two-sided sign-flip p-values.
+    """
+
+    effect: Estimate
+    p: float | None
+    control: Estimate | None = None
+    difference: Estimate | None = None
+    p_difference: float | None = None
+
+
+def paired_test(name: str, effect: Effects, control: Effects | None, statistics: Statistics) -> PairedTest:
+    """Test an effect; ``name`` seeds its resamples and sign flips."""
     estimate = statistics.estimate(name, effect.values, effect.clusters)
-    entry: dict[str, Any] = {
+    p = statistics.p(name, effect.values, effect.clusters)
+    if control is None:
+        return PairedTest(estimate, p)
+    values = control.aligned(effect.prompts)
+    return PairedTest(
+        estimate,
+        p,
+        statistics.estimate(f"{name} control", values, effect.clusters),
+        statistics.estimate(f"{name} difference", effect.values - values, effect.clusters),
+        statistics.p(f"{name} difference", effect.values - values, effect.clusters),
+    )
+
+
+def _test(
+    kind: str, group: FeatureGroup, effect: Effects, control: Effects | None, statistics: Statistics
+) -> dict[str, Any]:
+    test = paired_test(f"{kind} {group.name}", effect, control, statistics)
+    return {
         "kind": kind,
         "name": group.name,
         "members": [m.as_json() for m in group.members],
-        "n": estimate.n,
-        "n_clusters": estimate.n_clusters,
-        "effect": estimate.value,
-        "ci95": estimate.ci,
-        "control_effect": None,
-        "control_ci95": None,
-        "difference": None,
-        "difference_ci95": None,
-        "p": statistics.p(name, effect.values, effect.clusters),
-        "p_difference": None,
+        "n": test.effect.n,
+        "n_clusters": test.effect.n_clusters,
+        "effect": test.effect.value,
+        "ci95": test.effect.ci,
+        "control_effect": test.control and test.control.value,
+        "control_ci95": test.control and test.control.ci,
+        "difference": test.difference and test.difference.value,
+        "difference_ci95": test.difference and test.difference.ci,
+        "p": test.p,
+        "p_difference": test.p_difference,
     }
-    if control is not None:
-        values = control.aligned(effect.prompts)
-        compared = statistics.estimate(f"{name} control", values, effect.clusters)
-        difference = statistics.estimate(f"{name} difference", effect.values - values, effect.clusters)
-        entry |= {
-            "control_effect": compared.value,
-            "control_ci95": compared.ci,
-            "difference": difference.value,
-            "difference_ci95": difference.ci,
-            "p_difference": statistics.p(f"{name} difference", effect.values - values, effect.clusters),
-        }
-    return entry
 
 
 def _adjust(entries: Sequence[dict[str, Any]]) -> None:
@@ -180,13 +196,13 @@ def _effects(kind: str, rows: Sequence[Mapping[str, str]]) -> Effects | None:
 
 
 def _per_prompt(rows: Sequence[Mapping[str, str]], clusters: Mapping[str, str]) -> Effects:
-    found: dict[str, list[float]] = {p: [] for p in clusters}
+    by_prompt: dict[str, list[float]] = {p: [] for p in clusters}
     for r in rows:
-        found[r["prompt_id"]].append(float(r["value"]))
-    return Effects(tuple(clusters), tuple(clusters.values()), np.array([np.mean(v) for v in found.values()]))
+        by_prompt[r["prompt_id"]].append(float(r["value"]))
+    return Effects(tuple(clusters), tuple(clusters.values()), np.array([np.mean(v) for v in by_prompt.values()]))
 
 
-def _dose_response(rows: Sequence[Mapping[str, str]], statistics: _Statistics, out: Path) -> list[dict[str, Any]]:
+def _dose_response(rows: Sequence[Mapping[str, str]], statistics: Statistics, out: Path) -> list[dict[str, Any]]:
     tables: dict[tuple[str, float], list[Mapping[str, str]]] = defaultdict(list)
     for r in rows:
         if r["kind"] == "steering":
@@ -208,7 +224,7 @@ def _patching(
     plan: Plan,
     config: InterventionConfig,
     rows: Sequence[Mapping[str, str]],
-    statistics: _Statistics,
+    statistics: Statistics,
     out: Path,
 ) -> dict[str, Any] | None:
     """The share of the clean-corrupted gap each cell removes; None in a cell whose gap is about 0.

@@ -1,4 +1,4 @@
-"""How much memory this process took at most, and how much it may still take (cgroup limits included)."""
+"""Peak memory of this process, and the memory that it may still take (cgroup limits included)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def peak_rss_bytes() -> int:
 
 
 def reset_peak_rss() -> bool:
-    """Starts a new peak (Linux), so that units run in one process are told apart. False where impossible."""
+    """Starts a new peak (Linux), so that each unit of one process has its own. False where impossible."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
         return True
@@ -49,7 +49,7 @@ def available_memory_bytes() -> int:
     import psutil
 
     available = int(psutil.virtual_memory().available)
-    left = _cgroup_left(cgroup.ROOT, cgroup.MEMBERSHIP)
+    left = cgroup.memory_left(cgroup.memory_limits())
     return available if left is None else min(available, left)
 
 
@@ -62,38 +62,5 @@ def total_memory_bytes() -> int:
 
 def memory_limit_bytes() -> int:
     """The most bytes this process may ever take: the machine's, or the smallest limit of its cgroups."""
-    limit = total_memory_bytes()
-    for folder, version in cgroup.folders("memory", cgroup.ROOT, cgroup.MEMBERSHIP):
-        name = "memory.limit_in_bytes" if version == 1 else "memory.max"
-        with suppress(OSError, ValueError):
-            limit = min(limit, int((folder / name).read_text()))
-    return limit
-
-
-def _cgroup_left(root: Path, membership: Path) -> int | None:
-    """The smallest (limit - used) over this process's cgroup and its parents; None without a limit.
-
-    Page cache counts as used by the kernel but is given back on demand, so inactive file pages are subtracted.
-    """
-    smallest: int | None = None
-    for folder, version in cgroup.folders("memory", root, membership):
-        limit_name, used_name, cache_key = (
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            if version == 1
-            else ("memory.max", "memory.current", "inactive_file")
-        )
-        with suppress(OSError, ValueError):
-            limit = int((folder / limit_name).read_text())  # "max" is a ValueError: no limit here
-            used = int((folder / used_name).read_text())
-            left = limit - used + _stat(folder / "memory.stat", cache_key)
-            smallest = max(0, left if smallest is None else min(smallest, left))
-    return smallest
-
-
-def _stat(path: Path, key: str) -> int:
-    with suppress(OSError, ValueError):
-        for line in path.read_text().splitlines():
-            name, _, value = line.partition(" ")
-            if name == key:
-                return int(value)
-    return 0
+    total, limit = total_memory_bytes(), cgroup.memory_limit()
+    return total if limit is None else min(total, limit)

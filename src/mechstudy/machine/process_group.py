@@ -11,44 +11,46 @@ T = TypeVar("T")
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-class Ranks:
-    """The processes that share a unit; this one is ``rank`` of ``size``. Here: a process alone.
+class ProcessGroup:
+    """The processes that share a unit; this one is ``rank`` of ``size``. The base class is a process alone.
 
-    Rank 0 leads: it runs the unit's entry, and inside `helping` its own share. In the others the phase's share
-    function runs, with the same spec and inputs and with what the leader has told them. They leave what they made in
-    the unit's partial folder.
+    Rank 0 leads: it runs the phase's `run`, and inside `sharing` its own share. The others run the phase's `share`
+    with the same spec and inputs, and with what the leader has ``broadcast``. They write into the unit's partial
+    folder.
     """
 
     rank = 0
     size = 1
-    told: Mapping[str, Any] = NOTHING
-    peaks: Sequence[int] = ()  # of memory, in bytes, of the others' shares
+    broadcast: Mapping[str, Any] = NOTHING
+    peaks: Sequence[int] = ()  # peak memory of the others' shares, in bytes
 
     def mine(self, items: Sequence[T]) -> Sequence[T]:
         """This process' items: every ``size``-th one."""
         return items[self.rank :: self.size]
 
     def use_batch(self, tokens: int) -> None:
-        """From now on the others' shares are cut into batches of so many tokens too."""
+        """From now on the others' shares use batches of this many tokens."""
 
     @contextmanager
-    def helping(self, told: Mapping[str, Any] = NOTHING, *, together: bool = False) -> Iterator[None]:
-        """While the block runs the others do their shares; behind it all of them are done.
+    def sharing(self, broadcast: Mapping[str, Any] = NOTHING, *, together: bool = False) -> Iterator[None]:
+        """The others work on their shares while the block runs; when it ends, all shares are done.
 
-        ``together``: they talk to one another as they go, through torch.distributed. ``told`` is JSON.
+        Args:
+            broadcast: JSON that every process receives.
+            together: the processes exchange tensors through torch.distributed.
 
         Raises:
             MechstudyError: a share failed (the rank is named), or its process was killed.
-            Stopped: a stop was asked for; all of them have saved what they have.
+            Stopped: a stop was requested; every process has saved its progress.
         """
         yield
 
 
-class Helping(Ranks):
-    """As a process sees it that is not the leader."""
+class Worker(ProcessGroup):
+    """The group as a process other than the leader sees it."""
 
-    def __init__(self, rank: int, size: int, told: Mapping[str, Any]) -> None:
-        self.rank, self.size, self.told = rank, size, told
+    def __init__(self, rank: int, size: int, broadcast: Mapping[str, Any]) -> None:
+        self.rank, self.size, self.broadcast = rank, size, broadcast
 
 
-ALONE = Ranks()
+ALONE = ProcessGroup()

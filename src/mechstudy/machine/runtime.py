@@ -1,8 +1,7 @@
-"""How a phase runs (device, batch sizes): recorded in the manifest, never part of an artifact's id."""
+"""What a phase runs with, and back-off when memory runs out."""
 
 from __future__ import annotations
 
-import gc
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,9 +11,11 @@ from typing import Any, TypeVar
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress, Progress
-from mechstudy.machine import batch_fitting as fitting
+from mechstudy.machine import batch_fitting
+from mechstudy.machine.devices import free_memory
 from mechstudy.machine.memory import available_memory_bytes
-from mechstudy.machine.process_group import ALONE, Ranks
+from mechstudy.machine.process_group import ALONE, ProcessGroup
+from mechstudy.machine.runtime_options import RunOptions
 
 T = TypeVar("T")
 
@@ -27,43 +28,38 @@ _OUT_OF_MEMORY = re.compile(
 class Runtime:
     """What a phase may use. Results must not depend on it beyond rounding.
 
-    ``base`` is the study file's folder, where relative paths start; ``batch_tokens`` is tokens per forward batch;
-    ``quota`` is bytes that all artifacts together may take; ``stage`` is where rows are copied to before they are
-    read (auto, off, or a folder) and ``verify_reads`` says whether they are compared with their checksums then;
-    ``cache`` keeps models loaded between units of one process; ``chosen`` is what the phase decided by measuring;
-    ``ranks`` are the processes that share the unit. ``checkpointing`` (auto, on, off) is of gradients in attribution,
-    ``stripe`` (auto, off, a number) of stores on Lustre; ``tf32`` and ``compile`` (off, on, force) are of captures.
-    ``absent`` says of inputs that did not come to be, ``{name, status, reason}`` each, what the run knows.
+    Attributes:
+        options: of the run; ``device``, ``threads`` and ``batch_tokens`` are what they resolved to for this unit.
+        cache: keeps models loaded between units of one process.
+        chosen: what the phase decided by measuring, for the manifest.
+        group: the processes that share the unit.
+        absent: ``{name, status, reason}`` of each input that does not exist.
     """
 
+    options: RunOptions = field(default_factory=RunOptions)
     device: str = "cpu"
     threads: int | None = None
     batch_tokens: int = 4096
     progress: Progress = field(default_factory=NullProgress)
-    seed: int = 0
-    base: Path = Path()
-    quota: int | None = None
-    stage: str = "off"
-    verify_reads: bool = False
-    checkpointing: str = "auto"
-    tf32: bool = False
-    compile: str = "off"
-    stripe: int | str = "off"
     cache: dict[Any, Any] = field(default_factory=dict)
-    profile: bool = False
     chosen: dict[str, str] = field(default_factory=dict)
-    ranks: Ranks = ALONE
+    group: ProcessGroup = ALONE
     absent: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def base(self) -> Path:
+        """The study file's folder, where relative paths start."""
+        return self.options.base
 
     def info(self) -> dict[str, Any]:
         """What a manifest records of it."""
-        n = self.ranks.size
+        n = self.group.size
         return {
             "device": self.device,
             "threads": self.threads,
             "batch_tokens": self.batch_tokens,
-            "profile": self.profile,
-            **({"world_size": n, "peak_rss_bytes_of_helpers": list(self.ranks.peaks)} if n > 1 else {}),
+            "profile": self.options.trace_folder is not None,
+            **({"world_size": n, "peak_rss_bytes_of_helpers": list(self.group.peaks)} if n > 1 else {}),
             **self.chosen,
         }
 
@@ -81,15 +77,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 def oom_backoff(fn: Callable[[int], T], batch_size: int, progress: Progress, *, item_tokens: int | None = None) -> T:
     """Runs ``fn(batch_size)`` and, each time memory runs out, again with half of it, saying so.
 
-    ``fn`` must be safe to run again from its start. Other errors pass through. Where it is said how many tokens an item
-    has, what fits is remembered: later batches of the unit start with it (`core.fitting`), and so do later units of
-    its kind.
+    ``fn`` must be safe to run again from its start. Other errors pass through. With ``item_tokens``, tokens
+    per item, what fits is remembered: later batches of the unit start with it (`batch_fitting`), and so do later units
+    of its kind.
 
     Raises:
         MechstudyError: memory runs out even at a batch size of one.
     """
     assert batch_size >= 1, batch_size
-    known, shrunk = fitting.current(), False
+    known, shrunk = batch_fitting.current(), False
     if item_tokens is not None:
         batch_size = known.start(batch_size, item_tokens)
     while True:
@@ -103,7 +99,7 @@ def oom_backoff(fn: Callable[[int], T], batch_size: int, progress: Progress, *, 
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         # Outside the except block: the exception's frames no longer keep the failed batch's tensors alive.
-        _free_memory()
+        free_memory()
         if batch_size == 1:
             raise MechstudyError(
                 "not enough memory, even with one item in a batch",
@@ -112,10 +108,3 @@ def oom_backoff(fn: Callable[[int], T], batch_size: int, progress: Progress, *, 
             )
         batch_size, shrunk = batch_size // 2, True
         progress.log(f"out of memory: trying again with a batch size of {batch_size} ({reason})")
-
-
-def _free_memory() -> None:
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()

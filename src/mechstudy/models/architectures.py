@@ -1,7 +1,7 @@
-"""Where each supported family keeps its blocks, norms, attention values and MLP.
+"""The architecture table: where each supported family keeps its blocks, norms, attention and MLP.
 
-The table is the only place that knows a family's attribute names. `validate.py` checks every row of it by
-exact identities on the loaded model, so a wrong entry cannot go unnoticed.
+Families' attribute names occur nowhere else. `validate_model` checks a row of the table by exact identities on the
+loaded model, so a wrong entry is detected.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechstudy.core.errors import MechstudyError
@@ -79,7 +80,11 @@ ARCHITECTURES: tuple[Architecture, ...] = (
 
 
 def architecture_for(model_type: str) -> Architecture:
-    """The table's row for a Hugging Face ``model_type``; refused with the list of what is supported."""
+    """The table's row for a Hugging Face ``model_type``.
+
+    Raises:
+        MechstudyError: the family is not supported; the message lists those that are.
+    """
     for arch in ARCHITECTURES:
         if model_type in arch.model_types:
             return arch
@@ -97,19 +102,19 @@ class LinearNorm:
     ``scale`` is one number per token, taken from the clean forward pass.
     """
 
-    weight_D: Tensor
-    bias_D: Tensor | None
+    weight_D: Float[Tensor, " d"]
+    bias_D: Float[Tensor, " d"] | None
     centred: bool
-    scale_T: Tensor
+    scale_T: Float[Tensor, "*t"]
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        """[..., T, D] -> [..., T, D], affine in ``x``."""
+    def forward(self, x_TD: Float[Tensor, "*t d"]) -> Float[Tensor, "*t d"]:
+        """The normed input, affine in ``x``."""
         x = x_TD - x_TD.mean(-1, keepdim=True) if self.centred else x_TD
         y = x * self.scale_T[..., None] * self.weight_D
         return y if self.bias_D is None else y + self.bias_D
 
-    def backward(self, g_TD: Tensor) -> Tensor:
-        """Gradient with respect to ``x`` of a gradient with respect to ``y``, both [..., T, D]."""
+    def backward(self, g_TD: Float[Tensor, "*t d"]) -> Float[Tensor, "*t d"]:
+        """Gradient with respect to ``x``, from the gradient with respect to ``y``."""
         g = g_TD * (self.scale_T[..., None] * self.weight_D)
         return g - g.mean(-1, keepdim=True) if self.centred else g
 
@@ -118,17 +123,19 @@ class LinearNorm:
 class AttentionWeights:
     """The value and output maps of one attention layer, per head.
 
-    Shapes: ``value_GHD`` [kv heads, head width, d_model], ``output_DQH`` [d_model, heads, head width],
-    biases likewise or None. Query head ``q`` reads the values of kv head ``q // (heads / kv heads)``.
+    ``G`` counts kv heads, ``Q`` query heads, ``H`` is the width of a head. Query head ``q`` reads the values of kv head
+    ``q // (Q / G)``.
     """
 
-    value_GHD: Tensor
-    value_bias_GH: Tensor | None
-    output_DQH: Tensor
-    output_bias_D: Tensor | None
+    value_GHD: Float[Tensor, "g h d"]
+    value_bias_GH: Float[Tensor, "g h"] | None
+    output_DQH: Float[Tensor, "d q h"]
+    output_bias_D: Float[Tensor, " d"] | None
 
-    def forward(self, pattern_BQTS: Tensor, x_BSD: Tensor) -> Tensor:
-        """Attention output [B, T, D] of normed inputs under a given pattern: affine in ``x``."""
+    def forward(
+        self, pattern_BQTS: Float[Tensor, "#b q t s"], x_BSD: Float[Tensor, "#b s d"]
+    ) -> Float[Tensor, "b t d"]:
+        """Attention output of normed inputs under a fixed pattern, affine in ``x``."""
         groups = self.value_GHD.shape[0]
         v_BGSH = torch.einsum("bsd,ghd->bgsh", x_BSD, self.value_GHD)
         if self.value_bias_GH is not None:
@@ -137,10 +144,10 @@ class AttentionWeights:
         out = torch.einsum("bqts,bqsh,dqh->btd", pattern_BQTS, v, self.output_DQH)
         return out if self.output_bias_D is None else out + self.output_bias_D
 
-    def backward(self, pattern_QTS: Tensor, g_RTD: Tensor) -> Tensor:
-        """Gradient [R, S, D] with respect to the normed input of R gradients [R, T, D] of the output.
+    def backward(self, pattern_QTS: Float[Tensor, "q t s"], g_RTD: Float[Tensor, "r t d"]) -> Float[Tensor, "r s d"]:
+        """Gradients with respect to the normed input, from R gradients with respect to the output.
 
-        One pattern, [heads, T, S], serves every row.
+        One pattern serves every row.
         """
         groups = self.value_GHD.shape[0]
         rows, length, _ = g_RTD.shape
@@ -154,9 +161,9 @@ class AttentionWeights:
 
 
 class Block:
-    """One transformer block seen through the table."""
+    """One transformer block, its parts found through the table."""
 
-    def __init__(self, arch: Architecture, module: nn.Module, config) -> None:
+    def __init__(self, arch: Architecture, module: nn.Module, config: Any) -> None:
         self.arch, self.module, self.config = arch, module, config
         self.attn: Any = getattr(module, arch.attn)  # Any: their attributes differ from family to family
         self.mlp: nn.Module = getattr(module, arch.mlp)
@@ -168,7 +175,7 @@ class Block:
         self.parallel = bool(arch.value == "neox" and getattr(module, "use_parallel_residual", False))
 
     def attention_weights(self) -> AttentionWeights:
-        """Value and output maps split per head, whatever the family's fused layout."""
+        """Value and output maps, split per head from the family's fused layout."""
         cfg, arch = self.config, self.arch
         heads = cfg.num_attention_heads
         groups = getattr(cfg, "num_key_value_heads", None) or heads
@@ -196,8 +203,8 @@ class Block:
         )
 
 
-def linear_norm(arch: Architecture, norm: Any, x_TD: Tensor) -> LinearNorm:
-    """The norm with the scale it has at ``x_TD`` [..., T, D], computed in the dtype of ``x_TD``."""
+def linear_norm(arch: Architecture, norm: Any, x_TD: Float[Tensor, "*t d"]) -> LinearNorm:
+    """The norm with its scale frozen at ``x_TD``, in the dtype of ``x_TD``."""
     weight = norm.weight.detach().to(x_TD.dtype)
     if arch.norm == "layer":
         assert isinstance(norm, nn.LayerNorm)
@@ -210,7 +217,7 @@ def linear_norm(arch: Architecture, norm: Any, x_TD: Tensor) -> LinearNorm:
     return LinearNorm(weight + 1 if arch.norm == "rms_plus_one" else weight, None, False, scale)
 
 
-def blocks_of(arch: Architecture, base: nn.Module, config) -> Sequence[Block]:
+def blocks_of(arch: Architecture, base: nn.Module, config: Any) -> Sequence[Block]:
     """The model's blocks in order of depth."""
     return [Block(arch, module, config) for module in getattr(base, arch.blocks)]
 

@@ -1,6 +1,6 @@
-"""An attention implementation for Hugging Face models that can record its pattern or run with a frozen one.
+"""An attention implementation for Hugging Face models that records its patterns, or runs with frozen ones.
 
-Registered under `NAME` with transformers' own interface, so that it runs inside the native modules.
+It is registered with transformers under `NAME` and runs inside the native modules.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
@@ -59,7 +60,7 @@ AttentionMaskInterface.register(NAME, eager_mask)
 
 
 @contextmanager
-def _implementation(hf) -> Iterator[None]:
+def _implementation(hf: Any) -> Iterator[None]:
     before = hf.config._attn_implementation
     hf.config._attn_implementation = NAME
     try:
@@ -69,8 +70,8 @@ def _implementation(hf) -> Iterator[None]:
 
 
 @contextmanager
-def recorded_patterns(hf) -> Iterator[dict[int, Tensor]]:
-    """Inside, every forward leaves its attention patterns, layer -> [B, heads, T, T], in the yielded dict."""
+def recorded_patterns(hf: Any) -> Iterator[dict[int, Float[Tensor, "b q t s"]]]:
+    """Inside the block, every forward pass records its attention patterns, by layer, in the yielded dict."""
     global _recorded
     patterns: dict[int, Tensor] = {}
     with _implementation(hf):
@@ -82,8 +83,8 @@ def recorded_patterns(hf) -> Iterator[dict[int, Tensor]]:
 
 
 @contextmanager
-def frozen_patterns(hf, patterns: Mapping[int, Tensor]) -> Iterator[None]:
-    """Inside, attention uses these patterns (broadcast over the batch) instead of its own softmax."""
+def frozen_patterns(hf: Any, patterns: Mapping[int, Float[Tensor, "#b q t s"]]) -> Iterator[None]:
+    """Inside the block, attention uses these patterns, broadcast over the batch, instead of its own softmax."""
     global _frozen
     with _implementation(hf):
         _frozen = patterns

@@ -1,25 +1,24 @@
-"""Batches of rows of equal length, so that no padding ever enters the mathematics."""
+"""Batches of rows of equal length, which need no padding, and captures that fit into memory."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.machine.runtime import oom_backoff
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from mechstudy.models.language_model import LanguageModel
-    from mechstudy.models.sites import Site
+from mechstudy.models.language_model import LanguageModel
+from mechstudy.models.sites import Site
 
 
 def length_buckets(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices grouped so that each batch has one length and at most ``max_tokens`` tokens (at least one row).
+    """Indices of rows, grouped into batches of one length and at most ``max_tokens`` tokens (but at least one row).
 
-    Order: by length, then by index; every index occurs exactly once.
+    Batches are in order of length, rows within a length in order of index; every index occurs exactly once.
     """
     by_length: dict[int, list[int]] = defaultdict(list)
     for index, length in enumerate(lengths):
@@ -33,18 +32,18 @@ def length_buckets(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 def captured(
-    model: LanguageModel, tokens_BT: Tensor, sites: Sequence[Site], progress: Progress | None = None
-) -> dict[Site, Tensor]:
-    """Activations [B, T, width] of each site, from a run that ends at the deepest; halves the batch where memory
-    runs out."""
-    import torch
+    model: LanguageModel, tokens_BT: Int[Tensor, "b t"], sites: Sequence[Site], progress: Progress | None = None
+) -> dict[Site, Float[Tensor, "b t width"]]:
+    """Activations at each site, from a forward pass that stops after the deepest one.
 
+    Where memory runs out, the batch is halved and tried again.
+    """
     deepest = max(site.layer for site in sites)
 
     def forward(size: int) -> dict[Site, Tensor]:
         parts = [
             model.forward(part, capture=sites, stop_after=deepest, logits_at=None).activations
-            for part in tokens_BT.split(size)
+            for part in torch.split(tokens_BT, size)
         ]
         return parts[0] if len(parts) == 1 else {site: torch.cat([part[site] for part in parts]) for site in sites}
 

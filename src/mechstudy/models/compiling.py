@@ -1,4 +1,4 @@
-"""torch.compile for captures: what lies between a model's sites, so that hooks stay where they are."""
+"""torch.compile for captures, applied between a model's sites so that their hooks keep working."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ from mechstudy.models.sites import Site
 
 @contextmanager
 def compiled(model: LanguageModel, sites: Sequence[Site], setting: str, say: Callable[[str], None]) -> Iterator[None]:
-    """The model's attention, MLPs and norms compiled inside the block, each for itself.
+    """Inside the block, the model's attention, MLPs and norms are compiled, each one separately.
 
-    Sites are inputs and outputs of these, and hooks on them are called around what is compiled. ``mlp_act`` lies inside
-    of an MLP: then MLPs stay as they are. The first batch takes longer, for compiling. Sums inside products may be
-    formed in another order, so rows agree within rounding.
+    Sites are the inputs and outputs of these parts, so hooks on them run outside of the compiled code. ``mlp_act`` is
+    inside an MLP: if it is captured, MLPs are not compiled. The first batch takes longer. Sums may be formed in another
+    order, so activations agree within rounding.
 
     Args:
-        setting: ``off``; ``on``: on CUDA, and elsewhere ``say`` is told why not; ``force``: anywhere.
+        model: the model that is captured from.
+        sites: the sites that will be captured.
+        setting: ``off``; ``on``, which compiles on CUDA only; ``force``, which compiles anywhere.
+        say: receives what was compiled, or why nothing was.
 
     Raises:
-        MechstudyError: forced where there is no compiler.
+        MechstudyError: ``force`` without a C++ compiler.
     """
     why_not = _why_not(model, setting)
     if why_not is not None and setting == "force":
@@ -47,15 +50,15 @@ def compiled(model: LanguageModel, sites: Sequence[Site], setting: str, say: Cal
 
 
 def _parts(model: LanguageModel, *, inside_mlp: bool) -> Iterator[nn.Module]:
-    seen: set[int] = set()
+    yielded: set[int] = set()
     for block in model.blocks:
         mlp = None if inside_mlp else block.mlp
         candidates: tuple[Any, ...] = (
             block.norm_attn, block.attn, block.norm_attn_post, block.norm_mlp, mlp, block.norm_mlp_post,
         )  # fmt: skip
         for module in candidates:
-            if module is not None and id(module) not in seen:
-                seen.add(id(module))
+            if module is not None and id(module) not in yielded:
+                yielded.add(id(module))
                 yield module
 
 

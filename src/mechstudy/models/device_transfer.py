@@ -1,17 +1,18 @@
-"""Tensors from the host's memory to a device's, without waiting for the copy where that is possible."""
+"""Copies of tensors to a device, asynchronous where that is possible."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 
-def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on a device. To CUDA it goes by way of pinned memory, and the copy runs beside what comes next.
+def to_device(tensor: Shaped[Tensor, "*shape"], device: torch.device | str) -> Shaped[Tensor, "*shape"]:
+    """The tensor on a device. To CUDA it is copied asynchronously, through pinned memory.
 
-    What was given may be changed at once: pinned memory is a copy, and is not given away before it has been read.
+    The original may be changed at once: pinned memory is a copy, and it is not reused before it has been read.
     """
     target = torch.device(device)
     if target.type == "cuda" and tensor.device.type == "cpu":
@@ -19,13 +20,18 @@ def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.to(target)
 
 
-def sent_ahead(batches: Iterator[tuple[Tensor, Tensor]], device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
-    """The pairs on a device, the next one's copy begun before the last one is used; equal tensors stay one."""
+def copied_ahead(
+    batches: Iterator[tuple[Tensor, Tensor]], device: torch.device | str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The pairs on a device. The copy of the next pair begins before the current one is used.
+
+    A pair of one tensor twice stays one tensor.
+    """
     waiting: tuple[Tensor, Tensor] | None = None
     try:
         for x, y in batches:
-            x_there = sent(x, device)
-            pair = x_there, x_there if y is x else sent(y, device)
+            on_device = to_device(x, device)
+            pair = on_device, on_device if y is x else to_device(y, device)
             if waiting is not None:
                 yield waiting
             waiting = pair

@@ -1,4 +1,4 @@
-"""A module's forward replaced for a while, with the hooks on the module left as they are."""
+"""Temporary replacement of a module's forward, which leaves the hooks on the module in place."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import nn
 
 
 def replace_forward(stack: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
-    """Until the stack is closed. What the instance had as its own forward, where it had one, comes back then."""
+    """Replaces ``module.forward`` until the stack is closed, which restores the previous one."""
     own = module.__dict__.get("forward")
-    module.forward = forward  # type: ignore[method-assign]  # instance attribute
+    module.forward = forward
     if own is None:
         stack.callback(module.__dict__.pop, "forward")
     else:

@@ -1,7 +1,7 @@
-"""Configs of well-known models, so that a study of one can be planned before it was ever fetched.
+"""Configs of well-known models, so that a study can be planned before its model is fetched. Imports no torch.
 
-Each file of `configs/` is a family: ``common`` fields, and per size the fields that `shapes.shapes_of` reads. A test
-holds every model to its published number of parameters. Torch-free.
+Each file of `configs/` is a family: ``common`` fields, and for each size the fields that `shapes.shapes_of` reads. A
+test checks every model's published number of parameters.
 """
 
 from __future__ import annotations
@@ -11,30 +11,33 @@ import json
 from importlib.resources import files
 from typing import Any
 
+from mechstudy.core.errors import nearest
+
 
 def known_config(repo: str) -> dict[str, Any] | None:
-    """The fields of ``config.json`` that sizes follow from, of a hub id (``Qwen/Qwen2.5-3B``); None of an unknown one.
+    """The fields of a model's ``config.json`` that determine its sizes; None if the model is not a well-known one.
 
-    Of multimodal Gemma 3 models it is the text part's.
+    Multimodal Gemma 3 models are described by their text part.
+
+    Args:
+        repo: a hub id, such as ``Qwen/Qwen2.5-3B``, in upper or lower case.
     """
-    found = _configs().get(repo.lower())
-    return None if found is None else dict(found)
+    config = _configs().get(repo.lower())
+    return None if config is None else dict(config)
 
 
 def known_models() -> tuple[str, ...]:
-    """Every hub id, family by family."""
+    """Hub ids of all well-known models, family by family."""
     return tuple(repo for family in _families() for _, repos in _models(family) for repo in repos)
 
 
-def meant_models(repo: str, most: int = 3) -> list[str]:
-    """Known hub ids that a wrong one may have meant: those whose name has the given one in it, else the nearest."""
-    from mechstudy.core.errors import nearest
-
+def similar_models(repo: str, most: int = 3) -> list[str]:
+    """Well-known hub ids that contain the name of a wrong one, else the one whose name is nearest."""
     name = repo.rpartition("/")[2].lower()
-    names = {known.rpartition("/")[2].lower(): known for known in known_models()}
-    found = [known for tail, known in names.items() if len(name) > 3 and name in tail]
-    guess = None if found else nearest(name, names)
-    return found[:most] or ([names[guess.lower()]] if guess else [])
+    ids = {model.rpartition("/")[2].lower(): model for model in known_models()}
+    longer = [model for known_name, model in ids.items() if len(name) > 3 and name in known_name]
+    guess = None if longer else nearest(name, ids)
+    return longer[:most] or ([ids[guess.lower()]] if guess else [])
 
 
 @functools.cache
@@ -50,9 +53,9 @@ def _families() -> list[dict[str, Any]]:
 
 def _models(family: dict[str, Any]) -> list[tuple[dict[str, Any], list[str]]]:
     """(config, hub ids) of each size."""
-    found = []
+    models = []
     for size, fields in family["sizes"].items():
         own = {name: value for name, value in fields.items() if name != "repos"}
         repos = fields.get("repos") or [repo.format(size=size) for repo in family["repos"]]
-        found.append((family["common"] | own, repos))
-    return found
+        models.append((family["common"] | own, repos))
+    return models

@@ -1,22 +1,23 @@
-"""A causal language model as mechstudy sees it: native Hugging Face modules, sites, partial forward passes."""
+"""A causal language model with named sites and partial forward passes, around native Hugging Face modules."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.machine.numerics import float32_products
 from mechstudy.models.architectures import Architecture, Block, LinearNorm, blocks_of, linear_norm
-from mechstudy.models.device_transfer import sent
+from mechstudy.models.device_transfer import to_device
+from mechstudy.models.gradient_checkpointing import checkpoint_blocks
 from mechstudy.models.sites import Site
-from mechstudy.models.tokenizer import encode, load_tokenizer
+from mechstudy.models.tokenizer import encode
 
 DTYPES = {
     "float64": torch.float64,
@@ -25,18 +26,18 @@ DTYPES = {
     "float16": torch.float16,
 }
 Edit = Callable[[Tensor], Tensor]
+Hook = Callable[..., Any]
 
 
 @dataclass
 class Output:
-    """What a forward pass was asked for.
+    """The logits and activations that a forward pass was asked for.
 
-    ``logits`` is [B, V] for one position per row, [B, T, V] for all, None when not asked for;
-    ``activations[site]`` is [B, T, width].
+    ``logits`` is [B, V] for one position per row, [B, T, V] for all positions, None if not asked for.
     """
 
-    logits: Tensor | None
-    activations: dict[Site, Tensor] = field(default_factory=dict)
+    logits: Float[Tensor, "b *t v"] | None
+    activations: dict[Site, Float[Tensor, "b t width"]] = field(default_factory=dict)
 
 
 class _StopForward(Exception):
@@ -46,11 +47,17 @@ class _StopForward(Exception):
 class LanguageModel:
     """A loaded causal language model with named sites.
 
-    Forwards run on rows of equal length: there is no padding in the mathematics. Gradients flow only when asked.
+    Forward passes run on rows of equal length, without padding. Gradients flow only when asked for.
+
+    Args:
+        hf: a causal language model of transformers; it is put into eval mode, and its weights require no gradients.
+        tokenizer: its tokenizer.
+        arch: the row of the architecture table that describes it.
+        name: how errors and artifacts name it.
     """
 
-    def __init__(self, hf, tokenizer, arch: Architecture, name: str) -> None:
-        self.hf = hf.eval().requires_grad_(False)
+    def __init__(self, hf: Any, tokenizer: Any, arch: Architecture, name: str) -> None:
+        self.hf: Any = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.arch = arch
         self.name = name
@@ -63,24 +70,26 @@ class LanguageModel:
         down = self.blocks[0].mlp_down.weight
         self.d_mlp: int = max(down.shape) if down.shape[0] != down.shape[1] else down.shape[0]
         self.vocab_size: int = self.unembedding.weight.shape[0]
-        self.tf32 = False  # float32 products of forwards on CUDA
+        self.tf32 = False  # float32 products on CUDA
         self.final_softcap: float | None = getattr(hf.config, "final_logit_softcapping", None)
 
     # ------------------------------------------------------------------ tokens
 
     @property
     def device(self) -> torch.device:
+        """The device of the unembedding, where forward passes begin and end."""
         return self.unembedding.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
         return self.unembedding.weight.dtype
 
     def encode(self, text: str, *, instruction: str | None = None) -> list[int]:
-        """Token ids of ``text``, with BOS exactly where the tokenizer puts it by itself.
+        """Token ids of ``text``, with a BOS token only where the tokenizer itself adds one.
 
-        With an ``instruction``, that is the user's turn of the model's chat template and the text is the beginning of
-        the reply, so that an answer can follow it.
+        An ``instruction`` is the user's turn of the model's chat template; the text is then the beginning of the reply,
+        so that an answer can follow it.
 
         Raises:
             MechstudyError: an instruction for a tokenizer without a chat template.
@@ -88,7 +97,7 @@ class LanguageModel:
         return encode(self.tokenizer, text, instruction, self.name)
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
-        """Each token as text; bytes that are no whole character show as the replacement character."""
+        """Each token as text; bytes that are not a whole character become the replacement character."""
         return [self.tokenizer.decode([int(i)]) for i in ids]
 
     def width(self, site: Site) -> int:
@@ -99,39 +108,42 @@ class LanguageModel:
 
     def forward(
         self,
-        tokens_BT: Tensor,
+        tokens_BT: Int[Tensor, "b t"],
         *,
         capture: Sequence[Site] = (),
         edits: Mapping[Site, Edit] | None = None,
-        start: tuple[int, Tensor] | None = None,
+        start: tuple[int, Float[Tensor, "rows t d"]] | None = None,
         stop_after: int | None = None,
-        logits_at: str | Tensor | None = "last",
+        logits_at: str | Int[Tensor, " b"] | None = "last",
         grad: bool = False,
         checkpointing: bool = False,
     ) -> Output:
-        """Run the model, or the part of it that is asked for.
+        """Runs the model, or the part of it that is asked for.
 
         Args:
             tokens_BT: token ids, rows of equal length.
-            capture: sites to return, after any edit of the same site.
-            edits: per site, a function from its [B, T, width] tensor to the tensor that replaces it.
+            capture: sites whose activations are returned, after any edit of the same site.
+            edits: for each site, a function from its [B, T, width] activations to their replacement.
             start: ``(layer, resid_pre_BTD)``: blocks below ``layer`` are skipped.
             stop_after: the last block to run; the logits are then None.
-            logits_at: ``"last"``, ``"all"``, one position per row [B], or None for no unembedding.
-            grad: let gradients flow, to tensors that edits bring in; weights never have any.
-            checkpointing: with ``grad``, compute each block again in the backward pass rather than keep its tensors.
+            logits_at: ``"last"``, ``"all"``, one position per row, or None for no unembedding.
+            grad: let gradients flow to tensors that edits introduce; weights never have gradients.
+            checkpointing: with ``grad``, compute each block again in the backward pass instead of keeping its tensors.
                 Edits inside a block are then called twice and must do the same both times.
+
+        Raises:
+            MechstudyError: a site that this model does not have, or that cannot be edited.
         """
         self._check_sites([*capture, *(edits or {})])
-        tokens_BT = sent(tokens_BT, self.device)
-        found: dict[Site, Tensor] = {}
+        tokens_BT = to_device(tokens_BT, self.device)
+        activations: dict[Site, Tensor] = {}
         edits = dict(edits or {})
         hidden = None
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(grad))
             if self.device.type == "cuda":
                 stack.enter_context(float32_products(self.tf32))
-            self._install(stack, set(capture) | set(edits), edits, found, start)
+            self._install(stack, set(capture) | set(edits), edits, activations, start)
             if grad and checkpointing:
                 self._checkpoint(stack, edits, 0 if start is None else start[0])
             if stop_after is not None:
@@ -141,23 +153,22 @@ class LanguageModel:
             except _StopForward:
                 logits_at = None
             logits = None if logits_at is None or hidden is None else self._unembed(hidden, logits_at)
-        return Output(logits, {site: found[site] for site in capture})
+        return Output(logits, {site: activations[site] for site in capture})
 
-    def embed(self, tokens_BT: Tensor) -> Tensor:
-        """The residual stream before the first block, [B, T, D] (position embeddings included)."""
-        return self.forward(tokens_BT, capture=[Site("resid_pre", 0)], stop_after=0, logits_at=None).activations[
-            Site("resid_pre", 0)
-        ]
+    def embed(self, tokens_BT: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        """The residual stream before the first block, position embeddings included."""
+        site = Site("resid_pre", 0)
+        return self.forward(tokens_BT, capture=[site], stop_after=0, logits_at=None).activations[site]
 
-    def unembed(self, normed: Tensor) -> Tensor:
-        """Logits of final-normed residuals [..., D] -> [..., V], with the family's soft cap."""
-        logits = self.unembedding(normed)
+    def unembed(self, normed: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows v"]:
+        """Logits of final-normed residuals, with the family's soft cap."""
+        logits: Tensor = self.unembedding(normed)
         if self.final_softcap is not None:
             logits = torch.tanh(logits / self.final_softcap) * self.final_softcap
         return logits
 
-    def linear_norm(self, norm: nn.Module, x: Tensor) -> LinearNorm:
-        """``norm`` with its scale frozen at ``x``; see `architectures.linear_norm`."""
+    def linear_norm(self, norm: nn.Module, x: Float[Tensor, "*t d"]) -> LinearNorm:
+        """``norm`` with its scale frozen at ``x`` (see `architectures.linear_norm`)."""
         return linear_norm(self.arch, norm, x)
 
     # ------------------------------------------------------------------- hooks
@@ -187,14 +198,14 @@ class LanguageModel:
         stack: ExitStack,
         sites: set[Site],
         edits: dict[Site, Edit],
-        found: dict[Site, Tensor],
+        activations: dict[Site, Tensor],
         start: tuple[int, Tensor] | None,
     ) -> None:
-        """Hook every site; skipped blocks pass their input through, and `start` enters at its block."""
+        """Hooks every site. Skipped blocks pass their input on, and ``start`` replaces the input of its block."""
         if start is not None:
             layer, resid = start
             for block in self.blocks[:layer]:
-                block.module.forward = _pass_through  # type: ignore[method-assign]  # instance attribute
+                block.module.forward = _pass_through
                 stack.callback(block.module.__dict__.pop, "forward")
             stack.callback(self.blocks[layer].module.register_forward_pre_hook(_replace_input(resid)).remove)
         for site in sorted(sites):
@@ -202,24 +213,22 @@ class LanguageModel:
             if site.kind == "resid_mid" and edit is not None:
                 raise MechstudyError(f"{site} cannot be edited", fix="edit attn_out or resid_post instead")
             module, is_input = self._module(site)
-            hook = _site_hook(site, edit, found, is_input)
+            hook = _site_hook(site, edit, activations, is_input)
             register = module.register_forward_pre_hook if is_input else module.register_forward_hook
             stack.callback(register(hook).remove)
 
     def _checkpoint(self, stack: ExitStack, edits: dict[Site, Edit], first: int) -> None:
-        from mechstudy.models import gradient_checkpointing as checkpointing
-
         @contextmanager
         def hooks(layer: int) -> Iterator[None]:
             inside = {s: edit for s, edit in edits.items() if s.layer == layer and self._module(s)[0] is not block(s)}
-            with ExitStack() as again:
-                self._install(again, set(inside), inside, {}, None)
+            with ExitStack() as recomputation:
+                self._install(recomputation, set(inside), inside, {}, None)
                 yield
 
-        def block(site: Site) -> nn.Module:  # its own hooks are called around what is computed again, not in it
+        def block(site: Site) -> nn.Module:  # its own hooks run outside of the recomputation
             return self.blocks[site.layer].module
 
-        checkpointing.install(stack, self.blocks, first, hooks)
+        checkpoint_blocks(stack, self.blocks, first, hooks)
 
     def _module(self, site: Site) -> tuple[nn.Module, bool]:
         """The module that carries a site, and whether the site is its input."""
@@ -245,94 +254,40 @@ def _pass_through(hidden_states: Tensor, *_: object, **__: object) -> Tensor:
     return hidden_states
 
 
-def _replace_input(resid_BTD: Tensor):
-    def hook(_module, args):
+def _replace_input(resid_BTD: Tensor) -> Hook:
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (resid_BTD.to(args[0]), *args[1:])
 
     return hook
 
 
-def _site_hook(site: Site, edit: Edit | None, found: dict[Site, Tensor], is_input: bool):
-    """A hook that records the site and replaces it by its edit; inputs and outputs may be tuples."""
+def _site_hook(site: Site, edit: Edit | None, activations: dict[Site, Tensor], is_input: bool) -> Hook:
+    """A hook that records the site's activations and replaces them with their edit."""
 
     def apply(value: Tensor) -> Tensor:
         if edit is not None:
             edited = edit(value)
             assert edited.shape == value.shape, f"{site}: {tuple(value.shape)} -> {tuple(edited.shape)}"
             value = edited.to(value.dtype)
-        found[site] = value
+        activations[site] = value
         return value
 
-    def pre_hook(_module, args):
+    def pre_hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (apply(args[0]), *args[1:])
 
-    def hook(_module, _args, output):
+    def hook(_module: nn.Module, _args: object, output: Any) -> Any:
         if isinstance(output, tuple):
             return (apply(output[0]), *output[1:])
         return apply(output)
 
-    # Capture alone must leave the module's own tensors in place: the hook then returns None.
+    # A hook that returns None leaves the module's own tensors in place, as capture alone must.
     if edit is None:
 
-        def capture_input(_module, args) -> None:
-            found[site] = args[0]
+        def capture_input(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            activations[site] = args[0]
 
-        def capture_output(_module, _args, output) -> None:
-            found[site] = output[0] if isinstance(output, tuple) else output
+        def capture_output(_module: nn.Module, _args: object, output: Any) -> None:
+            activations[site] = output[0] if isinstance(output, tuple) else output
 
         return capture_input if is_input else capture_output
     return pre_hook if is_input else hook
-
-
-def load_model(
-    folder: Path,
-    *,
-    dtype: str = "float32",
-    device: str = "cpu",
-    attention: str = "sdpa",
-    trust_remote_code: bool = False,
-    name: str | None = None,
-) -> LanguageModel:
-    """Load a local Hugging Face folder of a supported family.
-
-    Weights are read from safetensors only; code shipped with the model runs only with ``trust_remote_code``.
-
-    Raises:
-        MechstudyError: no config, unsupported family, no weights, truncated or incomplete weights.
-    """
-    import transformers
-
-    from mechstudy.models.architectures import architecture_for
-    from mechstudy.models.sources import check_folder, model_name, read_config
-
-    check_folder(folder)
-    arch = architecture_for(read_config(folder)["model_type"])
-    transformers.utils.logging.disable_progress_bar()
-    before = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()
-    try:
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=DTYPES[dtype],
-            attn_implementation=attention,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
-        tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise MechstudyError(
-            "the model cannot be loaded", where=str(folder), facts={"reason": str(error).splitlines()[0]}
-        ) from error
-    finally:
-        transformers.utils.logging.set_verbosity(before)
-    hf, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise MechstudyError(
-            f"the weights are incomplete: {len(missing)} tensors are missing",
-            where=str(folder),
-            facts={"first": missing[0]},
-            fix="fetch the model again",
-        )
-    return LanguageModel(hf.to(device), tokenizer, arch, name or model_name(folder))

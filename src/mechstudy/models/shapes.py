@@ -1,4 +1,4 @@
-"""A model's sizes read from its `config.json` alone, so that a plan needs neither torch nor weights."""
+"""A model's sizes, read from its ``config.json`` alone. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from mechstudy.core.errors import MechstudyError
 
-# What Hugging Face assumes where a config file is silent (files omit values equal to their defaults).
+# Hugging Face's defaults, which config files omit.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
@@ -19,7 +19,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "gpt2": {"vocab_size": 50_257, "n_positions": 1024, "tie_word_embeddings": True},
     "gpt_neox": {"attention_bias": True},
 }
-_FAMILIES = {
+FAMILIES = {
     "llama": "Llama",
     "qwen2": "Qwen2",
     "qwen3": "Qwen3",
@@ -39,7 +39,10 @@ _GPT2_NAMES = {
 
 @dataclass(frozen=True)
 class ModelShapes:
-    """Sizes of a model. ``n_embedding_parameters`` counts tokens, positions and, where not tied, the unembedding."""
+    """Sizes of a model.
+
+    ``n_embedding_parameters`` counts embeddings of tokens and positions and, unless it is tied, the unembedding.
+    """
 
     n_layers: int
     d_model: int
@@ -60,21 +63,21 @@ class ModelShapes:
 
     @property
     def n_block_parameters(self) -> int:
-        """Parameters of all blocks and the final norm: what a forward multiplies each token by."""
+        """Parameters of all blocks and the final norm, which process every token."""
         return self.n_parameters - self.n_embedding_parameters
 
 
 def shapes_of(config: Mapping[str, Any]) -> ModelShapes:
-    """Sizes of the model a Hugging Face ``config.json`` describes.
+    """Sizes of the model that a Hugging Face ``config.json`` describes.
 
     Raises:
-        MechstudyError: the family is not supported, or a size is missing or no positive integer.
+        MechstudyError: the family is not supported, or a size is missing or not a positive integer.
     """
     model_type = str(config.get("model_type"))
-    if model_type not in _FAMILIES:
+    if model_type not in FAMILIES:
         raise MechstudyError(
             f"models of type {model_type!r} are not supported",
-            facts={"supported": ", ".join(f"{name} ({kind})" for kind, name in _FAMILIES.items())},
+            facts={"supported": ", ".join(f"{name} ({kind})" for kind, name in FAMILIES.items())},
             fix="choose a model of a supported family",
         )
     values = {**_DEFAULTS[model_type], **{key: value for key, value in config.items() if value is not None}}
@@ -111,7 +114,7 @@ def shapes_of(config: Mapping[str, Any]) -> ModelShapes:
         head_dim=shapes.width,
         vocab_size=vocabulary,
         tied=tied,
-        family=_FAMILIES[model_type],
+        family=FAMILIES[model_type],
         model_type=model_type,
         n_parameters=embedding + layers * block + final_norm,
         n_embedding_parameters=embedding,

@@ -1,4 +1,4 @@
-"""Names of the places in a transformer where activations are read and written."""
+"""Sites: names of the places in a transformer where activations are read and edited."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SITES: tuple[str, ...] = get_args(SiteKind)
 class Site:
     """One activation site: a kind at a layer; prints as ``mlp_out.12``.
 
-    ``mlp_in`` is the normed input the MLP sees; ``attn_out`` and ``mlp_out`` are what is added to the
-    residual stream, after any post-norm (Gemma); ``mlp_act`` is the input of the down projection.
+    ``mlp_in`` is the normed input of the MLP; ``attn_out`` and ``mlp_out`` are what is added to the residual stream,
+    after any post-norm (Gemma); ``mlp_act`` is the input of the down projection.
     """
 
     kind: str
@@ -38,17 +38,47 @@ class Site:
 
     @classmethod
     def parse(cls, text: str) -> Site:
-        """Inverse of ``str``: ``Site.parse("mlp_out.12")``."""
+        """Inverse of ``str``: ``Site.parse("mlp_out.12")``.
+
+        Raises:
+            MechstudyError: not of the form ``kind.layer``, or an unknown kind.
+        """
         kind, _, layer = text.partition(".")
         if not layer.isdigit():
             raise MechstudyError(f"{text!r} is not a site", fix="write kind.layer, for example mlp_out.12")
         return cls(kind, int(layer))
 
 
-def parse_layers(spec: str | int | Iterable[int | str], n_layers: int | None) -> tuple[int, ...]:
-    """Layers named by ``"10-24"``, ``"all"``, ``"3,5,8-10"``, an integer or a list, sorted and unique.
+def parse_sites(spec: str | Site | Iterable[str | Site], n_layers: int) -> list[Site]:
+    """The sites that ``"mlp_out.12"``, ``"resid_post.10-15"``, ``"mlp_in.all"`` or a list of these names, each once.
 
-    ``n_layers`` bounds them; with None, ``"all"`` is refused and nothing else is checked.
+    Raises:
+        MechstudyError: no site, an unknown kind, or a layer that the model does not have.
+    """
+    sites: list[Site] = []
+    for part in [spec] if isinstance(spec, str | Site) else spec:
+        if isinstance(part, Site):
+            sites.append(part)
+            continue
+        kind, dot, layers = part.partition(".")
+        Site(kind, 0)  # refuses an unknown kind
+        if not dot:
+            raise MechstudyError(f"{part!r} names no layers", fix=f"{kind}.0-{n_layers - 1}, or {kind}.all")
+        sites += [Site(kind, layer) for layer in parse_layers(layers, n_layers)]
+    if not sites:
+        raise MechstudyError("no site is named", fix='for example "resid_post.10-15"')
+    return list(dict.fromkeys(sites))
+
+
+def parse_layers(spec: str | int | Iterable[int | str], n_layers: int | None) -> tuple[int, ...]:
+    """The layers that ``"10-24"``, ``"all"``, ``"3,5,8-10"``, an integer or a list stands for, sorted and unique.
+
+    Args:
+        spec: the layers as users write them.
+        n_layers: the model's number of layers; with None, ``"all"`` is refused and the bound is not checked.
+
+    Raises:
+        MechstudyError: not readable, or a layer that the model does not have.
     """
     if isinstance(spec, int):
         layers = {spec}
@@ -74,9 +104,9 @@ def parse_layers(spec: str | int | Iterable[int | str], n_layers: int | None) ->
             layers |= set(parse_layers(item, n_layers))
     if not layers:
         raise MechstudyError("no layer is named", fix="write for example 10-24, or all")
-    if n_layers is not None and (bad := [x for x in sorted(layers) if not 0 <= x < n_layers]):
+    if n_layers is not None and (missing := [x for x in sorted(layers) if not 0 <= x < n_layers]):
         raise MechstudyError(
-            f"layer {bad[0]} does not exist",
+            f"layer {missing[0]} does not exist",
             facts={"model": f"has layers 0-{n_layers - 1}"},
             fix=f"stay within 0-{n_layers - 1}",
         )

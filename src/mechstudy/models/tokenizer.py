@@ -1,4 +1,4 @@
-"""A model's tokenizer without its weights: as the model has it, or the bare file, which needs no torch."""
+"""A model's tokenizer without its weights: transformers' own, or its bare file, which needs no torch."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from mechstudy.core.errors import MechstudyError
 
 FILE = "tokenizer.json"
 
 
 def encode(tokenizer: Any, text: str, instruction: str | None, name: str) -> list[int]:
-    """Token ids of ``text``; of the beginning of a reply to ``instruction``, where there is one.
+    """Token ids of ``text``, or of the beginning of a reply to ``instruction`` that ``text`` begins.
 
     Args:
-        tokenizer: of transformers.
-        name: of the model, for the error.
+        tokenizer: a tokenizer of transformers.
+        text: the text to encode.
+        instruction: the user's turn of the chat template; None encodes ``text`` alone.
+        name: the model's name, for the error.
 
     Raises:
         MechstudyError: an instruction for a tokenizer without a chat template.
@@ -32,8 +36,8 @@ def encode(tokenizer: Any, text: str, instruction: str | None, name: str) -> lis
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model's folder, as the model itself is given it. Imports torch."""
-    import transformers
+    """The tokenizer of a model's folder, as the model uses it."""
+    import transformers  # imports torch, which the bare tokenizer does without
 
     return transformers.AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=trust_remote_code
@@ -41,17 +45,16 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def bare_encode(folder: Path) -> Callable[[str], list[int]] | None:
-    """Token ids by ``tokenizer.json`` alone; None where there is none that can be read.
+    """A function that encodes with ``tokenizer.json`` alone; None if there is no such file or it cannot be read.
 
-    Nearly what the model's tokenizer gives: settings beside the file (a BOS token, a chat template) are not in it.
+    Token ids nearly equal those of the model's tokenizer: settings outside the file (a BOS token, a chat template) are
+    missing.
     """
     file = folder / FILE
     if not file.is_file():
         return None
     try:
-        from tokenizers import Tokenizer
-
         bare = Tokenizer.from_file(str(file))
-    except Exception:  # of a version that this library does not know: it raises nothing narrower
+    except Exception:  # the library raises nothing narrower for a file of a later version
         return None
     return lambda text: list(bare.encode(text).ids)

@@ -1,8 +1,9 @@
-"""Exact identities that a loaded model must satisfy before any number of it is believed."""
+"""Exact identities that a loaded model must satisfy before its numbers can be trusted."""
 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
@@ -15,11 +16,11 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 6e-2, tor
 
 
 def validate_model(model: LanguageModel, n_tokens: int = 8) -> dict[str, float]:
-    """Run the identities on a dummy forward; returns each one's largest relative residual.
+    """Checks the identities on a dummy forward pass and returns each one's largest relative residual.
 
-    The residual stream adds up; our logits are the model's own; frozen norms and frozen attention (the
-    linear maps that attribution graphs use) reproduce the modules; a batch equals its rows; a forward
-    started in the middle equals a whole one.
+    The residual stream adds up; our logits equal the model's own; frozen norms and frozen attention (the linear maps
+    that attribution graphs use) reproduce the modules; a batch equals its rows; a forward pass started in the middle
+    equals a whole one.
 
     Raises:
         MechstudyError: an identity fails, so the architecture table does not describe this model.
@@ -43,61 +44,61 @@ def validate_model(model: LanguageModel, n_tokens: int = 8) -> dict[str, float]:
     return checks
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest expected magnitude."""
+def relative_error(actual: Float[Tensor, "*shape"], expected: Float[Tensor, "*shape"]) -> float:
+    """The largest difference, divided by the largest expected magnitude."""
     scale = expected.abs().max().double().clamp_min(1e-30)
-    return float((found.double() - expected.double()).abs().max() / scale)
+    return float((actual.double() - expected.double()).abs().max() / scale)
 
 
 def _sites(model: LanguageModel, *kinds: str) -> list[Site]:
     return [Site(kind, layer) for layer in range(model.n_layers) for kind in kinds]
 
 
-def _residual(model: LanguageModel, tokens: Tensor) -> float:
+def _residual(model: LanguageModel, tokens: Int[Tensor, "b t"]) -> float:
     sites = _sites(model, "resid_pre", "attn_out", "mlp_out", "resid_post")
-    found = model.forward(tokens, capture=sites, logits_at=None).activations
+    activations = model.forward(tokens, capture=sites, logits_at=None).activations
     worst = 0.0
     for layer in range(model.n_layers):
-        pre, attn, mlp, post = (found[Site(k, layer)] for k in ("resid_pre", "attn_out", "mlp_out", "resid_post"))
-        worst = max(worst, relative(pre.double() + attn.double() + mlp.double(), post))
+        pre, attn, mlp, post = (activations[Site(k, layer)] for k in ("resid_pre", "attn_out", "mlp_out", "resid_post"))
+        worst = max(worst, relative_error(pre.double() + attn.double() + mlp.double(), post))
         if layer + 1 < model.n_layers:
-            worst = max(worst, relative(found[Site("resid_pre", layer + 1)], post))
+            worst = max(worst, relative_error(activations[Site("resid_pre", layer + 1)], post))
     return worst
 
 
-def _logits(model: LanguageModel, tokens: Tensor) -> float:
+def _logits(model: LanguageModel, tokens: Int[Tensor, "b t"]) -> float:
     with torch.no_grad():
         expected = model.hf(input_ids=tokens, use_cache=False).logits
-    return relative(model.forward(tokens, logits_at="all").logits, expected)  # type: ignore[arg-type]
+    return relative_error(model.forward(tokens, logits_at="all").logits, expected)  # type: ignore[arg-type]
 
 
-def _batch(model: LanguageModel, tokens: Tensor) -> float:
+def _batch(model: LanguageModel, tokens: Int[Tensor, "b t"]) -> float:
     together = model.forward(tokens, logits_at="all").logits
     alone = torch.cat([model.forward(row[None], logits_at="all").logits for row in tokens])  # type: ignore[misc]
-    return relative(together, alone)  # type: ignore[arg-type]
+    return relative_error(together, alone)  # type: ignore[arg-type]
 
 
-def _start(model: LanguageModel, tokens: Tensor) -> float:
+def _start(model: LanguageModel, tokens: Int[Tensor, "b t"]) -> float:
     layer = model.n_layers // 2
     site = Site("resid_pre", layer)
     whole = model.forward(tokens, capture=[site])
     part = model.forward(tokens, start=(layer, whole.activations[site]))
-    return relative(part.logits, whole.logits)  # type: ignore[arg-type]
+    return relative_error(part.logits, whole.logits)  # type: ignore[arg-type]
 
 
-def _linear_parts(model: LanguageModel, tokens: Tensor) -> dict[str, float]:
+def _linear_parts(model: LanguageModel, tokens: Int[Tensor, "b t"]) -> dict[str, float]:
     """Frozen norms against `mlp_in`, frozen patterns through the value and output maps against `attn_out`."""
     kinds = ["resid_pre", "attn_out", "mlp_in"]
     with recorded_patterns(model.hf) as patterns:
-        found = model.forward(tokens, capture=_sites(model, *kinds), logits_at=None).activations
+        activations = model.forward(tokens, capture=_sites(model, *kinds), logits_at=None).activations
     norms = attentions = 0.0
     for layer, block in enumerate(model.blocks):
-        pre, attn, mlp_in = (found[Site(k, layer)] for k in kinds)
+        pre, attn, mlp_in = (activations[Site(k, layer)] for k in kinds)
         mid = pre if block.parallel else pre + attn
-        norms = max(norms, relative(model.linear_norm(block.norm_mlp, mid).forward(mid), mlp_in))
+        norms = max(norms, relative_error(model.linear_norm(block.norm_mlp, mid).forward(mid), mlp_in))
         normed = model.linear_norm(block.norm_attn, pre).forward(pre)
         heads = block.attention_weights().forward(patterns[layer], normed)
         if block.norm_attn_post is not None:
             heads = model.linear_norm(block.norm_attn_post, heads).forward(heads)
-        attentions = max(attentions, relative(heads, attn))
+        attentions = max(attentions, relative_error(heads, attn))
     return {"frozen_norms": norms, "frozen_attention": attentions}

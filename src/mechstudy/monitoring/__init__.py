@@ -1,1 +1,5 @@
-"""Sampling of resource use, its summaries, and rules that name bottlenecks."""
+"""Use of the machine by each unit: sampling, summaries, bottlenecks, profiles and memory snapshots."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,27 +1,36 @@
-"""How busy each phase should keep what it runs on."""
+"""How busy a phase should keep what it runs on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-INFERENCE, TRAINING, ATTRIBUTION = (0.60, 0.80), (0.40, 0.60), (0.85, 0.95)
-# The specification's ranges are of a GPU. A CPU has nobody to wait for but memory and disk.
-_GPU = {
-    "baseline": INFERENCE,
-    "capture": INFERENCE,
-    "features": INFERENCE,
-    "intervene": INFERENCE,
-    "stream": TRAINING,
-    "train": TRAINING,
-    "variant": TRAINING,
-    "attribute": ATTRIBUTION,
-}
-_CPU = (0.70, 1.00)
+_CPU = (0.70, 1.00)  # ranges of phases are of a GPU; a CPU waits only for memory and disk
+
+
+@dataclass(frozen=True)
+class PhaseProfile:
+    """What is expected of a phase, and what to change where it is slow.
+
+    Attributes:
+        gpu: the range of a GPU's utilisation; None for phases that are short and compute little.
+        batch: the field that sets the size of its batches.
+        when_reading: the remedy where it waits for reads, ``when_writing`` for writes.
+        command: the command that runs the phase.
+    """
+
+    gpu: tuple[float, float] | None = None
+    batch: str = "compute.batch_tokens"
+    when_reading: str | None = None
+    when_writing: str | None = None
+    command: str = "run"
+
+
+UNJUDGED = PhaseProfile()
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Shares of time between which a phase is as it should be; ``of`` says of what."""
+    """Shares of time between which a phase is as it should be; ``of`` names what is busy."""
 
     low: float
     high: float
@@ -31,13 +40,15 @@ class Expected:
         return f"{self.low:.0%}-{self.high:.0%} of {self.of}"
 
 
-def expected(phase: str, *, on_gpu: bool, own: tuple[float, float] | None = None) -> Expected | None:
-    """The range of a phase; None for those that are short and do no sums (prompts, corpus, report).
+def expected(profile: PhaseProfile, *, on_gpu: bool, own: tuple[float, float] | None = None) -> Expected | None:
+    """The range of a phase; None for those that are not judged.
 
-    ``own``, in per cent, goes before it: ``compute.expected_usage``, as it was when the phase ran.
+    Args:
+        own: replaces it, in per cent: ``compute.expected_usage``, as it was when the phase ran.
     """
+    of = "the GPU" if on_gpu else "its threads"
     if own is not None:
-        return Expected(own[0] / 100, own[1] / 100, "the GPU" if on_gpu else "its threads")
-    if phase not in _GPU:
+        return Expected(own[0] / 100, own[1] / 100, of)
+    if profile.gpu is None:
         return None
-    return Expected(*_GPU[phase], "the GPU") if on_gpu else Expected(*_CPU, "its threads")
+    return Expected(*(profile.gpu if on_gpu else _CPU), of)

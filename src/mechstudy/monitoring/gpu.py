@@ -1,4 +1,4 @@
-"""What NVIDIA's management library says of the GPUs a unit runs on. Without the library or a GPU there is nothing."""
+"""Use of NVIDIA GPUs, read through NVML; nothing where the library or a GPU is missing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mechstudy.monitoring.record import Gpu
 
 @dataclass(frozen=True)
 class GpuState:
-    """One GPU now: the share of the last moments in which a kernel ran, bytes in use, watts."""
+    """One GPU now: share of the last moments in which a kernel ran, bytes in use, watts."""
 
     busy: float
     memory: int
@@ -21,7 +21,7 @@ class GpuState:
 
 
 class GpuProbe:
-    """Reads some GPUs through NVML (the `nvidia-ml-py` package); made by `gpu_probe`."""
+    """Reads some GPUs through NVML (the ``nvidia-ml-py`` package). Created by `gpu_probe`."""
 
     def __init__(self, nvml: Any, handles: Sequence[Any]) -> None:
         self._nvml, self._handles = nvml, list(handles)
@@ -29,18 +29,14 @@ class GpuProbe:
 
     def describe(self) -> tuple[Gpu, ...]:
         """Name, memory and power limit of each."""
-        found = []
+        gpus = []
         for handle in self._handles:
             name = self._nvml.nvmlDeviceGetName(handle)
-            limit = self._try("nvmlDeviceGetEnforcedPowerLimit", handle)
-            found.append(
-                Gpu(
-                    name.decode() if isinstance(name, bytes) else str(name),
-                    int(self._nvml.nvmlDeviceGetMemoryInfo(handle).total),
-                    None if limit is None else limit / 1000,
-                )
-            )
-        return tuple(found)
+            name = name.decode() if isinstance(name, bytes) else str(name)
+            milliwatts = self._try("nvmlDeviceGetEnforcedPowerLimit", handle)
+            memory = int(self._nvml.nvmlDeviceGetMemoryInfo(handle).total)
+            gpus.append(Gpu(name, memory, None if milliwatts is None else milliwatts / 1000))
+        return tuple(gpus)
 
     def read(self) -> list[GpuState]:
         """Each GPU now. Its numbers are of all processes that use it."""
@@ -54,10 +50,10 @@ class GpuProbe:
         return states
 
     def _try(self, name: str, handle: Any) -> Any:
-        """None where this GPU (or a slice of one) does not tell."""
+        """None where this GPU (or a slice of one) does not report it."""
         try:
             return getattr(self._nvml, name)(handle)
-        except Exception:  # NVML has an exception of its own for each reason
+        except Exception:  # NVML has its own exception for each reason
             return None
 
 
@@ -74,18 +70,18 @@ def gpu_probe(device: str, n: int = 1, environment: Mapping[str, str] = os.envir
         probe = GpuProbe(nvml, chosen)
         probe.read()
         return probe if chosen else None
-    except Exception:  # monitoring is no reason to fail: no library, no driver, no permission
+    except Exception:  # monitoring must not fail a run: no library, no driver, no permission
         return None
 
 
 def _visible(nvml: Any, asked: str | None) -> list[Any]:
-    """Handles of the GPUs that CUDA shows this process, in its order: numbers, or ids of GPUs and of slices of them."""
+    """Handles of the GPUs visible to CUDA, in its order, by numbers or by ids of GPUs and of slices of them."""
     if asked is None:
         return [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
     handles = []
     for word in (part.strip() for part in asked.split(",") if part.strip()):
         if word.lstrip("-").isdecimal():
-            if int(word) < 0:  # CUDA shows none from here on
+            if int(word) < 0:  # CUDA ignores the rest of the list
                 break
             handles.append(nvml.nvmlDeviceGetHandleByIndex(int(word)))
         else:

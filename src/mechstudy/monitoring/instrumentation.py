@@ -1,59 +1,71 @@
-"""What runs beside a job's entry: the sampler always, the profiler and the watch of memory on request."""
+"""What is recorded while a unit runs: its use of the machine, and on request profiler traces and memory snapshots."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
 
 from mechstudy.machine.runtime import Runtime
+from mechstudy.monitoring.memory_snapshot import on_out_of_memory, snapshotted
+from mechstudy.monitoring.profiler import profiled
+from mechstudy.monitoring.record import usage_file
+from mechstudy.monitoring.sampler import monitored
 
-if TYPE_CHECKING:
-    from mechstudy.runner.run_unit import Job
-    from mechstudy.store.artifacts import ArtifactWriter
-
-PROFILE = "profile"  # folder in the run's: traces, tables, snapshots of memory
-
-
-def monitoring(job: Job, writer: ArtifactWriter, runtime: Runtime, threads: int) -> AbstractContextManager[None]:
-    """The sampler, unless the study says no. ``threads``: of all processes of the unit."""
-    if not job.options.monitor:
-        return nullcontext()
-    from mechstudy.monitoring.record import usage_file
-    from mechstudy.monitoring.sampler import monitored
-
-    return monitored(
-        usage_file(writer.final),
-        unit=job.unit.name,
-        phase=job.unit.phase,
-        device=runtime.device,
-        threads=threads,
-        parallel=job.options.max_parallel,
-        n_ranks=runtime.ranks.size,
-        seconds=job.options.monitor_seconds,
-        expected=job.options.expected_usage.get(job.unit.phase),
-        resumes=writer.resumes,
-        say=runtime.progress.log,
-    )
+PROFILE = "profile"  # folder in the run's: traces, tables, memory snapshots
 
 
-@contextmanager
-def recording(job: Job, runtime: Runtime) -> Iterator[None]:
-    """torch's profiler and a snapshot of memory, where they were asked for."""
-    with ExitStack() as stack:
-        if job.options.snapshots is not None:
-            from mechstudy.monitoring.memory_snapshot import snapshotted
+@dataclass(frozen=True)
+class Instruments:
+    """The instruments of one unit.
 
-            stack.enter_context(snapshotted(job.unit.name, runtime, job.options.snapshots))
-        if job.options.profile is not None:
-            from mechstudy.monitoring.profiler import profiled
+    Attributes:
+        artifact: the folder its artifact will have; usage is recorded beside it.
+        threads: of all processes of the unit.
+        resumes: another process began the artifact.
+        run: the run's folder.
+    """
 
-            stack.enter_context(profiled(job.unit.name, runtime, job.options.profile))
-        yield
+    unit: str
+    phase: str
+    artifact: Path
+    runtime: Runtime
+    threads: int
+    resumes: bool
+    run: Path
 
+    def sampled(self) -> AbstractContextManager[None]:
+        """Samples what the unit uses, unless the study turns that off."""
+        options = self.runtime.options
+        if not options.monitor:
+            return nullcontext()
+        return monitored(
+            usage_file(self.artifact),
+            unit=self.unit,
+            phase=self.phase,
+            device=self.runtime.device,
+            threads=self.threads,
+            parallel=options.max_parallel,
+            n_ranks=self.runtime.group.size,
+            seconds=options.monitor_seconds,
+            expected=options.expected_usage.get(self.phase),
+            resumes=self.resumes,
+            say=self.runtime.progress.log,
+        )
 
-def look_at_memory(job: Job, runtime: Runtime, reason: str) -> None:
-    """When memory has run out: writes what is in it, while what failed still is."""
-    from mechstudy.monitoring.memory_snapshot import on_out_of_memory
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Torch's profiler and memory snapshots, where they are requested."""
+        options = self.runtime.options
+        with ExitStack() as stack:
+            if options.snapshot_folder is not None:
+                stack.enter_context(snapshotted(self.unit, self.runtime, options.snapshot_folder))
+            if options.trace_folder is not None:
+                stack.enter_context(profiled(self.unit, self.runtime, options.trace_folder))
+            yield
 
-    on_out_of_memory(job.unit.name, runtime, job.options.snapshots or job.run / PROFILE, reason)
+    def out_of_memory(self, reason: str) -> None:
+        """Writes what is in memory, while the tensors of the failed work still are."""
+        folder = self.runtime.options.snapshot_folder or self.run / PROFILE
+        on_out_of_memory(self.unit, self.runtime, folder, reason)

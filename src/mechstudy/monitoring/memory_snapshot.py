@@ -1,7 +1,7 @@
-"""`--memory-snapshot`, and what is written by itself when memory runs out: what was in memory at the peak.
+"""``--memory-snapshot``: the content of memory at its peak, also written whenever memory runs out.
 
-On a GPU torch's own snapshot (https://docs.pytorch.org/memory_viz reads it, offline too); on a CPU, where torch keeps
-no such record, the tensors that were alive at the peak, by shape, and the course of resident memory.
+On a GPU it is torch's own snapshot (https://docs.pytorch.org/memory_viz reads it, offline too). On a CPU, where torch
+keeps no such record, it is the tensors alive at the peak, by shape, and the course of resident memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+import psutil
 
 from mechstudy.core.files import disk_errors
 from mechstudy.core.sizes import human
@@ -25,14 +26,14 @@ from mechstudy.store.manifest import slug
 
 _HISTORY = 200_000  # allocations that torch remembers, each with its stack
 _POLL = 0.05
-_GROWTH = 1.05  # a new peak is looked at when it is higher by this factor: a look walks all of Python's objects
+_GROWTH = 1.05  # tensors are listed again at a peak higher by this factor: that visits all of Python's objects
 _ROWS = 25
 _COURSE = 60  # lines
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """Live tensors of one shape, dtype and device that share no storage; bytes of all of them."""
+    """Live tensors of one shape, dtype and device that share no storage, with their total bytes."""
 
     count: int
     bytes: int
@@ -54,24 +55,24 @@ def live_tensors() -> list[Tensors]:
     torch = sys.modules.get("torch")
     if torch is None:
         return []
-    seen: set[tuple[str, int]] = set()
+    counted: set[tuple[str, int]] = set()
     groups: dict[str, list[int]] = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # looking at deprecated attributes of others' objects
+        warnings.simplefilter("ignore")  # deprecated attributes of other libraries' objects
         for item in gc.get_objects():
             with suppress(Exception):  # a proxy, a tensor without storage
                 if not issubclass(type(item), torch.Tensor) or item.device.type == "meta":
                     continue
                 storage = item.untyped_storage()
                 key = (str(item.device), storage.data_ptr())
-                if key in seen or not storage.nbytes():
+                if key in counted or not storage.nbytes():
                     continue
-                seen.add(key)
+                counted.add(key)
                 dtype = str(item.dtype).removeprefix("torch.")
                 grad = ", a parameter" if isinstance(item, torch.nn.Parameter) else ""
                 groups.setdefault(f"{dtype} {list(item.shape)} on {item.device}{grad}", []).append(storage.nbytes())
-    found = [Tensors(len(sizes), sum(sizes), what) for what, sizes in groups.items()]
-    return sorted(found, key=lambda tensors: -tensors.bytes)
+    tensors = [Tensors(len(sizes), sum(sizes), what) for what, sizes in groups.items()]
+    return sorted(tensors, key=lambda group: -group.bytes)
 
 
 @contextmanager
@@ -83,7 +84,6 @@ def snapshotted(unit: str, runtime: Runtime, folder: Path) -> Iterator[None]:
 
         torch.cuda.memory._record_memory_history(max_entries=_HISTORY)
     watch = _Watch()
-    watch.start()
     try:
         yield
     finally:
@@ -95,7 +95,7 @@ def snapshotted(unit: str, runtime: Runtime, folder: Path) -> Iterator[None]:
 
 
 def on_out_of_memory(unit: str, runtime: Runtime, folder: Path, reason: str) -> None:
-    """Writes what is in memory now. Called while the failed work's tensors are still alive; never raises."""
+    """Writes what is in memory now. Call it while the failed work's tensors are alive. Never raises."""
     try:
         now = Course(tensors=live_tensors())
         files = write_snapshot(unit, runtime.device, folder, now, f"memory ran out: {reason}")
@@ -105,7 +105,7 @@ def on_out_of_memory(unit: str, runtime: Runtime, folder: Path, reason: str) -> 
 
 
 def write_snapshot(unit: str, device: str, folder: Path, course: Course, why: str) -> list[Path]:
-    """Writes the files, and returns which."""
+    """Writes the files, and returns their paths."""
     files = [folder / f"{slug(unit)}.memory.txt"]
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,13 +113,13 @@ def write_snapshot(unit: str, device: str, folder: Path, course: Course, why: st
             import torch
 
             files.append(folder / f"{slug(unit)}.memory.pickle")  # the format of torch's viewer
-            torch.cuda.memory._dump_snapshot(str(files[1]))
+            torch.cuda.memory._dump_snapshot(str(files[1]))  # type: ignore[no-untyped-call]
         files[0].write_text(describe(unit, device, course, why), encoding="utf-8")
     return files
 
 
 def describe(unit: str, device: str, course: Course, why: str) -> str:
-    """The page for people."""
+    """The text of ``.memory.txt``."""
     lines = [f"{unit} on {device}: {why}", f"  available now: {human(available_memory_bytes())}"]
     if course.points:
         lines.append(f"  resident at its peak: {human(course.peak)}, after {course.peak_at:.1f} s")
@@ -157,18 +157,14 @@ def _bars(course: Course) -> list[str]:
 
 
 class _Watch:
-    """A thread that follows resident memory, and looks at the tensors whenever it is clearly higher than before."""
+    """A thread that follows resident memory, and lists the tensors whenever it is clearly higher than before."""
 
     def __init__(self) -> None:
-        import psutil
-
-        self._process: Any = psutil.Process()
+        self._process = psutil.Process()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True, name="memory")
         self._course = Course()
-        self._looked = 0
-
-    def start(self) -> None:
+        self._listed_at = 0
         self._began = time.monotonic()
         self._thread.start()
 
@@ -194,5 +190,5 @@ class _Watch:
             ]
         if rss > course.peak:
             course.peak, course.peak_at = rss, t
-        if rss > _GROWTH * self._looked:
-            self._looked, course.tensors = rss, live_tensors()
+        if rss > _GROWTH * self._listed_at:
+            self._listed_at, course.tensors = rss, live_tensors()

@@ -1,4 +1,4 @@
-"""What torch's profiler recorded, as a page for people: where the time went, and what took memory."""
+"""The table of a recorded profile: time and memory by operator."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAME, _SHAPES = 34, 44  # columns
 
 @dataclass(frozen=True)
 class Operator:
-    """One operator with one set of input shapes: calls, seconds of its own (without what it calls), bytes it took."""
+    """One operator with one set of input shapes: calls, its own seconds (without its callees'), bytes it allocated."""
 
     name: str
     shapes: str
@@ -26,7 +26,7 @@ class Operator:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A unit's recorded part: counted steps, wall seconds, operators with the longest first."""
+    """The recorded part of a unit: counted steps, wall seconds, operators with the slowest first."""
 
     unit: str
     device: str
@@ -36,12 +36,13 @@ class Recorded:
 
     @property
     def on_gpu(self) -> bool:
+        """Whether kernels ran on a GPU."""
         return any(operator.gpu_seconds for operator in self.operators)
 
 
 def operators_of(profiler: Any, cuda: bool) -> list[Operator]:
-    """Every operator by name and input shapes, sorted by its time on the GPU where there is one, else on the CPU."""
-    found = [
+    """Every operator by name and input shapes, slowest first: by GPU time where there is one, else by CPU time."""
+    operators = [
         Operator(
             str(event.key),
             _shapes(event.input_shapes),
@@ -53,11 +54,15 @@ def operators_of(profiler: Any, cuda: bool) -> list[Operator]:
         for event in profiler.key_averages(group_by_input_shape=True)
         if not str(event.key).startswith("ProfilerStep") and str(event.key) != "[memory]"
     ]
-    return sorted(found, key=lambda operator: (operator.gpu_seconds, operator.cpu_seconds), reverse=True)
+    return sorted(operators, key=_time, reverse=True)
+
+
+def _time(operator: Operator) -> tuple[float, float]:
+    return operator.gpu_seconds, operator.cpu_seconds
 
 
 def table(recorded: Recorded) -> str:
-    """The whole page."""
+    """The text of the page."""
     lines = [*_head(recorded), "", *_by_name(recorded), "", *_by_shape(recorded), "", *_memory(recorded)]
     return "\n".join(lines) + "\n"
 
@@ -81,32 +86,25 @@ def _by_name(recorded: Recorded) -> list[str]:
     sums: dict[str, list[Operator]] = {}
     for operator in recorded.operators:
         sums.setdefault(operator.name, []).append(operator)
-    whole = [
-        Operator(
-            name,
-            "",
-            sum(operator.calls for operator in some),
-            sum(operator.cpu_seconds for operator in some),
-            sum(operator.gpu_seconds for operator in some),
-            sum(operator.bytes_taken for operator in some),
-        )
-        for name, some in sums.items()
+    names = ("calls", "cpu_seconds", "gpu_seconds", "bytes_taken")
+    totals = [
+        Operator(name, "", **{field: sum(getattr(operator, field) for operator in each) for field in names})
+        for name, each in sums.items()
     ]
-    whole.sort(key=lambda operator: (operator.gpu_seconds, operator.cpu_seconds), reverse=True)
-    return ["Operators, each without what it calls", *_rows(whole, recorded)]
+    return ["Operators, each without its callees", *_rows(sorted(totals, key=_time, reverse=True), recorded)]
 
 
 def _by_shape(recorded: Recorded) -> list[str]:
-    return ["The same by shapes of their inputs", *_rows(recorded.operators, recorded)]
+    return ["The same by input shapes", *_rows(recorded.operators, recorded)]
 
 
 def _memory(recorded: Recorded) -> list[str]:
-    taking = sorted(recorded.operators, key=lambda operator: -operator.bytes_taken)
-    taking = [operator for operator in taking if operator.bytes_taken > 0][:10]
-    lines = ["Memory taken, and not given back by the same operator"]
-    for operator in taking:
+    allocating = sorted(recorded.operators, key=lambda operator: -operator.bytes_taken)
+    allocating = [operator for operator in allocating if operator.bytes_taken > 0][:10]
+    lines = ["Memory allocated, and not freed by the same operator"]
+    for operator in allocating:
         lines.append(f"  {human(operator.bytes_taken):>9}  {_cut(operator.name, _NAME)}  {operator.shapes}")
-    return lines if taking else [*lines, "  none"]
+    return lines if allocating else [*lines, "  none"]
 
 
 def _rows(operators: Sequence[Operator], recorded: Recorded) -> list[str]:
@@ -140,7 +138,7 @@ def _share(part: float, whole: float) -> str:
 
 
 def _shapes(shapes: Any) -> str:
-    """``[64, 64] x [64, 64]``; scalars and what has no shape are left out."""
+    """``[64, 64] x [64, 64]``, without scalars and arguments that have no shape."""
     return " x ".join(str(list(shape)) for shape in shapes or () if shape)
 
 

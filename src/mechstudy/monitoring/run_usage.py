@@ -7,13 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mechstudy.monitoring.bottlenecks import Bottleneck, Evidence, bottlenecks
+from mechstudy.monitoring.expected_usage import PhaseProfile
 from mechstudy.monitoring.record import Session
-from mechstudy.monitoring.summary import Use, use_of
-
-ORDER = (
-    "model", "prompts", "baseline", "corpus", "capture", "stream", "train", "variant", "attribute", "features",
-    "intervene", "report",
-)  # fmt: skip
+from mechstudy.monitoring.summary import SHORT, Use, use_of
 
 
 @dataclass(frozen=True)
@@ -27,13 +23,12 @@ class PhaseUsage:
 
     @property
     def use(self) -> Use:
+        """What the phase used in all."""
         return self.evidence.use
 
     @property
     def verdict(self) -> str:
         """``as expected``, ``low``, ``above``, or ``not judged`` (short, or without a range)."""
-        from mechstudy.monitoring.summary import SHORT
-
         wanted = self.evidence.expected
         if wanted is None or self.use.seconds < SHORT:
             return "not judged"
@@ -43,46 +38,44 @@ class PhaseUsage:
 def by_phase(
     sessions: Iterable[Sequence[Session]],
     study: Mapping[str, Any],
+    profiles: Mapping[str, PhaseProfile],
     facts: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[PhaseUsage]:
-    """Phases in their order, of every unit's sessions.
+    """The usage of each phase, from every unit's sessions.
 
     Args:
-        study: as plain JSON; fields that are not in it (``compute`` is not part of a report's) are passed over.
+        study: as plain JSON; fields that it lacks (a report's has no ``compute``) are skipped.
+        profiles: what is expected of each phase, in the order of phases.
         facts: phase -> more fields of `Evidence` (``queued``, ``restarts``, ``gpus_here``, ``slurm``).
     """
     grouped: dict[str, dict[str, Sequence[Session]]] = {}
     for unit in sessions:
         if unit:
             grouped.setdefault(unit[-1].phase, {})[unit[-1].unit] = unit
-    found = []
-    for phase in sorted(grouped, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
-        units = grouped[phase]
+    usages = []
+    for phase in (*(name for name in profiles if name in grouped), *(name for name in grouped if name not in profiles)):
+        units, profile = grouped[phase], profiles.get(phase, PhaseProfile())
         use = use_of(session for unit in units.values() for session in unit)
         if use is None:
             continue
-        evidence = Evidence(phase, use, len(units), **_batch(phase, study), source=_source(study))
-        evidence = replace(evidence, own_range=_own_range(units), **(facts or {}).get(phase, {}))
-        found.append(PhaseUsage(phase, evidence, units, bottlenecks(evidence)))
-    return found
+        evidence = Evidence(
+            phase,
+            use,
+            len(units),
+            profile=profile,
+            batch_is=_at(study, *profile.batch.split(".")),
+            source=_at(study, "dictionaries", "source"),
+            own_range=_own_range(units),
+        )
+        evidence = replace(evidence, **(facts or {}).get(phase, {}))
+        usages.append(PhaseUsage(phase, evidence, units, bottlenecks(evidence)))
+    return usages
 
 
 def _own_range(units: Mapping[str, Sequence[Session]]) -> tuple[float, float] | None:
     """What the study said of the phase when its last unit began."""
     last = max((unit[-1] for unit in units.values()), key=lambda session: session.started)
     return None if last.expected is None else (last.expected[0], last.expected[1])
-
-
-def _batch(phase: str, study: Mapping[str, Any]) -> dict[str, Any]:
-    """The field that sets the size of the phase's batches, and what it is."""
-    if phase in ("train", "variant", "stream"):
-        size = _at(study, "dictionaries", "training", "batch_size")
-        return {"batch": "dictionaries.training.batch_size", "batch_is": size}
-    return {"batch": "compute.batch_tokens", "batch_is": _at(study, "compute", "batch_tokens")}
-
-
-def _source(study: Mapping[str, Any]) -> str | None:
-    return _at(study, "dictionaries", "source")
 
 
 def _at(value: Any, *path: str) -> Any:

@@ -1,35 +1,32 @@
-"""The sampler: a thread beside a unit that writes what it uses, every few seconds, into a file beside its artifact.
+"""The sampler: a thread beside a unit that records its use of the machine in a file beside its artifact.
 
-It measures what it costs itself, and looks less often where that is more than a small share of the time.
+It measures its own cost, and samples less often where that exceeds a small share of the time.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
-from mechstudy.monitoring.record import MOST_SAMPLES, Sample, Session, read_usage, to_lines
+import psutil
+
+from mechstudy.core.files import atomic_path
+from mechstudy.machine import cgroup
+from mechstudy.machine.memory import memory_limit_bytes
+from mechstudy.monitoring.gpu import gpu_probe
+from mechstudy.monitoring.probe import Probe
+from mechstudy.monitoring.record import MOST_SAMPLES, Sample, Session, json_line, read_usage, to_lines
 
 _WRITE_EVERY = 15.0  # seconds that a killed process may lose
 _SHARE = 0.002  # of the time, that samples may take in CPU seconds
 _SLOWEST = 5.0  # seconds between samples of a long unit,
 _SLOWER = 60.0  # which is this share of the time it has run so far
-
-
-class Source(Protocol):
-    """What samples come from."""
-
-    def read(self) -> Sample: ...
-
-    def close(self) -> None: ...
 
 
 class UsageLog:
@@ -47,9 +44,8 @@ class UsageLog:
         interval = max([session.seconds, *(earlier.seconds for earlier in self._sessions)])
         self.session = replace(session, seconds=interval, samples=[])
         self._sessions.append(self.session)
-        self._unwritten: list[Sample] = []
-        self._written = clock()
         self._count = sum(len(earlier.samples) for earlier in self._sessions)
+        self._unwritten: list[Sample] = []
         self._rewrite()
 
     def add(self, sample: Sample) -> None:
@@ -64,11 +60,9 @@ class UsageLog:
 
     def flush(self) -> None:
         """Appends what was not written yet."""
-        lines = "".join(json.dumps(sample.as_json(), separators=(",", ":")) + "\n" for sample in self._unwritten)
         with self.file.open("a", encoding="utf-8") as opened:
-            opened.write(lines)
-        self._unwritten.clear()
-        self._written = self._clock()
+            opened.write("".join(json_line(sample.as_json()) for sample in self._unwritten))
+        self._all_written()
 
     def _thin(self) -> None:
         self._sessions = [session.thinned() for session in self._sessions]
@@ -79,28 +73,22 @@ class UsageLog:
         self._rewrite()
 
     def _rewrite(self) -> None:
-        temporary = self.file.with_name(f".{self.file.name}.tmp-{os.getpid()}")
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with atomic_path(self.file) as temporary:
             temporary.write_text(to_lines(self._sessions), encoding="utf-8")
-            temporary.replace(self.file)  # not fsynced: after a power cut a unit without usage is no loss
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        self._all_written()
+
+    def _all_written(self) -> None:
         self._unwritten.clear()
         self._written = self._clock()
 
 
 class Sampler:
-    """Takes samples in a daemon thread until it is stopped. What goes wrong in it ends it, and nothing else."""
+    """Takes samples in a daemon thread until it is stopped. An error in the thread ends it, and nothing else."""
 
-    def __init__(self, log: UsageLog, source: Source, say: Callable[[str], None] = lambda _: None) -> None:
-        self._log, self._source, self._say = log, source, say
+    def __init__(self, log: UsageLog, probe: Probe, say: Callable[[str], None] = lambda _: None) -> None:
+        self._log, self._probe, self._say = log, probe, say
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True, name="usage")
-
-    def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
@@ -113,24 +101,24 @@ class Sampler:
         try:
             while True:
                 ended = self._end.wait(seconds)
-                sample = replace(self._source.read(), own=round(time.thread_time(), 4))
+                sample = replace(self._probe.read(), own=round(time.thread_time(), 4))
                 self._log.add(sample)
                 if ended:
                     self._log.flush()
                     return
                 seconds = pause(self._log.session.seconds, sample.t, time.thread_time())
-        except Exception as error:  # a full disk, a process that may not be looked at
+        except Exception as error:  # a full disk, a process that may not be read
             self._say(f"usage is no longer recorded: {type(error).__name__}: {error}")
         finally:
-            self._source.close()
+            self._probe.close()
 
 
 def pause(asked: float, age: float, own: float) -> float:
     """Seconds until the next sample, never fewer than were asked for.
 
     A unit that has run for a minute is sampled every second, one of five minutes and more every five. Where samples
-    so far took more than their share of the time (``own`` CPU seconds of ``age``), the next one waits until they do
-    not; one look at a thousand processes is not followed by another a second later.
+    have taken more than their share of the time (``own`` CPU seconds of ``age``), the next one waits until they have
+    not; so an expensive sample of a thousand processes is not followed by another a second later.
     """
     within_share = own / _SHARE - age
     return max(asked, min(_SLOWEST, age / _SLOWER), within_share)
@@ -151,58 +139,46 @@ def monitored(
     resumes: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[None]:
-    """Writes what is used inside the block to ``file``; with ``resumes`` after what earlier processes wrote.
+    """Records the use of the machine inside the block in ``file``.
 
-    Never raises and never changes what the block does: where usage cannot be recorded, ``say`` is told once.
+    Never raises and never changes what the block does: where usage cannot be recorded, ``say`` gets one message.
 
     Args:
+        file: the unit's `usage_file`.
+        unit: the unit's name.
+        phase: the unit's phase.
+        device: that the unit runs on.
         threads: given to the unit, all its ``n_ranks`` processes together.
         parallel: units that run beside each other on this machine.
+        n_ranks: processes that share the unit.
         seconds: between samples.
-        expected: how busy it is to be, in per cent, where that is not as usual.
+        expected: the busy range in per cent, where the study sets one.
+        resumes: append to what earlier processes recorded.
+        say: takes messages.
     """
     sampler = None
     try:
-        sampler = _sampler(file, unit, phase, device, threads, parallel, n_ranks, seconds, expected, resumes, say)
-        sampler.start()
+        gpus = gpu_probe(device, n_ranks)
+        session = Session(
+            unit=unit,
+            phase=phase,
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            host=platform.node(),
+            device=device,
+            threads=threads,
+            parallel=parallel,
+            cores=psutil.cpu_count() or 1,
+            usable=cgroup.usable_cores(),
+            memory_bytes=memory_limit_bytes(),
+            seconds=seconds,
+            expected=None if expected is None else (float(expected[0]), float(expected[1])),
+            gpus=gpus.describe() if gpus is not None else (),
+        )
+        sampler = Sampler(UsageLog(file, session, resumes=resumes), Probe(gpus), say)
     except Exception as error:
         say(f"usage is not recorded: {type(error).__name__}: {error}")
     try:
         yield
     finally:
         if sampler is not None:
-            with suppress(RuntimeError):
-                sampler.stop()
-
-
-def _sampler(
-    file: Path, unit: str, phase: str, device: str, threads: int, parallel: int, n_ranks: int, seconds: float,
-    expected: Sequence[float] | None, resumes: bool, say: Callable[[str], None],
-) -> Sampler:  # fmt: skip
-    import platform
-
-    import psutil
-
-    from mechstudy.machine import cgroup
-    from mechstudy.machine.memory import total_memory_bytes
-    from mechstudy.monitoring.gpu import gpu_probe
-    from mechstudy.monitoring.probe import Probe
-
-    gpus = gpu_probe(device, n_ranks)
-    total = total_memory_bytes()
-    session = Session(
-        unit=unit,
-        phase=phase,
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-        host=platform.node(),
-        device=device,
-        threads=threads,
-        parallel=parallel,
-        cores=psutil.cpu_count() or 1,
-        usable=cgroup.usable_cores(),
-        memory_bytes=min(total, cgroup.memory_limit() or total),
-        seconds=seconds,
-        expected=None if expected is None else (float(expected[0]), float(expected[1])),
-        gpus=gpus.describe() if gpus is not None else (),
-    )
-    return Sampler(UsageLog(file, session, resumes=resumes), Probe(gpus), say)
+            sampler.stop()

@@ -1,1 +1,5 @@
-"""What a study will need, from shapes alone; nothing is run."""
+"""Plans: what a study needs, from shapes alone; nothing is run."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

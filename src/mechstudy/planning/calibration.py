@@ -1,11 +1,12 @@
-"""What short pilots on the target machine say of the time and memory model; kept in ``<run>/validate.json``.
+"""Corrections of the time and memory model from short pilots on the target machine, kept in ``<run>/validate.json``.
 
-Per kind of unit: seconds = once + fixed + factor x what the model says. ``once`` is paid by the first unit of a kind in
-a process (imports, compiled kernels), ``fixed`` by every one.
+Per kind of unit: seconds = once + fixed + factor x modelled seconds. ``once`` is paid by the first unit of a kind in a
+process (imports, compiled kernels), ``fixed`` by every one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -21,14 +22,17 @@ FILE = "validate.json"
 _T90 = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81)  # Student's t, 90% two-sided, by degrees of freedom
 LEAST_SPREAD = 0.10  # of any interval: a machine differs from itself by as much
 _UNREPEATED = 0.25
-_LONGER = 1.25  # times the model's seconds, from which a pilot tells a slope from a constant
-_NOTHING = 0.05  # seconds: below, the model does not say what a unit is busy with
+_LONGER = 1.25  # a pilot whose modelled seconds are this many times another's separates slope from constant
+_NOTHING = 0.05  # modelled seconds below which the model does not explain a unit's time
 
 
 @dataclass(frozen=True)
 class Pilot:
-    """A unit that was run to learn of its kind. ``modelled`` seconds without loading, ``planned_bytes`` of memory;
-    ``first``: of its kind in the process."""
+    """A unit that was run to calibrate its kind.
+
+    ``modelled`` are the model's seconds without loading, ``planned_bytes`` the plan's memory. ``first`` is true of the
+    first unit of its kind in the process.
+    """
 
     kind: str
     unit: str
@@ -42,8 +46,11 @@ class Pilot:
 
 @dataclass(frozen=True)
 class Fit:
-    """Of one kind. ``spread`` is half of the 90% interval, as a share of the seconds; ``extra_bytes`` of memory come on
-    top of what the plan counts; ``n`` pilots."""
+    """The fit of one kind, from ``n`` pilots.
+
+    ``spread`` is half of the 90% interval, as a share of the seconds. ``extra_bytes`` of memory come on top of the
+    plan's.
+    """
 
     factor: float
     fixed: float = 0.0
@@ -55,7 +62,10 @@ class Fit:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Fits by kind (see `times.kind_of`), the machine, threads and moment they are of, and what ``auto`` is there."""
+    """Fits by kind (see `times.kind_of`), with the machine, threads and time of the pilots.
+
+    ``auto`` is the dtype that ``auto`` resolved to.
+    """
 
     fits: Mapping[str, Fit]
     machine: str = ""
@@ -65,31 +75,32 @@ class Calibration:
     pilots: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
 
     def of(self, kind: str) -> Fit | None:
-        """The fit of a kind; a variant is trained as any dictionary is."""
-        return self.fits.get("train" if kind == "variant" else kind)
+        """The fit of a kind."""
+        return self.fits.get(kind)
 
     def as_json(self) -> dict[str, Any]:
+        """Plain JSON."""
         fits = {kind: asdict(fit) for kind, fit in self.fits.items()}
-        found = {"machine": self.machine, "threads": self.threads, "finished": self.finished, "auto": self.auto}
-        return {**found, "fits": fits, "pilots": list(self.pilots)}
+        origin = {"machine": self.machine, "threads": self.threads, "finished": self.finished, "auto": self.auto}
+        return {**origin, "fits": fits, "pilots": list(self.pilots)}
 
 
 def fit_all(pilots: Sequence[Pilot], finished: str, auto: str | None = None, threads: int = 0) -> Calibration:
-    """A fit of every kind there are pilots of, with the interval that all repeats together allow."""
+    """A fit of every kind that has pilots; intervals come from the repeats of all kinds together."""
     by_kind: dict[str, list[Pilot]] = {}
     for pilot in pilots:
         by_kind.setdefault(pilot.kind, []).append(pilot)
-    fits = {kind: fit(found) for kind, found in by_kind.items()}
-    noise, freedom = _pooled([_long(found) for found in by_kind.values()])
+    fits = {kind: fit(group) for kind, group in by_kind.items()}
+    noise, freedom = _pooled([_long(group) for group in by_kind.values()])
     fits = {kind: replace(f, spread=_spread(noise, freedom, f.n)) for kind, f in fits.items()}
     return Calibration(fits, machine_id(), finished, auto, threads, [asdict(pilot) for pilot in pilots])
 
 
 def fit(pilots: Sequence[Pilot]) -> Fit:
-    """The fit of one kind: a line through short and long pilots, a factor where they are equally long, a constant where
-    the model says next to nothing.
+    """The fit of one kind.
 
-    What the first one of a process took beyond the line is paid once.
+    A line through short and long pilots; a factor alone where they are equally long; a constant where the modelled
+    seconds are close to zero. The time of a process's first pilot beyond that is ``once``.
     """
     extra = max(pilot.peak_bytes - pilot.planned_bytes for pilot in pilots)
     long = _long(pilots)
@@ -109,12 +120,12 @@ def fit(pilots: Sequence[Pilot]) -> Fit:
 
 
 def _later(pilots: Sequence[Pilot]) -> list[Pilot]:
-    """Those after the first of a process, where there are any."""
+    """The pilots after the first of their process, or all where there are no others."""
     return [pilot for pilot in pilots if not pilot.first] or list(pilots)
 
 
 def _long(pilots: Sequence[Pilot]) -> list[Pilot]:
-    """The longest ones, by the model."""
+    """The pilots with the most modelled seconds."""
     later = _later(pilots)
     longest = max(pilot.modelled for pilot in later)
     return [pilot for pilot in later if pilot.modelled * _LONGER >= longest]
@@ -136,41 +147,41 @@ def _spread(noise: float, freedom: int, n: int) -> float:
     if not freedom:
         return _UNREPEATED
     t90 = _T90[min(freedom, len(_T90)) - 1]
-    return min(1.0, max(LEAST_SPREAD, t90 * noise / n**0.5))
+    return min(1.0, max(LEAST_SPREAD, t90 * noise / math.sqrt(n)))
 
 
 def read_calibration(folder: Path, threads: int) -> Calibration | None:
-    """The calibration of a run's folder; None where it was not validated, or elsewhere, or with other threads."""
-    found = _kept(folder)
-    return found if found is not None and _otherwise(found, threads) is None else None
+    """The calibration of a run's folder; None where there is none for this machine and these threads."""
+    calibration = _read(folder)
+    return calibration if calibration is not None and _mismatch(calibration, threads) is None else None
 
 
 def why_uncalibrated(folder: Path, threads: int) -> str | None:
-    """Why pilots that were run say nothing of this plan; None where none were."""
-    found = _kept(folder)
-    told = None if found is None else _otherwise(found, threads)
-    return None if found is None or told is None else f"pilots of {found.finished} were {told}"
+    """Why the pilots of a run's folder do not apply to this plan; None where they do, or there are none."""
+    calibration = _read(folder)
+    mismatch = None if calibration is None else _mismatch(calibration, threads)
+    return None if calibration is None or mismatch is None else f"pilots of {calibration.finished} were {mismatch}"
 
 
-def _kept(folder: Path) -> Calibration | None:
+def _read(folder: Path) -> Calibration | None:
     with suppress(MechstudyError, KeyError, TypeError):
-        found = read_json(folder / FILE)["calibration"]
-        fits = {kind: Fit(**values) for kind, values in found["fits"].items()}
-        how = found["machine"], found["finished"], found["auto"], int(found["threads"])
-        return Calibration(fits, *how, found["pilots"])
+        values = read_json(folder / FILE)["calibration"]
+        fits = {kind: Fit(**fit) for kind, fit in values["fits"].items()}
+        origin = values["machine"], values["finished"], values["auto"], int(values["threads"])
+        return Calibration(fits, *origin, values["pilots"])
     return None
 
 
-def _otherwise(found: Calibration, threads: int) -> str | None:
-    """In what way they were run otherwise."""
-    if found.machine != machine_id():
+def _mismatch(calibration: Calibration, threads: int) -> str | None:
+    """How the pilots' machine or threads differ from those of a plan; None where they do not."""
+    if calibration.machine != machine_id():
         return "on another machine (CPU, GPUs or torch)"
-    if found.threads != threads:
-        s = "" if found.threads == 1 else "s"
-        return f"for {found.threads} thread{s}, this plan is for {threads} (--threads, compute.threads)"
+    if calibration.threads != threads:
+        s = "" if calibration.threads == 1 else "s"
+        return f"for {calibration.threads} thread{s}, this plan is for {threads} (--threads, compute.threads)"
     return None
 
 
 def joint_spread(parts: Iterable[tuple[float, float]]) -> float:
-    """Half-width in seconds of a sum of (seconds, spread): kinds err independently of each other."""
-    return sum((seconds * spread) ** 2 for seconds, spread in parts) ** 0.5
+    """Half-width in seconds of a sum of (seconds, spread), whose errors are independent."""
+    return math.sqrt(sum((seconds * spread) ** 2 for seconds, spread in parts))

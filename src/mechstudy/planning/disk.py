@@ -1,4 +1,4 @@
-"""Bytes a study writes, at the fullest moment and in the end, against what the disk and the quota leave."""
+"""Bytes that a study writes, at the fullest moment and in the end, against the free disk and the quota."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from mechstudy.activations.quota import Quota
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.sizes import human
 from mechstudy.study.dag import Evaluation
-from mechstudy.study.retention import rule_of
 from mechstudy.study.run_folder import ARTIFACTS
 from mechstudy.study.unit import Unit
 
@@ -24,15 +23,20 @@ class Sized(Protocol):
     """A unit with its bytes."""
 
     @property
-    def unit(self) -> str: ...
+    def unit(self) -> str:
+        """The unit's name."""
 
     @property
-    def bytes_on_disk(self) -> int: ...
+    def bytes_on_disk(self) -> int:
+        """Bytes of its artifact."""
 
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes the units still to run write: as the study says, with captured activations kept, and discarded."""
+    """Bytes that the remaining units write at the fullest moment.
+
+    ``needed`` is with the study's own retention, the others with captured activations kept or discarded.
+    """
 
     needed: int
     needed_keeping: int
@@ -42,22 +46,22 @@ class Disk:
 
     @property
     def over_disk(self) -> int:
-        """Bytes that the disk lacks, with what is kept free; 0 where it is large enough."""
+        """Bytes that the disk lacks, the spare ones included; 0 where it is large enough."""
         return max(0, self.needed + SPARE - self.free) if self.needed else 0
 
     @property
     def over_quota(self) -> int:
-        """Bytes that the quota lacks; it is ours alone, so that nothing need be kept free."""
+        """Bytes that the quota lacks. Only the run uses it, so nothing is spared."""
         return 0 if self.quota_left is None or not self.needed else max(0, self.needed - self.quota_left)
 
     @property
     def short_by(self) -> int:
-        """Bytes that are missing; 0 when it fits."""
+        """Bytes that are missing; 0 where the study fits."""
         return max(self.over_disk, self.over_quota)
 
 
 def disk_need(evaluation: Evaluation, folder: Path, quota: int | None = None) -> Disk:
-    """Bytes that the units to run will write, at the fullest moment, and bytes free where the run lies."""
+    """Bytes that the remaining units will write at the fullest moment, and the free bytes of the run's disk."""
     as_said = _peak_bytes(evaluation, lambda unit: unit.retention == "discard")
     keeping = _peak_bytes(evaluation, lambda unit: False)
     discarding = _peak_bytes(evaluation, may_go)
@@ -66,10 +70,10 @@ def disk_need(evaluation: Evaluation, folder: Path, quota: int | None = None) ->
 
 
 def disk_refusal(disk: Disk, folder: Path, rows: Sequence[Sized] = (), *, here: bool = True) -> MechstudyError | None:
-    """The error that says by how much the disk or the quota is too small; None when neither is.
+    """The error for a disk or quota that is too small; None where both suffice.
 
     Args:
-        here: the study runs where this disk is; elsewhere only the quota counts.
+        here: the study runs on this machine's disk; elsewhere only the quota counts.
     """
     short = max(disk.over_disk if here else 0, disk.over_quota)
     if not short:
@@ -100,26 +104,25 @@ def free_bytes(folder: Path) -> int:
 
 
 def nearest_folder(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there: on its disk it will be."""
+    """The folder, or the nearest existing one above it, which is on the same disk."""
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def may_go(unit: Unit) -> bool:
-    """Whether the run discards this unit's payload, or would by default."""
-    usual = rule_of(unit.phase, unit.spec).retention
-    return bool(unit.discard_patterns) and "discard" in (unit.retention, usual)
+    """Whether the run discards the unit's payload, or would by default."""
+    return bool(unit.phase.payload) and "discard" in (unit.retention, unit.phase.retention)
 
 
 def kept_bytes(unit: Unit) -> int:
-    """Bytes that stay when payload that may go is discarded once nobody needs it any more."""
+    """Bytes that stay once the payload that may be discarded is."""
     size = unit.estimate.bytes_on_disk
     if not may_go(unit):
         return size
     gone = sum(
         bytes_
         for name, bytes_ in unit.estimate.payload.items()
-        if any(fnmatchcase(name, pattern) for pattern in unit.discard_patterns)
+        if any(fnmatchcase(name, pattern) for pattern in unit.phase.payload)
     )
     return max(0, size - (gone or size))
 
@@ -129,14 +132,14 @@ def _peak_bytes(evaluation: Evaluation, discards: Callable[[Unit], bool]) -> int
     last: dict[str, str] = {}
     units, to_run = evaluation.graph.units, evaluation.to_run
     for name in to_run:
-        for source in units[name].inputs.values():
-            if units[name].reads_payload:
+        for source in units[name].sources:
+            if units[name].phase.reads_payload:
                 last[source] = name
     held = peak = 0
     for name in to_run:
         held += units[name].estimate.bytes_on_disk
         peak = max(peak, held)
-        for source in set(units[name].inputs.values()):
+        for source in units[name].sources:
             unit = units[source]
             if last.get(source) == name and source in to_run and discards(unit):
                 held -= unit.estimate.bytes_on_disk - kept_bytes(unit)

@@ -1,10 +1,10 @@
-"""What cannot fit, and the change that would make it fit: disk, quota, memory of a GPU or the machine, time limits."""
+"""Checks of a plan against disk, quota, memory and time limits, with a change that makes the study fit."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import duration
@@ -12,54 +12,57 @@ from mechstudy.core.sizes import human
 from mechstudy.planning.disk import disk_refusal
 from mechstudy.planning.hardware import PROFILES, Hardware, asked_hardware, load_hardware
 from mechstudy.planning.machine import this_machine
+from mechstudy.planning.opened_study import OpenedStudy
 from mechstudy.planning.plan import Plan, PlanRow, make_plan
+from mechstudy.planning.times import peak_of
 from mechstudy.study.slurm_config import SlurmConfig, seconds
 from mechstudy.study.study import Study
 from mechstudy.study.unit import Unit
-
-if TYPE_CHECKING:
-    from mechstudy.runner.study_run import OpenedStudy
+from mechstudy.study.units import build_units
 
 _LEAST_TOKENS = 256
-RESUMED = ("capture", "stream", "train", "variant", "attribute", "intervene")  # go on from what was saved
 Change = tuple[str, Study]
 
 
 def refusal(
     plan: Plan, opened: OpenedStudy | None = None, slurm: SlurmConfig | None = None
 ) -> MechstudyError | None:  # fmt: skip
-    """Why the study cannot run as it is, and what to change; None where it can. The worst of `refusals`."""
+    """Why the study cannot run as it is, and what to change; None where it can. The first of `refusals`."""
     return next(iter(refusals(plan, opened, slurm)), None)
 
 
 def refusals(
     plan: Plan, opened: OpenedStudy | None = None, slurm: SlurmConfig | None = None, *, disk_here: bool = True
 ) -> list[MechstudyError]:
-    """Every reason why the study cannot run as it is, those first that need another machine, then what is in the study.
+    """Every reason why the study cannot run as it is: memory first, then disk, then time limits.
 
     Args:
-        disk_here: the study is to run where the run's folder is; elsewhere this disk says nothing.
+        disk_here: the study will run on this machine's disk; elsewhere the free bytes of this disk do not matter.
     """
     todo = [row for row in plan.rows if row.to_run]
-    found = [_memory(plan, todo, opened), disk_refusal(plan.disk, plan.folder, plan.rows, here=disk_here)]
+    reasons = [_memory(plan, todo, opened), disk_refusal(plan.disk, plan.folder, plan.rows, here=disk_here)]
     if slurm is not None:
-        found += [_time(plan, todo, slurm), _job_memory(todo, slurm, plan.hardware)]
-    return [error for error in found if error is not None]
+        reasons += [_time(plan, todo, slurm), _job_memory(todo, slurm, plan.hardware)]
+    return [error for error in reasons if error is not None]
 
 
 def submit_refusal(opened: OpenedStudy, slurm: SlurmConfig) -> MechstudyError | None:
-    """Why jobs of this study could not do it, and what to change; None where they can, or nobody knows.
+    """Why jobs of this study would fail, and what to change; None where nothing is known to fail.
 
-    Where the study names its hardware, all that `plan` refuses. Where it does not, the node that submits says nothing
-    of those that compute: then the disk, and the memory that jobs without a GPU ask for.
+    A study that names its hardware is checked like a plan. Otherwise the compute nodes are unknown, and only the disk
+    and the memory of jobs without a GPU are checked.
     """
     named = asked_hardware(opened.study.compute)
     if named is not None:
-        return refusal(make_plan(opened.run(), hardware=named, slurm=slurm), opened, slurm)
+        return refusal(_plan(opened, named, slurm), opened, slurm)
     node = this_machine("cpu", opened.options.total_threads).model_copy(update={"source": "profile"})
-    plan = make_plan(opened.run(), hardware=node, slurm=slurm)
+    plan = _plan(opened, node, slurm)
     on_cpu = [row for row in plan.rows if row.to_run and not _asks_gpus(slurm.of_phase(row.phase))]
     return disk_refusal(plan.disk, plan.folder, plan.rows) or _job_memory(on_cpu, slurm, node)
+
+
+def _plan(opened: OpenedStudy, hardware: Hardware, slurm: SlurmConfig) -> Plan:
+    return make_plan(opened.evaluate(), opened.folder, opened.options, hardware=hardware, slurm=slurm)
 
 
 def _asks_gpus(asked: SlurmConfig) -> bool:
@@ -67,7 +70,7 @@ def _asks_gpus(asked: SlurmConfig) -> bool:
 
 
 def _memory(plan: Plan, rows: Sequence[PlanRow], opened: OpenedStudy | None) -> MechstudyError | None:
-    """A unit that needs more memory than there is at all."""
+    """The error for a unit that needs more memory than the hardware has."""
     hardware = plan.hardware
     limit = plan.memory_total if hardware.device == "cpu" and hardware.is_here else hardware.memory_bytes
     if not rows or (largest := max(rows, key=lambda row: row.memory.least)).memory.least <= limit:
@@ -82,7 +85,7 @@ def _memory(plan: Plan, rows: Sequence[PlanRow], opened: OpenedStudy | None) -> 
 
 
 def _memory_fixes(plan: Plan, limit: int, largest: PlanRow, opened: OpenedStudy | None) -> Iterator[str]:
-    """Changes, each of which alone makes every unit fit; then hardware that would do."""
+    """Changes that each make every unit fit, then hardware that is large enough."""
     tried = _changes(opened.study) if opened is not None else ()
     fits = [text for text, study in tried if opened is not None and _peak(opened, study, plan.hardware) <= limit]
     yield from fits[:3]
@@ -120,10 +123,7 @@ def _with(study: Study, section: str, **fields: Any) -> Study:
 
 
 def _peak(opened: OpenedStudy, study: Study, hardware: Hardware) -> int:
-    """The largest unit's bytes, were the study so."""
-    from mechstudy.planning.times import peak_of
-    from mechstudy.study.units import build_units
-
+    """Bytes of the largest unit of a changed study."""
     try:
         units: Sequence[Unit] = build_units(study, opened.shapes, "", opened.file.parent.resolve())
     except MechstudyError:
@@ -133,17 +133,17 @@ def _peak(opened: OpenedStudy, study: Study, hardware: Hardware) -> int:
 
 
 def _time(plan: Plan, rows: Sequence[PlanRow], slurm: SlurmConfig) -> MechstudyError | None:
-    """The unit that outlasts its job by most: it is not resumed by another, or not often enough."""
+    """The error for the unit that exceeds the time of its jobs by most."""
     over = {row.unit: _over(row, slurm.of_phase(row.phase)) for row in rows}
     worst = max(rows, key=lambda row: over[row.unit], default=None)
     if worst is None or over[worst.unit] <= 1 or worst.seconds is None:
         return None
     asked = slurm.of_phase(worst.phase)
-    limit, jobs, resumed = seconds(str(asked.time)), _jobs(worst, asked), worst.phase in RESUMED
+    limit, jobs, resumed = seconds(str(asked.time)), _jobs(worst, asked), worst.resumes
     enough = _slurm_time(1.25 * (worst.seconds + asked.signal_lead))
     facts = {
         "limit": f"{duration(limit)}, of which the last {duration(asked.lead)} are for saving",
-        "jobs": f"{jobs} one after another at the most" if resumed else "one: it starts again when it is put back",
+        "jobs": f"{jobs} one after another at the most" if resumed else "one: it starts again when it is requeued",
     }
     if others := [name for name, factor in over.items() if factor > 1 and name != worst.unit]:
         facts["others"] = ", ".join(others[:6]) + (", ..." if others[6:] else "")
@@ -157,7 +157,7 @@ def _time(plan: Plan, rows: Sequence[PlanRow], slurm: SlurmConfig) -> MechstudyE
 
 
 def _over(row: PlanRow, asked: SlurmConfig) -> float:
-    """A unit's time over that of all the jobs it may have, each without what it needs to save itself."""
+    """A unit's seconds over the usable seconds of all its jobs, those for saving excluded."""
     if asked.time is None or row.seconds is None:
         return 0.0
     usable = max(0, seconds(str(asked.time)) - asked.lead)
@@ -165,12 +165,12 @@ def _over(row: PlanRow, asked: SlurmConfig) -> float:
 
 
 def _jobs(row: PlanRow, asked: SlurmConfig) -> int:
-    """How many jobs may work on a unit, one after another, each going on where the last one was."""
-    return asked.max_restarts + 1 if row.phase in RESUMED else 1
+    """The number of jobs that can work on a unit, each resuming the last one."""
+    return asked.max_restarts + 1 if row.resumes else 1
 
 
 def _job_memory(rows: Sequence[PlanRow], slurm: SlurmConfig, hardware: Hardware) -> MechstudyError | None:
-    """A unit that needs more memory than its job asks for."""
+    """The error for a unit that needs more memory than its job asks for."""
     for row in rows:
         asked = slurm.of_phase(row.phase).memory
         limit = None if asked is None else _memory_bytes(str(asked))

@@ -1,4 +1,4 @@
-"""Hardware profiles: what a machine can do, from a data file, or measured here."""
+"""Hardware profiles: a machine's rates, memory and prices, from a data file or measured."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UNKNOWN_SHARE = 0.4
 
 
 class Share(Config):
-    """Which share of a peak whole units reach, and where that number comes from."""
+    """The share of a peak that whole units reach, and the source of the number."""
 
     share: float = Field(gt=0, le=2)
     source: str = "assumed"
@@ -31,10 +31,10 @@ class Share(Config):
 class Hardware(Config):
     """One accelerator with its node, or one CPU.
 
-    ``flops`` is the peak per precision, in FLOP/s; ``measured`` replaces it by rates at some widths of products, where
-    they were measured; ``auto`` is what `models.precision` chose here, where that is known. ``shares`` are of ``flops``
-    (forward, train, attribute) or of ``memory_bandwidth`` (stream, sparse). ``reserved_bytes`` is what a process takes
-    before it does anything. Bytes, bytes/s and seconds.
+    ``flops`` is the peak per precision, in FLOP/s; ``measured`` replaces it by rates at some widths of products.
+    ``auto`` is the dtype that `models.precision` chose on this machine, if known. ``shares`` are of ``flops`` (forward,
+    train, attribute) or of ``memory_bandwidth`` (stream, sparse). ``reserved_bytes`` is the memory of an idle process.
+    Units are bytes, bytes/s and seconds.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Hardware(Config):
 
     @property
     def is_here(self) -> bool:
-        """Whether it is the machine this runs on, as measured."""
+        """Whether the profile describes this machine."""
         return self.source != "profile"
 
     def rate(self, kind: str, dtype: str, width: int) -> float:
@@ -71,11 +71,12 @@ class Hardware(Config):
         return peak * self.share(kind)
 
     def share(self, kind: str) -> float:
-        found = self.shares.get(kind)
-        return _UNKNOWN_SHARE if found is None else found.share
+        """The share of the peak that work of this kind reaches."""
+        share = self.shares.get(kind)
+        return _UNKNOWN_SHARE if share is None else share.share
 
     def resolved(self, dtype: str, width: int = 0) -> str:
-        """``auto`` as float32 or bfloat16, whichever is faster here; anything else as it is."""
+        """``auto`` as float32 or bfloat16, whichever is faster; any other dtype unchanged."""
         if dtype != "auto":
             return dtype
         if self.auto is not None:
@@ -84,17 +85,17 @@ class Hardware(Config):
         return "bfloat16" if faster else "float32"
 
     def _peak(self, dtype: str, width: int) -> float:
-        known = {int(w): rate for w, rate in self.measured.get(dtype, {}).items()}
-        if known:
-            return _between(known, width or max(known))
+        rates = {int(w): rate for w, rate in self.measured.get(dtype, {}).items()}
+        if rates:
+            return _interpolated(rates, width or max(rates))
         return self.flops.get(dtype, self.flops["float32"])
 
 
 def load_hardware(name: str) -> Hardware:
-    """A bundled profile by name (``a100-80gb``), or one's own YAML file by path.
+    """A bundled profile by name (``a100-80gb``), or a YAML file by path.
 
     Raises:
-        MechstudyError: neither; or the file's mistake, at its line.
+        MechstudyError: there is neither, or the file is invalid (with the line).
     """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
@@ -106,29 +107,29 @@ def load_hardware(name: str) -> Hardware:
         f"there is no hardware profile {name!r}",
         where="--hardware",
         facts={"profiles": ", ".join(bundled), "also": f"{HERE!r}, or a YAML file like them"},
-        fix=_meant(name, bundled) or f"copy one of {PROFILES} and change it",
+        fix=_suggestion(name, bundled) or f"copy one of {PROFILES} and change it",
     )
 
 
-def _meant(name: str, bundled: Collection[str]) -> str | None:
-    """What may have been meant: profiles that begin so, else the nearest."""
-    begins = [known for known in bundled if known.startswith(name.lower())] if name else []
+def _suggestion(name: str, bundled: Collection[str]) -> str | None:
+    """The profiles that begin with the name, else the nearest one."""
+    matches = [profile for profile in bundled if profile.startswith(name.lower())] if name else []
     guess = nearest(name, bundled)
-    meant = begins or ([guess] if guess else [])
-    return f"did you mean {' or '.join(map(repr, meant))}?" if meant else None
+    guesses = matches or ([guess] if guess else [])
+    return f"did you mean {' or '.join(map(repr, guesses))}?" if guesses else None
 
 
 def asked_hardware(compute: ComputeConfig, name: str | None = None) -> Hardware | None:
-    """As named here, else as the study says; None: this machine. What the study says of prices goes before it."""
+    """The hardware of ``name``, else the study's, with the study's own prices; None stands for this machine."""
     chosen = name or compute.hardware
     if chosen is None or chosen == HERE:
         return None
-    given = {"su_per_gpu_hour": compute.su_per_gpu_hour, "price_per_su": compute.price_per_su}
-    return load_hardware(chosen).model_copy(update={key: value for key, value in given.items() if value is not None})
+    prices = {"su_per_gpu_hour": compute.su_per_gpu_hour, "price_per_su": compute.price_per_su}
+    return load_hardware(chosen).model_copy(update={key: value for key, value in prices.items() if value is not None})
 
 
 def profile_of_gpu(described: str) -> Hardware | None:
-    """The profile of a GPU as nvidia-smi describes it (name, memory in MiB); None of an unknown one."""
+    """The profile of a GPU as nvidia-smi describes it (name, memory in MiB); None for an unknown one."""
     text = described.upper()
     if "H100" in text or "H200" in text:
         return load_hardware("h100")
@@ -137,14 +138,14 @@ def profile_of_gpu(described: str) -> Hardware | None:
     return None
 
 
-def _between(known: Mapping[int, float], width: int) -> float:
-    """Rates between the widths measured, linear in the logarithms of width; the nearest beyond them."""
-    widths = sorted(known)
+def _interpolated(rates: Mapping[int, float], width: int) -> float:
+    """The rate at a width, linear in its logarithm between measured widths, constant beyond them."""
+    widths = sorted(rates)
     if width <= widths[0] or width >= widths[-1]:
-        return known[widths[0] if width <= widths[0] else widths[-1]]
+        return rates[widths[0] if width <= widths[0] else widths[-1]]
     above = next(w for w in widths if w >= width)
     below = max(w for w in widths if w <= width)
     if above == below:
-        return known[above]
+        return rates[above]
     part = math.log(width / below) / math.log(above / below)
-    return known[below] + part * (known[above] - known[below])
+    return rates[below] + part * (rates[above] - rates[below])

@@ -1,7 +1,7 @@
-"""This machine as measured: rates of products, memory and disk. Measured once, then remembered.
+"""Rates of this machine's products, memory and disk, measured once and cached.
 
-`plan` needs a number at once and measures for a third of a second, without torch; `validate` measures with torch, in
-both precisions, at the study's own widths.
+`plan` measures for a third of a second, without torch; `validate` measures with torch, in both precisions, at the
+study's own widths.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from mechstudy.machine.cache import recall, remember
+from mechstudy.machine.hardware import nvidia_smi
 from mechstudy.machine.memory import total_memory_bytes
-from mechstudy.planning.hardware import HERE, Hardware, Share, profile_of_gpu
+from mechstudy.planning.hardware import HERE, Hardware, Share, load_hardware, profile_of_gpu
 
 RECORD = "rates"
 WIDTHS = (576, 1024, 2048)
 _ROWS = 2048
-_SECONDS = 0.12  # a measurement of one product
-_BLOCK = 64 << 20  # bytes moved to measure memory and disk
-# What whole units reached of plain products on the machines of docs/budget.md.
+SECONDS = 0.12  # a measurement of one product
+BLOCK = 64 << 20  # bytes moved to measure memory and disk
+# Shares of plain products that whole units reached on the machines of docs/how-to/budget.md.
 _CPU_SHARES = {"forward": 0.75, "train": 0.6, "attribute": 0.3, "stream": 0.7, "sparse": 0.5}
 _PROCESS_BYTES = 500_000_000  # Python, torch and transformers
 
 
 def this_machine(device: str, threads: int) -> Hardware:
-    """The GPU's profile where there is one and it is asked for, else the CPU as measured, now or earlier."""
+    """The profile of this machine's GPU, unless ``device`` is cpu or there is none; else the measured CPU."""
     if device != "cpu" and (gpu := _gpu()) is not None:
         return gpu
     record = recall(_name(threads))
@@ -42,7 +43,7 @@ def this_machine(device: str, threads: int) -> Hardware:
 
 
 def hardware_of(record: Mapping[str, Any]) -> Hardware:
-    """The profile that a record of measurements makes."""
+    """The profile of a record of measurements."""
     f32 = {str(w): float(rate) for w, rate in record["flops"]["float32"].items()}
     bf16 = {str(w): float(rate) for w, rate in record["flops"].get("bfloat16", {}).items()}
     measured = {"float32": f32, **({"bfloat16": bf16} if bf16 else {})}
@@ -54,7 +55,7 @@ def hardware_of(record: Mapping[str, Any]) -> Hardware:
         flops={dtype: max(rates.values()) for dtype, rates in measured.items()},
         measured=measured,
         memory_bandwidth=record["memory_bandwidth"],
-        shares={kind: Share(share=share, source="docs/budget.md") for kind, share in _CPU_SHARES.items()},
+        shares={kind: Share(share=share, source="docs/how-to/budget.md") for kind, share in _CPU_SHARES.items()},
         call_seconds=2e-4,
         disk_read=record["disk_read"],
         disk_write=record["disk_write"],
@@ -65,7 +66,7 @@ def hardware_of(record: Mapping[str, Any]) -> Hardware:
 
 
 def quick(threads: int) -> dict[str, Any]:
-    """float32 products with NumPy and the memory's speed; the disk's is assumed."""
+    """Measures float32 products with NumPy, and memory; the disk's rates are assumed."""
     numpy = _numpy(threads)
 
     a = numpy.ones((_ROWS // 2, 1024), dtype=numpy.float32)
@@ -81,7 +82,7 @@ def quick(threads: int) -> dict[str, Any]:
 
 
 def measure(folder: Path, d_model: int, d_mlp: int, threads: int) -> Hardware:
-    """Measures with torch in float32 and bfloat16, and the disk of ``folder``; remembers it."""
+    """Measures with torch in float32 and bfloat16, and the disk of ``folder``, and caches the result."""
     import torch
 
     from mechstudy.models.precision import faster_dtype
@@ -111,7 +112,7 @@ def _name(threads: int) -> str:
 
 
 def _numpy(threads: int) -> Any:
-    """NumPy with so many threads: it reads their number when it is first imported."""
+    """NumPy with this many threads, which it reads when it is first imported."""
     if "numpy" in sys.modules:
         return sys.modules["numpy"]
     before = os.environ.get("OMP_NUM_THREADS")
@@ -126,25 +127,22 @@ def _numpy(threads: int) -> Any:
 
 
 def _gpu() -> Hardware | None:
-    """The profile of the first GPU; an unknown one is taken for an A100 of 40 GB."""
+    """The profile of the first GPU; an unknown one counts as an A100 of 40 GB."""
     if shutil.which("nvidia-smi") is None:
         return None
-    from mechstudy.planning.hardware import load_hardware
-    from mechstudy.store.provenance import nvidia_smi
-
     described = nvidia_smi()
     if not described:
         return None
-    found = profile_of_gpu(described)
-    if found is None:
-        found = load_hardware("a100-40gb").model_copy(update={"name": "unknown GPU, taken for an A100-40GB"})
-    return found.model_copy(update={"source": "the profile of this machine's GPU"})
+    gpu = profile_of_gpu(described)
+    if gpu is None:
+        gpu = load_hardware("a100-40gb").model_copy(update={"name": "unknown GPU, taken for an A100-40GB"})
+    return gpu.model_copy(update={"source": "the profile of this machine's GPU"})
 
 
 def _best(work: Callable[[], Any]) -> float:
     """Seconds of the fastest run."""
     work()
-    best, end = float("inf"), time.perf_counter() + _SECONDS
+    best, end = float("inf"), time.perf_counter() + SECONDS
     while (began := time.perf_counter()) < end:
         work()
         best = min(best, time.perf_counter() - began)
@@ -152,18 +150,18 @@ def _best(work: Callable[[], Any]) -> float:
 
 
 def _memory_bandwidth() -> float:
-    """Bytes/s that a copy reads and writes."""
+    """Bytes/s that a copy in memory reads and writes."""
     import numpy
 
-    source = numpy.ones(_BLOCK // 8)
+    source = numpy.ones(BLOCK // 8)
     target = numpy.zeros_like(source)
     return 2 * source.nbytes / _best(lambda: numpy.copyto(target, source))
 
 
 def _disk(folder: Path) -> tuple[float, float]:
-    """Bytes/s read and written in one file of 64 MB, synced, and read past the page cache where that can be asked."""
+    """Bytes/s read and written in one file of 64 MB; synced, and read past the page cache where possible."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, data = folder / ".disk-speed", os.urandom(1 << 20) * (_BLOCK >> 20)
+    path, data = folder / ".disk-speed", os.urandom(1 << 20) * (BLOCK >> 20)
     try:
         began = time.perf_counter()
         with path.open("wb") as out:

@@ -1,4 +1,4 @@
-"""Peak memory of every unit: what it works with, what the process holds already, and what pilots found beside that."""
+"""Peak memory of every unit: its working set, what the process already holds, and the correction from pilots."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mechstudy.study.dag import Evaluation
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes at the peak: as the study says, with the model in float32 throughout, and in bfloat16 throughout.
+    """Bytes at the peak: in the study's own precisions, with the model all in float32, and all in bfloat16.
 
-    ``file`` of the peak are pages of a mapped file: in a process' size, but given back when memory is short.
+    ``file`` bytes of the peak are pages of a mapped file, which the system takes back when memory is short.
     """
 
     peak: int
@@ -25,12 +25,12 @@ class Footprint:
 
     @property
     def least(self) -> int:
-        """Bytes without which it does not go."""
+        """Bytes that the unit cannot run without."""
         return self.peak - self.file
 
     @staticmethod
     def largest(parts: Sequence[Footprint]) -> Footprint:
-        """The largest of each."""
+        """The largest value of each field."""
         return Footprint(
             max((p.peak for p in parts), default=0),
             max((p.float32 for p in parts), default=0),
@@ -46,20 +46,19 @@ def footprints(
     together: bool,
     processes: Mapping[str, int] | None = None,
 ) -> dict[str, Footprint]:
-    """Of every unit, with the processes that help it.
+    """The footprint of every unit, with all processes that share it.
 
     Every process that shares a unit loads the model for itself; pages of a mapped file are counted for each, as a
     cluster's accounting does. On GPUs each has its own, and memory is one GPU's.
 
     Args:
-        together: units run in one process one after another, which keeps models and dictionaries, as those that help
-            keep theirs.
-        processes: unit -> how many share it, where it is more than one.
+        together: units run one after another in the same processes, which keep models and dictionaries loaded.
+        processes: unit -> number of processes that share it, where more than one.
     """
     kept: dict[str | None, dict[str, int]] = {None: {}, "float32": {}, "bfloat16": {}}
     helped: dict[str | None, dict[str, int]] = {None: {}, "float32": {}, "bfloat16": {}}
-    idle = 0  # processes that have helped and wait
-    found = {}
+    idle = 0  # processes that shared an earlier unit and wait
+    result = {}
     for name, node in evaluation.nodes.items():
         estimate = node.unit.estimate
         fit = None if calibration is None else calibration.of(kind_of(node.unit))
@@ -83,13 +82,11 @@ def footprints(
                 helped[precision] = together_bytes(theirs, models if n else {})
             peaks.append(peak)
         idle = max(idle, n if node.must_run else 0)
-        found[name] = Footprint(peaks[0], peaks[1], peaks[2], file)
-    return found
+        result[name] = Footprint(peaks[0], peaks[1], peaks[2], file)
+    return result
 
 
 def processes_of(evaluation: Evaluation, asked: int | str) -> dict[str, int]:
-    """unit -> how many processes share it on a CPU: as many as asked for, of those that can be shared."""
-    from mechstudy.runner.processes.task import SHARES
-
+    """The number of processes of each unit that can be shared, on a CPU: as many as asked for."""
     n = asked if isinstance(asked, int) else 1
-    return {name: n for name, node in evaluation.nodes.items() if n > 1 and node.unit.entry in SHARES}
+    return {name: n for name, node in evaluation.nodes.items() if n > 1 and node.unit.phase.shares(node.unit)}

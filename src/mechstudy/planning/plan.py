@@ -1,4 +1,4 @@
-"""`mechstudy plan`: what every unit, every phase and a whole study will take, before anything is loaded. Torch-free."""
+"""`mechstudy plan`: time, memory and disk of every unit, every phase and the whole study. Torch-free."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mechstudy.machine.memory import available_memory_bytes, total_memory_bytes
+from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.planning.calibration import Calibration, joint_spread, read_calibration, why_uncalibrated
 from mechstudy.planning.disk import Disk, disk_need, kept_bytes
 from mechstudy.planning.hardware import Hardware
@@ -15,13 +16,12 @@ from mechstudy.planning.machine import this_machine
 from mechstudy.planning.memory import Footprint, footprints, processes_of
 from mechstudy.planning.schedule import Timetable, timetable
 from mechstudy.planning.times import held_bytes, kind_of, seconds_of
-from mechstudy.runner.run import Run
 from mechstudy.study.dag import Evaluation, Node
 
 if TYPE_CHECKING:
     from mechstudy.study.slurm_config import SlurmConfig
 
-UNCALIBRATED = 1.0  # half-width of seconds nobody measured, as a share: up to twice as long
+UNCALIBRATED = 1.0  # half-width of the interval without pilots, as a share of the seconds
 TO_RUN = ("runs", "waits")
 
 
@@ -29,8 +29,8 @@ TO_RUN = ("runs", "waits")
 class PlanRow:
     """One unit. ``state``: done, runs (at once), waits (for its inputs), stopped (by a gate), not asked for.
 
-    ``seconds`` are those it took where it is done. Memory is the process's (on a GPU: the device's) with the model in
-    the study's own precisions (``peak``), all in float32, and all in bfloat16; of all processes that share the unit.
+    ``seconds`` of a unit that is done are measured. Memory is the process's (on a GPU: the device's), summed over the
+    processes that share the unit.
     """
 
     unit: str
@@ -48,17 +48,22 @@ class PlanRow:
     seconds: float | None
     spread: float
     retention: str
+    resumes: bool = False
     payload: dict[str, int] = field(default_factory=dict)
     reason: str | None = None
 
     @property
     def to_run(self) -> bool:
+        """Whether the unit still has to run."""
         return self.state in TO_RUN
 
 
 @dataclass(frozen=True)
 class Total:
-    """Of one phase, or of all: of the units to run but for ``units``, ``bytes_*`` and ``memory``, which are of all."""
+    """Totals of one phase, or of the study.
+
+    ``units``, ``bytes_*`` and ``memory`` are of all units, the others of those that still have to run.
+    """
 
     units: int
     to_run: int
@@ -79,7 +84,7 @@ class Plan:
     """A study's plan; `as_json` is what ``--json`` prints.
 
     ``width`` is how many units run at once, None for as many as can (each a job of its own on a cluster).
-    ``uncalibrated`` says why pilots that were run are not gone by.
+    ``uncalibrated`` says why existing pilots are not used.
     """
 
     rows: list[PlanRow]
@@ -98,12 +103,12 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of all that is to run, one after another."""
+        """Seconds of the remaining units, one after another."""
         return sum(row.seconds or 0.0 for row in self.rows if row.to_run)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """90% interval of `seconds` where pilots were run; a guess elsewhere."""
+        """The 90% interval of `seconds` if there are pilots; a rough range otherwise."""
         by_kind: dict[str, tuple[float, float]] = {}
         for row in self.rows:
             if row.to_run:
@@ -125,6 +130,7 @@ class Plan:
 
     @property
     def total(self) -> Total:
+        """Totals of the study."""
         return self._total(self.rows)
 
     def _total(self, rows: Sequence[PlanRow]) -> Total:
@@ -185,8 +191,10 @@ class Plan:
 
 
 def make_plan(
-    run: Run,
-    targets: Sequence[str] | None = None,
+    evaluation: Evaluation,
+    folder: Path,
+    options: RunOptions,
+    *,
     hardware: Hardware | None = None,
     calibration: Calibration | None = None,
     slurm: SlurmConfig | None = None,
@@ -196,28 +204,28 @@ def make_plan(
     """The plan of a study's units against what is on disk.
 
     Args:
-        hardware: where it is to run; this machine if not given.
-        calibration: what pilots said; that of the run's folder if not given and it runs here.
+        folder: the run's.
+        hardware: where the study will run; default: this machine.
+        calibration: fits of pilots; default: those in the run's folder, on this machine.
         slurm: how many units of a phase run at once on a cluster.
-        processes: unit -> how many share it; as ``compute.world_size`` says if not given.
-        apart: each unit is a job of its own here, too, and starts a process.
+        processes: unit -> number of processes that share it; default: ``compute.world_size``.
+        apart: each unit is a job with a process of its own on this machine, too.
     """
-    evaluation = run.evaluate(targets)
     here = hardware is None
-    hardware = hardware or this_machine(run.options.device, run.options.total_threads)
+    hardware = hardware or this_machine(options.device, options.total_threads)
     why = None
     if calibration is None and (here or hardware.is_here):
-        calibration = read_calibration(run.folder.path, run.options.total_threads)
-        why = why_uncalibrated(run.folder.path, run.options.total_threads)
+        calibration = read_calibration(folder, options.total_threads)
+        why = why_uncalibrated(folder, options.total_threads)
     if calibration is not None and calibration.auto is not None:
         hardware = hardware.model_copy(update={"auto": calibration.auto})
-    together = hardware.is_here and run.options.max_parallel == 1 and not apart
+    together = hardware.is_here and options.max_parallel == 1 and not apart
     if processes is None:
-        processes = processes_of(evaluation, run.options.world_size)
+        processes = processes_of(evaluation, options.world_size)
     memory = footprints(evaluation, hardware, calibration, together=together, processes=processes)
     rows = _rows(evaluation, hardware, calibration, memory, together=together)
     caps = _caps(slurm, [row.phase for row in rows])
-    width = run.options.max_parallel if hardware.is_here else None
+    width = options.max_parallel if hardware.is_here else None
     upstream = {name: evaluation.graph.upstream(name) for name in evaluation.graph.order}
     durations = {row.unit: row.seconds or 0.0 for row in rows if row.to_run}
     table = timetable(durations, upstream.__getitem__, width)
@@ -227,12 +235,12 @@ def make_plan(
         rows,
         hardware,
         calibration,
-        disk_need(evaluation, run.folder.path, run.options.quota),
+        disk_need(evaluation, folder, options.quota),
         available_memory_bytes(),
         total_memory_bytes(),
         width,
         table,
-        run.folder.path,
+        folder,
         upstream,
         caps,
         uncalibrated=why,
@@ -247,10 +255,10 @@ def _rows(
     *,
     together: bool,
 ) -> list[PlanRow]:
-    """One row per unit. ``together``: in one process, which keeps models loaded and pays once what is paid once."""
+    """One row per unit. ``together``: in one process, which loads models and pays once-only costs a single time."""
     rows = []
     loaded: set[str] = set()
-    seen: set[str] = set()
+    paid: set[str] = set()  # kinds whose once-only cost is counted
     for name, node in evaluation.nodes.items():
         estimate, kind = node.unit.estimate, kind_of(node.unit)
         took = seconds_of(estimate, hardware, loaded if together else ())
@@ -260,13 +268,13 @@ def _rows(
             spread = UNCALIBRATED
         else:
             seconds = fit.fixed + fit.factor * took.work + took.load
-            seconds += fit.once if kind not in seen or not together else 0.0
+            seconds += fit.once if kind not in paid or not together else 0.0
             spread = fit.spread
         if not together:
             seconds += hardware.startup_seconds
         if node.must_run:
             loaded.update(held_bytes(estimate, hardware))
-            seen.add(kind)
+            paid.add(kind)
         rows.append(_row(evaluation, name, node, seconds, spread, memory[name]))
     return rows
 
@@ -275,14 +283,14 @@ def _row(
     evaluation: Evaluation, name: str, node: Node, seconds: float, spread: float, memory: Footprint
 ) -> PlanRow:  # fmt: skip
     unit, estimate = node.unit, node.unit.estimate
-    size, kept, known = estimate.bytes_on_disk, kept_bytes(unit), estimate.exact
+    size, kept, exact = estimate.bytes_on_disk, kept_bytes(unit), estimate.exact
     took: float | None = seconds
     if node.stopped is not None:
         state = "stopped"
     elif node.must_run:
         state = "waits" if any(evaluation.nodes[s].must_run for s in evaluation.graph.upstream(name)) else "runs"
     elif node.artifact is not None:
-        state, known = "done", True
+        state, exact = "done", True
         took = node.artifact.manifest.get("seconds")
         gone = node.artifact.manifest.get("discarded", ())
         size = kept = sum(file["size"] for file_, file in node.artifact.manifest["files"].items() if file_ not in gone)
@@ -290,14 +298,15 @@ def _row(
         state = "not asked for"
     return PlanRow(
         unit=name,
-        phase=unit.phase,
+        phase=unit.phase.name,
+        resumes=unit.phase.resumes,
         kind=kind_of(unit),
         state=state,
         shapes=dict(estimate.shapes),
         note=estimate.note,
         bytes_on_disk=size,
         bytes_kept=kept,
-        exact=known,
+        exact=exact,
         bytes_in_memory=estimate.bytes_in_memory,
         memory=memory,
         flops=estimate.flops,
@@ -310,15 +319,15 @@ def _row(
 
 
 def _caps(slurm: SlurmConfig | None, phases: Sequence[str]) -> dict[str, int]:
-    """How many units of each phase run at once, where the study says so."""
+    """The number of units of each phase that run at once, where the study limits it."""
     if slurm is None:
         return {}
-    found = {phase: slurm.of_phase(phase).concurrent for phase in dict.fromkeys(phases)}
-    return {phase: n for phase, n in found.items() if n is not None}
+    limits = {phase: slurm.of_phase(phase).concurrent for phase in dict.fromkeys(phases)}
+    return {phase: n for phase, n in limits.items() if n is not None}
 
 
 def _capped(rows: Sequence[PlanRow], upstream: Mapping[str, tuple[str, ...]], caps: Mapping[str, int]) -> Timetable:
-    """As many units as can run, but of some phases only so many: each of those waits for one before it, too."""
+    """The timetable with limits per phase: beyond the limit, a unit also waits for an earlier one of its phase."""
     durations = {row.unit: row.seconds or 0.0 for row in rows if row.to_run}
     after = {name: list(sources) for name, sources in upstream.items()}
     by_phase: dict[str, list[str]] = {}

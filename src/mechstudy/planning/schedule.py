@@ -1,4 +1,4 @@
-"""How long units take when several run at once: each as soon as what it needs is there and a place is free."""
+"""A timetable of units that run side by side, each as soon as its inputs exist and a place is free."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Timetable:
-    """``seconds`` from the first start to the last end; ``most`` units at a time; ``ends`` of each unit."""
+    """``seconds`` from the first start to the last end, the ``most`` units at a time, and each unit's end."""
 
     seconds: float
     most: int
@@ -19,11 +19,11 @@ class Timetable:
 def timetable(
     durations: Mapping[str, float], upstream: Callable[[str], Iterable[str]], width: int | None = None
 ) -> Timetable:
-    """Units in order (inputs before consumers), at most ``width`` at a time; None: as many as can run.
+    """The timetable of units, at most ``width`` at a time; None: as many as can run.
 
     Args:
-        durations: of the units to run, in order.
-        upstream: what a unit waits for; units without a duration are there already.
+        durations: unit -> seconds of the units to run, inputs before consumers.
+        upstream: the units that a unit waits for; those without a duration are done.
     """
     ends: dict[str, float] = {}
     starts: dict[str, float] = {}
@@ -38,7 +38,7 @@ def timetable(
 
 
 def _most(spans: Sequence[tuple[float, float]]) -> int:
-    """The most spans that overlap at a moment."""
+    """The largest number of spans that overlap."""
     events = sorted([(start, 1) for start, end in spans] + [(end, -1) for start, end in spans])
     most = now = 0
     for _, change in events:

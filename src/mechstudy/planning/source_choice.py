@@ -1,9 +1,9 @@
 """``dictionaries.source: auto``: whether rows are stored or streamed, decided by disk, memory and forward passes.
 
-The choice is made where the study is opened, once per run folder: a run writes it to ``resolved.json``, and whatever is
-opened there later keeps to it (else the store a run has written would itself change the answer). From then on it is as
-if the study named it: it shapes the units, stands in the report's copy of the study, and so is part of artifacts' ids.
-A study that must be the same on two machines names its source. Torch-free.
+The choice is made once per run folder, when the study is opened. A run records it in ``resolved.json``, and later
+openings use the record: the store that a run has written would otherwise change the answer. The units are those of a
+study that names this source, and so are the artifact ids; a study that must be the same on two machines names its
+source. Torch-free.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from mechstudy.core.jsonio import read_json, write_json_atomic
 from mechstudy.core.sizes import human
 from mechstudy.machine.memory import available_memory_bytes
 from mechstudy.planning.disk import disk_need
-from mechstudy.runner.run import Run
-from mechstudy.runner.run_unit import Options
+from mechstudy.study.dag import Evaluation, Graph
+from mechstudy.study.phases.capture import CorpusCapturePhase
+from mechstudy.study.phases.stream import StreamPhase
+from mechstudy.study.run_folder import RunFolder
 from mechstudy.study.study import Study
 from mechstudy.study.unit import Unit
 
@@ -33,14 +35,17 @@ class Choice:
     why: str
 
     def note(self) -> str:
-        """For people."""
+        """The choice as a sentence."""
         return f"dictionaries.source: auto is {self.source}: {self.why}"
 
 
 @dataclass(frozen=True)
 class Need:
-    """What decides: bytes a store writes at the fullest moment, what is missing of them (with some to spare), and free;
-    bytes of memory a stream takes, and available; rows trained on, and rows of the corpus."""
+    """Numbers that decide.
+
+    A store writes ``disk`` bytes at the fullest moment, of which ``disk_short`` are missing; a stream takes ``memory``
+    bytes. Training reads ``trained_rows``, the corpus has ``corpus_rows``.
+    """
 
     disk: int
     disk_short: int
@@ -86,7 +91,7 @@ def decide(need: Need) -> Choice:
 def choose_source(
     study: Study, units_of: Callable[[Study], list[Unit]], folder: Path, available: int | None = None
 ) -> Choice:
-    """The source of a study that leaves it to us: as this run has begun, or by what the machine has.
+    """The source of a study with ``auto``: the run's record, or a new decision.
 
     Args:
         units_of: builds a study's units.
@@ -96,8 +101,8 @@ def choose_source(
     if earlier is not None:
         return earlier
     stored, streamed = (units_of(with_source(study, source)) for source in ("store", "stream"))
-    disk = disk_need(Run(folder, stored, Options()).evaluate(), folder, study.storage.quota_bytes)
-    captures = [u for u in stored if u.name.startswith("capture[corpus")]
+    disk = disk_need(Evaluation(Graph(stored), RunFolder(folder).store), folder, study.storage.quota_bytes)
+    captures = [u for u in stored if isinstance(u.phase, CorpusCapturePhase)]
     stores = [u.estimate.bytes_on_disk for u in captures]
     c, training = study.corpus, study.dictionaries.training
     return decide(
@@ -105,7 +110,7 @@ def choose_source(
             disk=max(stores) if captures[0].retention == "discard" else sum(stores),
             disk_short=disk.short_by,
             disk_free=disk.free if disk.quota_left is None else min(disk.free, disk.quota_left),
-            memory=max((u.estimate.bytes_in_memory for u in streamed if u.phase == "stream"), default=0),
+            memory=max((u.estimate.bytes_in_memory for u in streamed if isinstance(u.phase, StreamPhase)), default=0),
             memory_available=available_memory_bytes() if available is None else available,
             trained_rows=training.steps * training.batch_size,
             corpus_rows=c.n_rows * c.context,
@@ -114,19 +119,19 @@ def choose_source(
 
 
 def with_source(study: Study, source: str) -> Study:
-    """The study with its source named."""
+    """The study with this source."""
     return study.model_copy(update={"dictionaries": study.dictionaries.model_copy(update={"source": source})})
 
 
 def record(folder: Path, choice: Choice) -> None:
-    """Hold a run to its choice."""
+    """Writes the choice to a run's folder, for good."""
     write_json_atomic(folder / RESOLVED, {"dictionaries.source": asdict(choice)})
 
 
 def _read(folder: Path) -> Choice | None:
     if not (folder / RESOLVED).exists():
         return None
-    found: Any = read_json(folder / RESOLVED)["dictionaries.source"]
-    why = str(found["why"])
+    recorded: Any = read_json(folder / RESOLVED)["dictionaries.source"]
+    why = str(recorded["why"])
     begun = f"as this run began ({RESOLVED}): "
-    return Choice(str(found["source"]), why if why.startswith(begun) else begun + why)
+    return Choice(str(recorded["source"]), why if why.startswith(begun) else begun + why)

@@ -1,4 +1,4 @@
-"""From work to seconds: FLOPs over their rate, bytes over bandwidth, and what launching and loading cost."""
+"""Seconds and memory of work on given hardware: FLOPs over rates, bytes over bandwidth, launches and loading."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from mechstudy.core.sizes import ITEM_BYTES
+from mechstudy.core.work import Estimate, Held, Work
 from mechstudy.planning.hardware import Hardware
-from mechstudy.study.unit import Estimate, Held, Unit, Work
+from mechstudy.study.unit import Unit
 
 _PRODUCTS = ("forward", "train", "attribute")
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one unit: ``work`` scales with the study, ``load`` is the model's weights coming into memory."""
+    """Seconds of one unit: ``work`` scales with the study, ``load`` is loading the model's weights."""
 
     work: float
     load: float
 
 
 def seconds_of(estimate: Estimate, hardware: Hardware, loaded: Collection[str] = ()) -> Seconds:
-    """A unit's seconds on this hardware; models that are ``loaded`` (see `held_key`) are not loaded again."""
+    """A unit's seconds on this hardware; models in ``loaded`` (keys of `held_bytes`) are not loaded again."""
     work = load = 0.0
     for part in estimate.work or _plain(estimate):
         if part.kind != "load":
@@ -47,21 +48,21 @@ def work_seconds(work: Work, hardware: Hardware) -> float:
 
 
 def held_bytes(estimate: Estimate, hardware: Hardware, precision: str | None = None) -> Mapping[str, int]:
-    """Bytes of everything a unit holds, by name; the model in ``precision`` instead of its own, if given.
+    """Bytes of everything that a unit holds, by name; ``precision`` replaces the model's own.
 
-    The model's name has its dtype in it: the same model in two precisions is held twice.
+    A model's name includes its dtype: a model in two precisions is held twice.
     """
-    found = {}
+    sizes = {}
     for held in estimate.holds:
         dtype, key = _in_memory(held, hardware, precision)
         mapped = hardware.device == "cpu" and dtype == held.stored and held.touched is not None
-        found[key] = (held.touched if mapped and held.touched is not None else held.count) * ITEM_BYTES[dtype]
-    return found
+        sizes[key] = (held.touched if mapped and held.touched is not None else held.count) * ITEM_BYTES[dtype]
+    return sizes
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes of a process at its fullest; ``file`` of them are a mapped file's, given back when memory is short."""
+    """Peak bytes of a process; ``file`` of them are pages of a mapped file, which the system can take back."""
 
     bytes: int
     file: int = 0
@@ -70,9 +71,9 @@ class Peak:
 def peak_of(
     estimate: Estimate, hardware: Hardware, kept: Mapping[str, int] | None = None, precision: str | None = None
 ) -> Peak:
-    """Of a process that runs the unit: what it holds, what it held before (``kept``), and its working set.
+    """The peak of a process that runs the unit: what it holds, what it already held (``kept``), and its working set.
 
-    A CPU that converts a model has its file in memory, too, while it loads it.
+    While a CPU converts a model, the file is in memory, too.
     """
     kept, loading = kept or {}, 0
     for held in estimate.holds if hardware.device == "cpu" else ():
@@ -85,19 +86,19 @@ def peak_of(
 
 
 def _in_memory(held: Held, hardware: Hardware, precision: str | None) -> tuple[str, str]:
-    """Its dtype there, and the name it goes by."""
+    """The dtype in memory, and the name in `held_bytes`."""
     dtype = precision if precision is not None and held.name == "model" else hardware.resolved(held.dtype)
     return dtype, f"{held.name} {dtype}" if held.name == "model" else held.name
 
 
 def together_bytes(before: Mapping[str, int], own: Mapping[str, int]) -> dict[str, int]:
-    """What a process holds that held ``before`` and now holds ``own``, too: of each the larger part."""
+    """What a process holds that held ``before`` and now also ``own``: the larger size of each."""
     return {key: max(before.get(key, 0), own.get(key, 0)) for key in {**before, **own}}
 
 
 def kind_of(unit: Unit) -> str:
-    """What is calibrated together: the phase; but capture of the corpus is another work than that of prompts."""
-    return "capture corpus" if unit.name.startswith("capture[corpus") else unit.phase
+    """The kind whose pilots calibrate the unit."""
+    return unit.phase.calibrated_as or unit.phase.kind
 
 
 def _plain(estimate: Estimate) -> tuple[Work, ...]:

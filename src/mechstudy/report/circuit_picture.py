@@ -8,9 +8,9 @@ from typing import Any
 
 from markupsafe import escape
 
-from .formatting import clip, plain
-from .graphs import TYPES
-from .style import EXPORT_FONT, LIGHT
+from mechstudy.report.formatting import clip, plain
+from mechstudy.report.graphs import TYPES
+from mechstudy.report.style import EXPORT_FONT, LIGHT
 
 Theme = Mapping[str, str]
 INLINE: Theme = {token: f"var(--{token[1:]})" for token in LIGHT}
@@ -92,10 +92,10 @@ def _lay_out(
         cells[(nodes["row"][i], nodes["column"][i])].append(i)
     used_rows = sorted({row for row, _ in cells})
     used_columns = sorted({column for _, column in cells})
+    per_line, pitch = (1, _BOX_H + _GAP) if boxes else (_DOTS_PER_LINE, 13)
     most = {r: max(len(c) for (row, _), c in cells.items() if row == r) for r in used_rows}
-    lines = {r: most[r] if boxes else -(-most[r] // _DOTS_PER_LINE) for r in used_rows}
-    heights = {r: (lines[r] * (_BOX_H + _GAP) + 26) if boxes else 17 + 13 * lines[r] for r in used_rows}
-    widest = min(_DOTS_PER_LINE, max((len(c) for c in cells.values()), default=1))
+    heights = {r: -(-n // per_line) * pitch + (26 if boxes else 17) for r, n in most.items()}
+    widest = min(per_line, max(most.values(), default=1))
     column_width = _BOX_W + 34 if boxes else max(96, 13 * widest + 24)
     columns = {c: _LEFT + column_width * (k + 0.5) for k, c in enumerate(used_columns)}
     rows: dict[int, float] = {}
@@ -105,14 +105,11 @@ def _lay_out(
         y += heights[row]
     places = {}
     for (row, column), members in cells.items():
+        n_lines = -(-len(members) // per_line)
         for k, i in enumerate(members):
-            if boxes:
-                dx, dy = 0.0, (k - (len(members) - 1) / 2) * (_BOX_H + _GAP)
-            else:
-                line, n_lines = k // _DOTS_PER_LINE, -(-len(members) // _DOTS_PER_LINE)
-                in_line = min(_DOTS_PER_LINE, len(members) - line * _DOTS_PER_LINE)
-                dx = (k % _DOTS_PER_LINE - (in_line - 1) / 2) * 13
-                dy = (line - (n_lines - 1) / 2) * 13
+            line = k // per_line
+            in_line = min(per_line, len(members) - line * per_line)
+            dx, dy = (k % per_line - (in_line - 1) / 2) * 13, (line - (n_lines - 1) / 2) * pitch
             places[i] = (columns[column] + dx, rows[row] + dy)
     width = int(_LEFT + column_width * max(1, len(used_columns)) + 12)
     return places, width, int(y + _BOTTOM), columns, rows
@@ -149,7 +146,7 @@ def _draw_edges(
 
 
 def _between(x1: float, y1: float, x2: float, y2: float) -> str:
-    """A curve from the top of a node to the bottom of another; round what stands between in the same column."""
+    """A curve from the top of a node to the bottom of another, bent around nodes between them in one column."""
     middle = (y1 + y2) / 2
     bow = 0.22 * abs(y1 - y2) if abs(x1 - x2) < 30 and abs(y1 - y2) > 40 else 0.0
     return f"M{x1:.1f} {y1:.1f}C{x1 - bow:.1f} {middle:.1f} {x2 - bow:.1f} {middle:.1f} {x2:.1f} {y2:.1f}"

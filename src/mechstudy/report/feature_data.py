@@ -1,4 +1,4 @@
-"""Features as the pages read them: one data file per layer, an index, and an automatic label for each."""
+"""Features as the pages read them: a data file per layer, an index, and an automatic label for each feature."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .figures import write_data
-from .formatting import clip, significant, visible
+from mechstudy.report.figures import write_data
+from mechstudy.report.formatting import clip, significant, visible
 
 MAX_EXAMPLES = 10
 BEFORE, AFTER = 28, 10  # tokens of an example kept around its peak
@@ -38,13 +38,13 @@ def auto_label(feature: Mapping[str, Any]) -> str:
     return " ".join(parts)
 
 
-def write_features(out: Path, features: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Write data/features-L<layer>.js and return the index's rows, the most influential first."""
+def write_features(out: Path, features: Sequence[Mapping[str, Any]]) -> None:
+    """Write data/features-L<layer>.js and data/features-index.js, the most influential feature first."""
     layers: dict[int, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
     for feature in features:
         layer, number = int(feature["layer"]), int(feature["feature"])
-        layers.setdefault(layer, {})[str(number)] = _record(feature)
+        layers.setdefault(layer, {})[str(number)] = feature_record(feature)
         graphs = feature.get("graphs") or {}
         rows.append(
             {
@@ -61,10 +61,10 @@ def write_features(out: Path, features: Sequence[Mapping[str, Any]]) -> list[dic
         write_data(out, f"features-L{layer}", records)
     rows.sort(key=lambda r: (-r["influence"], r["layer"], r["feature"]))
     write_data(out, "features-index", rows)
-    return rows
 
 
-def _record(feature: Mapping[str, Any]) -> dict[str, Any]:
+def feature_record(feature: Mapping[str, Any]) -> dict[str, Any]:
+    """One feature of features.json, as the pages' scripts read it."""
     return {
         "kind": feature.get("kind"),
         "frequency": feature.get("frequency"),

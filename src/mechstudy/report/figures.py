@@ -1,7 +1,8 @@
-"""Figures: each is drawn in its page from data/*.js and exported as SVG and PNG into figures/."""
+"""Figures: drawn in their page from data/*.js, and exported as SVG and PNG into figures/."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from . import formatting
-from .style import EXPORT_FONT, LIGHT, chart_config, themed
+from mechstudy.report.data import UnitFiles
+from mechstudy.report.formatting import script_json
+from mechstudy.report.style import EXPORT_FONT, LIGHT, chart_config, themed
 
 EXPORT_WIDTH = 520  # CSS pixels, 72 to the inch
 PNG_PPI = 180  # resolution of the bitmaps: 2.5 pixels to a CSS pixel
@@ -19,14 +21,13 @@ _VEGA_LITE = "6.4"  # the schema that altair writes
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart on a page: `name` names its data file and its exports; `units` made its numbers."""
+    """A chart on a page: ``name`` names its data file and its exports; ``units`` made its numbers."""
 
     name: str
     title: str
     caption: str
-    alt: str
     units: tuple[str, ...]
-    height: int = 260
+    height: int
 
 
 class Figures:
@@ -37,14 +38,7 @@ class Figures:
         (out / "figures").mkdir(parents=True, exist_ok=True)
 
     def add(
-        self,
-        name: str,
-        chart: alt.TopLevelMixin | None,
-        *,
-        title: str,
-        caption: str,
-        units: tuple[str, ...],
-        alt_text: str = "",
+        self, name: str, chart: alt.TopLevelMixin | None, title: str, caption: str, units: Iterable[UnitFiles] = ()
     ) -> Figure | None:
         """Write a chart's data and exports; None where there is no chart to draw."""
         if chart is None:
@@ -57,9 +51,8 @@ class Figures:
         export["background"] = "#ffffff"
         if export.get("width") == "container":
             export["width"] = EXPORT_WIDTH
-        svg = vl_convert.vegalite_to_svg(export, vl_version=_VEGA_LITE)
-        self.write_svg(name, svg)
-        return Figure(name, title, caption, alt_text or title, units, int(spec.get("height", 260)))
+        self.write_svg(name, vl_convert.vegalite_to_svg(export, vl_version=_VEGA_LITE))
+        return Figure(name, title, caption, tuple(unit.name for unit in units), int(spec.get("height", 260)))
 
     def write_svg(self, name: str, svg: str) -> None:
         """Write an SVG and the PNG of it."""
@@ -72,9 +65,7 @@ def write_data(out: Path, name: str, value: Any) -> None:
     """data/<name>.js, a classic script that hands its value to the page's loader."""
     path = out / "data" / f"{name}.js"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        f"mechstudy.put({formatting.script_json(name)},{formatting.script_json(value)});\n", encoding="ascii"
-    )
+    path.write_text(f"mechstudy.put({script_json(name)},{script_json(value)});\n", encoding="ascii")
 
 
 def bundle() -> str:

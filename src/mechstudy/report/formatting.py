@@ -1,70 +1,52 @@
-"""Text that is safe to show: tokens and anything a model says are hostile.
-
-Jinja escapes HTML by itself; this module makes invisible characters visible, keeps data inside `<script>`
-inert, names files, and writes numbers the same way on every page.
-"""
+"""Text and numbers as every page shows them, with the invisible characters of tokens made visible."""
 
 # ruff: noqa: RUF001 - the characters that stand for others are the point here
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
+from mechstudy.core.jsonio import jsonable
+from mechstudy.core.sizes import human
+
 NOT_AVAILABLE = "n/a"
-_REPLACEMENT = "�"
+_SYMBOLS = {"\n": "↵", "\t": "⇥", "\r": "␍"}
+_INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs", "Co")  # categories of Unicode
 
 
-def visible(token: str | None) -> str:
-    """Show whitespace and unprintable characters of a token.
+def visible(text: str | None, space: str = "·") -> str:
+    """Text with its whitespace and unprintable characters shown.
 
-    A space becomes `·`, a newline `↵`, a tab `⇥`; control, format (zero-width, direction overrides) and
+    A space becomes ``space``, a newline `↵`, a tab `⇥`; control, format (zero-width, direction overrides) and
     unpaired surrogate characters become symbols; U+FFFD, which stands for a part of a character, stays.
     """
-    return "".join(_visible_char(c) for c in token or "")
+    return "".join(space if c == " " else _SYMBOLS.get(c) or _symbol(c) for c in text or "")
 
 
-def _visible_char(c: str) -> str:
-    if c == " ":
-        return "·"
-    if c == "\n":
-        return "↵"
-    if c == "\t":
-        return "⇥"
-    if c == "\r":
-        return "␍"
-    code = ord(c)
+def _symbol(c: str) -> str:
+    code, category = ord(c), unicodedata.category(c)
     if code < 32:
         return chr(0x2400 + code)
-    category = unicodedata.category(c)
     if category == "Cs":
-        return _REPLACEMENT
-    if category in ("Cc", "Cf", "Zl", "Zp", "Zs", "Co"):
-        return f"‹{code:04X}›"
-    return c
+        return "\ufffd"
+    return f"‹{code:04X}›" if category in _INVISIBLE else c
 
 
 def plain(text: str | None) -> str:
-    """Text for a paragraph: spaces stay, everything else as in `visible`."""
-    return "".join(c if c == " " else _visible_char(c) for c in text or "")
-
-
-def jsonable(value: Any) -> Any:
-    """A copy without NaN or infinities (null instead) and with string keys, so that JSON can hold it."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(k): jsonable(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(v) for v in value]
-    if value is None or isinstance(value, (str, int, bool)):
-        return value
-    return str(value)
+    """Text for a paragraph: `visible`, with spaces as they are."""
+    return visible(text, " ")
 
 
 def script_json(value: Any) -> str:
@@ -83,37 +65,38 @@ def slug(name: str) -> str:
 
 def title(name: str) -> str:
     """`subject_verb_agreement` -> `Subject verb agreement`."""
-    words = plain(name).replace("_", " ").strip()
-    return words[:1].upper() + words[1:]
+    return capitalised(plain(name).replace("_", " ").strip())
 
 
-def number(value: float | None, digits: int = 2) -> str:
-    """A number with a fixed count of decimals, a true minus sign, and scientific notation where it is tiny or huge."""
+def capitalised(text: str) -> str:
+    """Text with its first letter in upper case, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
+def number(value: float | None, digits: int = 2, *, scientific: bool = True) -> str:
+    """A number with a fixed count of decimals and a true minus sign.
+
+    Args:
+        value: the number; None and what is not finite read `n/a`.
+        digits: decimals.
+        scientific: tiny and huge numbers in scientific notation; not for a number that stands beside its interval.
+    """
     if value is None or not math.isfinite(value):
         return NOT_AVAILABLE
-    if value != 0 and (abs(value) < 0.5 * 10**-digits or abs(value) >= 1e6):
-        text = f"{value:.1e}"
-    else:
-        return fixed(value, digits)
-    return text.replace("-", "−")
-
-
-def fixed(value: float | None, digits: int = 2) -> str:
-    """A number with a fixed count of decimals, however small; for numbers that stand beside their interval."""
-    if value is None or not math.isfinite(value):
-        return NOT_AVAILABLE
-    text = f"{value or 0.0:,.{digits}f}"
+    if scientific and value != 0 and (abs(value) < 0.5 * 10**-digits or abs(value) >= 1e6):
+        return f"{value:.1e}".replace("-", "−")
+    text = f"{value:,.{digits}f}"
     return (text.lstrip("-") if float(text.replace(",", "")) == 0 else text).replace("-", "−")
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share in [0, 1] as a percentage."""
+    return NOT_AVAILABLE if share is None else f"{number(100 * share, digits)}%"
 
 
 def integer(value: float | None) -> str:
     """A count with thousands separators."""
     return NOT_AVAILABLE if value is None else f"{int(value):,}"
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """A share in [0, 1] as a percentage."""
-    return NOT_AVAILABLE if value is None else f"{number(100 * value, digits)}%"
 
 
 def decimals(ci: Sequence[float | None] | None, least: int = 2) -> int:
@@ -123,18 +106,23 @@ def decimals(ci: Sequence[float | None] | None, least: int = 2) -> int:
     return next(enough, least)
 
 
+def beside(value: float | None, ci: Sequence[float | None] | None) -> str:
+    """A number that stands beside its interval, with the interval's decimals."""
+    return number(value, decimals(ci), scientific=False)
+
+
+def ends_of(ci: Sequence[float | None] | None) -> tuple[float, float] | None:
+    """Both ends of an interval; None where one is missing."""
+    if ci is None or len(ci) != 2 or ci[0] is None or ci[1] is None:
+        return None
+    return float(ci[0]), float(ci[1])
+
+
 def interval(ci: Sequence[float | None] | None, digits: int = 2) -> str:
     """`[low, high]`, with `decimals`."""
-    if not has_interval(ci):
-        return f"[{NOT_AVAILABLE}]"
-    assert ci is not None
-    low, high = (fixed(end, decimals(ci, digits)) for end in ci)
-    return f"[{low}, {high}]"
-
-
-def has_interval(ci: Sequence[float | None] | None) -> bool:
-    """Whether both ends are known."""
-    return ci is not None and len(ci) == 2 and ci[0] is not None and ci[1] is not None
+    ends = ends_of(ci)
+    shown = [number(end, decimals(ends, digits), scientific=False) for end in ends] if ends else [NOT_AVAILABLE]
+    return f"[{', '.join(shown)}]"
 
 
 def p_value(p: float | None) -> str:
@@ -159,14 +147,16 @@ def duration(seconds: float | None) -> str:
 
 def size(n_bytes: float | None) -> str:
     """Bytes in powers of 1,000."""
-    if n_bytes is None:
-        return NOT_AVAILABLE
-    value = float(n_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.2f} TB"
+    return NOT_AVAILABLE if n_bytes is None else human(n_bytes)
+
+
+def real(value: Any) -> float | None:
+    """A CSV or JSON cell as a float; None where it is empty, null or not finite."""
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        return None
+    return result if math.isfinite(result) else None
 
 
 def significant(values: Iterable[float | None], digits: int = 4) -> list[float | None]:
@@ -177,3 +167,25 @@ def significant(values: Iterable[float | None], digits: int = 4) -> list[float |
 def clip(text: str, length: int) -> str:
     """Shorten with an ellipsis."""
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def yaml_text(value: Any) -> str:
+    """A value as YAML."""
+    buffer = io.StringIO()
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = 100
+    yaml.dump(jsonable(value), buffer)
+    return buffer.getvalue().removesuffix("...\n")
+
+
+def moment(time: float | str | None) -> str:
+    """A time, as seconds since 1970 or in ISO format, to the second."""
+    if isinstance(time, (int, float)):
+        return datetime.fromtimestamp(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return str(time or "")[:19].replace("T", " ")
+
+
+def command_line(argv: Sequence[str] | None) -> str:
+    """A command as one types it, its program by name."""
+    return plain(shlex.join([Path(argv[0]).name, *argv[1:]])) if argv else ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .formatting import significant, visible
+from mechstudy.report.formatting import significant, visible
 
 TYPES = ("feature", "error", "token", "bias", "logit")
 MAX_EDGES = 40_000  # drawn; the artifact keeps them all
@@ -55,26 +55,29 @@ def prompt_view(graph: Mapping[str, Any], labels: Mapping[tuple[int, int], str])
 
 def _prompt_node(n: Mapping[str, Any], labels: Mapping[tuple[int, int], str], tokens: list[str]) -> dict[str, Any]:
     kind = _NEURONPEDIA_TYPES.get(str(n.get("feature_type")), "feature")
-    node_id = str(n["node_id"])
-    layer, feature = _layer(n.get("layer")), None
-    position = int(n.get("ctx_idx") or 0)
-    label = str(n.get("clerp") or "")
+    position, feature, label = int(n.get("ctx_idx") or 0), None, str(n.get("clerp") or "")
     if kind == "feature":
-        feature = int(node_id.split("_")[1])  # node_id is layer_feature_position; `feature` is a pairing of both
+        feature = int(str(n["node_id"]).split("_")[1])  # layer_feature_position; `feature` is a pairing of both
+        layer = _layer(n.get("layer"))
         label = label or labels.get((layer if layer is not None else -1, feature), "")
     elif kind == "token":
-        label = label or (tokens[position] if position < len(tokens) else "")
+        label = visible(label or (tokens[position] if position < len(tokens) else ""))
+    node = _node(n, str(n["node_id"]), kind, feature, None if kind == "bias" else position, label)
+    return node | {"frequency": None, "probability": n.get("token_prob") if kind == "logit" else None}
+
+
+def _node(
+    n: Mapping[str, Any], node_id: str, kind: str, feature: int | None, column: int | None, label: str
+) -> dict[str, Any]:
     return {
         "id": node_id,
         "type": kind,
-        "layer": None if kind in ("token", "logit") else layer,
+        "layer": None if kind in ("token", "logit") else _layer(n.get("layer")),
         "feature": feature,
-        "column": None if kind == "bias" else position,
-        "influence": n.get("influence"),
-        "activation": n.get("activation"),
-        "frequency": None,
-        "probability": n.get("token_prob") if kind == "logit" else None,
-        "label": visible(label) if kind == "token" else label,
+        "column": column,
+        "label": label,
+        "probability": None,
+        **{field: n.get(field) for field in ("influence", "activation", "frequency")},
     }
 
 
@@ -96,29 +99,17 @@ def aggregate_view(
     positions.sort(key=lambda p: p != OTHER)  # tokens without a name stand apart, at the left; the rest keeps its order
     columns = [{"label": p, "name": ""} for p in positions]
     where = {p: i for i, p in enumerate(positions)}
-    nodes = []
+    target, nodes = str(aggregate.get("target") or ""), []
     for n in aggregate.get("nodes") or []:
         kind = str(n.get("type"))
         column = where.get(str(n.get("position")), len(positions) - 1 if kind == "logit" else None)
-        nodes.append(
-            {
-                "id": str(n["id"]),
-                "type": kind if kind in TYPES else "feature",
-                "layer": None if kind in ("token", "logit") else _layer(n.get("layer")),
-                "feature": n.get("feature"),
-                "column": column,
-                "influence": n.get("influence"),
-                "activation": n.get("activation"),
-                "frequency": n.get("frequency"),
-                "probability": None,
-                "label": _label(n, labels, str(aggregate.get("target") or "")),
-            }
-        )
+        label = _label(n, labels, target)
+        nodes.append(_node(n, str(n["id"]), kind if kind in TYPES else "feature", n.get("feature"), column, label))
     view = _view(nodes, aggregate.get("edges") or [], columns, checked)
     view.update(
         kind="aggregate",
         slug="aggregate",
-        target=TARGETS.get(str(aggregate.get("target")), str(aggregate.get("target") or "")),
+        target=TARGETS.get(target, target),
         n_prompts=aggregate.get("n_prompts"),
         scores=aggregate.get("scores") or {},
         ledger=aggregate.get("ledger") or {},
@@ -130,8 +121,8 @@ def _label(n: Mapping[str, Any], labels: Mapping[tuple[int, int], str], target: 
     """A node's own label, unless it only repeats what the node is."""
     label, kind = str(n.get("label") or ""), n.get("type")
     if kind == "feature":
-        given = "" if label == f"{n.get('layer')}/{n.get('feature')}" else label
-        return given or labels.get((int(n["layer"]), int(n["feature"])), "")
+        own = "" if label == f"{n.get('layer')}/{n.get('feature')}" else label
+        return own or labels.get((int(n["layer"]), int(n["feature"])), "")
     if kind == "token":
         return str(n.get("position") or label)
     return TARGETS.get(target, label) if kind == "logit" and label == "target" else label
@@ -143,29 +134,25 @@ def _view(
     columns: list[dict[str, str]],
     checked: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    has_bias = any(n["column"] is None for n in nodes)
-    shift = 1 if has_bias else 0
-    columns = ([{"label": "bias", "name": ""}] if has_bias else []) + columns
+    shift = int(any(n["column"] is None for n in nodes))  # biases have a column of their own, the first
+    columns = [{"label": "bias", "name": ""}] * shift + columns
     layers = sorted({n["layer"] for n in nodes if n["layer"] is not None})
     rows = ["tokens", *(f"L{layer}" for layer in layers), "output"]
-    row_of = {layer: i + 1 for i, layer in enumerate(layers)}
+    row_of = {layer: i for i, layer in enumerate([None, *layers])}
     nodes = _by_importance(nodes)
     index = {n["id"]: i for i, n in enumerate(nodes)}
+    numbers = ("influence", "share", "activation", "frequency", "probability")
     return {
         "columns": columns,
         "rows": rows,
         "nodes": {
             "id": [n["id"] for n in nodes],
             "type": [TYPES.index(n["type"]) for n in nodes],
-            "row": [_row(n, row_of, len(rows)) for n in nodes],
+            "row": [len(rows) - 1 if n["type"] == "logit" else row_of[n["layer"]] for n in nodes],
             "column": [0 if n["column"] is None else min(n["column"] + shift, len(columns) - 1) for n in nodes],
             "layer": [n["layer"] for n in nodes],
             "feature": [n["feature"] for n in nodes],
-            "influence": significant([n["influence"] for n in nodes]),
-            "share": significant([n["share"] for n in nodes]),
-            "activation": significant([n["activation"] for n in nodes]),
-            "frequency": significant([n["frequency"] for n in nodes]),
-            "probability": significant([n["probability"] for n in nodes]),
+            **{field: significant([n[field] for n in nodes]) for field in numbers},
             "label": [n["label"] for n in nodes],
         },
         **_edges(edges, index, checked),
@@ -175,31 +162,25 @@ def _view(
 def _edges(
     edges: Sequence[Mapping[str, Any]], index: Mapping[str, int], checked: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    known = [e for e in edges if str(e["source"]) in index and str(e["target"]) in index and e.get("weight")]
-    known.sort(key=lambda e: -(e["strength"] if e.get("strength") is not None else abs(e["weight"])))
-    dropped, known = max(0, len(known) - MAX_EDGES), known[:MAX_EDGES]
-    checks = {(str(r["source"]), str(r["target"])): r for r in checked}
+    drawn = [e for e in edges if str(e["source"]) in index and str(e["target"]) in index and e.get("weight")]
+    drawn.sort(key=lambda e: -(e["strength"] if e.get("strength") is not None else abs(e["weight"])))
+    dropped, drawn = max(0, len(drawn) - MAX_EDGES), drawn[:MAX_EDGES]
+    rows = {(str(r["source"]), str(r["target"])): r for r in checked}
     result: dict[str, Any] = {
-        "source": [index[str(e["source"])] for e in known],
-        "target": [index[str(e["target"])] for e in known],
-        "weight": significant([e["weight"] for e in known]),
+        "source": [index[str(e["source"])] for e in drawn],
+        "target": [index[str(e["target"])] for e in drawn],
+        "weight": significant([e["weight"] for e in drawn]),
     }
     for field in ("weight_sd", "frequency"):
-        if any(e.get(field) is not None for e in known):
-            result[field] = significant([e.get(field) for e in known], 3)
-    found = {i: r for i, e in enumerate(known) if (r := checks.get((str(e["source"]), str(e["target"]))))}
+        if any(e.get(field) is not None for e in drawn):
+            result[field] = significant([e.get(field) for e in drawn], 3)
     fields = ("predicted", "frozen", "frozen_ci95", "live", "live_ci95", "n")
-    return {
-        "edges": result,
-        "edges_dropped": dropped,
-        "checks": {str(i): {f: r.get(f) for f in fields} for i, r in found.items()},
+    checks = {
+        str(i): {field: row.get(field) for field in fields}
+        for i, e in enumerate(drawn)
+        if (row := rows.get((str(e["source"]), str(e["target"]))))
     }
-
-
-def _row(node: Mapping[str, Any], row_of: Mapping[int, int], n_rows: int) -> int:
-    if node["type"] == "logit":
-        return n_rows - 1
-    return 0 if node["layer"] is None else row_of[node["layer"]]
+    return {"edges": result, "edges_dropped": dropped, "checks": checks}
 
 
 def _layer(value: Any) -> int | None:
@@ -235,5 +216,5 @@ def is_cumulative(influences: Sequence[float | None]) -> bool:
 
     Shares that add up to a direct influence are small; cumulative ones lie between 0 and 1 with a high mean.
     """
-    known = [v for v in influences if v is not None]
-    return len(known) > 3 and min(known) >= 0 and max(known) <= 1.0001 and sum(known) / len(known) > 0.3
+    values = [v for v in influences if v is not None]
+    return len(values) > 3 and min(values) >= 0 and max(values) <= 1.0001 and sum(values) / len(values) > 0.3

@@ -1,7 +1,7 @@
-"""A short name for every number of a report, by which `mechstudy reproduce` finds it again.
+"""Addresses of a report's numbers, and the short handles by which `mechstudy reproduce` finds them.
 
-A number lives at an address: unit, file, and a JSON pointer into it (RFC 6901; of a CSV file: the row's id, the
-column). Its handle is made from the address alone, so it stays the same from run to run and from study to study.
+A number's address is its unit, its file, and a JSON pointer into it (RFC 6901; in a CSV file: the row's id, the
+column). Its handle is a hash of the address alone, so it is the same in every run and study.
 """
 
 from __future__ import annotations
@@ -12,22 +12,16 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 LENGTH = 7
-# The files that hold what the pages show, by phase; a full address may name any file.
-FILES: Mapping[str, tuple[str, ...]] = {
-    "model": ("model.json",),
-    "prompts": ("summary.json",),
-    "baseline": ("summary.json", "train.csv", "test.csv"),
-    "train": ("evaluation.json",),
-    "variant": ("evaluation.json", "agreement.json"),
-    "attribute": ("scores.json",),
-    "intervene": ("summary.json",),
-}
-LOGS = ("scalars.jsonl", "timing.json", "tensorboard/")  # hold clock times, so no two runs write the same
+# The files of an artifact that hold numbers of the pages; a full address may name any file.
+FILES = (
+    "model.json", "summary.json", "train.csv", "test.csv", "evaluation.json", "agreement.json", "scores.json",
+)  # fmt: skip
+LOGS = ("scalars.jsonl", "timing.json", "tensorboard/")  # hold clock times, so they differ between equal runs
 _ADDRESS = re.compile(r"(?P<unit>[^/\[#]+(\[[^\]]*\])?)/(?P<file>[^#]+)#(?P<pointer>(/.*)?)")
 
 
@@ -45,21 +39,17 @@ class Address:
     @property
     def handle(self) -> str:
         """Seven letters and digits."""
-        return handle_of(str(self))
+        digest = hashlib.sha256(str(self).encode()).digest()
+        return base64.b32encode(digest)[:LENGTH].decode().lower()
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The keys that the pointer goes along."""
+        """The keys of the pointer, unescaped."""
         return tuple(part.replace("~1", "/").replace("~0", "~") for part in self.pointer.split("/")[1:])
 
     def below(self, *keys: str | int) -> Address:
         """The address of something inside."""
         return Address(self.unit, self.file, self.pointer + "".join(f"/{_escaped(key)}" for key in keys))
-
-
-def handle_of(address: str) -> str:
-    """The handle of an address, given as text."""
-    return base64.b32encode(hashlib.sha256(address.encode()).digest())[:LENGTH].decode().lower()
 
 
 def parse_address(text: str) -> Address | None:
@@ -69,10 +59,10 @@ def parse_address(text: str) -> Address | None:
 
 
 def content_of(file: str, data: bytes) -> Any:
-    """A file as JSON; rows of CSV by their ``id``, cells that are numbers as numbers.
+    """A file's content: JSON, or the rows of a CSV file by their ``id`` with numeric cells as numbers.
 
     Raises:
-        ValueError: it cannot be read as what its name says.
+        ValueError: the file is not what its name says.
     """
     if not file.endswith(".csv"):
         return json.loads(data)
@@ -81,10 +71,10 @@ def content_of(file: str, data: bytes) -> Any:
 
 
 def at(content: Any, pointer: str) -> Any:
-    """What a pointer leads to.
+    """The value at a pointer.
 
     Raises:
-        KeyError: nothing is there.
+        KeyError: there is none.
     """
     for key in Address("", "", pointer).keys:
         try:
@@ -95,7 +85,7 @@ def at(content: Any, pointer: str) -> Any:
 
 
 def addresses(unit: str, file: str, content: Any) -> Iterator[Address]:
-    """Everything in a file that has an address, the whole of it first."""
+    """The addresses of all values in a file, the whole file first."""
     stack = [(Address(unit, file), content)]
     while stack:
         address, value = stack.pop()
@@ -105,7 +95,7 @@ def addresses(unit: str, file: str, content: Any) -> Iterator[Address]:
 
 
 def differences(before: Any, after: Any, pointer: str = "") -> list[tuple[str, Any, Any]]:
-    """Pointer, value before and value after, of everything that is not equal."""
+    """Pointer, value before and value after, of each value that differs."""
     if isinstance(before, dict) and isinstance(after, dict):
         keys = list(dict.fromkeys([*before, *after]))
         pairs = [(f"{pointer}/{_escaped(key)}", before.get(key), after.get(key)) for key in keys]
@@ -113,7 +103,7 @@ def differences(before: Any, after: Any, pointer: str = "") -> list[tuple[str, A
         pairs = [(f"{pointer}/{i}", a, b) for i, (a, b) in enumerate(zip(before, after, strict=True))]
     else:
         return [] if before == after else [(pointer, before, after)]
-    return [found for where, a, b in pairs for found in differences(a, b, where)]
+    return [difference for where, a, b in pairs for difference in differences(a, b, where)]
 
 
 def _escaped(key: str | int) -> str:

@@ -7,67 +7,65 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from . import charts, charts_interventions, formatting
-from .circuit_picture import INLINE, circuit_svg
-from .claims import VERDICT_WORDS, Claim, claims
-from .feature_data import Labels
-from .figures import Figure, Figures, write_data
-from .graphs import aggregate_view, prompt_view
-from .site import Site
-from .source import Source, real
-from .strips import interval_strip, shared_domain
-from .style import LIGHT, themed
-from .trust import trust_rows
+from mechstudy.report import charts, charts_interventions
+from mechstudy.report.circuit_picture import INLINE, circuit_svg
+from mechstudy.report.claims import claims
+from mechstudy.report.data import ReportData
+from mechstudy.report.feature_data import Labels
+from mechstudy.report.figures import Figure, Figures, write_data
+from mechstudy.report.formatting import clip, number, plain, real, slug, title
+from mechstudy.report.graphs import aggregate_view, prompt_view
+from mechstudy.report.site import Site
+from mechstudy.report.strips import with_strips
+from mechstudy.report.style import LIGHT
+from mechstudy.report.trust import trust_rows
 
 N_EXAMPLES, N_WORST = 8, 10
 
 
-def behaviour_page(source: Source, site: Site, figures: Figures, behaviour: str) -> None:
+def behaviour_page(data: ReportData, site: Site, figures: Figures, behaviour: str) -> None:
     """Prompts and baseline of a behaviour."""
-    key, unit, prompts_unit = formatting.slug(behaviour), f"baseline[{behaviour}]", f"prompts[{behaviour}]"
-    summary = source.json(unit, "summary.json") or {}
-    splits = {s: source.rows(unit, f"{s}.csv") for s in ("train", "test") if source.path(unit, f"{s}.csv")}
-    gate = (summary.get("gate") or {}).get("min_accuracy")
+    key, baseline, prompts = slug(behaviour), data.baselines[behaviour], data.prompts[behaviour]
+    summary = baseline.json("summary.json")
+    splits = {s: rows for s in ("train", "test") if (rows := baseline.rows(f"{s}.csv"))}
     drawn = [
         figures.add(
             f"baseline-accuracy-{key}",
-            charts.accuracy(summary.get("splits") or {}, gate),
-            title="Accuracy per split",
-            caption="Share of prompts where the answer's first token beats the wrong one, with its 95% CI. "
+            charts.accuracy(summary.get("splits") or {}, (summary.get("gate") or {}).get("min_accuracy")),
+            "Accuracy per split",
+            "Share of prompts where the answer's first token beats the wrong one, with its 95% CI. "
             "Dashed: the gate a behaviour must pass to be studied.",
-            units=(unit,),
+            [baseline],
         ),
         figures.add(
             f"baseline-logit-differences-{key}",
             charts.logit_differences(splits),
-            title="Logit differences of all prompts",
-            caption="Left of zero the model prefers the wrong answer.",
-            units=(unit,),
+            "Logit differences of all prompts",
+            "Left of zero the model prefers the wrong answer.",
+            [baseline],
         ),
     ]
-    pairs = {s: source.rows(prompts_unit, f"{s}.jsonl") for s in ("train", "test")}
-    strings = _token_strings(source, behaviour, pairs["train"] + pairs["test"])
-    by_id: dict[str, Any] = {str(p["id"]): p for ps in pairs.values() for p in ps}
+    pairs = {s: prompts.rows(f"{s}.jsonl") for s in ("train", "test")}
     site.render(
         "behaviour.html.j2",
         f"behaviour-{key}.html",
         behaviour=behaviour,
-        prompts=source.json(prompts_unit, "summary.json") or {},
+        prompts=prompts.json("summary.json"),
         summary=summary,
-        figures=[f for f in drawn if f],
-        examples=_examples(pairs["train"], strings),
-        worst=_worst(splits, by_id),
+        figures=drawn,
+        examples=_examples(pairs["train"], _token_strings(data, behaviour, pairs["train"] + pairs["test"])),
+        worst=_worst(splits, {str(p["id"]): p for ps in pairs.values() for p in ps}),
         n_pairs={s: len(ps) for s, ps in pairs.items() if ps},
-        absent={u: source.why_absent(u) for u in (prompts_unit, unit) if u not in source.inputs},
-        units=(prompts_unit, unit),
+        absent=[unit.why_absent for unit in (prompts, baseline) if unit.folder is None],
+        units=(prompts.name, baseline.name),
     )
 
 
 def _examples(pairs: list[dict[str, Any]], strings: dict[int, str]) -> list[dict[str, Any]]:
-    """Pairs to show: those whose tokens are all known, where there are any."""
-    known = [p for p in pairs if _known([*p["clean_tokens"], *p["corrupted_tokens"]], strings)]
-    known = known or [p for p in pairs if _known(p["clean_tokens"], strings)]
-    return [_pair(p, strings) for p in _spread(known or pairs, N_EXAMPLES)]
+    """Pairs to show: those whose tokens all have a text, where there are any."""
+    whole = [p for p in pairs if _strings([*p["clean_tokens"], *p["corrupted_tokens"]], strings)]
+    whole = whole or [p for p in pairs if _strings(p["clean_tokens"], strings)]
+    return [_pair(p, strings) for p in _spread(whole or pairs, N_EXAMPLES)]
 
 
 def _spread(pairs: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
@@ -79,19 +77,19 @@ def _spread(pairs: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
     return [ps[i] for i in range(n) for ps in lists if i < len(ps)][:n]
 
 
-def _token_strings(source: Source, behaviour: str, pairs: list[dict[str, Any]]) -> dict[int, str]:
+def _token_strings(data: ReportData, behaviour: str, pairs: list[dict[str, Any]]) -> dict[int, str]:
     """Token id -> text, from the prompts' tokens.json, else from the tokens that graphs show."""
-    table = source.json(f"prompts[{behaviour}]", "tokens.json")
+    table = data.prompts[behaviour].json("tokens.json")
     if table:
         return {int(i): str(t) for i, t in table.items()}
+    graphs = data.graphs[behaviour]
     ids: dict[str, list[int]] = {str(p["id"]): p["clean_tokens"] for p in pairs}
     strings: dict[int, str] = {}
-    for row in (source.json(f"attribute[{behaviour}]", "scores.json") or {}).get("per_prompt") or []:
-        graph = source.json(f"attribute[{behaviour}]", f"graphs/{row['slug']}.json") or {}
-        shown = (graph.get("metadata") or {}).get("prompt_tokens") or []
-        known = ids.get(str(row.get("prompt_id"))) or []
-        if len(known) == len(shown):
-            strings.update(zip(known, shown, strict=True))
+    for row in graphs.json("scores.json").get("per_prompt") or []:
+        metadata = graphs.json(f"graphs/{row['slug']}.json").get("metadata") or {}
+        tokens, texts = ids.get(str(row.get("prompt_id"))) or [], metadata.get("prompt_tokens") or []
+        if len(tokens) == len(texts):
+            strings.update(zip(tokens, texts, strict=True))
     return strings
 
 
@@ -103,12 +101,13 @@ def _pair(pair: dict[str, Any], strings: dict[int, str]) -> dict[str, Any]:
         **pair,
         "marks": marks,
         "changed": changed,
-        "clean_strings": _known(clean, strings),
-        "corrupted_strings": _known(corrupted, strings),
+        "clean_strings": _strings(clean, strings),
+        "corrupted_strings": _strings(corrupted, strings),
     }
 
 
-def _known(tokens: list[int], strings: dict[int, str]) -> list[str] | None:
+def _strings(tokens: list[int], strings: dict[int, str]) -> list[str] | None:
+    """The tokens' texts; None where one is missing."""
     return [strings[t] for t in tokens] if all(t in strings for t in tokens) else None
 
 
@@ -120,50 +119,48 @@ def _worst(splits: dict[str, list[dict[str, Any]]], by_id: dict[str, Any]) -> li
     return sorted(rows, key=lambda r: r["d"])[:N_WORST]
 
 
-def dictionaries_page(source: Source, site: Site, figures: Figures) -> None:
+def dictionaries_page(data: ReportData, site: Site, figures: Figures) -> None:
     """All dictionaries: a row each, metrics over layers, training curves, densities."""
-    evaluations = {layer: e for layer in source.layers if (e := source.evaluation(layer))}
-    scalars = {layer: rows for layer in source.layers if (rows := source.rows(f"train[{layer}]", "scalars.jsonl"))}
-    units = tuple(f"train[{layer}]" for layer in source.layers)
-    note = {"r2": "1 − FVU against the vector mean, on held-out rows.",
-            "ce_loss_recovered": "1: splicing the dictionary in costs nothing; 0: as bad as zero-ablating the layer.",
-            "l0": "Mean number of active features per token.",
-            "dead_share": "Features that never fired on the evaluation rows."}  # fmt: skip
-    drawn = [
+    units = data.dictionaries
+    evaluations = {layer: e for layer, unit in units.items() if (e := unit.evaluation)}
+    scalars = {layer: rows for layer, unit in units.items() if (rows := unit.rows("scalars.jsonl"))}
+    metrics = [
         figures.add(
-            f"dictionaries-{field.replace('_', '-')}",
-            charts.over_layers(evaluations, field, label),
-            title=formatting.title(label), caption=note[field], units=units,
+            f"dictionaries-{m.field.replace('_', '-')}",
+            charts.over_layers(evaluations, m),
+            title(m.label),
+            m.caption,
+            units.values(),
         )
-        for field, label, _ in charts.DICTIONARY_METRICS
-    ]  # fmt: skip
+        for m in charts.DICTIONARY_METRICS
+    ]
     curves = [
         figures.add(
             "dictionaries-training",
             charts.loss_curves(scalars),
-            title="Training: fraction of variance unexplained",
-            caption="One line per layer; lower is better. A curve still falling at the end is undertrained.",
-            units=units,
+            "Training: fraction of variance unexplained",
+            "One line per layer; lower is better. A curve still falling at the end is undertrained.",
+            units.values(),
         ),
         figures.add(
             "dictionaries-density",
             charts.density_histograms(evaluations),
-            title="Feature densities",
-            caption="A hump far right is dense features, seldom interpretable; far left, features that hardly fire.",
-            units=units,
+            "Feature densities",
+            "A hump far right is dense features, seldom interpretable; far left, features that hardly fire.",
+            units.values(),
         ),
     ]
     site.render(
         "dictionaries.html.j2",
         "dictionaries.html",
+        units={layer: unit.name for layer, unit in units.items()},
         evaluations=evaluations,
         errors={layer: e for layer, e in evaluations.items() if e.get("fvu_per_row")},
         alike=_alike(evaluations.values()),
-        layers=source.layers,
-        metrics=[f for f in drawn if f],
-        curves=[f for f in curves if f],
-        variants=[(*key, found) for key in source.variants if (found := source.variant(*key))],
-        reasons={layer: source.why_absent(f"train[{layer}]") for layer in source.layers if layer not in evaluations},
+        metrics=metrics,
+        curves=curves,
+        variants=[(*key, unit.name, e) for key, unit in data.variants.items() if (e := unit.evaluation)],
+        reasons={layer: unit.why_absent for layer, unit in units.items() if layer not in evaluations},
     )
 
 
@@ -177,14 +174,14 @@ def _alike(evaluations: Iterable[dict[str, Any]]) -> str:
     return f"{str(kind or '').replace('_', ' ')}, {activation}, {site_in} → {site_out}"
 
 
-def graph_page(source: Source, site: Site, figures: Figures, behaviour: str, labels: Labels) -> dict[str, Any] | None:
+def graph_page(data: ReportData, site: Site, figures: Figures, behaviour: str, labels: Labels) -> dict[str, Any] | None:
     """The viewer of a behaviour's graphs; returns the aggregated view for the overview's picture."""
-    key, unit = formatting.slug(behaviour), f"attribute[{behaviour}]"
-    scores = source.json(unit, "scores.json") or {}
-    aggregate = source.json(unit, "aggregate.json")
-    checked = ((source.json(f"intervene[{behaviour}]", "summary.json") or {}).get("edges") or {}).get("rows") or []
+    key, unit = slug(behaviour), data.graphs[behaviour]
+    scores, aggregate = unit.json("scores.json"), unit.json("aggregate.json")
+    per_prompt = scores.get("per_prompt") or []
+    checked = (data.interventions[behaviour].json("summary.json").get("edges") or {}).get("rows") or []
     view, entries = None, []
-    if aggregate and aggregate.get("nodes"):
+    if aggregate.get("nodes"):
         view = aggregate_view(aggregate, labels, checked)
         if not view["scores"]:
             view["scores"] = _mean_scores(scores)
@@ -192,21 +189,20 @@ def graph_page(source: Source, site: Site, figures: Figures, behaviour: str, lab
         write_data(site.out, name, view)
         entries.append({"data": name, "slug": "aggregate", "label": f"All {view['n_prompts']} prompts, aggregated"})
         figures.write_svg(f"circuit-{key}", circuit_svg(view, boxes=True, theme=LIGHT))
-    for row in scores.get("per_prompt") or []:
-        graph = source.json(unit, f"graphs/{row['slug']}.json")
-        if graph is None:
-            continue
-        name = f"graph-{key}-{formatting.slug(str(row['slug']))}"
-        write_data(site.out, name, prompt_view(graph, labels))
-        prompt = formatting.clip(formatting.plain(str(row.get("prompt") or row["slug"])), 90)
-        entries.append({"data": name, "slug": str(row["slug"]), "label": prompt})
+    for row in per_prompt:
+        graph = unit.json(f"graphs/{row['slug']}.json")
+        if graph:
+            name = f"graph-{key}-{slug(str(row['slug']))}"
+            write_data(site.out, name, prompt_view(graph, labels))
+            prompt = clip(plain(str(row.get("prompt") or row["slug"])), 90)
+            entries.append({"data": name, "slug": str(row["slug"]), "label": prompt})
     write_data(site.out, f"graphs-{key}", {"behaviour": behaviour, "graphs": entries})
     figure = figures.add(
         f"graph-scores-{key}",
-        charts.graph_scores(scores.get("per_prompt") or []),
-        title="How much of each graph the features explain",
-        caption="One tick per prompt, diamond: median. In the pruned graphs, what was pruned counts as error.",
-        units=(unit,),
+        charts.graph_scores(per_prompt),
+        "How much of each graph the features explain",
+        "One tick per prompt, diamond: median. In the pruned graphs, what was pruned counts as error.",
+        [unit],
     )
     site.render(
         "graph.html.j2",
@@ -215,11 +211,11 @@ def graph_page(source: Source, site: Site, figures: Figures, behaviour: str, lab
         key=key,
         entries=entries,
         scores=scores,
-        seconds=(source.json(unit, "timing.json") or {}).get("seconds_per_prompt") or {},
+        seconds=unit.json("timing.json").get("seconds_per_prompt") or {},
         figure=figure,
         picture=circuit_svg(view, boxes=True, theme=INLINE) if view else None,
-        absent=None if entries else source.why_absent(unit),
-        unit=unit,
+        absent=None if entries else data.why_no_circuit(unit, behaviour),
+        unit=unit.name,
     )
     return view
 
@@ -227,130 +223,111 @@ def graph_page(source: Source, site: Site, figures: Figures, behaviour: str, lab
 def _mean_scores(scores: dict[str, Any]) -> dict[str, float]:
     """The aggregated graph's facts: means over its prompts, named so."""
     names = {"nodes": "mean nodes of a prompt's graph", "edges": "mean edges of a prompt's graph"}
-    found = {names.get(k, k): v for k, v in scores.items() if isinstance(v, (int, float)) and k != "n_prompts"}
-    return {k: round(v, 1) if k.startswith("mean ") else v for k, v in found.items()}
+    numbers = {k: v for k, v in scores.items() if isinstance(v, (int, float)) and k != "n_prompts"}
+    return {names.get(k, k): round(v, 1) if k in names else v for k, v in numbers.items()}
 
 
-def interventions_page(source: Source, site: Site, figures: Figures, behaviour: str) -> None:
+def interventions_page(data: ReportData, site: Site, figures: Figures, behaviour: str) -> None:
     """Effects against controls, groups, dose-response, patching, predicted against measured edges."""
-    key, unit = formatting.slug(behaviour), f"intervene[{behaviour}]"
-    summary = source.json(unit, "summary.json") or {}
-    found = claims(source, behaviour)
-    metric = str(summary.get("metric") or "logit difference")
+    key, unit = slug(behaviour), data.interventions[behaviour]
+    summary = unit.json("summary.json")
     edges = summary.get("edges") or {}
+    behaviour_claims = claims(unit)
     drawn: dict[str, Figure | None] = {
         "forest": figures.add(
-            f"interventions-{key}", charts_interventions.forest(found),
-            title="Effects against matched controls", units=(unit,),
-            caption="Mean paired change per test prompt; bars are 95% cluster-bootstrap CIs. Controls are features "
+            f"interventions-{key}",
+            charts_interventions.forest(behaviour_claims),
+            "Effects against matched controls",
+            "Mean paired change per test prompt; bars are 95% cluster-bootstrap CIs. Controls are features "
             "matched on layer, position and activation. A claim needs the bar away from zero and from its control.",
+            [unit],
         ),
         "dose": figures.add(
-            f"dose-response-{key}", charts_interventions.dose_response(summary),
-            title="Dose-response", units=(unit,),
-            caption="Steering by α times each direction; bands are 95% CIs. A causal direction changes sign with α and "
+            f"dose-response-{key}",
+            charts_interventions.dose_response(summary),
+            "Dose-response",
+            "Steering by α times each direction; bands are 95% CIs. A causal direction changes sign with α and "
             "beats random directions of the same norm; the difference of means is the baseline to beat.",
+            [unit],
         ),
         "patching": figures.add(
-            f"patching-{key}", charts_interventions.patching(summary),
-            title="Where the information is", units=(unit,),
-            caption="The corrupted prompt's activation of one layer at one position, written into the clean prompt: "
+            f"patching-{key}",
+            charts_interventions.patching(summary),
+            "Where the information is",
+            "The corrupted prompt's activation of one layer at one position, written into the clean prompt: "
             "share of the metric's gap between the two that this removes "
             f"(n = {(summary.get('patching') or {}).get('n', 'n/a')}).",
+            [unit],
         ),
-        "edges_frozen": figures.add(
-            f"edges-frozen-{key}", charts_interventions.edges(summary, "frozen"),
-            title="Edges: predicted and measured, attention and norms frozen", units=(unit,),
-            caption=f"Spearman {formatting.number(edges.get('spearman_frozen'))} over {edges.get('n', 0)} edges. "
-            "On the dashed line prediction and measurement agree; off it, the graph itself is wrong.",
-        ),
-        "edges_live": figures.add(
-            f"edges-live-{key}", charts_interventions.edges(summary, "live"),
-            title="Edges: predicted and measured, live model", units=(unit,),
-            caption=f"Spearman {formatting.number(edges.get('spearman_live'))} over {edges.get('n', 0)} edges. "
-            "The distance to the frozen panel is what the linear picture leaves out.",
-        ),
-    }  # fmt: skip
+    }
+    for measured, where, meaning in (
+        ("frozen", "attention and norms frozen",
+         "On the dashed line prediction and measurement agree; off it, the graph itself is wrong."),
+        ("live", "live model", "The distance to the frozen panel is what the linear picture leaves out."),
+    ):  # fmt: skip
+        drawn[f"edges_{measured}"] = figures.add(
+            f"edges-{measured}-{key}",
+            charts_interventions.edges(summary, measured),
+            f"Edges: predicted and measured, {where}",
+            f"Spearman {number(edges.get(f'spearman_{measured}'))} over {edges.get('n', 0)} edges. {meaning}",
+            [unit],
+        )
+    metric = str(summary.get("metric") or "logit difference")
+    kinds = dict.fromkeys(str(g.get("kind")) for g in summary.get("groups") or [])
+    groups = [
+        figures.add(
+            f"groups-{slug(kind)}-{key}",
+            charts_interventions.groups_forest([g for g in summary["groups"] if g.get("kind") == kind], metric),
+            f"Groups: {title(kind).lower()}",
+            "Each group is intervened on by itself; p-values in the table are adjusted over all tests.",
+            [unit],
+        )
+        for kind in kinds
+    ]
     site.render(
         "interventions.html.j2",
         f"interventions-{key}.html",
         behaviour=behaviour,
         key=key,
         summary=summary,
-        claims=with_strips(found),
+        claims=with_strips(behaviour_claims),
         figures=drawn,
-        groups=_group_figures(figures, summary, metric, key, unit),
+        groups=groups,
         edges=edges,
-        verdicts=VERDICT_WORDS,
-        absent=None if summary else source.why_absent(unit),
-        unit=unit,
+        absent=None if summary else data.why_no_circuit(unit, behaviour),
+        unit=unit.name,
     )
 
 
-def _group_figures(figures: Figures, summary: dict[str, Any], metric: str, key: str, unit: str) -> list[Figure]:
-    """A forest plot of the groups per kind of intervention."""
-    kinds = dict.fromkeys(str(g.get("kind")) for g in summary.get("groups") or [])
-    drawn = [
-        figures.add(
-            f"groups-{formatting.slug(kind)}-{key}",
-            charts_interventions.groups_forest([g for g in summary["groups"] if g.get("kind") == kind], metric),
-            title=f"Groups: {formatting.title(kind).lower()}",
-            caption="Each group is intervened on by itself; p-values in the table are adjusted over all tests.",
-            units=(unit,),
-        )
-        for kind in kinds
-    ]
-    return [f for f in drawn if f]
-
-
-def with_strips(found: list[Claim]) -> list[dict[str, Any]]:
-    """Claims with a picture of their intervals on one common scale."""
-    domain = shared_domain(found)
-    return [{"claim": c, "strip": interval_strip(c, domain)} for c in found]
-
-
-def overview_page(source: Source, site: Site, views: dict[str, Any], phases: list[dict[str, Any]]) -> None:
+def overview_page(data: ReportData, site: Site, views: dict[str, Any], phases: list[dict[str, Any]]) -> None:
     """The overview: the claims in plain words, the pipeline, the circuits, how far to trust it."""
     behaviours = []
-    for behaviour in source.behaviours:
-        view = views.get(behaviour)
-        baseline = source.json(f"baseline[{behaviour}]", "summary.json") or {}
-        prompts = source.json(f"prompts[{behaviour}]", "summary.json") or {}
-        found = claims(source, behaviour)
+    for behaviour in data.behaviours:
+        view, interventions = views.get(behaviour), data.interventions[behaviour]
+        behaviour_claims = claims(interventions)
         behaviours.append(
             {
                 "name": behaviour,
-                "key": formatting.slug(behaviour),
-                "description": prompts.get("description") or "",
-                "splits": baseline.get("splits") or {},
-                "claims": with_strips(found),
-                "held": sum(c.verdict in ("supported", "caveat") for c in found),
+                "key": slug(behaviour),
+                "baseline": data.baselines[behaviour].name,
+                "interventions": interventions.name,
+                "description": data.prompts[behaviour].json("summary.json").get("description") or "",
+                "splits": data.baselines[behaviour].json("summary.json").get("splits") or {},
+                "claims": with_strips(behaviour_claims),
+                "held": sum(c.verdict in ("supported", "caveat") for c in behaviour_claims),
                 "picture": circuit_svg(view, boxes=False, theme=INLINE, max_nodes=40, max_edges=70) if view else None,
-                "why": None if found else source.why_absent(f"intervene[{behaviour}]"),
-                "trust": trust_rows(source, behaviour),
+                "why": None if behaviour_claims else data.why_no_circuit(interventions, behaviour),
+                "trust": trust_rows(data, behaviour),
             }
         )
-    n_graphs = sum(
-        len((source.json(f"attribute[{b}]", "scores.json") or {}).get("per_prompt") or []) for b in source.behaviours
-    )
     site.render(
         "index.html.j2",
         "index.html",
         behaviours=behaviours,
         phases=phases,
-        unfinished=source.unfinished(),
-        no_graphs=source.no_graphs,
-        n_dictionaries=sum(bool(source.evaluation(layer)) for layer in source.layers),
-        n_variants=sum(bool(source.variant(*key)) for key in source.variants),
-        n_graphs=n_graphs,
-        seconds=sum(real(u.get("seconds")) or 0 for u in source.units),
-        verdicts=VERDICT_WORDS,
+        unfinished=data.unfinished(),
+        n_dictionaries=sum(bool(unit.evaluation) for unit in data.dictionaries.values()),
+        n_variants=sum(bool(unit.evaluation) for unit in data.variants.values()),
+        n_graphs=sum(len(unit.json("scores.json").get("per_prompt") or []) for unit in data.graphs.values()),
+        seconds=data.seconds,
     )
-
-
-def chart_theme() -> dict[str, Any]:
-    """Palettes and config for drawing charts in a page, light and dark."""
-    from .style import DARK, PAGE_FONT, chart_config
-
-    return {name: {"palette": p, "config": themed(chart_config(PAGE_FONT), p)} for name, p in
-            (("light", LIGHT), ("dark", DARK))}  # fmt: skip

@@ -1,28 +1,35 @@
-"""Small inline pictures of an effect and its control, drawn without a script so that they print."""
+"""Small inline pictures of a claim's effect and control, drawn without a script so that they print."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from markupsafe import Markup
 
-from .claims import Claim
-from .formatting import fixed, number
+from mechstudy.report.claims import Claim
+from mechstudy.report.formatting import number
 
 _WIDTH, _HEIGHT, _PAD = 320, 58, 12
 
 
-def shared_domain(found: Sequence[Claim]) -> tuple[float, float]:
-    """A range that holds zero and every interval, so that cards can be compared."""
+def with_strips(claims: Sequence[Claim]) -> list[dict[str, Any]]:
+    """Claims with a picture of their intervals on one common scale, so that cards can be compared."""
+    domain = _domain(claims)
+    return [{"claim": claim, "strip": _strip(claim, domain)} for claim in claims]
+
+
+def _domain(claims: Sequence[Claim]) -> tuple[float, float]:
+    """A range that holds zero and every interval."""
     values = [0.0]
-    for c in found:
-        values += [v for v in (c.effect, c.control_effect, *(c.ci95 or ()), *(c.control_ci95 or ())) if v is not None]
+    for c in claims:
+        values += [v for m in (c.effect, c.control) for v in (m.mean, *(m.ci95 or ())) if v is not None]
     low, high = min(values), max(values)
     margin = 0.06 * ((high - low) or 1.0)
     return low - margin, high + margin
 
 
-def interval_strip(claim: Claim, domain: tuple[float, float]) -> Markup:
+def _strip(claim: Claim, domain: tuple[float, float]) -> Markup:
     """SVG: circuit above, matched control below, zero as a line, ends labelled."""
     low, high = domain
 
@@ -30,7 +37,7 @@ def interval_strip(claim: Claim, domain: tuple[float, float]) -> Markup:
         return _PAD + (value - low) / (high - low) * (_WIDTH - 2 * _PAD)
 
     label = (
-        f"Effect {number(claim.effect)}, control {number(claim.control_effect)}, on a scale from "
+        f"Effect {number(claim.effect.mean)}, control {number(claim.control.mean)}, on a scale from "
         f"{number(low, 1)} to {number(high, 1)}"
     )
     parts = [
@@ -42,13 +49,10 @@ def interval_strip(claim: Claim, domain: tuple[float, float]) -> Markup:
     digits = 1 if high - low > 1 else 2 if high - low > 0.1 else 3
     for end in (low * 0.94, high * 0.94):
         if abs(x(end) - x(0)) > 30:
-            parts.append(
-                f'<text class="strip-label" x="{x(end):.1f}" y="56" text-anchor="middle">{fixed(end, digits)}</text>'
-            )
-    for mean, ci, y, name in (
-        (claim.effect, claim.ci95, 14, "effect"),
-        (claim.control_effect, claim.control_ci95, 31, "control"),
-    ):
+            shown = number(end, digits, scientific=False)
+            parts.append(f'<text class="strip-label" x="{x(end):.1f}" y="56" text-anchor="middle">{shown}</text>')
+    for measured, y, name in ((claim.effect, 14, "effect"), (claim.control, 31, "control")):
+        mean, ci = measured.mean, measured.ci95
         if mean is None:
             continue
         if ci:

@@ -62,3 +62,12 @@ def themed(value: Any, palette: dict[str, str]) -> Any:
     if isinstance(value, list):
         return [themed(v, palette) for v in value]
     return value
+
+
+def chart_themes() -> dict[str, Any]:
+    """Palettes and configurations for drawing charts in a page, light and dark."""
+    config = chart_config(PAGE_FONT)
+    return {
+        name: {"palette": palette, "config": themed(config, palette)}
+        for name, palette in (("light", LIGHT), ("dark", DARK))
+    }

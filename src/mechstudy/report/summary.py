@@ -1,17 +1,17 @@
-"""The machine-readable summary of a run, and the few findings the command line prints at its end."""
+"""The machine-readable summary of a run, and its few findings in plain words."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from . import formatting
-from .claims import claims
-from .numbers import Address
-from .source import Source
+from mechstudy.core.jsonio import jsonable
+from mechstudy.report.claims import claims
+from mechstudy.report.data import ReportData
+from mechstudy.report.formatting import interval, number, percent, plain
+from mechstudy.report.numbers import Address
 
+_BASELINE_FIELDS = ("n", "accuracy", "mean_logit_difference", "ci95", "passed")
 _DICTIONARY_FIELDS = (
     "kind", "activation", "d_in", "d_sae", "k", "l0", "fvu", "r2", "dead_share", "ce_loss_recovered",
     "train_rows", "rows_per_second",
@@ -21,183 +21,110 @@ _GRAPH_FIELDS = (
     "conservation_residual_max",
 )  # fmt: skip
 _TEST_FIELDS = ("n", "effect", "ci95", "control_effect", "control_ci95", "p_adjusted")
+_EDGE_FIELDS = ("n", "spearman_frozen", "spearman_live")
+_UNIT_FIELDS = ("seconds", "status", "artifact")
+_CLAIMS = 3  # per behaviour, among the findings
 
 
-def build_summary(
-    study: Mapping[str, Any],
-    inputs: Mapping[str, Path],
-    units: Sequence[Mapping[str, Any]],
-    wall_seconds: float,
-    peak_rss_bytes: int,
-) -> dict[str, Any]:
+def build_summary(data: ReportData, wall_seconds: float, peak_rss_bytes: int) -> dict[str, Any]:
     """The content of summary.json; what did not run has no key.
 
     Args:
-        study: the study's configuration.
-        inputs: unit name -> artifact folder.
-        units: what ran, as given to `build_report`.
+        data: the study's units.
         wall_seconds: of the whole run.
         peak_rss_bytes: the largest resident set of any unit.
 
     Returns:
         `model`, `wall_seconds`, `peak_rss_bytes`, `baseline`, `dictionaries`, `graphs`, `interventions`,
-        `edges`, `units`, `findings`, as docs/artifacts describes; no NaN.
+        `edges`, `units`, `findings`, as docs/reference/artifacts.md describes; no NaN.
     """
-    source = Source(study, inputs, units)
-    model = source.json("model", "model.json") or {}
-    result: dict[str, Any] = {
-        "model": model.get("name") or model_name(study),
+    baselines = {b: unit.json("summary.json") for b, unit in data.baselines.items()}
+    interventions = {b: unit.json("summary.json") for b, unit in data.interventions.items()}
+    evaluations = {layer: unit.evaluation for layer, unit in data.dictionaries.items()}
+    summary: dict[str, Any] = {
+        "model": data.model_name,
         "wall_seconds": wall_seconds,
         "peak_rss_bytes": peak_rss_bytes,
-        "baseline": {},
-        "dictionaries": {},
-        "graphs": {},
-        "interventions": {},
-        "edges": {},
-        "units": {},
+        "baseline": {b: _each(s.get("splits"), _BASELINE_FIELDS) for b, s in baselines.items() if s},
+        "dictionaries": {str(layer): _part(e, _DICTIONARY_FIELDS) for layer, e in evaluations.items() if e},
+        "graphs": {
+            b: _part(scores, _GRAPH_FIELDS) for b, u in data.graphs.items() if (scores := u.json("scores.json"))
+        },
+        "interventions": {b: _each(s.get("tests"), _TEST_FIELDS) for b, s in interventions.items() if s},
+        "edges": {b: _part(edges, _EDGE_FIELDS) for b, s in interventions.items() if (edges := s.get("edges"))},
+        "units": {unit.name: _part(unit.record, _UNIT_FIELDS) for unit in data.units},
     }
-    for behaviour in source.behaviours:
-        _summarise_behaviour(source, behaviour, result)
-    for layer in source.layers:
-        evaluation = source.evaluation(layer)
-        if evaluation:
-            result["dictionaries"][str(layer)] = {f: evaluation.get(f) for f in _DICTIONARY_FIELDS}
-    for unit in source.units:
-        result["units"][unit["name"]] = {
-            "seconds": unit.get("seconds"),
-            "status": unit.get("status"),
-            "artifact": unit.get("artifact"),
-        }
-    result["findings"] = [{"text": f.text, "number": f.number} for f in numbered_findings(result, inputs)]
-    return formatting.jsonable(result)
+    lines = [*_behaviour_findings(data, summary), *_dictionary_finding(data, summary["dictionaries"])]
+    summary["findings"] = [{"text": plain(line), "number": address.handle} for line, address in lines]
+    return dict(jsonable(summary))
 
 
-def _summarise_behaviour(source: Source, behaviour: str, result: dict[str, Any]) -> None:
-    baseline = source.json(f"baseline[{behaviour}]", "summary.json")
-    if baseline:
-        result["baseline"][behaviour] = {
-            split: {
-                "n": s.get("n"),
-                "accuracy": s.get("accuracy"),
-                "mean_logit_difference": s.get("mean_logit_difference"),
-                "ci95": s.get("ci95"),
-                "passed": s.get("passed"),
-            }
-            for split, s in (baseline.get("splits") or {}).items()
-        }
-    scores = source.json(f"attribute[{behaviour}]", "scores.json")
-    if scores:
-        result["graphs"][behaviour] = {f: scores.get(f) for f in _GRAPH_FIELDS}
-    intervene = source.json(f"intervene[{behaviour}]", "summary.json")
-    if intervene:
-        tests = intervene.get("tests") or {}
-        result["interventions"][behaviour] = {
-            kind: {f: test.get(f) for f in _TEST_FIELDS} for kind, test in tests.items()
-        }
-        edges = intervene.get("edges")
-        if edges:
-            result["edges"][behaviour] = {k: edges.get(k) for k in ("n", "spearman_frozen", "spearman_live")}
+def findings(summary: Mapping[str, Any]) -> list[str]:
+    """The findings of a summary, each with the handle of its number at the end."""
+    return [f"{finding['text']} [{finding['number']}]" for finding in summary.get("findings") or []]
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A line, and the handle of the number it tells (numbers.py)."""
-
-    text: str
-    number: str
-
-    def __str__(self) -> str:
-        return f"{self.text} [{self.number}]"
+def _part(record: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    return {field: record.get(field) for field in fields}
 
 
-def findings(summary: Mapping[str, Any], inputs: Mapping[str, Path]) -> list[str]:
-    """`numbered_findings` as text, each with its handle at the end."""
-    return [str(finding) for finding in numbered_findings(summary, inputs)]
+def _each(records: Mapping[str, Mapping[str, Any]] | None, fields: Sequence[str]) -> dict[str, Any]:
+    return {key: _part(record, fields) for key, record in (records or {}).items()}
 
 
-def numbered_findings(summary: Mapping[str, Any], inputs: Mapping[str, Path]) -> list[Finding]:
-    """The findings in plain words: per behaviour its baseline, strongest claims, circuit and edges.
-
-    Args:
-        summary: from `build_summary`.
-        inputs: unit name -> artifact folder.
-
-    Returns:
-        At most five lines per behaviour and one about the dictionaries; a claim that does not hold says so.
-    """
-    behaviours = list(dict.fromkeys([*summary.get("baseline", {}), *summary.get("interventions", {})]))
-    source = Source({"behaviours": behaviours}, inputs)
-    found: list[tuple[str, Address]] = []
-    for behaviour in behaviours:
-        gate = (source.json(f"baseline[{behaviour}]", "summary.json") or {}).get("gate") or {}
-        studied = behaviour in (summary.get("interventions") or {})
-        after = ", studied all the same" if studied else ", so it was not studied further"
-        if not studied and gate.get("on_fail") == "continue":
-            after = ""  # something else kept it from being studied
-        baseline = Address(f"baseline[{behaviour}]", "summary.json", "/splits")
-        lines = _baseline_finding(behaviour, summary["baseline"].get(behaviour) or {}, after)
-        found += [(line, baseline) for line in lines]
-        for claim in claims(source, behaviour)[:3]:
+def _behaviour_findings(data: ReportData, summary: Mapping[str, Any]) -> Iterator[tuple[str, Address]]:
+    """Per behaviour its baseline, strongest claims, circuit and edges; a claim that does not hold says so."""
+    for behaviour in dict.fromkeys([*summary["baseline"], *summary["interventions"]]):
+        gate = data.baselines[behaviour].json("summary.json").get("gate") or {}
+        if behaviour in summary["interventions"]:
+            after = ", studied all the same"
+        else:  # where the gate lets it through, something else stopped it
+            after = "" if gate.get("on_fail") == "continue" else ", so it was not studied further"
+        if line := _baseline_finding(summary["baseline"].get(behaviour) or {}, after):
+            yield f"{behaviour}: {line}", data.baselines[behaviour].address("summary.json", "/splits")
+        for claim in claims(data.interventions[behaviour])[:_CLAIMS]:
             hedge = claim.words.lower()
             if claim.verdict == "caveat":
                 hedge += f": {claim.caveats[0][:1].lower()}{claim.caveats[0][1:].rstrip('.')}"
             hedge = "" if claim.verdict == "supported" else f" ({hedge})"
-            found.append((f"{behaviour}: {claim.sentence}{hedge}", claim.number))
-        scores = Address(f"attribute[{behaviour}]", "scores.json")
-        found += [(line, scores) for line in _graph_finding(behaviour, summary)]
-    found += _dictionary_finding(summary.get("dictionaries") or {})
-    return [Finding(formatting.plain(line), address.handle) for line, address in found]
+            yield f"{behaviour}: {claim.sentence}{hedge}", claim.number
+        if graph := summary["graphs"].get(behaviour):
+            line = _graph_finding(graph, summary["edges"].get(behaviour))
+            yield f"{behaviour}: {line}", data.graphs[behaviour].address("scores.json")
 
 
-def _baseline_finding(behaviour: str, splits: Mapping[str, Any], below: str) -> list[str]:
-    """``below``: what came of a gate that was not passed."""
+def _baseline_finding(splits: Mapping[str, Any], below: str) -> str:
+    """``below``: what followed from a gate that was not passed."""
     split = splits.get("test") or next(iter(splits.values()), None)
     if not split:
-        return []
+        return ""
     line = (
-        f"{behaviour}: the model is right on {formatting.percent(split['accuracy'], 0)} of {split['n']} prompts, "
-        f"mean logit difference {formatting.number(split['mean_logit_difference'])} "
-        f"{formatting.interval(split['ci95'])}"
+        f"the model is right on {percent(split['accuracy'], 0)} of {split['n']} prompts, "
+        f"mean logit difference {number(split['mean_logit_difference'])} {interval(split['ci95'])}"
     )
-    if any(s.get("passed") is False for s in splits.values()):
-        line += f"; below the gate{below}"
-    return [line]
+    return line + (f"; below the gate{below}" if any(s.get("passed") is False for s in splits.values()) else "")
 
 
-def _graph_finding(behaviour: str, summary: Mapping[str, Any]) -> list[str]:
-    graph = summary.get("graphs", {}).get(behaviour)
-    if not graph:
-        return []
+def _graph_finding(graph: Mapping[str, Any], edges: Mapping[str, Any] | None) -> str:
     line = (
-        f"{behaviour}: {graph['n_prompts']} graphs, completeness {formatting.number(graph['completeness'])}, "
-        f"replacement {formatting.number(graph['replacement'])}"
+        f"{graph['n_prompts']} graphs, completeness {number(graph['completeness'])}, "
+        f"replacement {number(graph['replacement'])}"
     )
-    edges = summary.get("edges", {}).get(behaviour)
-    if edges:
-        line += (
-            f"; {edges['n']} edges checked by intervention, "
-            f"Spearman {formatting.number(edges['spearman_frozen'])} with attention and norms frozen, "
-            f"{formatting.number(edges['spearman_live'])} in the live model"
-        )
-    return [line]
+    if not edges:
+        return line
+    return (
+        f"{line}; {edges['n']} edges checked by intervention, Spearman {number(edges['spearman_frozen'])} with "
+        f"attention and norms frozen, {number(edges['spearman_live'])} in the live model"
+    )
 
 
-def _dictionary_finding(dictionaries: Mapping[str, Any]) -> list[tuple[str, Address]]:
-    by_layer = {layer: d["r2"] for layer, d in dictionaries.items() if d.get("r2") is not None}
-    r2 = list(by_layer.values())
-    recovered = [d["ce_loss_recovered"] for d in dictionaries.values() if d.get("ce_loss_recovered") is not None]
+def _dictionary_finding(data: ReportData, dictionaries: Mapping[str, Any]) -> Iterator[tuple[str, Address]]:
+    r2 = {layer: d["r2"] for layer, d in dictionaries.items() if d["r2"] is not None}
+    recovered = [d["ce_loss_recovered"] for d in dictionaries.values() if d["ce_loss_recovered"] is not None]
     if not r2:
-        return []
-    line = f"{len(dictionaries)} dictionaries: held-out R2 {formatting.number(min(r2))} to {formatting.number(max(r2))}"
+        return
+    line = f"{len(dictionaries)} dictionaries: held-out R2 {number(min(r2.values()))} to {number(max(r2.values()))}"
     if recovered:
-        line += f", CE loss recovered {formatting.number(min(recovered))} to {formatting.number(max(recovered))}"
-    worst = min(by_layer, key=by_layer.__getitem__)
-    return [(line, Address(f"train[{worst}]", "evaluation.json", "/r2"))]
-
-
-def model_name(study: Mapping[str, Any]) -> str:
-    """The model as the study names it, for when its artifact is absent."""
-    model = study.get("model")
-    if isinstance(model, dict):
-        return str(model.get("source") or model.get("name") or model.get("path") or "unknown model")
-    return str(model or "unknown model")
+        line += f", CE loss recovered {number(min(recovered))} to {number(max(recovered))}"
+    worst = min(r2, key=r2.__getitem__)
+    yield line, data.dictionaries[int(worst)].address("evaluation.json", "/r2")

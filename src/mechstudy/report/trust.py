@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from . import formatting
-from .claims import claims, excludes_zero, tests_of
-from .numbers import Address
-from .source import Source
+from mechstudy.report.claims import claims, excludes_zero, tests_of
+from mechstudy.report.data import ReportData, UnitFiles
+from mechstudy.report.formatting import ends_of, number, percent
+from mechstudy.report.numbers import Address
 
 
 @dataclass(frozen=True)
@@ -19,137 +20,89 @@ class TrustRow:
     meaning: str
     number: Address
 
-    @property
-    def unit(self) -> str:
-        """The unit that holds it."""
-        return self.number.unit
 
-
-def trust_rows(source: Source, behaviour: str) -> list[TrustRow]:
+def trust_rows(data: ReportData, behaviour: str) -> list[TrustRow]:
     """The checks of a behaviour, in the order of the pipeline; what was not measured is left out."""
-    rows = [
-        *_baseline(source, behaviour),
-        *_dictionaries(source),
-        *_graphs(source, behaviour),
-        *_edges(source, behaviour),
-        *_controls(source, behaviour),
-        *_sham(source, behaviour),
-    ]
-    return rows
-
-
-def _baseline(source: Source, behaviour: str) -> list[TrustRow]:
-    unit = f"baseline[{behaviour}]"
-    splits = (source.json(unit, "summary.json") or {}).get("splits") or {}
-    test = splits.get("test")
-    if not test or test.get("accuracy") is None:
-        return []
     return [
-        TrustRow(
-            "Does the model do it at all?",
-            f"{formatting.percent(test['accuracy'], 0)} {_percent_interval(test.get('accuracy_ci95'))} "
-            f"of {test.get('n')}",
-            "Accuracy on test prompts, disjoint from those the circuit was found on.",
-            Address(unit, "summary.json", "/splits/test"),
-        )
+        *_baseline(data.baselines[behaviour]),
+        *_dictionaries(data),
+        *_graphs(data.graphs[behaviour]),
+        *_interventions(data.interventions[behaviour]),
     ]
 
 
-def _percent_interval(ci: list[float] | None) -> str:
-    return (
-        f"[{formatting.percent(ci[0], 0)}, {formatting.percent(ci[1], 0)}]"
-        if ci and formatting.has_interval(ci)
-        else ""
+def _baseline(unit: UnitFiles) -> Iterator[TrustRow]:
+    test = (unit.json("summary.json").get("splits") or {}).get("test") or {}
+    if test.get("accuracy") is None:
+        return
+    ends = ends_of(test.get("accuracy_ci95"))
+    interval = f"[{percent(ends[0], 0)}, {percent(ends[1], 0)}]" if ends else ""
+    yield TrustRow(
+        "Does the model do it at all?",
+        f"{percent(test['accuracy'], 0)} {interval} of {test.get('n')}",
+        "Accuracy on test prompts, disjoint from those the circuit was found on.",
+        unit.address("summary.json", "/splits/test"),
     )
 
 
-def _dictionaries(source: Source) -> list[TrustRow]:
-    r2 = {layer: e["r2"] for layer in source.layers if (e := source.evaluation(layer)).get("r2") is not None}
+def _dictionaries(data: ReportData) -> Iterator[TrustRow]:
+    r2 = {layer: r2 for layer, unit in data.dictionaries.items() if (r2 := unit.evaluation.get("r2")) is not None}
     if not r2:
-        return []
+        return
     layer, worst = min(r2.items(), key=lambda item: item[1])
-    return [
-        TrustRow(
-            "Do the dictionaries see what the layers do?",
-            f"R² {formatting.number(worst)} to {formatting.number(max(r2.values()))}",
-            f"In the worst layer {formatting.percent(1 - worst, 0)} of the variance is outside the dictionary and "
-            "appears as error nodes.",
-            Address(f"train[{layer}]", "evaluation.json", "/r2"),
-        )
-    ]
+    yield TrustRow(
+        "Do the dictionaries see what the layers do?",
+        f"R² {number(worst)} to {number(max(r2.values()))}",
+        f"In the worst layer {percent(1 - worst, 0)} of the variance is outside the dictionary and appears as error "
+        "nodes.",
+        data.dictionaries[layer].address("evaluation.json", "/r2"),
+    )
 
 
-def _graphs(source: Source, behaviour: str) -> list[TrustRow]:
-    unit = f"attribute[{behaviour}]"
-    scores = source.json(unit, "scores.json") or {}
-    rows = []
-    if scores.get("conservation_residual_max") is not None:
-        rows.append(
-            TrustRow(
-                "Do the graphs add up?",
-                formatting.number(scores["conservation_residual_max"], 4),
-                "Largest relative residual of features + errors + tokens + biases against the metric, over all "
-                "prompts; 0 is exact.",
-                Address(unit, "scores.json", "/conservation_residual_max"),
-            )
+def _graphs(unit: UnitFiles) -> Iterator[TrustRow]:
+    scores = unit.json("scores.json")
+    residual, pruned = scores.get("conservation_residual_max"), scores.get("completeness_pruned")
+    if residual is not None:
+        yield TrustRow(
+            "Do the graphs add up?",
+            number(residual, 4),
+            "Largest relative residual of features + errors + tokens + biases against the metric, over all prompts; "
+            "0 is exact.",
+            unit.address("scores.json", "/conservation_residual_max"),
         )
-    pruned = scores.get("completeness_pruned")
     if pruned is not None:
-        rows.append(
-            TrustRow(
-                "How much of the computation is in the drawn graph?",
-                f"completeness {formatting.number(pruned)}, "
-                f"replacement {formatting.number(scores.get('replacement_pruned'))}",
-                f"{formatting.percent(1 - pruned, 0)} of the weighted influence reaches its target through error or "
-                "pruned nodes: the picture is silent about that share.",
-                Address(unit, "scores.json", "/completeness_pruned"),
-            )
+        yield TrustRow(
+            "How much of the computation is in the drawn graph?",
+            f"completeness {number(pruned)}, replacement {number(scores.get('replacement_pruned'))}",
+            f"{percent(1 - pruned, 0)} of the weighted influence reaches its target through error or pruned nodes: "
+            "the picture is silent about that share.",
+            unit.address("scores.json", "/completeness_pruned"),
         )
-    return rows
 
 
-def _edges(source: Source, behaviour: str) -> list[TrustRow]:
-    unit = f"intervene[{behaviour}]"
-    edges = (source.json(unit, "summary.json") or {}).get("edges") or {}
-    if edges.get("spearman_live") is None:
-        return []
-    return [
-        TrustRow(
+def _interventions(unit: UnitFiles) -> Iterator[TrustRow]:
+    summary = unit.json("summary.json")
+    edges, sham = summary.get("edges") or {}, summary.get("sham_max")
+    if edges.get("spearman_live") is not None:
+        yield TrustRow(
             "Do edges predict interventions?",
-            f"Spearman {formatting.number(edges.get('spearman_frozen'))} frozen, "
-            f"{formatting.number(edges['spearman_live'])} live",
+            f"Spearman {number(edges.get('spearman_frozen'))} frozen, {number(edges['spearman_live'])} live",
             f"Over {edges.get('n')} edges. Frozen checks the arithmetic; live is the model as it runs.",
-            Address(unit, "summary.json", "/edges/spearman_live"),
+            unit.address("summary.json", "/edges/spearman_live"),
         )
-    ]
-
-
-def _controls(source: Source, behaviour: str) -> list[TrustRow]:
-    found = [c for c in claims(source, behaviour) if c.control_ci95 is not None]
-    if not found:
-        return []
-    clean = sum(not excludes_zero(c.control_ci95) for c in found)
-    return [
-        TrustRow(
+    controlled = [c for c in claims(unit) if c.control.ci95 is not None]
+    if controlled:
+        yield TrustRow(
             "Are the controls null?",
-            f"{clean} of {len(found)}",
+            f"{sum(not excludes_zero(c.control.ci95) for c in controlled)} of {len(controlled)}",
             "Tests whose matched controls have a CI that includes zero. All p-values are adjusted over all tests "
             "(Benjamini-Hochberg).",
-            tests_of(behaviour),
+            tests_of(unit),
         )
-    ]
-
-
-def _sham(source: Source, behaviour: str) -> list[TrustRow]:
-    unit = f"intervene[{behaviour}]"
-    sham = (source.json(unit, "summary.json") or {}).get("sham_max")
-    if sham is None:
-        return []
-    return [
-        TrustRow(
+    if sham is not None:
+        yield TrustRow(
             "Does an empty intervention change nothing?",
-            formatting.number(sham, 5),
+            number(sham, 5),
             "Largest change of the metric when activations are replaced by themselves; 0 is exact.",
-            Address(unit, "summary.json", "/sham_max"),
+            unit.address("summary.json", "/sham_max"),
         )
-    ]

@@ -1,4 +1,4 @@
-"""The report's page of what the machine was used for: each phase over time, against what is to be expected of it."""
+"""The page of usage: what each phase used of the machine over time, against the range expected of it."""
 
 from __future__ import annotations
 
@@ -10,56 +10,53 @@ from mechstudy.core.sizes import human
 from mechstudy.monitoring.record import read_usage, usage_file
 from mechstudy.monitoring.run_usage import PhaseUsage, by_phase
 from mechstudy.monitoring.summary import SHORT, points
-
-from . import formatting
-from .charts import data
-from .figures import Figures
-from .site import Site
-from .source import Source
+from mechstudy.report.charts import chart, sized
+from mechstudy.report.data import ReportData
+from mechstudy.report.figures import Figures
+from mechstudy.report.formatting import slug, title
+from mechstudy.report.site import Site
 
 FILE = "usage.html"
 _POINTS = 160  # per phase
 _BADGES = {"as expected": "supported", "above": "supported", "low": "caveat", "not judged": "plain"}
 
 
-def usage_phases(source: Source) -> list[PhaseUsage]:
-    """What was recorded beside the artifacts, phase by phase; empty where nothing was."""
-    return by_phase((read_usage(usage_file(folder)) for folder in source.inputs.values()), source.study)
+def has_usage(data: ReportData) -> bool:
+    """Whether usage was recorded beside any artifact."""
+    return any(unit.folder is not None and usage_file(unit.folder).exists() for unit in data.units)
 
 
-def usage_page(source: Source, site: Site, figures: Figures, phases: list[PhaseUsage]) -> None:
-    """Draws the phases that took long enough to be seen, and lists all."""
+def usage_page(data: ReportData, site: Site, figures: Figures) -> None:
+    """A table of all phases, in the order of their first units, and charts of those that took long enough."""
+    sessions = [read_usage(usage_file(unit.folder)) for unit in data.units if unit.folder is not None]
+    place = {unit.name: i for i, unit in enumerate(data.units)}
+    phases = by_phase(sessions, data.study, data.profiles)
+    phases.sort(key=lambda phase: min(place.get(name, len(place)) for name in phase.units))
     drawn = []
     overview = figures.add(
         "usage-phases",
         _overview(phases),
-        title="How busy each phase kept what it ran on",
-        caption="Bars: share of the GPU's time, or of the threads given on a CPU. Bands: the range to be expected.",
-        units=(),
+        "How busy each phase kept what it ran on",
+        "Bars: share of the GPU's time, or on a CPU of the threads given. Bands: the expected range.",
     )
     for phase in phases:
         if phase.use.seconds < SHORT:
             continue
-        chart = figures.add(
-            f"usage-{formatting.slug(phase.phase)}",
-            _course(phase),
-            title=_title(phase),
-            caption="Units end to end. The band is the range to be expected." if phase.evidence.expected else
-            "Units end to end; this phase has no range.",
-            units=(),
-        )  # fmt: skip
-        drawn.append({"figure": chart, "found": phase.found})
-    site.render("usage.html.j2", FILE, overview=overview, drawn=drawn, rows=[_row(phase) for phase in phases])
+        expected = ". The band is the expected range." if phase.evidence.expected else "; no range is expected."
+        caption = f"Units end to end{expected}"
+        drawn.append(figures.add(f"usage-{slug(phase.phase)}", _course(phase), _title(phase), caption))
+    rows = [_row(phase) for phase in phases]
+    site.render("usage.html.j2", FILE, overview=overview, figures=drawn, rows=rows)
 
 
 def _title(phase: PhaseUsage) -> str:
-    return f"{formatting.title(phase.phase)}: {'GPU' if phase.use.on_gpu else 'threads'} busy {phase.use.busy:.0%}"
+    return f"{title(phase.phase)}: {'GPU' if phase.use.on_gpu else 'threads'} busy {phase.use.busy:.0%}"
 
 
 def _row(phase: PhaseUsage) -> dict[str, Any]:
     use, wanted = phase.use, phase.evidence.expected
     return {
-        "phase": formatting.title(phase.phase),
+        "phase": title(phase.phase),
         "units": len(phase.units),
         "seconds": use.seconds,
         "of": ("GPU" if use.on_gpu else f"{use.threads:.3g} threads"),
@@ -72,21 +69,19 @@ def _row(phase: PhaseUsage) -> dict[str, Any]:
         "written": "n/a" if use.write is None else human(use.write),
         "gpu_memory": "" if use.gpu_memory is None else human(use.gpu_memory),
         "hosts": ", ".join(use.hosts),
-        "found": phase.found,
+        "bottlenecks": phase.found,
     }
 
 
 def _overview(phases: list[PhaseUsage]) -> alt.TopLevelMixin | None:
-    rows = [
-        {"phase": formatting.title(p.phase), "busy": round(min(1.0, p.use.busy), 4), "state": p.verdict,
-         "low": p.evidence.expected.low if p.evidence.expected else None,
-         "high": p.evidence.expected.high if p.evidence.expected else None}
-        for p in phases
-    ]  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    for p in phases:
+        low, high = (p.evidence.expected.low, p.evidence.expected.high) if p.evidence.expected else (None, None)
+        busy = round(min(1.0, p.use.busy), 4)
+        rows.append({"phase": title(p.phase), "busy": busy, "state": p.verdict, "low": low, "high": high})
     if not rows:
         return None
-    order = [formatting.title(p.phase) for p in phases]
-    y = alt.Y("phase:N", title=None, sort=order)
+    y = alt.Y("phase:N", title=None, sort=[row["phase"] for row in rows])
     x = alt.X("busy:Q", title="share of the time in use", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%"))
     states = ["as expected", "above", "low", "not judged"]
     colour = alt.Color(
@@ -96,17 +91,17 @@ def _overview(phases: list[PhaseUsage]) -> alt.TopLevelMixin | None:
         legend=alt.Legend(values=[s for s in states if any(row["state"] == s for row in rows)]),
     )
     tooltip = ["phase:N", alt.Tooltip("busy:Q", format=".0%"), "state:N"]
-    base = alt.Chart(data(rows)).encode(y=y)
+    base = chart(rows).encode(y=y)
     bars = base.mark_bar(height=12, cornerRadiusEnd=2).encode(x=x, color=colour, tooltip=tooltip)
     bands = (
-        alt.Chart(data([row for row in rows if row["low"] is not None]))
+        chart([row for row in rows if row["low"] is not None])
         .mark_bar(height=20, color="@pos", opacity=0.22)
         .encode(y=y, x=alt.X("low:Q"), x2="high:Q")
     )
     labels = base.mark_text(align="left", dx=4, fontSize=10, color="@muted").encode(
         x=x, text=alt.Text("busy:Q", format=".0%")
     )
-    return (bands + bars + labels).properties(width="container", height=max(80, 26 * len(rows)))
+    return sized(bands + bars + labels, max(80, 26 * len(rows)))
 
 
 def _course(phase: PhaseUsage) -> alt.TopLevelMixin | None:
@@ -133,7 +128,7 @@ def _course(phase: PhaseUsage) -> alt.TopLevelMixin | None:
         alt.Tooltip("busy:Q", format=".0%"),
         alt.Tooltip("rss:Q", title="memory (GB)", format=".2f"),
     ]
-    line = alt.Chart(data(rows)).encode(x=x)
+    line = chart(rows).encode(x=x)
     busy = line.mark_rect(color="@effect", opacity=0.75).encode(
         x2="end:Q",
         y=alt.Y("busy:Q", title="in use", scale=alt.Scale(domain=[0, 1]), axis=share),
@@ -142,6 +137,6 @@ def _course(phase: PhaseUsage) -> alt.TopLevelMixin | None:
     )
     layers: list[alt.Chart] = [busy]
     if (wanted := phase.evidence.expected) is not None:
-        band = alt.Chart(data([{"low": wanted.low, "high": wanted.high}])).mark_rect(color="@pos", opacity=0.16)
+        band = chart([{"low": wanted.low, "high": wanted.high}]).mark_rect(color="@pos", opacity=0.16)
         layers.insert(0, band.encode(y=alt.Y("low:Q", scale=alt.Scale(domain=[0, 1])), y2="high:Q"))
-    return alt.layer(*layers).properties(width="container", height=140)
+    return sized(alt.layer(*layers), 140)

@@ -1,1 +1,5 @@
 """Runs units: in this process, in a pool, under torchrun, on Slurm."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

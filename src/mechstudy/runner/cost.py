@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mechstudy.planning.calibration import Calibration
+from mechstudy.planning.calibration import Calibration, read_calibration
 from mechstudy.planning.hardware import Hardware
+from mechstudy.planning.machine import this_machine
 from mechstudy.planning.plan import Plan, PlanRow, make_plan
 from mechstudy.runner.measured_cost import Attempts, UnitReality, accounted_jobs, attempts_of, reality_of
 from mechstudy.runner.run import Run
-from mechstudy.runner.run_unit import Options
+from mechstudy.study.dag import Evaluation
+from mechstudy.study.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class PhaseCost:
-    """One phase, or all. Planned numbers are of the units that are done, so that the two can be compared.
+    """Costs of one phase, or of all. Planned numbers cover the units that are done, so that the two can be compared.
 
     ``payload_*``: files whose bytes the plan says exactly, how many of them there are and how many differ. ``jobs``: of
     Slurm; ``restarts``: sessions beyond the first of each unit.
@@ -47,13 +49,17 @@ class PhaseCost:
 
     @property
     def memory_ratio(self) -> float | None:
+        """Measured over planned peak."""
         return self.peak_bytes / self.planned_peak_bytes if self.planned_peak_bytes and self.peak_bytes else None
 
 
 @dataclass(frozen=True)
 class Cost:
-    """A run's reconciliation. ``accounted``: whether Slurm's accounting is in it; ``wrong`` names payload files whose
-    bytes are not as planned, with both numbers."""
+    """Planned and spent of a run.
+
+    ``accounted`` says whether Slurm's accounting is included; ``wrong`` names payload files whose bytes differ from the
+    plan, with both numbers.
+    """
 
     phases: list[PhaseCost]
     total: PhaseCost
@@ -84,7 +90,7 @@ class Cost:
 
 
 def cost_of(run: Run, hardware: Hardware | None = None, *, slurm: bool = True) -> Cost:
-    """Plan and reality of a run as far as it has come."""
+    """Planned and spent of a run so far."""
     done = reality_of(run.evaluate())
     plan = whole_plan(run, hardware, done)
     elements, accounted = accounted_jobs(run.folder.path) if slurm else ({}, None)
@@ -119,23 +125,27 @@ def whole_plan(run: Run, hardware: Hardware | None = None, done: Mapping[str, Un
     """The plan as it was before anything ran: against a store that holds nothing.
 
     Args:
-        done: how it ran: with how many threads, where all had as many; where units were jobs, each starts a process
-            and loads its model; where several processes shared one, the memory is of all of them.
+        done: how the units ran: threads, where all had as many; a process start and a model load for each, where they
+            were jobs; memory of all processes, where several shared a unit.
     """
-    from mechstudy.core.progress import NullProgress
-    from mechstudy.planning.calibration import read_calibration
-    from mechstudy.planning.machine import this_machine
-
-    options: Options = run.options
+    options = run.options
     used = {spent.threads for spent in (done or {}).values()}
     if len(used) == 1 and options.max_parallel == 1:
-        options = replace(options, threads=used.pop() or options.threads)
+        options = options.replace(threads=used.pop() or options.threads)
     here = hardware or this_machine(options.device, options.total_threads)
     calibration = read_calibration(run.folder.path, options.total_threads) if here.is_here else None
-    nothing = Run(run.folder.path / ".nothing", list(run.graph.units.values()), options, NullProgress())
+    empty = Evaluation(run.graph, RunFolder(run.folder.path / ".nothing").store)
     shared = {name: spent.processes for name, spent in (done or {}).items()} or None
     apart = any(spent.in_job for spent in (done or {}).values())
-    return make_plan(nothing, hardware=here, calibration=calibration, processes=shared, apart=apart)
+    return make_plan(
+        empty,
+        run.folder.path,
+        options,
+        hardware=here,
+        calibration=calibration,
+        processes=shared,
+        apart=apart,
+    )
 
 
 def _phase(
@@ -165,7 +175,7 @@ def _phase(
         bytes_published=sum(sum(spent.files.values()) for _, spent in finished),
         bytes_now=sum(spent.bytes_on_disk for _, spent in finished),
         payload_files=len(exact),
-        payload_wrong=sum(size != found for size, found in exact),
+        payload_wrong=sum(planned != actual for planned, actual in exact),
         planned_gpu_hours=planned / 3600 if hardware.device == "cuda" else 0.0,
         gpu_hours=gpu,
         service_units=gpu * hardware.su_per_gpu_hour,

@@ -1,16 +1,18 @@
-"""What a run really took: from the manifests of its artifacts, and from Slurm's accounting where there is some."""
+"""What a run took, from the manifests of its artifacts, and from Slurm's accounting where there is any."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from mechstudy.monitoring.record import read_usage, usage_file
 from mechstudy.monitoring.summary import use_of
-from mechstudy.runner.slurm.queue import Accounted
+from mechstudy.runner.slurm.accounting import keep_accounting, read_accounting
+from mechstudy.runner.slurm.queue import Accounted, accounting
+from mechstudy.runner.slurm.record import has_record, read_record
 from mechstudy.store.artifacts import Artifact
 from mechstudy.store.sessions import sessions_of
 from mechstudy.study.dag import Evaluation
@@ -21,10 +23,12 @@ _GOES_ON = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED")
 
 @dataclass(frozen=True)
 class UnitReality:
-    """Of one finished unit. ``seconds`` of the process that finished it, ``sessions`` how many worked on it;
-    ``peak_bytes`` of the GPU's memory where it ran on one, else of all ``processes`` that shared it; ``threads`` are of
-    all of them; ``in_job`` of a batch system, which means a process of its own; ``files`` name -> bytes as published,
-    ``bytes_on_disk`` without those discarded since.
+    """What one finished unit took.
+
+    ``seconds`` are of the process that finished it, ``sessions`` counts those that worked on it. ``peak_bytes`` is GPU
+    memory where it ran on a GPU, else the memory of all ``processes`` that shared it, as are ``threads``. ``in_job``:
+    it ran as a job, in a process of its own. ``files`` maps names to bytes as published; ``bytes_on_disk`` leaves out
+    files discarded since.
     """
 
     unit: str
@@ -43,8 +47,10 @@ class UnitReality:
 
 @dataclass(frozen=True)
 class Attempts:
-    """Jobs that ran for a unit, by Slurm's accounting: all, those put back into the queue, those that failed, and those
-    that were cancelled, by the user or by Slurm."""
+    """Jobs that ran for a unit, by Slurm's accounting.
+
+    ``requeued`` were put back into the queue; ``cancelled`` by the user or by Slurm.
+    """
 
     jobs: int = 0
     requeued: int = 0
@@ -59,55 +65,42 @@ class Attempts:
     cancelled: int = 0
 
     def __add__(self, other: Attempts) -> Attempts:
-        return Attempts(
-            self.jobs + other.jobs,
-            self.requeued + other.requeued,
-            self.failed + other.failed,
-            self.seconds + other.seconds,
-            self.gpu_seconds + other.gpu_seconds,
-            self.cpu_seconds + other.cpu_seconds,
-            self.cpu_seconds_used + other.cpu_seconds_used,
-            max(self.peak_rss_bytes, other.peak_rss_bytes),
-            self.lost_seconds + other.lost_seconds,
-            self.waited_seconds + other.waited_seconds,
-            self.cancelled + other.cancelled,
-        )
+        sums = {name: value + getattr(other, name) for name, value in asdict(self).items()}
+        return Attempts(**sums | {"peak_rss_bytes": max(self.peak_rss_bytes, other.peak_rss_bytes)})
 
 
 def reality_of(evaluation: Evaluation) -> dict[str, UnitReality]:
-    """Every unit that is done."""
+    """Unit -> what it took, of every unit that is done."""
     nodes = evaluation.nodes.items()
     return {name: _unit(node.artifact) for name, node in nodes if node.artifact is not None}
 
 
 def attempts_of(elements: Mapping[str, str], accounted: Sequence[Accounted]) -> dict[str, Attempts]:
-    """unit -> its jobs.
+    """Unit -> its jobs.
 
     Args:
         elements: ``12_3``, as Slurm names an element of an array, -> unit.
     """
-    found: dict[str, Attempts] = {}
+    attempts: dict[str, Attempts] = {}
     for run in accounted:
         unit = elements.get(run.job)
         if unit is not None and run.seconds:
-            found[unit] = found.get(unit, Attempts()) + _attempt(run)
-    return found
+            attempts[unit] = attempts.get(unit, Attempts()) + _attempt(run)
+    return attempts
 
 
 def accounted_jobs(folder: Path) -> tuple[dict[str, str], Sequence[Accounted] | None]:
-    """The run's elements (-> unit) and what Slurm accounted for them, now or when it was asked before (sites forget);
-    (none, None) where nothing was submitted or there is no accounting."""
-    from mechstudy.runner.slurm.accounting import keep_accounting, read_accounting
-    from mechstudy.runner.slurm.queue import accounting
-    from mechstudy.runner.slurm.record import has_record, read_record
+    """The run's array elements (-> unit), and what Slurm's accounting says of them, now or earlier: sites forget.
 
+    ({}, None) where nothing was submitted; None also where there is no accounting.
+    """
     if not has_record(folder):
         return {}, None
     record = read_record(folder)
     elements = {name: job.tasks[task] for name, (_, job, task) in record.elements().items()}
-    told = accounting(record.ids())
-    kept = read_accounting(folder) if told is None else keep_accounting(folder, elements, told)
-    return elements, kept if kept or told is not None else None
+    current = accounting(record.ids())
+    rows = read_accounting(folder) if current is None else keep_accounting(folder, elements, current)
+    return elements, rows if rows or current is not None else None
 
 
 def _attempt(run: Accounted) -> Attempts:
@@ -137,10 +130,10 @@ def _unit(artifact: Artifact) -> UnitReality:
     seconds = float(manifest.get("seconds") or 0.0)
     runtime = manifest.get("runtime") or {}
     on_gpu = str(runtime.get("device", "cpu")).startswith("cuda")
-    helpers = runtime.get("peak_rss_bytes_of_helpers") or ()
-    of_processes = int(manifest.get("peak_rss_bytes") or 0) + sum(helpers)
-    if not helpers and not on_gpu and (use := use_of(read_usage(usage_file(artifact.path)))) is not None:
-        of_processes = max(of_processes, use.rss)  # with processes that have helped before and wait
+    others = runtime.get("peak_rss_bytes_of_helpers") or ()
+    of_processes = int(manifest.get("peak_rss_bytes") or 0) + sum(others)
+    if not others and not on_gpu and (use := use_of(read_usage(usage_file(artifact.path)))) is not None:
+        of_processes = max(of_processes, use.rss)  # with idle processes of earlier units
     measured = manifest.get("gpu_seconds")
     return UnitReality(
         artifact.unit,

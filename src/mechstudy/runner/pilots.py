@@ -1,7 +1,7 @@
-"""Pilots: units of the study itself, short, run in one process in the study's order, to learn what longer ones take.
+"""Pilots: short units of the study itself, run in one process in the study's order, to measure what longer ones take.
 
-Two studies are made of the one given, a short and a long one, that differ in tokens, steps and prompts and keep every
-shape: batch sizes, widths, k. What both take tells a constant from a rate; repeats tell how certain that is.
+A short and a long study differ in tokens, steps and prompts and keep every shape: batch sizes, widths, k. The two
+separate a constant from a rate; repeats show how certain that is.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import gc
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,16 @@ from mechstudy.core.progress import Progress
 from mechstudy.models.sites import parse_layers
 from mechstudy.planning.calibration import Pilot
 from mechstudy.planning.hardware import Hardware
+from mechstudy.planning.opened_study import OpenedStudy, open_study
 from mechstudy.planning.times import held_bytes, kind_of, peak_of, seconds_of, together_bytes
-from mechstudy.runner.run_unit import Job, perform
-from mechstudy.runner.study_run import OpenedStudy, open_study
-from mechstudy.store.artifacts import Artifact
+from mechstudy.runner.completion import job_of
+from mechstudy.runner.run_unit import run_unit
+from mechstudy.runner.study_run import run_of
+from mechstudy.store.artifact import Artifact
+from mechstudy.study.phases.baseline import BaselinePhase
+from mechstudy.study.phases.capture import CorpusCapturePhase
+from mechstudy.study.phases.stream import StreamPhase
+from mechstudy.study.phases.train import TrainPhase
 from mechstudy.study.unit import Unit
 
 LAYERS = 3  # dictionaries of each pilot study
@@ -29,12 +35,10 @@ _BATCHES = {"short": 1, "long": 4}
 _PROMPTS = {"short": 1, "long": 3}
 _SAMPLES = {"short": 2, "long": 8}
 _PAIRS = {"short": 1, "long": 4}
-_STEP_SECONDS = 5.0  # that the long training may take, as far as is known before
+_STEP_SECONDS = 5.0  # that the long training may take, by estimate
 _STEPS = (32, 128)
 _BASELINE_SECONDS = 3.0
 _BATCH_SECONDS = 3.0
-_WARMED = ("capture corpus", "stream", "train", "attribute")  # kinds whose first unit is not like the others
-_TWICE = ("capture corpus", "stream", "attribute")  # train has several layers anyway
 
 
 @dataclass(frozen=True)
@@ -47,39 +51,38 @@ class Run:
 
 
 @dataclass
-class Found:
+class PilotRuns:
     """Pilots in the order they ran; units that could not run, with the reason."""
 
     runs: list[Run]
     failed: dict[str, str]
 
 
-def run_pilots(opened: OpenedStudy, scratch: Path, hardware: Hardware, progress: Progress) -> Found:
-    """Runs both studies in this process. ``hardware``: a rough idea of it, for how short is short enough."""
-    found = Found([], {})
+def run_pilots(opened: OpenedStudy, scratch: Path, hardware: Hardware, progress: Progress) -> PilotRuns:
+    """Runs both studies in this process; the roughly known ``hardware`` decides how short they are."""
+    pilots = PilotRuns([], {})
     cache: dict[Any, Any] = {}
     for size in ("short", "long"):
         study = pilot_study(opened, size, hardware, scratch)
         for key in [key for key in cache if key[0] != "model"]:
             del cache[key]
         for unit in _chosen(study, size):
-            kind = kind_of(unit)
-            for number in range(1 + (kind in _TWICE)):
-                artifact = _perform(study, unit, cache, found, again=number > 0)
+            for number in range(unit.phase.pilots):
+                artifact = _run(study, unit, cache, pilots, again=number > 0)
                 if artifact is None:
                     break
-            progress.log(_told(unit, found))
+            progress.log(_line(unit, pilots))
     cache.clear()
     gc.collect()
-    return found
+    return pilots
 
 
-def pilots_of(found: Found, hardware: Hardware) -> list[Pilot]:
-    """What the runs say to the model of this hardware."""
+def pilots_of(pilots: PilotRuns, hardware: Hardware) -> list[Pilot]:
+    """The measured pilots beside the model's prediction for this hardware."""
     loaded: dict[str, int] = {}
-    seen: set[str] = set()
-    pilots = []
-    for run in found.runs:
+    warm: set[str] = set()
+    measured = []
+    for run in pilots.runs:
         estimate, kind = run.unit.estimate, kind_of(run.unit)
         modelled = seconds_of(estimate, hardware, loaded)
         own = held_bytes(estimate, hardware)
@@ -88,10 +91,10 @@ def pilots_of(found: Found, hardware: Hardware) -> list[Pilot]:
         planned = peak_of(estimate, hardware, before).bytes
         net = max(0.0, run.seconds - modelled.load)
         peak = run.peak_bytes or planned
-        first = kind in _WARMED and kind not in seen
-        pilots.append(Pilot(kind, run.unit.name, net, modelled.work, peak, planned, modelled.load, first))
-        seen.add(kind)
-    return pilots
+        first = run.unit.phase.warms_up and kind not in warm
+        measured.append(Pilot(kind, run.unit.name, net, modelled.work, peak, planned, modelled.load, first))
+        warm.add(kind)
+    return measured
 
 
 def pilot_study(opened: OpenedStudy, size: str, hardware: Hardware, scratch: Path) -> OpenedStudy:
@@ -131,7 +134,7 @@ def _overrides(opened: OpenedStudy, size: str, hardware: Hardware) -> Iterator[s
 def _first_behaviour(opened: OpenedStudy, hardware: Hardware) -> str:
     """The first behaviour as YAML, with fewer prompts where its baseline would take long."""
     b = opened.study.behaviours[0]
-    baseline = next(unit for unit in opened.units if unit.phase == "baseline")
+    baseline = opened.made_by(BaselinePhase)[0]
     share = min(1.0, _BASELINE_SECONDS / max(1e-9, seconds_of(baseline.estimate, hardware).work))
     fewer = {"n_train": max(4, round(b.n_train * share)), "n_test": max(4, round(b.n_test * share))}
     asked = {"n_train": b.n_train, "n_test": b.n_test}
@@ -139,39 +142,39 @@ def _first_behaviour(opened: OpenedStudy, hardware: Hardware) -> str:
 
 
 def _batch_tokens(opened: OpenedStudy, hardware: Hardware) -> int:
-    """Tokens of a batch as the study has it; fewer where one would take long."""
+    """The study's tokens per batch; fewer where one would take long."""
     c, tokens = opened.study.corpus, opened.study.compute.batch_tokens
-    captures = [unit for unit in opened.units if unit.name.startswith(("capture[corpus", "stream["))]
-    if not captures:
+    captures, streams = opened.made_by(CorpusCapturePhase), opened.made_by(StreamPhase)
+    if not captures and not streams:
         return tokens
     t = opened.study.dictionaries.training
-    all_tokens = c.n_rows * c.context if captures[0].phase == "capture" else t.steps * t.batch_size
-    took = seconds_of(captures[0].estimate, hardware).work * tokens / all_tokens
+    all_tokens = c.n_rows * c.context if captures else t.steps * t.batch_size
+    took = seconds_of((captures or streams)[0].estimate, hardware).work * tokens / all_tokens
     return max(c.context, min(tokens, round(tokens * _BATCH_SECONDS / max(took, 1e-9))))
 
 
 def _train_steps(opened: OpenedStudy, hardware: Hardware) -> int:
     """Steps of the long training."""
-    made = next((unit for unit in opened.units if unit.phase in ("stream", "train")), None)
-    if made is None:
+    trainings = opened.made_by(StreamPhase) or opened.made_by(TrainPhase)
+    if not trainings:
         return _STEPS[0]
-    a_step = seconds_of(made.estimate, hardware).work / opened.study.dictionaries.training.steps
+    a_step = seconds_of(trainings[0].estimate, hardware).work / opened.study.dictionaries.training.steps
     return max(_STEPS[0], min(_STEPS[1], round(_STEP_SECONDS / max(a_step, 1e-9))))
 
 
 def _chosen(study: OpenedStudy, size: str) -> Sequence[Unit]:
     """The units that are run: all, the report once."""
-    return [unit for unit in study.units if unit.phase != "report" or size == "long"]
+    return [unit for unit in study.units if not unit.phase.concludes or size == "long"]
 
 
-def _perform(
-    study: OpenedStudy, unit: Unit, cache: dict[Any, Any], found: Found, *, again: bool
+def _run(
+    study: OpenedStudy, unit: Unit, cache: dict[Any, Any], pilots: PilotRuns, *, again: bool
 ) -> Artifact | None:  # fmt: skip
     """Runs a unit unless it is there; ``again`` although it is. None where it cannot run."""
-    run = study.run(max_parallel=1, quota=None)
-    missing = [name for name in run.graph.required(unit.name) if name in found.failed]
+    run = run_of(study, max_parallel=1, quota=None)
+    missing = [name for name in run.graph.required(unit.name) if name in pilots.failed]
     if missing:
-        found.failed.setdefault(unit.name, f"waits for {missing[0]}")
+        pilots.failed.setdefault(unit.name, f"waits for {missing[0]}")
         return None
     evaluation = run.evaluate([unit.name])
     node = evaluation.nodes[unit.name]
@@ -179,30 +182,22 @@ def _perform(
         return node.artifact
     if node.artifact is not None:
         run.folder.store.remove(node.artifact)
-    node = evaluation.refresh(unit.name)
-    assert node.id is not None, f"{unit.name}: its inputs are there"
-    present = evaluation.inputs_present(unit.name) or {}
-    inputs = {}
-    for label, source in present.items():
-        source_node = evaluation.nodes[source]
-        assert source_node.id is not None
-        inputs[label] = (source_node.unit.phase, source, source_node.id)
-    options = replace(run.options, stage="off")
-    job = Job(node.unit, node.id, inputs, run.folder.path, run.folder.store.root, options, quiet=True)
-    outcome = perform(job, cache, io.StringIO())
+    evaluation.refresh(unit.name)
+    job = job_of(run.folder, evaluation, unit.name, run.options.replace(stage="off"))
+    outcome = run_unit(job, cache, io.StringIO())
     if outcome.failed:
-        found.failed[unit.name] = outcome.crash or (outcome.error.what if outcome.error is not None else "")
+        pilots.failed[unit.name] = outcome.reason
         return None
     artifact = evaluation.refresh(unit.name).artifact
     assert artifact is not None
     gpu = artifact.manifest.get("runtime", {}).get("device", "cpu").startswith("cuda")
     peak = artifact.manifest.get("peak_gpu_bytes", 0) if gpu else outcome.peak_rss_bytes
-    found.runs.append(Run(node.unit, outcome.seconds, peak))
+    pilots.runs.append(Run(node.unit, outcome.seconds, peak))
     return artifact
 
 
-def _told(unit: Unit, found: Found) -> str:
-    if unit.name in found.failed:
-        return f"pilot {unit.name}: {found.failed[unit.name]}"
-    took = [f"{run.seconds:.1f}s" for run in found.runs if run.unit is unit or run.unit == unit]
+def _line(unit: Unit, pilots: PilotRuns) -> str:
+    if unit.name in pilots.failed:
+        return f"pilot {unit.name}: {pilots.failed[unit.name]}"
+    took = [f"{run.seconds:.1f}s" for run in pilots.runs if run.unit is unit or run.unit == unit]
     return f"pilot {unit.name}: {', '.join(took) or 'there already'}"

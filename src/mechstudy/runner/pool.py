@@ -1,30 +1,23 @@
-"""Where jobs run: in this process one after another, or in persistent worker processes side by side."""
+"""Where jobs run: in this process one after another, or in persistent processes side by side."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from typing import Any, Protocol, TextIO
 
-from mechstudy.core import signals as stopping
-from mechstudy.runner.run_unit import Job, Outcome, perform
+from mechstudy.core import signals
+from mechstudy.runner.job import Job, Outcome
+from mechstudy.runner.processes.spawned import Killed, SpawnedProcesses
+from mechstudy.runner.run_unit import run_unit
 
-_POLL = 0.2  # seconds between looks whether a stop was asked for
-_SAVE_SECONDS = 120.0  # for workers to save what they have then
-_TERMINATED_SECONDS = 30.0  # the same for a worker that was sent SIGTERM itself,
-_IDLE_SECONDS = 3.0  # and for one that has nothing to save to hear from its parent
+_POLL = 0.2  # seconds between looks whether a stop was requested
+_SAVE_SECONDS = 120.0  # for processes to save what they have then
 
 
 class WorkersDied(Exception):
-    """A worker process was killed; ``jobs`` are those that were running and have no outcome."""
+    """A process was killed; ``jobs`` are those that were running and have no outcome."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         super().__init__(", ".join(job.unit.name for job in jobs))
@@ -32,26 +25,28 @@ class WorkersDied(Exception):
 
 
 class Pool(Protocol):
-    """What the engine needs: to hand in a job, and to get the outcomes of some as they end."""
+    """Takes jobs, and gives the outcomes of some as they end."""
 
     width: int
 
-    def submit(self, job: Job) -> None: ...
+    def submit(self, job: Job) -> None:
+        """Starts a job; at most ``width`` run at once."""
 
     def outcomes(self) -> list[Outcome]:
-        """Of those that ended, at least one.
+        """Of the jobs that ended, at least one.
 
         Raises:
-            WorkersDied: some were killed.
-            Stopped: a stop was asked for, and those that ran have saved what they have.
+            WorkersDied: a process was killed.
+            Stopped: a stop was requested, and the jobs that ran have saved what they have.
         """
         ...
 
-    def stop(self) -> None: ...
+    def close(self) -> None:
+        """Ends what still runs."""
 
 
-class Here:
-    """Runs each job in this process as it is handed in; what phases cache (loaded models) stays for the next."""
+class ThisProcess:
+    """Runs each job in this process as it is submitted; what phases cache (loaded models) stays for the next."""
 
     width = 1
 
@@ -60,98 +55,72 @@ class Here:
         self._ended: list[Outcome] = []
 
     def submit(self, job: Job) -> None:
-        self._ended.append(perform(job, self.cache))
+        """Runs the job."""
+        self._ended.append(run_unit(job, self.cache))
 
     def outcomes(self) -> list[Outcome]:
+        """Of the jobs submitted since the last call."""
         ended, self._ended = self._ended, []
         return ended
 
-    def stop(self) -> None:
+    def close(self) -> None:
+        """Frees the loaded models."""
         self.cache.clear()
 
 
-class Workers:
-    """``width`` persistent spawned processes. Each has its own cache of loaded models, and its share of threads.
-
-    A worker ignores Ctrl-C, which is the parent's to handle, takes SIGUSR1 and SIGTERM for a request to save and stop,
-    and dies with its parent however that ends.
-    """
+class ProcessPool:
+    """``width`` spawned processes, each with its own loaded models and its share of threads."""
 
     def __init__(self, width: int, threads: int) -> None:
         self.width = width
-        self._threads = threads
-        self._running: dict[Future[Outcome], Job] = {}
-        self._ending = False  # all have saved what they had and wait for nothing but their end
-        with _environment(OMP_NUM_THREADS=str(threads)):
-            self._pool = ProcessPoolExecutor(
-                width, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(threads,)
-            )
+        self._processes = SpawnedProcesses(width, threads, _run)
 
     def submit(self, job: Job) -> None:
-        with _environment(OMP_NUM_THREADS=str(self._threads)), _asked_later():
-            try:
-                self._running[self._pool.submit(_perform_in_worker, job)] = job
-            except BrokenProcessPool:
-                raise WorkersDied([*self._take_running(), job]) from None
+        """Gives the job to an idle process."""
+        number = next(number for number in range(self.width) if number not in self._processes.working)
+        self._processes.send(number, job)
 
     def outcomes(self) -> list[Outcome]:
-        ended: set[Future[Outcome]] = set()
-        while not ended:
-            ended, _ = wait(self._running, timeout=_POLL, return_when=FIRST_COMPLETED)
-            if stopping.requested():
+        """Waits until a job has ended."""
+        results: dict[int, Any] = {}
+        jobs = dict(self._processes.working)
+        while not results:
+            results = self._processes.ended(_POLL)
+            if signals.requested():
                 self._save()
-        found: list[Outcome] = []
-        broken = [future for future in ended if isinstance(future.exception(), BrokenProcessPool)]
-        stopped = [future for future in ended if isinstance(future.exception(), stopping.Stopped)]
-        if stopped:  # it was sent a signal that the parent was not
-            stopping.request("a worker was asked to stop")
-            self._save()
-        for future in ended:
-            if future not in broken:
-                found.append(future.result())
-                del self._running[future]
-        if broken and not found:
-            raise WorkersDied(self._take_running())
-        return found
+        for result in results.values():
+            if isinstance(result, signals.Stopped):  # the process received a signal that this one did not
+                signals.request("a worker was asked to stop")
+                self._save()
+            if isinstance(result, BaseException):
+                raise result
+        outcomes = [result for result in results.values() if isinstance(result, Outcome)]
+        if not outcomes:
+            raise WorkersDied([*self._processes.working.values(), *(jobs[number] for number in results)])
+        # A process that was killed meanwhile is found by the next call.
+        for number, result in results.items():
+            if isinstance(result, Killed):
+                self._processes.working[number] = jobs[number]
+        return outcomes
 
     def _save(self) -> None:
-        """Has the workers stop at their next safe point, waits for them, and raises `Stopped`.
+        """Has the processes stop at their next safe point, waits for them, and raises `Stopped`.
 
-        Those that ended meanwhile are done: their artifacts are there when the study runs again.
+        Those that end meanwhile are done: their artifacts are there when the study runs again.
         """
-        for process in self._processes():
-            if process.is_alive() and process.pid is not None:
-                with suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGUSR1)
+        self._processes.stop()
         end = time.monotonic() + _SAVE_SECONDS
-        left: set[Future[Outcome]] = set(self._running)
-        while left and time.monotonic() < end:
-            _, left = wait(left, timeout=_POLL)
-        self._ending = not left
-        raise stopping.Stopped(stopping.reason())
+        while self._processes.working and time.monotonic() < end:
+            self._processes.ended(_POLL)
+        raise signals.Stopped(signals.reason())
 
-    def _processes(self) -> list[Any]:
-        return list((getattr(self._pool, "_processes", None) or {}).values())
-
-    def stop(self) -> None:
-        """Ends the workers now. What they had begun stays in its partial folder and is resumed."""
-        if self._running and not self._ending:
-            for process in self._processes():
-                process.kill()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def _take_running(self) -> list[Job]:
-        jobs = list(self._running.values())
-        self._running.clear()
-        return jobs
-
-
-_CACHE: dict[Any, Any] = {}  # of a worker process
-_BUSY = threading.Event()  # whether it runs a job
+    def close(self) -> None:
+        """Ends the processes now."""
+        self._processes.close()
 
 
 class _NoTerminal:
-    """Standard error as a plain stream, so that several workers do not draw bars over each other."""
+    """Standard error as a plain stream, so that several processes do not draw bars over each other."""
 
     def write(self, text: str) -> int:
         return sys.stderr.write(text)
@@ -163,71 +132,9 @@ class _NoTerminal:
         return False
 
 
-def _perform_in_worker(job: Job) -> Outcome:
+_CACHE: dict[Any, Any] = {}  # of a spawned process: its loaded models
+
+
+def _run(job: Job, _number: int) -> Outcome:
     stream: TextIO = _NoTerminal()  # type: ignore[assignment]  # all of TextIO that Progress uses
-    _BUSY.set()
-    try:
-        stopping.stop_if_requested()
-        return perform(job, _CACHE, stream)
-    finally:
-        _BUSY.clear()
-
-
-def _start_worker(threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    stopping.install()
-    signal.signal(signal.SIGTERM, _end_soon)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    threading.Thread(target=die_with_parent, daemon=True, name="die-with-parent").start()
-
-
-def _end_soon(*_: object) -> None:
-    """SIGTERM to a worker: the whole group was told to end, or another worker died and the executor ends the rest.
-
-    Either way the job stops at its next safe point. Afterwards the parent ends the worker, or nobody does.
-    """
-    stopping.request("SIGTERM")
-
-    def end() -> None:
-        deadline = time.monotonic() + _TERMINATED_SECONDS
-        while _BUSY.is_set() and time.monotonic() < deadline:
-            time.sleep(_POLL)
-        time.sleep(_IDLE_SECONDS if time.monotonic() < deadline else 0.0)
-        os._exit(128 + signal.SIGTERM)
-
-    threading.Thread(target=end, daemon=True, name="end-soon").start()
-
-
-def die_with_parent() -> None:
-    """For a thread: waits for the parent's end; a worker that lived on would write where the next run writes too."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        with suppress(OSError):
-            parent.join()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-@contextmanager
-def _asked_later() -> Iterator[None]:
-    """Processes started inside hear of a request to stop once they can answer it: until then it would end them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, stopping.SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Environment variables that processes started inside inherit."""
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
+    return run_unit(job, _CACHE, stream)

@@ -1,4 +1,4 @@
-"""Users' own prompt files and the model's tokenizer, before anything is submitted. No weights, seldom torch."""
+"""Checks users' prompt files with the model's tokenizer before anything is submitted."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from functools import partial
 from mechstudy.behaviours.user import load_jsonl
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.tokenizer import bare_encode, encode, load_tokenizer
-from mechstudy.runner.study_run import OpenedStudy
+from mechstudy.planning.opened_study import OpenedStudy
+from mechstudy.study.phases.prompts import PromptsPhase, PromptsSpec
 
 
 def prompts_refusal(opened: OpenedStudy, names: Collection[str]) -> MechstudyError | None:
-    """What is wrong with the first broken file of these units; None where nothing is, or the tokenizer is not here.
+    """The error of the first broken file of these units; None where there is none, or no tokenizer yet.
 
-    A file that the bare tokenizer finds nothing wrong with is believed; one that it does is looked at again with the
-    tokenizer that the unit will use, whose word counts.
+    A file that fails with the bare tokenizer is checked again with the tokenizer that the unit will use, which loads
+    torch.
     """
     model = opened.study.model
-    units = [unit for unit in opened.units if unit.name in names and unit.phase == "prompts" and unit.spec.get("file")]
-    bare = bare_encode(opened.model) if units and opened.model is not None else None
+    specs = [PromptsSpec.of(unit) for unit in opened.made_by(PromptsPhase) if unit.name in names]
+    files = [spec.file for spec in specs if spec.file]
+    bare = bare_encode(opened.model) if files and opened.model is not None else None
     if bare is None or opened.model is None:
         return None
-    for unit in units:
-        path = opened.options.base / unit.spec["file"]
+    for file in files:
+        path = opened.options.base / file
         try:
             load_jsonl(path, bare)
         except MechstudyError:

@@ -1,4 +1,4 @@
-"""How finished units were run, by their manifests (threads, processes, device, batches), so that they run so again."""
+"""The options that finished units ran with, from their manifests, so that they run the same way again."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mechstudy.runner.processes.task import SHARES
 from mechstudy.store.artifacts import Artifact
 from mechstudy.study.unit import Unit
 
 
 @dataclass(frozen=True)
 class AsMade:
-    """Of one unit. ``threads`` are those of each of its ``processes``, which is None where it is never shared; what is
-    not known is None."""
+    """The options of one unit; None where unknown.
+
+    ``threads`` are those of each of its ``processes``, which is None for units that are never shared.
+    """
 
     device: str | None
     threads: int | None
@@ -23,32 +24,34 @@ class AsMade:
 
     @staticmethod
     def of(artifact: Artifact, unit: Unit) -> AsMade:
-        found = artifact.manifest.get("runtime") or {}
-        n = int(found.get("world_size") or 1) if unit.entry in SHARES else None
-        device = found.get("device")
+        """The options that made an artifact."""
+        runtime = artifact.manifest.get("runtime") or {}
+        n = int(runtime.get("world_size") or 1) if unit.phase.shares(unit) else None
+        device = runtime.get("device")
         if n is not None and n > 1 and device is not None:
             device = str(device).partition(":")[0]  # the leader's was its own, the others had others
-        return AsMade(device, found.get("threads"), n, found.get("batch_tokens"))
+        return AsMade(device, runtime.get("threads"), n, runtime.get("batch_tokens"))
 
     @property
     def total_threads(self) -> int | None:
+        """Threads of all its processes."""
         return None if self.threads is None else self.threads * (self.processes or 1)
 
     def options(self, device: str | None = None) -> dict[str, Any]:
-        """Fields of `Options`; ``device``: another than it was made on."""
-        found = {"threads": self.total_threads, "batch_tokens": self.batch_tokens}
-        known = {name: value for name, value in found.items() if value}
-        return {"device": device or self.device or "cpu", "world_size": self.processes or 1, **known}
+        """Fields of `RunOptions`; ``device`` replaces the recorded one."""
+        sizes = {"threads": self.total_threads, "batch_tokens": self.batch_tokens}
+        recorded = {name: value for name, value in sizes.items() if value}
+        return {"device": device or self.device or "cpu", "world_size": self.processes or 1, **recorded}
 
     def words(self) -> list[str]:
-        """The options of a command that runs units so."""
+        """The options of a command that runs units this way."""
         sets = {"compute.batch_tokens": self.batch_tokens, "compute.world_size": self.processes}
         words = [word for name, value in sets.items() if value for word in ("--set", f"{name}={value}")]
         words += ["--device", self.device] if self.device else []
         return [*words, *(["--threads", str(self.total_threads)] if self.threads else [])]
 
     def beside(self, other: AsMade) -> AsMade | None:
-        """What one command must say to run both as they were; None where none can."""
+        """The options of one command that runs both as they ran; None where none can."""
         same = (self.device, self.total_threads, self.batch_tokens) == (
             other.device,
             other.total_threads,
@@ -61,7 +64,7 @@ class AsMade:
 
 
 def together(made: Mapping[str, AsMade]) -> list[tuple[AsMade, list[str]]]:
-    """Units, in the order given, as few commands as can run them as they were made: neighbours that are alike."""
+    """Neighbouring units with the same options, grouped: as few commands as possible, in order."""
     groups: list[tuple[AsMade, list[str]]] = []
     for unit, how in made.items():
         both = groups[-1][0].beside(how) if groups else None
@@ -73,7 +76,7 @@ def together(made: Mapping[str, AsMade]) -> list[tuple[AsMade, list[str]]]:
 
 
 def unlike(pairs: Iterable[tuple[Artifact, Artifact]]) -> list[str]:
-    """Why artifacts need not be equal, bytes apart: (before, after) of each unit that were made in different ways."""
+    """Reasons why artifacts may differ: how the runs of each (before, after) pair differed."""
     units: dict[str, list[str]] = {}
     for before, after in pairs:
         for reason in _differences(before.manifest, after.manifest):
@@ -96,7 +99,7 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterato
     for name in ("cpu", "gpu"):
         if old.get(name) and new.get(name) and _model(old[name]) != _model(new[name]):
             yield f"made with the {name.upper()} {_model(old[name])}, now {_model(new[name])}"
-    versions = [(found.get("packages") or {}).get("torch") for found in (old, new)]
+    versions = [(provenance.get("packages") or {}).get("torch") for provenance in (old, new)]
     if all(versions) and versions[0] != versions[1]:
         yield f"made with torch {versions[0]}, now {versions[1]}"
 

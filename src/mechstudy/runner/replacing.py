@@ -1,4 +1,4 @@
-"""Artifacts that are made anew: out of the way meanwhile, and back where they were if the new one fails."""
+"""Artifacts that are set aside while their unit runs again, and restored if it fails."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from mechstudy.store.artifacts import Artifact
 _SET_ASIDE = ".replaced"
 
 
-class Aside:
-    """The artifacts of one run that are set aside, by unit."""
+class ReplacedArtifacts:
+    """The artifacts of one run that are set aside, by unit name."""
 
     def __init__(self) -> None:
         self._paths: dict[str, Path] = {}
@@ -25,12 +25,12 @@ class Aside:
         self._paths[name] = artifact.path
 
     def drop(self, name: str) -> None:
-        """The unit has a new artifact: the old one is deleted."""
+        """Deletes the old artifact of a unit that has a new one."""
         if (path := self._paths.pop(name, None)) is not None:
             shutil.rmtree(_away(path), ignore_errors=True)
 
     def restore(self) -> None:
-        """Those whose unit has no new artifact come back."""
+        """Puts back those whose unit has no new artifact."""
         for path in self._paths.values():
             if _away(path).exists() and not path.exists():
                 _away(path).rename(path)

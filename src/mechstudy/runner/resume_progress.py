@@ -1,4 +1,4 @@
-"""How far a unit's unfinished work has got, by what is on disk and would be kept if its process died now. No torch."""
+"""Progress that an unfinished unit can resume from, read from its files without torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mechstudy.store.artifacts import SCRATCH
+from mechstudy.store.artifacts import SCRATCH, ArtifactStore
+from mechstudy.study.dag import Node
 
 _LOGS = ("progress.json", "sessions.json", "scalars.jsonl", "timing.json")  # grow although nothing was saved
 _CHECKPOINTS = (".safetensors", ".checkpoint")
@@ -35,8 +36,13 @@ class Saved:
         return ", ".join(text for text in texts if text) or "nothing"
 
 
+def saved_of(store: ArtifactStore, node: Node) -> Saved:
+    """The saved progress of a unit."""
+    return Saved() if node.id is None else saved(store.partial(*node.key))
+
+
 def saved(partial: Path | None) -> Saved:
-    """Of a unit's partial folder; nothing where there is none."""
+    """The saved progress in a unit's partial folder; nothing where there is none."""
     if partial is None:
         return Saved()
     steps = items = 0

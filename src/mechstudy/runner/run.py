@@ -1,26 +1,27 @@
-"""Runs the units of a study: what is missing, in order, in this process or in several; stops and resumes cleanly.
+"""Runs the missing units of a study on this machine, in order, in one process or several; stops and resumes cleanly.
 
-The steps of `Run.execute`: take the lock, look at what is on disk, hand each unit that has to run to the pool as
-soon as its inputs are there, settle gates and failures as they become known, delete payload nobody needs any
-more. The files on disk are the only state: running again goes on where the last run was.
+The steps of `Run.execute`: take the lock, read what is on disk, give each unit that has to run to the pool as soon as
+its inputs are there, and settle it when it ends. The files on disk are the only state: running again resumes.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from mechstudy.core import signals as stopping
-from mechstudy.core.errors import MechstudyError
+from mechstudy.core import signals
 from mechstudy.core.files import is_full_disk
-from mechstudy.core.progress import Progress, duration
+from mechstudy.core.progress import Progress
 from mechstudy.machine.memory import available_memory_bytes
-from mechstudy.runner.pool import Here, Pool, Workers, WorkersDied
-from mechstudy.runner.replacing import Aside
-from mechstudy.runner.results import RunResult, UnitResult
-from mechstudy.runner.resume_progress import saved
-from mechstudy.runner.run_unit import LOG, Job, Options, Outcome
+from mechstudy.machine.runtime_options import RunOptions
+from mechstudy.runner.completion import Completion, job_of, result_of
+from mechstudy.runner.job import LOG, Outcome, killed
+from mechstudy.runner.pool import Pool, ProcessPool, ThisProcess, WorkersDied
+from mechstudy.runner.replacing import ReplacedArtifacts
+from mechstudy.runner.results import RunResult
+from mechstudy.runner.resume_progress import saved_of
 from mechstudy.study.dag import Evaluation, Graph, Node
 from mechstudy.study.run_folder import ProgressFile, RunFolder
 from mechstudy.study.unit import Unit
@@ -30,18 +31,18 @@ class Run:
     """A study's units and the folder they run in.
 
     Args:
-        folder: the run's folder; artifacts go below it.
-        units: of the study, as `build_units` gives them.
-        options: device, threads, parallelism: how, not what.
-        progress: where messages go; None prints to standard error and the run's log.
+        folder: the run's folder, which holds its artifacts.
+        units: the study's units, as `build_units` returns them.
+        options: device, threads, parallelism: how units run, not what they compute.
+        progress: prints messages; None prints to standard error and to the run's log.
     """
 
     def __init__(
-        self, folder: Path, units: Sequence[Unit], options: Options | None = None, progress: Progress | None = None
+        self, folder: Path, units: Sequence[Unit], options: RunOptions | None = None, progress: Progress | None = None
     ) -> None:
         self.folder = RunFolder(folder)
         self.graph = Graph(units)
-        self.options = options or Options()
+        self.options = options or RunOptions()
         self.progress = progress or Progress(log_file=self.folder.path / LOG)
 
     def evaluate(self, targets: Iterable[str] | None = None, force: Collection[str] = ()) -> Evaluation:
@@ -59,7 +60,7 @@ class Run:
         before: Callable[[], None] | None = None,
         after: Callable[[RunResult], None] | None = None,
     ) -> RunResult:
-        """Runs what has to run for the targets (default: all units), alone in this folder.
+        """Runs what has to run for the targets (default: all units), while no other process runs in this folder.
 
         ``force`` names units that run although their artifact is there. One unit's failure leaves the others
         running; a full disk stops the run. ``before`` and ``after`` (with the result) are called while the folder is
@@ -71,7 +72,7 @@ class Run:
             KeyboardInterrupt: it was asked twice.
             MechstudyError: a target that is no unit, or another process runs in this folder.
         """
-        with self.folder.lock(), stopping.polite():
+        with self.folder.lock(), signals.polite():
             if before is not None:
                 before()
             result = _Session(self, self.evaluate(targets, force)).run()
@@ -80,32 +81,57 @@ class Run:
             return result
 
 
+class _ProgressRecord:
+    """The states of a run's units, in its ``progress.json``."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder, self.file = folder, ProgressFile(folder)
+
+    def running(self, node: Node) -> None:
+        self.file.set(node.unit.name, "running", artifact=self.folder.relative(self.folder.store.folder(*node.key)))
+        self.file.write()
+
+    def stopped(self, node: Node) -> None:
+        self.file.set(node.unit.name, "stopped", reason=node.stopped)
+
+    def done(self, node: Node) -> None:
+        assert node.artifact is not None
+        seconds = node.artifact.manifest.get("seconds")
+        self.file.set(node.unit.name, "done", seconds=seconds, artifact=node.artifact.name)
+
+    def failed(self, outcome: Outcome) -> None:
+        self.file.set(outcome.name, "failed", seconds=round(outcome.seconds, 3), reason=outcome.reason)
+        with suppress(OSError), (self.folder.path / LOG).open("a") as log:
+            log.write(f"--- {outcome.name} ---\n{outcome.trace}\n")
+
+    def pending(self, name: str, reason: str | None = None) -> None:
+        self.file.set(name, "pending", reason=reason)
+
+
 class _Session:
     """One call of `Run.execute`."""
 
     def __init__(self, run: Run, evaluation: Evaluation) -> None:
-        self.engine = run
-        self.folder, self.graph, self.options = run.folder, run.graph, run.options
-        self.progress = run.progress
-        self.evaluation = evaluation
-        self.nodes = evaluation.nodes
+        self.folder, self.graph, self.options, self.log = run.folder, run.graph, run.options, run.progress.log
+        self.evaluation, self.nodes = evaluation, evaluation.nodes
         self.waiting = evaluation.to_run
         self.total = len(self.waiting)
-        self.running: dict[str, Job] = {}
-        self.ran: dict[str, Outcome] = {}
-        self.failures: list[Outcome] = []
-        self.reasons: dict[str, str] = {}
-        self.aside = Aside()
-        self.file = ProgressFile(run.folder)
+        self.running: set[str] = set()
+        self.ran: set[str] = set()
+        self.failures: dict[str, Outcome] = {}
+        self.reasons: dict[str, str] = {}  # why a unit has no artifact
+        self.replaced = ReplacedArtifacts()
+        self.record = _ProgressRecord(run.folder)
+        self.completion = Completion(run.folder, evaluation, self.record, self.log)
         self.began = time.monotonic()
-        self.fatal = False
+        self.disk_is_full = False
 
     def run(self) -> RunResult:
         self._announce()
         pool = self._pool()
         state = "interrupted"
         try:
-            self._discard()
+            self.completion.discard_payload(self.waiting)
             while pool is not None and (self.waiting or self.running):
                 try:
                     self._start_ready(pool)
@@ -116,210 +142,133 @@ class _Session:
                 except WorkersDied as death:
                     pool = self._replace(pool, death)
             state = "failed" if self.failures else "finished"
-        except stopping.Stopped as stop:
-            kept = {name: self._saved(job) for name, job in self.running.items()}
-            raise stopping.Interrupted(str(stop), kept) from stop
+        except signals.Stopped as stop:
+            store = self.folder.store
+            raise signals.Interrupted(
+                str(stop), {name: str(saved_of(store, self.nodes[name])) for name in self.running}
+            ) from stop
         finally:
             if pool is not None:
-                pool.stop()
-            self.aside.restore()
+                pool.close()
+            self.replaced.restore()
             for name in self.running:
-                self.file.set(name, "pending", reason="interrupted")
-            self.file.write(state)
-        return self._result()
+                self.record.pending(name, "interrupted")
+            self.record.file.write(state)
+        seconds = time.monotonic() - self.began
+        return result_of(self.evaluation, self.failures, self.reasons, self.ran, seconds)
 
     # ------------------------------------------------------------------ starting
 
     def _announce(self) -> None:
         done = sum(node.artifact is not None for node in self.nodes.values())
-        for name, node in self.nodes.items():
-            self._note(name, node)
-        self.file.write()
         if self.waiting:
-            self.progress.log(f"{self.total} units to run, {done} of {len(self.nodes)} done already")
+            self.log(f"{self.total} units to run, {done} of {len(self.nodes)} done already")
         else:
-            self.progress.log(f"nothing to run: {done} of {len(self.nodes)} units are done")
+            self.log(f"nothing to run: {done} of {len(self.nodes)} units are done")
         for name, node in self.nodes.items():
-            if node.stopped is not None and self.graph.units[name].gates:
-                self.progress.log(f"{name}: stopped: {node.stopped}")
-
-    def _note(self, name: str, node: Node) -> None:
-        if node.stopped is not None:
-            self.file.set(name, "stopped", reason=node.stopped)
-        elif node.artifact is not None and name not in self.waiting:
-            self.file.set(name, "done", seconds=node.artifact.manifest.get("seconds"), artifact=node.artifact.name)
-        elif name not in self.waiting and (told := self.file.before.get(name, {})).get("reason"):
-            self.file.set(name, **told)  # it failed, or waits for what did: this run does not try it again
-        else:
-            self.file.set(name, "pending")
+            before = self.record.file.before.get(name, {})
+            if node.stopped is not None:
+                self.record.stopped(node)
+                if node.unit.gates:
+                    self.log(f"{name}: stopped: {node.stopped}")
+            elif node.artifact is not None and name not in self.waiting:
+                self.record.done(node)
+            elif name not in self.waiting and before.get("reason"):
+                self.record.file.set(name, **before)  # it failed, or waits for a failed unit: not a target of this run
+            else:
+                self.record.pending(name)
+        self.record.file.write()
 
     def _pool(self) -> Pool | None:
         if self.total == 0:
             return None
         width = min(self.options.max_parallel, self.total)
-        return Here() if width == 1 else Workers(width, self.options.unit_threads)
+        return ThisProcess() if width == 1 else ProcessPool(width, self.options.unit_threads)
 
     def _start_ready(self, pool: Pool) -> None:
-        """Settles what cannot run any more and hands in what can, in order, until the pool is full."""
+        """Settles units that cannot run any more and starts those that can, in order, until the pool is full."""
         for name in list(self.waiting):
-            if stopping.requested():
+            if signals.requested():
                 if not self.running:
-                    stopping.stop_if_requested()
+                    signals.stop_if_requested()
                 return
-            if self.fatal or len(self.running) >= pool.width:
+            if self.disk_is_full or len(self.running) >= pool.width:
                 return
             if any(source in self.waiting or source in self.running for source in self.graph.upstream(name)):
                 continue
-            if not self._fits(name):
+            if not self._fits(name) or not self._has_to_run(name):
                 continue
-            job = self._prepare(name, quiet=pool.width > 1)
-            if job is None:
-                continue
-            self.running[name] = job
-            self.file.set(name, "running", artifact=self._folder_of(job))
-            self.file.write()
-            number = self.total - len(self.waiting)
-            self.progress.log(f"[{number}/{self.total}] {name} starts")
+            job = job_of(self.folder, self.evaluation, name, self.options)
+            self.running.add(name)
+            self.record.running(self.nodes[name])
+            self.log(f"[{self.total - len(self.waiting)}/{self.total}] {name} starts")
             pool.submit(job)
             if pool.width == 1:
                 return  # it has ended: settle it before the next
 
     def _fits(self, name: str) -> bool:
-        """False when others run and this unit's memory is not to be had beside them."""
+        """False when other units run and leave too little memory for this one."""
         needed = self.graph.units[name].estimate.bytes_in_memory
         return not self.running or needed <= available_memory_bytes()
 
-    def _prepare(self, name: str, quiet: bool) -> Job | None:
-        """The job of a unit whose inputs are settled; None when it is stopped, blocked, or done already."""
+    def _has_to_run(self, name: str) -> bool:
+        """False for a unit, whose inputs are settled, that a gate stops, that lacks an input, or that is done."""
         self.waiting.remove(name)
         absent = self.evaluation.absent
         missing = [s for s in self.graph.required(name) if self.nodes[s].artifact is None or s in absent]
         node = self.evaluation.refresh(name)
-        if node.stopped is not None:
+        if self.completion.stopped(name):
             absent.add(name)
-            self.file.set(name, "stopped", reason=node.stopped)
-            self.progress.log(f"{name}: stopped: {node.stopped}")
-            return None
+            return False
         if missing:
             absent.add(name)
             self.reasons[name] = f"waits for {missing[0]}, which {self._why_missing(missing[0])}"
-            self.file.set(name, "pending", reason=self.reasons[name])
-            return None
-        assert node.id is not None, f"{name}: every input is there, so it has an id"
-        remake = name in self.evaluation.force or (bool(self.reasons) and node.unit.phase == "report")
-        if node.artifact is not None and remake:  # a report also says what failed, now
-            self.aside.put(name, node.artifact)
-        elif node.artifact is not None and not (node.artifact.is_discarded and self._payload_needed(name)):
-            self._note(name, node)
-            return None
-        inputs = self.evaluation.input_keys(name)
-        options = self.options.of(name)
-        return Job(node.unit, node.id, inputs, self.folder.path, self.folder.store.root, options, quiet)
-
-    def _payload_needed(self, name: str) -> bool:
-        return any(reader in self.waiting for reader in self.evaluation.readers(name))
+            self.record.pending(name, self.reasons[name])
+            return False
+        if node.artifact is None:
+            return True
+        if name in self.evaluation.force or (self.reasons and node.unit.phase.concludes):
+            self.replaced.put(name, node.artifact)  # a report says what failed now
+            return True
+        if node.artifact.is_discarded and any(reader in self.waiting for reader in self.evaluation.readers(name)):
+            return True
+        self.record.done(node)
+        return False
 
     def _why_missing(self, name: str) -> str:
-        if any(failure.name == name for failure in self.failures):
+        if name in self.failures:
             return "failed"
         return "could not run" if name in self.reasons else "is not there"
-
-    def _saved(self, job: Job) -> str:
-        return str(saved(self.folder.store.partial(job.unit.phase, job.unit.name, job.id)))
-
-    def _folder_of(self, job: Job) -> str:
-        return self.folder.relative(self.folder.store.folder(job.unit.phase, job.unit.name, job.id))
 
     # ------------------------------------------------------------------ settling
 
     def _settle(self, outcome: Outcome) -> None:
         name = outcome.name
-        del self.running[name]
+        self.running.discard(name)
+        self.completion.settle(outcome, {*self.waiting, *self.running})
         if outcome.failed:
-            self._fail(outcome)
+            self.failures[name], self.reasons[name] = outcome, outcome.reason
+            self.evaluation.absent.add(name)
+            cause = outcome.error.__cause__ if outcome.error is not None else None
+            if (cause is not None and is_full_disk(cause)) or "disk is full" in outcome.reason:
+                self.disk_is_full = True
         else:
-            self.aside.drop(name)
-            node = self.evaluation.refresh(name)
-            assert node.artifact is not None, f"{name} ended well and has no artifact"
-            self.ran[name] = outcome
-            self.file.set(name, "done", seconds=outcome.seconds, artifact=node.artifact.name)
-            peak = f"{outcome.peak_rss_bytes / 1e9:.1f} GB at most"
-            where = self.folder.relative(node.artifact.path)
-            self.progress.log(f"{name} done in {duration(outcome.seconds)}, {peak}, {where}")
-            self._discard()
-        self.file.write()
-
-    def _fail(self, outcome: Outcome) -> None:
-        self.failures.append(outcome)
-        self.evaluation.absent.add(outcome.name)
-        reason = outcome.crash or (outcome.error.what if outcome.error is not None else "")
-        self.reasons[outcome.name] = reason
-        self.file.set(outcome.name, "failed", seconds=round(outcome.seconds, 3), reason=reason)
-        self.progress.log(f"{outcome.name} failed: {reason}")
-        self._write_trace(outcome)
-        cause = outcome.error.__cause__ if outcome.error is not None else None
-        if (cause is not None and is_full_disk(cause)) or "disk is full" in reason:
-            self.fatal = True
-
-    def _write_trace(self, outcome: Outcome) -> None:
-        log = self.folder.path / LOG
-        try:
-            with log.open("a") as opened:
-                opened.write(f"--- {outcome.name} ---\n{outcome.trace}\n")
-        except OSError:
-            return
-
-    def _discard(self) -> None:
-        """Deletes the payload of units whose consumers all have their artifacts."""
-        busy = {*self.waiting, *self.running}
-        for name in self.evaluation.disposable(busy):
-            node = self.nodes[name]
-            assert node.artifact is not None
-            if node.artifact.is_discarded:
-                continue
-            freed = self.folder.store.discard(node.artifact, node.unit.discard_patterns)
-            if freed:
-                self.progress.log(f"{name}: {freed / 1e6:,.1f} MB deleted, nobody needs them any more")
+            self.replaced.drop(name)
+            self.ran.add(name)
+        self.record.file.write()
 
     def _replace(self, pool: Pool, death: WorkersDied) -> Pool:
-        """A narrower pool after workers were killed; a unit that dies alone has failed."""
-        pool.stop()
+        """A narrower pool after processes were killed; a unit that is killed alone has failed."""
+        pool.close()
         width = pool.width // 2
-        self.progress.log(f"worker processes were killed while running {death}: most likely memory ran out")
+        self.log(f"worker processes were killed while running {death}: most likely memory ran out")
         for job in death.jobs:
-            self.running.pop(job.unit.name, None)
+            self.running.discard(job.unit.name)
             if width == 0:
-                self._fail(Outcome(job.unit.name, 0.0, error=_killed(job)))
+                self._settle(Outcome(job.unit.name, 0.0, error=killed(job.unit.name)))
             else:
                 self.waiting.append(job.unit.name)
         self.waiting.sort(key=self.graph.order.index)
         if width:
-            self.progress.log(f"going on with {width} at a time")
-        return Workers(max(1, width), self.options.unit_threads)
-
-    # -------------------------------------------------------------------- result
-
-    def _result(self) -> RunResult:
-        failed = {failure.name for failure in self.failures}
-        units = []
-        for name, node in self.nodes.items():
-            if name in failed:
-                status = "failed"
-            elif node.stopped is not None:
-                status = "stopped"
-            else:
-                status = "done" if node.artifact is not None else "pending"
-            ran = self.ran.get(name)
-            seconds = node.artifact.manifest.get("seconds") if node.artifact is not None else None
-            reason = node.stopped or self.reasons.get(name)
-            units.append(UnitResult(name, node.unit.phase, status, ran is not None, seconds, reason, node.artifact))
-        return RunResult(units, self.failures, time.monotonic() - self.began)
-
-
-def _killed(job: Job) -> MechstudyError:
-    return MechstudyError(
-        "its process was killed from outside, most likely because memory ran out",
-        where=job.unit.name,
-        facts={"available": f"{available_memory_bytes() / 2**30:.1f} GiB"},
-        fix="set compute.max_parallel: 1 or a smaller compute.batch_tokens, or use a machine with more memory",
-    )
+            self.log(f"going on with {width} at a time")
+        return ProcessPool(max(1, width), self.options.unit_threads)

@@ -1,21 +1,23 @@
 """`mechstudy status`: every unit's state, from the files of the run, and from the queue where jobs were submitted.
 
-Whether a unit is done is for its artifact to say; whether one runs, for the queue, or for the lock that its process
-holds. Times are shown and never compared.
+A unit is done when its artifact is there; it runs when the queue says so, or its process holds its lock. Times are
+shown and never compared.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
 from mechstudy.core.progress import duration
-from mechstudy.runner.resume_progress import saved
+from mechstudy.runner.resume_progress import saved_of
 from mechstudy.runner.run import Run
 from mechstudy.runner.slurm.job_status import JobsNow, jobs_now
 from mechstudy.runner.slurm.reasons import in_words
@@ -28,8 +30,10 @@ from mechstudy.study.dag import Node
 
 @dataclass(frozen=True)
 class UnitStatus:
-    """``status``: done, running, queued, failed, stopped or pending; ``detail``: progress, or the reason; ``job``:
-    of Slurm, that runs it, waits to, or did."""
+    """A unit's status: done, running, queued, failed, stopped or pending.
+
+    ``detail`` is its progress, or the reason; ``job`` the Slurm job that runs it, waits to, or ran it.
+    """
 
     name: str
     phase: str
@@ -42,22 +46,19 @@ class UnitStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """The units, and the process that runs them now: ``{pid, host, since}`` or None; and what Slurm could not say."""
+    """The units; the process that runs them now (``{pid, host, since}`` or None); and what Slurm could not answer."""
 
     units: list[UnitStatus]
     holder: dict[str, Any] | None
     notes: list[str] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
-        """status -> how many units."""
-        found: dict[str, int] = {}
-        for unit in self.units:
-            found[unit.status] = found.get(unit.status, 0) + 1
-        return found
+        """Status -> how many units."""
+        return dict(Counter(unit.status for unit in self.units))
 
 
 def read_status(run: Run) -> Status:
-    """Every unit as files and queue say; the running ones with their progress."""
+    """Every unit from the files and the queue; the running ones with their progress."""
     with ThreadPoolExecutor(1) as other:  # the queue's answer takes as long as reading the artifacts does
         asked = other.submit(jobs_now, run.folder.path)
         nodes = run.evaluate().nodes
@@ -67,28 +68,28 @@ def read_status(run: Run) -> Status:
 
 
 class _Reader:
-    """What is read once for all units."""
+    """Reads the states of units."""
 
     def __init__(self, run: Run, jobs: JobsNow) -> None:
         self.run, self.jobs = run, jobs
         self.holder = RunLock.holder(run.folder.path)
-        self.told: Mapping[str, dict[str, Any]] = run.folder.read_progress().get("units", {})
+        self.recorded: Mapping[str, dict[str, Any]] = run.folder.read_progress().get("units", {})
         self.states = read_states(run.folder.path)
         self.statuses: dict[str, UnitStatus] = {}
         self.causes: dict[str, str] = {}  # unit -> the unit that keeps it from running, and how that ended
 
     def unit(self, node: Node) -> UnitStatus:
         """A unit after those it needs."""
-        found = self._unit(node)
-        self.statuses[found.name] = found
-        return found
+        status = self._unit(node)
+        self.statuses[status.name] = status
+        return status
 
     def _unit(self, node: Node) -> UnitStatus:
-        name, phase = node.unit.name, node.unit.phase
+        name, phase = node.unit.name, node.unit.phase.name
         if node.stopped is not None:
             return UnitStatus(name, phase, "stopped", detail=node.stopped)
-        if self.told.get(name, {}).get("status") == "running" and self.holder is not None:
-            detail, seconds = _live(self.run, self.told[name].get("artifact", ""))
+        if self.recorded.get(name, {}).get("status") == "running" and self.holder is not None:
+            detail, seconds = _live(self.run, self.recorded[name].get("artifact", ""))
             return UnitStatus(name, phase, "running", seconds, detail=detail)
         job = self._job(node)
         if job is not None and (job.status == "running" or node.artifact is None):
@@ -102,35 +103,33 @@ class _Reader:
     # ------------------------------------------------------------------- jobs
 
     def _job(self, node: Node) -> UnitStatus | None:
-        """Where a job runs the unit or waits to; None where none does."""
-        name, phase = node.unit.name, node.unit.phase
+        """The status of a unit that a job runs or waits to run; None where none does."""
+        name, phase = node.unit.name, node.unit.phase.name
         state, row = self.states.get(name), self.jobs.alive.get(name)
         if row is not None and row.waits:
             words = in_words(row.state, row.reason)
             if state is not None and state.state == "saved" and state.last is not None:
-                words = f"{words}; goes on from {self._saved(node)}"
+                words = f"{words}; resumes from {self._saved(node)}"
             return UnitStatus(name, phase, "queued", detail=words, job=row.id)
         if row is not None:
             detail, _ = _live(self.run, self._folder(node))  # its clock may still be that of an attempt before
-            told = detail or in_words(row.state, row.reason)
-            return UnitStatus(name, phase, "running", row.seconds, detail=f"{told}, on {row.node}", job=row.id)
+            detail = detail or in_words(row.state, row.reason)
+            return UnitStatus(name, phase, "running", row.seconds, detail=f"{detail}, on {row.node}", job=row.id)
         if self.jobs.queue_known or state is None or state.state != "running":
             return None
-        lock = unit_lock(self.run.folder.path, name)  # the queue cannot be read: its lock tells
+        lock = unit_lock(self.run.folder.path, name)  # the queue cannot be read
         if FileLock.held_by(lock.path) is None:
             return None
         detail, seconds = _live(self.run, self._folder(node))
         return UnitStatus(name, phase, "running", seconds, detail=detail, job=self._last_job(state))
 
     def _saved(self, node: Node) -> str:
-        if node.id is None:
-            return "nothing"
-        return str(saved(self.run.folder.store.partial(node.unit.phase, node.unit.name, node.id)))
+        return str(saved_of(self.run.folder.store, node))
 
     def _folder(self, node: Node) -> str:
         if node.id is None:
             return ""
-        return self.run.folder.relative(self.run.folder.store.folder(node.unit.phase, node.unit.name, node.id))
+        return self.run.folder.relative(self.run.folder.store.folder(*node.key))
 
     @staticmethod
     def _last_job(state: UnitState) -> str | None:
@@ -139,22 +138,22 @@ class _Reader:
     # ------------------------------------------------------- neither done nor in the queue
 
     def _unfinished(self, node: Node) -> UnitStatus:
-        name, phase = node.unit.name, node.unit.phase
-        state, told = self.states.get(name), self.told.get(name, {})
-        if (ended := self.jobs.ended.get(name)) is not None and ended.failed:  # before it could say so itself
+        name, phase = node.unit.name, node.unit.phase.name
+        state, recorded = self.states.get(name), self.recorded.get(name, {})
+        reason = str(recorded.get("reason") or "")
+        if (ended := self.jobs.ended.get(name)) is not None and ended.failed:  # before it could record it
             return UnitStatus(name, phase, "failed", detail=ended.in_words(), job=ended.id)
         if state is not None and state.state == "failed":
             fix = f" (fix: {state.fix})" if state.fix else ""
             return UnitStatus(name, phase, "failed", detail=f"{_reason(state)}{fix}", job=self._last_job(state))
-        if told.get("status") == "failed":
-            reason = str(told.get("reason") or "see log.txt")
-            return UnitStatus(name, phase, "failed", told.get("seconds"), detail=reason)
-        if node.id is not None and not told.get("reason") and self.run.folder.store.others(phase, name, node.id):
+        if recorded.get("status") == "failed":
+            return UnitStatus(name, phase, "failed", recorded.get("seconds"), detail=reason or "see log.txt")
+        if node.id is not None and not reason and self.run.folder.store.others(phase, name, node.id):
             detail = "done for another version of the study; will run again"
-            if node.unit.optional_inputs and (cause := self._cause(node)):
-                detail = f"made without what comes of {cause}; made again once that is there"
+            if node.unit.phase.optional_inputs and (cause := self._cause(node)):
+                detail = f"made without the output of {cause}; will run again once that is there"
             return UnitStatus(name, phase, "pending", detail=detail)
-        return UnitStatus(name, phase, "pending", detail=self._pending(node, state, str(told.get("reason") or "")))
+        return UnitStatus(name, phase, "pending", detail=self._pending(node, state, reason))
 
     def _cause(self, node: Node) -> str:
         """``train[1], which failed`` (or was cancelled) of the first such unit upstream, or none."""
@@ -170,22 +169,22 @@ class _Reader:
             return self.causes[node.unit.name]
         return ""
 
-    def _pending(self, node: Node, state: UnitState | None, told: str) -> str:
+    def _pending(self, node: Node, state: UnitState | None, reason: str) -> str:
         """Why a unit that is not done does not run."""
         cause, cancelled = self._cause(node), node.unit.name in self.jobs.cancelled
         if cause and (cause.endswith("failed") or not cancelled):
             return f"waits for {cause}"
         if state is not None and state.state in ("saved", "running"):
             how = "cancelled" if cancelled else "interrupted"
-            return f"{how}, {self._saved(node)} saved; in no queue: `mechstudy resume` goes on"
+            return f"{how}, {self._saved(node)} saved; in no queue: `mechstudy resume` continues it"
         if cancelled:
             return "cancelled; `mechstudy resume` submits it again"
         if (ended := self.jobs.ended.get(node.unit.name)) is not None:
             return ended.in_words()
-        begun = node.id is not None and self.run.folder.store.partial(node.unit.phase, node.unit.name, node.id)
+        begun = node.id is not None and self.run.folder.store.partial(*node.key)
         if self.jobs.queue_known and node.unit.name in self.jobs.submitted:
             return "in no queue; `mechstudy resume` submits it"
-        return told or ("begun; will be resumed" if begun else "")
+        return reason or ("begun; will be resumed" if begun else "")
 
 
 def _reason(state: UnitState) -> str:
@@ -198,20 +197,18 @@ def _live(run: Run, artifact: str) -> tuple[str, float | None]:
     """The unit's own progress file as a line, and the seconds since it began."""
     scratch = run.folder.path / f"{artifact}.partial" / ".scratch"
     with suppress(MechstudyError, TypeError, ValueError):
-        found = read_json(scratch / "progress.json")
-        total = f"/{found['total']:,}" if found.get("total") else ""
-        parts = [f"{found['label']} {found['done']:,}{total} {found['counts']}".strip()]
-        if found.get("rate"):
-            parts.append(f"{found['rate']:,.3g} {found['counts']}/s")
-        if found.get("eta") is not None and found["done"] < (found.get("total") or 0):
-            parts.append(f"{duration(found['eta'])} left")
-        return ", ".join([*parts, *found.get("info", [])]), _since(scratch)
+        bar = read_json(scratch / "progress.json")
+        total = f"/{bar['total']:,}" if bar.get("total") else ""
+        parts = [f"{bar['label']} {bar['done']:,}{total} {bar['counts']}".strip()]
+        if bar.get("rate"):
+            parts.append(f"{bar['rate']:,.3g} {bar['counts']}/s")
+        if bar.get("eta") is not None and bar["done"] < (bar.get("total") or 0):
+            parts.append(f"{duration(bar['eta'])} left")
+        return ", ".join([*parts, *bar.get("info", [])]), _since(scratch)
     return "", _since(scratch)
 
 
 def _since(scratch: Any) -> float | None:
-    from datetime import UTC, datetime
-
     with suppress(MechstudyError, TypeError, ValueError, IndexError):
         began = datetime.fromisoformat(read_sessions(scratch)[-1]["started"])
         return max(0.0, (datetime.now(UTC) - began).total_seconds())  # another host's clock may be ahead

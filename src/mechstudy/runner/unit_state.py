@@ -1,6 +1,6 @@
-"""`<run>/units/<unit>.json`: what a unit that runs as a job is doing, and each attempt at it. The worker writes it.
+"""`<run>/units/<unit>.json`: the state of a unit that runs as a job, and each attempt at it.
 
-Beside the artifacts, never in them. It explains; whether a unit is done is for the artifact itself to say.
+It explains only: a unit is done when its artifact is there.
 """
 
 from __future__ import annotations
@@ -9,28 +9,37 @@ import hashlib
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json, write_json_atomic
+from mechstudy.runner.job import Outcome
 from mechstudy.runner.resume_progress import Saved
 from mechstudy.store.manifest import slug
+from mechstudy.study.dag import Node
+from mechstudy.study.run_folder import RunFolder
+from mechstudy.study.unit import Unit
 
 UNITS = "units"
+CHECKPOINTED = 75  # exit status of a job that saved its progress and is to run again
 _PLAIN = re.compile(r"[A-Za-z0-9_.]+(\[[A-Za-z0-9_.]+\])?")
 State = Literal["running", "done", "failed", "stopped", "saved"]
-D = TypeVar("D")
 
 
 @dataclass
 class Attempt:
-    """One process that worked on a unit. ``submission`` and ``job`` are of Slurm; ``before`` and ``after`` say what
-    was saved as it began and as it ended; ``exit_code`` is None while it runs, or where it ended unnoticed."""
+    """One process that worked on a unit.
+
+    ``submission`` and ``job`` are Slurm's; ``before`` and ``after`` are the progress saved when it began and ended;
+    ``exit_code`` is None while it runs, or where its end was not recorded.
+    """
 
     submission: int
     job: str
@@ -44,13 +53,13 @@ class Attempt:
 
     @property
     def got_on(self) -> bool:
-        """Whether it saved anything; a process that ended unnoticed is not counted against its unit."""
+        """Whether it saved anything; True where its end was not recorded."""
         return self.after is None or self.after.beyond(self.before)
 
 
 @dataclass
 class UnitState:
-    """``state``: running, done, failed, stopped (by a gate), or saved (ended early, to go on from a checkpoint)."""
+    """A unit's state; ``stopped`` is by a gate, ``saved`` ended early with progress to resume from."""
 
     unit: str
     state: State = "running"
@@ -63,6 +72,7 @@ class UnitState:
 
     @property
     def last(self) -> Attempt | None:
+        """The latest attempt."""
         return self.attempts[-1] if self.attempts else None
 
     def of_submission(self, number: int) -> list[Attempt]:
@@ -70,13 +80,16 @@ class UnitState:
         return [attempt for attempt in self.attempts if attempt.submission == number]
 
     def futile(self, number: int) -> int:
-        """How many attempts of a submission, the last ones in a row, saved nothing."""
+        """How many of a submission's latest attempts in a row saved nothing."""
         count = 0
         for attempt in reversed(self.of_submission(number)):
             if attempt.got_on:
                 break
             count += 1
         return count
+
+
+_STATE = TypeAdapter(UnitState)  # fields of other versions are ignored
 
 
 def file_name(unit: str) -> str:
@@ -98,31 +111,98 @@ def read_state(run: Path, unit: str) -> UnitState | None:
 
 
 def read_states(run: Path) -> dict[str, UnitState]:
-    """unit -> its state, of every unit that has run as a job."""
-    found: dict[str, UnitState] = {}
+    """Unit -> its state, of every unit that has run as a job."""
+    states: dict[str, UnitState] = {}
     with suppress(OSError):
         for file in (run / UNITS).glob("*.json"):
             if (state := _read(file)) is not None:
-                found[state.unit] = state
-    return found
+                states[state.unit] = state
+    return states
 
 
 def _read(file: Path) -> UnitState | None:
-    with suppress(MechstudyError, TypeError, ValueError, KeyError):
-        found = read_json(file)
-        attempts = [_attempt(item) for item in found.pop("attempts")]
-        return _known(UnitState, {**found, "attempts": attempts})
+    with suppress(MechstudyError, ValueError):
+        return _STATE.validate_python(read_json(file))
     return None
 
 
 def write_state(run: Path, state: UnitState) -> None:
-    """Writes a unit's state. Whoever calls it holds the unit's lock, or runs after whoever held it."""
+    """Writes a unit's state. The caller holds the unit's lock, or runs after the process that held it."""
     write_json_atomic(state_file(run, state.unit), {**asdict(state), "updated": now()})
 
 
-def new_attempt(submission: int, before: Saved) -> Attempt:
-    """An attempt by this process."""
-    return Attempt(submission, slurm_job(), platform.node(), os.getpid(), now(), before)
+class JobRecord:
+    """The state of the unit that this job runs, written as it changes (a `Recorder`)."""
+
+    def __init__(self, run: Path, name: str) -> None:
+        self.run = run
+        self.state = read_state(run, name) or UnitState(name)
+        self._attempt: Attempt | None = None
+
+    def begin(self, submission: int, before: Saved) -> None:
+        """This process starts an attempt."""
+        self._attempt = Attempt(submission, slurm_job(), platform.node(), os.getpid(), now(), before)
+        self.state.attempts.append(self._attempt)
+        self.state.artifact = None
+        self.write("running")
+
+    def stopped(self, node: Node) -> None:
+        """A gate stops the unit."""
+        self.write("stopped", node.stopped)
+
+    def done(self, node: Node) -> None:
+        """The unit has its artifact."""
+        assert node.artifact is not None
+        self.state.artifact, self.state.seconds = node.artifact.name, node.artifact.manifest.get("seconds")
+        self._end(0)
+        self.write("done")
+
+    def failed(self, outcome: Outcome) -> None:
+        """The unit failed."""
+        self._end(outcome.exit_code)
+        self.fail(outcome.reason, str(outcome.error or outcome.trace), outcome.error.fix if outcome.error else None)
+
+    def fail(self, reason: str, error: str | None = None, fix: str | None = None) -> None:
+        """The unit failed, in or outside of its attempt."""
+        self.state.error = error
+        self.write("failed", reason, fix)
+
+    def interrupted(self, reason: str, saved: Saved) -> None:
+        """The attempt ended early, with its progress saved."""
+        self._end(CHECKPOINTED, saved)
+        self.write("saved", reason)
+
+    def write(self, state: State, reason: str | None = None, fix: str | None = None) -> None:
+        """Writes the state."""
+        self.state.state, self.state.reason, self.state.fix = state, reason, fix
+        if state != "failed":
+            self.state.error = None
+        write_state(self.run, self.state)
+
+    def _end(self, code: int, saved: Saved | None = None) -> None:
+        if self._attempt is not None:
+            self._attempt.ended, self._attempt.exit_code, self._attempt.after = now(), code, saved
+
+
+def missing_inputs(run: Path, unit: Unit, present: Collection[str]) -> list[dict[str, Any]]:
+    """``{name, status, reason}`` of each input without an artifact: failed, stopped or pending.
+
+    Args:
+        present: names of the input units that have an artifact.
+    """
+    names = [name for name in unit.sources if name not in present]
+    if not names:
+        return []
+    progress, states = RunFolder(run).read_progress().get("units", {}), read_states(run)
+    return [{"name": name, **_status(progress.get(name, {}), states.get(name))} for name in names]
+
+
+def _status(progress: Mapping[str, Any], state: UnitState | None) -> dict[str, Any]:
+    """What a unit's job recorded, or else the run."""
+    if state is not None and state.state in ("failed", "stopped"):
+        return {"status": state.state, "reason": state.reason}
+    status = progress.get("status")
+    return {"status": status if status in ("failed", "stopped") else "pending", "reason": progress.get("reason")}
 
 
 def slurm_job(environment: Mapping[str, str] = os.environ) -> str:
@@ -134,16 +214,3 @@ def slurm_job(environment: Mapping[str, str] = os.environ) -> str:
 def now() -> str:
     """UTC, for people to read; nothing is decided by it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _attempt(item: dict[str, Any]) -> Attempt:
-    after = item.get("after")
-    return _known(
-        Attempt, {**item, "before": Saved(**item["before"]), "after": None if after is None else Saved(**after)}
-    )
-
-
-def _known(cls: type[D], values: Mapping[str, Any]) -> D:
-    """The dataclass of the values it knows, so that files of other versions are read too."""
-    names = {item.name for item in fields(cls)}  # type: ignore[arg-type]  # D is a dataclass
-    return cls(**{name: value for name, value in values.items() if name in names})

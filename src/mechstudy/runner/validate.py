@@ -10,27 +10,33 @@ import gc
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mechstudy import models
 from mechstudy.core.errors import MechstudyError
-from mechstudy.core.jsonio import read_json, write_json_atomic
-from mechstudy.core.progress import NullProgress, Progress, duration
+from mechstudy.core.jsonio import write_json_atomic
+from mechstudy.core.progress import Progress, duration
 from mechstudy.core.sizes import human
+from mechstudy.machine.devices import resolve_device
 from mechstudy.machine.memory import available_memory_bytes, peak_rss_bytes, reset_peak_rss
+from mechstudy.models.sites import Site
 from mechstudy.planning.calibration import FILE, Calibration, fit_all
 from mechstudy.planning.fit import refusal
 from mechstudy.planning.hardware import Hardware
 from mechstudy.planning.machine import measure, this_machine
+from mechstudy.planning.opened_study import OpenedStudy, open_study
 from mechstudy.planning.plan import Plan, make_plan
-from mechstudy.runner.pilots import Found, pilots_of, run_pilots
-from mechstudy.runner.results import RunResult
-from mechstudy.runner.run import Run
-from mechstudy.runner.run_unit import resolve_device
-from mechstudy.runner.study_run import OpenedStudy, open_study
-from mechstudy.study.estimates import TYPICAL_PROMPT
+from mechstudy.runner.pilots import PilotRuns, pilots_of, run_pilots
+from mechstudy.runner.study_run import run_of
+from mechstudy.store.artifact import Artifact
+from mechstudy.study.dag import Evaluation, Graph
+from mechstudy.study.model_costs import TYPICAL_PROMPT
+from mechstudy.study.phases.base import Phase
+from mechstudy.study.phases.corpus import CorpusArtifact, CorpusPhase
+from mechstudy.study.phases.prompts import PromptsArtifact, PromptsPhase
+from mechstudy.study.phases.train import TrainPhase
 from mechstudy.study.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -64,7 +70,7 @@ def validate(opened: OpenedStudy, *, steps: int = 1000, progress: Progress | Non
         hardware = _measured(opened, Path(scratch), rough, progress)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         calibration = fit_all(pilots_of(pilots, hardware), now, hardware.auto, opened.options.total_threads)
-        small = _small_study(opened, layer, steps, Path(scratch))
+        small = small_study(opened, layer, steps, Path(scratch))
         prompts = _prompts(small, progress)
         model, tests = _memory_and_speed(opened, prompts, layer, progress)
         del model
@@ -72,15 +78,15 @@ def validate(opened: OpenedStudy, *, steps: int = 1000, progress: Progress | Non
         tests.append(_convergence(small, layer, steps, progress))
     whole = _whole(opened, hardware, calibration)
     tests.append(_budget(opened, whole, pilots))
-    found = {
+    verdict = {
         "go": all(test["go"] for test in tests),
         "layer": layer,
         "tests": tests,
         "hardware": hardware.canonical(),
         "calibration": calibration.as_json(),
     }
-    write_json_atomic(opened.folder / FILE, found)
-    return found
+    write_json_atomic(opened.folder / FILE, verdict)
+    return verdict
 
 
 def _measured(opened: OpenedStudy, scratch: Path, rough: Hardware, progress: Progress) -> Hardware:
@@ -94,11 +100,11 @@ def _measured(opened: OpenedStudy, scratch: Path, rough: Hardware, progress: Pro
 def _whole(opened: OpenedStudy, hardware: Hardware, calibration: Calibration) -> Plan:
     """The plan of the whole study as if nothing of it were done."""
     with tempfile.TemporaryDirectory(prefix=".validate-", dir=opened.folder) as empty:
-        run = Run(Path(empty), opened.units, opened.options, NullProgress())
-        return make_plan(run, hardware=hardware, calibration=calibration)
+        evaluation = Evaluation(Graph(opened.units), RunFolder(Path(empty)).store)
+        return make_plan(evaluation, Path(empty), opened.options, hardware=hardware, calibration=calibration)
 
 
-def _budget(opened: OpenedStudy, plan: Plan, pilots: Found) -> dict[str, Any]:
+def _budget(opened: OpenedStudy, plan: Plan, pilots: PilotRuns) -> dict[str, Any]:
     """The whole study by what the pilots took: time with its interval, memory, disk."""
     low, high = plan.interval
     against = refusal(plan, opened)
@@ -125,11 +131,10 @@ def _budget(opened: OpenedStudy, plan: Plan, pilots: Found) -> dict[str, Any]:
     }
 
 
-def _small_study(opened: OpenedStudy, layer: int, steps: int, scratch: Path) -> OpenedStudy:
-    """The study with one SAE on the middle layer, ten prompts, and a corpus of at most 400,000 tokens, and no more than
-    its steps read.
+def small_study(opened: OpenedStudy, layer: int, steps: int, scratch: Path) -> OpenedStudy:
+    """The study with one SAE on the middle layer, ten prompts, and at most 400,000 tokens, or what its steps read.
 
-    The bundled corpus is long enough for that whatever the study takes of it.
+    The bundled corpus is long enough for that, whatever part of it the study uses.
     """
     study = opened.study
     tokens = min(_TOKENS, max(steps, 2) * _BATCH)
@@ -151,25 +156,18 @@ def _small_study(opened: OpenedStudy, layer: int, steps: int, scratch: Path) -> 
 
 def _prompts(small: OpenedStudy, progress: Progress) -> list[Sequence[int]]:
     """Token ids of ten clean prompts of the first behaviour; of a study without any, of as many beginnings of texts."""
-    from mechstudy.behaviours.schema import from_jsonl
-    from mechstudy.corpus.corpus import Corpus
-
     if not small.study.behaviours:
-        corpus = Corpus.load(_finished(_run(small, progress).execute(["corpus"]), "corpus"))
+        corpus = CorpusArtifact(_made(small, CorpusPhase, progress)).load()
         rows: list[Sequence[int]] = corpus.train[:_PROMPTS, :TYPICAL_PROMPT].tolist()
         return rows
-    name = f"prompts[{small.study.behaviours[0].name}]"
-    artifact = _finished(_run(small, progress).execute([name]), name)
-    return [pair.clean_tokens for pair in from_jsonl(artifact / "train.jsonl")[:_PROMPTS]]
+    pairs = PromptsArtifact(_made(small, PromptsPhase, progress)).pairs("train")
+    return [pair.clean_tokens for pair in pairs[:_PROMPTS]]
 
 
 def _memory_and_speed(
     opened: OpenedStudy, prompts: list[Sequence[int]], layer: int, progress: Progress
 ) -> tuple[LanguageModel, list[dict[str, Any]]]:
     import torch
-
-    from mechstudy.models.language_model import load_model
-    from mechstudy.models.sites import Site
 
     assert opened.model is not None, "the model was fetched when the study was opened"
     options = opened.options
@@ -179,7 +177,7 @@ def _memory_and_speed(
     available = available_memory_bytes()
     device = resolve_device(options.device)
     progress.log("memory: loading the model, one prompt, one layer")
-    model = load_model(
+    model = models.load_folder(
         opened.model,
         dtype=opened.study.model.dtype,
         device=device,
@@ -241,9 +239,8 @@ def _speed(opened: OpenedStudy, n_tokens: int, n_prompts: int, seconds: float) -
 
 def _convergence(small: OpenedStudy, layer: int, steps: int, progress: Progress) -> dict[str, Any]:
     """Held-out R2 of the small SAE."""
-    name = f"train[{layer}]"
     progress.log(f"convergence: an SAE on mlp_out of layer {layer}, {steps:,} steps")
-    evaluation = read_json(_finished(_run(small, progress).execute([name]), name) / "evaluation.json")
+    evaluation = _made(small, TrainPhase, progress, layer=layer).read_json("evaluation.json")
     r2 = evaluation["r2"]
     architecture = small.study.dictionaries.architecture
     return {
@@ -261,15 +258,13 @@ def _convergence(small: OpenedStudy, layer: int, steps: int, progress: Progress)
     }
 
 
-def _run(small: OpenedStudy, progress: Progress) -> Run:
-    return Run(small.folder, small.units, replace(small.options, max_parallel=1), progress)
-
-
-def _finished(result: RunResult, name: str) -> Path:
-    """The folder of a unit's artifact, or the error of what failed."""
+def _made(small: OpenedStudy, phase: type[Phase[Any, Any]], progress: Progress, **about: Any) -> Artifact:
+    """The artifact of the first such unit, run now, or the error of what failed."""
+    name = small.made_by(phase, **about)[0].name
+    result = run_of(small, progress, max_parallel=1).execute([name])
     unit = result.unit(name)
     if unit.artifact is not None:
-        return unit.artifact.path
+        return unit.artifact
     failure = next(iter(result.failures), None)
     if failure is not None and failure.error is not None:
         raise failure.error

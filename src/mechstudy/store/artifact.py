@@ -1,4 +1,4 @@
-"""One complete artifact on disk: its files, and whether they are what its manifest says."""
+"""One complete artifact on disk: its files, and their verification against the manifest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mechstudy.store.manifest import MANIFEST, manifest_is_sound, read_manifest,
 
 @dataclass(frozen=True)
 class Problem:
-    """What `verify` found wrong: artifact as ``phase/folder``, file inside it, and what is the matter."""
+    """A fault that `verify` found: the artifact as ``phase/folder``, the file inside it, and the kind of fault."""
 
     artifact: str
     file: str
@@ -66,24 +66,31 @@ class Artifact:
             raise MechstudyError(
                 f"{name} was discarded to save space",
                 where=str(self.path),
-                fix="remove the artifact folder and run the study again: the unit is then computed anew",
+                fix="remove the artifact folder and run the study again: the unit is then computed again",
             )
         names = ", ".join(sorted(self.manifest["files"])) or "no files"
         raise MechstudyError(f"has no file {name}", where=str(self.path), facts={"files": names})
 
     def folder(self, name: str) -> Path:
-        """The path of a sub-folder; raises like `file`."""
+        """The path of a sub-folder.
+
+        Raises:
+            MechstudyError: it has no such folder.
+        """
         path = self.path / name
         if not path.is_dir():
             raise MechstudyError(f"has no folder {name}", where=str(self.path))
         return path
 
     def read_json(self, name: str) -> Any:
-        """The content of a JSON file; MechstudyError when it is absent or not whole."""
+        """The content of a JSON file; MechstudyError when it is absent or truncated."""
         return read_json(self.file(name))
 
     def verify(self) -> list[Problem]:
-        """Reads every byte and compares with the manifest, and the manifest with its own checksum and id."""
+        """Every difference between the files and the manifest, and between the manifest and its checksum and id.
+
+        Reads every byte.
+        """
         problems = []
         if not manifest_is_sound(self.path / MANIFEST):
             problems.append(Problem(self.name, MANIFEST, "manifest"))
@@ -101,10 +108,14 @@ class Artifact:
         return problems
 
 
-def load(folder: Path) -> Artifact | None:
-    """The artifact in a folder when its manifest is readable and every file has its size."""
+def load(folder: Path, id: str | None = None) -> Artifact | None:
+    """The artifact in a folder, if its manifest is readable, every file has its size and it has this id.
+
+    Raises:
+        MechstudyError: the file system failed, which says nothing about the artifact.
+    """
     manifest = read_manifest(folder)
-    if manifest is None:
+    if manifest is None or id not in (None, manifest["id"]):
         return None
     discarded = set(manifest.get("discarded", ()))
     for name, expected in manifest["files"].items():

@@ -1,4 +1,4 @@
-"""Writing an artifact: in a folder of its own that survives a crash, and is renamed when all of it is on disk."""
+"""The writer of an artifact: fills a partial folder that survives a crash, and renames it when all is on disk."""
 
 from __future__ import annotations
 
@@ -6,56 +6,47 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mechstudy.core.files import atomic_path, disk_errors, fsync_file, fsync_folder, stale_temporaries
 from mechstudy.core.jsonio import jsonable, write_json_atomic
 from mechstudy.core.seeds import drawn, forget_drawn, seeds_in
 from mechstudy.machine.memory import peak_gpu_bytes, peak_rss_bytes, reset_peak_gpu, reset_peak_rss
-from mechstudy.store.artifact import Artifact
+from mechstudy.store.artifact import Artifact, load
 from mechstudy.store.manifest import MANIFEST, SCHEMA, hashable_spec, sha256_of, write_manifest
+from mechstudy.store.provenance import current_provenance
 from mechstudy.store.sessions import open_session
-
-if TYPE_CHECKING:
-    from mechstudy.store.artifacts import ArtifactStore
 
 SCRATCH = ".scratch"
 PARTIAL = ".partial"
 REPLACED = ".replaced"
 
 
+@dataclass(eq=False)
 class ArtifactWriter:
-    """Writes one artifact into its partial folder and publishes it. Made by `ArtifactStore.writer`.
+    """Writes one artifact into its partial folder and publishes it. Created by `ArtifactStore.writer`.
 
-    ``path`` is the partial folder: write files there, in any sub-folders. It survives a crash and is
-    reopened by the next writer of the same id.
+    ``final`` is the folder of the finished artifact. ``path`` is the partial folder: write files there, in any
+    sub-folders. It survives a crash and is reopened by the next writer of the same id.
     """
 
-    def __init__(
-        self,
-        store: ArtifactStore,
-        phase: str,
-        unit: str,
-        id: str,
-        *,
-        version: int,
-        spec: Mapping[str, Any],
-        inputs: Mapping[str, Artifact],
-        helps: bool = False,
-    ) -> None:
-        self.store = store
-        self.phase = phase
-        self.unit = unit
-        self.id = id
-        self.version = version
-        self.spec = hashable_spec(spec)
-        self.inputs = dict(inputs)
-        self.final = store.folder(phase, unit, id)
+    final: Path
+    phase: str
+    unit: str
+    id: str
+    version: int
+    spec: Mapping[str, Any]
+    inputs: Mapping[str, Artifact]
+    helps: bool = False
+
+    def __post_init__(self) -> None:
+        self.spec = hashable_spec(self.spec)
+        self.inputs = dict(self.inputs)
         self.path = self.final.with_name(self.final.name + PARTIAL)
-        self.helps = helps
-        if helps:
+        if self.helps:
             return
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -67,20 +58,25 @@ class ArtifactWriter:
         reset_peak_gpu()
 
     @property
+    def root(self) -> Path:
+        """The root folder of the store."""
+        return self.final.parent.parent
+
+    @property
     def resumes(self) -> bool:
-        """Whether another process began this artifact, and this one goes on."""
+        """Whether an earlier process began this artifact, and this one continues it."""
         return len(self._sessions) > 1
 
     @property
     def scratch(self) -> Path:
-        """A folder for checkpoints, kept over crashes and deleted before the artifact is published."""
+        """A folder for checkpoints: survives crashes, deleted before the artifact is published."""
         folder = self.path / SCRATCH
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def file(self, name: str) -> Path:
-        """The path for a file of the artifact; its parent folders are made."""
+        """The path for a file of the artifact; creates its parent folders."""
         parts = PurePosixPath(name).parts
         assert parts and not name.startswith("/") and ".." not in parts, f"not inside the artifact: {name}"
         assert parts[0] not in (MANIFEST, SCRATCH), f"{name} is the store's own"
@@ -105,14 +101,12 @@ class ArtifactWriter:
     def publish(self, runtime_info: Mapping[str, Any]) -> Artifact:
         """Puts everything on disk, writes the manifest, and renames the folder to its final name.
 
-        When another process has published the same artifact meanwhile, that one is kept and returned.
+        If another process has published the same artifact in the meantime, that one is kept and returned.
 
         Raises:
             MechstudyError: the disk is full; the partial folder stays and can be reopened.
         """
-        from mechstudy.store.provenance import provenance
-
-        assert not self.helps, "whoever opened the artifact first publishes it"
+        assert not self.helps, "the process that opened the artifact first publishes it"
         with disk_errors(self.path):
             files = self._settle_files()
             finished = datetime.now(UTC)
@@ -124,11 +118,11 @@ class ArtifactWriter:
                 "version": self.version,
                 "spec": self.spec,
                 "inputs": {
-                    label: {"id": artifact.id, "path": os.path.relpath(artifact.path, self.store.root)}
+                    label: {"id": artifact.id, "path": os.path.relpath(artifact.path, self.root)}
                     for label, artifact in sorted(self.inputs.items())
                 },
                 "runtime": jsonable(runtime_info),
-                "provenance": provenance(),
+                "provenance": current_provenance(),
                 "files": files,
                 "seeds": {"spec": seeds_in(self.spec), "drawn": drawn()},
                 "started": self._sessions[0]["started"],
@@ -146,7 +140,7 @@ class ArtifactWriter:
             return self._rename()
 
     def _settle_files(self) -> dict[str, dict[str, Any]]:
-        """fsyncs every file and folder; returns name -> sha256 and size, sorted by name."""
+        """Fsyncs every file and folder; returns name -> sha256 and size, sorted by name."""
         files: dict[str, dict[str, Any]] = {}
         for folder in _folders_below(self.path):
             for stale in stale_temporaries(folder):
@@ -161,8 +155,8 @@ class ArtifactWriter:
         return dict(sorted(files.items()))
 
     def _rename(self) -> Artifact:
-        """Partial -> final. A whole artifact already there wins; a discarded or damaged one is replaced."""
-        present = self.store.find(self.phase, self.unit, self.id)
+        """Renames partial to final. A complete artifact already there stays; a discarded or damaged one is replaced."""
+        present = load(self.final, self.id)
         if present is not None and not present.is_discarded:
             shutil.rmtree(self.path)
             return present
@@ -173,7 +167,7 @@ class ArtifactWriter:
         self.path.rename(self.final)
         fsync_folder(self.final.parent)
         shutil.rmtree(replaced, ignore_errors=True)
-        artifact = self.store.find(self.phase, self.unit, self.id)
+        artifact = load(self.final, self.id)
         assert artifact is not None, f"{self.final} was published and is not found"
         return artifact
 

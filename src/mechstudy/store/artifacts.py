@@ -1,4 +1,4 @@
-"""The artifact store: a folder that exists only when it is complete, named by what it was made from.
+"""The artifact store: folders that exist only when complete, named by what they were made from.
 
 Layout: ``<root>/<phase>/<unit-slug>-<id[:12]>/`` with ``manifest.json`` and files. Work in progress is in a
 sibling ``....partial`` folder that is renamed when everything in it is on disk.
@@ -45,14 +45,13 @@ class ArtifactStore:
         return partial if partial.is_dir() else None
 
     def find(self, phase: str, unit: str, id: str) -> Artifact | None:
-        """The complete artifact, or None: absent, unfinished, or a file of it is missing or cut short."""
-        artifact = load(self.folder(phase, unit, id))
-        return artifact if artifact is not None and artifact.id == id else None
+        """The complete artifact; None where it is absent or unfinished, or a file is missing or truncated."""
+        return load(self.folder(phase, unit, id), id)
 
     def others(self, phase: str, unit: str, id: str) -> list[Artifact]:
-        """Complete artifacts of this unit with other ids: made from another study, or another version of one."""
-        found = (load(folder) for folder in (self.root / slug(phase)).glob(f"{slug(unit)}-*"))
-        return [a for a in found if a is not None and a.manifest.get("unit") == unit and a.id != id]
+        """Complete artifacts of this unit with other ids: of another study, or of another version of this one."""
+        artifacts = (load(folder) for folder in (self.root / slug(phase)).glob(f"{slug(unit)}-*"))
+        return [a for a in artifacts if a is not None and a.manifest.get("unit") == unit and a.id != id]
 
     def writer(
         self,
@@ -65,20 +64,21 @@ class ArtifactStore:
         inputs: Mapping[str, Artifact],
         helps: bool = False,
     ) -> ArtifactWriter:
-        """A writer for this artifact; reopens unfinished work, so that what it holds can be resumed.
+        """A writer for this artifact. It reopens unfinished work, so that the unit can resume.
 
         With ``helps`` another process has it open and publishes it; this one only adds files.
         """
         ids = {label: artifact.id for label, artifact in inputs.items()}
-        assert id == artifact_id(phase, version, spec, ids), "the id is not of these inputs"
-        return ArtifactWriter(self, phase, unit, id, version=version, spec=spec, inputs=inputs, helps=helps)
+        assert id == artifact_id(phase, version, spec, ids), "the id does not follow from these inputs"
+        folder = self.folder(phase, unit, id)
+        return ArtifactWriter(folder, phase, unit, id, version=version, spec=spec, inputs=inputs, helps=helps)
 
     def all(self) -> list[Artifact]:
         """Every complete artifact, sorted by phase and folder."""
         return [artifact for folder in self._folders() if (artifact := load(folder)) is not None]
 
     def verify(self) -> list[Problem]:
-        """Every problem of every published artifact, also of those whose manifest cannot be read."""
+        """Every problem of every published artifact, unreadable manifests included."""
         problems: list[Problem] = []
         for folder in self._folders():
             manifest = read_manifest(folder)
@@ -93,36 +93,33 @@ class ArtifactStore:
 
         The manifest stays, with their names under ``discarded``; `find` still returns the artifact.
         """
-        wanted = tuple(patterns)
-        matching = {
-            name for name in artifact.manifest["files"] if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)
-        }
+        names = artifact.manifest["files"]
+        matching = {name for pattern in patterns for name in names if fnmatch.fnmatchcase(name, pattern)}
         discarded = sorted(matching | set(artifact.manifest.get("discarded", ())))
         if not discarded:
             return 0
         artifact.manifest["discarded"] = discarded
-        told = _has_room(lambda: write_manifest(artifact.path, artifact.manifest))
+        recorded = _has_room(lambda: write_manifest(artifact.path, artifact.manifest))
         freed = 0  # after the manifest: a crash leaves only spare files; before it only where the disk is full
         for name in discarded:
             path = artifact.path / name
             if path.exists():
                 freed += path.stat().st_size
                 path.unlink()
-        if not told:
+        if not recorded:
             write_manifest(artifact.path, artifact.manifest)
         return freed
 
     def remove(self, artifact: Artifact) -> None:
-        """Deletes an artifact whole; one that is half deleted is no longer found, and is no damaged one either."""
-        going = artifact.path.with_name(artifact.path.name + _REMOVED)
-        shutil.rmtree(going, ignore_errors=True)
-        artifact.path.rename(going)
-        shutil.rmtree(going)
+        """Deletes an artifact. One that is half deleted is neither found nor counted as damaged."""
+        removed = artifact.path.with_name(artifact.path.name + _REMOVED)
+        shutil.rmtree(removed, ignore_errors=True)
+        artifact.path.rename(removed)
+        shutil.rmtree(removed)
 
     def _folders(self) -> list[Path]:
         """Folders of published artifacts, complete or damaged."""
-        found = [path for path in sorted(self.root.glob("*/*")) if path.is_dir()]
-        return [path for path in found if path.suffix not in UNPUBLISHED]
+        return [path for path in sorted(self.root.glob("*/*")) if path.is_dir() and path.suffix not in UNPUBLISHED]
 
 
 def _has_room(write: Callable[[], None]) -> bool:

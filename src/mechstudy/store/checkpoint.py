@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file, written atomically, that refuses to load when a byte is wrong."""
+"""Checkpoints: single safetensors files, written atomically, that refuse to load when a byte is wrong."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _SCHEMA = "mechstudy-checkpoint-1"
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Writes tensors and a JSON state so that a killed process leaves the old checkpoint or the new one.
 
-    Tensors are stored from the CPU, contiguous; ones that share memory are stored apart. ``state`` comes
-    back as JSON gives it (tuples as lists, keys as strings; NaN and infinities survive).
+    Tensors are stored contiguous, those that share memory separately. ``state`` is read back as JSON
+    (tuples as lists, keys as strings; NaN and infinities survive).
 
     Raises:
         MechstudyError: the disk is full.
-        TypeError: ``state`` has a value JSON does not know.
+        TypeError: ``state`` has a value without a JSON form.
     """
     from safetensors.torch import save_file
 
-    plain: dict[str, Tensor] = {}
+    contiguous: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
         stored = tensor.detach().cpu().contiguous()
@@ -37,23 +37,23 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[st
         if address in storages:
             stored = stored.clone()
         storages.add(address)
-        plain[name] = stored
+        contiguous[name] = stored
     state_text = json.dumps(dict(state))
     metadata = {
         "schema": _SCHEMA,
         "state": state_text,
         "state_crc32": str(zlib.crc32(state_text.encode())),
-        "crc32": json.dumps({name: _crc32(name, tensor) for name, tensor in plain.items()}),
+        "crc32": json.dumps({name: _crc32(name, tensor) for name, tensor in contiguous.items()}),
     }
     with atomic_path(Path(path)) as temporary:
-        save_file(plain, temporary, metadata=metadata)
+        save_file(contiguous, temporary, metadata=metadata)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The tensors (on the CPU) and the state, or None where there is no checkpoint.
 
     Raises:
-        MechstudyError: the file is truncated, corrupt, or no checkpoint of ours.
+        MechstudyError: the file is truncated, corrupt, or not one of these checkpoints.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -78,7 +78,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | No
     if zlib.crc32(state_text.encode()) != state_crc32:
         raise _damaged(path, "the state does not match its checksum")
     if set(sums) != set(tensors):
-        raise _damaged(path, "its tensors are not those that were saved")
+        raise _damaged(path, "it does not hold the tensors that were saved")
     for name, tensor in tensors.items():
         if _crc32(name, tensor) != sums[name]:
             raise _damaged(path, f"tensor {name} does not match its checksum")

@@ -1,7 +1,7 @@
-"""One process at a time: locks the operating system frees when the process ends, however it ends.
+"""Locks that the operating system frees when their process ends, however it ends.
 
-A run's folder has one (`RunLock`): a study run on this machine holds it alone, jobs of a batch system hold it
-together. Each unit that runs as a job has one of its own, and so has what is submitted.
+A run's folder has one (`RunLock`): a study run on this machine holds it alone, jobs of a batch system share it. Each
+unit that runs as a job has one of its own, and so has each submission.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from mechstudy.core.errors import MechstudyError
@@ -23,7 +22,7 @@ from mechstudy.core.files import disk_errors
 
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 _UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
-_GLANCE = 0.2  # seconds: someone who only looks who holds the lock has let go of it by then
+_GLANCE = 0.2  # seconds: a process that only reads who holds the lock has released it by then
 _POLL = 0.05
 
 
@@ -34,9 +33,11 @@ class FileLock:
     systems without ``flock`` a living process of this host that is written in the file counts as the holder.
 
     Args:
-        shared: hold it together with others who share it; whoever wants it alone is kept out. Nothing is written.
-        wait: seconds to wait for whoever holds it.
-        what, fix: of the error.
+        path: the lock's file.
+        shared: hold it together with others who share it and keep out whoever wants it alone. Nothing is written.
+        wait: seconds to wait for the holder.
+        what: the error's message.
+        fix: the error's remedy.
 
     Raises (on entering):
         MechstudyError: another process holds it; names pid, host and since when.
@@ -54,51 +55,40 @@ class FileLock:
         self.path = Path(path)
         self.shared, self.wait = shared, max(wait, _GLANCE)
         self._what, self._fix = what, fix
-        self._descriptor: int | None = None
+        self._descriptor = -1
 
     def __enter__(self) -> Self:
         with disk_errors(self.path.parent):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 end = time.monotonic() + self.wait
-                while not _take(descriptor, shared=self.shared):
+                while not _take(self._descriptor, shared=self.shared):
                     if time.monotonic() >= end:
-                        raise self._refusal(_read(descriptor))
+                        raise self._refusal(_read(self._descriptor))
                     time.sleep(_POLL)
                 if not self.shared:
-                    _write(descriptor, _self())
+                    os.ftruncate(self._descriptor, 0)
+                    os.pwrite(self._descriptor, (json.dumps(_this_process()) + "\n").encode(), 0)
+                    os.fsync(self._descriptor)
             except BaseException:
-                os.close(descriptor)
+                os.close(self._descriptor)
                 raise
-        self._descriptor = descriptor
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._descriptor is not None, "the lock was not entered"
+    def __exit__(self, *_: object) -> None:
         if not self.shared:
             with suppress(OSError):
                 os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
-        self._descriptor = None
 
     def _refusal(self, holder: dict[str, Any]) -> MechstudyError:
-        return MechstudyError(
-            self._what,
-            where=str(self.path.parent),
-            facts={
-                "pid": str(holder.get("pid", "unknown")),
-                "host": str(holder.get("host", "unknown")),
-                "since": str(holder.get("since", "unknown")),
-            },
-            fix=self._fix,
-        )
+        facts = {name: str(holder.get(name, "unknown")) for name in ("pid", "host", "since")}
+        return MechstudyError(self._what, where=str(self.path.parent), facts=facts, fix=self._fix)
 
     @staticmethod
     def held_by(path: Path) -> dict[str, Any] | None:
-        """``{pid, host, since}`` of the process that holds it alone now, or None. Looking disturbs nobody."""
+        """``{pid, host, since}`` of the process that holds it alone now, or None. Reading blocks nobody."""
         try:
             descriptor = os.open(path, os.O_RDWR)
         except OSError:
@@ -118,7 +108,7 @@ class RunLock(FileLock):
     def _refusal(self, holder: dict[str, Any]) -> MechstudyError:
         if holder and (holder.get("host") != platform.node() or _is_alive(holder)):
             return super()._refusal(holder)
-        return MechstudyError(  # whoever shares it writes nothing into it
+        return MechstudyError(  # shared: nobody is written in the file
             "jobs of this study are running",
             where=str(self.path.parent),
             fix="wait for them (`mechstudy status`), or `mechstudy cancel`: their finished work is kept",
@@ -143,7 +133,7 @@ def _take(descriptor: int, *, shared: bool = False) -> bool:
     return True
 
 
-def _self() -> dict[str, Any]:
+def _this_process() -> dict[str, Any]:
     import psutil
 
     return {
@@ -155,26 +145,19 @@ def _self() -> dict[str, Any]:
 
 
 def _is_alive(holder: dict[str, Any]) -> bool:
-    """True when the holder is a process of this host that started when it says (pids are used again)."""
+    """True when the holder is a process of this host that started at the recorded time (pids are used again)."""
     import psutil
 
-    if holder.get("host") != platform.node():
-        return False
-    with suppress(psutil.Error, KeyError, TypeError, ValueError):
-        started = psutil.Process(int(holder["pid"])).create_time()
-        return abs(started - float(holder["process_started"])) < 1.0
+    if holder.get("host") == platform.node():
+        with suppress(psutil.Error, KeyError, TypeError, ValueError):
+            started = psutil.Process(int(holder["pid"])).create_time()
+            return bool(abs(started - float(holder["process_started"])) < 1.0)
     return False
 
 
 def _read(descriptor: int) -> dict[str, Any]:
     with suppress(ValueError, OSError):
-        found = json.loads(os.pread(descriptor, 4096, 0))
-        if isinstance(found, dict):
-            return found
+        content = json.loads(os.pread(descriptor, 4096, 0))
+        if isinstance(content, dict):
+            return content
     return {}
-
-
-def _write(descriptor: int, holder: dict[str, Any]) -> None:
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, (json.dumps(holder) + "\n").encode(), 0)
-    os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What an artifact is named by, and the manifest that says what is in it."""
+"""An artifact's id, and the manifest that lists its content."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MANIFEST = "manifest.json"
 
 
 def artifact_id(phase: str, version: int, spec: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """sha256 (hex) of what determines an artifact: phase, its version, its spec, its inputs' ids by label."""
+    """The sha256 (hex) of what determines an artifact: phase, version, spec, and the ids of its inputs by label."""
     identity = {"phase": phase, "version": version, "spec": hashable_spec(spec), "inputs": dict(inputs)}
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
 
 
 def hashable_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The spec as JSON in which infinities and NaN stay apart from null, as the manifest keeps it."""
+    """The spec as the manifest keeps it: JSON in which infinities and NaN differ from null."""
 
     def keep(value: Any) -> Any:
         if hasattr(value, "canonical"):
@@ -47,10 +47,10 @@ def slug(unit: str) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest, or None when it is absent, not whole, or lacks what every manifest has.
+    """The manifest; None when it is absent, truncated or incomplete.
 
     Raises:
-        MechstudyError: the disk cannot be read just now, also not at the second try: that is no damaged manifest.
+        MechstudyError: the file system failed twice, which does not mean that the manifest is damaged.
     """
     try:
         manifest = read_json(folder / MANIFEST)
@@ -65,20 +65,20 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Writes the manifest with a checksum of itself, so that a changed byte in it is noticed too."""
+    """Writes the manifest with its own checksum, so that `manifest_is_sound` sees a changed byte in it too."""
     sign(manifest)
     write_json_atomic(folder / MANIFEST, manifest)
 
 
 def sign(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Puts the checksum of all the rest into the manifest, and returns it."""
+    """Adds the checksum of everything else to the manifest, and returns the manifest."""
     manifest.pop("manifest_sha256", None)
     manifest["manifest_sha256"] = hashlib.sha256(json_bytes(manifest)).hexdigest()
     return manifest
 
 
 def manifest_is_sound(path: Path) -> bool:
-    """True when the bytes are those that were written and the id follows from phase, spec and inputs."""
+    """True when the bytes are as written and the id follows from phase, spec and inputs."""
     manifest = read_manifest(path.parent)
     if manifest is None or json_bytes(manifest) != path.read_bytes():
         return False
@@ -90,7 +90,11 @@ def manifest_is_sound(path: Path) -> bool:
 
 
 def sha256_of(path: Path) -> str:
-    """sha256 (hex) of a file's bytes. MechstudyError where the disk cannot be read, also not at the second try."""
+    """The sha256 (hex) of a file's bytes.
+
+    Raises:
+        MechstudyError: the file system failed twice.
+    """
 
     def read() -> str:
         with path.open("rb") as opened:

@@ -1,4 +1,4 @@
-"""Where and with what a result was made. Computed once per process, on demand; never raises."""
+"""Provenance of a result: code, packages, machine, job and arguments."""
 
 from __future__ import annotations
 
@@ -9,47 +9,38 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Mapping
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-import mechstudy
-from mechstudy.machine.commands import output_of
+from mechstudy._version import __version__
+from mechstudy.machine.hardware import cpu, gpu, libraries, nvidia_smi, output_of, threads
 from mechstudy.machine.memory import total_memory_bytes
-from mechstudy.machine.numerics import gpu, libraries, nvidia_smi, threads
-
-__all__ = [
-    "cpu",
-    "git_state",
-    "nvidia_smi",
-    "package_index",
-    "provenance",
-    "slurm_environment",
-    "without_absolute_path",
-]
 
 _SECRET = re.compile(r"JWT|TOKEN|SECRET|PASSWORD|CREDENTIAL|KEY", re.IGNORECASE)
-_CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
-def provenance() -> dict[str, Any]:
-    """Python, platform, packages, git state, CPU, memory, modules, GPUs, SLURM_*, host, arguments; and as they are now:
-    threads, the GPU's driver and CUDA, BLAS and what else numbers depend on.
+def current_provenance() -> dict[str, Any]:
+    """What a manifest records about how a result was made. Never raises; what cannot be found out is None.
 
-    What cannot be found out is None. Holds no absolute paths (they are cut to what follows the working
-    folder, or to their last part) and no SLURM variable that looks like a secret (SLURM_JWT).
+    Fixed for the process: Python, platform, packages, git state, CPU, memory, modules, GPUs, SLURM_*, host, arguments.
+    At the time of the call: threads, the GPU's driver and CUDA, BLAS and its settings.
+    Holds no absolute paths (they are cut to what follows the working folder, or to their last part) and no SLURM
+    variable that looks like a secret (SLURM_JWT).
     """
     now: dict[str, Callable[[], Any]] = {"threads": threads, "gpu": gpu, "libraries": libraries}
-    return copy.deepcopy(_provenance()) | _ask(now)
+    return copy.deepcopy(fixed_provenance()) | _ask(now)
 
 
 @functools.cache
-def _provenance() -> dict[str, Any]:
+def fixed_provenance() -> dict[str, Any]:
+    """The part of `current_provenance` that does not change within a process, collected once."""
     probes: dict[str, Callable[[], Any]] = {
-        "mechstudy": lambda: mechstudy.__version__,
+        "mechstudy": lambda: __version__,
         "python": platform.python_version,
         "platform": platform.platform,
         "packages": _packages,
-        "git": lambda: git_state(Path(mechstudy.__file__)),
+        "git": lambda: git_state(Path(__file__)),
         "cpu": cpu,
         "memory_bytes": total_memory_bytes,
         "modules": _modules,
@@ -62,17 +53,17 @@ def _provenance() -> dict[str, Any]:
 
 
 def _ask(probes: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    answers: dict[str, Any] = {}
     for name, probe in probes.items():
         try:
-            found[name] = probe()
-        except Exception:  # a manifest without one line is better than a run that failed for it
-            found[name] = None
-    return found
+            answers[name] = probe()
+        except Exception:  # a manifest without one line is better than a failed run
+            answers[name] = None
+    return answers
 
 
 def without_absolute_path(text: str) -> str:
-    """``/home/ada/study/runs/a.yaml`` as ``runs/a.yaml`` seen from /home/ada/study, else ``.../a.yaml``."""
+    """``/home/ada/study/runs/a.yaml`` becomes ``runs/a.yaml`` in /home/ada/study, else ``.../a.yaml``."""
     prefix, equals, value = text.rpartition("=") if "=/" in text else ("", "", text)
     if not value.startswith("/"):
         return text
@@ -104,26 +95,8 @@ def slurm_environment() -> dict[str, str]:
 
 
 def _packages() -> dict[str, str]:
-    from importlib.metadata import distributions
-
-    found = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
-    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
-
-
-@functools.cache
-def cpu() -> dict[str, Any]:
-    """Model, cores, cores this process may use, and the instructions that matter."""
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    flags = re.search(r"^flags\s*:\s*(.+)$", text, re.MULTILINE)
-    has = set(flags.group(1).split()) if flags else set()
-    return {
-        "model": model.group(1) if model else platform.processor() or platform.machine(),
-        "count": os.cpu_count(),
-        "usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "flags": [flag for flag in _CPU_FLAGS if flag in has],
-    }
+    versions = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
+    return dict(sorted(versions.items(), key=lambda item: item[0].lower()))
 
 
 def _modules() -> list[str]:
@@ -137,6 +110,6 @@ def _modules() -> list[str]:
 
 
 def package_index(packages: Mapping[str, str]) -> str | None:
-    """Where pip finds torch's builds for one kind of machine (``2.6.0+cu124``); None where PyPI has what was used."""
+    """The index with torch's build for this kind of machine (``2.6.0+cu124``); None where PyPI has it."""
     _, plus, build = packages.get("torch", "").partition("+")
     return f"https://download.pytorch.org/whl/{build}" if plus and build else None

@@ -1,4 +1,4 @@
-"""The processes that worked on an artifact, one after another: when, where, and in which job."""
+"""Sessions: the processes that worked on an artifact one after another, each with its time, host and job."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SLURM = {
 
 
 def this_session(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """``started`` (UTC), ``host``, ``pid`` and, in a job, ``slurm``: its ids, and how often it was put back."""
+    """``started`` (UTC), ``host``, ``pid`` and, in a job, ``slurm``: its ids, and how often it was requeued."""
     session: dict[str, Any] = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": platform.node(),
@@ -36,21 +36,21 @@ def this_session(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
 
 
 def open_session(scratch: Path) -> list[dict[str, Any]]:
-    """Adds this process to those that worked on what is being written; all of them, this one last."""
+    """Records this process as the latest that works on an artifact; returns all sessions, oldest first."""
     sessions = [*read_sessions(scratch), this_session()]
     write_json_atomic(scratch / SESSIONS, sessions)
     return sessions
 
 
 def read_sessions(scratch: Path) -> list[dict[str, Any]]:
-    """Those of a scratch folder, oldest first. Earlier versions kept start times alone."""
+    """The sessions recorded in a scratch folder, oldest first. Earlier versions recorded only start times."""
     with suppress(MechstudyError, TypeError):
         return [{"started": item} if isinstance(item, str) else dict(item) for item in read_json(scratch / SESSIONS)]
     return []
 
 
 def sessions_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Those of a published artifact; of an earlier version's manifest what it says of the last of them."""
+    """The sessions of a published artifact. Manifests of earlier versions describe only the last one."""
     if "processes" in manifest:
         return [dict(session) for session in manifest["processes"]]
     made = manifest.get("provenance") or {}
@@ -61,7 +61,7 @@ def sessions_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def job_of(session: Mapping[str, Any]) -> str | None:
-    """Slurm's name of its job: ``12_3`` of an element of an array, ``12`` of another, None outside jobs."""
+    """Slurm's name of a session's job: ``12_3`` for an element of an array, else ``12``; None outside jobs."""
     slurm = session.get("slurm") or {}
     if slurm.get("array_job") and slurm.get("array_task"):
         return f"{slurm['array_job']}_{slurm['array_task']}"

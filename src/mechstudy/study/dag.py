@@ -1,27 +1,27 @@
-"""The DAG of units against what is on disk: ids, gates, and which units have to run.
+"""The DAG of units, and its evaluation against the artifacts on disk: ids, gates, and the units that must run.
 
-A unit has to run when it is asked for and its artifact is missing, or when a unit that has to run needs files
-of it that were discarded. Ids are static: they follow from specs and input ids. Only a unit with optional
-inputs has an id that depends on which of its inputs came to be.
+A unit must run if it is a target without an artifact, or if another unit that must run needs files of it that were
+discarded. Ids follow from specs and input ids; only a unit with optional inputs has an id that depends on which of
+them exist.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.store.artifacts import Artifact, ArtifactStore, artifact_id
 from mechstudy.study.unit import Unit
 
-BASELINE_SUMMARY = "summary.json"
-
 
 class Graph:
-    """Units by name, in topological order, with who consumes whom.
+    """Units by name, in topological order, with their consumers.
 
     Raises:
-        MechstudyError: two units of one name, an input that is no unit, or a cycle.
+        MechstudyError: two units share a name, an input is not a unit, or there is a cycle.
     """
 
     def __init__(self, units: Sequence[Unit]) -> None:
@@ -31,47 +31,51 @@ class Graph:
                 raise MechstudyError(f"two units are called {unit.name}")
             self.units[unit.name] = unit
         for unit in units:
-            for name in (*unit.inputs.values(), *unit.gates):
+            for name in (*unit.sources, *unit.gates):
                 if name not in self.units:
-                    raise MechstudyError(f"{unit.name} needs {name}, which is no unit of this study")
+                    raise MechstudyError(f"{unit.name} needs {name}, which is not a unit of this study")
         self.order = _topological(self.units)
         self.consumers: dict[str, list[str]] = {name: [] for name in self.order}
         for name in self.order:
-            for source in dict.fromkeys(self.units[name].inputs.values()):
+            for source in self.units[name].sources:
                 self.consumers[source].append(name)
 
     def required(self, name: str) -> tuple[str, ...]:
-        """The units whose artifacts this unit cannot do without: its inputs unless optional, and its gates."""
+        """The units that this unit cannot run without: its inputs unless optional, and its gates."""
         unit = self.units[name]
-        return tuple(dict.fromkeys([*(() if unit.optional_inputs else unit.inputs.values()), *unit.gates]))
+        return tuple(dict.fromkeys([*(() if unit.phase.optional_inputs else unit.sources), *unit.gates]))
 
     def upstream(self, name: str) -> tuple[str, ...]:
-        """Everything that comes before this unit when both run: inputs of any kind, and gates."""
+        """The units that run before this one: all inputs, and gates."""
         unit = self.units[name]
-        return tuple(dict.fromkeys([*unit.inputs.values(), *unit.gates]))
+        return tuple(dict.fromkeys([*unit.sources, *unit.gates]))
 
     def closure(self, targets: Iterable[str]) -> set[str]:
         """The targets and everything they require, directly or not."""
-        found: set[str] = set()
+        result: set[str] = set()
         stack = list(targets)
         while stack:
             name = stack.pop()
-            if name not in found:
-                found.add(name)
+            if name not in result:
+                result.add(name)
                 stack.extend(self.required(name))
-        return found
+        return result
 
     def of_phase(self, phase: str) -> list[str]:
         """The names of a phase's units."""
-        return [name for name in self.order if self.units[name].phase == phase]
+        return [name for name in self.order if self.units[name].phase.name == phase]
 
     def check(self, names: Iterable[str]) -> None:
-        """Refuses a name that is no unit, with the nearest one."""
+        """Refuses names that are not units.
+
+        Raises:
+            MechstudyError: with the nearest name, or the units of the phase that has the name.
+        """
         for name in names:
             if name not in self.units:
-                if found := self.of_phase(name):
+                if units := self.of_phase(name):
                     raise MechstudyError(
-                        f"{name} is a phase, and no unit", facts={"units": ", ".join(found)}, fix="name one of them"
+                        f"{name} is a phase, not a unit", facts={"units": ", ".join(units)}, fix="name one of them"
                     )
                 guess = nearest(name, self.units)
                 raise MechstudyError(
@@ -82,31 +86,29 @@ class Graph:
 
 
 def _topological(units: Mapping[str, Unit]) -> list[str]:
-    """The given order where it already is topological, else the nearest one to it."""
+    """Inputs and gates first, then lower waves, then the order of the mapping."""
+    sorter: TopologicalSorter[str] = TopologicalSorter()
+    for unit in units.values():
+        sorter.add(unit.name, *unit.sources, *unit.gates)
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        circle = " -> ".join(error.args[1])
+        raise MechstudyError(f"units need each other in a circle: {circle}") from None
+    place = {unit.name: (unit.wave, number) for number, unit in enumerate(units.values())}
     order: list[str] = []
-    placed: set[str] = set()
-    visiting: set[str] = set()
-
-    def place(name: str) -> None:
-        if name in placed:
-            return
-        if name in visiting:
-            raise MechstudyError(f"{name} needs itself, through {', '.join(sorted(visiting - {name})) or 'its inputs'}")
-        visiting.add(name)
-        for source in (*units[name].inputs.values(), *units[name].gates):
-            place(source)
-        visiting.discard(name)
-        placed.add(name)
-        order.append(name)
-
-    for name in units:
-        place(name)
+    ready: list[tuple[tuple[int, int], str]] = []
+    while sorter.is_active():
+        for name in sorter.get_ready():
+            heapq.heappush(ready, (place[name], name))
+        order.append(heapq.heappop(ready)[1])
+        sorter.done(order[-1])
     return order
 
 
 @dataclass
 class Node:
-    """What is known of one unit: its id, its artifact where complete, and why it is stopped where a gate says so."""
+    """The state of one unit: its id, its artifact if complete, and the reason if a gate stops it."""
 
     unit: Unit
     id: str | None = None
@@ -116,15 +118,15 @@ class Node:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Phase, unit and id: where the store has its artifact."""
+        """Phase, unit and id: the artifact's key in the store."""
         assert self.id is not None, f"{self.unit.name} has no id yet"
-        return (self.unit.phase, self.unit.name, self.id)
+        return (self.unit.phase.name, self.unit.name, self.id)
 
 
 class Evaluation:
-    """Every unit against the store, for a set of targets.
+    """The state of every unit in the store, for a set of targets.
 
-    ``nodes`` follow the graph's order. ``refresh`` looks at one unit again once its inputs are settled.
+    ``nodes`` follow the graph's order. ``refresh`` updates one unit after its inputs have run.
     """
 
     def __init__(
@@ -138,7 +140,7 @@ class Evaluation:
         self.store = store
         self.targets = set(graph.order if targets is None else targets)
         self.force = set(force)
-        self.absent: set[str] = set()  # units that will not come to be in this run
+        self.absent: set[str] = set()  # units that will not exist after this run
         self.nodes: dict[str, Node] = {}
         demanded = graph.closure(self.targets)
         for name in graph.order:
@@ -147,40 +149,41 @@ class Evaluation:
         self._decide()
 
     def refresh(self, name: str, *, expected: Collection[str] = ()) -> Node:
-        """Computes a unit's gate, id and artifact from its inputs as they are, or as ``expected`` to become."""
+        """Computes a unit's gate, id and artifact from its inputs, counting ``expected`` units as done."""
         node = self.nodes[name]
         node.stopped = self._stopped(name)
         node.id = node.artifact = None
         inputs = self.inputs_present(name, expected)
         if node.stopped is None and inputs is not None:
             unit = node.unit
-            ids = {label: self.nodes[source].id or "" for label, source in inputs.items()}
-            node.id = artifact_id(unit.phase, unit.version, unit.spec, ids)
-            node.artifact = self.store.find(unit.phase, unit.name, node.id)
+            ids = {source: self.nodes[source].id or "" for source in inputs}
+            node.id = artifact_id(unit.phase.name, unit.phase.version, unit.canonical_spec, ids)
+            node.artifact = self.store.find(*node.key)
         return node
 
-    def inputs_present(self, name: str, expected: Collection[str] = ()) -> dict[str, str] | None:
-        """label -> unit of the inputs it has or will have; None when a required one has no id."""
+    def inputs_present(self, name: str, expected: Collection[str] = ()) -> list[str] | None:
+        """Its inputs that exist or will exist; None if a required one has no id."""
         unit = self.graph.units[name]
-        if not unit.optional_inputs:
-            return dict(unit.inputs) if all(self.nodes[s].id for s in unit.inputs.values()) else None
-        return {label: s for label, s in unit.inputs.items() if self._comes_to_be(s, expected)}
+        if not unit.phase.optional_inputs:
+            return list(unit.sources) if all(self.nodes[source].id for source in unit.sources) else None
+        return [source for source in unit.sources if self._will_exist(source, expected)]
 
     def input_keys(self, name: str) -> dict[str, tuple[str, str, str]]:
-        """label -> key of the inputs that a unit has."""
-        return {label: self.nodes[source].key for label, source in (self.inputs_present(name) or {}).items()}
+        """The key of each input that a unit has."""
+        return {source: self.nodes[source].key for source in self.inputs_present(name) or ()}
 
-    def _comes_to_be(self, name: str, expected: Collection[str]) -> bool:
+    def _will_exist(self, name: str, expected: Collection[str]) -> bool:
         node = self.nodes[name]
         if node.stopped is not None or node.id is None:
             return False
         return node.artifact is not None or (name in expected and name not in self.absent)
 
     def _stopped(self, name: str) -> str | None:
-        """Why a gate stops this unit, or None."""
+        """Why a gate stops the unit; None if none does."""
         unit = self.graph.units[name]
         for gate in unit.gates:
-            if (reason := gate_closed(gate, self.nodes[gate].artifact)) is not None:
+            artifact = self.nodes[gate].artifact
+            if artifact is not None and (reason := self.graph.units[gate].phase.gate(artifact)) is not None:
                 return reason
         for source in self.graph.required(name):
             if (reason := self.nodes[source].stopped) is not None:
@@ -188,7 +191,7 @@ class Evaluation:
         return None
 
     def _decide(self) -> None:
-        """Sets ``must_run``, consumers before what they consume."""
+        """Sets ``must_run``, consumers before their inputs."""
         wanted = set(self.targets)
         payload: set[str] = set()
         for name in reversed(self.graph.order):
@@ -199,9 +202,9 @@ class Evaluation:
             node.must_run = missing or name in self.force
             if node.must_run:
                 wanted.update(self.graph.required(name))
-                if node.unit.reads_payload:
-                    payload.update(node.unit.inputs.values())
-                    wanted.update(source for source in node.unit.inputs.values() if self._is_discarded(source))
+                if node.unit.phase.reads_payload:
+                    payload.update(node.unit.sources)
+                    wanted.update(source for source in node.unit.sources if self._is_discarded(source))
 
     def _is_discarded(self, name: str) -> bool:
         artifact = self.nodes[name].artifact
@@ -209,36 +212,20 @@ class Evaluation:
 
     @property
     def to_run(self) -> list[str]:
-        """Units that have to run, in order."""
+        """Units that must run, in order."""
         return [name for name, node in self.nodes.items() if node.must_run]
 
     def disposable(self, still_to_run: Collection[str]) -> list[str]:
-        """Complete units whose payload nobody needs any more and whose retention is to discard it."""
+        """Complete units whose retention is ``discard`` and whose payload no unit needs any more."""
         discarded = (name for name, node in self.nodes.items() if node.unit.retention == "discard")
         return [name for name in discarded if self.is_idle(name, still_to_run) and self.readers(name)]
 
     def readers(self, name: str) -> list[str]:
         """The units that read a unit's payload."""
-        return [c for c in self.graph.consumers[name] if self.graph.units[c].reads_payload]
+        return [c for c in self.graph.consumers[name] if self.graph.units[c].phase.reads_payload]
 
     def is_idle(self, name: str, still_to_run: Collection[str]) -> bool:
-        """Whether a unit is complete and every reader of its payload has its artifact, or is stopped by a gate."""
+        """Whether a unit is complete and every reader of its payload is complete or stopped by a gate."""
         readers = self.readers(name)
         settled = [self.nodes[c].artifact is not None or self.nodes[c].stopped is not None for c in readers]
         return self.nodes[name].artifact is not None and all(settled) and not {name, *readers} & set(still_to_run)
-
-
-def gate_closed(gate: str, artifact: Artifact | None) -> str | None:
-    """Why a baseline's gate is closed, in one line; None when it is open or not known yet."""
-    if artifact is None:
-        return None
-    summary = artifact.read_json(BASELINE_SUMMARY)
-    verdict = summary.get("gate") or {}
-    if verdict.get("passed") is not False or verdict.get("on_fail") == "continue":
-        return None
-    splits = {name: split.get("accuracy") for name, split in (summary.get("splits") or {}).items()}
-    accuracy = ", ".join(f"{value:.0%} on {name}" for name, value in splits.items() if value is not None)
-    asked = verdict.get("min_accuracy")
-    facts = [f"accuracy {accuracy}" if accuracy else "", f"the gate asks for {asked:.0%}" if asked is not None else ""]
-    detail = "; ".join(fact for fact in facts if fact)
-    return f"{gate} did not pass" + (f" ({detail})" if detail else "")

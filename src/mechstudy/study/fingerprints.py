@@ -1,19 +1,20 @@
-"""Fingerprints of files that a study names: what makes their content part of an artifact's id."""
+"""Fingerprints of the files that a study names, which make their content part of artifact ids."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
-from mechstudy.activations.config import CorpusConfig
 from mechstudy.core.errors import MechstudyError
+from mechstudy.corpus.bundled import bundled_card
+from mechstudy.corpus.config import CorpusConfig
 
 _EDGE = 1 << 20
 _WHOLE = 64 << 20
 
 
 def file_fingerprint(path: Path) -> str:
-    """sha256 of a file; of a file past 64 MiB, of its size and its first and last MiB."""
+    """sha256 of a file; for a file above 64 MiB, of its size and its first and last MiB."""
     try:
         size = path.stat().st_size
         with path.open("rb") as f:
@@ -36,11 +37,12 @@ def model_fingerprint(folder: Path) -> str:
 
 
 def corpus_fingerprint(config: CorpusConfig, base: Path) -> str:
-    """Of the bundled corpus or of a local file or folder; a hub dataset is identified by its revision."""
+    """The fingerprint of the bundled corpus, or of a local file or folder; empty for other sources.
+
+    A hub dataset is identified by its revision.
+    """
     source = config.parsed()
     if source.kind == "bundled":
-        from mechstudy.corpus.bundled import bundled_card
-
         return str(bundled_card()["sha256"])
     if source.kind in ("hf", "sampled"):
         return ""
@@ -49,7 +51,7 @@ def corpus_fingerprint(config: CorpusConfig, base: Path) -> str:
         raise MechstudyError(
             f"there is no file or folder {path}",
             where="corpus.source",
-            fix="a path seen from the study file's folder, or an absolute one",
+            fix="a path relative to the study file's folder, or an absolute one",
         )
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""What a study can get wrong that shows before any model is loaded. Torch-free."""
+"""Checks of a study that need no model. Torch-free."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _NOT_A_NAME = re.compile(r"all|last(-\d+)?")
 
 
 def outlines(study: Study, base: Path) -> dict[str, Outline]:
-    """Number of prompts per split and their position names, of each behaviour with its own file.
+    """Number of prompts per split and position names, of each behaviour with its own file.
 
     Raises:
-        MechstudyError: there is no such file (``where`` is the field), or lines of it are broken (file and line).
+        MechstudyError: the file is missing (``where`` is the field), or a line is invalid (file and line).
     """
-    found = {}
+    result = {}
     for number, behaviour in enumerate(study.behaviours):
         if behaviour.file is None:
             continue
@@ -30,13 +30,13 @@ def outlines(study: Study, base: Path) -> dict[str, Outline]:
             raise MechstudyError(
                 f"there is no file {path}",
                 where=f"behaviours.{number}.file",
-                fix="a path seen from the study file's folder, or an absolute one",
+                fix="a path relative to the study file's folder, or an absolute one",
             )
-        found[behaviour.name] = outline_jsonl(path)
-    return found
+        result[behaviour.name] = outline_jsonl(path)
+    return result
 
 
-def check_study(study: Study, given: Mapping[str, Outline]) -> None:
+def check_study(study: Study, own_prompts: Mapping[str, Outline]) -> None:
     """Refuse devices and position names that do not exist.
 
     Raises:
@@ -44,9 +44,9 @@ def check_study(study: Study, given: Mapping[str, Outline]) -> None:
     """
     device = study.compute.device
     if not _DEVICE.fullmatch(device):
-        raise MechstudyError(f"{device!r} is no device", where="compute.device", fix="auto, cpu, cuda or cuda:1")
+        raise MechstudyError(f"{device!r} is not a device", where="compute.device", fix="auto, cpu, cuda or cuda:1")
     for behaviour in study.behaviours:
-        names = position_names(behaviour, given)
+        names = position_names(behaviour, own_prompts)
         for item in study.capture.positions.items:
             if item not in names and not _NOT_A_NAME.fullmatch(item):
                 guess = nearest(item, [*names, "all", "last"])
@@ -58,20 +58,20 @@ def check_study(study: Study, given: Mapping[str, Outline]) -> None:
                 )
 
 
-def position_names(behaviour: BehaviourConfig, given: Mapping[str, Outline]) -> tuple[str, ...]:
+def position_names(behaviour: BehaviourConfig, own_prompts: Mapping[str, Outline]) -> tuple[str, ...]:
     """The names that every prompt of the behaviour has."""
-    if behaviour.name in given:
-        return given[behaviour.name].positions
+    if behaviour.name in own_prompts:
+        return own_prompts[behaviour.name].positions
     return (*BEHAVIOURS[behaviour.name].positions, "last")
 
 
-def notes(study: Study, given: Mapping[str, Outline]) -> Iterator[str]:
-    """What will be left out, or done otherwise than a number in the study says."""
+def notes(study: Study, own_prompts: Mapping[str, Outline]) -> Iterator[str]:
+    """What the study will leave out, and its numbers that the prompts cannot reach."""
     if study.no_graphs is not None:
         yield f"attribute, features and intervene are left out: {study.no_graphs}"
         return
     for behaviour in study.behaviours:
-        n = dict(n_prompts(behaviour, given))
+        n = dict(n_prompts(behaviour, own_prompts))
         asked = (
             ("attribution.n_prompts", study.attribution.n_prompts, "train", "graphs"),
             ("interventions.n_discovery", study.interventions.n_discovery, "train", "prompts to discover on"),
@@ -83,9 +83,9 @@ def notes(study: Study, given: Mapping[str, Outline]) -> Iterator[str]:
                 yield f"{behaviour.name} has {n[split]} {split} prompts: {n[split]} {what}, not {number} ({field})"
 
 
-def n_prompts(behaviour: BehaviourConfig, given: Mapping[str, Outline]) -> Mapping[str, int]:
-    """Prompts per split: what is asked for, or what the file holds where that is less."""
+def n_prompts(behaviour: BehaviourConfig, own_prompts: Mapping[str, Outline]) -> Mapping[str, int]:
+    """Prompts per split: as many as the study asks for, or all of the file if it has fewer."""
     asked = {"train": behaviour.n_train, "test": behaviour.n_test}
-    if behaviour.name not in given:
+    if behaviour.name not in own_prompts:
         return asked
-    return {split: min(n, given[behaviour.name].n[split]) for split, n in asked.items()}
+    return {split: min(n, own_prompts[behaviour.name].n[split]) for split, n in asked.items()}

@@ -1,4 +1,4 @@
-"""A run's folder: the study as given, artifacts, log, progress, summary, and the newest report."""
+"""A run's folder: the study file, artifacts, log, progress, summary, and the newest report."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ class RunFolder:
         self.store = ArtifactStore(self.path / ARTIFACTS)
 
     def lock(self) -> RunLock:
-        """Held while a study runs here; a second one is refused."""
+        """The lock that a run holds; a second run is refused."""
         return RunLock(self.path)
 
     def keep_study(self, file: Path) -> None:
-        """Copies the study file as given; does nothing when it is that copy already."""
+        """Copies the study file into the folder, unless it is that copy."""
         target = self.path / STUDY
         if file.resolve() != target.resolve():
             with atomic_path(target) as temporary:
                 shutil.copyfile(file, temporary)
 
     def relative(self, path: Path) -> str:
-        """A path below the run folder, seen from it."""
+        """A path below the run folder, relative to it."""
         return path.relative_to(self.path).as_posix()
 
     def point_report_to(self, artifact: Artifact) -> Path:
-        """Makes ``report`` lead to the newest report: a relative link, or a copy where links cannot be made."""
+        """Makes ``report`` a relative link to the newest report, or a copy where links are not possible."""
         link = self.path / REPORT
         target = Path(os.path.relpath(artifact.path, self.path))
         if link.is_symlink() and Path(os.readlink(link)) == target:  # noqa: PTH115  # the text of the link
@@ -59,31 +59,32 @@ class RunFolder:
                 temporary.symlink_to(target, target_is_directory=True)
             except OSError:
                 shutil.copytree(artifact.path, temporary)
-            if not (link.is_symlink() and temporary.is_symlink()):  # only a link replaces a link in one step
+            if not (
+                link.is_symlink() and temporary.is_symlink()
+            ):  # a link replaces a link atomically, nothing else does
                 _remove(link)
             temporary.replace(link)
         return link
 
     def read_progress(self) -> dict[str, Any]:
-        """What the last or present run wrote of its units; empty where there was none."""
+        """The content of ``progress.json``; empty if there is none."""
         with suppress(MechstudyError):
-            found = read_json(self.path / PROGRESS)
-            if isinstance(found, dict):
-                return found
+            content = read_json(self.path / PROGRESS)
+            if isinstance(content, dict):
+                return content
         return {}
 
     def read_summary(self) -> dict[str, Any]:
-        """The summary as last written; empty where there is none."""
+        """The content of ``summary.json``; empty if there is none."""
         with suppress(MechstudyError):
-            found = read_json(self.path / SUMMARY)
-            if isinstance(found, dict):
-                return found
+            content = read_json(self.path / SUMMARY)
+            if isinstance(content, dict):
+                return content
         return {}
 
 
 class ProgressFile:
-    """``progress.json``: what every unit of this run is doing, for `status` and for people; ``before``, what the last
-    run left there."""
+    """``progress.json``: the status of every unit of a run; ``before`` holds that of the last run."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
@@ -98,15 +99,16 @@ class ProgressFile:
         }
 
     def set(self, name: str, status: str, **facts: Any) -> None:
-        """Notes a unit's status in memory; `write` puts it on disk."""
+        """Sets a unit's status in memory; `write` saves it."""
         self._content["units"][name] = {"status": status, **{k: v for k, v in facts.items() if v is not None}}
 
     def unit(self, name: str) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self._content["units"].get(name, {})
-        return found
+        """A unit's status and facts; empty if it has none."""
+        facts: Mapping[str, Any] = self._content["units"].get(name, {})
+        return facts
 
     def write(self, state: str | None = None) -> None:
-        """Writes the file. A failure is no reason to stop a run and is ignored."""
+        """Writes the file. A failure does not stop the run."""
         if state is not None:
             self._content["state"] = state
         counts: dict[str, int] = {}

@@ -1,6 +1,6 @@
-"""`compute.slurm`: what a study's jobs ask of a Slurm cluster. How it runs, never what: part of no artifact's id.
+"""`compute.slurm`: the resources and options of a study's Slurm jobs. Not part of any artifact's id.
 
-Every value becomes part of a line of a batch script, so each is held to what such a value can look like.
+Every value becomes part of a line of a batch script, so each is checked for its form.
 """
 
 from __future__ import annotations
@@ -13,12 +13,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, field_validator
 
 from mechstudy.core.config import Config
-from mechstudy.core.errors import MechstudyError, nearest
+from mechstudy.core.errors import MechstudyError
+from mechstudy.study.phases import registry
 
-PHASES = (
-    "model", "prompts", "baseline", "corpus", "capture", "stream", "train", "variant", "attribute", "features",
-    "intervene", "report",
-)  # fmt: skip
 _MEGABYTES = {"": 1, "K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d{1,2}))?(?::(\d{1,2}))?")
 _OURS = (
@@ -44,12 +41,12 @@ def _line(value: str) -> str:
 
 
 def _memory(value: str | int) -> str:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(?:([KMGT])B?)?", str(value), re.IGNORECASE)
-    if found is None:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(?:([KMGT])B?)?", str(value), re.IGNORECASE)
+    if match is None:
         raise MechstudyError(
-            f"{value!r} is no amount of memory for Slurm", fix="for example 32G, or 0 for a whole node"
+            f"{value!r} is not an amount of memory for Slurm", fix="for example 32G, or 0 for a whole node"
         )
-    number, unit = found[1], (found[2] or "").upper()
+    number, unit = match[1], (match[2] or "").upper()
     if "." not in number:
         return number + unit
     return f"{math.ceil(float(number) * _MEGABYTES[unit])}M"  # Slurm takes whole numbers only
@@ -57,7 +54,7 @@ def _memory(value: str | int) -> str:
 
 def _gpus(value: str | int) -> str:
     if not re.fullmatch(r"([A-Za-z0-9_.-]+:)?\d+", str(value)):
-        raise MechstudyError(f"{value!r} is no number of GPUs", fix="a number, or a kind and a number: a100:2")
+        raise MechstudyError(f"{value!r} is not a number of GPUs", fix="a number, or a kind and a number: a100:2")
     return str(value)
 
 
@@ -70,17 +67,17 @@ def seconds(time: str) -> int:
     """Seconds of a Slurm time: minutes, ``MM:SS``, ``HH:MM:SS``, ``D-HH``, ``D-HH:MM`` or ``D-HH:MM:SS``.
 
     Raises:
-        MechstudyError: it is none of these, or nothing.
+        MechstudyError: it has none of these forms, or is zero.
     """
-    found = _TIME.fullmatch(time)
-    if found is not None:
-        days, *rest = found.groups()
+    match = _TIME.fullmatch(time)
+    if match is not None:
+        days, *rest = match.groups()
         parts = [int(part) for part in rest if part is not None]
         units = {1: (60,), 2: (60, 1)}.get(len(parts), (3600, 60, 1)) if days is None else (3600, 60, 1)
         total = 86400 * int(days or 0) + sum(a * b for a, b in zip(parts, units, strict=False))
         if total:
             return total
-    raise MechstudyError(f"{time!r} is no time limit", fix="minutes, HH:MM:SS, or D-HH:MM:SS, for example 04:00:00")
+    raise MechstudyError(f"{time!r} is not a time limit", fix="minutes, HH:MM:SS, or D-HH:MM:SS, for example 04:00:00")
 
 
 Name = Annotated[str, AfterValidator(_name)]
@@ -91,7 +88,7 @@ Time = Annotated[str | int, AfterValidator(_time)]
 
 
 class _Request(Config):
-    """What any job asks for; a field that is not given is left to the cluster, or to what all phases ask for."""
+    """Resources of a job; unset fields are left to the cluster, or to the values of all phases."""
 
     partition: Name | None = None
     qos: Name | None = None
@@ -103,7 +100,7 @@ class _Request(Config):
 
 
 class PhaseSlurm(_Request):
-    """What one phase's jobs ask for instead; a field that is not given is as for all phases."""
+    """Resources of one phase's jobs; unset fields have the values of all phases."""
 
     extra: tuple[Line, ...] | None = None
 
@@ -114,15 +111,15 @@ class PhaseSlurm(_Request):
 
 
 class SlurmConfig(_Request):
-    """What jobs ask for, and what is done in them before they begin.
+    """Resources of jobs, and the set-up of their environment.
 
     ``gpus`` is a number, or a kind and a number (``a100:2``); with several, a unit runs one process on each.
     ``time`` is a job's time limit: minutes, ``HH:MM:SS`` or ``D-HH:MM:SS``. ``concurrent`` is how many of a phase's
     units run at once (an array's ``%N``). ``modules`` are loaded in their order; ``activate`` is a virtual
     environment's folder, or a line for the shell; ``extra`` are more options of sbatch (``--constraint=a100``).
-    ``signal_lead`` seconds before its limit a job saves what it has and is put back into the queue, at most
-    ``max_restarts`` times and only while it gets on; ``requeue: false``, where a site forbids that, submits another
-    job instead. ``phases`` holds what is otherwise for one phase.
+    ``signal_lead`` seconds before its limit a job saves its progress and is requeued, at most ``max_restarts`` times
+    and only while it advances; ``requeue: false``, for sites that forbid requeueing, submits another job instead.
+    ``phases`` holds values of single phases.
     """
 
     account: Name | None = None
@@ -143,46 +140,40 @@ class SlurmConfig(_Request):
     @classmethod
     def _known(cls, value: Mapping[str, PhaseSlurm]) -> Mapping[str, PhaseSlurm]:
         for name in value:
-            if name not in PHASES:
-                guess = nearest(name, PHASES)
-                raise MechstudyError(
-                    f"there is no phase {name!r}",
-                    facts={"phases": ", ".join(PHASES)},
-                    fix=f"did you mean {guess!r}?" if guess else None,
-                )
+            registry.check_name(name)
         return value
 
     @property
     def lead(self) -> int:
-        """Seconds before its limit at which a job is told: `signal_lead`, but not before a third of a short limit."""
+        """Seconds before its limit at which a job is signalled: `signal_lead`, or less for short limits."""
         if self.time is None:
             return self.signal_lead
         return max(10, min(self.signal_lead, 2 * seconds(str(self.time)) // 3))
 
     def of_phase(self, phase: str) -> SlurmConfig:
-        """What a phase's jobs ask for: its own values where it has some, else those of all phases."""
+        """The values of a phase's jobs: its own where set, else those of all phases."""
         own = self.phases.get(phase)
         if own is None:
             return self
         return self.model_copy(update={k: v for k, v in own if v is not None})
 
     def over(self, profile: SlurmConfig) -> SlurmConfig:
-        """This one laid over a profile: what is written here counts, also one by one inside ``phases``."""
-        given: dict[str, Any] = {name: getattr(self, name) for name in self.model_fields_set if name != "phases"}
+        """A profile with the fields set here replaced, inside ``phases`` too."""
+        explicit: dict[str, Any] = {name: getattr(self, name) for name in self.model_fields_set if name != "phases"}
         phases = dict(profile.phases)
         for name, own in self.phases.items():
             before = phases.get(name, PhaseSlurm())
             phases[name] = before.model_copy(update={field: getattr(own, field) for field in own.model_fields_set})
-        return profile.model_copy(update={**given, "phases": phases})
+        return profile.model_copy(update={**explicit, "phases": phases})
 
 
 def _checked_extra(lines: tuple[str, ...]) -> tuple[str, ...]:
     for line in lines:
-        found = re.fullmatch(r"--([a-z][a-z0-9-]*)(?:[= ]\S.*)?", line)
-        if found is None:
-            raise MechstudyError(f"{line!r} is no option of sbatch", fix="for example --constraint=a100")
-        if found[1] in _OURS:
-            raise MechstudyError(f"--{found[1]} is set by mechstudy itself", fix="leave it out")
-        if found[1] in _FIELDS:
-            raise MechstudyError(f"--{found[1]} has a field of its own", fix=f"set slurm.{_FIELDS[found[1]]}")
+        match = re.fullmatch(r"--([a-z][a-z0-9-]*)(?:[= ]\S.*)?", line)
+        if match is None:
+            raise MechstudyError(f"{line!r} is not an option of sbatch", fix="for example --constraint=a100")
+        if match[1] in _OURS:
+            raise MechstudyError(f"--{match[1]} is set by mechstudy itself", fix="leave it out")
+        if match[1] in _FIELDS:
+            raise MechstudyError(f"--{match[1]} has a field of its own", fix=f"set slurm.{_FIELDS[match[1]]}")
     return lines

@@ -1,23 +1,25 @@
-"""The study file: the whole truth of what is computed. Torch-free."""
+"""The study file: everything that determines what is computed. Torch-free."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mechstudy.activations.config import CorpusConfig, PromptCaptureConfig
+from mechstudy.activations.config import PromptCaptureConfig
+from mechstudy.behaviours.registry import BEHAVIOURS
 from mechstudy.circuits.config import AttributionConfig, no_graphs
 from mechstudy.core.config import Config, Lines, load_config_with_lines
 from mechstudy.core.errors import MechstudyError, nearest
+from mechstudy.corpus.config import CorpusConfig
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.models.sites import SiteKind
 from mechstudy.study.compute_config import ComputeConfig, StorageConfig
 
-__all__ = ["ComputeConfig", "StorageConfig", "Study", "load_study", "study_dict"]
+__all__ = ["ComputeConfig", "StorageConfig", "Study", "load_study"]
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -26,8 +28,8 @@ class ModelConfig(Config):
     """The model: ``hf:<id>[@revision]``, ``path:<folder>``, ``gguf:<file>`` or ``pypi:<package>==<version>``.
 
     ``dtype`` is the precision in which behaviour, graphs and interventions are computed (graphs need
-    float32); ``chat`` puts every prompt at the beginning of the reply to a user's turn,
-    ``chat_instruction``, in the model's chat template.
+    float32); ``chat`` makes every prompt the beginning of the reply to the user's turn ``chat_instruction``, in the
+    model's chat template.
     """
 
     source: str
@@ -38,7 +40,7 @@ class ModelConfig(Config):
 
 
 class BehaviourConfig(Config):
-    """A built-in behaviour by name, or one's own prompts: ``file`` names a JSONL file (docs/behaviours.md)."""
+    """A built-in behaviour by name, or prompts of the user in a JSONL ``file`` (docs/reference/behaviours.md)."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_\-]+$")
     file: str | None = None
@@ -47,8 +49,6 @@ class BehaviourConfig(Config):
 
     @model_validator(mode="after")
     def _known(self) -> BehaviourConfig:
-        from mechstudy.behaviours.registry import BEHAVIOURS
-
         if self.file is None and self.name not in BEHAVIOURS:
             guess = nearest(self.name, BEHAVIOURS)
             raise MechstudyError(
@@ -61,9 +61,9 @@ class BehaviourConfig(Config):
 
 
 class BaselineConfig(Config):
-    """``min_accuracy`` is the gate: a behaviour the model does not show is not studied further.
+    """``min_accuracy`` is the gate: a behaviour that the model does not show is not studied further.
 
-    ``on_fail: continue`` studies it all the same.
+    ``on_fail: continue`` studies it nevertheless.
     """
 
     min_accuracy: float = Field(0.8, ge=0, le=1)
@@ -72,10 +72,10 @@ class BaselineConfig(Config):
 
 
 class VariantConfig(Config):
-    """Another dictionary of every layer, from the same rows and by the same recipe, with a start of its own.
+    """Another dictionary of every layer, from the same rows and by the same recipe, with its own initial weights.
 
-    It is judged like the layer's own, compared with it (``agreement.json``) and used by nothing else. Without
-    ``architecture`` it has the study's: then it says how much another seed finds again.
+    It is evaluated like the layer's own and compared with it (``agreement.json``); no other unit uses it. Without
+    ``architecture`` it has the study's own, and the comparison shows the effect of the seed.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
@@ -87,13 +87,13 @@ class DictionariesConfig(Config):
 
     ``model_dtype`` is the precision of the forward pass over the corpus (``auto``: bfloat16 where this machine is
     faster in it, else float32), ``store_dtype`` that of the stored rows: ``int8`` takes half of bfloat16's disk, and
-    ``store.json`` says what that lost (``quantisation_fvu``).
+    ``store.json`` records the loss (``quantisation_fvu``).
     ``source: stream`` trains from forward passes as they happen: nothing on disk, ``window_rows`` rows of every site in
-    memory, and the corpus is read again for every epoch. ``store`` (the default) captures first. ``auto`` takes stream
-    where the disk cannot hold a store or a store would save no forward pass; `plan` says which and why, a run keeps to
-    what it began with (``resolved.json``), and as it becomes part of artifacts' ids, a study that must be the same on
-    two machines names its source.
-    ``layers_per_pass`` bounds the disk, or the window: so many layers are captured, trained and (with
+    memory, and the corpus is read again for every epoch. ``store`` (the default) captures first. ``auto`` streams
+    where the disk cannot hold a store or a store would save no forward pass; `plan` says which and why, and a run keeps
+    its first choice (``resolved.json``). The source is part of artifact ids: a study that must be the same on two
+    machines names it.
+    ``layers_per_pass`` bounds the disk, or the window: this many layers are captured, trained and (with
     ``storage.retain: {capture: discard}``) deleted before the next.
     ``variants`` are more dictionaries of every layer from the same rows: other k, other architectures, other seeds.
     """
@@ -118,7 +118,7 @@ class DictionariesConfig(Config):
                 f"a study trains one dictionary per layer, and a {self.architecture.kind} reads several layers",
                 where="architecture.kind",
                 fix="sae, transcoder or skip_transcoder here; crosscoders and clts are trained in Python "
-                "(docs/dictionaries.md)",
+                "(docs/reference/dictionaries.md)",
             )
         return self
 
@@ -138,12 +138,12 @@ class DictionariesConfig(Config):
         return self
 
     def sites(self) -> tuple[str, str]:
-        """What a dictionary reads and what it writes."""
+        """The kinds of site that a dictionary reads and writes."""
         return (self.site, self.site) if self.architecture.kind == "sae" else ("mlp_in", "mlp_out")
 
 
 class FeaturesConfig(Config):
-    """Feature pages: how much of the corpus is searched for examples, and how many are shown."""
+    """Feature pages: the part of the corpus that is searched for examples, and the number shown."""
 
     documents: int = Field(384, ge=1)
     examples: int = Field(8, ge=1)
@@ -192,15 +192,14 @@ class Study(Config):
 
     @property
     def no_graphs(self) -> str | None:
-        """Why nothing is attributed, nor shown by its features or intervened on; None where it is."""
+        """Why the study has no graphs, and so no feature pages or interventions; None where it has."""
         return no_graphs(len(self.behaviours), self.dictionaries.architecture.kind)
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> tuple[Study, Lines]:
-    """The study and where each of its fields stands, for mistakes that only the model can reveal."""
+    """The study of a file, and the lines of its fields, for errors that only the model can reveal.
+
+    Raises:
+        MechstudyError: the file is not a study (with file and line).
+    """
     return load_config_with_lines(path, Study, overrides)
-
-
-def study_dict(study: Study) -> dict[str, Any]:
-    """The study as plain JSON, for the report."""
-    return study.canonical()

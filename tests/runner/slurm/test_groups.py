@@ -49,16 +49,15 @@ def test_nothing_waits_for_prompts_that_does_not_need_them():
 
 
 @pytest.mark.parametrize(("concurrent", "keys"), [(2, ["capture.good", "capture.bad"]), (1, ["capture.behaviours"])])
-def test_more_behaviours_than_may_run_at_once_are_one_array_that_can_be_limited(concurrent, keys):
+def test_more_behaviours_than_may_run_at_once_share_one_array(concurrent, keys):
     groups = groups_of(Graph(study()), concurrent=lambda _: concurrent)
     assert [group.key for group in groups if group.phase == "capture"] == [*keys, "capture"]
 
 
-def test_of_a_bad_behaviour_all_else_is_done_and_told_and_what_was_missing_comes_after_it_is_mended(
-    cluster, monkeypatch, tmp_path
-):
-    mended = tmp_path / "mended"
-    use(monkeypatch, study(entry="broken_until_mended", mended=str(mended)))
+@pytest.mark.process
+def test_fixed_behaviour_completes_on_resume(cluster, monkeypatch, tmp_path):
+    fixed = tmp_path / "fixed"
+    use(monkeypatch, study(entry="broken_until_fixed", fixed=str(fixed)))
     mechstudy("submit", "study.yaml")
     assert arrays(cluster)["toy-train"].startswith("0-1 afterok:")
     cluster.run_all()
@@ -66,13 +65,13 @@ def test_of_a_bad_behaviour_all_else_is_done_and_told_and_what_was_missing_comes
     lost = {"prompts[bad]", "baseline[bad]", "capture[bad]", "attribute[bad]"}
     assert {name for name, status in found.items() if status != "done"} == {*lost, "features", "report"}
     assert "report" in calls(RUN), "of what is there"
-    told = json.loads(mechstudy("why", "study.yaml", "attribute[bad]", "--json").stdout)
-    assert told["reason"] == "waits for prompts[bad], which failed" and "not mended yet" in told["because"]
-    assert "mend prompts[bad] (`mechstudy why study.yaml 'prompts[bad]'`), then `mechstudy resume" in told["next"]
-    told = json.loads(mechstudy("why", "study.yaml", "report", "--json").stdout)
-    assert "made without what comes of prompts[bad], which failed" in told["reason"]
-    assert "prompts[bad]" in told["next"]
-    mended.touch()
+    shown = json.loads(mechstudy("why", "study.yaml", "attribute[bad]", "--json").stdout)
+    assert shown["reason"] == "waits for prompts[bad], which failed" and "not fixed yet" in shown["because"]
+    assert "fix prompts[bad] (`mechstudy why study.yaml 'prompts[bad]'`), then `mechstudy resume" in shown["next"]
+    shown = json.loads(mechstudy("why", "study.yaml", "report", "--json").stdout)
+    assert "made without the output of prompts[bad], which failed" in shown["reason"]
+    assert "prompts[bad]" in shown["next"]
+    fixed.touch()
     before = len(cluster.jobs)
     mechstudy("resume", "study.yaml")
     assert [job["asked"]["job-name"] for job in list(cluster.jobs.values())[before:]] == [
@@ -83,17 +82,16 @@ def test_of_a_bad_behaviour_all_else_is_done_and_told_and_what_was_missing_comes
     assert [calls(RUN).count(name) for name in ("train[0]", "attribute[good]", "report")] == [1, 1, 2]
 
 
-def test_a_report_that_is_being_made_without_what_is_submitted_now_is_made_again_after_it(
-    cluster, monkeypatch, tmp_path
-):
-    mended = tmp_path / "mended"
-    use(monkeypatch, study(entry="broken_until_mended", mended=str(mended)))
+@pytest.mark.process
+def test_a_running_report_is_submitted_again_after_what_it_lacks(cluster, monkeypatch, tmp_path):
+    fixed = tmp_path / "fixed"
+    use(monkeypatch, study(entry="broken_until_fixed", fixed=str(fixed)))
     mechstudy("submit", "study.yaml")
     report = list(cluster.jobs)[-1]
     while (ready := cluster.ready()) != [f"{report}_0"]:
         cluster.run(ready[0])
     cluster.set(f"{report}_0", state="RUNNING", reason="None")
-    mended.touch()
+    fixed.touch()
     mechstudy("resume", "study.yaml")
     assert list(cluster.jobs.values())[-1]["asked"]["job-name"] == "toy-report" and list(cluster.jobs)[-1] != report
 
@@ -109,6 +107,7 @@ def test_a_report_that_is_being_made_without_what_is_submitted_now_is_made_again
         (("--set", "name=b6"), " --set name=b6"),
     ],
 )
+@pytest.mark.process
 def test_what_to_type_next_is_about_the_same_run(cluster, monkeypatch, words, ends):
     use(monkeypatch, study())
     assert f"mechstudy status study.yaml{ends}\n" in mechstudy("submit", "study.yaml", *words).output
@@ -117,33 +116,36 @@ def test_what_to_type_next_is_about_the_same_run(cluster, monkeypatch, words, en
         assert f"`mechstudy {command} study.yaml{ends}`" in error
     assert f"`mechstudy cancel study.yaml{ends}`" in mechstudy("run", "study.yaml", *words, code=2).stderr
     mechstudy("cancel", "study.yaml", *words)
-    told = mechstudy("why", "study.yaml", "train[0]", *words).output
-    assert f"`mechstudy resume study.yaml{ends}`" in told and "cancelled" in told
+    shown = mechstudy("why", "study.yaml", "train[0]", *words).output
+    assert f"`mechstudy resume study.yaml{ends}`" in shown and "cancelled" in shown
 
 
 # ------------------------------------------------------------------------------------------------- refusals
 
 
+@pytest.mark.process
 def test_a_refused_submit_leaves_no_folder(cluster, monkeypatch):
-    from mechstudy.study.unit import Estimate
+    from mechstudy.core.work import Estimate
 
     use(monkeypatch, [unit("model", estimate=Estimate(bytes_in_memory=3 * 10**9))])
     mechstudy("submit", "study.yaml", "--set", "compute.slurm.memory=2G", code=2)
     assert not Path("runs").exists()
 
 
+@pytest.mark.process
 def test_the_name_of_a_phase_is_answered_with_its_units(cluster, monkeypatch):
     use(monkeypatch, study())
     error = mechstudy("why", "study.yaml", "train", code=2).stderr
-    assert "train is a phase, and no unit" in error and "train[0], train[1]" in error
+    assert "train is a phase, not a unit" in error and "train[0], train[1]" in error
 
 
+@pytest.mark.process
 def test_status_says_for_how_long_the_job_runs_and_where_a_mistake_stands(cluster, monkeypatch):
     use(monkeypatch, [unit("model", entry="refuses"), unit("report", ["model"], optional_inputs=True)])
     mechstudy("submit", "study.yaml")
     cluster.run("100_0")
     [model, _] = json.loads(mechstudy("status", "study.yaml", "--json").stdout)["units"]
-    assert model["detail"].startswith("toy.yaml:3: the toy is broken") and "(fix: mend it" in model["detail"]
+    assert model["detail"].startswith("toy.yaml:3: the toy is broken") and "(fix: fix it" in model["detail"]
     mechstudy("resume", "study.yaml")
     cluster.set("102_0", state="RUNNING", reason="None")
     [model, _] = json.loads(mechstudy("status", "study.yaml", "--json").stdout)["units"]

@@ -12,8 +12,9 @@ import pytest
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
+from mechstudy.core.work import Estimate
+from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.runner.resume_progress import Saved, saved
-from mechstudy.runner.run_unit import Options
 from mechstudy.runner.slurm.frozen import Frozen, freeze, identities, thaw
 from mechstudy.runner.slurm.groups import Group, sparse
 from mechstudy.runner.slurm.profiles import profiles_folder
@@ -72,9 +73,10 @@ def test_memory_is_rounded_up_to_what_slurm_takes(asked, slurms):
     assert SlurmConfig(memory=asked).memory == slurms
 
 
+@pytest.mark.process
 def test_every_example_of_the_docs_is_taken(cluster):
     """A block that begins with `compute` is a part of a study."""
-    text = (ROOT / "docs" / "slurm.md").read_text()
+    text = (ROOT / "docs" / "how-to" / "slurm.md").read_text()
     blocks = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert blocks
     for block in blocks:
@@ -100,6 +102,7 @@ def test_the_study_is_laid_over_its_profile_field_by_field():
     assert (both.of_phase("train").time, both.of_phase("train").gpus) == ("2:00:00", "1")
 
 
+@pytest.mark.process
 def test_a_profile_is_found_by_name_and_its_mistakes_stand_at_its_lines(cluster, monkeypatch):
     use(monkeypatch, layers(1))
     profiles_folder().mkdir(parents=True)
@@ -125,7 +128,7 @@ def test_a_profile_is_found_by_name_and_its_mistakes_stand_at_its_lines(cluster,
 
 def frozen(run: Path, units=None, **slurm) -> Frozen:
     study = {"name": "toy"}
-    return Frozen(run, 1, run / "study.yaml", (), study, units or layers(3), Options(), SlurmConfig(**slurm))
+    return Frozen(run, 1, run / "study.yaml", (), study, units or layers(3), RunOptions(), SlurmConfig(**slurm))
 
 
 def test_a_script_is_bash_and_has_what_was_asked_for(tmp_path):
@@ -182,14 +185,17 @@ def test_sparse_arrays(indices, text):
 
 def test_a_frozen_study_is_read_back_as_it_was(tmp_path):
     (tmp_path / "study.yaml").write_text("name: toy\n")
-    units = [*layers(2), unit("odd", ["model"], k=None, rate=float("inf"), names=("a", "b"), gates=("model",))]
-    options = replace(Options(), base=tmp_path, quota=7, profile=tmp_path / "profile")
+    units = [
+        *layers(2),
+        unit("odd", ["model"], k=None, names=("a", "b"), gates=("model",), estimate=Estimate(flops=float("inf"))),
+    ]
+    options = RunOptions(base=tmp_path, quota=7, trace_folder=tmp_path / "profile")
     before = replace(frozen(tmp_path, units, time="60", phases={"train": PhaseSlurm(gpus=2)}), options=options)
     freeze(before)
     after = thaw(tmp_path, 1)
     assert identities(after.units) == identities(units)
     assert after.options == options and after.slurm == before.slurm
-    assert after.units[-1].spec["rate"] == float("inf") and after.units[-1].gates == ("model",)
+    assert after.units[-1].estimate.flops == float("inf") and after.units[-1].gates == ("model",)
 
 
 def test_an_identity_changes_with_anything_upstream():
@@ -197,7 +203,7 @@ def test_an_identity_changes_with_anything_upstream():
     assert {name for name in before if before[name] != after[name]} == {"left", "join", "report"}
 
 
-def test_a_frozen_study_that_is_gone_is_told(tmp_path):
+def test_a_missing_frozen_study_is_an_error(tmp_path):
     with pytest.raises(MechstudyError, match="what was submitted cannot be read"):
         thaw(tmp_path, 3)
 
@@ -205,7 +211,7 @@ def test_a_frozen_study_that_is_gone_is_told(tmp_path):
 # ------------------------------------------------------------------------------------------------- what is saved
 
 
-def test_what_is_saved_is_read_from_checkpoints_and_files_and_not_from_logs(tmp_path):
+def test_saved_progress_is_read_from_checkpoints_and_files_not_logs(tmp_path):
     import torch
 
     from mechstudy.store.checkpoint import save_checkpoint
@@ -244,7 +250,7 @@ def test_states_survive_and_names_do_not_collide(tmp_path):
     assert read_state(tmp_path, "train[1]") is None
 
 
-def test_attempts_in_a_row_that_saved_nothing_are_counted_for_one_submission():
+def test_futile_attempts_in_a_row_are_counted_for_one_submission():
     def attempt(number: int, before: int, after: int) -> Attempt:
         return Attempt(number, "", "", 0, "", Saved(before), Saved(after))
 
@@ -255,6 +261,7 @@ def test_attempts_in_a_row_that_saved_nothing_are_counted_for_one_submission():
 # ------------------------------------------------------------------------------------------ what Slurm prints
 
 
+@pytest.mark.process
 def test_the_queue_is_read_with_odd_comments_and_other_peoples_jobs(cluster, monkeypatch):
     use(monkeypatch, layers(2))
     mechstudy("submit", "study.yaml")
@@ -267,6 +274,7 @@ def test_the_queue_is_read_with_odd_comments_and_other_peoples_jobs(cluster, mon
     assert [row.comment for row in queue_of(["7"], "")] == ["a|b|c"]
 
 
+@pytest.mark.process
 def test_accounting_has_every_run_with_its_peak_memory(cluster, monkeypatch):
     use(monkeypatch, layers(2))
     mechstudy("submit", "study.yaml")
@@ -296,7 +304,7 @@ def test_accounting_has_every_run_with_its_peak_memory(cluster, monkeypatch):
         ("RUNNING", "None", "runs"),
     ],
 )
-def test_reasons_are_told_in_words(state, reason, words):
+def test_reasons_are_words(state, reason, words):
     assert words in in_words(state, reason)
 
 

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import time
 
+import pytest
+
 from tests.support.slurm_world import RUN, cluster, mechstudy, statuses, unit, use
 from tests.support.toy_units import calls, sums
 
@@ -40,7 +42,8 @@ def started(cluster, element: str, seconds: float = 60) -> subprocess.Popen:
     raise AssertionError((cluster.folder / "log").read_text())
 
 
-def test_before_its_limit_a_job_saves_itself_goes_back_and_ends_with_the_same_bytes(cluster, monkeypatch):
+@pytest.mark.process
+def test_job_near_its_limit_saves_requeues_and_ends_with_the_same_bytes(cluster, monkeypatch):
     counting(monkeypatch)
     mechstudy("submit", "study.yaml")
     cluster.run("100_0")
@@ -50,7 +53,7 @@ def test_before_its_limit_a_job_saves_itself_goes_back_and_ends_with_the_same_by
     assert cluster.calls("scontrol")[-1] == ["requeue", "101_0"]
     assert cluster.jobs["101"]["tasks"]["0"]["state"] == "PENDING"
     found = json.loads(mechstudy("status", "study.yaml", "--json").stdout)["units"][1]
-    assert found["status"] == "queued" and "goes on from" in found["detail"]
+    assert found["status"] == "queued" and "resumes from" in found["detail"]
     cluster.run_all()
     assert set(statuses().values()) == {"done"}
     mechstudy("run", "study.yaml", "--out", "local")
@@ -59,6 +62,7 @@ def test_before_its_limit_a_job_saves_itself_goes_back_and_ends_with_the_same_by
     assert [attempt["exit_code"] for attempt in state["attempts"]] == [75, 0]
 
 
+@pytest.mark.process
 def test_a_cancelled_job_saves_itself_and_does_not_come_back(cluster, monkeypatch):
     counting(monkeypatch)
     mechstudy("submit", "study.yaml")
@@ -74,6 +78,7 @@ def test_a_cancelled_job_saves_itself_and_does_not_come_back(cluster, monkeypatc
     assert set(statuses().values()) == {"done"}
 
 
+@pytest.mark.process
 def test_a_killed_worker_is_tried_again(cluster, monkeypatch):
     import psutil
 
@@ -89,7 +94,8 @@ def test_a_killed_worker_is_tried_again(cluster, monkeypatch):
     assert set(statuses().values()) == {"done"}
 
 
-def test_where_requeue_is_forbidden_another_job_goes_on_and_those_that_wait_wait_for_it(cluster, monkeypatch):
+@pytest.mark.process
+def test_where_requeue_is_forbidden_a_successor_takes_over_dependents(cluster, monkeypatch):
     counting(monkeypatch)
     mechstudy("submit", "study.yaml", "--set", "compute.slurm.requeue=false")
     assert "no-requeue" in cluster.jobs["101"]["asked"]
@@ -104,7 +110,8 @@ def test_where_requeue_is_forbidden_another_job_goes_on_and_those_that_wait_wait
     assert set(statuses().values()) == {"done"}
 
 
-def test_where_requeue_is_refused_although_it_was_thought_allowed_another_job_goes_on_too(cluster, monkeypatch):
+@pytest.mark.process
+def test_a_refused_requeue_is_followed_by_a_successor_too(cluster, monkeypatch):
     counting(monkeypatch)
     mechstudy("submit", "study.yaml")
     cluster.run("100_0")
@@ -117,6 +124,7 @@ def test_where_requeue_is_refused_although_it_was_thought_allowed_another_job_go
     assert "presently disabled" in (cluster.folder / "log").read_text()
 
 
+@pytest.mark.process
 def test_jobs_that_follow_each_other_are_counted_as_restarts(cluster, monkeypatch):
     counting(monkeypatch)
     mechstudy("submit", "study.yaml", "--set", "compute.slurm={requeue: false, max_restarts: 1}")
@@ -130,16 +138,18 @@ def test_jobs_that_follow_each_other_are_counted_as_restarts(cluster, monkeypatc
     assert len(cluster.calls("sbatch")) == 4
 
 
+@pytest.mark.process
 def test_a_job_that_does_not_get_on_is_not_put_back_for_ever(cluster, monkeypatch):
     use(monkeypatch, [unit("model", entry="dies", times=99)])
     mechstudy("submit", "study.yaml")
     ran = cluster.run_all(most=9)
     assert len(ran) == 4, "three in a row, after one that saved the mark of its death"
     assert statuses() == {"model": "failed"}
-    told = mechstudy("why", "study.yaml", "model").output
-    assert "attempts in a row saved nothing" in told and "compute.slurm.phases.model" in told and "SIGKILL" in told
+    shown = mechstudy("why", "study.yaml", "model").output
+    assert "attempts in a row saved nothing" in shown and "compute.slurm.phases.model" in shown and "SIGKILL" in shown
 
 
+@pytest.mark.process
 def test_a_job_is_put_back_only_so_often(cluster, monkeypatch):
     counting(monkeypatch)
     mechstudy("submit", "study.yaml", "--set", "compute.slurm.max_restarts=0")
@@ -151,6 +161,7 @@ def test_a_job_is_put_back_only_so_often(cluster, monkeypatch):
     assert "max_restarts" in mechstudy("why", "study.yaml", "train[0]").output
 
 
+@pytest.mark.process
 def test_a_unit_that_two_jobs_run_is_done_once(cluster, monkeypatch):
     counting(monkeypatch, to=10)
     mechstudy("submit", "study.yaml")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from mechstudy.runner.slurm import commands
 from mechstudy.runner.slurm.record import read_record
 from tests.support.slurm_world import RUN, arrays, cluster, layers, mechstudy, statuses, unit, use
@@ -12,19 +14,20 @@ from tests.support.toy_units import calls
 __all__ = ["cluster"]
 
 
+@pytest.mark.process
 def test_after_a_failure_only_what_is_missing_runs(cluster, monkeypatch, tmp_path):
-    mended = tmp_path / "mended"
+    fixed = tmp_path / "fixed"
     units = layers(3)
-    units[2] = unit("train[1]", ["model"], entry="broken_until_mended", mended=str(mended))
+    units[2] = unit("train[1]", ["model"], entry="broken_until_fixed", fixed=str(fixed))
     use(monkeypatch, units)
     mechstudy("submit", "study.yaml")
     cluster.run_all()
     assert statuses() == {
         "model": "done", "train[0]": "done", "train[1]": "failed", "train[2]": "done", "report": "pending",
     }  # fmt: skip
-    told = mechstudy("why", "study.yaml", "report").output
-    assert "train[1] failed: not mended yet" in told and "mechstudy resume study.yaml" in told
-    mended.touch()
+    shown = mechstudy("why", "study.yaml", "report").output
+    assert "train[1] failed: not fixed yet" in shown and "mechstudy resume study.yaml" in shown
+    fixed.touch()
     mechstudy("resume", "study.yaml")
     assert arrays(cluster)["toy-train"] == "1 " and arrays(cluster)["toy-report"] == "0 afterany:103"
     cluster.run_all()
@@ -34,6 +37,7 @@ def test_after_a_failure_only_what_is_missing_runs(cluster, monkeypatch, tmp_pat
     )
 
 
+@pytest.mark.process
 def test_waiting_jobs_are_made_to_wait_for_the_new_ones(cluster, monkeypatch):
     trains = layers(3)[:-1]
     use(monkeypatch, [*trains, unit("attribute[a]", [item.name for item in trains])])
@@ -41,16 +45,17 @@ def test_waiting_jobs_are_made_to_wait_for_the_new_ones(cluster, monkeypatch):
     mechstudy("submit", "study.yaml")
     cluster.run("100_0")
     cluster.set("101_1", state="CANCELLED")
-    told = mechstudy("why", "study.yaml", "attribute[a]").output
-    assert statuses()["attribute[a]"] == "queued" and "never start" in told
+    shown = mechstudy("why", "study.yaml", "attribute[a]").output
+    assert statuses()["attribute[a]"] == "queued" and "never start" in shown
     mechstudy("resume", "study.yaml")
-    waits = arrays(cluster)["toy-attribute"]
+    waits = arrays(cluster)["toy-attribute.a"]
     assert waits == "0 afterok:101_0:101_2:103", "the same job; not all of 101, which failed"
     assert len(cluster.jobs) == 4
     cluster.run_all()
     assert set(statuses().values()) == {"done"}
 
 
+@pytest.mark.process
 def test_a_queue_that_was_purged_loses_nothing(cluster, monkeypatch):
     use(monkeypatch, layers(2))
     mechstudy("submit", "study.yaml")
@@ -65,6 +70,7 @@ def test_a_queue_that_was_purged_loses_nothing(cluster, monkeypatch):
     assert sorted(calls(RUN)) == ["model", "report", "train[0]", "train[1]"]
 
 
+@pytest.mark.process
 def test_a_resume_keeps_the_overrides_of_the_submit(cluster, monkeypatch):
     use(monkeypatch, layers(1))
     mechstudy("submit", "study.yaml", "--set", "seed=3")
@@ -73,6 +79,7 @@ def test_a_resume_keeps_the_overrides_of_the_submit(cluster, monkeypatch):
     assert [entry.overrides for entry in read_record(RUN).history] == [["seed=3"], ["seed=3"]]
 
 
+@pytest.mark.process
 def test_a_resume_with_nothing_missing_submits_nothing(cluster, monkeypatch):
     use(monkeypatch, layers(1))
     mechstudy("submit", "study.yaml")
@@ -80,6 +87,7 @@ def test_a_resume_with_nothing_missing_submits_nothing(cluster, monkeypatch):
     assert "3 units are in the queue already" in output and "nothing to submit" in output
 
 
+@pytest.mark.process
 def test_a_resume_waits_for_jobs_that_are_just_ending(cluster, monkeypatch):
     use(monkeypatch, layers(2))
     mechstudy("submit", "study.yaml")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from mechstudy.runner.unit_state import read_state
 from tests.support.slurm_world import RUN, cluster, layers, mechstudy, unit, use
@@ -12,6 +13,7 @@ from tests.support.slurm_world import RUN, cluster, layers, mechstudy, unit, use
 __all__ = ["cluster"]
 
 
+@pytest.mark.process
 def test_status_works_without_accounting_and_without_a_queue(cluster, monkeypatch):
     use(monkeypatch, layers(2))
     mechstudy("submit", "study.yaml")
@@ -24,11 +26,12 @@ def test_status_works_without_accounting_and_without_a_queue(cluster, monkeypatc
     found = {u["name"]: u["status"] for u in json.loads(mechstudy("status", "study.yaml", "--json").stdout)["units"]}
     assert found == {"model": "done", "train[0]": "pending", "train[1]": "queued", "report": "queued"}
     cluster.behave(squeue="slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
-    told = json.loads(mechstudy("status", "study.yaml", "--json").stdout)
-    assert "the queue cannot be read" in told["notes"][0]
-    assert {u["status"] for u in told["units"]} == {"done", "pending"}
+    shown = json.loads(mechstudy("status", "study.yaml", "--json").stdout)
+    assert "the queue cannot be read" in shown["notes"][0]
+    assert {u["status"] for u in shown["units"]} == {"done", "pending"}
 
 
+@pytest.mark.process
 def test_a_clock_that_jumps_confuses_nothing(cluster, monkeypatch):
     use(monkeypatch, layers(1))
     mechstudy("submit", "study.yaml")
@@ -41,51 +44,55 @@ def test_a_clock_that_jumps_confuses_nothing(cluster, monkeypatch):
     assert mechstudy("resume", "study.yaml").output.startswith("nothing to submit")
 
 
+@pytest.mark.process
 def test_why_shows_the_error_in_full_its_fix_the_log_and_what_to_do(cluster, monkeypatch):
     units = layers(1)
     units[1] = unit("train[0]", ["model"], entry="refuses")
     use(monkeypatch, units)
     mechstudy("submit", "study.yaml")
     cluster.run_all()
-    told = mechstudy("why", "study.yaml", "train[0]").output
+    shown = mechstudy("why", "study.yaml", "train[0]").output
     expected = (
-        "train[0]: failed", "toy.yaml:3: the toy is broken", "mend it", "101_0", "train-101_0.log",
+        "train[0]: failed", "toy.yaml:3: the toy is broken", "fix it", "101_0", "train-101_0.log",
         "mechstudy resume study.yaml",
     )  # fmt: skip
     for text in expected:
-        assert text in told, (text, told)
+        assert text in shown, (text, shown)
     found = json.loads(mechstudy("why", "study.yaml", "report", "--json").stdout)
     assert "train[0] failed" in found["because"]
     assert "no unit trian" in mechstudy("why", "study.yaml", "trian[0]", code=2).stderr
 
 
-def test_a_crash_is_told_with_its_traceback_in_the_log(cluster, monkeypatch):
+@pytest.mark.process
+def test_a_crash_shows_its_error_and_its_traceback_in_the_log(cluster, monkeypatch):
     use(monkeypatch, [unit("model", entry="crashes")])
     mechstudy("submit", "study.yaml")
     assert cluster.run("100_0") == 1
-    told = mechstudy("why", "study.yaml", "model").output
-    assert "ZeroDivisionError: one over nothing" in told
+    shown = mechstudy("why", "study.yaml", "model").output
+    assert "ZeroDivisionError: one over nothing" in shown
     assert "Traceback" in mechstudy("logs", "study.yaml", "model").output
 
 
+@pytest.mark.process
 def test_logs_of_all_jobs_of_a_unit_and_following_ends_with_it(cluster, monkeypatch, tmp_path):
-    mended = tmp_path / "mended"
-    use(monkeypatch, [unit("model", entry="broken_until_mended", mended=str(mended))])
+    fixed = tmp_path / "fixed"
+    use(monkeypatch, [unit("model", entry="broken_until_fixed", fixed=str(fixed))])
     error = mechstudy("logs", "study.yaml", "model", code=2).stderr
     assert "there is no log of model" in error
     mechstudy("submit", "study.yaml")
     cluster.run("100_0")
-    mended.touch()
+    fixed.touch()
     mechstudy("resume", "study.yaml")
     cluster.run("101_0")
     output = mechstudy("logs", "study.yaml", "model", "-f").output
-    assert output.index("model-100_0.log") < output.index("not mended yet") < output.index("model-101_0.log")
-    assert "model: done in" in output
+    assert output.index("model-100_0.log") < output.index("not fixed yet") < output.index("model-101_0.log")
+    assert "model done in" in output
 
 
 # ---------------------------------------------------------------------------------------------- inside a job
 
 
+@pytest.mark.process
 def test_a_gate_that_stops_a_unit_is_no_failure_and_the_rest_goes_on(cluster, monkeypatch):
     units = [
         unit("baseline[a]", entry="baseline", passed=False),
@@ -103,6 +110,7 @@ def test_a_gate_that_stops_a_unit_is_no_failure_and_the_rest_goes_on(cluster, mo
     assert state is not None and state.state == "stopped" and "did not pass" in (state.reason or "")
 
 
+@pytest.mark.process
 def test_a_job_whose_input_is_missing_says_which_and_why(cluster, monkeypatch):
     units = [*layers(2)[:-1], unit("join", ["train[0]", "train[1]"])]
     units[1] = unit("train[0]", ["model"], entry="refuses")
@@ -111,12 +119,13 @@ def test_a_job_whose_input_is_missing_says_which_and_why(cluster, monkeypatch):
     cluster.run("100_0")
     cluster.run("101_0")
     assert cluster.run("102_0") == 2, "as where a dependency was purged, and Slurm starts a job all the same"
-    told = mechstudy("why", "study.yaml", "join").output
-    assert "join needs train[0], which is not there" in told and "failed (job 101_0): the toy is broken" in told
+    shown = mechstudy("why", "study.yaml", "join").output
+    assert "join needs train[0], which is not there" in shown and "failed (job 101_0): the toy is broken" in shown
 
 
+@pytest.mark.process
 def test_payload_is_discarded_once_and_made_again_where_it_is_needed(cluster, monkeypatch):
-    capture = unit("capture", ["model"], entry="payload", retention="discard", discard_patterns=("*.bin",))
+    capture = unit("capture", ["model"], entry="payload", retention="discard", payload=("*.bin",))
     trains = [unit(f"train[{i}]", ["capture"], entry="reads_payload", value=i) for i in range(2)]
     use(monkeypatch, [unit("model"), capture, *trains])
     mechstudy("submit", "study.yaml")
@@ -130,6 +139,7 @@ def test_payload_is_discarded_once_and_made_again_where_it_is_needed(cluster, mo
     assert {u["status"] for u in json.loads(mechstudy("status", "study.yaml", "--json").stdout)["units"]} == {"done"}
 
 
+@pytest.mark.process
 def test_a_file_that_was_changed_since_the_submit_is_refused(cluster, monkeypatch):
     from mechstudy.study.fingerprints import file_fingerprint
 
@@ -141,15 +151,18 @@ def test_a_file_that_was_changed_since_the_submit_is_refused(cluster, monkeypatc
     assert "was changed since the study was submitted" in mechstudy("why", "study.yaml", "prompts[a]").output
 
 
+@pytest.mark.process
 def test_another_version_of_mechstudy_is_refused(cluster, monkeypatch):
-    made_by_newer = replace(unit("train[0]", version=999), entry="mechstudy.study.phases.train:run")
-    use(monkeypatch, [made_by_newer])
+    use(monkeypatch, [unit("train[0]")])
     mechstudy("submit", "study.yaml")
+    file = RUN / "slurm" / "001" / "frozen.json"
+    file.write_text(file.read_text().replace('"version": 1', '"version": 999'))
     assert cluster.run("100_0") == 2
     assert "mechstudy was changed since this was submitted" in mechstudy("why", "study.yaml", "train[0]").output
 
 
-def test_a_worker_that_cannot_start_is_a_failure_that_is_told(cluster, monkeypatch):
+@pytest.mark.process
+def test_a_worker_that_cannot_start_is_a_failure_with_its_reason(cluster, monkeypatch):
     use(monkeypatch, [unit("model", entry="nowhere")])
     mechstudy("submit", "study.yaml")
     assert cluster.run("100_0") == 1

@@ -11,14 +11,15 @@ import time
 import pytest
 
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.work import Estimate
 from mechstudy.runner.slurm.record import read_record, record_lock
-from mechstudy.study.unit import Estimate
 from tests.support.slurm_world import ROOT, RUN, STUDY, arrays, chain, cluster, layers, mechstudy, statuses, unit, use
 from tests.support.toy_units import sums
 
 __all__ = ["cluster"]
 
 
+@pytest.mark.process
 def test_one_array_per_phase_each_after_those_it_needs(cluster, monkeypatch):
     use(monkeypatch, layers(3))
     output = mechstudy("submit", "study.yaml").output
@@ -32,6 +33,7 @@ def test_one_array_per_phase_each_after_those_it_needs(cluster, monkeypatch):
     assert (RUN / "study.yaml").read_text() == STUDY
 
 
+@pytest.mark.process
 def test_jobs_make_what_a_local_run_makes(cluster, monkeypatch):
     use(monkeypatch, layers(3))
     mechstudy("submit", "study.yaml")
@@ -42,6 +44,7 @@ def test_jobs_make_what_a_local_run_makes(cluster, monkeypatch):
     assert mechstudy("submit", "study.yaml").output.startswith("nothing to submit: 5 units are done")
 
 
+@pytest.mark.process
 def test_the_dry_run_submits_nothing_and_shows_what_would_be(cluster, monkeypatch):
     use(monkeypatch, layers(2))
     cluster.without(*cluster.COMMANDS)
@@ -53,6 +56,7 @@ def test_the_dry_run_submits_nothing_and_shows_what_would_be(cluster, monkeypatc
     assert not (RUN / "slurm" / "submission.json").exists()
 
 
+@pytest.mark.process
 def test_a_second_submit_is_refused_while_jobs_are_alive_and_not_after(cluster, monkeypatch):
     use(monkeypatch, layers(2))
     mechstudy("submit", "study.yaml")
@@ -65,6 +69,7 @@ def test_a_second_submit_is_refused_while_jobs_are_alive_and_not_after(cluster, 
     assert len(cluster.calls("sbatch")) == 6
 
 
+@pytest.mark.process
 def test_two_submits_at_once_submit_one_study(cluster, monkeypatch):
     use(monkeypatch, layers(2))
     output: list[str] = []
@@ -85,6 +90,7 @@ def test_two_submits_at_once_submit_one_study(cluster, monkeypatch):
     assert len(cluster.jobs) == 3
 
 
+@pytest.mark.process
 def test_without_sbatch_the_error_says_what_to_do(cluster, monkeypatch):
     use(monkeypatch, layers(1))
     cluster.without("sbatch")
@@ -94,7 +100,7 @@ def test_without_sbatch_the_error_says_what_to_do(cluster, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("said", "shown"),
     [
         ("sbatch: error: invalid partition specified: cpu", "study.yaml:9: compute.slurm.partition (cpu)"),
         ("sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",
@@ -111,23 +117,26 @@ def test_without_sbatch_the_error_says_what_to_do(cluster, monkeypatch):
         ("sbatch: error: something nobody has seen", "Slurm refused the jobs of phase train"),
     ],
 )  # fmt: skip
-def test_a_refusal_quotes_slurm_names_the_field_and_takes_back_what_was_submitted(cluster, monkeypatch, said, told):
+@pytest.mark.process
+def test_a_refusal_quotes_slurm_names_the_field_and_cancels_the_rest(cluster, monkeypatch, said, shown):
     use(monkeypatch, layers(2))
     cluster.behave(sbatch={"2": said})
     error = mechstudy("submit", "study.yaml", code=2).stderr
-    assert told in error and said.splitlines()[-1].strip() in error
+    assert shown in error and said.splitlines()[-1].strip() in error
     assert {task["state"] for task in cluster.jobs["100"]["tasks"].values()} == {"CANCELLED"}
     cluster.behave()
     mechstudy("submit", "study.yaml")
     assert cluster.run_all()[-1] == "103_0", "100 was taken back; 101, 102 and 103 are the whole study"
 
 
-def test_a_partition_that_is_not_there_is_told_with_those_that_are(cluster, monkeypatch):
+@pytest.mark.process
+def test_a_missing_partition_is_refused_with_the_existing_ones(cluster, monkeypatch):
     use(monkeypatch, layers(1))
     cluster.behave(sbatch="sbatch: error: invalid partition specified: cpu")
     assert "cpu, gpu" in mechstudy("submit", "study.yaml", code=2).stderr
 
 
+@pytest.mark.process
 def test_an_sbatch_that_does_not_answer_is_asked_again(cluster, monkeypatch):
     use(monkeypatch, layers(1))
     monkeypatch.setenv("MECHSTUDY_SLURM_SECONDS", "1")
@@ -136,7 +145,8 @@ def test_an_sbatch_that_does_not_answer_is_asked_again(cluster, monkeypatch):
     assert len(cluster.jobs) == 3
 
 
-def test_a_job_that_arrived_although_sbatch_did_not_answer_is_not_submitted_twice(cluster, monkeypatch):
+@pytest.mark.process
+def test_a_job_that_arrived_without_an_answer_is_not_submitted_twice(cluster, monkeypatch):
     use(monkeypatch, layers(1))
     monkeypatch.setenv("MECHSTUDY_SLURM_SECONDS", "1")
     cluster.behave(sbatch={"2": "hang after"})
@@ -145,7 +155,8 @@ def test_a_job_that_arrived_although_sbatch_did_not_answer_is_not_submitted_twic
     assert cluster.jobs["102"]["asked"]["dependency"] == "afterany:100:101"
 
 
-def test_a_controller_that_stays_away_is_told_and_nothing_is_left(cluster, monkeypatch):
+@pytest.mark.process
+def test_a_controller_that_stays_away_is_an_error_that_leaves_nothing(cluster, monkeypatch):
     use(monkeypatch, layers(1))
     cluster.behave(sbatch="sbatch: error: Unable to contact slurm controller (connect failure)")
     error = mechstudy("submit", "study.yaml", code=2).stderr
@@ -153,7 +164,8 @@ def test_a_controller_that_stays_away_is_told_and_nothing_is_left(cluster, monke
     assert "try again in a few minutes" in error and "compute.slurm" not in error and not cluster.jobs
 
 
-def test_jobs_that_a_killed_submit_left_unrecorded_are_cancelled_by_the_next(cluster, monkeypatch):
+@pytest.mark.process
+def test_unrecorded_jobs_of_a_killed_submit_are_cancelled_by_the_next(cluster, monkeypatch):
     use(monkeypatch, layers(1))
     mechstudy("submit", "study.yaml")
     record = read_record(RUN)
@@ -165,6 +177,7 @@ def test_jobs_that_a_killed_submit_left_unrecorded_are_cancelled_by_the_next(clu
     assert [job["asked"]["job-name"] for job in cluster.jobs.values()][-1] == "toy-report"
 
 
+@pytest.mark.process
 def test_later_edits_do_not_change_what_was_submitted(cluster, monkeypatch):
     use(monkeypatch, layers(2))
     mechstudy("submit", "study.yaml")
@@ -174,6 +187,7 @@ def test_later_edits_do_not_change_what_was_submitted(cluster, monkeypatch):
     assert set(statuses().values()) == {"done"}
 
 
+@pytest.mark.process
 def test_an_edited_study_is_not_added_to_jobs_of_what_it_was(cluster, monkeypatch):
     use(monkeypatch, layers(2))
     mechstudy("submit", "study.yaml")
@@ -186,6 +200,7 @@ def test_an_edited_study_is_not_added_to_jobs_of_what_it_was(cluster, monkeypatc
     assert set(statuses().values()) == {"done"}
 
 
+@pytest.mark.process
 def test_long_arrays_are_split(cluster, monkeypatch):
     use(monkeypatch, layers(5))
     monkeypatch.setenv("FAKE_MAX_ARRAY", "3")
@@ -200,6 +215,7 @@ def test_long_arrays_are_split(cluster, monkeypatch):
 # ------------------------------------------------------------------------------------------------- exclusion
 
 
+@pytest.mark.process
 def test_a_local_run_is_refused_while_jobs_wait(cluster, monkeypatch):
     use(monkeypatch, layers(1))
     mechstudy("submit", "study.yaml")
@@ -208,6 +224,7 @@ def test_a_local_run_is_refused_while_jobs_wait(cluster, monkeypatch):
     mechstudy("run", "study.yaml")
 
 
+@pytest.mark.process
 def test_a_submit_is_refused_while_a_local_run_is_at_it(cluster, monkeypatch):
     from mechstudy.store.lock import RunLock
 
@@ -217,6 +234,7 @@ def test_a_submit_is_refused_while_a_local_run_is_at_it(cluster, monkeypatch):
     assert "running on this machine, without Slurm" in error and str(os.getpid()) in error
 
 
+@pytest.mark.process
 def test_cancel_takes_some_units_or_all(cluster, monkeypatch):
     use(monkeypatch, layers(3))
     mechstudy("submit", "study.yaml")
@@ -230,6 +248,7 @@ def test_cancel_takes_some_units_or_all(cluster, monkeypatch):
     assert "cancelled; `mechstudy resume` submits it again" in mechstudy("why", "study.yaml", "report").output
 
 
+@pytest.mark.process
 def test_nothing_stays_on_the_login_node(cluster, monkeypatch):
     import psutil
 
@@ -239,10 +258,11 @@ def test_nothing_stays_on_the_login_node(cluster, monkeypatch):
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
 
 
+@pytest.mark.process
 def test_what_plan_refuses_is_not_submitted(cluster, monkeypatch):
     """Memory of the jobs, where they ask for no GPU; time and the GPU's memory, where the study names its hardware."""
     big = Estimate(bytes_in_memory=3 * 10**9, flops=3e18)  # hours on a GPU
-    use(monkeypatch, [unit("model"), unit("train[0]", ["model"], estimate=big)])
+    use(monkeypatch, [unit("model"), unit("train[0]", ["model"], resumes=True, estimate=big)])
     asks = ("--set", "compute.slurm.memory=2G")
     said = mechstudy("submit", "study.yaml", *asks, code=2).stderr
     assert "train[0] needs 3" in said and "memory: 4G" in said
@@ -259,10 +279,13 @@ def test_what_plan_refuses_is_not_submitted(cluster, monkeypatch):
     assert cluster.jobs == {} and cluster.calls("sbatch") == []
 
 
-def test_of_what_takes_too_long_the_worst_is_named_and_a_short_limit_keeps_a_third_for_work(cluster, monkeypatch):
+@pytest.mark.process
+def test_the_longest_unit_over_the_limit_is_named_and_a_third_is_for_work(cluster, monkeypatch):
     """The lead is what the script has: 200 of 300 seconds. What goes on in other jobs may take longer than one."""
     model, long, longer = (Estimate(flops=hours * 1e16) for hours in (0.01, 200, 300))
-    trains = [unit(f"train[{i}]", ["model"], estimate=estimate) for i, estimate in enumerate((long, longer))]
+    trains = [
+        unit(f"train[{i}]", ["model"], resumes=True, estimate=estimate) for i, estimate in enumerate((long, longer))
+    ]
     use(monkeypatch, [unit("model", estimate=model), *trains])
     asks = ("--set", "compute.hardware=a100-80gb", "--set", "compute.slurm.time=00:05:00")
     said = mechstudy("submit", "study.yaml", *asks, code=2).stderr
@@ -273,6 +296,7 @@ def test_of_what_takes_too_long_the_worst_is_named_and_a_short_limit_keeps_a_thi
     assert "--signal=B:USR1@200" in cluster.jobs["100"]["script"]
 
 
+@pytest.mark.process
 def test_the_node_that_submits_says_nothing_of_those_that_compute(cluster, monkeypatch):
     """A study too large for this machine, and for its speed, goes to GPUs that nobody has described."""
     huge = Estimate(bytes_in_memory=10**13, flops=1e21)
@@ -281,11 +305,12 @@ def test_the_node_that_submits_says_nothing_of_those_that_compute(cluster, monke
     assert len(cluster.jobs) == 2
 
 
+@pytest.mark.process
 def test_captures_wait_for_each_other_where_the_disk_is_small(cluster, monkeypatch):
     from mechstudy.runner.slurm.groups import groups_of
     from mechstudy.study.dag import Graph
 
-    discards = {"phase": "capture", "retention": "discard", "discard_patterns": ("*.bin",)}
+    discards = {"phase": "capture", "retention": "discard", "payload": ("*.bin",)}
     units = [unit("model")]
     for i in range(2):
         units += [unit(f"capture[{i}]", ["model"], **discards), unit(f"train[{i}]", [f"capture[{i}]"])]
@@ -301,6 +326,7 @@ def test_every_command_has_help_with_an_example(command):
     assert f"mechstudy {command} study.yaml" in " ".join(mechstudy(command, "--help").output.split())
 
 
+@pytest.mark.process
 def test_the_commands_import_no_torch(cluster):
     code = (
         "import sys; sys.argv = ['mechstudy', 'submit', 'study.yaml', '--dry-run']\n"

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from mechstudy.core import signals as stopping
-from mechstudy.core.progress import Progress
+from mechstudy.core.progress import Bar
+from mechstudy.planning.opened_study import open_study
 from mechstudy.runner.slurm.frozen import Frozen, freeze, thaw
-from mechstudy.runner.slurm.worker import CHECKPOINTED, run_unit
-from mechstudy.runner.study_run import open_study
+from mechstudy.runner.slurm.worker import CHECKPOINTED, run_in_job
+from mechstudy.runner.study_run import execute
 from mechstudy.runner.unit_state import read_state
 from mechstudy.store.artifacts import ArtifactStore
 from mechstudy.study.slurm_config import SlurmConfig
-from mechstudy.study.study import study_dict
 from tests.support.tiny_study import write_study
 
 LOGS = ("scalars.jsonl", "timing.json")
@@ -32,9 +32,9 @@ def whole(tmp_path_factory) -> Frozen:
     """A study that ran without a stop, frozen."""
     folder = tmp_path_factory.mktemp("study")
     opened = open_study(write_study(folder, n_prompts=3, steps=12), SMALL, out=folder / "run")
-    targets = [unit.name for unit in opened.units if unit.phase not in ("features", "report")]
-    assert opened.run().execute(targets).exit_code == 0
-    study = study_dict(opened.study)
+    targets = [unit.name for unit in opened.units if unit.phase.name not in ("features", "report")]
+    assert execute(opened, targets).exit_code == 0
+    study = opened.study.canonical()
     freeze(Frozen(folder / "run", 1, opened.file, SMALL, study, opened.units, opened.options, SlurmConfig()))
     return thaw(folder / "run", 1)
 
@@ -60,20 +60,20 @@ def test_a_unit_that_is_stopped_again_and_again_ends_with_the_same_bytes(whole, 
         if artifact.unit == unit:
             store.remove(artifact)
     advances = 0
-    inner = Progress._advanced
+    inner = Bar.advance
 
-    def advanced(progress: Progress, bar, now: float) -> None:
+    def advance(bar: Bar, *done, **info) -> None:
         nonlocal advances
         advances += 1
         if advances in [2, 7][:stops]:
             os.kill(os.getpid(), signal.SIGUSR1)
-        inner(progress, bar, now)
+        inner(bar, *done, **info)
 
-    monkeypatch.setattr(Progress, "_advanced", advanced)
+    monkeypatch.setattr(Bar, "advance", advance)
     codes = []
     while not codes or codes[-1] == CHECKPOINTED:
         with stopping.installed():
-            codes.append(run_unit(thaw(tmp_path / "run", 1), unit))
+            codes.append(run_in_job(thaw(tmp_path / "run", 1), unit))
     assert codes == [CHECKPOINTED] * stops + [0]
     assert sums(tmp_path / "run", unit) == sums(whole.run, unit)
     state = read_state(tmp_path / "run", unit)

@@ -1,4 +1,4 @@
-"""Processes of the cluster: started, told apart from others that got the same pid later, and ended."""
+"""Processes of the cluster: started, shown apart from others that got the same pid later, and ended."""
 
 from __future__ import annotations
 

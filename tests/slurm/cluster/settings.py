@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.slurm.cluster.errors import ClusterError
 
 GPUS = 2
-CPUS = 4  # as Slurm is told; so few that tests on 2 cores overlap as on a larger machine
+CPUS = 4  # as Slurm is shown; so few that tests on 2 cores overlap as on a larger machine
 PARTITION, SHORT = "debug", "short"
 ACCOUNT = "main"
 _FIRST_PORT = 27817

@@ -1,4 +1,4 @@
-"""Sparse architectures, by the name a study gives them. A new one is one file here and one line below."""
+"""Sparse architectures by name. A new one is one file here and one line below."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Architecture", "architecture_of"]
 
 
 def architecture_of(cfg: DictionaryConfig) -> Architecture:
-    """The architecture that a configuration asks for."""
+    """The architecture of a configuration."""
     penalty = cfg.resolved_penalty()
     made: dict[str, Architecture] = {
         "topk": TopK(cfg.k),

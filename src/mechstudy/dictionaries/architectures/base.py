@@ -1,25 +1,25 @@
-"""What an architecture is: how pre-activations become codes, and how gradients find their way back.
+"""The interface of an architecture: from pre-activations to codes, and the gradients of that.
 
-Everything else (decoder, skip path, prefixes, auxiliary loss, optimizer) is the same for all of them.
+Decoder, skip path, prefixes, auxiliary loss and optimizer are the same for all architectures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from mechstudy.dictionaries.codes import Codes
-from mechstudy.dictionaries.training.data_parallel import ALONE, Team
+from mechstudy.dictionaries.training.data_parallel import ProcessGroup
 from mechstudy.dictionaries.weights import Weights
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """codes; `minimum` is the smallest kept activation, where the architecture selects over the batch."""
+    """Codes; `minimum` is the smallest kept activation of an architecture that selects over the batch."""
 
     codes: Codes
     minimum: float | None = None
@@ -27,13 +27,13 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Context:
-    """One step, as an architecture's backward pass sees it.
+    """Inputs of an architecture's backward pass.
 
     dec [F, d_out]: the decoder in the products' dtype; pre [N, F]; d_values: entries of dL/df of the codes, from the
     reconstruction alone; norms [F]: lengths of the decoder rows; rest [N, d_out]: b_dec + skip path - target, so that
     codes @ dec + rest is the error; project(codes): entries of <dL/dy_hat[n], dec[f]> anywhere; coefficient: of the
-    sparsity penalty, which is a mean over rows; n_rows: of the whole batch, of which these may be a part, and what is
-    held by the other processes of the team another.
+    sparsity penalty, which is a mean over rows; n_rows: of the whole batch, of which these and those of the other
+    processes of the group are parts.
     """
 
     weights: Weights
@@ -47,15 +47,15 @@ class Context:
     coefficient: float
     dense_dtype: torch.dtype
     n_rows: int
-    team: Team
+    group: ProcessGroup
 
 
 @dataclass
 class Passed:
     """Gradients behind the codes.
 
-    to_encoder: (codes, entries of dL/du) with u = x @ enc.T; to_bias: which of them reach b_enc too (u + b_enc);
-    extra: gradients of the architecture's own weights; to_norms [F]: dL/d||dec_f||; penalty: the loss that is added.
+    to_encoder: (codes, entries of dL/du) with u = x @ enc.T; to_bias: those that reach b_enc too (u + b_enc);
+    extra: gradients of the architecture's own weights; to_norms [F]: dL/d||dec_f||; penalty: the added loss.
     """
 
     to_encoder: list[tuple[Codes, Tensor]]
@@ -65,26 +65,27 @@ class Passed:
     penalty: Tensor | None = None
 
 
+@runtime_checkable
 class Architecture(Protocol):
-    """One way to be sparse. Instances hold settings only; everything learned is in the weights."""
+    """A sparse activation. Instances hold settings only; everything learned is in the weights."""
 
     @property
     def needs_control(self) -> bool:
-        """Whether a coefficient has to be found that gives the sparsity asked for."""
+        """Whether training has to adjust the penalty's coefficient to reach k."""
 
     def start(self, pre_NF: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(b_enc [F], own weights) to begin with, given pre-activations of a first batch (without bias)."""
+        """Initial (b_enc [F], own weights) from pre-activations of a first batch (without bias)."""
 
     def encode(
-        self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype, team: Team = ALONE
+        self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype, group: ProcessGroup
     ) -> Encoded:
-        """Codes of pre-activations; ``guess``: the last batch's ``minimum``; ``team``: who holds the batch's rest."""
+        """Codes of pre-activations; ``guess``: the last batch's ``minimum``; ``group``: shares the batch."""
 
     def backward(self, context: Context) -> Passed:
-        """Where gradients go from the codes."""
+        """Gradients behind the codes."""
 
     def after_step(self, weights: Weights, l0: float) -> None:
-        """What is set, not learned, given the L0 of the batch; not called where the study gives a coefficient."""
+        """Set the weights that are not learned, from the L0 of the batch; not called if a coefficient is configured."""
 
     def at_inference(self, weights: Weights, threshold: float | None) -> tuple[Weights, Tensor | None]:
         """Weights and thresholds [F] of the JumpReLU that computes the same (None: TopK), in normalised space.
@@ -94,10 +95,10 @@ class Architecture(Protocol):
 
 
 class LearnedOnly:
-    """An architecture of which nothing is set besides what is learned."""
+    """An architecture whose weights are all learned."""
 
     def after_step(self, weights: Weights, l0: float) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def plain_backward(context: Context) -> Passed:

@@ -1,10 +1,10 @@
-"""A cross-layer transcoder's encoder and decoder (Ameisen et al. 2025, arXiv-style "circuit tracing").
+"""A cross-layer transcoder's encoder and decoder (Ameisen et al. 2025, "circuit tracing").
 
 Features of layer l read the input of layer l and write to the targets of layers l, l+1, ..., L-1:
 
     y_hat_m = b_dec_m + sum over l <= m of f_l @ dec[l, m]
 
-The features of all layers stand side by side, [N, L F], layer after layer, so sparsity is chosen over all of them
+The features of all layers are side by side, [N, L F], layer after layer, so sparsity is chosen over all of them
 together. Rows hold the sites side by side too: x [N, L d_in], y [N, L d_out].
 """
 
@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from mechstudy.dictionaries.codes import Codes
-from mechstudy.dictionaries.training.scratch import Scratch
+from mechstudy.dictionaries.weights import Scratch
 
 
 def n_pairs(n_sites: int) -> int:
-    """Decoder matrices: pairs (l, m) with l <= m."""
+    """Number of decoder matrices: pairs (l, m) with l <= m."""
     return n_sites * (n_sites + 1) // 2
 
 
 def pair(n_sites: int, source: int, target: int) -> int:
-    """Place of decoder (source, target) among the pairs, which go source by source."""
+    """Index of decoder (source, target) among the pairs, which are ordered by source."""
     return source * n_sites - source * (source - 1) // 2 + target - source
 
 
@@ -37,12 +37,14 @@ def encode(x_ND: Tensor, enc_FD: Tensor, b_enc_F: Tensor, n_sites: int, out_NF: 
 
 
 class CrossLayer:
-    """The reconstruction loss of a cross-layer transcoder; the same duties as `objective.Reconstruction`.
+    """The reconstruction loss of a cross-layer transcoder; see `objective.Objective`.
 
     Args:
         codes: of [N, L F].
         dec: [pairs, F, d_out].
         rest_ND: b_dec - target, [N, L d_out].
+        n_sites: L.
+        n_rows: rows of the whole batch.
     """
 
     def __init__(self, codes: Codes, dec: Tensor, rest_ND: Tensor, n_sites: int, n_rows: int) -> None:
@@ -69,7 +71,7 @@ class CrossLayer:
         return entries
 
     def decoder_gradient(self, dec: Tensor, unit: bool, scratch: Scratch, squares: dict[str, Tensor]) -> Tensor:
-        """dL/d dec [pairs, F, d_out]."""
+        """Gradient dL/d dec [pairs, F, d_out]."""
         assert not unit, "decoder rows of a cross-layer transcoder have no fixed length"
         out = scratch.buffer("gradient of dec", tuple(dec.shape), dec.dtype, dec.device)
         lengths = []
@@ -83,7 +85,7 @@ class CrossLayer:
 
 
 def encoder_gradient(codes: Codes, entries: Tensor, x_ND: Tensor, n_sites: int, out_FD: Tensor) -> Tensor:
-    """dL/d enc [L F, d_in] into ``out_FD``; squared lengths of its rows."""
+    """Write dL/d enc [L F, d_in] into ``out_FD``; squared lengths of its rows."""
     width, features = out_FD.shape[1], len(out_FD) // n_sites
     parts = codes.split(tuple(features * (site + 1) for site in range(n_sites)))
     lengths = [
@@ -98,7 +100,7 @@ def encoder_gradient(codes: Codes, entries: Tensor, x_ND: Tensor, n_sites: int, 
 
 
 def decoder_norms(dec: Tensor, n_sites: int) -> Tensor:
-    """[L F]: length of each feature's decoder rows, all targets together."""
+    """Length of each feature's decoder rows, all targets together, [L F]."""
     squares = dec.square().sum(2)
     per_site = [
         squares[pair(n_sites, site, site) : pair(n_sites, site, n_sites - 1) + 1].sum(0) for site in range(n_sites)

@@ -1,4 +1,4 @@
-"""Gated (Rajamanoharan et al. 2024): one affine map decides whether a feature is active, another how much.
+"""Gated (Rajamanoharan et al. 2024): one affine map decides whether a feature is active, another its value.
 
 gate = u + b_enc, magnitude = exp(r_mag) * u + b_mag with u = x @ enc.T shared. The penalty sits on relu(gate), which
 also has to reconstruct the target through a frozen decoder. At inference it is a JumpReLU, exactly.
@@ -14,31 +14,34 @@ from torch import Tensor
 from mechstudy.dictionaries.architectures.base import Context, Encoded, LearnedOnly, Passed, upper_quantile
 from mechstudy.dictionaries.architectures.penalties import PENALTIES
 from mechstudy.dictionaries.codes import codes_between
-from mechstudy.dictionaries.training.data_parallel import ALONE, Team
+from mechstudy.dictionaries.training.data_parallel import ProcessGroup
 from mechstudy.dictionaries.weights import Weights
 
 
 @dataclass(frozen=True)
 class Gated(LearnedOnly):
-    """k: the L0 that the penalty's weight is found for."""
+    """k: target L0; training adjusts the penalty's weight to reach it."""
 
     k: int
     penalty: str = "l1"
     needs_control: bool = True
 
     def start(self, pre_NF: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Architecture.start`."""
         zeros = torch.zeros_like(pre_NF[0])
         return zeros - upper_quantile(pre_NF, self.k), {"r_mag": zeros, "b_mag": zeros.clone()}
 
     def encode(
-        self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype, team: Team = ALONE
+        self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype, group: ProcessGroup
     ) -> Encoded:
+        """See `Architecture.encode`."""
         gain, at_gate = gate_as_threshold(weights.b_enc, weights.extra["r_mag"], weights.extra["b_mag"])
-        found = codes_between(pre_NF, (-at_gate / gain).clamp_min(0.0), dense_dtype=dense_dtype)
-        magnitude = found.values * found.per_feature(gain) + found.per_feature(at_gate)
-        return Encoded(found.with_values(magnitude.clamp_min(0.0)))
+        codes = codes_between(pre_NF, (-at_gate / gain).clamp_min(0.0), dense_dtype=dense_dtype)
+        magnitude = codes.values * codes.per_feature(gain) + codes.per_feature(at_gate)
+        return Encoded(codes.with_values(magnitude.clamp_min(0.0)))
 
     def backward(self, context: Context) -> Passed:
+        """See `Architecture.backward`."""
         weights, codes = context.weights, context.codes
         through = context.d_values * (codes.values > 0)
         gain = weights.extra["r_mag"].exp()
@@ -63,6 +66,7 @@ class Gated(LearnedOnly):
         )
 
     def at_inference(self, weights: Weights, threshold: float | None) -> tuple[Weights, Tensor | None]:
+        """See `Architecture.at_inference`."""
         gain, bound = gate_as_threshold(weights.b_enc, weights.extra["r_mag"], weights.extra["b_mag"])
         folded = Weights(weights.enc * gain[:, None], weights.extra["b_mag"], weights.dec, weights.b_dec, weights.skip)
         return folded, bound.clamp_min(0.0)

@@ -1,8 +1,8 @@
 """JumpReLU (Rajamanoharan et al. 2024): f = pre where pre > threshold, with learned thresholds.
 
-A threshold has no gradient of its own. Straight-through: an entry within half a bandwidth of its threshold stands
-for the density there, so raising the threshold takes away theta of the feature's activation, and one from L0, at
-rate 1/bandwidth.
+A threshold has no gradient of its own. Straight-through estimate: entries within half a bandwidth of a threshold
+estimate the density there, so raising the threshold removes theta of the feature's activation, and one from L0, at rate
+1/bandwidth.
 """
 
 from __future__ import annotations
@@ -16,25 +16,24 @@ from torch import Tensor
 from mechstudy.dictionaries.architectures.base import Context, Encoded, Passed, upper_quantile
 from mechstudy.dictionaries.architectures.penalties import PENALTIES
 from mechstudy.dictionaries.codes import codes_between
-from mechstudy.dictionaries.training.data_parallel import ALONE, Team
+from mechstudy.dictionaries.training.data_parallel import ProcessGroup
 from mechstudy.dictionaries.weights import Weights
 
 L0_STRENGTH = 8.0  # of the quadratic penalty: 10% off the target costs as much as .08 of FVU
 STEERING = 0.05  # change of log thresholds a step, per unit of log(L0 / k)
-TANH_WEIGHT = 1e-3  # of the tanh penalty where no coefficient is given
+TANH_WEIGHT = 1e-3  # of the tanh penalty at coefficient 1
 _RELIEF = 8  # the tanh penalty falls by (L0 / k)^8 below the target
 
 
 @dataclass(frozen=True)
 class JumpReLU:
-    """L0 is pulled to k by strength x (L0 / k - 1)^2 (Gemma Scope 2), so no coefficient has to be found.
+    """L0 is pulled to k by strength x (L0 / k - 1)^2 (Gemma Scope 2), which needs no coefficient.
 
-    Besides, all thresholds are steered together until L0 is k: the pull alone moves a threshold by at most the learning
+    All thresholds are also steered together until L0 is k: the pull alone moves a threshold by at most the learning
     rate a step, and in a transcoder, whose pre-activations shrink as fast, L0 stayed at .6 k.
 
-    ``penalty`` "tanh" weighs activations by tanh besides (Anthropic, January 2025), with a weight of its own, which
-    falls while L0 is below k: no threshold, however low, can win back features whose pre-activations it has made
-    negative.
+    ``penalty`` "tanh" adds a tanh penalty on activations (Anthropic, January 2025). Its weight falls while L0 is below
+    k: no threshold, however low, revives features whose pre-activations the penalty has made negative.
     """
 
     k: int
@@ -48,11 +47,13 @@ class JumpReLU:
         return torch.zeros_like(pre_NF[0]), {"log_threshold": threshold.log()}
 
     def encode(
-        self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype, team: Team = ALONE
+        self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype, group: ProcessGroup
     ) -> Encoded:
+        """See `Architecture.encode`."""
         return Encoded(codes_between(pre_NF, weights.extra["log_threshold"].exp(), dense_dtype=dense_dtype))
 
     def backward(self, context: Context) -> Passed:
+        """See `Architecture.backward`."""
         codes, n = context.codes, context.n_rows
         dtype = context.norms_F.dtype
         threshold_F = context.weights.extra["log_threshold"].exp()
@@ -65,8 +66,8 @@ class JumpReLU:
         result = Passed([(codes, through)], [(codes, through)])
         with_tanh = self.penalty != "l0"
         strength = L0_STRENGTH * (1.0 if with_tanh else context.coefficient)
-        at_hand = context.team.total(codes.n_rows)  # L0 is taken over the rows at hand
-        excess = context.team.total(float(active.sum())) / (at_hand * self.k) - 1.0
+        at_hand = context.group.total(codes.n_rows)  # L0 is taken over the rows of this part
+        excess = context.group.total(float(active.sum())) / (at_hand * self.k) - 1.0
         result.penalty = torch.tensor(strength * excess**2 * codes.n_rows / n, dtype=dtype)
         lost = lost + 2.0 * strength * excess / (self.k * n)
         if with_tanh:
@@ -89,4 +90,5 @@ class JumpReLU:
         weights.extra["log_threshold"] += STEERING * error
 
     def at_inference(self, weights: Weights, threshold: float | None) -> tuple[Weights, Tensor | None]:
+        """See `Architecture.at_inference`."""
         return weights, weights.extra["log_threshold"].exp()

@@ -10,13 +10,13 @@ from torch import Tensor
 from mechstudy.dictionaries.architectures.base import Context, Encoded, LearnedOnly, Passed, upper_quantile
 from mechstudy.dictionaries.architectures.penalties import PENALTIES
 from mechstudy.dictionaries.codes import codes_between
-from mechstudy.dictionaries.training.data_parallel import ALONE, Team
+from mechstudy.dictionaries.training.data_parallel import ProcessGroup
 from mechstudy.dictionaries.weights import Weights
 
 
 @dataclass(frozen=True)
 class ReLU(LearnedOnly):
-    """k: the L0 that the penalty's weight is found for."""
+    """k: target L0; training adjusts the penalty's weight to reach it."""
 
     k: int
     penalty: str = "l1"
@@ -27,12 +27,16 @@ class ReLU(LearnedOnly):
         return torch.full_like(pre_NF[0], -upper_quantile(pre_NF, self.k)), {}
 
     def encode(
-        self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype, team: Team = ALONE
+        self, pre_NF: Tensor, weights: Weights, guess: float | None, dense_dtype: torch.dtype, group: ProcessGroup
     ) -> Encoded:
+        """See `Architecture.encode`."""
         return Encoded(codes_between(pre_NF, torch.zeros_like(weights.b_enc), dense_dtype=dense_dtype))
 
     def backward(self, context: Context) -> Passed:
-        """d/df of (c/N) sum phi(f |dec|) is (c/N) phi' |dec|, and along each decoder row (c/N) sum phi' f."""
+        """See `Architecture.backward`.
+
+        d/df of (c/N) sum phi(f |dec|) is (c/N) phi' |dec|, and along each decoder row (c/N) sum phi' f.
+        """
         codes, phi = context.codes, PENALTIES[self.penalty]
         active = codes.values > 0
         norms = codes.per_feature(context.norms_F)
@@ -48,4 +52,5 @@ class ReLU(LearnedOnly):
         )
 
     def at_inference(self, weights: Weights, threshold: float | None) -> tuple[Weights, Tensor | None]:
+        """See `Architecture.at_inference`."""
         return weights, torch.zeros_like(weights.b_enc)

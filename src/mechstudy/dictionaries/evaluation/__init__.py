@@ -1,1 +1,1 @@
-"""How good a dictionary is: reconstruction, effect on the model, stability, known features."""
+"""Evaluation of dictionaries: reconstruction, effect on the model, stability, known features."""

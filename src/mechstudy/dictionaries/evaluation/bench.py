@@ -1,4 +1,4 @@
-"""`mechstudy bench synthetic`: which architecture finds the features of a known world, at equal samples."""
+"""Compares architectures on a synthetic world with known features, at equal numbers of rows."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.core.progress import NullProgress, Progress
-from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
+from mechstudy.dictionaries.config import DictionaryConfig, Precision, TrainConfig
 from mechstudy.dictionaries.dictionary import Dictionary
-from mechstudy.dictionaries.evaluation.stability import between
+from mechstudy.dictionaries.evaluation.stability import compare_all
 from mechstudy.dictionaries.evaluation.synthetic import SyntheticWorld, WorldConfig, score
 from mechstudy.dictionaries.training.trainer import train
 
-_SEEDS_APART = 1_000_003  # a world's second training has no other world's first seed
+_SEEDS_APART = 1_000_003  # keeps the seeds of trainings of different worlds apart
 
 CONTENDERS: Mapping[str, Mapping[str, Any]] = {
     "topk": {"activation": "topk"},
@@ -38,16 +38,26 @@ def synthetic(
     batch_size: int = 1_024,
     seeds: Sequence[int] = (0,),
     trainings: int = 1,
-    precision: str = "float32",
+    precision: Precision = "float32",
     progress: Progress | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """One row per world, architecture and training: architecture, seed (of the world), training (its number), seconds,
-    and what `synthetic.score` says. The last of several trainings also has `stability`, what `stability.between` them
-    says: they read the same rows and differ in what they start from.
+    """One row per world, architecture and training.
 
     Args:
-        k: the sparsity asked of all of them; the world's L0 if None.
-        width: latents; as many as there are features if None.
+        world_cfg: the world; its seed plus each of `seeds` is a world.
+        names: keys of `CONTENDERS`; all if empty.
+        k: target sparsity of every dictionary; the world's L0 if None.
+        width: features of a dictionary; as many as the world has if None.
+        steps: of each training.
+        batch_size: of each training.
+        seeds: of the worlds.
+        trainings: of each architecture on each world, from different initial weights and the same rows.
+        precision: of each training.
+        progress: receives progress.
+
+    Yields:
+        architecture, seed (of the world), training (its number), seconds, and the scores of `synthetic.score`. The last
+        of several trainings also has `stability`, `stability.compare_all` all of them.
 
     Raises:
         MechstudyError: an unknown architecture.
@@ -68,9 +78,11 @@ def synthetic(
             trained: list[Dictionary] = []
             for number in range(trainings):
                 recipe = TrainConfig(steps=steps, batch_size=batch_size, seed=seed + number * _SEEDS_APART,
-                                     precision=precision, tensorboard=False)  # type: ignore[arg-type]  # checked by the config # fmt: skip
+                                     precision=precision, tensorboard=False)  # fmt: skip
                 began = time.perf_counter()
-                trained.append(train(cfg, recipe, world, progress=progress or NullProgress()))
+                dictionary = train(cfg, recipe, world, progress=progress or NullProgress())
+                assert isinstance(dictionary, Dictionary)
+                trained.append(dictionary)
                 row = {"architecture": name, "seed": seed, "training": number, "seconds": time.perf_counter() - began}
                 row |= score(trained[-1], world)
-                yield row | ({"stability": between(trained)} if 1 < trainings == len(trained) else {})
+                yield row | ({"stability": compare_all(trained)} if 1 < trainings == len(trained) else {})

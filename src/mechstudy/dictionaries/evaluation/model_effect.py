@@ -1,9 +1,9 @@
-"""What a dictionary does inside its model: the next-token loss with the reconstruction in the activation's place."""
+"""A dictionary's effect inside its model: the next-token loss with the reconstruction in place of the activation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,12 +14,15 @@ from mechstudy.models.batches import length_buckets
 from mechstudy.models.sites import Site
 
 
+@runtime_checkable
 class ForwardModel(Protocol):
     """The part of `models.language_model.LanguageModel` used here."""
 
     def forward(
         self, tokens_BT: Tensor, *, capture: Any = ..., edits: Any = ..., start: Any = ..., logits_at: Any = ...
-    ) -> Any: ...
+    ) -> Any:
+        """See `LanguageModel.forward`."""
+        ...
 
 
 @torch.no_grad()
@@ -30,15 +33,21 @@ def language_model_effect(
     *,
     batch_tokens: int = 1_024,
 ) -> dict[str, float | None]:
-    """What putting the reconstruction into the model does to its next-token loss.
+    """The model's next-token loss with a dictionary's reconstruction in place of the activation.
 
-    Three forwards per batch: as it is, with the reconstruction at `site_out` (of the input at `site_in` in the
+    Three forwards per batch: unchanged, with the reconstruction at `site_out` (of the input at `site_in` in the
     same forward), with zeros there. The first position and sinks keep the model's own activation in all three.
     The second and third begin at the patched layer.
 
+    Args:
+        model: the model the dictionary was trained on.
+        dictionary: read at `site_in`, written at `site_out`.
+        token_rows: documents.
+        batch_tokens: tokens of a forward pass.
+
     Returns:
         ce_model, ce_dictionary, ce_zero (nats per token), ce_loss_recovered = (zero - dictionary) / (zero - model)
-        or None where zeros do no harm, kl = KL(model || dictionary) in nats, n_tokens predicted.
+        or None if zeros do no harm, kl = KL(model || dictionary) in nats, n_tokens predicted.
     """
     site_in, site_out = Site.parse(dictionary.cfg.site_in), Site.parse(dictionary.cfg.site_out)
     entry = Site("resid_pre", site_in.layer)

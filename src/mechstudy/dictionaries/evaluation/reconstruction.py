@@ -1,4 +1,4 @@
-"""How good a dictionary is on rows it has not seen. Inside the model: `model_effect`."""
+"""Scores of a dictionary on held-out rows. Inside the model: `model_effect`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
@@ -16,8 +17,8 @@ from mechstudy.dictionaries.training.rows import HeldOut
 DENSE_FROM = 0.1  # a feature active in more than this share of rows is dense
 HISTOGRAM_EDGES = [-7.0 + 0.25 * i for i in range(29)]  # log10 of a feature's share of active rows
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_NO_LENGTH = 1e-12  # of the mean squared distance: a row this near to the mean is at it, but for rounding
-_EQUAL = 1e-24  # of the mean squared norm: with less variance than that, float64 rows are equal but for rounding
+_NO_LENGTH = 1e-12  # of the mean squared distance: a row this near to the mean differs from it by rounding only
+_EQUAL = 1e-24  # of the mean squared norm: float64 rows with less variance differ by rounding only
 
 Batch = tuple[Tensor, Tensor]
 
@@ -36,6 +37,7 @@ class VarianceSums:
         self._error = 0.0
 
     def add(self, y_ND: Tensor, y_hat_ND: Tensor) -> None:
+        """Add a batch of targets and reconstructions."""
         y = y_ND.double()
         if not len(y):
             return
@@ -64,7 +66,7 @@ class VarianceSums:
         return self._error / total
 
 
-def fvu(y_ND: Tensor, y_hat_ND: Tensor) -> float:
+def fvu(y_ND: Float[Tensor, "n d"], y_hat_ND: Float[Tensor, "n d"]) -> float:
     """Fraction of variance unexplained: 0 is perfect, 1 is no better than the vector mean over rows.
 
     Raises:
@@ -81,38 +83,38 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score on held-out rows.
 
-    The rows are gone through twice, for the targets' mean m and for what is measured from it; an iterator's are held
-    in memory in between, what can be iterated anew (a list, a reader) is read again. Sinks (rows above the
-    dictionary's `max_input_norm` or `max_output_norm`) are counted in `sink_rows_share` and left out of the rest.
-    Sums are float64.
+    The rows are read twice, first for the targets' mean m. An iterator's batches are kept in memory in between; lists
+    and readers are read again. Sinks (rows above the dictionary's `max_input_norm` or `max_output_norm`) are counted in
+    `sink_rows_share` and left out of the rest. Sums are float64.
 
     Args:
-        batches: pairs (x [N, d_in], y [N, d_out]); of an SAE x alone does; or all rows at once, x or (x, y). Tensors
-            or NumPy arrays. Of a crosscoder [N, n_sites, d], or its sites side by side; of a clt [N, L, d].
-        non_finite: rows with NaN or infinity end it, or are left out and counted.
+        dictionary: what to score.
+        batches: all rows at once, x or (x, y), or an iterable of batches; x [N, d_in], y [N, d_out], tensors or NumPy
+            arrays. An SAE needs x alone. Of a crosscoder [N, n_sites, d] or its sites side by side; of a clt [N, L, d].
+        non_finite: rows with NaN or infinity raise an error, or are left out and counted.
 
     Returns:
         fvu: sum |y - y_hat|^2 / sum |y - m|^2, pooled over rows, and r2 = 1 - fvu.
-        fvu_per_row: |y - y_hat|^2 / |y - m|^2 of each row. Long rows decide the pooled one, every row counts here.
+        fvu_per_row: |y - y_hat|^2 / |y - m|^2 of each row. Long rows dominate the pooled one; here rows count equally.
         l0 (mean active features of a row) and l0_per_row.
-        cosine: of y and y_hat; cosine_centred: of y - m and y_hat - m, which a common offset does not flatter.
-        shrinkage: |y_hat - m| / |y - m| of each row. Below 1 also where features are merely missing.
+        cosine: of y and y_hat; cosine_centred: of y - m and y_hat - m, which a common offset does not raise.
+        shrinkage: |y_hat - m| / |y - m| of each row. Missing features lower it too.
         reconstruction_bias: sum |y_hat - m|^2 / sum (y_hat - m).(y - m), the gamma for which y_hat / gamma is nearest
         to y (Rajamanoharan et al. 2024, arXiv 2404.16014, section 4, here about the mean); 1 / gamma is the
-        coefficient of regressing y on y_hat. Below 1: activations are too small. None where no feature is active.
+        coefficient of regressing y on y_hat. Below 1: activations are too small. None if no feature is active.
         dead_share (never active here), dense_share (active in over a tenth of rows), density_histogram {edges: log10,
         counts} over features that were active.
         n_rows; sink_rows_share; not_finite_rows, left out with non_finite="skip".
 
-        What is there per row is {mean, quantiles: {"0.05": ...}}, over the rows where it is defined (|y - m|, or for
-        cosines both lengths, not 0); None where it is defined for none.
+        Scores of each row are summarised as {mean, quantiles: {"0.05": ...}} over the rows on which they are defined
+        (|y - m|, or for cosines both lengths, not 0); None if there is no such row.
 
-        A clt has no sinks, and fewer numbers: fvu, r2, l0, dead_share and dense_share over all layers,
+        A clt has no sinks, and fewer scores: fvu, r2, l0, dead_share and dense_share over all layers,
         fvu_per_layer, l0_per_layer, dead_share_per_layer, n_rows and not_finite_rows.
 
     Raises:
-        MechstudyError: no rows, or only sinks; rows of another width, or without the targets a transcoder needs; all
-            rows equal; NaN or infinity (names batch and row).
+        MechstudyError: no rows, or only sinks; rows of another width; missing targets; all rows equal; NaN or infinity
+            (names batch and row).
     """
     if isinstance(dictionary, CrossLayerTranscoder):
         return _of_layers(dictionary, batches, non_finite)
@@ -187,7 +189,7 @@ def _mean_and_counts(
 
 
 class _RowScores:
-    """What is measured of every row, about the targets' mean."""
+    """Scores of every row, about the targets' mean."""
 
     def __init__(self, mean_D: Tensor) -> None:
         self._mean_D = mean_D
@@ -197,17 +199,17 @@ class _RowScores:
     def add(self, y_ND: Tensor, y_hat_ND: Tensor, l0_N: Tensor) -> None:
         y, y_hat = y_ND.double(), y_hat_ND.double()
         centred, centred_hat = y - self._mean_D, y_hat - self._mean_D
-        found = {
+        sums = {
             "error": (y - y_hat).square().sum(1),
             "variance": centred.square().sum(1),
             "power": centred_hat.square().sum(1),
             "product": (centred * centred_hat).sum(1),
         }
-        for name, values in found.items():
+        for name, values in sums.items():
             self._sums[name] += float(values.sum())
-        found |= {"l0": l0_N.double(), "raw_product": (y * y_hat).sum(1)}
-        found |= {"raw_variance": y.square().sum(1), "raw_power": y_hat.square().sum(1)}
-        for name, values in found.items():
+        rows = sums | {"l0": l0_N.double(), "raw_product": (y * y_hat).sum(1)}
+        rows |= {"raw_variance": y.square().sum(1), "raw_power": y_hat.square().sum(1)}
+        for name, values in rows.items():
             self._rows.setdefault(name, []).append(values.cpu())
 
     def summary(self) -> dict[str, Any]:
@@ -239,7 +241,7 @@ class _RowScores:
 
 
 def distribution(values_N: Tensor) -> dict[str, Any] | None:
-    """Mean and quantiles (linearly interpolated) of one number per row; None of no rows."""
+    """Mean and quantiles (linearly interpolated) of one number per row; None if there are no rows."""
     if not len(values_N):
         return None
     ordered = values_N.double().sort().values
@@ -299,7 +301,7 @@ def _of_layers(clt: CrossLayerTranscoder, batches: Any, non_finite: str) -> dict
 
 
 def _fvu_of(layer: int, sums: VarianceSums) -> float | None:
-    """FVU of one layer; None where its targets are all equal."""
+    """FVU of one layer; None if its targets are all equal."""
     try:
         return sums.fvu()
     except MechstudyError:

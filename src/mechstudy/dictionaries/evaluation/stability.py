@@ -1,8 +1,8 @@
-"""How alike two dictionaries' feature directions are: what a second training of the same recipe finds again.
+"""Similarity of two dictionaries' feature directions, for example of two seeds of one recipe.
 
-Dictionaries trained on the same rows from other seeds share only part of their features (Paulo and Belrose 2025, arXiv
-2501.16615, who match decoder and encoder directions one to one as here), so a feature that other seeds find too says
-more about the model than one that they do not.
+Dictionaries trained on the same rows from different seeds share only part of their features (Paulo and Belrose 2025,
+arXiv 2501.16615, who match decoder and encoder directions one to one as here), so a feature that other seeds
+find too is better evidence about the model than one that they do not.
 """
 
 from __future__ import annotations
@@ -13,25 +13,31 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
 
-ABOVE = (0.7, 0.9)  # |cosine| from which two directions are told to be alike
-EXACT_UP_TO = 8_192  # features: beyond it the matrix of cosines is not held (512 MB in float64), but read in chunks
+ABOVE = (0.7, 0.9)  # |cosine| above which two directions count as similar
+EXACT_UP_TO = 8_192  # features; beyond it the matrix of cosines (512 MB in float64) is computed in chunks
 NEIGHBOURS = 32  # candidates of every direction beyond that
-_CHUNK = 1 << 24  # cosines held at a time
+CHUNK = 1 << 24  # cosines held at a time
 _CHANCE_ROWS = 1_024
-_CHANCE_SEED = 271_828_182_845  # no training's, whose first directions would be these
+_CHANCE_SEED = 271_828_182_845  # differs from every training's seed, so that no dictionary starts at these directions
 
 
-def match(a_FD: Tensor, b_GD: Tensor, *, exact_up_to: int = EXACT_UP_TO) -> dict[str, Any]:
+def match_directions(
+    a_FD: Float[Tensor, "f d_a"], b_GD: Float[Tensor, "g d_b"], *, exact_up_to: int = EXACT_UP_TO
+) -> dict[str, Any]:
     """Compare two sets of directions by |cosine|; a zero row has cosine 0 with everything.
 
-    The one-to-one matching maximises the sum of |cosines| (Hungarian algorithm) and matches the smaller set whole. With
+    The one-to-one matching maximises the sum of |cosines| (Hungarian algorithm) and matches the whole smaller set. With
     more than `exact_up_to` directions in the larger one it is the best matching among the `NEIGHBOURS` nearest of every
-    direction, and what finds no partner there counts 0: a lower bound, of .596730 instead of .596736 for 8,192
+    direction, and one without a partner there counts as 0: a lower bound, of .596730 instead of .596736 for 8,192
     directions in 576 coordinates of which 60% are shared. Twice 16,384 take 17 s on one core, twice 32,768 a minute.
 
     Returns:
@@ -71,22 +77,22 @@ def match(a_FD: Tensor, b_GD: Tensor, *, exact_up_to: int = EXACT_UP_TO) -> dict
 
 
 def compare(a: Dictionary, b: Dictionary, *, exact_up_to: int = EXACT_UP_TO) -> dict[str, Any]:
-    """`match` of two dictionaries' decoder rows and of their encoder columns.
+    """`match_directions` of two dictionaries' decoder rows and of their encoder columns.
 
-    Features that never fire keep the directions they started from and count as not found again.
+    Features that never fire keep their initial directions, which match nothing.
 
     Returns:
-        decoder, encoder (as `match`); n_features [of a, of b]; sites [of a, of b], as their files say.
+        decoder, encoder (as `match_directions`); n_features [of a, of b]; sites [of a, of b], as their files say.
     """
     return {
-        "decoder": match(a.W_dec, b.W_dec, exact_up_to=exact_up_to),
-        "encoder": match(a.W_enc.T, b.W_enc.T, exact_up_to=exact_up_to),
+        "decoder": match_directions(a.W_dec, b.W_dec, exact_up_to=exact_up_to),
+        "encoder": match_directions(a.W_enc.T, b.W_enc.T, exact_up_to=exact_up_to),
         "n_features": [a.cfg.d_sae, b.cfg.d_sae],
         "sites": [f"{d.cfg.site_in} > {d.cfg.site_out}" for d in (a, b)],
     }
 
 
-def between(
+def compare_all(
     dictionaries: Mapping[str, Dictionary] | Sequence[Dictionary], *, exact_up_to: int = EXACT_UP_TO
 ) -> dict[str, Any]:
     """`compare` of all pairs, for example of one recipe's seeds.
@@ -107,15 +113,15 @@ def between(
     return {"pairs": pairs, "mean": {part: _mean([pair[part] for pair in pairs]) for part in ("decoder", "encoder")}}
 
 
-def _mean(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _mean(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     def over(values: Iterator[float]) -> float:
         return float(np.mean(list(values)))
 
     return {
-        "nearest": over((f["nearest_a"]["mean"] + f["nearest_b"]["mean"]) / 2 for f in found),
-        "matched": over(f["matched"]["mean"] for f in found),
-        "above": {f"{bound}": over(f["matched"]["above"][f"{bound}"] for f in found) for bound in ABOVE},
-        "chance": over(f["chance"] for f in found),
+        "nearest": over((f["nearest_a"]["mean"] + f["nearest_b"]["mean"]) / 2 for f in pairs),
+        "matched": over(f["matched"]["mean"] for f in pairs),
+        "above": {f"{bound}": over(f["matched"]["above"][f"{bound}"] for f in pairs) for bound in ABOVE},
+        "chance": over(f["chance"] for f in pairs),
     }
 
 
@@ -137,26 +143,27 @@ def _unit(rows_FD: Tensor, which: str) -> Tensor:
         raise MechstudyError(
             f"the {which} set has directions of NaN or infinity", where=f"feature {int((~finite).nonzero()[0])}"
         )
-    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-30)
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / lengths.clamp_min(1e-30)
 
 
 def _hungarian(cosine_FG: Tensor) -> Tensor:
-    from scipy.optimize import linear_sum_assignment
-
     rows, columns = linear_sum_assignment(cosine_FG.numpy(), maximize=True)
     return cosine_FG[torch.from_numpy(rows), torch.from_numpy(columns)]
 
 
 class _Neighbours:
-    """The nearest of every direction in the other set, from cosines read in chunks; `of_small`, `of_large`:
-    (|cosines| [n, NEIGHBOURS], falling, and indices)."""
+    """The nearest of every direction in the other set, from cosines computed in chunks.
+
+    of_small, of_large: (|cosines| [n, NEIGHBOURS], falling, and indices).
+    """
 
     def __init__(self, small_FD: Tensor, large_GD: Tensor) -> None:
         self._sizes = len(small_FD), len(large_GD)
         n_small, n_large = (min(NEIGHBOURS, size) for size in reversed(self._sizes))
         rows: list[tuple[Tensor, Tensor]] = []
         best: tuple[Tensor, Tensor] | None = None
-        step = max(1, _CHUNK // len(large_GD))
+        step = max(1, CHUNK // len(large_GD))
         for first in range(0, len(small_FD), step):
             cosine = (small_FD[first : first + step] @ large_GD.T).abs()
             top, places = cosine.topk(n_small, 1)
@@ -172,10 +179,7 @@ class _Neighbours:
         self.of_large = best
 
     def match(self) -> Tensor:
-        """|Cosines| of the best matching among the neighbours; 0 for a small direction that finds no partner."""
-        from scipy.sparse import csr_matrix
-        from scipy.sparse.csgraph import min_weight_full_bipartite_matching
-
+        """|Cosines| of the best matching among the neighbours; 0 for a direction without a partner."""
         n_small, n_large = self._sizes
         edges: dict[int, float] = {}
         for (values, index), from_small in ((self.of_small, True), (self.of_large, False)):
@@ -184,14 +188,14 @@ class _Neighbours:
             edges.update(zip(keys.flatten().tolist(), values.flatten().tolist(), strict=True))
         keys_E = np.fromiter(edges.keys(), np.int64, len(edges))
         costs_E = 1.0 - np.fromiter(edges.values(), np.float64, len(edges))
-        # Every small direction may also stay alone, at the cost of cosine 0; a cost of 0 would be no edge at all.
+        # Every direction of the smaller set may stay alone, at the cost of cosine 0; a cost of 0 would mean no edge.
         alone = np.arange(n_small)
         rows, columns = np.concatenate([keys_E // n_large, alone]), np.concatenate([keys_E % n_large, n_large + alone])
         costs = np.concatenate([costs_E, np.ones(n_small)]).clip(0.0) + 1e-9
-        found, partner = min_weight_full_bipartite_matching(
+        matched, partner = min_weight_full_bipartite_matching(
             csr_matrix((costs, (rows, columns)), shape=(n_small, n_large + n_small))
         )
         return torch.tensor(
             [edges[int(row) * n_large + int(column)] if column < n_large else 0.0
-             for row, column in zip(found, partner, strict=True)]
+             for row, column in zip(matched, partner, strict=True)]
         )  # fmt: skip

@@ -1,8 +1,8 @@
-"""A world whose features are known, to see which dictionaries find them.
+"""A synthetic world with known features, and scores of the dictionaries trained on it.
 
 A row is the sum of its active features' directions times their strengths, plus a constant offset. There are more
 features than coordinates (superposition), rare and common ones (Zipf), some fire together (a Gaussian copula with
-shared factors), and some only where their parent does (hierarchy).
+shared factors), and some only if their parent does (hierarchy).
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mechstudy.core.config import Config
 from mechstudy.core.seeds import torch_generator
 from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.evaluation.reconstruction import VarianceSums
 
 _SQRT2 = 2.0**0.5
 
@@ -26,9 +29,9 @@ _SQRT2 = 2.0**0.5
 class WorldConfig(Config):
     """The world. ``l0`` is the mean number of active features of a row.
 
-    ``children`` is the share of features that have a parent; ``correlation`` the share of a feature's latent variance
-    that comes from ``factors`` shared ones; firing probabilities fall as rank^-``zipf``; strengths are normal with mean
-    1 and standard deviation ``spread``, cut at 0.
+    ``children`` is the share of features that have a parent; ``correlation`` the share of the variance of a feature's
+    copula variable that comes from ``factors`` shared ones; firing probabilities fall as rank^-``zipf``; strengths are
+    normal with mean 1 and standard deviation ``spread``, cut at 0.
     """
 
     d: int = Field(128, ge=2)
@@ -45,14 +48,14 @@ class WorldConfig(Config):
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows and what made them: x [N, d], strengths [N, n_features] (0 where a feature is not active)."""
+    """Rows and their features: x [N, d], strengths [N, n_features] (0 where a feature is not active)."""
 
     x_ND: Tensor
     strengths_NG: Tensor
 
 
 class SyntheticWorld:
-    """Rows of a `WorldConfig`, batch by batch; a `train.RowSource`. Step s is the same whenever it is asked for."""
+    """Rows of a `WorldConfig`, batch by batch; a `trainer.RowSource`. The batch of a step depends on the step alone."""
 
     def __init__(self, cfg: WorldConfig, batch_size: int = 1024) -> None:
         self.cfg, self.batch_size = cfg, batch_size
@@ -67,6 +70,7 @@ class SyntheticWorld:
         self._loadings_GC = loadings / torch.linalg.vector_norm(loadings, dim=1, keepdim=True)
 
     def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows of steps ``start``, ``start + 1``, ..., as inputs and targets."""
         step = start
         while True:
             x = self.sample(step).x_ND
@@ -79,8 +83,8 @@ class SyntheticWorld:
         draw = torch_generator(cfg.seed, "synthetic world", f"rows {step}")
         own = torch.randn(n, cfg.n_features, generator=draw)
         shared = torch.randn(n, cfg.factors, generator=draw) @ self._loadings_GC.T
-        latent = (1 - cfg.correlation) ** 0.5 * own + cfg.correlation**0.5 * shared
-        fires = latent > self._bound_G
+        normal = (1 - cfg.correlation) ** 0.5 * own + cfg.correlation**0.5 * shared
+        fires = normal > self._bound_G
         for _ in range(self._depth):  # a child needs its parent, which needs its own
             fires &= torch.where(self.parent_G >= 0, fires[:, self.parent_G], True)
         strengths = (1 + cfg.spread * torch.randn(n, cfg.n_features, generator=draw)).clamp_min(0.0) * fires
@@ -106,11 +110,11 @@ class SyntheticWorld:
 
     @cached_property
     def _bound_G(self) -> Tensor:
-        """Latents above it fire: the normal quantile of the probability given the parent (ignoring correlation)."""
-        given = self.probability_G.clone()
+        """Features whose normal variable exceeds it fire: the quantile of P(fires | parent), without correlation."""
+        conditional = self.probability_G.clone()
         has = self.parent_G >= 0
-        given[has] = (self.probability_G[has] / self.probability_G[self.parent_G[has]]).clamp_max(0.95)
-        return (_SQRT2 * torch.erfinv(1 - 2 * given)).float()
+        conditional[has] = (self.probability_G[has] / self.probability_G[self.parent_G[has]]).clamp_max(0.95)
+        return (_SQRT2 * torch.erfinv(1 - 2 * conditional)).float()
 
     @cached_property
     def _depth(self) -> int:
@@ -120,13 +124,11 @@ class SyntheticWorld:
         return max(depth)
 
 
-def mean_correlation_coefficient(decoder_FD: Tensor, features_GD: Tensor) -> float:
-    """Mean |cosine| of the best one-to-one matching of latents and true features (Hungarian algorithm), in [0, 1].
+def mean_correlation_coefficient(decoder_FD: Float[Tensor, "f d"], features_GD: Float[Tensor, "g d"]) -> float:
+    """Mean |cosine| of the best one-to-one matching of learned and true features (Hungarian algorithm), in [0, 1].
 
-    arXiv 2505.20254. The smaller of the two sets is matched whole.
+    arXiv 2505.20254. The smaller of the two sets is matched completely.
     """
-    from scipy.optimize import linear_sum_assignment
-
     cosine = _cosines(decoder_FD, features_GD)
     rows, columns = linear_sum_assignment(cosine.numpy(), maximize=True)
     return float(cosine[rows, columns].mean())
@@ -136,15 +138,20 @@ def mean_correlation_coefficient(decoder_FD: Tensor, features_GD: Tensor) -> flo
 def score(
     dictionary: Dictionary, world: SyntheticWorld, *, n_rows: int = 65_536, first_step: int = 10**6
 ) -> dict[str, Any]:
-    """How well a dictionary knows the world, on rows it has not seen.
+    """How well a dictionary recovers the world's features, on rows it was not trained on.
+
+    Args:
+        dictionary: trained on `world`.
+        world: the world.
+        n_rows: rows to score on.
+        first_step: their first step, beyond those of any training.
 
     Returns:
-        mcc; f1, precision, recall: every latent as a detector of the feature its decoder row is closest to, means over
-        latents (one that never fires has 0); uniqueness: distinct such features over latents; fvu, l0, dead_share;
-        shrinkage: mean length of the reconstruction over that of the row, offset left out of both; true_l0.
+        mcc; f1, precision, recall: every learned feature as a detector of the true one nearest its decoder row, means
+        over learned features (one that never fires has 0); uniqueness: distinct such true features over learned ones;
+        fvu, l0, dead_share; shrinkage: mean length of the reconstruction over that of the row, offset left out of both;
+        true_l0.
     """
-    from mechstudy.dictionaries.evaluation.reconstruction import VarianceSums
-
     best_F = _cosines(dictionary.W_dec, world.features_GD).argmax(1)
     hits, fired, true = (torch.zeros(dictionary.cfg.d_sae, dtype=torch.float64) for _ in range(3))
     sums, n, n_some, active, shrinkage, present = VarianceSums(), 0, 0, 0.0, 0.0, 0.0
@@ -160,7 +167,7 @@ def score(
         active += float(on.sum())
         present += float((sample.strengths_NG > 0).sum())
         lengths = [torch.linalg.vector_norm(v - world.offset_D, dim=1) for v in (y, sample.x_ND)]
-        some = lengths[1] > 1e-6  # rows of no feature have no length to compare with
+        some = lengths[1] > 1e-6  # rows without features have no length to compare with
         shrinkage += float((lengths[0][some] / lengths[1][some]).sum())
         n_some += int(some.sum())
         n += len(on)
@@ -171,7 +178,7 @@ def score(
         "f1": float(f1.mean()),
         "precision": float(precision.mean()),
         "recall": float(recall.mean()),
-        "uniqueness": len(best_F.unique()) / len(best_F),
+        "uniqueness": len(torch.unique(best_F)) / len(best_F),
         "fvu": sums.fvu(),
         "l0": active / n,
         "true_l0": present / n,
@@ -185,4 +192,5 @@ def _cosines(a_FD: Tensor, b_GD: Tensor) -> Tensor:
     a, b = (rows.detach().cpu().double() for rows in (a_FD, b_GD))
     a = a / torch.linalg.vector_norm(a, dim=1, keepdim=True).clamp_min(1e-30)
     b = b / torch.linalg.vector_norm(b, dim=1, keepdim=True).clamp_min(1e-30)
-    return (a @ b.T).abs()
+    cosines: Tensor = (a @ b.T).abs()
+    return cosines

@@ -1,4 +1,4 @@
-"""The model card of a dictionary on the hub. Every value in it is data: escaped, never markup."""
+"""The model card of a dictionary on the hub. Its values are escaped: data, never markup."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.formats.saelens import read_by_saelens
+from mechstudy.dictionaries.stored import DictionaryLike
 
 _KINDS = {"sae": "Sparse autoencoder", "transcoder": "Transcoder", "skip_transcoder": "Skip transcoder"}
 
 
-def model_card(dictionary: Dictionary, repo: str, inside: str, revision: str | None, metrics: Mapping[str, Any]) -> str:
-    """README.md: what it is, where it reads and writes, how good it is, and how to load it.
+def model_card(
+    dictionary: DictionaryLike, repo: str, inside: str, revision: str | None, metrics: Mapping[str, Any]
+) -> str:
+    """README.md: what the dictionary is, where it reads and writes, how good it is, and how to load it.
 
     Args:
-        metrics: plain numbers and text are shown; nested ones are left out.
+        dictionary: the one described.
+        repo: ``owner/name``.
+        inside: its folder there, or "".
+        revision: its branch, or None.
+        metrics: numbers and text are shown; nested values are left out.
     """
     cfg = dictionary.cfg
     model = str(cfg.metadata.get("model_name") or "")
@@ -41,7 +47,7 @@ def model_card(dictionary: Dictionary, repo: str, inside: str, revision: str | N
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float | str)}
     place = json.dumps(f"hf:{repo}" + (f"/{inside}" if inside else "") + (f"@{revision}" if revision else ""))
     lines = [
-        # A JSON value is a YAML value, whatever stands in it.
+        # Every JSON value is a YAML value.
         "---",
         *(f"{name}: {json.dumps(value)}" for name, value in front.items()),
         "---",
@@ -54,7 +60,7 @@ def model_card(dictionary: Dictionary, repo: str, inside: str, revision: str | N
         shown = {name: f"{v:.4g}" if isinstance(v, float) else str(v) for name, v in numbers.items()}
         lines += ["", "## Measured", "", *_table("metric", "value", shown)]
     lines += [
-        "", "## Load", "", "```python", "from mechstudy.dictionaries.dictionary import Dictionary", "",
+        "", "## Load", "", "```python", "from mechstudy.dictionaries import Dictionary", "",
         f"dictionary = Dictionary.load({place})",
         f"features = dictionary.encode(activations)  # [..., {cfg.d_in}] -> [..., {cfg.d_sae}]", "```", "",
     ]  # fmt: skip
@@ -71,7 +77,7 @@ def model_card(dictionary: Dictionary, repo: str, inside: str, revision: str | N
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown shows as it is, on one line, in a table's cell too."""
+    """Text that Markdown shows literally, on one line, also in a table's cell."""
     return re.sub(r"([\\`*_{}\[\]()#+!|<>~&$@:-])", r"\\\1", " ".join(str(text).split()))
 
 

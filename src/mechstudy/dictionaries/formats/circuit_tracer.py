@@ -1,27 +1,29 @@
-"""circuit-tracer's transcoders, one file a layer.
+"""circuit-tracer's transcoder sets, one file per layer.
 
 A transcoder set is ``layer_N.safetensors`` for every layer from 0 on, and one ``config.yaml``. A file holds
-W_enc [F, d], W_dec [F, d], b_enc [F], b_dec [d], and where there are any ``activation_function.threshold`` [F] and
-W_skip [d, d], used as x @ W_skip.T. Without a threshold the activation is a ReLU, or what ``activation`` in config.yaml
-says: ``topk`` with ``k``. There the k largest count even where they are negative; here only what is positive does,
-which is the same wherever k features are positive. Cross-layer transcoders: see `cross_layer`.
+W_enc [F, d], W_dec [F, d], b_enc [F], b_dec [d], and optionally ``activation_function.threshold`` [F] and
+W_skip [d, d], used as x @ W_skip.T. Without a threshold the activation is a ReLU, or TopK where config.yaml says
+``activation: topk`` with ``k``. circuit-tracer's TopK keeps negative values among the k largest, a `Dictionary` only
+positive ones: the two agree wherever k features are positive. Cross-layer transcoders: see `cross_layer`.
 """
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.dictionary import Dictionary, DictionaryKind, DictionaryMeta
 from mechstudy.dictionaries.formats.fields import Fields
 from mechstudy.dictionaries.formats.folders import replacing
-from mechstudy.dictionaries.formats.saelens import hook_name, site_name
+from mechstudy.dictionaries.formats.hooks import hook_name, site_name
 from mechstudy.dictionaries.formats.tensors import (
     of_one_dtype,
     read_safetensors,
@@ -30,14 +32,14 @@ from mechstudy.dictionaries.formats.tensors import (
     write_safetensors,
     write_text,
 )
-from mechstudy.dictionaries.paths import AnyPath
+from mechstudy.dictionaries.stored import AnyPath, DictionaryKind, DictionaryLike, DictionaryMeta, StoredDictionary
 
 CONFIG = "config.yaml"
 THRESHOLD = "activation_function.threshold"
 
 
-def read(path: AnyPath) -> Dictionary:
-    """Read one layer's file, and what config.yaml beside it says.
+def read(path: AnyPath) -> StoredDictionary:
+    """Read one layer's file, and the config.yaml beside it if there is one.
 
     Raises:
         MechstudyError: it is damaged, or lacks a tensor, or its activation cannot be represented.
@@ -55,8 +57,8 @@ def read(path: AnyPath) -> Dictionary:
     if THRESHOLD in t and k is None:
         refuse_negative(t[THRESHOLD], path)
     threshold = t.get(THRESHOLD, torch.zeros_like(t["b_enc"]))
-    found = re.search(r"(\d+)(?!.*\d)", path.stem)
-    layer = int(found[1]) if found else 0
+    match = re.search(r"(\d+)(?!.*\d)", path.stem)
+    layer = int(match[1]) if match else 0
     site_in, site_out = (
         site_name(f"blocks.{layer}.{config.text(f'feature_{end}_hook', default)}")
         for end, default in (("input", "mlp.hook_in"), ("output", "hook_mlp_out"))
@@ -66,34 +68,31 @@ def read(path: AnyPath) -> Dictionary:
     kind: DictionaryKind = "skip_transcoder" if "W_skip" in t else "transcoder"
     meta = DictionaryMeta(kind, "topk" if k else "jumprelu", d_in, d_in, d_sae, k, site_in, site_out, metadata)
     weights |= {"W_skip": t["W_skip"]} if "W_skip" in t else {}
-    return Dictionary(meta, **of_one_dtype(weights if k else weights | {"threshold": threshold}))
+    return StoredDictionary(meta, **of_one_dtype(weights if k else weights | {"threshold": threshold}))
 
 
-def read_set(folder: AnyPath) -> dict[int, Dictionary]:
-    """Every layer of a set.
+def read_set(folder: AnyPath) -> dict[int, StoredDictionary]:
+    """Read every layer of a set.
 
     Raises:
         MechstudyError: there is none, a layer is missing, or a file cannot be read.
     """
     folder = Path(folder)
-    found = {
+    paths = {
         int(match[1]): path
         for path in sorted(folder.glob("layer_*.safetensors"))
         if (match := re.fullmatch(r"layer_(\d+)", path.stem))
     }
-    _refuse_gaps(found, folder)
-    return {layer: read(found[layer]) for layer in sorted(found)}
+    _refuse_gaps(paths, folder)
+    return {layer: read(paths[layer]) for layer in sorted(paths)}
 
 
 def read_config(folder: Path) -> Fields:
-    """config.yaml of a set.
+    """Read config.yaml of a set.
 
     Raises:
-        MechstudyError: it is absent, or no YAML mapping.
+        MechstudyError: it is absent, or not a YAML mapping.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     path = folder / CONFIG
     try:
         content: Any = YAML(typ="safe", pure=True).load(path)
@@ -110,15 +109,22 @@ def read_config(folder: Path) -> Fields:
 
 
 def write_set(
-    dictionaries: Mapping[int, Dictionary] | Sequence[Dictionary], folder: AnyPath, *, model_name: str, scan: str = ""
+    dictionaries: Mapping[int, DictionaryLike] | Sequence[DictionaryLike],
+    folder: AnyPath,
+    *,
+    model_name: str,
+    scan: str = "",
 ) -> None:
     """Write a set that circuit-tracer loads, in place of an earlier one.
 
     Args:
-        dictionaries: layer -> transcoder; or those of layers 0, 1, ... in order.
+        dictionaries: layer -> transcoder; or the transcoders of layers 0, 1, ... in order.
+        folder: where to.
+        model_name: the model they were trained on.
+        scan: Neuronpedia's name of the set; the model's name if empty.
 
     Raises:
-        MechstudyError: a layer is missing, the layers differ in width or sites, or one is no transcoder; the folder
+        MechstudyError: a layer is missing, the layers differ in width or sites, or one is not a transcoder; the folder
             cannot be written, or holds a dictionary of another kind.
     """
     folder = Path(folder)
@@ -161,15 +167,11 @@ def write_set(
 
 
 def write_config(folder: Path, kind: str, model_name: str, scan: str, site_in: str, site_out: str, **more: Any) -> None:
-    """config.yaml; a site such as ``mlp_in.0``, or its kind alone, becomes the hook's name inside its block.
+    """Write config.yaml; a site such as ``mlp_in.0``, or its kind alone, becomes the hook's name inside its block.
 
     Raises:
         MechstudyError: it cannot be written.
     """
-    import io
-
-    from ruamel.yaml import YAML
-
     text = io.StringIO()
     hooks = {
         f"feature_{end}_hook": re.sub(r"^blocks\.\d+\.", "", hook_name(site if "." in site else f"{site}.0"))
@@ -181,7 +183,7 @@ def write_config(folder: Path, kind: str, model_name: str, scan: str, site_in: s
 
 
 def refuse_negative(threshold: Tensor, path: Path) -> None:
-    """circuit-tracer's JumpReLU is no ReLU as well: what exceeds a negative threshold counts, negative or not.
+    """Refuse negative thresholds: circuit-tracer's JumpReLU has no ReLU, so they let negative features through.
 
     Raises:
         MechstudyError: a threshold is negative.

@@ -1,7 +1,7 @@
 """circuit-tracer's cross-layer transcoders on disk: two files a layer, and one ``config.yaml``.
 
 ``W_enc_l.safetensors``: W_enc_l [F, d], b_enc_l [F], b_dec_l [d], and for JumpReLU threshold_l [F]; without thresholds
-the activation is a ReLU. ``W_dec_l.safetensors``: W_dec_l [F, L - l, d], whose place j writes to layer l + j.
+the activation is a ReLU. ``W_dec_l.safetensors``: W_dec_l [F, L - l, d]; index j writes to layer l + j.
 
     f_l = activation(W_enc_l x_l + b_enc_l),   y_m = b_dec_m + sum over l <= m of f_l W_dec_l[:, m - l]
 
@@ -21,15 +21,15 @@ from torch import Tensor
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.formats.circuit_tracer import CONFIG, read_config, refuse_negative, write_config
 from mechstudy.dictionaries.formats.folders import replacing
-from mechstudy.dictionaries.formats.saelens import site_name
+from mechstudy.dictionaries.formats.hooks import site_name
 from mechstudy.dictionaries.formats.tensors import read_safetensors, require, shape_of, write_safetensors
-from mechstudy.dictionaries.paths import AnyPath
+from mechstudy.dictionaries.stored import AnyPath
 
 META = "mechstudy.json"  # our own fields, beside circuit-tracer's files
 
 
 class Clt(TypedDict):
-    """What a folder holds. A ReLU has no `threshold`. Sites are kinds (``mlp_in``), or hooks' names where none is."""
+    """Content of a folder. A ReLU has no `threshold`. Sites are kinds (``mlp_in``), or names of other hooks."""
 
     enc: list[Tensor]  # of every layer [F, d]
     b_enc: list[Tensor]  # [F]
@@ -56,9 +56,8 @@ def write_clt(
 ) -> None:
     """Write a cross-layer transcoder that circuit-tracer loads, in place of an earlier one.
 
-    Shapes as in `Clt`; L is the number of encoders.
-
-    Thresholds below 0 are written as 0: there they would let negative features through.
+    Shapes as in `Clt`; L is the number of encoders. Thresholds below 0 are written as 0, because circuit-tracer has no
+    ReLU behind them.
 
     Raises:
         MechstudyError: a layer lacks something or has another shape, or a value is not finite; nothing is written then.
@@ -93,13 +92,14 @@ def read_clt(folder: AnyPath) -> Clt:
         MechstudyError: a file or tensor is missing, damaged or misshapen, layers are missing, or thresholds negative.
     """
     folder = Path(folder)
-    found = {int(m[1]) for path in folder.glob("W_enc_*.safetensors") if (m := re.fullmatch(r"W_enc_(\d+)", path.stem))}
-    L = max(found, default=-1) + 1
-    if not L or len(found) < L:
+    matches = (re.fullmatch(r"W_enc_(\d+)", path.stem) for path in folder.glob("W_enc_*.safetensors"))
+    present = {int(match[1]) for match in matches if match}
+    L = max(present, default=-1) + 1
+    if not L or len(present) < L:
         raise MechstudyError(
             "a cross-layer transcoder has W_enc_0.safetensors and every further layer",
             where=str(folder),
-            facts={"missing": ", ".join(map(str, sorted(set(range(L)) - found))) or "all"},
+            facts={"missing": ", ".join(map(str, sorted(set(range(L)) - present))) or "all"},
             fix="copy or download the folder again",
         )
     layers = [

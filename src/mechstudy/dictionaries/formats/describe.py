@@ -1,40 +1,37 @@
-"""What a path holds, for a person: one dictionary, or every one of a set."""
+"""Summaries of stored dictionaries: one dictionary, or every one of a set."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
-from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.dictionary import Dictionary
-from mechstudy.dictionaries.formats import dictionary_learning, format_of, gemma_scope, hub, read, saelens, sparsify
 from mechstudy.dictionaries.formats.cross_layer import read_clt
 from mechstudy.dictionaries.formats.fields import read_json
-from mechstudy.dictionaries.paths import AnyPath
+from mechstudy.dictionaries.formats.registry import dictionary_paths, format_of, is_cross_layer, local_path, read
+from mechstudy.dictionaries.stored import AnyPath
 
 METRICS = "evaluation.json"  # beside the folder of a study's dictionary
-_WEIGHTS = (saelens.WEIGHTS, sparsify.WEIGHTS, dictionary_learning.WEIGHTS, *gemma_scope.FILES)
 _NO_METRIC = ("layer", "kind", "activation", "site_in", "site_out", "d_in", "d_out", "d_sae", "k")
 
 
 def describe(place: AnyPath) -> list[dict[str, Any]]:
     """One entry for each dictionary at a path: in it, or in its files or folders, one level down.
 
-    Keys: place, format, architecture (what the file calls it), kind, activation, d_in, d_sae, d_out, k, site_in,
-    site_out, model, dtype, metrics. A cross-layer transcoder is one entry.
+    Returns:
+        place, format, architecture (as the file names it), kind, activation, d_in, d_sae, d_out, k, site_in, site_out,
+        model, dtype, metrics of each. A cross-layer transcoder is one entry.
 
     Raises:
         MechstudyError: there is none, or one cannot be read.
     """
-    path = hub.pull(str(place)) if hub.is_hub(str(place)) else Path(place)
-    if path.is_dir() and any(path.glob("W_enc_*.safetensors")):
-        return [_of_clt(path)]
-    return [_of_one(found) for found in _dictionaries(path)]
+    path = local_path(place)
+    if is_cross_layer(path):
+        return [_describe_clt(path)]
+    return [_describe_one(source) for source in dictionary_paths(path)]
 
 
 def metrics_of(folder: AnyPath) -> dict[str, float]:
-    """The numbers of evaluation.json, in the folder or beside it; none where there is no such file.
+    """The numbers of evaluation.json, in the folder or beside it; empty if there is no such file.
 
     Raises:
         MechstudyError: it is no JSON object.
@@ -51,33 +48,14 @@ def metrics_of(folder: AnyPath) -> dict[str, float]:
     return {}
 
 
-def _dictionaries(path: Path) -> list[Path]:
-    if not path.is_dir() or _holds_one(path):
-        return [path]
-    inside = [child for child in path.iterdir() if re.fullmatch(r"layer_\d+\.safetensors", child.name)]
-    inside = inside or [child for child in path.iterdir() if child.is_dir() and _holds_one(child)]
-    if not inside:
-        raise MechstudyError(
-            "there is no dictionary here, nor one folder down",
-            where=str(path),
-            facts={"looked for": ", ".join(_WEIGHTS) + ", layer_*.safetensors, W_enc_*.safetensors"},
-            fix="the folder that holds one",
-        )
-    return sorted(inside, key=lambda child: [int(n) for n in re.findall(r"\d+", child.name)] or [0])
-
-
-def _holds_one(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (*_WEIGHTS, saelens.CFG))
-
-
-def _of_one(path: Path) -> dict[str, Any]:
-    dictionary: Dictionary = read(path)
-    cfg = dictionary.cfg
+def _describe_one(path: Path) -> dict[str, Any]:
+    stored = read(path)
+    cfg = stored.cfg
     return {
         "place": str(path),
         "format": format_of(path)[0],
         "architecture": cfg.metadata.get("architecture") or cfg.metadata.get("trained_as"),
-        "kind": cfg.kind if dictionary.n_sites == 1 else f"crosscoder of {dictionary.n_sites} sites",
+        "kind": cfg.kind if cfg.n_sites == 1 else f"crosscoder of {cfg.n_sites} sites",
         "activation": cfg.activation,
         "d_in": cfg.d_in,
         "d_sae": cfg.d_sae,
@@ -86,12 +64,12 @@ def _of_one(path: Path) -> dict[str, Any]:
         "site_in": cfg.site_in,
         "site_out": cfg.site_out,
         "model": cfg.metadata.get("model_name"),
-        "dtype": str(dictionary.W_enc.dtype).removeprefix("torch."),
+        "dtype": str(stored.W_enc.dtype).removeprefix("torch."),
         "metrics": metrics_of(path if path.is_dir() else path.parent),
     }
 
 
-def _of_clt(folder: Path) -> dict[str, Any]:
+def _describe_clt(folder: Path) -> dict[str, Any]:
     clt = read_clt(folder)
     d_sae, d = clt["enc"][0].shape
     return {

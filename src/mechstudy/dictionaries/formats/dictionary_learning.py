@@ -1,7 +1,7 @@
 """saprmarks' dictionary_learning: a folder with ``config.json`` and ``ae.pt``. Read only.
 
 ``ae.pt`` is a pickle. It is read with torch's weights-only loader, which builds tensors and refuses everything else.
-Every class becomes a TopK or JumpReLU dictionary that computes the same.
+Every class is converted to a TopK or JumpReLU dictionary that computes the same.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
 from mechstudy.dictionaries.formats.fields import Fields, read_json
 from mechstudy.dictionaries.formats.tensors import (
     gated_as_jumprelu,
@@ -22,16 +21,17 @@ from mechstudy.dictionaries.formats.tensors import (
     shape_of,
     without_centring,
 )
+from mechstudy.dictionaries.stored import DictionaryMeta, StoredDictionary
 
 CFG, WEIGHTS = "config.json", "ae.pt"
 
 
-def read(folder: Path) -> Dictionary:
+def read(folder: Path) -> StoredDictionary:
     """Read a folder that dictionary_learning's training wrote.
 
     Raises:
         MechstudyError: a file or tensor is missing or damaged, the pickle holds more than tensors, or the class is
-            not known.
+            unknown.
     """
     trainer = Fields(read_json(folder / CFG), folder / CFG).table("trainer")
     name = trainer.text("dict_class")
@@ -67,12 +67,12 @@ def read(folder: Path) -> Dictionary:
         site_out=site,
         metadata={"model_name": trainer.text("lm_name") or None, "architecture": name},
     )
-    return Dictionary(meta, **of_one_dtype({name: tensor for name, tensor in weights.items() if tensor is not None}))
+    return StoredDictionary(meta, **of_one_dtype({n: tensor for n, tensor in weights.items() if tensor is not None}))
 
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever a damaged or hostile file provokes
         raise MechstudyError(
             "ae.pt is damaged, or holds more than tensors and is not trusted",
@@ -80,16 +80,16 @@ def _load(path: Path) -> dict[str, Tensor]:
             facts={"reason": (str(error).splitlines() or [type(error).__name__])[0][:200]},
             fix="save its state_dict() again with torch.save",
         ) from error
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise MechstudyError(
             "ae.pt holds no state dict", where=str(path), fix="save its state_dict() again with torch.save"
         )
-    found = {str(name): tensor for name, tensor in found.items()}
-    if "k" in found and (found["k"].numel() != 1 or found["k"].is_floating_point()):
+    tensors = {str(name): tensor for name, tensor in content.items()}
+    if "k" in tensors and (tensors["k"].numel() != 1 or tensors["k"].is_floating_point()):
         raise MechstudyError(
-            "tensor k is no integer", where=str(path), fix="save its state_dict() again with torch.save"
+            "tensor k is not an integer", where=str(path), fix="save its state_dict() again with torch.save"
         )
-    return found
+    return tensors
 
 
 def _linear(t: dict[str, Tensor], where: Path, bias: str, decoder_bias: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -100,10 +100,10 @@ def _linear(t: dict[str, Tensor], where: Path, bias: str, decoder_bias: str) -> 
 
 
 def _standard(t: dict[str, Tensor], where: Path) -> dict[str, Any]:
-    """AutoEncoder; its loader gives decoder rows length one, and so do we."""
+    """AutoEncoder; its loader normalises decoder rows, so they are normalised here."""
     W_enc, b_enc, W_dec, b_dec = _linear(t, where, "encoder.bias", "bias")
     norms = torch.linalg.vector_norm(W_dec, dim=1)
-    norms = norms.where(norms > 0, torch.ones_like(norms))  # a feature that writes nothing stays one
+    norms = norms.where(norms > 0, torch.ones_like(norms))  # a feature that writes nothing keeps its zero row
     b_enc = without_centring(b_enc, b_dec, W_enc) * norms
     return _weights(W_enc * norms, b_enc, W_dec / norms[:, None], b_dec, torch.zeros_like(b_enc))
 
@@ -147,7 +147,7 @@ def _jumprelu(t: dict[str, Tensor], where: Path) -> dict[str, Any]:
 def _thresholded(
     t: dict[str, Tensor], where: Path, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor
 ) -> dict[str, Any]:
-    """One threshold for all features; -1 stands for "not calibrated", which acts as zero does."""
+    """One threshold for all features; -1 means "not calibrated" and acts like zero."""
     if "threshold" in t:
         require(t, {"threshold": ()}, where)
     threshold = torch.full_like(b_enc, max(0.0, float(t.get("threshold", 0.0))))

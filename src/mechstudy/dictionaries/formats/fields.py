@@ -1,4 +1,4 @@
-"""Values out of a JSON object that somebody else wrote, each of the kind it must be or refused by name."""
+"""Typed access to JSON objects that other tools wrote, with errors that name the field."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = _LONGEST
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        MechstudyError: the file is absent, no JSON, or no object.
+        MechstudyError: the file is absent, not JSON, or not an object.
     """
     try:
         content = json.loads(path.read_bytes().decode())
@@ -38,15 +38,15 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise MechstudyError(
-            f"{path.name} is no JSON object", where=str(path), facts={"found": shown(content)}, fix="copy it again"
+            f"{path.name} is not a JSON object", where=str(path), facts={"found": shown(content)}, fix="copy it again"
         )
     return content
 
 
 class Fields:
-    """One JSON object, read by kind. A field that is null counts as absent.
+    """One JSON object, read by type. A field that is null counts as absent.
 
-    Every method raises MechstudyError, with the file and the field, where the value is of another kind.
+    Every method raises MechstudyError, with the file and the field, if the value has another type.
     """
 
     def __init__(self, content: Mapping[str, Any], where: Path, inside: str = "") -> None:
@@ -102,14 +102,14 @@ class Fields:
         return default if value is None else value
 
     def _refuse(self, name: str, wanted: str) -> NoReturn:
-        found = shown(self.content[name]) if name in self.content else "nothing"
+        value = shown(self.content[name]) if name in self.content else "nothing"
         raise MechstudyError(
-            f"{self._inside}{name} must be {wanted}", where=str(self.where), facts={"found": found},
+            f"{self._inside}{name} must be {wanted}", where=str(self.where), facts={"found": value},
             fix="correct it, or copy the file again",
         )  # fmt: skip
 
 
 def shown(value: Any) -> str:
-    """A foreign value as an error shows it: on one line, and short, however deep it is."""
+    """A foreign value as an error shows it: on one line and short, however deeply nested it is."""
     text = _SHORT.repr(value)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

@@ -1,4 +1,4 @@
-"""Folders that dictionaries are written into: all files or none, and nothing left of what stood there before."""
+"""Writes a dictionary's folder: all files or none, and no files of an earlier dictionary left."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.paths import AnyPath
+from mechstudy.dictionaries.stored import AnyPath
 
-WEIGHTS = {  # names of files that tell whose dictionary a folder holds
+WEIGHTS = {  # file names that identify the format of a folder
     "SAELens": r"sae_weights\.safetensors",
     "sparsify": r"sae\.safetensors",
     "dictionary_learning": r"ae\.pt",
@@ -26,13 +26,15 @@ WEIGHTS = {  # names of files that tell whose dictionary a folder holds
 def replacing(folder: AnyPath, owner: str, config: str, also: Sequence[str] = ()) -> Iterator[Path]:
     """A new folder to write into; at the end its files take the place of an earlier dictionary's in ``folder``.
 
-    What that one had more of goes away (the last layers of a larger set); all other files stay. Where writing fails the
-    earlier dictionary is as it was. ``config`` goes first and comes last, so that a killed process leaves no mixture
-    that would load.
+    Files that only the earlier one had (the last layers of a larger set) are deleted; all other files stay. If writing
+    fails, the earlier dictionary is unchanged. ``config`` is deleted first and written last, so that a killed process
+    leaves no mixture that would load.
 
     Args:
+        folder: where the dictionary belongs.
         owner: a key of `WEIGHTS`.
-        also: names of further files that go with the earlier dictionary.
+        config: name of the file without which the folder does not load.
+        also: names of further files that belong to the earlier dictionary.
 
     Raises:
         MechstudyError: the folder holds a dictionary of another kind, or cannot be written.
@@ -66,11 +68,11 @@ def replacing(folder: AnyPath, owner: str, config: str, also: Sequence[str] = ()
 
 def _refuse_others(folder: Path, owner: str) -> None:
     for name, pattern in WEIGHTS.items():
-        if name != owner and (found := _matching(folder, pattern)):
+        if name != owner and (others := _matching(folder, pattern)):
             raise MechstudyError(
                 f"the folder holds a dictionary of another kind: {name}",
                 where=str(folder),
-                facts={"found": ", ".join(path.name for path in found[:4])},
+                facts={"found": ", ".join(path.name for path in others[:4])},
                 fix="a new folder",
             )
 

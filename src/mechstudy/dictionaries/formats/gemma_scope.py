@@ -1,7 +1,7 @@
 """Gemma Scope (``params.npz``) and Gemma Scope 2 (``params.safetensors``): JumpReLU autoencoders and transcoders.
 
 W_enc [d, F], b_enc, W_dec [F, d], b_dec, threshold, in the second release with small letters (w_enc, w_dec) and for
-transcoders perhaps affine_skip_connection [d_in, d_out], used as x @ it. Where they read is told by their folder.
+transcoders perhaps affine_skip_connection [d_in, d_out], used as x @ it. Their sites follow from the folder's name.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.dictionary import Dictionary, DictionaryKind, DictionaryMeta
 from mechstudy.dictionaries.formats.tensors import of_one_dtype, read_safetensors, require, shape_of
+from mechstudy.dictionaries.stored import DictionaryKind, DictionaryMeta, StoredDictionary
 
 FILES = ("params.npz", "params.safetensors")
 _NAMES = {"w_enc": "W_enc", "w_dec": "W_dec"}
 
 
-def read(path: Path) -> Dictionary:
+def read(path: Path) -> StoredDictionary:
     """Read one file. NumPy's pickles are not read.
 
     Raises:
@@ -40,7 +40,7 @@ def read(path: Path) -> Dictionary:
     kind: DictionaryKind = "skip_transcoder" if skip in t else "sae" if site_in == site_out else "transcoder"
     weights = {name: t[name] for name in shapes} | ({"W_skip": t[skip].T.contiguous()} if skip in t else {})
     meta = DictionaryMeta(kind, "jumprelu", d_in, d_out, d_sae, None, site_in, site_out)
-    return Dictionary(meta, **of_one_dtype(weights))
+    return StoredDictionary(meta, **of_one_dtype(weights))
 
 
 def _arrays(path: Path) -> dict[str, Tensor]:
@@ -54,7 +54,7 @@ def _arrays(path: Path) -> dict[str, Tensor]:
 
 
 def _sites(path: Path) -> tuple[str, str]:
-    """Of ``layer_12/width_16k/average_l0_41/params.npz``, ``resid_post/layer_12_width_16k/params.safetensors``, ..."""
+    """Sites of a path like ``layer_12/width_16k/average_l0_41/params.npz`` or ``resid_post/layer_12_width_16k/...``."""
     folders = path.absolute().parent.parts
     layer = next((m[1] for name in reversed(folders) if (m := re.match(r"layer_(\d+)", name))), None)
     if layer is None:
@@ -62,7 +62,7 @@ def _sites(path: Path) -> tuple[str, str]:
     names = "/".join(folders)
     if "transcoder" in names:
         return f"mlp_in.{layer}", f"mlp_out.{layer}"
-    if "attn" in names or "-att" in names:  # of the heads' outputs, before they are mixed
+    if "attn" in names or "-att" in names:  # the heads' outputs, before the output projection
         return f"blocks.{layer}.attn.hook_z", f"blocks.{layer}.attn.hook_z"
     site = f"{'mlp_out' if 'mlp' in names else 'resid_post'}.{layer}"
     return site, site

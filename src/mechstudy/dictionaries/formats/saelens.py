@@ -1,4 +1,4 @@
-"""Dictionaries on disk, in SAELens' format: cfg.json and sae_weights.safetensors.
+"""mechstudy's own format, which is SAELens': cfg.json and sae_weights.safetensors.
 
 | ours                               | architecture in cfg.json | SAELens 6 computes the same?    |
 |------------------------------------|--------------------------|---------------------------------|
@@ -6,44 +6,41 @@
 | sae, jumprelu (batchtopk, ...)     | jumprelu                 | yes                             |
 | transcoder, jumprelu               | jumprelu_transcoder      | yes                             |
 | skip_transcoder, jumprelu          | jumprelu_skip_transcoder | yes                             |
-| transcoder, topk, d_in = d_out     | topk                     | yes; it goes by hook_name_out   |
+| transcoder, topk, d_in = d_out     | topk                     | yes; it uses hook_name_out      |
 | transcoder, topk, d_in != d_out    | topk_transcoder          | refuses: it has no such class   |
 | skip_transcoder, topk              | topk_skip_transcoder     | refuses: it has no such class   |
 
 ReLU, Gated and Matryoshka dictionaries are JumpReLU ones at inference, and are written as such.
-What is exact stands under `metadata.mechstudy` and is what `read` goes by; files without it are SAELens' own, and are
-read by `saelens_foreign`.
-SAELens knows no sinks (`max_input_norm`): on such rows it returns features where we return none.
+`read` uses the exact description under `metadata.mechstudy`; files without it are SAELens' own, and are read by
+`saelens_foreign`. SAELens has no sinks (`max_input_norm`): on such rows it returns features, and a `Dictionary` none.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any, get_args
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.dictionary import Dictionary, DictionaryKind, DictionaryMeta, expected_shapes
+from mechstudy.dictionaries.formats import saelens_foreign
 from mechstudy.dictionaries.formats.fields import Fields, read_json
 from mechstudy.dictionaries.formats.folders import replacing
+from mechstudy.dictionaries.formats.hooks import hook_name
 from mechstudy.dictionaries.formats.tensors import read_safetensors, require, write_safetensors, write_text
-from mechstudy.dictionaries.paths import AnyPath
+from mechstudy.dictionaries.stored import (
+    AnyPath,
+    DictionaryKind,
+    DictionaryLike,
+    DictionaryMeta,
+    StoredDictionary,
+    all_tensors,
+    expected_shapes,
+)
 
 CFG = "cfg.json"
-WEIGHTS = "sae_weights.safetensors"
+WEIGHTS = saelens_foreign.WEIGHTS
 FORMAT = 1  # of metadata.mechstudy
-SAELENS_VERSION = "6.0.0"  # of the format; without it SAELens 6 takes the file for an old one and drops metadata
-
-_HOOKS = {
-    "resid_pre": "hook_resid_pre",
-    "resid_mid": "hook_resid_mid",
-    "resid_post": "hook_resid_post",
-    "attn_out": "hook_attn_out",
-    "mlp_in": "mlp.hook_in",
-    "mlp_act": "mlp.hook_post",
-    "mlp_out": "hook_mlp_out",
-}
+SAELENS_VERSION = "6.0.0"  # of the format; without it SAELens 6 treats the file as an old one and drops metadata
 
 
 def architecture_name(cfg: DictionaryMeta) -> str:
@@ -57,16 +54,16 @@ def architecture_name(cfg: DictionaryMeta) -> str:
 
 
 def read_by_saelens(cfg: DictionaryMeta) -> bool:
-    """Whether SAELens loads what `write` makes of such a dictionary, and computes the same."""
+    """Whether SAELens loads what `write` writes of such a dictionary, and computes the same."""
     return architecture_name(cfg) not in ("topk_transcoder", "topk_skip_transcoder")
 
 
-def write(dictionary: Dictionary, folder: AnyPath) -> None:
-    """Write both files, in place of an earlier dictionary's. The same dictionary gives the same bytes.
+def write(dictionary: DictionaryLike, folder: AnyPath) -> None:
+    """Write both files, in place of an earlier dictionary's. The bytes depend on the dictionary alone.
 
     Raises:
-        MechstudyError: the folder cannot be written, or holds another tool's dictionary, or `metadata` holds something
-            that JSON cannot.
+        MechstudyError: the folder cannot be written, or holds another tool's dictionary, or `metadata` is not
+            JSON.
     """
     cfg = dictionary.cfg
     content: dict[str, Any] = {
@@ -77,7 +74,7 @@ def write(dictionary: Dictionary, folder: AnyPath) -> None:
         "device": "cpu",
         "apply_b_dec_to_input": False,
         "normalize_activations": "none",
-        # Says only that SAELens is handed [heads, d_head] where we take them in one row.
+        # SAELens takes [heads, d_head] where a `Dictionary` takes the heads in one row.
         "reshape_activations": cfg.metadata.get("reshape_activations", "none"),
     }
     if cfg.kind != "sae":
@@ -111,43 +108,27 @@ def write(dictionary: Dictionary, folder: AnyPath) -> None:
             fix="text, finite numbers, lists and objects of these",
         ) from error
     with replacing(folder, "SAELens", CFG) as place:
-        write_safetensors(dict(dictionary.named_parameters()), place / WEIGHTS)
+        tensors = {name: tensor for name, tensor in all_tensors(dictionary).items() if tensor is not None}
+        write_safetensors(tensors, place / WEIGHTS)
         write_text(text, place / CFG)
 
 
-def read(folder: AnyPath) -> Dictionary:
-    """Read a folder of ours, or of SAELens' own: see `saelens_foreign.read`.
+def read(folder: AnyPath) -> StoredDictionary:
+    """Read a folder that mechstudy or SAELens wrote (see `saelens_foreign.convert`).
 
     Raises:
         MechstudyError: a file or tensor is missing or damaged, or SAELens' architecture cannot be represented.
     """
-    from mechstudy.dictionaries.formats import saelens_foreign
-
     folder = Path(folder)
     fields = Fields(read_json(folder / CFG), folder / CFG)
     ours = fields.table("metadata").table("mechstudy")
     if not ours.content:
-        return saelens_foreign.read(fields, folder)
+        return saelens_foreign.convert(fields, folder)
     meta = _our_meta(fields, ours)
     tensors = read_safetensors(folder / WEIGHTS)
     shapes = expected_shapes(meta)
     require(tensors, shapes, folder / WEIGHTS)
-    return Dictionary(meta, **{name: tensors[name] for name in shapes})
-
-
-def hook_name(site: str) -> str:
-    """TransformerLens' name of a site: "mlp_out.3" -> "blocks.3.hook_mlp_out"; other text stays as it is."""
-    kind, _, layer = str(site).partition(".")
-    return f"blocks.{layer}.{_HOOKS[kind]}" if kind in _HOOKS and layer.isdigit() else str(site)
-
-
-def site_name(hook: str) -> str:
-    """Inverse of `hook_name`; other text stays as it is."""
-    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook)
-    kinds = {name: kind for kind, name in _HOOKS.items()} | {"mlp.hook_out": "mlp_out"}
-    if match is None or match[2] not in kinds:
-        return hook
-    return f"{kinds[match[2]]}.{match[1]}"
+    return StoredDictionary(meta, **{name: tensors[name] for name in shapes})
 
 
 def _our_meta(fields: Fields, ours: Fields) -> DictionaryMeta:

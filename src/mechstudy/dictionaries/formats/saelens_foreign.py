@@ -1,8 +1,9 @@
-"""What SAELens itself saved, as the Dictionary that computes the same: final models and training checkpoints.
+"""Converts what SAELens itself saved, final models and training checkpoints, to dictionaries that compute the same.
 
 A subtracted b_dec (`apply_b_dec_to_input`), decoder norms (`rescale_acts_by_decoder_norm`) and gates are folded into
 the weights. A checkpoint's scaling or whitening of its inputs (`activation_scaler.json`) is folded in as SAELens does
-at the end of training, so that the dictionary reads raw activations; batchtopk's running threshold becomes everyone's.
+at the end of training, so that the dictionary reads raw activations. batchtopk's running threshold becomes every
+feature's threshold.
 
 AbsTopK keeps the k features of largest magnitude, with their signs. That is a TopK of twice as many features: feature i
 and, at F + i, its opposite, of which at most one is positive.
@@ -16,9 +17,8 @@ import torch
 from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.dictionary import Dictionary, DictionaryKind, DictionaryMeta, expected_shapes
 from mechstudy.dictionaries.formats.fields import Fields, read_json, shown
-from mechstudy.dictionaries.formats.saelens import WEIGHTS, site_name
+from mechstudy.dictionaries.formats.hooks import site_name
 from mechstudy.dictionaries.formats.tensors import (
     gated_as_jumprelu,
     of_one_dtype,
@@ -26,7 +26,9 @@ from mechstudy.dictionaries.formats.tensors import (
     require,
     without_centring,
 )
+from mechstudy.dictionaries.stored import DictionaryKind, DictionaryMeta, StoredDictionary, expected_shapes
 
+WEIGHTS = "sae_weights.safetensors"
 SCALER, WHITENING = "activation_scaler.json", "activation_whitening.safetensors"
 
 ARCHITECTURES: dict[str, tuple[DictionaryKind, str]] = {
@@ -52,12 +54,12 @@ _BY_ROW = {
 }
 
 
-def read(fields: Fields, folder: Path) -> Dictionary:
+def convert(fields: Fields, folder: Path) -> StoredDictionary:
     """The dictionary of a cfg.json that SAELens wrote, and the weights beside it.
 
     Raises:
-        MechstudyError: a tensor is missing or damaged, a field is of another kind than SAELens', or the architecture
-            or its normalisation is nothing that one formula for all rows could say; the reason is named.
+        MechstudyError: a tensor is missing or damaged, a field has another type than SAELens', or the architecture
+            or its normalisation has no single formula for all rows; the reason is given.
     """
     architecture, activation = _architecture(fields)
     kind = ARCHITECTURES[architecture][0]
@@ -105,11 +107,11 @@ def read(fields: Fields, folder: Path) -> Dictionary:
         site_out=site_out,
         metadata=more,
     )
-    return Dictionary(meta, **of_one_dtype({name: t[name] for name in expected_shapes(meta)}))
+    return StoredDictionary(meta, **of_one_dtype({name: t[name] for name in expected_shapes(meta)}))
 
 
 def _architecture(fields: Fields) -> tuple[str, str]:
-    """SAELens' name and what it activates; before version 6 a standard one could hold `activation_fn: topk`."""
+    """SAELens' name and the activation; before version 6 a standard one could hold `activation_fn: topk`."""
     name = fields.text("architecture", "standard")
     where = str(fields.where)
     if name in REFUSED:
@@ -139,19 +141,19 @@ def _architecture(fields: Fields) -> tuple[str, str]:
 
 
 def _refuse_normalisation(fields: Fields, folder: Path) -> None:
-    found = fields.content.get("normalize_activations")
-    if found in (None, False, True, "none", "expected_average_only_in"):  # folded, or scaled by what `SCALER` says
+    mode = fields.content.get("normalize_activations")
+    if mode in (None, False, True, "none", "expected_average_only_in"):  # folded already, or scaled as `SCALER` says
         return
-    if found == "covariance_whitening" and (folder / WHITENING).exists():
+    if mode == "covariance_whitening" and (folder / WHITENING).exists():
         return
-    reason = _BY_ROW.get(str(found))
-    if found == "covariance_whitening":
+    reason = _BY_ROW.get(str(mode))
+    if mode == "covariance_whitening":
         reason = f"the inputs are whitened, and {WHITENING} is not there to fold that into the weights"
     raise MechstudyError(
-        f"normalize_activations: {shown(found)} cannot be folded into the weights",
+        f"normalize_activations: {shown(mode)} cannot be folded into the weights",
         where=str(fields.where),
         facts={"reason": reason or "it is not known"},
-        fix=f"copy {WHITENING} beside it" if found == "covariance_whitening" else "SAELens for this one",
+        fix=f"copy {WHITENING} beside it" if mode == "covariance_whitening" else "SAELens for this one",
     )
 
 
@@ -216,7 +218,7 @@ def _fold_inputs(t: dict[str, Tensor], folder: Path, *, centred: bool, rescales:
     white = read_safetensors(folder / WHITENING)
     require(white, {"mean": (d_in,), "matrix": (d_in, d_in), "inverse_matrix": (d_in, d_in)}, folder / WHITENING)
     mean, matrix, inverse = (white[name].double() for name in ("mean", "matrix", "inverse_matrix"))
-    if rescales:  # unwhitening changes the decoder's norms, by which the k largest are chosen
+    if rescales:  # unwhitening changes the decoder's norms, which decide the k largest
         _fold_norms(t)
     dtype = t["W_enc"].dtype
     t["W_enc"] = (matrix @ t["W_enc"].double()).to(dtype)

@@ -1,6 +1,6 @@
 """EleutherAI's sparsify: a folder per hookpoint with ``cfg.json`` and ``sae.safetensors``. TopK only.
 
-Its autoencoders subtract b_dec from their input; that is folded into b_enc when reading, and out again when writing.
+Its autoencoders subtract b_dec from their input; that is folded into b_enc when reading, and undone when writing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.dictionary import Dictionary, DictionaryKind, DictionaryMeta
 from mechstudy.dictionaries.formats.fields import Fields, read_json
 from mechstudy.dictionaries.formats.folders import replacing
 from mechstudy.dictionaries.formats.tensors import (
@@ -21,12 +20,12 @@ from mechstudy.dictionaries.formats.tensors import (
     write_safetensors,
     write_text,
 )
-from mechstudy.dictionaries.paths import AnyPath
+from mechstudy.dictionaries.stored import AnyPath, DictionaryKind, DictionaryLike, DictionaryMeta, StoredDictionary
 
 CFG, WEIGHTS = "cfg.json", "sae.safetensors"
 
 
-def read(folder: AnyPath) -> Dictionary:
+def read(folder: AnyPath) -> StoredDictionary:
     """Read one hookpoint's folder.
 
     Raises:
@@ -56,10 +55,10 @@ def read(folder: AnyPath) -> Dictionary:
         weights["b_enc"] = without_centring(b_enc, tensors["b_dec"], W_enc)
     if skip:
         weights["W_skip"] = tensors["W_skip"]
-    return Dictionary(meta, **of_one_dtype(weights))
+    return StoredDictionary(meta, **of_one_dtype(weights))
 
 
-def write(dictionary: Dictionary, folder: AnyPath) -> None:
+def write(dictionary: DictionaryLike, folder: AnyPath) -> None:
     """Write one hookpoint's folder, in place of an earlier dictionary's.
 
     Raises:
@@ -98,11 +97,11 @@ def write(dictionary: Dictionary, folder: AnyPath) -> None:
 
 def _sites(hookpoint: str, transcode: bool) -> tuple[str, str]:
     """Sites of a hookpoint such as ``layers.3.mlp``; other names stay as they are."""
-    found = re.fullmatch(
+    match = re.fullmatch(
         r"(?:model\.|transformer\.|gpt_neox\.)?(?:layers|h)\.(\d+)(?:\.(mlp|attn|self_attn))?", hookpoint
     )
-    if found is None:
+    if match is None:
         return hookpoint, hookpoint
-    layer, part = found[1], found[2]
+    layer, part = match[1], match[2]
     out = f"{'resid_post' if part is None else 'mlp_out' if part == 'mlp' else 'attn_out'}.{layer}"
     return (f"mlp_in.{layer}", out) if transcode and part == "mlp" else (out, out)

@@ -1,4 +1,4 @@
-"""What the readers share: tensors out of files, checked, and the algebra of other conventions."""
+"""Shared by the formats: checked reading and writing of tensors, and conversions between conventions."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
@@ -23,8 +24,6 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         MechstudyError: the file is absent, truncated or damaged.
     """
-    from safetensors.torch import load_file
-
     if not path.exists():
         raise MechstudyError(
             f"no dictionary here: {path.name} is missing", where=str(path.parent), fix="the folder that holds it"
@@ -46,14 +45,12 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     Raises:
         MechstudyError: it cannot be written.
     """
-    from safetensors.torch import save_file
-
     with _whole(path) as partial:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
 
 
 def write_text(text: str, path: Path) -> None:
-    """Like `write_safetensors`."""
+    """Write text as `write_safetensors` writes tensors."""
     with _whole(path) as partial:
         partial.write_text(text)
 
@@ -78,7 +75,11 @@ def _whole(path: Path) -> Iterator[Path]:
 
 
 def require(tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], where: Path) -> None:
-    """Refuse missing and misshapen tensors, integers, and NaN, by name. A threshold may be infinite: a feature off."""
+    """Refuse missing and misshapen tensors, integers, and NaN. A threshold may be infinite: its feature is off.
+
+    Raises:
+        MechstudyError: names the tensor.
+    """
     for name, shape in shapes.items():
         if name not in tensors:
             raise MechstudyError(
@@ -116,12 +117,12 @@ def shape_of(tensors: Mapping[str, Tensor], name: str, where: Path) -> tuple[int
     """The two sizes of a matrix.
 
     Raises:
-        MechstudyError: it is missing, or no matrix, or empty.
+        MechstudyError: it is missing, not a matrix, or empty.
     """
     require(tensors, {name: tensors[name].shape if name in tensors else (0, 0)}, where)
     if tensors[name].ndim != 2 or not tensors[name].numel():
         raise MechstudyError(
-            f"tensor {name} has the wrong shape: it is no matrix",
+            f"tensor {name} has the wrong shape: it is not a matrix",
             where=str(where),
             facts={"found": str(list(tensors[name].shape))},
             fix="copy or download the file again",
@@ -131,16 +132,16 @@ def shape_of(tensors: Mapping[str, Tensor], name: str, where: Path) -> tuple[int
 
 
 def of_one_dtype(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All in W_enc's dtype: some training keeps thresholds in another than the weights."""
+    """All tensors in W_enc's dtype: some trainings keep thresholds in another one."""
     return {name: tensor.to(tensors["W_enc"].dtype) for name, tensor in tensors.items()}
 
 
 def without_centring(b_enc: Tensor, b_dec: Tensor, W_enc: Tensor) -> Tensor:
-    """The bias on x that does what `b_enc` does on x - b_dec: b_enc - b_dec @ W_enc, W_enc [d_in, F]."""
+    """The bias for x that equals `b_enc` for x - b_dec: b_enc - b_dec @ W_enc, W_enc [d_in, F]."""
     return (b_enc.double() - b_dec.double() @ W_enc.double()).to(b_enc.dtype)
 
 
 def gated_as_jumprelu(W_enc: Tensor, b_gate: Tensor, r_mag: Tensor, b_mag: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(W_enc, b_enc, threshold) of the JumpReLU that a gated encoder is; see `architectures.gated`."""
+    """(W_enc, b_enc, threshold) of the JumpReLU that equals a gated encoder; see `architectures.gated`."""
     gain, threshold = gate_as_threshold(b_gate.double(), r_mag.double(), b_mag.double())
     return (W_enc.double() * gain).to(W_enc.dtype), b_mag, threshold.clamp_min(0.0).to(b_mag.dtype)

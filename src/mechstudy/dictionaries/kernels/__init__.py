@@ -1,4 +1,4 @@
-"""Finding and summing active entries, on whatever device the tensors are: see `reference` for what each means."""
+"""Selecting and summing active entries on any device; `reference` defines each kernel."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from mechstudy.dictionaries.kernels import gpu, reference
 
 try:
     from mechstudy.dictionaries.kernels import cpu
-except ImportError:  # a Python that Numba does not know yet: slower, the same numbers
+except ImportError:  # a Python that Numba does not support yet: slower, the same results
     cpu = None  # type: ignore[assignment]
 
 
 def kernels_for(*tensors: Tensor) -> Any:
-    """The module whose kernels take these tensors."""
+    """The module whose kernels support these tensors."""
     if cpu is not None and cpu.supports(*tensors):
         return cpu
     return gpu if gpu.supports(*tensors) else reference

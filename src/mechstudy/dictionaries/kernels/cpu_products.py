@@ -15,7 +15,7 @@ from mechstudy.dictionaries.kernels.reference import BETA1, BETA2, EPSILON
 
 @njit(cache=True, fastmath=FAST)
 def _add_rows(total: Array, first: int, last: int, numbers: Array, entries: Array, table: Array) -> None:
-    """total += sum of entries[j] * table[numbers[j]].
+    """Add to total the sum of entries[j] * table[numbers[j]].
 
     Eight rows at a time: their loads overlap, and the total is read and written once for all of them.
     """

@@ -7,6 +7,9 @@ shapes and offsets alone, without atomics: the same input gives the same bits.
 `available` says whether the kernels can run. Tensors must be contiguous and on one device; ValueError otherwise.
 """
 
+# mypy: disable-error-code="no-untyped-def"
+# (Triton's functions take pointers, numbers and constants, which have no Python types.)
+
 from __future__ import annotations
 
 import math
@@ -15,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mechstudy.dictionaries.kernels import cuda_select
 from mechstudy.dictionaries.kernels.cuda_select import (
     above,
     available,
@@ -23,9 +27,10 @@ from mechstudy.dictionaries.kernels.cuda_select import (
     jit,
     launch,
     power_of_two,
-    tl,
     top_k,
 )
+
+tl: Any = cuda_select.tl  # type: ignore[attr-defined]  # Triton's language, or None without Triton
 
 __all__ = [
     "above",

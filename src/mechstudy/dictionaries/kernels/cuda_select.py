@@ -8,6 +8,9 @@ Rows of codes are held as offsets [N+1] int64, features [M] int64 (ascending wit
 matrix' dtype.
 """
 
+# mypy: disable-error-code="no-untyped-def"
+# (Triton's functions take pointers, numbers and constants, which have no Python types.)
+
 from __future__ import annotations
 
 import os

@@ -1,4 +1,4 @@
-"""What the CPU kernels share: how tensors get to Numba and back.
+"""Shared by the CPU kernels: tensors as NumPy arrays for Numba.
 
 The kernels are compiled by Numba on first use and kept in its cache.
 

@@ -78,9 +78,9 @@ def row_products(offsets: Tensor, features: Tensor, rows_ND: Tensor, table_FD: T
     """Entries <rows[n], table[feature]>, float32 (float64 of float64 rows)."""
     dtype = torch.float64 if table_FD.dtype == torch.float64 else torch.float32
     numbers = row_numbers(offsets, len(features))
-    parts = zip(numbers.split(_CHUNK), features.split(_CHUNK), strict=True)
-    found = [(rows_ND[n].to(dtype) * table_FD[f].to(dtype)).sum(1) for n, f in parts]
-    return torch.cat(found) if found else torch.empty(0, dtype=dtype, device=features.device)
+    parts = zip(torch.split(numbers, _CHUNK), torch.split(features, _CHUNK), strict=True)
+    products = [(rows_ND[n].to(dtype) * table_FD[f].to(dtype)).sum(1) for n, f in parts]
+    return torch.cat(products) if products else torch.empty(0, dtype=dtype, device=features.device)
 
 
 def reconstruct(

@@ -1,4 +1,4 @@
-"""AuxK (Gao et al. 2024): what brings dead features back."""
+"""AuxK (Gao et al. 2024): an auxiliary loss that revives dead features."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mechstudy.dictionaries.kernels import top_k
-from mechstudy.dictionaries.training.data_parallel import Team
+from mechstudy.dictionaries.training.data_parallel import ProcessGroup
 from mechstudy.dictionaries.weights import Weights
 
 
@@ -24,26 +24,26 @@ class Auxiliary:
 
 def auxiliary(
     weights: Weights, x_dense: Tensor, error_ND: Tensor, pre_NF: Tensor, dead: Tensor, aux_k: int, alpha: float,
-    n_rows: int, team: Team,
+    n_rows: int, group: ProcessGroup,
 ) -> Auxiliary:  # fmt: skip
     """AuxK: the dead features alone predict the residual y - y_hat.
 
-    The residual is a constant, already free of b_dec (which is not added again), and its variance divides the
-    loss. Values are cut at zero as in the model, except those of a feature that is negative in every row: its
-    values count as they are, which pulls them up (else nothing would ever reach it).
+    The residual is a constant without b_dec (which is not added again), and its variance divides the loss. Values are
+    clamped at zero as in the model, except those of a feature that is negative in every row: its negative values count,
+    which pulls them up (no gradient would reach it otherwise).
     """
     residual = -error_ND
-    width, here = residual.shape[1], team.total(len(residual))
+    width, here = residual.shape[1], group.total(len(residual))
     mean = residual.sum(0)
-    team.sum(mean)
+    group.sum(mean)
     variance = (residual - mean / here).square().sum()
-    team.sum(variance)
+    group.sum(variance)
     variance = variance / (here * width)
     dtype = x_dense.dtype
     a_ND = pre_NF[:, dead]
     positive = a_ND > 0
     ever = positive.sum(0)
-    team.sum(ever)
+    group.sum(ever)
     mask = positive | (ever == 0)
     if len(dead) > aux_k:
         mask &= torch.zeros_like(mask).scatter_(1, top_k(a_ND, aux_k)[1], True)

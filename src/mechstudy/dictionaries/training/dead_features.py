@@ -1,4 +1,4 @@
-"""Dead features that start again at rows which are badly reconstructed (Bricken et al. 2023, "neuron resampling")."""
+"""Resampling of dead features at badly reconstructed rows (Bricken et al. 2023, "neuron resampling")."""
 
 from __future__ import annotations
 
@@ -7,32 +7,34 @@ from torch import Tensor
 
 from mechstudy.core.seeds import torch_generator
 from mechstudy.dictionaries.config import RECONSTRUCTING, DictionaryConfig
-from mechstudy.dictionaries.training.data_parallel import Team
+from mechstudy.dictionaries.training.data_parallel import ProcessGroup
 from mechstudy.dictionaries.training.state import TrainState
 
-ENCODER_SHARE = 0.2  # length of a new encoder row, as a share of the living ones' mean
+ENCODER_SHARE = 0.2  # length of a new encoder row, as a share of the mean over features that are not dead
 
 
-def resample(cfg: DictionaryConfig, state: TrainState, x_ND: Tensor, error_ND: Tensor, seed: int, team: Team) -> None:
+def resample(
+    cfg: DictionaryConfig, state: TrainState, x_ND: Tensor, error_ND: Tensor, seed: int, group: ProcessGroup
+) -> None:
     """Give every dead feature the direction of a row drawn with probability proportional to its squared loss.
 
-    What reconstructs its input decodes to the row itself, a transcoder to what is missing there; the encoder reads the
-    row. The optimizer forgets the feature. Which rows are drawn depends on seed and step alone.
+    The new encoder row is that row; so is the decoder row of an SAE, and a transcoder's is the row's error. The
+    optimizer's state of the feature is reset. The draw depends on seed and step alone.
     """
     dead = state.dead
     if dead is None or not len(dead) or cfg.kind == "clt":
         return
     losses = error_ND.square().sum(1)
-    by_rank = team.gather(losses)
+    by_rank = group.gather(losses)
     generator = torch_generator(seed, "dictionary", f"resampling at step {state.step}")
     chance = torch.cat(by_rank).double().cpu().square()
     chosen = torch.multinomial(chance + 1e-30, len(dead), replacement=len(dead) > len(chance), generator=generator)
-    first = sum(len(part) for part in by_rank[: team.rank])
+    first = sum(len(part) for part in by_rank[: group.rank])
     mine = ((chosen >= first) & (chosen < first + len(x_ND))).nonzero().squeeze(1).to(x_ND.device)
     rows, missing = x_ND.new_zeros(len(dead), x_ND.shape[1]), error_ND.new_zeros(len(dead), error_ND.shape[1])
     at = chosen.to(x_ND.device)[mine] - first
     rows[mine], missing[mine] = x_ND[at], -error_ND[at]
-    team.sum(rows, missing)
+    group.sum(rows, missing)
 
     weights = state.weights
     alive = torch.ones(len(weights.b_enc), dtype=torch.bool, device=dead.device)

@@ -1,4 +1,4 @@
-"""From trained weights to the dictionary that the rest of the package uses: raw rows in, raw rows out."""
+"""Converts trained weights to a dictionary on raw rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from mechstudy.dictionaries.architectures import architecture_of
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
 from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder
-from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
+from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.stored import DictionaryMeta
 from mechstudy.dictionaries.training.initialise import Normalisation
 from mechstudy.dictionaries.training.state import TrainState
 from mechstudy.dictionaries.weights import Weights
@@ -18,7 +19,7 @@ from mechstudy.dictionaries.weights import Weights
 def finished(
     cfg: DictionaryConfig, train_cfg: TrainConfig, state: TrainState, source: Any, site_in: str, site_out: str
 ) -> Dictionary | CrossLayerTranscoder:
-    """Fold the normalisation and what only training needs into the weights."""
+    """Fold the normalisation, and weights that only training needs, into the dictionary."""
     norm = state.normalisation
     learned = Weights.of(state.average) if state.average else state.weights
     weights, threshold = architecture_of(cfg).at_inference(learned, state.threshold)

@@ -1,12 +1,11 @@
-"""One training step's loss and gradients, written out by hand.
+"""Loss and gradients of one training step, derived by hand.
 
 Autograd would keep and revisit dense [N, F] matrices. Here the reconstruction error g = dL/dy_hat reaches the
 weights through active entries only:
 
     dW_dec[f] = sum_n f_nf g_n      df_nf = <g_n, W_dec[f]>      dW_enc[:, f] = sum_n du_nf x_n
 
-and the architecture says how df becomes du. A test holds every line of this to autograd on the plain dense formula,
-in float64.
+and the architecture defines how df becomes du. Tests compare all of it with autograd on the dense formula, in float64.
 """
 
 from __future__ import annotations
@@ -22,19 +21,18 @@ from mechstudy.dictionaries.architectures.base import Architecture, Context
 from mechstudy.dictionaries.codes import Codes
 from mechstudy.dictionaries.kernels.reference import remove_parallel
 from mechstudy.dictionaries.training.auxiliary import Auxiliary, auxiliary
-from mechstudy.dictionaries.training.data_parallel import ALONE, Team
+from mechstudy.dictionaries.training.data_parallel import ALONE, ProcessGroup
 from mechstudy.dictionaries.training.objective import Objective, Reconstruction
-from mechstudy.dictionaries.training.scratch import Scratch
-from mechstudy.dictionaries.weights import Weights
+from mechstudy.dictionaries.weights import Scratch, Weights
 
 
 @dataclass
 class StepOutput:
-    """What a step found.
+    """Results of a step.
 
     loss: mean squared error per coordinate of the whole dictionary (about FVU, as targets have unit variance);
-    penalty and aux_loss: what else is minimised; error = y_hat - y; minimum: see `architectures.base.Encoded`;
-    squares: squared lengths of the gradients' rows, [F] each, where they are known already; active: entries of the
+    penalty and aux_loss: the other minimised terms; error = y_hat - y; minimum: see `architectures.base.Encoded`;
+    squares: squared lengths [F] of the rows of those gradients for which they were computed; active: entries of the
     whole batch's codes (`step.train_step`).
     """
 
@@ -66,30 +64,36 @@ def loss_and_gradients(
     scratch: Scratch | None = None,
     n_sites: int = 0,
     n_rows: int | None = None,
-    team: Team = ALONE,
+    group: ProcessGroup = ALONE,
 ) -> StepOutput:
     """Loss, codes and gradients on one batch of normalised rows, or on a part of one.
 
     Args:
+        weights: in the normalised space.
+        x_ND: inputs.
+        y_ND: targets.
+        architecture: of the dictionary.
         dense_dtype: of the factors in all products; sums are in the weights' dtype.
         guess: the last batch's ``minimum``.
-        prefixes: Matryoshka: numbers of features, rising, the last one F; each prefix reconstructs by itself, and
-            the loss is the mean over prefixes. None or one prefix is the plain dictionary.
+        prefixes: Matryoshka: rising numbers of features, the last one F; each prefix reconstructs by itself, and
+            the loss is the mean over prefixes. No or one prefix: a plain dictionary.
         coefficient: of the architecture's sparsity penalty.
-        unit_decoder: decoder rows have length one: the penalty need not know their length, and the gradient leaves
-            out what lies along them.
+        unit_decoder: decoder rows have length one: the penalty ignores their length, and the gradient has no component
+            along them.
         dead: indices of dead features, for the auxiliary loss; None or empty turns it off.
-        scratch: of the training; the result then holds until the next step.
+        aux_k: dead features of a row in the auxiliary loss.
+        aux_alpha: weight of the auxiliary loss.
+        scratch: of the training; the result is then valid until the next step.
         n_sites: of a cross-layer transcoder (see `cross_layer`); 0: an ordinary dictionary.
         n_rows: rows of the whole batch, of which these are a part; losses and gradients are then parts of sums.
-        team: processes that hold the other parts. What is chosen over the batch is chosen over all of them.
+        group: processes with the other parts; BatchTopK and L0 are taken over all of them.
     """
     scratch = scratch or Scratch()
     n_rows = n_rows or len(x_ND)
     x_dense = x_ND.to(dense_dtype)
     dec = scratch.copy_of("dec", weights.dec, dense_dtype)
     pre_NF = _pre_activations(weights, x_dense, n_sites, scratch)
-    encoded = architecture.encode(pre_NF, weights, guess, dense_dtype, team)
+    encoded = architecture.encode(pre_NF, weights, guess, dense_dtype, group)
     codes = encoded.codes
     rest = weights.b_dec - y_ND
     if weights.skip is not None:
@@ -103,7 +107,7 @@ def loss_and_gradients(
     norms = _norms(weights.dec, unit_decoder, n_sites)
     context = Context(
         weights, dec, pre_NF, codes, objective.d_values, norms, rest, objective.project, coefficient, dense_dtype,
-        n_rows, team,
+        n_rows, group,
     )  # fmt: skip
     passed = architecture.backward(context)
     error, felt, scale = objective.error, objective.felt, objective.scale
@@ -123,7 +127,7 @@ def loss_and_gradients(
         squares.pop("dec", None)
     aux_loss = None
     if dead is not None and len(dead) and aux_alpha > 0 and not n_sites:
-        aux = auxiliary(weights, x_dense, error, pre_NF, dead, aux_k, aux_alpha, n_rows, team)
+        aux = auxiliary(weights, x_dense, error, pre_NF, dead, aux_k, aux_alpha, n_rows, group)
         aux_loss = aux.loss
         _add_auxiliary(aux, weights, gradients, squares, dead, unit_decoder)
     loss = torch.linalg.vector_norm(error).square() / (n_rows * error.shape[1])
@@ -131,7 +135,7 @@ def loss_and_gradients(
 
 
 def _pre_activations(weights: Weights, x_dense: Tensor, n_sites: int, scratch: Scratch) -> Tensor:
-    """Pre-activations [N, F], in the rows' dtype and the training's own memory."""
+    """Pre-activations [N, F], in the rows' dtype and a buffer of the training."""
     enc, b_enc = scratch.copy_of("enc", weights.enc, x_dense.dtype), weights.b_enc.to(x_dense.dtype)
     pre_NF = scratch.buffer("pre", (len(x_dense), len(enc)), x_dense.dtype, x_dense.device)
     if n_sites:
@@ -184,9 +188,9 @@ def _total(tensors: list[Tensor]) -> Tensor:
 
 
 def clip_factor(gradients: Weights, limit: float, squares: Mapping[str, Tensor]) -> float:
-    """What all gradients are to be multiplied by, so that their joint L2 norm is at most ``limit``.
+    """The factor for all gradients that makes their joint L2 norm at most ``limit``.
 
-    ``squares``: squared lengths of the rows of some of them, which spares reading those again.
+    ``squares``: squared lengths of the rows of some of them, which need not be read again.
     """
     parts = [
         squares[name].sum(dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What goes wrong with the rows, early in a training, or with what came of it; told while it can still be stopped."""
+"""Health checks of rows, of a training while it runs, and of the finished dictionary."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
 from mechstudy.dictionaries.health_config import CORRECTED
 
 SINKS = 0.02  # share of rows
-SINK_RATIO = 10.0  # of the longest row to the median: sinks, whether or not they are left out
+SINK_RATIO = 10.0  # norm of the longest row over the median: sinks, whether or not they are left out
 MIXING = 0.8  # of a batch: stores have .92 to .99 (contexts of 1,024 and 128), one document alone has 0
-MEAN_TO_SPREAD = 10.0  # a mean this many times the spread: most of what is stored says nothing
+MEAN_TO_SPREAD = 10.0  # a mean this many times the spread: most stored digits are the same in every row
 SPIKE = 3.0  # times the median of the last logged losses
 DEAD = 0.5  # share of features
-DRIFT = 1.5  # times the L0 asked for, or one over it
-_MEMORY = 10  # logged losses that a spike is told by
+DRIFT = 1.5  # L0 over its target, or target over L0
+_MEMORY = 10  # logged losses that a spike is compared with
 _SETTLED = 0.25  # share of the steps after which L0 and FVU are judged
 
 
 class HealthWarning(UserWarning):
-    """A training looks ill, and nothing but Python's warnings is there to tell it."""
+    """A health finding of a training without a progress display."""
 
 
 def warn(text: str) -> None:
@@ -40,10 +40,10 @@ def warn(text: str) -> None:
 
 @dataclass(frozen=True)
 class Finding:
-    """``what``: a field of `HealthConfig`, or held_out_l0; ``value``: the number that gave it away; ``step``: 0 where
-    it is about the rows themselves.
+    """One problem.
 
-    ``action``: "warned", or "corrected" where training mends it by itself and the study is content with that.
+    what: a field of `HealthConfig`, or held_out_l0; value: the number that exceeded its limit; step: 0 if about the
+    rows; action: "warned", or "corrected" if training corrects it and the recipe says `correct`.
     """
 
     step: int
@@ -55,11 +55,10 @@ class Finding:
 
 
 class Health:
-    """Watches one training at its logged steps. Each kind of trouble is told once.
+    """Checks of one training at its logged steps. Each kind of problem is reported once.
 
-    ``train_cfg.health`` says what follows, for all kinds or for each: "warn" tells and goes on, "stop" raises, "off"
-    does not look, "correct" is content with what training does about it anyway: a far-away mean is subtracted, sinks
-    are left out. What nothing corrects is a warning then.
+    The recipe's `HealthConfig` decides what follows: "warn" reports, "stop" raises, "off" does not check, "correct"
+    reports without a warning if training corrects the problem (a far-away mean is subtracted, sinks are left out).
     """
 
     def __init__(self, cfg: DictionaryConfig, train_cfg: TrainConfig) -> None:
@@ -68,11 +67,11 @@ class Health:
         self.findings: list[Finding] = []
 
     def data(self, mean_to_spread: float) -> list[Finding]:
-        """Judge the rows before the first step: the length of their mean over their spread about it."""
+        """Check the rows before the first step: the length of their mean over their spread about it."""
         if mean_to_spread <= MEAN_TO_SPREAD:
             return []
         text = f"the mean of the rows is {mean_to_spread:.0f} times their spread; they are centred, but bf16 rows"
-        return self._tell(
+        return self._report(
             Finding(0, "mean", mean_to_spread, f"{text} keep few digits of what differs",
                     "store_dtype: float32, or capture another site")
         )  # fmt: skip
@@ -80,9 +79,11 @@ class Health:
     def sinks(
         self, n_sinks: int, n_rows: int, *, longest_to_median: float | None = None, limited: bool = True
     ) -> list[Finding]:
-        """Judge how many rows are left out as sinks, of all; and rows that nothing leaves out.
+        """Check the share of rows left out as sinks, and very long rows that are not left out.
 
         Args:
+            n_sinks: rows left out.
+            n_rows: all rows.
             longest_to_median: norm of the longest row over the median.
             limited: rows above some norm are left out.
         """
@@ -90,35 +91,35 @@ class Health:
         if share > SINKS:
             text = f"{share:.1%} of the rows are sinks (norm above {SINK_RATIO:.0f} times the median) and are left out"
             fix = "see which tokens these are: their features are in no dictionary; or capture another site"
-            return self._tell(Finding(0, "sinks", share, text, fix))
+            return self._report(Finding(0, "sinks", share, text, fix))
         if not limited and longest_to_median is not None and longest_to_median > SINK_RATIO:
             text = f"the longest row is {longest_to_median:.0f} times as long as the median one, and none is left out"
             fix = "a store or a pass with sink_ratio, else a few rows decide the loss"
-            return self._tell(Finding(0, "sinks", longest_to_median, text, fix), corrected=False)
+            return self._report(Finding(0, "sinks", longest_to_median, text, fix), corrected=False)
         return []
 
     def mixing(self, mixing: float) -> list[Finding]:
-        """Judge how well batches mix documents (`activations.mixing`)."""
+        """Check how well batches mix documents (`activations.mixing`)."""
         if mixing >= MIXING:
             return []
         text = f"batches are {mixing:.2f} as mixed as rows of the whole corpus would be: their rows are alike"
         fix = "a larger dictionaries.window_rows or training.batch_size, source: store, or more and shorter documents"
-        return self._tell(Finding(0, "mixing", mixing, text, fix))
+        return self._report(Finding(0, "mixing", mixing, text, fix))
 
     def held_out(self, l0: float) -> list[Finding]:
-        """Judge the finished dictionary's L0 on held-out rows. Never stops: there is nothing left to stop."""
+        """Check the finished dictionary's L0 on held-out rows. Never raises: the training is over."""
         k = self._cfg.k
         if 1 / DRIFT <= l0 / k <= DRIFT:
             return []
         text = f"L0 is {l0:.1f} on held-out rows, and {k} is asked for"
         fix = "more training.steps, or look whether the held-out text is of another kind"
-        return self._tell(Finding(self._train_cfg.steps, "held_out_l0", l0, text, fix), stops=False)
+        return self._report(Finding(self._train_cfg.steps, "held_out_l0", l0, text, fix), stops=False)
 
     def step(self, step: int, values: Mapping[str, Any]) -> list[Finding]:
-        """Judge a logged step by its scalars (loss, fvu, l0, dead_share); what is new is returned.
+        """Check a logged step by its scalars (loss, fvu, l0, dead_share) and return new findings.
 
         Raises:
-            MechstudyError: something is wrong, and the recipe says to stop.
+            MechstudyError: a new finding whose action is "stop".
         """
         new: list[Finding] = []
         loss, l0, k = float(values["loss"]), float(values["l0"]), self._cfg.k
@@ -137,23 +138,24 @@ class Health:
             if values["fvu"] >= 1.0:
                 text = f"FVU is {values['fvu']:.2f}: the dictionary does no better than the mean"
                 new.append(Finding(step, "fvu", values["fvu"], text, "another training.lr, or look at the rows"))
-        return [told for finding in new for told in self._tell(finding)]
+        return [reported for finding in new for reported in self._report(finding)]
 
     def as_json(self) -> list[dict[str, Any]]:
         """Every finding, for the dictionary's metadata."""
         return [asdict(finding) for finding in self.findings]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that a resumed training tells no more and no less."""
+        """State for a checkpoint, so that a resumed training reports the same findings."""
         return {"findings": self.as_json(), "losses": list(self._losses)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint's `state`."""
         self.findings = [Finding(**finding) for finding in state.get("findings", ())]
         self._losses = deque(state.get("losses", ()), maxlen=_MEMORY)
 
-    def _tell(self, finding: Finding, *, stops: bool = True, corrected: bool = True) -> list[Finding]:
+    def _report(self, finding: Finding, *, stops: bool = True, corrected: bool = True) -> list[Finding]:
         action = self._train_cfg.health.of(finding.what)
-        if action == "off" or any(known.what == finding.what for known in self.findings):
+        if action == "off" or any(earlier.what == finding.what for earlier in self.findings):
             return []
         if action == "correct" and corrected and finding.what in CORRECTED:
             finding = replace(finding, action="corrected")

@@ -1,4 +1,4 @@
-"""Normalisation statistics, and the weights a training starts from."""
+"""Normalisation statistics, and initial weights."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from torch import Tensor
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.architectures.cross_layer import n_pairs
 from mechstudy.dictionaries.config import RECONSTRUCTING
+from mechstudy.dictionaries.sizes import SAMPLE_ROWS
 from mechstudy.dictionaries.weights import Weights
 
-STATISTICS_ROWS = 16_384  # rows the normalisation is measured on
-SAMPLE_ROWS = 2_048  # rows that biases and thresholds are set by at the start
-SKIP_ROWS_PER_INPUT = 16  # rows per input coordinate for the ridge regression of the skip path
 RIDGE = 1e-3  # ridge penalty, as a share of the mean input variance
 TRANSCODER_DECODER_NORM = 0.1  # length of decoder rows at the start; 1.0 cost .01-.02 of R2 (SmolLM2 layer 3)
 
@@ -25,8 +23,8 @@ TRANSCODER_DECODER_NORM = 0.1  # length of decoder rows at the start; 1.0 cost .
 class Normalisation:
     """x -> (x - mean_in) / scale_in, y -> (y - mean_out) / scale_out, so that E||x||^2 = d_in, E||y||^2 = d_out.
 
-    Where rows hold several sites side by side, spread_in and spread_out are each column's site's scale over the scale
-    of all, so that every site counts alike.
+    If rows hold several sites side by side, spread_in and spread_out are the scale of each column's site over the scale
+    of all, so that every site has the same weight.
     """
 
     mean_in: Tensor
@@ -37,7 +35,7 @@ class Normalisation:
     spread_out: Tensor | None = None
 
     def apply(self, x_ND: Tensor, y_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalise a batch. Where y is x (an SAE), so are the results."""
+        """Normalise a batch. If y is x (an SAE), the results are one tensor too."""
         x = (x_ND - self.mean_in).mul_(1.0 / self.scale_in)
         if self.spread_in is not None:
             x /= self.spread_in
@@ -47,7 +45,7 @@ class Normalisation:
         return x, (y if self.spread_out is None else y.div_(self.spread_out))
 
     def fold(self, weights: Weights) -> Weights:
-        """The weights that do on raw rows what `weights` do on normalised ones.
+        """The weights that compute on raw rows what `weights` compute on normalised ones.
 
         Feature values are multiplied by scale_out (so thresholds are too) and decoder rows keep their length.
         """
@@ -83,27 +81,26 @@ class Moments:
         return float(torch.linalg.vector_norm(norm.mean_in)) / (norm.scale_in * math.sqrt(len(norm.mean_in)))
 
 
-def statistics_rows(d_in: int, *, with_skip: bool) -> int:
-    """Rows that the normalisation, and a skip path's regression, are measured on."""
-    return max(STATISTICS_ROWS, SKIP_ROWS_PER_INPUT * d_in if with_skip else 0)
-
-
 def measure(batches: Iterable[tuple[Tensor, Tensor]], *, n_rows: int, with_cross: bool, n_sites: int = 1) -> Moments:
-    """Read batches until `n_rows` rows are seen (or they end); float64 sums.
+    """Read batches until they hold `n_rows` rows or end; float64 sums.
 
-    ``n_sites``: sites of equal width that the rows hold side by side; each is scaled by itself.
+    Args:
+        batches: (inputs, targets).
+        n_rows: rows to read.
+        with_cross: also sum the matrices of the skip path's regression.
+        n_sites: sites of equal width that the rows hold side by side; each is scaled by itself.
 
     Raises:
         MechstudyError: there are no rows, or all of them are equal.
     """
-    seen = 0
+    n_read = 0
     origin: tuple[Tensor, Tensor] | None = None
     sample = torch.zeros(0)
     sum_in, sum_out, square_in, square_out = (torch.zeros(()) for _ in range(4))
     covariance: Tensor | None = None
     cross: Tensor | None = None
     for x, y in batches:
-        if origin is None:  # subtracting a first mean keeps the float32 products of large offsets exact enough
+        if origin is None:  # subtracting a first mean keeps the float32 products of large offsets accurate
             origin, sample = (x.double().mean(0), y.double().mean(0)), x[:SAMPLE_ROWS].cpu().clone()
             sum_in, sum_out = torch.zeros_like(origin[0]), torch.zeros_like(origin[1])
             square_in, square_out = torch.zeros_like(origin[0]), torch.zeros_like(origin[1])
@@ -114,14 +111,14 @@ def measure(batches: Iterable[tuple[Tensor, Tensor]], *, n_rows: int, with_cross
             fx, fy = dx.float(), dy.float()
             covariance = (fx.T @ fx).double() + (0 if covariance is None else covariance)
             cross = (fx.T @ fy).double() + (0 if cross is None else cross)
-        seen += len(x)
-        if seen >= n_rows:
+        n_read += len(x)
+        if n_read >= n_rows:
             break
-    if origin is None or seen < 2:
-        raise MechstudyError("there are no activation rows to train on", facts={"rows": str(seen)})
-    shift_in, shift_out = sum_in / seen, sum_out / seen
-    scale_in, spread_in = _scale(square_in / seen - shift_in.square(), n_sites, "input")
-    scale_out, spread_out = _scale(square_out / seen - shift_out.square(), n_sites, "target")
+    if origin is None or n_read < 2:
+        raise MechstudyError("there are no activation rows to train on", facts={"rows": str(n_read)})
+    shift_in, shift_out = sum_in / n_read, sum_out / n_read
+    scale_in, spread_in = _scale(square_in / n_read - shift_in.square(), n_sites, "input")
+    scale_out, spread_out = _scale(square_out / n_read - shift_out.square(), n_sites, "target")
     normalisation = Normalisation(
         (origin[0] + shift_in).float(), scale_in, (origin[1] + shift_out).float(), scale_out, spread_in, spread_out
     )
@@ -129,13 +126,13 @@ def measure(batches: Iterable[tuple[Tensor, Tensor]], *, n_rows: int, with_cross
     if spread_in is not None:
         sample /= spread_in.cpu()
     if covariance is not None and cross is not None:
-        covariance = (covariance / seen - torch.outer(shift_in, shift_in)) / scale_in**2
-        cross = (cross / seen - torch.outer(shift_in, shift_out)) / (scale_in * scale_out)
-    return Moments(seen, normalisation, sample, covariance, cross)
+        covariance = (covariance / n_read - torch.outer(shift_in, shift_in)) / scale_in**2
+        cross = (cross / n_read - torch.outer(shift_in, shift_out)) / (scale_in * scale_out)
+    return Moments(n_read, normalisation, sample, covariance, cross)
 
 
 def _scale(variance_D: Tensor, n_sites: int, what: str) -> tuple[float, Tensor | None]:
-    """Root mean variance of all columns, and of each column's site over it (None where there is one site)."""
+    """Root mean variance of all columns, and of each column's site over it (None for one site)."""
     by_site = variance_D.view(n_sites, -1).mean(1)
     for site, variance in enumerate(by_site.tolist()):
         if not variance > 0:
@@ -157,10 +154,10 @@ def initial_weights(
 ) -> Weights:
     """Weights in the normalised space, on the CPU; the same for the same generator.
 
-    Encoder rows are random unit vectors, so pre-activations start with unit variance. The decoder of what
-    reconstructs its own input is a copy of its encoder. A transcoder's decoder starts short and random, and its skip
-    path at the ridge regression of target on input, so that features learn what a linear map cannot do. b_dec is
-    zero: the mean. A cross-layer transcoder's encoder is [F, d_in / n_sites], its decoder one matrix per pair of sites.
+    Encoder rows are random unit vectors, so pre-activations start with unit variance. An SAE's decoder is a copy of its
+    encoder. A transcoder's decoder starts short and random, and its skip path at the ridge regression of target on
+    input, so that features learn what a linear map cannot do. b_dec is zero, the mean. A cross-layer transcoder's
+    encoder is [F, d_in / n_sites], and its decoder one matrix per pair of sites.
     """
     enc = torch.randn(n_features, d_in // n_sites if kind == "clt" else d_in, generator=generator)
     enc /= torch.linalg.vector_norm(enc, dim=1, keepdim=True)

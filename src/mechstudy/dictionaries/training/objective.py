@@ -1,40 +1,47 @@
-"""The reconstruction loss of one decoder, and what it sends back to features and decoder."""
+"""The reconstruction loss of one decoder, and its gradients at features and decoder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from mechstudy.dictionaries.codes import Codes
-from mechstudy.dictionaries.training.scratch import Scratch
+from mechstudy.dictionaries.weights import Scratch
 
 
+@runtime_checkable
 class Objective(Protocol):
-    """What a step needs of its loss: see `Reconstruction`; `cross_layer.CrossLayer` is the other one."""
+    """A step's reconstruction loss: `Reconstruction`, or `cross_layer.CrossLayer`."""
 
     scale: float
     error: Tensor
     d_values: Tensor
 
     @property
-    def felt(self) -> Tensor: ...
+    def felt(self) -> Tensor:
+        """See `Reconstruction`."""
 
-    def project(self, codes: Codes) -> Tensor: ...
+    def project(self, codes: Codes) -> Tensor:
+        """See `Reconstruction`."""
 
-    def decoder_gradient(self, dec: Tensor, unit: bool, scratch: Scratch, squares: dict[str, Tensor]) -> Tensor: ...
+    def decoder_gradient(self, dec: Tensor, unit: bool, scratch: Scratch, squares: dict[str, Tensor]) -> Tensor:
+        """See `Reconstruction`."""
 
 
 class Reconstruction:
     """The mean, over prefixes of the features, of the mean squared error per coordinate.
 
-    error [N, d_out]: of the whole dictionary. ``felt`` [N, d_out] times ``scale`` is dL/dy_hat as b_dec and the skip
-    path feel it; features of part m feel the sum over all prefixes that hold them. d_values: entries of dL/df.
+    error [N, d_out]: of the whole dictionary. ``felt`` [N, d_out] times ``scale`` is dL/dy_hat at b_dec and the skip
+    path; features of part m get the sum over all prefixes that hold them. d_values: entries of dL/df.
 
     Args:
+        codes: of the batch.
+        dec_FD: the decoder, in the products' dtype.
         rest_ND: b_dec + skip path - target.
+        prefixes: rising numbers of features, the last one F.
         n_rows: rows of the whole batch, of which these may be a part.
     """
 
@@ -59,10 +66,11 @@ class Reconstruction:
 
     @property
     def felt(self) -> Tensor:
+        """Gradient dL/dy_hat / scale [N, d_out] at b_dec and the skip path."""
         return self._felt[0]
 
     def project(self, codes: Codes) -> Tensor:
-        """Entries <gradient felt by feature f in row n, dec[f]>."""
+        """Entries <dL/dy_hat at feature f in row n, dec[f]>."""
         if len(self._prefixes) == 1:
             return codes.products(self.felt, self._dec).mul_(self.scale)
         parts = self._parts if codes is self._codes else codes.split(self._prefixes)
@@ -72,7 +80,7 @@ class Reconstruction:
         return entries
 
     def decoder_gradient(self, dec: Tensor, unit: bool, scratch: Scratch, squares: dict[str, Tensor]) -> Tensor:
-        """dL/d dec [F, d_out], without what lies along unit rows; squared lengths of its rows into ``squares``."""
+        """dL/d dec [F, d_out] without components along unit rows; squared lengths of its rows into ``squares``."""
         out = scratch.buffer("gradient of dec", tuple(dec.shape), dec.dtype, dec.device)
         parts = [(self._codes, slice(None))] if len(self._prefixes) == 1 else self._parts
         lengths = []

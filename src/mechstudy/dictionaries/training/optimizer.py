@@ -1,4 +1,4 @@
-"""Adam, one pass over each matrix: clipping, the update, unit rows and the narrow copy together."""
+"""Adam in one pass over each matrix: clipping, update, unit rows and bfloat16 copy together."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from collections.abc import Collection, Mapping
 from torch import Tensor
 
 from mechstudy.dictionaries.kernels import kernels_for
-from mechstudy.dictionaries.training.scratch import large_empty
-from mechstudy.dictionaries.weights import Weights
+from mechstudy.dictionaries.weights import Weights, large_empty
 
 BIAS_RATE = 3.0
 UNIT_DECODER_RATE = 3.0
 
 
 def relative_rates(unit_decoder: bool) -> dict[str, float]:
-    """Learning rates over that of the rest, by weight.
+    """Learning rates of some weights relative to the others.
 
     A step of the rate in every entry of an encoder row moves a pre-activation by many times the rate, a bias by the
-    rate alone; and a row that is made a unit vector again loses what was learned along it. Measured on SmolLM2-135M
+    rate alone; and normalising a decoder row undoes the part of the step along it. Measured on SmolLM2-135M
     layer 15, mlp_out, batches of 2,048, F = 4,608, k = 32, held-out FVU with (biases, decoder) at (1, 1) and (3, 3):
     488 steps BatchTopK .322 and .312, TopK .309 and .305, JumpReLU .318 and .309, Gated .337 and .326; 1,952 steps
     BatchTopK .278 and .273, TopK .276 and .276 (there at (4, 3)). Skip transcoder, TopK, F = 2,304, biases at 1, 3 and
@@ -54,11 +53,14 @@ class Adam:
         """Change the weights in place.
 
         Args:
-            rates: what the learning rate of some weights is multiplied by.
-            factor: what the gradients are multiplied by first (clipping).
-            unit: weights whose rows are made unit vectors afterwards.
-            copies: bfloat16 copies of some weights, brought up to date.
-            squares: squared lengths of the gradients' rows, of some of them.
+            weights: changed in place.
+            gradients: of the same shape.
+            lr: learning rate.
+            rates: factors of the learning rate for some weights.
+            factor: multiplies the gradients first (clipping).
+            unit: weights whose rows are normalised afterwards.
+            copies: bfloat16 copies of some weights, updated.
+            squares: squared lengths of the rows of some gradients.
         """
         self.count, self.lr = self.count + 1, lr
         for (name, weight), (_, gradient) in zip(weights.named(), gradients.named(), strict=True):

@@ -1,9 +1,10 @@
-"""Any tensors as training rows: for notebooks, and for activations that come from elsewhere."""
+"""Row sources from tensors, arrays and iterables, and held-out rows for evaluation."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,22 +13,23 @@ from torch import Tensor
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.seeds import torch_generator
 from mechstudy.dictionaries.arrays import Array, as_tensor, flat, is_array, pair, targets_missing
-from mechstudy.dictionaries.training.initialise import statistics_rows
+from mechstudy.dictionaries.sizes import statistics_rows
 
 Batch = Array | tuple[Array, Array] | list[Array]
-_PIECE = 4_096  # rows evaluated at a time where they come as one tensor
+_PIECE = 4_096  # rows of one tensor evaluated at a time
 
 
 class TensorRows:
-    """Rows held in memory, in a new order every epoch.
+    """Rows in memory, in a new order every epoch.
 
     Args:
         x_ND: inputs [N, d_in].
-        y_ND: targets [N, d_out]; None: the inputs themselves.
+        y_ND: targets [N, d_out]; None: the inputs.
+        batch_size: rows of a batch.
         seed: of the orders.
 
     Raises:
-        MechstudyError: other shapes, whole numbers, or fewer rows than one batch.
+        MechstudyError: other shapes, integers, or fewer rows than one batch.
     """
 
     def __init__(self, x_ND: Array, y_ND: Array | None = None, *, batch_size: int = 2_048, seed: int = 0) -> None:
@@ -45,7 +47,7 @@ class TensorRows:
         self.d_in, self.d_out = self.x.shape[1], self.y.shape[1]
 
     def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of steps ``start``, ``start + 1``, ..., for ever; an epoch's last rows that fill none are left."""
+        """Batches of steps ``start``, ``start + 1``, ..., without end; an epoch's last incomplete batch is left out."""
         per_epoch = len(self.x) // self.batch_size
         epoch, within = divmod(start, per_epoch)
         while True:
@@ -58,17 +60,19 @@ class TensorRows:
 
 
 class IterableRows:
-    """Batches from an iterable of tensors [..., d] or pairs of them, cut into batches of one size, in its order.
+    """Batches of one size from an iterable of tensors or arrays [..., d] or pairs of them, in its order.
 
-    What can be iterated anew (a list, a DataLoader) starts over when it ends; an iterator or generator does not. A
-    killed training resumes only on what can be iterated anew. NumPy arrays are as good as tensors.
+    A source that can be iterated again (a list, a DataLoader) starts over when it ends; an iterator or generator does
+    not, and a killed training cannot resume on it.
 
     Args:
+        batches: the iterable.
+        batch_size: rows of a batch.
         n_sites: batches are [..., n_sites, d], whose sites are put side by side.
-        needs_targets: batches without targets are refused.
+        needs_targets: refuse batches without targets.
 
     Raises:
-        MechstudyError: fewer rows than one batch, or batches that are no rows (named by number).
+        MechstudyError: fewer rows than one batch, or batches that do not hold rows (named by number).
     """
 
     def __init__(
@@ -78,8 +82,8 @@ class IterableRows:
         self._source, self._n_sites, self._needs_targets = batches, n_sites, needs_targets
         self.once = iter(batches) is batches
         self._rest = self._cut(batches) if self.once else iter(())
-        self._held: list[tuple[Tensor, Tensor]] = []  # an iterator's first batches, which the statistics read too
-        first = next(self._only_time() if self.once else self._cut(batches), None)
+        self._held: list[tuple[Tensor, Tensor]] = []  # an iterator's first batches, read by the statistics and again
+        first = next(self._once() if self.once else self._cut(batches), None)
         if first is None:
             raise _too_few(batch_size)
         self.d_in, self.d_out = first[0].shape[1], first[1].shape[1]
@@ -90,9 +94,9 @@ class IterableRows:
             return self._again(start)
         if start:
             raise cannot_resume()
-        return self._only_time()
+        return self._once()
 
-    def _only_time(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _once(self) -> Iterator[tuple[Tensor, Tensor]]:
         yield from self._held
         for x, y in self._rest:
             if len(self._held) * self.batch_size < statistics_rows(x.shape[1], with_skip=True):
@@ -100,15 +104,15 @@ class IterableRows:
             yield x, y
 
     def _again(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        def for_ever() -> Iterator[Batch]:
-            some = True
-            while some:
-                some = False
+        def repeated() -> Iterator[Batch]:
+            empty = False
+            while not empty:
+                empty = True
                 for batch in self._source:
-                    some = True
+                    empty = False
                     yield batch
 
-        batches = self._cut(for_ever())
+        batches = self._cut(repeated())
         for _ in range(start):
             next(batches)
         yield from batches
@@ -141,25 +145,37 @@ class IterableRows:
             left = (x[whole:], y[whole:])
 
 
+class FirstBatches:
+    """The first ``n_batches`` batches of what ``begin()`` iterates over, as often as they are iterated."""
+
+    def __init__(self, begin: Callable[[], Iterator[tuple[Tensor, Tensor]]], n_batches: int) -> None:
+        self._begin, self._n_batches = begin, n_batches
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return islice(self._begin(), self._n_batches)
+
+
 class HeldOut:
-    """Rows to judge a dictionary by, as (inputs [n, d_in], targets [n, d_out]), as often as they are asked for.
+    """Held-out rows as batches (inputs [n, d_in], targets [n, d_out]) that can be iterated repeatedly.
 
     Args:
-        source: a tensor or NumPy array, a pair (inputs, targets), or an iterable of either. An iterator's are kept.
+        source: a tensor or NumPy array, a pair (inputs, targets), or an iterable of either; an iterator's batches are
+            kept in memory.
         widths: of the inputs and targets, their sites side by side.
-        needs_targets: inputs alone are refused.
+        n_sites: sites that a row holds.
+        needs_targets: refuse inputs alone.
 
     Raises:
-        MechstudyError: it is none of these; while iterating, a batch that is no rows, or of another width.
+        MechstudyError: it is none of these; while iterating, a batch without rows or of another width.
     """
 
     def __init__(self, source: Any, *, widths: tuple[int, int], n_sites: int = 1, needs_targets: bool = False) -> None:
         if is_array(source) or _is_pair(source):
             x, y = pair(source, n_sites, needs_targets=needs_targets, widths=widths)
-            source = list(zip(x.split(_PIECE), y.split(_PIECE), strict=True))
+            source = list(zip(torch.split(x, _PIECE), torch.split(y, _PIECE), strict=True))
         elif hasattr(source, "batches"):
             raise MechstudyError(
-                f"a {type(source).__name__} goes on for ever", fix="itertools.islice(source.batches(), n) of it"
+                f"a {type(source).__name__} never ends", fix="itertools.islice(source.batches(), n) of it"
             )
         else:
             _refuse_no_rows(source)
@@ -184,12 +200,17 @@ class HeldOut:
 
 
 def rows_of(source: Any, batch_size: int, seed: int = 0, n_sites: int = 1, *, needs_targets: bool = False) -> Any:
-    """A row source from a tensor or NumPy array, a pair of them, an iterable of either, or what is one already.
+    """A row source from a tensor or NumPy array, a pair of them, or an iterable of either; or the row source itself.
 
-    ``n_sites``: [N, n_sites, d] become rows with their sites side by side. ``needs_targets``: inputs alone are refused.
+    Args:
+        source: the rows.
+        batch_size: rows of a batch.
+        seed: of the order of rows in memory.
+        n_sites: [N, n_sites, d] become rows with their sites side by side.
+        needs_targets: refuse inputs alone.
 
     Raises:
-        MechstudyError: it holds no rows, too few for one batch, or not those of ``n_sites`` sites.
+        MechstudyError: it holds no rows, too few for one batch, or rows of another number of sites.
     """
     if hasattr(source, "batches"):
         return source
@@ -205,9 +226,9 @@ def rows_of(source: Any, batch_size: int, seed: int = 0, n_sites: int = 1, *, ne
 
 
 def cannot_resume() -> MechstudyError:
-    """What to say of an iterator that a checkpoint is asked of."""
+    """The error for a checkpoint of a training on an iterator."""
     return MechstudyError(
-        "an iterator cannot be resumed: what it gave before a kill is gone",
+        "an iterator cannot be resumed: batches read before a kill are gone",
         fix="a list, a tensor, a DataLoader or a store; or train without checkpoint",
     )
 
@@ -217,7 +238,7 @@ def _is_pair(source: object) -> bool:
 
 
 def _refuse_no_rows(source: object) -> None:
-    """Raise for what cannot be gone through batch by batch, and for text and tables, which can but hold no rows."""
+    """Raise for objects that are not iterable, and for text and mappings, which are but hold no rows."""
     if isinstance(source, Iterable) and not isinstance(source, str | bytes | os.PathLike | Mapping):
         return
     fix = "a tensor or NumPy array [N, d], a pair (inputs, targets) of them, or an iterable of either"
@@ -229,9 +250,9 @@ def _refuse_no_rows(source: object) -> None:
 
 
 def _too_few(batch_size: int, n_rows: int | None = None) -> MechstudyError:
-    found = {} if n_rows is None else {"rows": f"{n_rows:,}"}
+    counted = {} if n_rows is None else {"rows": f"{n_rows:,}"}
     return MechstudyError(
         "there are not enough rows for one batch",
-        facts={**found, "batch_size": f"{batch_size:,}"},
+        facts={**counted, "batch_size": f"{batch_size:,}"},
         fix="more rows, or a smaller TrainConfig.batch_size",
     )

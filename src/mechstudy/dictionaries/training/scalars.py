@@ -1,4 +1,4 @@
-"""Training scalars: one JSON line per log, and the same in TensorBoard."""
+"""Log of training scalars: JSON lines, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ SCALARS = "scalars.jsonl"
 
 
 class ScalarLog:
-    """Appends to `<folder>/scalars.jsonl` and, if asked, to `<folder>/tensorboard/`.
+    """Appends to `<folder>/scalars.jsonl` and optionally to `<folder>/tensorboard/`.
 
     Args:
-        start_step: a resumed run's first step. Lines of later steps, written after the checkpoint by a run
-            that died, are dropped, so that each step stands in the file once.
+        folder: created if it does not exist.
+        tensorboard: whether to write TensorBoard's events.
+        start_step: a resumed run's first step. Later lines, written after the checkpoint by a killed run, are deleted,
+            so that each step is in the file once.
     """
 
     def __init__(self, folder: Path, *, tensorboard: bool, start_step: int) -> None:
@@ -45,8 +47,15 @@ class ScalarLog:
                     self._writer.add_scalar(f"train/{name}", value, step)
 
     def close(self) -> None:
+        """Flush and close TensorBoard's file."""
         if self._writer is not None:
             self._writer.close()
+
+
+def training_time(folder: Path, n_rows: int) -> dict[str, float]:
+    """train_seconds and rows_per_second of a finished training of `n_rows` rows, from its ``scalars.jsonl``."""
+    seconds = float(json.loads((folder / SCALARS).read_text().splitlines()[-1])["seconds"])
+    return {"train_seconds": seconds, "rows_per_second": n_rows / seconds if seconds > 0 else 0.0}
 
 
 def _step_of(line: str) -> float:

@@ -1,4 +1,4 @@
-"""Finding the weight of a sparsity penalty that gives the L0 asked for, while training."""
+"""Adjusts the weight of a sparsity penalty during training until L0 reaches its target."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ PROPORTIONAL, INTEGRAL = 4.0, 0.3
 
 
 def coefficient(integral: float, l0: float | None, target: float) -> tuple[float, float]:
-    """(coefficient of this step, integral afterwards), given the L0 of the step before.
+    """(coefficient of this step, integral afterwards) from the L0 of the last step.
 
-    A proportional-integral controller in logarithms: too many active features raise the coefficient at once and,
-    while they stay, further and further.
+    A proportional-integral controller in logarithms: too many active features raise the coefficient at once, and
+    further for as long as they remain.
     """
     error = 0.0 if l0 is None else max(-1.0, min(1.0, math.log(max(l0, 1e-3) / target)))
     integral += INTEGRAL * error

@@ -1,4 +1,4 @@
-"""Everything a training run needs to go on where it stopped, as one checkpoint."""
+"""State of a training run, and its checkpoint."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from torch import Tensor
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.training.initialise import Normalisation
 from mechstudy.dictionaries.training.optimizer import Adam
-from mechstudy.dictionaries.training.scratch import Scratch, large_empty
 from mechstudy.dictionaries.training.sparsity_controller import START
-from mechstudy.dictionaries.weights import Weights
+from mechstudy.dictionaries.weights import Scratch, Weights, large_empty
 from mechstudy.store.checkpoint import load_checkpoint, save_checkpoint
 
 _NORMALISATION = ("mean_in", "mean_out", "spread_in", "spread_out")
@@ -26,11 +25,11 @@ class TrainState:
 
     threshold: running mean of the smallest kept activation (BatchTopK; normalised units), or None.
     last_minimum: the last batch's smallest kept activation, where the next batch's search begins.
-    control: integral of the controller that finds the penalty's coefficient; last_l0: what it goes by.
-    health: what `health.Health` has seen.
-    average: moving averages of the weights, where the recipe asks for them.
+    control: integral of the controller of the penalty's coefficient; last_l0: its input.
+    health: state of `health.Health`.
+    average: moving averages of the weights, if the recipe has `ema`.
     left_out: rows with NaN or infinity.
-    rows_since_fired [F] int64: rows seen since each feature was last active.
+    rows_since_fired [F] int64: rows since each feature was last active.
     """
 
     weights: Weights
@@ -52,6 +51,7 @@ class TrainState:
 
     @classmethod
     def fresh(cls, weights: Weights, normalisation: Normalisation, precision: str, device: str) -> TrainState:
+        """The state before the first step."""
         moved = Weights.of(
             {name: large_empty(tuple(w.shape), w.dtype, torch.device(device)).copy_(w) for name, w in weights.named()}
         )
@@ -64,13 +64,13 @@ class TrainState:
         )
 
     def observe_codes(self, fired: Tensor, n_rows: int, dead_after: int) -> None:
-        """Advance the dead counters by a batch; `dead` holds the indices of features dead from now on."""
+        """Advance the counters by a batch, and update `dead`, the indices of dead features."""
         self.rows_since_fired.add_(n_rows).masked_fill_(fired, 0)
         self.dead = (self.rows_since_fired >= dead_after).nonzero().squeeze(1)
         self.rows += n_rows
 
     def observe_weights(self, decay: float) -> None:
-        """Take the weights into their moving average, which starts at the first ones seen."""
+        """Update the moving average of the weights, which starts at the first step's weights."""
         for name, weight in self.weights.named():
             if name in self.average:
                 self.average[name].lerp_(weight, 1.0 - decay)
@@ -78,12 +78,12 @@ class TrainState:
                 self.average[name] = weight.clone()
 
     def observe_minimum(self, minimum: float, rate: float) -> None:
-        """Take the smallest kept activation of a BatchTopK batch into the running threshold."""
+        """Update the running threshold by the smallest kept activation of a BatchTopK batch."""
         self.threshold = minimum if self.threshold is None else self.threshold + rate * (minimum - self.threshold)
         self.last_minimum = minimum
 
     def save(self, path: Path, fingerprint: dict[str, Any]) -> None:
-        """Write the checkpoint; `fingerprint` is what a resumed run must agree on."""
+        """Write the checkpoint; a resumed run must have the same `fingerprint`."""
         tensors = {f"weights.{name}": tensor for name, tensor in self.weights.named()}
         for name, (mean, square) in self.optimizer.moments.items():
             tensors |= {f"adam.exp_avg.{name}": mean, f"adam.exp_avg_sq.{name}": square}
@@ -111,15 +111,15 @@ class TrainState:
 
     @classmethod
     def restore(cls, path: Path, fingerprint: dict[str, Any], device: str, dead_after: int) -> TrainState | None:
-        """Read the checkpoint at `path`; None if there is none.
+        """Read the checkpoint at `path`; None if it does not exist.
 
         Raises:
             MechstudyError: it is damaged, or of another configuration.
         """
-        found = load_checkpoint(path)
-        if found is None:
+        checkpoint = load_checkpoint(path)
+        if checkpoint is None:
             return None
-        tensors, state = found
+        tensors, state = checkpoint
         other = state.get("fingerprint", {})
         differing = sorted(key for key in {*fingerprint, *other} if fingerprint.get(key) != other.get(key))
         if differing:
@@ -131,12 +131,12 @@ class TrainState:
             )
         try:
             prefix = "weights."
-            found_weights = {n.removeprefix(prefix): t.to(device) for n, t in tensors.items() if n.startswith(prefix)}
-            if missing := [n for n in ("enc", "b_enc", "dec", "b_dec") if n not in found_weights]:
+            trained = {n.removeprefix(prefix): t.to(device) for n, t in tensors.items() if n.startswith(prefix)}
+            if missing := [n for n in ("enc", "b_enc", "dec", "b_dec") if n not in trained]:
                 raise KeyError(f"weights.{missing[0]}")
             if missing := [n for n in ("mean_in", "mean_out") if n not in tensors]:
                 raise KeyError(missing[0])
-            weights = Weights.of(found_weights)
+            weights = Weights.of(trained)
             result = cls.fresh(
                 weights,
                 Normalisation(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mechstudy.dictionaries.architectures import Architecture, architecture_of
 from mechstudy.dictionaries.config import RECONSTRUCTING, DictionaryConfig, TrainConfig
-from mechstudy.dictionaries.training.data_parallel import ALONE, Team
+from mechstudy.dictionaries.training.data_parallel import ALONE, ProcessGroup
 from mechstudy.dictionaries.training.dead_features import resample
 from mechstudy.dictionaries.training.gradients import StepOutput, clip_factor, loss_and_gradients
 from mechstudy.dictionaries.training.optimizer import relative_rates
@@ -16,17 +16,22 @@ from mechstudy.dictionaries.training.state import TrainState
 
 
 def train_step(
-    cfg: DictionaryConfig, train_cfg: TrainConfig, state: TrainState, x: Tensor, y: Tensor, team: Team = ALONE
+    cfg: DictionaryConfig,
+    train_cfg: TrainConfig,
+    state: TrainState,
+    x: Tensor,
+    y: Tensor,
+    group: ProcessGroup = ALONE,
 ) -> StepOutput:
     """One optimisation step on a normalised batch, or on this process' rows of it; changes `state`.
 
     Returns:
-        What the step found: loss, penalties and gradients of the whole batch, error and codes of the rows at hand
-        (of the last part, where the batch is worked through in parts).
+        Loss, penalties and gradients of the whole batch; error and codes of this process' rows (of the last part, if
+        the batch is processed in parts).
     """
     architecture, unit = architecture_of(cfg), cfg.kind in RECONSTRUCTING
     weight = _coefficient(cfg, architecture, state)
-    n_rows = int(team.total(len(x)))
+    n_rows = int(group.total(len(x)))
     parts = list(zip(x.chunk(train_cfg.accumulate), (y if y is not x else x).chunk(train_cfg.accumulate), strict=True))
     fired = torch.zeros(len(state.weights.b_enc), device=x.device)
     total: StepOutput | None = None
@@ -48,14 +53,14 @@ def train_step(
             scratch=state.scratch,
             n_sites=cfg.n_sites if cfg.kind == "clt" else 0,
             n_rows=n_rows,
-            team=team,
+            group=group,
         )
         fired += output.codes.fired()
         active += float((output.codes.values > 0).sum())
         minima.append(output.minimum)
         total = output if len(parts) == 1 else _added(total, output)
     assert total is not None
-    _sum_over(team, total, fired)
+    _sum_over(group, total, fired)
     state.optimizer.step(
         state.weights,
         total.gradients,
@@ -68,12 +73,12 @@ def train_step(
     )
     if train_cfg.ema is not None:
         state.observe_weights(train_cfg.ema)
-    found = [minimum for minimum in minima if minimum is not None]
-    if found:
-        state.observe_minimum(sum(found) / len(found), train_cfg.threshold_rate())
+    kept = [minimum for minimum in minima if minimum is not None]
+    if kept:
+        state.observe_minimum(sum(kept) / len(kept), train_cfg.threshold_rate())
     before = state.rows
     state.observe_codes(fired > 0, n_rows, train_cfg.resolved_dead_after())
-    total.active = team.total(active)
+    total.active = group.total(active)
     state.last_l0 = total.active / n_rows
     if cfg.coefficient is None:
         architecture.after_step(state.weights, state.last_l0)
@@ -81,12 +86,12 @@ def train_step(
     if train_cfg.revive == "resample" and state.rows // train_cfg.resolved_dead_after() > before // (
         train_cfg.resolved_dead_after()
     ):
-        resample(cfg, state, x[-len(total.error_ND) :], total.error_ND, train_cfg.seed, team)
+        resample(cfg, state, x[-len(total.error_ND) :], total.error_ND, train_cfg.seed, group)
     return total
 
 
 def _added(total: StepOutput | None, output: StepOutput) -> StepOutput:
-    """The sum of two parts' losses and gradients; the rest is the later one's. Gradients no longer lie in scratch."""
+    """The sum of two parts' losses and gradients; other fields are the later one's. Gradients are not in scratch."""
     output.squares.clear()
     if total is None:
         for name, gradient in output.gradients.named():
@@ -101,16 +106,16 @@ def _added(total: StepOutput | None, output: StepOutput) -> StepOutput:
     return output
 
 
-def _sum_over(team: Team, output: StepOutput, fired: Tensor) -> None:
-    if team.size == 1:
+def _sum_over(group: ProcessGroup, output: StepOutput, fired: Tensor) -> None:
+    if group.size == 1:
         return
     losses = [loss for loss in (output.loss, output.penalty, output.aux_loss) if loss is not None]
-    team.sum(fired, *losses, *(gradient for _, gradient in output.gradients.named()))
+    group.sum(fired, *losses, *(gradient for _, gradient in output.gradients.named()))
     output.squares.clear()
 
 
 def _coefficient(cfg: DictionaryConfig, architecture: Architecture, state: TrainState) -> float:
-    """The penalty's: as given, found by the controller, or one where the penalty has a scale of its own."""
+    """The penalty's coefficient: configured, set by the controller, or 1 if the penalty has its own scale."""
     if cfg.coefficient is not None:
         return cfg.coefficient
     if not architecture.needs_control:

@@ -1,4 +1,4 @@
-"""Several dictionaries from one pass: every batch is read (or computed) once and each training takes its sites.
+"""Trains several dictionaries in one pass: every batch is read or computed once, and each training takes its sites.
 
 Step s of every training is batch s of the pass without that training's sinks, so a batch may be a few rows short.
 Training one of them alone on the same pass gives the same bytes.
@@ -7,48 +7,51 @@ Training one of them alone on the same pass gives the same bytes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError, nearest
-from mechstudy.core.progress import NullProgress, Progress
-from mechstudy.core.signals import Stopped
+from mechstudy.core.progress import Progress
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
 from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder
 from mechstudy.dictionaries.dictionary import Dictionary
-from mechstudy.dictionaries.paths import AnyPath
-from mechstudy.dictionaries.training.initialise import statistics_rows
-from mechstudy.dictionaries.training.trainer import Training
+from mechstudy.dictionaries.sizes import statistics_rows
+from mechstudy.dictionaries.stored import AnyPath
+from mechstudy.dictionaries.training.trainer import Training, run_trainings
 
 
+@runtime_checkable
 class PassSource(Protocol):
-    """Rows of several sites at once; `activations.passes` has one over a store and one over the model itself.
+    """Rows of several sites at once: `activations.multi_site_batches.StorePass` or `StreamPass`.
 
-    widths: site -> number of coordinates; limits: site -> norm above which a row is a sink (absent: none is).
+    widths: site -> number of coordinates; limits: site -> norm above which a row is a sink (absent: no row is).
     `batches(start)` yields for step start, start+1, ... the same rows at every site, {site: [batch_size, width]},
     fully determined by the source and the step.
     """
 
     @property
-    def batch_size(self) -> int: ...
+    def batch_size(self) -> int:
+        """Rows of a batch."""
 
     @property
-    def widths(self) -> Mapping[str, int]: ...
+    def widths(self) -> Mapping[str, int]:
+        """Coordinates by site."""
 
     @property
-    def limits(self) -> Mapping[str, float]: ...
+    def limits(self) -> Mapping[str, float]:
+        """Norms of the longest rows that are no sinks, by site."""
 
-    def batches(self, start: int = 0) -> Iterator[Mapping[str, Tensor]]: ...
+    def batches(self, start: int = 0) -> Iterator[Mapping[str, Tensor]]:
+        """Rows by site, from a step on."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One dictionary to train. ``out`` receives its scalars, ``checkpoint`` is where it saves itself."""
+    """One dictionary to train. ``out`` is the folder of its scalars, ``checkpoint`` the file it saves to."""
 
     name: str
     architecture: DictionaryConfig
@@ -60,7 +63,11 @@ class Job:
 
 
 class View:
-    """One dictionary's part of a pass, as a `train.RowSource`."""
+    """One dictionary's part of a pass, as a `trainer.RowSource`.
+
+    Raises:
+        MechstudyError: a site is not part of the pass.
+    """
 
     def __init__(self, source: PassSource, site_in: str, site_out: str) -> None:
         for site in (site_in, site_out):
@@ -77,6 +84,7 @@ class View:
         self.max_output_norm = source.limits.get(site_out)
 
     def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """(x, y) of steps ``start``, ``start + 1``, ..., without sinks."""
         for rows in self.source.batches(start):
             yield self.select(rows)
 
@@ -88,7 +96,7 @@ class View:
         for tensor, limit in ((x, self.max_input_norm), (y, self.max_output_norm)):
             if limit is not None:
                 norms = torch.linalg.vector_norm(tensor, dim=1)
-                keep &= (norms <= limit) | ~torch.isfinite(norms)  # what is not finite is no sink: training names it
+                keep &= (norms <= limit) | ~torch.isfinite(norms)  # non-finite rows are kept: training names them
         if bool(keep.all()):
             return x, y
         kept = x[keep]
@@ -100,14 +108,20 @@ def train_many(
 ) -> dict[str, Dictionary | CrossLayerTranscoder]:
     """Train every job's dictionary from one pass over the source.
 
-    A killed run goes on from the checkpoints, those further ahead waiting for the others. Where a stop is asked for
-    (`core.stopping`), all of them save themselves after the step they are at.
+    A killed run resumes from the checkpoints; those further ahead wait for the others. If a stop is requested
+    (`core.signals`), all of them save after the current step.
+
+    Args:
+        jobs: what to train.
+        source: the pass.
+        progress: receives progress and health findings.
+        device: where to train.
 
     Returns:
         Job name -> dictionary.
 
     Raises:
-        MechstudyError: as `train.train`; two jobs of one name; a recipe of another batch size.
+        MechstudyError: as `trainer.train`; two jobs of one name; a recipe with another batch size than the pass.
     """
     _check(jobs, source)
     trainings: dict[str, tuple[Training, View]] = {}
@@ -119,24 +133,14 @@ def train_many(
             view,
         )  # fmt: skip
     _begin(trainings, source, progress)
-    first = min(training.step for training, _ in trainings.values())
-    total = max(training.train_cfg.steps for training, _ in trainings.values())
-    with ExitStack() as stack:
-        for training, _ in trainings.values():
-            stack.enter_context(training)
-        label = f"{len(jobs)} dictionaries" if len(jobs) > 1 else "1 dictionary"
-        bar = stack.enter_context((progress or NullProgress()).bar(label, total, "steps", done=first, stops=False))
-        batches = source.batches(first) if first < total else iter(())
-        for step, rows in enumerate(batches, first):
-            last = next(iter(trainings.values()))[0].stop_requested()
-            for training, view in trainings.values():
-                if training.step == step and not training.finished:
-                    training.take(*view.select(rows), save=last)
-            bar.advance(1)
-            if all(training.finished for training, _ in trainings.values()):
-                break
-            if last:
-                raise Stopped(f"{len(jobs)} dictionaries after step {step + 1}")
+    label = f"{len(jobs)} dictionaries" if len(jobs) > 1 else "1 dictionary"
+    run_trainings(
+        [training for training, _ in trainings.values()],
+        source.batches,
+        [view.select for _, view in trainings.values()],
+        label=label,
+        progress=progress,
+    )
     return {name: training.finish() for name, (training, _) in trainings.items()}
 
 
@@ -160,12 +164,12 @@ def _begin(trainings: Mapping[str, tuple[Training, View]], source: PassSource, p
         statistics_rows(view.d_in, with_skip=training.cfg.kind == "skip_transcoder")
         for training, view in trainings.values()
     )
-    held: list[Mapping[str, Tensor]] = []
+    first_batches: list[Mapping[str, Tensor]] = []
 
     def first(view: View) -> Iterator[tuple[Tensor, Tensor]]:
-        if not held:
-            held.extend(islice(source.batches(0), -(-rows // source.batch_size) + 1))
-        for batch in held:
+        if not first_batches:
+            first_batches.extend(islice(source.batches(0), -(-rows // source.batch_size) + 1))
+        for batch in first_batches:
             yield view.select(batch)
 
     for training, view in trainings.values():

@@ -47,7 +47,13 @@
       ["Fires on", share === null ? "n/a" : app.number(100 * share, share < 0.001 ? 4 : 2) + "% of tokens"],
       ["Activation", "mean " + app.number(record.mean) + ", max " + app.number(record.max)],
     ];
-    return el("dl", { class: "mini" }, ...rows.map(([k, v]) => el("div", {}, el("dt", {}, k), el("dd", {}, v))));
+    return app.facts(rows);
+  };
+
+  /* A feature's record; null where the report has none. */
+  app.feature = async function (layer, feature) {
+    const records = await app.load("features-L" + layer).catch(() => ({}));
+    return records[feature] || null;
   };
 
   const root = document.getElementById("features");
@@ -67,15 +73,15 @@
   }
 
   function drawList() {
-    const found = matching();
+    const matches = matching();
     const current = decodeURIComponent(location.hash.slice(1));
-    list.replaceChildren(...found.slice(0, limit).map((r) => {
+    list.replaceChildren(...matches.slice(0, limit).map((r) => {
       const key = r.layer + "/" + r.feature;
       return el("li", {}, el("a", { href: "#" + key, "aria-current": key === current ? "true" : null, title: r.label },
         el("b", {}, key), r.label));
     }));
-    document.getElementById("f-count").textContent = found.length + " of " + rows.length + " features";
-    more.hidden = found.length <= limit;
+    document.getElementById("f-count").textContent = matches.length + " of " + rows.length + " features";
+    more.hidden = matches.length <= limit;
   }
 
   async function show() {
@@ -85,30 +91,24 @@
       if (a.getAttribute("href") === "#" + key) a.setAttribute("aria-current", "true");
       else a.removeAttribute("aria-current");
     });
-    let record = null;
-    try {
-      record = (await app.load("features-L" + layer))[feature];
-    } catch (error) {
-      record = null;
-    }
+    const record = await app.feature(layer, feature);
     if (!record) {
       detail.replaceChildren(el("p", {}, "No feature " + key + " in this report: it is in no circuit."));
       return;
     }
-    const graphs = Object.entries(record.graphs).map(([name, g]) => el("div", {}, el("dt", {}, name.replaceAll("_", " ")),
-      el("dd", {}, "influence " + app.number(g.influence, 4) + ", in " + app.number(100 * (g.frequency || 0), 0)
-        + "% of graphs, at " + ((g.positions || []).join(", ") || "no position"))));
+    const graphs = Object.entries(record.graphs).map(([name, g]) => [name.replaceAll("_", " "),
+      "influence " + app.number(g.influence, 4) + ", in " + app.number(100 * (g.frequency || 0), 0)
+        + "% of graphs, at " + ((g.positions || []).join(", ") || "no position")]);
     detail.replaceChildren(
       el("h2", {}, "Layer " + layer + ", feature " + feature),
       el("p", { class: "f-label" }, (record.kind || "").replaceAll("_", " ") + (record.label ? " · " + record.label : "")),
       app.featureFacts(record),
-      el("h3", {}, "In these circuits"), graphs.length ? el("dl", { class: "mini" }, ...graphs) : el("p", { class: "hint" }, "None."),
+      el("h3", {}, "In these circuits"), graphs.length ? app.facts(graphs) : el("p", { class: "hint" }, "None."),
       ...app.featureBody(record));
     detail.dataset.feature = key;
   }
 
-  search.addEventListener("input", () => { limit = PAGE; drawList(); });
-  circuit.addEventListener("change", () => { limit = PAGE; drawList(); });
+  for (const control of [search, circuit]) control.addEventListener("input", () => { limit = PAGE; drawList(); });
   more.addEventListener("click", () => { limit += PAGE; drawList(); });
   window.addEventListener("hashchange", show);
   app.load("features-index").then((index) => {

@@ -70,8 +70,8 @@
         el("button", { type: "button", "aria-pressed": String(pinned), onclick: () => state.pin(i) }, pinned ? "Pinned" : "Pin")),
       type === 0 && nodes.label[i] ? el("p", { class: "f-label" }, nodes.label[i]) : "",
       type === 1 ? el("p", { class: "hint" }, "What the dictionary of this layer misses at this position: real computation without a name.") : "",
-      type === 3 ? el("p", { class: "hint" }, "What this layer adds whatever the prompt.") : "",
-      el("dl", { class: "mini" }, ...facts.map(([k, v]) => el("div", {}, el("dt", {}, k), el("dd", {}, v)))),
+      type === 3 ? el("p", { class: "hint" }, "What this layer adds, whatever the prompt.") : "",
+      app.facts(facts),
       pinList(graph, state), evidence,
       el("h3", {}, "Comes from"), ...edgeList(graph, graph.incoming[i], "source", state),
       el("h3", {}, "Goes to"), ...edgeList(graph, graph.outgoing[i], "target", state));
@@ -82,12 +82,7 @@
 
   async function showEvidence(box, graph, i, panel) {
     const { layer, feature, id } = graph.nodes;
-    let record = null;
-    try {
-      record = (await app.load("features-L" + layer[i]))[feature[i]];
-    } catch (error) {
-      record = null;
-    }
+    const record = await app.feature(layer[i], feature[i]);
     if (panel.dataset.node !== id[i]) return;
     if (!record) {
       box.replaceChildren(el("p", { class: "hint" }, "No examples were collected for this feature."));

@@ -25,8 +25,7 @@
 
   function curve(context, graph, view, e) {
     const s = graph.edges.source[e], t = graph.edges.target[e];
-    const x1 = graph.x[s] * view.k + view.x, y1 = graph.y[s] * view.k + view.y;
-    const x2 = graph.x[t] * view.k + view.x, y2 = graph.y[t] * view.k + view.y;
+    const [x1, y1] = app.onScreen(graph, view, s), [x2, y2] = app.onScreen(graph, view, t);
     const middle = (y1 + y2) / 2;
     context.moveTo(x1, y1);
     const bow = Math.abs(x1 - x2) < 8 && y1 - y2 > 40 * view.k ? Math.min(60, 0.16 * (y1 - y2)) : 0; // same column: go round
@@ -68,7 +67,7 @@
 
   function drawNode(context, graph, view, i, colours, grow) {
     const type = graph.nodes.type[i];
-    const x = graph.x[i] * view.k + view.x, y = graph.y[i] * view.k + view.y;
+    const [x, y] = app.onScreen(graph, view, i);
     const r = Math.max(2.2, graph.r[i] * Math.min(1.5, Math.max(0.6, view.k))) + (grow || 0);
     shape(context, type, x, y, r);
     if (type === ERROR || type === BIAS) {
@@ -190,7 +189,7 @@
     const sorted = [...list].sort((a, b) => Math.abs(graph.edges.weight[b]) - Math.abs(graph.edges.weight[a]));
     for (const e of sorted.slice(0, 24)) {
       const other = graph.edges.source[e] === focus ? graph.edges.target[e] : graph.edges.source[e];
-      const x = graph.x[other] * view.k + view.x, y = graph.y[other] * view.k + view.y - 9;
+      const place = app.onScreen(graph, view, other), x = place[0], y = place[1] - 9;
       if (x < 55 || x > w - 20 || y < 10 || y > h - 44) continue;
       if (taken.some(([tx, ty]) => Math.abs(tx - x) < 40 && Math.abs(ty - y) < 13)) continue;
       taken.push([x, y]);

@@ -9,16 +9,16 @@
   app.layout = function (graph, viewWidth, viewHeight) {
     const nodes = graph.nodes;
     const n = nodes.id.length;
-    const cells = new Map();
+    const byPlace = new Map();
     for (let i = 0; i < n; i++) {
-      const key = nodes.row[i] * 10000 + nodes.column[i];
-      if (!cells.has(key)) cells.set(key, []);
-      cells.get(key).push(i);
+      const key = nodes.row[i] + ":" + nodes.column[i];
+      byPlace.set(key, byPlace.get(key) || []).get(key).push(i);
     }
+    const cells = [...byPlace.values()];
     const columns = new Array(graph.columns.length).fill(0);
     const lines = new Array(graph.rows.length).fill(1);
-    for (const [key, members] of cells) {
-      const row = Math.floor(key / 10000), column = key % 10000;
+    for (const members of cells) {
+      const row = nodes.row[members[0]], column = nodes.column[members[0]];
       const count = members.length <= 5 ? 1 : Math.min(5, Math.ceil(Math.sqrt(members.length / 1.7)));
       members.lines = count;
       lines[row] = Math.max(lines[row], count);
@@ -33,7 +33,8 @@
     if (spareX > 0) widths.forEach((w, i) => { widths[i] = w + spareX / widths.length; });
     if (spareY > 0) heights.forEach((h, i) => { heights[i] = h + (spareY * h) / (viewHeight - MARGIN.top - MARGIN.bottom - spareY); });
 
-    graph.columnX = []; graph.columnW = widths;
+    graph.columnX = [];
+    graph.columnW = widths;
     let x = MARGIN.left;
     for (const w of widths) { graph.columnX.push(x + w / 2); x += w; }
     graph.width = x + MARGIN.right;
@@ -41,11 +42,10 @@
     let y = MARGIN.top;
     for (let r = heights.length - 1; r >= 0; r--) { graph.rowY[r] = y + heights[r] / 2; y += heights[r]; }
     graph.height = y + MARGIN.bottom;
-    graph.margin = MARGIN;
 
     graph.x = new Float32Array(n); graph.y = new Float32Array(n); graph.r = new Float32Array(n);
-    for (const [key, members] of cells) {
-      const row = Math.floor(key / 10000), column = key % 10000;
+    for (const members of cells) {
+      const row = nodes.row[members[0]], column = nodes.column[members[0]];
       const perLine = Math.ceil(members.length / members.lines);
       const pitch = Math.min(widths[column] / (perLine + 0.4), 22);
       members.forEach((i, k) => {
@@ -60,7 +60,6 @@
       graph.r[i] = outer ? 5.5 : 3 + 3.6 * Math.sqrt(Math.max(0, 1 - nodes.share[i]));
     }
     if (!graph.incoming) connect(graph);
-    graph.grid = spatialIndex(graph);
   };
 
   /* Edge indices per node; edges come strongest first, so these lists are too. */
@@ -77,34 +76,18 @@
     graph.maxWeight = graph.edges.weight.reduce((m, w) => Math.max(m, Math.abs(w)), 1e-12);
   }
 
-  function spatialIndex(graph) {
-    const size = 40;
-    const cells = new Map();
-    for (let i = 0; i < graph.x.length; i++) {
-      const key = Math.floor(graph.x[i] / size) + ":" + Math.floor(graph.y[i] / size);
-      if (!cells.has(key)) cells.set(key, []);
-      cells.get(key).push(i);
-    }
-    return { size, cells };
-  }
-
   /* The visible node nearest to a world point within `reach`, or -1. */
   app.nodeAt = function (graph, x, y, reach, visible) {
-    const { size, cells } = graph.grid;
     let best = -1, distance = reach * reach;
-    const span = Math.ceil(reach / size);
-    const cx = Math.floor(x / size), cy = Math.floor(y / size);
-    for (let dx = -span; dx <= span; dx++) {
-      for (let dy = -span; dy <= span; dy++) {
-        for (const i of cells.get((cx + dx) + ":" + (cy + dy)) || []) {
-          if (!visible[i]) continue;
-          const d = (graph.x[i] - x) ** 2 + (graph.y[i] - y) ** 2;
-          if (d < distance) { distance = d; best = i; }
-        }
-      }
+    for (let i = 0; i < graph.x.length; i++) {
+      const d = (graph.x[i] - x) ** 2 + (graph.y[i] - y) ** 2;
+      if (visible[i] && d < distance) { distance = d; best = i; }
     }
     return best;
   };
+
+  /* A node's place on the screen. */
+  app.onScreen = (graph, view, i) => [graph.x[i] * view.k + view.x, graph.y[i] * view.k + view.y];
 
   /* The nearest visible node in a direction: left, right, up or down. */
   app.neighbour = function (graph, from, direction, visible) {

@@ -38,9 +38,9 @@
       redraw(false);
     },
   };
-  /* For tests and the curious: the data, and where a node is on the canvas. */
+  /* For tests: the data, and where a node is on the canvas. */
   state.graph = () => graph;
-  state.place = (id) => [graph.x[graph.index.get(id)] * view.k + view.x, graph.y[graph.index.get(id)] * view.k + view.y];
+  state.place = (id) => app.onScreen(graph, view, graph.index.get(id));
   window.mechstudyGraph = state;
 
   function redraw(all) {
@@ -70,21 +70,18 @@
     state.visible = new Uint8Array(n);
     let count = 0;
     for (let i = 0; i < n; i++) {
-      const inner = type[i] === 0 || type[i] === 1 || type[i] === 3;
-      let show = !inner || share[i] <= limit;
-      if (type[i] === 1 && !errors) show = false;
-      if (type[i] === 3 && !biases) show = false;
-      if (only) show = state.pins.has(i);
-      state.visible[i] = show ? 1 : 0;
+      const outer = type[i] === 2 || type[i] === 4;
+      const allowed = (type[i] !== 1 || errors) && (type[i] !== 3 || biases);
+      state.visible[i] = (only ? state.pins.has(i) : allowed && (outer || share[i] <= limit)) ? 1 : 0;
       count += state.visible[i];
     }
     const { source, target } = graph.edges;
-    const seen = new Uint16Array(n);
+    const incoming = new Uint16Array(n);
     state.shownEdges = [];
     for (let e = 0; e < source.length; e++) {
       if (!state.visible[source[e]] || !state.visible[target[e]]) continue;
-      if (k && !only && seen[target[e]] >= k) continue;
-      seen[target[e]]++;
+      if (k && !only && incoming[target[e]] >= k) continue;
+      incoming[target[e]]++;
       state.shownEdges.push(e);
     }
     state.nodeCount = count;
@@ -105,13 +102,13 @@
     redraw(true);
   }
 
-  function zoom(factor, cx, cy) {
+  function zoom(factor, cx = box.clientWidth / 2, cy = box.clientHeight / 2) {
     const k = Math.min(6, Math.max(0.2, view.k * factor));
     view = { k, x: cx - ((cx - view.x) * k) / view.k, y: cy - ((cy - view.y) * k) / view.k };
     move();
   }
 
-  /* Moves the view so that a node can be seen, and shows it if a filter hid it. */
+  /* Moves the view until a node is visible, and shows it if a filter hid it. */
   function reveal(i) {
     if (!state.visible[i]) {
       $("g-influence").value = Math.max(Number($("g-influence").value), Math.ceil(100 * graph.nodes.share[i]));
@@ -120,7 +117,7 @@
       $("g-pinned").checked = false;
       filter();
     }
-    const x = graph.x[i] * view.k + view.x, y = graph.y[i] * view.k + view.y;
+    const [x, y] = app.onScreen(graph, view, i);
     const w = box.clientWidth, h = box.clientHeight;
     const dx = x < 60 ? 80 - x : x > w - 20 ? w - 60 - x : 0, dy = y < 12 ? 40 - y : y > h - 44 ? h - 80 - y : 0;
     if (dx || dy) { view.x += dx; view.y += dy; redraw(true); }
@@ -130,9 +127,15 @@
     if (i < 0) { tip.hidden = true; return; }
     tip.replaceChildren(el("b", {}, app.nodeName(graph, i)), " " + app.nodePlace(graph, i));
     tip.hidden = false;
-    const x = graph.x[i] * view.k + view.x, y = graph.y[i] * view.k + view.y;
+    const [x, y] = app.onScreen(graph, view, i);
     tip.style.left = Math.min(Math.max(4, x + 14), box.clientWidth - tip.offsetWidth - 4) + "px";
     tip.style.top = Math.max(2, y - tip.offsetHeight - 12) + "px";
+  }
+
+  function hover(i) {
+    state.hover = i;
+    showTip(i);
+    redraw(false);
   }
 
   function remember() {
@@ -165,8 +168,7 @@
     filter();
     app.showFacts($("g-facts"), graph);
     app.showLedger($("g-ledger"), graph);
-    const node = graph.index.get(wanted.get("n") || "");
-    state.select(node === undefined ? -1 : node);
+    selectWanted(wanted);
     root.dataset.ready = graph.slug;
   }
 
@@ -174,10 +176,13 @@
     const wanted = new URLSearchParams(location.hash.slice(1));
     const entry = entries.find((e) => e.slug === wanted.get("g")) || entries[0];
     if (!entry) return;
-    if (graph && graph.slug === entry.slug) {
-      const node = graph.index.get(wanted.get("n") || "");
-      state.select(node === undefined ? -1 : node);
-    } else open(entry, wanted);
+    if (graph && graph.slug === entry.slug) selectWanted(wanted);
+    else open(entry, wanted);
+  }
+
+  function selectWanted(wanted) {
+    const node = graph.index.get(wanted.get("n") || "");
+    state.select(node === undefined ? -1 : node);
   }
 
   function point(event) {
@@ -206,7 +211,7 @@
     }
     const i = at(event);
     over.classList.toggle("over-node", i >= 0);
-    if (i !== state.hover) { state.hover = i; showTip(i); redraw(false); }
+    if (i !== state.hover) hover(i);
   });
   over.addEventListener("pointerup", (event) => {
     const moved = drag && drag.moved;
@@ -214,7 +219,7 @@
     if (graph && !moved) state.select(at(event));
   });
   over.addEventListener("pointercancel", () => { drag = null; });
-  over.addEventListener("pointerleave", () => { state.hover = -1; showTip(-1); redraw(false); });
+  over.addEventListener("pointerleave", () => hover(-1));
   over.addEventListener("wheel", (event) => {
     if (!graph || !(event.ctrlKey || event.metaKey)) return; // a plain wheel scrolls the page
     event.preventDefault();
@@ -228,50 +233,48 @@
     if (ARROWS[event.key]) {
       if (cursor < 0 || !state.visible[cursor]) cursor = state.selected >= 0 ? state.selected : state.visible.indexOf(1);
       else cursor = app.neighbour(graph, cursor, ARROWS[event.key], state.visible);
-      state.hover = cursor;
       reveal(cursor);
-      showTip(cursor);
-      redraw(false);
+      hover(cursor);
     } else if (event.key === "Enter" || event.key === " ") {
       if (cursor >= 0) state.select(cursor);
     } else if (event.key.toLowerCase() === "p") {
       const i = state.hover >= 0 ? state.hover : state.selected;
       if (i >= 0) state.pin(i);
     } else if (event.key === "Escape") {
-      cursor = state.hover = -1;
-      showTip(-1);
+      cursor = -1;
+      hover(-1);
       state.select(-1);
-    } else if (event.key === "+" || event.key === "=") zoom(1.25, box.clientWidth / 2, box.clientHeight / 2);
-    else if (event.key === "-") zoom(0.8, box.clientWidth / 2, box.clientHeight / 2);
+    } else if (event.key === "+" || event.key === "=") zoom(1.25);
+    else if (event.key === "-") zoom(0.8);
     else if (event.key === "0") fit();
     else return;
     event.preventDefault();
   });
-  over.addEventListener("blur", () => { cursor = -1; state.hover = -1; showTip(-1); redraw(false); });
+  over.addEventListener("blur", () => { cursor = -1; hover(-1); });
 
   /* Search by feature number, layer/feature, node id or any token of a label. */
   const search = $("g-search"), results = $("g-results");
-  let found = [], chosen = 0;
+  let matches = [], chosen = 0;
   function find() {
     const query = search.value.trim().toLowerCase().replaceAll(" ", "·");
-    found = [];
+    matches = [];
     if (graph && query) {
       const { id, layer, feature, label } = graph.nodes;
-      for (let i = 0; i < id.length && found.length < 40; i++) {
+      for (let i = 0; i < id.length && matches.length < 40; i++) {
         const keys = [id[i], label[i], feature[i] === null ? "" : layer[i] + "/" + feature[i] + " #" + feature[i]];
-        if (keys.some((s) => String(s).toLowerCase().includes(query))) found.push(i);
+        if (keys.some((s) => String(s).toLowerCase().includes(query))) matches.push(i);
       }
     }
     chosen = 0;
     results.hidden = !query;
     search.setAttribute("aria-expanded", String(!results.hidden));
-    results.replaceChildren(...(found.length ? found.map((i, k) => el("li", {
+    results.replaceChildren(...(matches.length ? matches.map((i, k) => el("li", {
       role: "option", id: "g-option-" + k, "aria-selected": String(k === chosen), onmousedown: (event) => { event.preventDefault(); pick(k); },
     }, app.nodeName(graph, i) + " " + app.nodePlace(graph, i))) : [el("li", {}, "No node matches.")]));
   }
   function pick(k) {
-    if (found[k] === undefined) return;
-    state.select(found[k]);
+    if (matches[k] === undefined) return;
+    state.select(matches[k]);
     results.hidden = true;
     search.setAttribute("aria-expanded", "false");
   }
@@ -281,7 +284,7 @@
     if (event.key === "Escape") { search.value = ""; find(); }
     else if (event.key === "Enter") pick(chosen);
     else if (event.key === "ArrowDown" || event.key === "ArrowUp") {
-      chosen = Math.min(found.length - 1, Math.max(0, chosen + (event.key === "ArrowDown" ? 1 : -1)));
+      chosen = Math.min(matches.length - 1, Math.max(0, chosen + (event.key === "ArrowDown" ? 1 : -1)));
       [...results.children].forEach((li, k) => li.setAttribute("aria-selected", String(k === chosen)));
       if (results.children[chosen]) results.children[chosen].scrollIntoView({ block: "nearest" });
       search.setAttribute("aria-activedescendant", "g-option-" + chosen);
@@ -290,8 +293,8 @@
   });
 
   for (const id of ["g-influence", "g-topk", "g-errors", "g-biases", "g-pinned"]) $(id).addEventListener("input", () => { if (graph) filter(); });
-  $("g-in").addEventListener("click", () => zoom(1.3, box.clientWidth / 2, box.clientHeight / 2));
-  $("g-out").addEventListener("click", () => zoom(1 / 1.3, box.clientWidth / 2, box.clientHeight / 2));
+  $("g-in").addEventListener("click", () => zoom(1.3));
+  $("g-out").addEventListener("click", () => zoom(1 / 1.3));
   $("g-fit").addEventListener("click", () => { if (graph) fit(); });
   $("g-select").addEventListener("change", () => open(entries.find((e) => e.data === $("g-select").value), new URLSearchParams()));
   window.addEventListener("hashchange", fromHash);

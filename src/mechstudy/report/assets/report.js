@@ -1,51 +1,36 @@
 /* Shared by all pages: loads data/*.js on demand, shows tokens safely, draws charts in the reader's theme. */
 (function () {
   "use strict";
-  const store = new Map();
-  const waiting = new Map();
+  const values = new Map(), loads = new Map();
+  const SYMBOLS = { " ": "·", "\n": "↵", "\t": "⇥", "\r": "␍" };
+
+  function symbol(c) {
+    const code = c.codePointAt(0);
+    if (code < 32) return String.fromCodePoint(0x2400 + code);
+    if (code >= 0xd800 && code <= 0xdfff) return "\ufffd";
+    return "‹" + code.toString(16).toUpperCase().padStart(4, "0") + "›";
+  }
 
   const app = {
     /* Called by data files. */
     put(name, value) {
-      store.set(name, value);
-      (waiting.get(name) || []).forEach((entry) => entry.resolve(value));
-      waiting.delete(name);
+      values.set(name, value);
     },
     /* Injects data/<name>.js once; a promise of its value. */
     load(name) {
-      if (store.has(name)) return Promise.resolve(store.get(name));
-      return new Promise((resolve, reject) => {
-        if (waiting.has(name)) {
-          waiting.get(name).push({ resolve, reject });
-          return;
-        }
-        waiting.set(name, [{ resolve, reject }]);
-        const script = document.createElement("script");
-        script.src = "data/" + encodeURIComponent(name) + ".js";
-        script.onerror = () => {
-          (waiting.get(name) || []).forEach((entry) => entry.reject(new Error("data/" + name + ".js is missing")));
-          waiting.delete(name);
-        };
-        document.head.append(script);
-      });
+      if (!loads.has(name)) {
+        loads.set(name, new Promise((resolve, reject) => {
+          const script = document.createElement("script");
+          script.src = "data/" + encodeURIComponent(name) + ".js";
+          script.onload = () => resolve(values.get(name));
+          script.onerror = () => reject(new Error("data/" + name + ".js is missing"));
+          document.head.append(script);
+        }));
+      }
+      return loads.get(name);
     },
     /* Whitespace and unprintable characters of a token made visible. */
-    visible(token) {
-      let out = "";
-      for (const c of String(token)) {
-        const code = c.codePointAt(0);
-        if (c === " ") out += "·";
-        else if (c === "\n") out += "↵";
-        else if (c === "\t") out += "⇥";
-        else if (c === "\r") out += "␍";
-        else if (code < 32) out += String.fromCodePoint(0x2400 + code);
-        else if (code >= 0xd800 && code <= 0xdfff) out += "\ufffd";
-        else if (/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Zs}\p{Co}]/u.test(c)) {
-          out += "‹" + code.toString(16).toUpperCase().padStart(4, "0") + "›";
-        } else out += c;
-      }
-      return out;
-    },
+    visible: (token) => String(token).replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}\p{Zs}\p{Co}]/gu, (c) => SYMBOLS[c] || symbol(c)),
     number(v, digits) {
       if (v === null || v === undefined || !Number.isFinite(v)) return "n/a";
       const d = digits === undefined ? 2 : digits;
@@ -64,6 +49,8 @@
       node.append(...children.filter((c) => c !== null && c !== undefined));
       return node;
     },
+    /* A list of terms and their values. */
+    facts: (rows) => app.el("dl", { class: "mini" }, ...rows.map(([term, value]) => app.el("div", {}, app.el("dt", {}, term), app.el("dd", {}, value)))),
     dark: window.matchMedia("(prefers-color-scheme: dark)"),
     onTheme(callback) {
       app.dark.addEventListener("change", callback);
@@ -74,23 +61,13 @@
   };
   window.mechstudy = app;
 
+  /* A spec with its colour names replaced; data stays as it is, so that no token can pose as a colour. */
   function themed(value, palette) {
     if (typeof value === "string") return Object.hasOwn(palette, value) ? palette[value] : value;
     if (Array.isArray(value)) return value.map((v) => themed(v, palette));
-    if (value && typeof value === "object") {
-      return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, themed(v, palette)]));
-    }
-    return value;
-  }
-
-  /* Data stays as it is: a token that looks like a colour name must not become one. */
-  function themedSpec(spec, palette) {
-    const { data, datasets, layer, ...rest } = spec;
-    const out = themed(rest, palette);
-    if (data) out.data = data;
-    if (datasets) out.datasets = datasets;
-    if (layer) out.layer = layer.map((l) => themedSpec(l, palette));
-    return out;
+    if (!value || typeof value !== "object") return value;
+    const entries = Object.entries(value);
+    return Object.fromEntries(entries.map(([k, v]) => [k, k === "data" || k === "datasets" ? v : themed(v, palette)]));
   }
 
   const views = new Map();
@@ -99,7 +76,7 @@
       const [spec, themes] = await Promise.all([app.load(box.dataset.chart), app.load("chart-theme")]);
       const theme = themes[app.dark.matches ? "dark" : "light"];
       if (views.has(box)) views.get(box).finalize();
-      const result = await window.vegaEmbed(box, themedSpec(spec, theme.palette), {
+      const result = await window.vegaEmbed(box, themed(spec, theme.palette), {
         actions: false, ast: true, renderer: "svg", config: theme.config, defaultStyle: false,
         tooltip: { disableDefaultStyle: true }, mode: "vega-lite",
       });

@@ -1,4 +1,4 @@
-"""The leading process: hands out the shares, looks after who does them, and tells what went wrong with one."""
+"""The leading process of a unit: hands out shares, watches the processes that run them, and raises their errors."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from typing import Any, Literal
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.signals import Stopped, stop_if_requested
-from mechstudy.machine.memory import available_memory_bytes
-from mechstudy.machine.process_group import NOTHING, Ranks
+from mechstudy.machine.devices import resolve_device
+from mechstudy.machine.process_group import NOTHING, ProcessGroup
+from mechstudy.machine.runtime_options import RunOptions
+from mechstudy.runner.job import Job, killed
 from mechstudy.runner.processes import torchrun
-from mechstudy.runner.processes.local import Helpers, LocalHelpers
+from mechstudy.runner.processes.local import LocalWorkers, Workers
 from mechstudy.runner.processes.meeting import joined, leave, meeting_place
+from mechstudy.runner.processes.messages import Ended, Task
 from mechstudy.runner.processes.progress import LeaderProgress
-from mechstudy.runner.processes.task import FOLDER, SHARES, Ended, Task
-from mechstudy.runner.run_unit import Job, Options, resolve_device
+from mechstudy.runner.processes.share import FOLDER
 from mechstudy.study.unit import Unit
 
-_SAVE_SECONDS = 120.0  # for helpers to save what they have, when a stop was asked for
+_SAVE_SECONDS = 120.0  # for workers to save what they have when a stop was requested
 _HURRY_SECONDS = 10.0  # the same, when the leader was interrupted or failed
 _POLL = 0.05
 
@@ -31,9 +33,9 @@ class RankFailed(RuntimeError):
     """A rank's share crashed; the text names the rank, and notes hold its traceback."""
 
 
-def n_ranks(unit: Unit, options: Options) -> int:
+def n_processes(unit: Unit, options: RunOptions) -> int:
     """How many processes a unit runs in: one, unless it can be shared and more were asked for."""
-    if unit.entry not in SHARES:
+    if not unit.phase.shares(unit):
         return 1
     if torchrun.started():
         launch = torchrun.launched()
@@ -58,7 +60,7 @@ def world_size(asked: int | Literal["auto"], device: str, environment: Mapping[s
     return max(1, torch.cuda.device_count())
 
 
-class Leader(Ranks):
+class Leader(ProcessGroup):
     """Rank 0 of the processes that share one job."""
 
     def __init__(
@@ -68,20 +70,22 @@ class Leader(Ranks):
         self.size = size
         self._job, self._threads, self._device = job, threads, device
         self.progress, self._cache, self._scratch = progress, cache, scratch
-        self._left = 0  # helpers at work
+        self._left = 0  # workers that run their share
 
     @contextmanager
-    def helping(self, told: Mapping[str, Any] = NOTHING, *, together: bool = False) -> Iterator[None]:
-        helpers = self._helpers()
+    def sharing(self, broadcast: Mapping[str, Any] = NOTHING, *, together: bool = False) -> Iterator[None]:
+        """The workers run their shares while the block runs."""
+        workers = self._workers()
         place = None if not together else torchrun.meeting_place() if torchrun.launched() else meeting_place()
-        tasks = [Task.of(self._job, rank, self.size, self._threads, told, place) for rank in range(1, self.size)]
+        sent = dict(broadcast)  # an immutable mapping cannot be sent
+        tasks = [Task(self._job, rank, self.size, self._threads, sent, place) for rank in range(1, self.size)]
         folders = [self._scratch / FOLDER / str(rank) for rank in range(1, self.size)]
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-        self.progress.follow(folders, lambda: self._look(helpers))
-        self._left = helpers.n
+        self.progress.follow(folders, lambda: self._look(workers))
+        self._left = workers.n
         try:
-            helpers.submit(tasks)
+            workers.submit(tasks)
             if place is None:
                 yield
             else:
@@ -94,9 +98,9 @@ class Leader(Ranks):
         except BaseException as error:
             self._cache.pop(_KEY, None)
             try:
-                failure = self._end(helpers, error)
+                failure = self._end(workers, error)
             finally:
-                helpers.close()
+                workers.close()
             if failure is not None:
                 raise failure from error
             raise
@@ -106,39 +110,40 @@ class Leader(Ranks):
                 leave(place)
 
     def use_batch(self, tokens: int) -> None:
-        self._job = replace(self._job, options=replace(self._job.options, batch_tokens=tokens))
+        """Sets the tokens per batch of the shares that start from now on."""
+        self._job = replace(self._job, options=self._job.options.replace(batch_tokens=tokens))
 
-    def _helpers(self) -> Helpers:
-        """Those of the last unit, where they still live; new ones otherwise."""
+    def _workers(self) -> Workers:
+        """The workers of the last unit where they still live, else new ones."""
         if (launch := torchrun.launched()) is not None:
-            return torchrun.helpers(launch)
+            return torchrun.workers(launch)
         key = (self.size, self._threads)
-        kept = self._cache.get(_KEY)
-        if kept is None or kept[0] != key:
-            self._cache[_KEY] = kept = (key, LocalHelpers(self.size - 1, self._threads))
-        helpers: Helpers = kept[1]
-        return helpers
+        cached = self._cache.get(_KEY)
+        if cached is None or cached[0] != key:
+            self._cache[_KEY] = cached = (key, LocalWorkers(self.size - 1, self._threads))
+        workers: Workers = cached[1]
+        return workers
 
-    def _look(self, helpers: Helpers) -> None:
-        """Raises what went wrong with a helper since the last look."""
-        found = helpers.ended()
-        self._left -= len(found)
-        self.peaks = [*self.peaks, *(ended.peak_rss_bytes for ended in found if ended.state == "done")]
-        for ended in found:
+    def _look(self, workers: Workers) -> None:
+        """Raises the error of a worker that failed since the last look."""
+        shares = workers.ended()
+        self._left -= len(shares)
+        self.peaks = [*self.peaks, *(ended.peak_rss_bytes for ended in shares if ended.state == "done")]
+        for ended in shares:
             if ended.state == "stopped":
                 raise Stopped(f"rank {ended.rank} was asked to stop")
             if ended.state != "done":
                 raise self._failure(ended)
 
-    def _end(self, helpers: Helpers, error: BaseException) -> BaseException | None:
-        """Has the helpers save what they have; returns a helper's failure where that is why the leader failed too."""
-        # Ranks that talk to one another fail together: whoever is first to go takes the connections with it.
+    def _end(self, workers: Workers, error: BaseException) -> BaseException | None:
+        """Has the workers save what they have; returns a worker's failure where that made the leader fail too."""
+        # Ranks that exchange tensors fail together: the first to end takes the connections with it.
         secondary = isinstance(error, Exception) and not isinstance(error, MechstudyError | RankFailed)
-        helpers.stop()
+        workers.stop()
         end = time.monotonic() + (_SAVE_SECONDS if isinstance(error, Stopped) else _HURRY_SECONDS)
         failure: BaseException | None = None
         while self._left > 0 and time.monotonic() < end:
-            for ended in helpers.ended():
+            for ended in workers.ended():
                 self._left -= 1
                 if secondary and failure is None and ended.state in ("failed", "killed"):
                     failure = self._failure(ended)
@@ -148,21 +153,16 @@ class Leader(Ranks):
     def _failure(self, ended: Ended) -> Exception:
         where = f"{self._job.unit.name}, rank {ended.rank} of {self.size}"
         if ended.state == "killed":
-            return MechstudyError(
-                "its process was killed from outside, most likely because memory ran out",
-                where=where,
-                facts={"available": f"{available_memory_bytes() / 2**30:.1f} GiB"},
-                fix="run the same command again: what it had saved is kept; or a smaller compute.world_size",
-            )
+            return killed(where, "run the same command again: saved work is kept; or a smaller compute.world_size")
         if ended.out_of_memory:
             return MemoryError(f"rank {ended.rank}: {ended.crash or 'out of memory'}")
         if ended.error is not None:
-            mistake = ended.error
-            at = f"{mistake['where']} ({where})" if mistake["where"] else where
-            return MechstudyError(mistake["what"], where=at, facts=mistake["facts"], fix=mistake["fix"])
+            parts = ended.error
+            at = f"{parts['where']} ({where})" if parts["where"] else where
+            return MechstudyError(parts["what"], where=at, facts=parts["facts"], fix=parts["fix"])
         failed = RankFailed(f"rank {ended.rank} of {self.size}: {ended.crash}")
         failed.add_note(ended.trace)
         return failed
 
 
-_KEY = "helping processes"  # in the cache, where it lives as long as models kept loaded do
+_KEY = "worker processes"  # in the cache, where they live as long as loaded models do

@@ -1,33 +1,34 @@
-"""Where ranks that talk to one another meet: torch.distributed's default group, for the length of one share."""
+"""The meeting place of ranks that exchange tensors: torch.distributed's default group, for one share."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mechstudy.runner.processes.torchrun import shared_store
+
 FILE, STORE = "file:", "store:"
 
 
 def meeting_place() -> str:
-    """A new file on this machine that its ranks can meet at."""
+    """A new file at which the ranks of this machine meet."""
     return f"{FILE}{Path(tempfile.mkdtemp(prefix='mechstudy-ranks-')) / 'meeting'}"
 
 
 def leave(group: str) -> None:
     """Deletes a meeting place."""
     if group.startswith(FILE):
-        import shutil
-
         shutil.rmtree(Path(group.removeprefix(FILE)).parent, ignore_errors=True)
 
 
 @contextmanager
 def joined(group: str, rank: int, size: int, device: str) -> Iterator[None]:
-    """This process is one of the group's inside: trainings share their batches (`dictionaries.team`)."""
+    """Makes this process a member of torch.distributed's default group while the block runs."""
     import torch
 
     from mechstudy.dictionaries.training.data_parallel import backend
@@ -44,8 +45,7 @@ def joined(group: str, rank: int, size: int, device: str) -> Iterator[None]:
 def _store(group: str, size: int) -> Any:
     import torch
 
+    distributed: Any = torch.distributed
     if group.startswith(FILE):
-        return torch.distributed.FileStore(group.removeprefix(FILE), size)
-    from mechstudy.runner.processes.torchrun import shared_store
-
-    return torch.distributed.PrefixStore(group.removeprefix(STORE), shared_store())
+        return distributed.FileStore(group.removeprefix(FILE), size)
+    return distributed.PrefixStore(group.removeprefix(STORE), shared_store())

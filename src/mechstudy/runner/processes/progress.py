@@ -1,4 +1,4 @@
-"""One bar for all ranks: each helper writes how far it is, the leader adds them up."""
+"""One bar for all ranks: each worker writes its progress to a file, and the leader adds them up."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mechstudy.core.jsonio import read_json
 from mechstudy.core.progress import Bar, Progress
 
 FILE = "progress.json"
-LOOK_EVERY = 0.2  # seconds between looks at the helpers
+LOOK_EVERY = 0.2  # seconds between looks at the workers
 
 
-class HelperProgress(Progress):
-    """Writes the file the leader reads, and passes on messages; draws nothing."""
+class WorkerProgress(Progress):
+    """Writes the file that the leader reads, and prints messages; draws nothing."""
 
     def _begin(self, bar: Bar) -> None:
         self._write_file(bar, force=True)
@@ -29,34 +29,34 @@ class HelperProgress(Progress):
 
 
 class LeaderProgress(Progress):
-    """The leader's. While others help, a bar counts what all ranks have done, and is ended when all have.
+    """The leader's progress: between `follow` and `settle` a bar counts what all ranks have done.
 
-    Between `follow` and `settle` it looks after the helpers whenever a bar is advanced.
+    It checks the workers whenever the bar advances.
     """
 
     def __init__(self, folder: Path, **how: Any) -> None:
         super().__init__(folder, **how)
         self._watch: Callable[[], None] | None = None
-        self._helpers: Sequence[Path] = ()
+        self._folders: Sequence[Path] = ()
         self._looked = float("-inf")
         self._own: Bar | None = None
         self._all: Bar | None = None
 
-    def follow(self, helpers: Sequence[Path], watch: Callable[[], None]) -> None:
-        """From now on add what the helpers' folders say. ``watch`` raises where one of them failed."""
-        for folder in helpers:
+    def follow(self, folders: Sequence[Path], watch: Callable[[], None]) -> None:
+        """Adds the progress in the workers' folders from now on. ``watch`` raises where a worker failed."""
+        for folder in folders:
             (folder / FILE).unlink(missing_ok=True)
-        self._helpers, self._watch = helpers, watch
+        self._folders, self._watch = folders, watch
 
     def settle(self) -> None:
-        """Ends the bar that is still open; from now on bars are this process' own."""
+        """Ends the open bar; from now on bars count this process alone."""
         if self._all is not None:
             self._count()
             super()._end(self._all)
         self._own = self._all = self._watch = None
 
     def look(self, *, now: bool = False) -> None:
-        """Looks after the helpers, at most every 0.2 s unless ``now``."""
+        """Checks the workers, at most every 0.2 s unless ``now``."""
         if self._watch is None or (not now and self._clock() - self._looked < LOOK_EVERY):
             return
         self._looked = self._clock()
@@ -91,12 +91,12 @@ class LeaderProgress(Progress):
         self._all.advance(max(0, done - self._all.done), **self._own.info)
 
     def _sums(self, bar: Bar) -> tuple[int, int | None]:
-        """Done and total of all ranks that are at the work of this bar."""
+        """Done and total of all ranks whose bar has the same label."""
         done, total = bar.done, bar.total
-        for folder in self._helpers:
+        for folder in self._folders:
             with suppress(MechstudyError, KeyError, TypeError):
-                found = read_json(folder / FILE)
-                if found["label"] == bar.label:
-                    done += found["done"]
-                    total = None if total is None or found["total"] is None else total + found["total"]
+                other = read_json(folder / FILE)
+                if other["label"] == bar.label:
+                    done += other["done"]
+                    total = None if total is None or other["total"] is None else total + other["total"]
         return done, total

@@ -1,4 +1,4 @@
-"""Ranks that torchrun started: one command in every process, of which the first leads and the others help.
+"""Ranks started by torchrun: one command in every process, of which the first leads and the others are its workers.
 
 ``torchrun --nproc-per-node 2 -m mechstudy capture study.yaml``. Tasks and how they ended go through torchrun's own
 key-value store, as JSON.
@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from typing import Any
 
 from mechstudy.core.errors import MechstudyError
+from mechstudy.runner.processes.messages import Ended, Task
 
-_END = "end"
-_WAIT = timedelta(seconds=1)
+END = "end"  # in place of a task: there are no more
 _CONNECT = timedelta(seconds=60)
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What torchrun told this process: rank of size, and where the store is (``hosted``: by torchrun itself)."""
+    """What torchrun set for this process: rank of size, and where the store is (``hosted``: by torchrun itself)."""
 
     rank: int
     size: int
@@ -38,8 +38,8 @@ _launch: Launch | None = None
 
 
 def launched() -> Launch | None:
-    """What `claim` found; None where nobody started several processes, or the others have ended."""
-    return None if _launch is None or (_launch.rank == 0 and helpers(_launch).gone) else _launch
+    """The launch that `claim` read; None where torchrun started no others, or they have ended."""
+    return None if _launch is None or (_launch.rank == 0 and workers(_launch).gone) else _launch
 
 
 def started() -> bool:
@@ -48,7 +48,7 @@ def started() -> bool:
 
 
 def claim(environment: MutableMapping[str, str] = os.environ) -> Launch | None:
-    """Reads what torchrun says, and takes it out of the environment: libraries would wait there for other ranks."""
+    """Takes torchrun's variables out of the environment, where libraries would wait for other ranks."""
     global _launch
     size = int(environment.get("WORLD_SIZE", "1"))
     if _launch is None and size > 1 and "RANK" in environment and "MASTER_ADDR" in environment:
@@ -64,27 +64,15 @@ def claim(environment: MutableMapping[str, str] = os.environ) -> Launch | None:
     return _launch
 
 
-def led(work: Callable[[], int]) -> int:
-    """Does the work where this process is alone or the first of several; helps with it where it is another one."""
-    launch = claim()
-    if launch is None:
-        return work()
-    if launch.rank:
-        return serve(launch)
-    try:
-        return work()
-    finally:
-        helpers(launch).close()
-
-
 @cache
 def shared_store() -> Any:
     """The store all ranks see."""
     import torch
 
+    distributed: Any = torch.distributed
     assert _launch is not None
     try:
-        store = torch.distributed.TCPStore(
+        store = distributed.TCPStore(
             _launch.host, _launch.port, is_master=_launch.rank == 0 and not _launch.hosted, timeout=_CONNECT,
             wait_for_workers=False,
         )  # fmt: skip
@@ -95,26 +83,26 @@ def shared_store() -> Any:
             facts={"reason": str(error).splitlines()[0]},
             fix="start it with torchrun, or without: --world-size N starts ranks itself",
         ) from error
-    return torch.distributed.PrefixStore("mechstudy", store)
+    return distributed.PrefixStore("mechstudy", store)
 
 
 @cache
-def helpers(launch: Launch) -> TorchrunHelpers:
+def workers(launch: Launch) -> TorchrunWorkers:
     """The other ranks."""
-    return TorchrunHelpers(launch)
+    return TorchrunWorkers(launch)
 
 
 _meetings = 0
 
 
 def meeting_place() -> str:
-    """A new name in the store, for ranks that talk to one another."""
+    """A new name in the store at which ranks that exchange tensors meet."""
     global _meetings
     _meetings += 1
     return f"store:meeting/{_meetings}"
 
 
-class TorchrunHelpers:
+class TorchrunWorkers:
     """Ranks 1, 2, ... as their leader sees them."""
 
     def __init__(self, launch: Launch) -> None:
@@ -124,84 +112,28 @@ class TorchrunHelpers:
         self._working: set[int] = set()
         self.gone = False
 
-    def submit(self, tasks: Sequence[Any]) -> None:
+    def submit(self, tasks: Sequence[Task]) -> None:
+        """Puts all tasks into the store."""
         self._number += 1
         self._working = {task.rank for task in tasks}
         self._store.set(f"task/{self._number}", json.dumps([task.as_json() for task in tasks]))
 
-    def ended(self) -> list[Any]:
-        from mechstudy.runner.processes.task import Ended
-
-        found = []
+    def ended(self) -> list[Ended]:
+        """The shares that ended since the last call."""
+        shares = []
         for rank in sorted(self._working):
             key = f"ended/{self._number}/{rank}"
             if self._store.check([key]):
-                found.append(Ended(**json.loads(self._store.get(key))))
+                shares.append(Ended(**json.loads(self._store.get(key))))
                 self._working.discard(rank)
-        return found
+        return shares
 
     def stop(self) -> None:
+        """Asks the ranks to save what they have."""
         self._store.set("stop", "1")
 
     def close(self) -> None:
-        """They end by themselves once they see it; units that follow are the leader's alone."""
+        """Lets the ranks end; units that follow are the leader's alone."""
         if not self.gone:
-            self._store.set(f"task/{self._number + 1}", _END)
+            self._store.set(f"task/{self._number + 1}", END)
         self.gone = True
-
-
-def serve(launch: Launch) -> int:
-    """A helping rank's life: tasks until the leader has no more. Returns the exit status."""
-    from mechstudy.core import signals as stopping
-    from mechstudy.runner.processes.task import Task, do_share
-
-    stopping.install()
-    store = shared_store()
-    _hear_stop(store)
-    kept: dict[Any, Any] = {}
-    number = 0
-    while True:
-        message = _next(store, f"task/{number}")
-        if message is None and not stopping.requested():
-            return 1  # the leader is gone
-        if message is None or message == _END:
-            return 0
-        task = Task.from_json(json.loads(message)[launch.rank - 1])
-        ended = do_share(task, kept, launch.local_rank)
-        store.set(f"ended/{number}/{launch.rank}", json.dumps(ended.as_json()))
-        number += 1
-
-
-def _next(store: Any, key: str) -> str | None:
-    """The value once it is set; None where the leader is gone or a stop was asked for."""
-    from mechstudy.core import signals as stopping
-
-    while not stopping.requested():
-        try:
-            if store.check([key]):
-                return str(store.get(key).decode())
-            store.wait([key], _WAIT)
-        except RuntimeError as error:  # DistStoreError, DistNetworkError
-            if "imeout" not in str(error) and "imed out" not in str(error):
-                return None
-    return None
-
-
-def _hear_stop(store: Any) -> None:
-    """Takes the leader's word that all are to stop for a request of one's own."""
-    import threading
-    import time
-
-    from mechstudy.core import signals as stopping
-
-    def listen() -> None:
-        clone = store.clone() if hasattr(store, "clone") else store
-        while not stopping.requested():
-            time.sleep(1.0)
-            try:
-                if clone.check(["stop"]):
-                    stopping.request("the leading rank")
-            except RuntimeError:
-                return
-
-    threading.Thread(target=listen, daemon=True, name="hear-stop").start()

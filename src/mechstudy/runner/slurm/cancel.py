@@ -1,4 +1,4 @@
-"""`mechstudy cancel`: takes jobs out of the queue. What they have saved stays."""
+"""`mechstudy cancel`: takes jobs out of the queue. Saved progress stays."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mechstudy.runner.slurm.record import CANCELLED, read_record, record_lock
 
 
 def cancel(run: Path, units: Collection[str] = ()) -> list[str]:
-    """Cancels the jobs of some units, or of all; returns what was cancelled: units, or jobs that have none.
+    """Cancels the jobs of some units, or of all; returns the units, or job ids without a unit, that were cancelled.
 
-    Whatever cannot do without a unit that is cancelled is taken out of the queue by Slurm itself.
+    Slurm itself takes jobs that depend on a cancelled one out of the queue.
 
     Raises:
         MechstudyError: nothing was submitted, or a unit that no job is of.
@@ -26,10 +26,10 @@ def cancel(run: Path, units: Collection[str] = ()) -> list[str]:
         if not record.history:
             raise MechstudyError("nothing of this study was submitted", where=str(run))
         elements = record.elements()
-        known = {job.tasks[task] for _, job, task in elements.values()}
+        submitted = {job.tasks[task] for _, job, task in elements.values()}
         for name in units:
-            if name not in known:
-                guess = nearest(name, known)
+            if name not in submitted:
+                guess = nearest(name, submitted)
                 raise MechstudyError(
                     f"no job is of {name}", where=str(run), fix=f"did you mean {guess}?" if guess else None
                 )
@@ -43,7 +43,7 @@ def cancel(run: Path, units: Collection[str] = ()) -> list[str]:
         if ids:
             commands.cancel(ids)
             time.sleep(commands.PAUSE / 2)
-            commands.cancel(ids)  # a job that was just putting itself back into the queue is there again
+            commands.cancel(ids)  # a job that was just going back into the queue is there again
             record.history[-1].note(CANCELLED, jobs=ids)
             record.write()
         return [names.get(row.id, row.id) for row in chosen]

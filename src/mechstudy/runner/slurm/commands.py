@@ -1,4 +1,4 @@
-"""Slurm's own commands: each with a time limit and a few attempts, and with an error that quotes Slurm's words."""
+"""Slurm's commands, each with a time limit, a few attempts, and an error that quotes Slurm."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def submit(script: Path, *options: str) -> str:
 
 
 def cancel(jobs: Sequence[str]) -> None:
-    """Cancels jobs or array elements (``12_3``); those that have ended already are none to worry about."""
+    """Cancels jobs or array elements (``12_3``); those that have ended already are ignored."""
     for start in range(0, len(jobs), 200):
         try:
             call("scancel", *jobs[start : start + 200])
@@ -115,7 +115,7 @@ def requeue(job: str) -> None:
 
 
 def depend(job: str, dependency: str) -> bool:
-    """Makes a waiting job depend on others (``afterok:12:13``, or nothing). False where it waits no more."""
+    """Makes a waiting job depend on others (``afterok:12:13``, or nothing). False where it no longer waits."""
     try:
         call("scontrol", "update", f"JobId={job}", f"Dependency={dependency}")
     except SlurmError as error:
@@ -126,18 +126,18 @@ def depend(job: str, dependency: str) -> bool:
 
 
 def state_of(job: str) -> str | None:
-    """A job's state in Slurm's words (RUNNING, CANCELLED, ...); None where Slurm knows it no more, or cannot say."""
+    """A job's state in Slurm's words (RUNNING, CANCELLED, ...); None where Slurm does not know it, or answer."""
     with suppress(SlurmError):
-        found = re.search(r"\bJobState=(\S+)", call("scontrol", "-o", "show", "job", job))
-        return found[1] if found else None
+        match = re.search(r"\bJobState=(\S+)", call("scontrol", "-o", "show", "job", job))
+        return match[1] if match else None
     return None
 
 
 def max_array_size() -> int:
     """One more than the largest index of an array; Slurm's own default where it cannot be asked."""
     with suppress(SlurmError):
-        if found := re.search(r"^MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config"), re.MULTILINE):
-            return max(1, int(found[1]))
+        if match := re.search(r"^MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config"), re.MULTILINE):
+            return max(1, int(match[1]))
     return 1001
 
 

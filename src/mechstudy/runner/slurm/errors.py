@@ -1,4 +1,4 @@
-"""What Slurm says when it refuses a job, as a mistake in a field of the study that can be mended."""
+"""Slurm's refusals, explained at the field of the study that caused them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from mechstudy.study.slurm_config import SlurmConfig
 
 @dataclass(frozen=True)
 class _Cause:
-    """``pattern``: of Slurm's words; ``field``: of `SlurmConfig`, empty where it may be one of several; ``fix``: what
-    to do about it."""
+    """A pattern of Slurm's words; the field of `SlurmConfig` it is about, empty for several; and what to do."""
 
     pattern: str
     field: str
@@ -45,7 +44,7 @@ _CAUSES = (
 def explained(
     error: SlurmError, config: SlurmConfig, phase: str, where: Callable[[str], str | None]
 ) -> MechstudyError:  # fmt: skip
-    """The refusal at the field that caused it, with Slurm's own words in it; the error itself where none is known.
+    """The refusal at the field that caused it, quoting Slurm; the error itself where the cause is unknown.
 
     Args:
         where: the file and line at which a field of ``compute.slurm`` (dotted) stands.
@@ -63,13 +62,13 @@ def explained(
     facts = {"Slurm": error.said, "phase": phase}
     if cause.field == "partition" and (there := partitions()):
         facts["partitions"] = ", ".join(there)
-    field, given = _field(cause.field, config, phase)
-    what = f"compute.slurm{field} ({given}): Slurm refused the job"
+    field, value = _field(cause.field, config, phase)
+    what = f"compute.slurm{field} ({value}): Slurm refused the job"
     return MechstudyError(what, where=where(field.removeprefix(".")), facts=facts, fix=cause.fix)
 
 
 def _field(name: str, config: SlurmConfig, phase: str) -> tuple[str, str]:
-    """Where a phase has a value from (``.phases.train.time``), and the value; all sizes where none is meant."""
+    """The field that sets a phase's value (``.phases.train.time``), and the value; all sizes for an empty ``name``."""
     asked = config.of_phase(phase)
     if not name:
         sizes = {size: getattr(asked, size) for size in ("partition", "cpus", "memory", "gpus")}

@@ -1,6 +1,6 @@
-"""A study as it was submitted: its units, how they run, and the file it came from, in a folder of the submission.
+"""A study as it was submitted: its units, their options and the study file, in a folder of the submission.
 
-Jobs read this and not the study file, so that what is edited later changes nothing that was submitted.
+Jobs read this and not the study file, so that later edits change no submitted job.
 """
 
 from __future__ import annotations
@@ -8,20 +8,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import mechstudy
+from mechstudy._version import __version__
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.files import atomic_path
 from mechstudy.core.jsonio import read_json
+from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.runner.run import Run
-from mechstudy.runner.run_unit import Options
 from mechstudy.store.artifacts import artifact_id
 from mechstudy.study.dag import Graph
 from mechstudy.study.slurm_config import SlurmConfig
-from mechstudy.study.unit import Estimate, Unit
+from mechstudy.study.unit import Unit
+from mechstudy.study.unit_json import unit_as_json, unit_from_json
 
 SLURM = "slurm"
 FROZEN = "frozen.json"
@@ -30,7 +31,11 @@ STUDY = "study.yaml"
 
 @dataclass(frozen=True)
 class Frozen:
-    """One submission's study. ``run`` is the run's folder, ``file`` and ``overrides`` what it was opened with."""
+    """One submission's study.
+
+    ``run`` is the run's folder; ``file`` and ``overrides`` opened the study; ``versions`` are the units' phase versions
+    at submission.
+    """
 
     run: Path
     number: int
@@ -38,11 +43,13 @@ class Frozen:
     overrides: tuple[str, ...]
     study: Mapping[str, Any]
     units: Sequence[Unit]
-    options: Options
+    options: RunOptions
     slurm: SlurmConfig
+    versions: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
+        """The submission's folder."""
         return folder_of(self.run, self.number)
 
     @property
@@ -50,33 +57,32 @@ class Frozen:
         """The study file as it was."""
         return self.folder / STUDY
 
-    def engine(self) -> Run:
+    def open_run(self) -> Run:
         """Its units against the run's folder."""
         return Run(self.run, self.units, self.options)
 
 
 def folder_of(run: Path, number: int) -> Path:
-    """``<run>/slurm/001``; number 0 is what was only shown."""
+    """``<run>/slurm/001``; number 0 is a dry run."""
     return run / SLURM / (f"{number:03d}" if number else "dry-run")
 
 
 def freeze(frozen: Frozen) -> None:
-    """Writes the folder of a submission: the study file as it is now, and everything a job needs."""
-    units = [_unit_as_json(unit) for unit in frozen.units]
+    """Writes the folder of a submission: a copy of the study file, and everything a job needs."""
     content = {
-        "mechstudy": mechstudy.__version__,
+        "mechstudy": __version__,
         "number": frozen.number,
         "file": str(frozen.file.resolve()),
         "overrides": list(frozen.overrides),
         "study": dict(frozen.study),
-        "options": _options_as_json(frozen.options),
+        "options": frozen.options.as_json(),
         "slurm": frozen.slurm.canonical(),
-        "units": units,
+        "units": [unit_as_json(unit) for unit in frozen.units],
     }
     frozen.folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(frozen.copy) as temporary:
         shutil.copyfile(frozen.file, temporary)
-    with atomic_path(frozen.folder / FROZEN) as temporary:  # infinities stay what they are, unlike in our other files
+    with atomic_path(frozen.folder / FROZEN) as temporary:  # keeps infinities, unlike our other files
         temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
@@ -88,18 +94,19 @@ def thaw(run: Path, number: int) -> Frozen:
     """
     folder = folder_of(run, number)
     try:
-        found = read_json(folder / FROZEN)
+        content = read_json(folder / FROZEN)
         return Frozen(
             run=run,
-            number=int(found["number"]),
-            file=Path(found["file"]),
-            overrides=tuple(found["overrides"]),
-            study=found["study"],
-            units=[_unit(item) for item in found["units"]],
-            options=_options(found["options"]),
-            slurm=SlurmConfig.model_validate(found["slurm"]),
+            number=int(content["number"]),
+            file=Path(content["file"]),
+            overrides=tuple(content["overrides"]),
+            study=content["study"],
+            units=[unit_from_json(item) for item in content["units"]],
+            options=RunOptions.from_json(content["options"]),
+            slurm=SlurmConfig.model_validate(content["slurm"]),
+            versions={item["name"]: int(item["version"]) for item in content["units"]},
         )
-    except (MechstudyError, KeyError, TypeError) as error:
+    except (MechstudyError, KeyError, TypeError, ValueError) as error:
         raise MechstudyError(
             "what was submitted cannot be read",
             where=str(folder),
@@ -109,41 +116,12 @@ def thaw(run: Path, number: int) -> Frozen:
 
 
 def identities(units: Sequence[Unit]) -> dict[str, str]:
-    """unit -> a digest of all that determines it: its own spec and those of everything it may read."""
+    """Unit -> a digest of its own spec and those of everything that it may read."""
     graph = Graph(units)
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for name in graph.order:
         unit = graph.units[name]
-        inputs = {label: found[source] for label, source in unit.inputs.items()}
-        inputs |= {f"gate {gate}": found[gate] for gate in unit.gates}
-        found[name] = artifact_id(unit.phase, unit.version, unit.spec, inputs)
-    return found
-
-
-def _unit_as_json(unit: Unit) -> dict[str, Any]:
-    item = asdict(unit)
-    again = _unit(json.loads(json.dumps(item)))
-    ids = [artifact_id(u.phase, u.version, u.spec, {}) for u in (unit, again)]
-    assert ids[0] == ids[1], f"{unit.name}: its spec does not survive JSON"
-    return item
-
-
-def _unit(item: Mapping[str, Any]) -> Unit:
-    lists = {name: tuple(item[name]) for name in ("gates", "discard_patterns")}
-    return Unit(**{**item, **lists, "estimate": Estimate(**item["estimate"])})
-
-
-def _options_as_json(options: Options) -> dict[str, Any]:
-    values = {item.name: getattr(options, item.name) for item in fields(options)}
-    values.pop("resume")  # checkpoints given by hand are for runs by hand
-    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-
-
-def _options(found: Mapping[str, Any]) -> Options:
-    """Options of this version: what it does not know is left out, what is missing is as by default."""
-    known = {item.name for item in fields(Options)}
-    values = {name: value for name, value in found.items() if name in known}
-    for name in ("base", "profile"):
-        if values.get(name) is not None:
-            values[name] = Path(values[name])
-    return Options(**values)
+        inputs = {source: digests[source] for source in unit.sources}
+        inputs |= {f"gate {gate}": digests[gate] for gate in unit.gates}
+        digests[name] = artifact_id(unit.phase.name, unit.phase.version, unit.canonical_spec, inputs)
+    return digests

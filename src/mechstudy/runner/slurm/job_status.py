@@ -1,17 +1,22 @@
-"""Which job runs, or is to run, each unit of a run; and how those ended that could not say so themselves."""
+"""The job that runs, or waits to run, each unit of a run; and how jobs ended that could not record it themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mechstudy.runner.slurm.alive import alive_units
+from mechstudy.core.errors import MechstudyError
+from mechstudy.planning.opened_study import OpenedStudy
+from mechstudy.runner.slurm import commands
 from mechstudy.runner.slurm.commands import SlurmError, is_there
+from mechstudy.runner.slurm.frozen import identities, thaw
 from mechstudy.runner.slurm.queue import Accounted, Queued, accounting, queue_of
 from mechstudy.runner.slurm.record import Record, has_record, read_record
 from mechstudy.runner.unit_state import read_state
 
+ENDING_SECONDS = 40.0  # to wait for jobs that are ending: Slurm's KillWait and some more
 _STATES = {
     "TIMEOUT": "its time limit came before it could save and go back into the queue: a longer compute.slurm.time, or "
     "a longer signal_lead",
@@ -28,7 +33,7 @@ _TAKEN_AWAY = ("CANCELLED", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "REVOKED")
 
 @dataclass(frozen=True)
 class Ended:
-    """A job that ended without a word from its worker."""
+    """A job that ended without recording how."""
 
     id: str
     state: str
@@ -36,7 +41,7 @@ class Ended:
 
     @property
     def failed(self) -> bool:
-        """Whether the unit itself is to blame, and not that somebody took its job away."""
+        """Whether the unit itself failed, and its job was not taken away."""
         return self.state not in _TAKEN_AWAY
 
     def in_words(self) -> str:
@@ -46,9 +51,9 @@ class Ended:
 
 @dataclass
 class JobsNow:
-    """unit -> its living job; unit -> its last job, where only Slurm knows how that ended.
+    """Unit -> its job in the queue; unit -> its last job, where only Slurm knows how that ended.
 
-    ``queue_known`` is False where the queue could not be read: then nothing is known of what is alive.
+    ``queue_known`` is False where the queue could not be read.
     """
 
     record: Record | None = None
@@ -61,36 +66,107 @@ class JobsNow:
 
 
 def jobs_now(run: Path, *, ask_accounting: bool = True) -> JobsNow:
-    """From the record, one squeue call, and sacct where there is one. Nothing is asked where nothing was submitted."""
+    """From the record, one squeue call, and sacct where there is one; where nothing was submitted, from nothing."""
     if not has_record(run):
         return JobsNow()
     record = read_record(run)
     submitted = frozenset(unit for _, job in record.jobs() for unit in job.tasks.values())
-    found = JobsNow(record, submitted=submitted, cancelled=frozenset(record.cancelled()))
+    jobs = JobsNow(record, submitted=submitted, cancelled=frozenset(record.cancelled()))
     if not record.ids():
-        return found
+        return jobs
     if not is_there():
-        found.queue_known = False
-        found.notes.append("there is no squeue on this machine: what is in the queue is not known")
-        return found
+        jobs.queue_known = False
+        jobs.notes.append("there is no squeue on this machine: what is in the queue is unknown")
+        return jobs
     try:
         queued = queue_of(record.ids(), record.comment)
     except SlurmError as error:
-        found.queue_known = False
-        found.notes.append(f"the queue cannot be read: {error.what}")
-        return found
-    found.alive = alive_units(record, queued)
+        jobs.queue_known = False
+        jobs.notes.append(f"the queue cannot be read: {error.what}")
+        return jobs
+    jobs.alive = alive_units(record, queued)
     if ask_accounting:
-        _add_ended(run, record, found)
-    return found
+        _add_ended(run, record, jobs)
+    return jobs
 
 
-def _add_ended(run: Path, record: Record, found: JobsNow) -> None:
-    """Last jobs of units that are neither alive nor told of: only accounting knows of those."""
+def alive_units(record: Record, queued: Sequence[Queued]) -> dict[str, Queued]:
+    """Unit -> the job that waits to run it, or runs it."""
+    elements = record.elements()
+    return {elements[row.id][1].tasks[elements[row.id][2]]: row for row in queued if row.id in elements}
+
+
+def alive(record: Record) -> dict[str, Queued]:
+    """`alive_units` of the queue as it is now; jobs of this run that no submission recorded are cancelled.
+
+    The caller holds the record's lock.
+    """
+    if not record.history:
+        return {}
+    queued = _settled_queue(record)
+    if orphans := sorted({row.job for row in queued} - set(record.ids()), key=int):
+        commands.cancel(orphans[::-1])  # of a submit that was killed before it could record them
+        record.history[-1].note("cancelled jobs that no submission knew of", jobs=orphans)
+        record.write()
+    return alive_units(record, queued)
+
+
+def _settled_queue(record: Record) -> list[Queued]:
+    """The queue once no job of this run is ending: only then is it known which go back into the queue.
+
+    Jobs that take longer are left out. One that comes back finds its unit done, or locked.
+    """
+    end = time.monotonic() + ENDING_SECONDS
+    while True:
+        queued = queue_of(record.ids(), record.comment)
+        ending = [row for row in queued if row.state == "COMPLETING"]
+        if not ending or time.monotonic() >= end:
+            return [row for row in queued if row.state != "COMPLETING"]
+        time.sleep(commands.PAUSE)
+
+
+def still_alive(record: Record, living: Mapping[str, Queued], opened: OpenedStudy) -> MechstudyError:
+    """The error that names the jobs there are, and what to do."""
+    jobs = sorted({queued.job for queued in living.values()}, key=int)
+    running = sum(not queued.waits for queued in living.values())
+    return MechstudyError(
+        "jobs of this study are in the queue already",
+        where=str(record.run),
+        facts={"jobs": ", ".join(jobs), "units": f"{len(living)}, {running} of them running"},
+        fix=f"`{opened.command('status')}` shows them; `{opened.command('resume')}` adds what is missing, "
+        f"`{opened.command('cancel')}` takes them back",
+    )
+
+
+def same_study(record: Record, living: Mapping[str, Queued], opened: OpenedStudy) -> None:
+    """Refuses to add jobs to those of a study that was edited since: they make other artifacts."""
+    if not living:
+        return
+    elements, now_is = record.elements(), identities(opened.units)
+    before: dict[int, dict[str, str]] = {}
+    other = []
+    for name, queued in living.items():
+        number = elements[queued.id][0].number
+        if number not in before:
+            before[number] = identities(thaw(record.run, number).units)
+        if before[number].get(name) != now_is.get(name):
+            other.append(name)
+    if other:
+        raise MechstudyError(
+            "the study was changed, and jobs of its earlier version are in the queue",
+            where=str(opened.file),
+            facts={"units": ", ".join(sorted(other)[:8]) + (", ..." if len(other) > 8 else "")},
+            fix=f"`{opened.command('cancel')}` first: what is finished is kept, and what did not change is not done "
+            "again",
+        )
+
+
+def _add_ended(run: Path, record: Record, jobs: JobsNow) -> None:
+    """Adds the last jobs of units that are neither alive nor recorded as ended: only accounting knows of those."""
     silent: dict[str, str] = {}
     for entry, job in record.jobs():
         for task, unit in job.tasks.items():
-            if unit in found.alive:
+            if unit in jobs.alive:
                 continue
             silent[unit] = f"{job.job}_{task}"
             if entry.cancelled is not None:
@@ -98,11 +174,11 @@ def _add_ended(run: Path, record: Record, found: JobsNow) -> None:
     for unit in list(silent):
         state = read_state(run, unit)
         if state is not None and state.last and state.last.job == silent[unit] and state.state != "running":
-            del silent[unit]  # it has told
+            del silent[unit]  # it recorded its end
     if not silent:
         return
     rows = accounting({id.partition("_")[0] for id in silent.values()})
     last: dict[str, Accounted] = {row.job: row for row in rows or []}
     for unit, id in silent.items():
         if (row := last.get(id)) is not None and row.state not in ("COMPLETED", "PENDING", "RUNNING", "REQUEUED"):
-            found.ended[unit] = Ended(id, row.state, row.exit_code)
+            jobs.ended[unit] = Ended(id, row.state, row.exit_code)

@@ -1,4 +1,4 @@
-"""What the jobs of a unit have printed."""
+"""The logs of a unit's jobs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _BLOCK = 1 << 16
 
 def logs_of(run: Path, unit: str) -> list[Path]:
     """The logs of every job a unit had, oldest first; those that exist."""
-    found = (job.log(run, task) for _, job, task in read_record(run).of_unit(unit))
-    return [path for path in dict.fromkeys(found) if path.exists()]
+    logs = (job.log(run, task) for _, job, task in read_record(run).of_unit(unit))
+    return [path for path in dict.fromkeys(logs) if path.exists()]
 
 
 def tail(path: Path, lines: int) -> list[str]:

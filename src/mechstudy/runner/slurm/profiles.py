@@ -1,4 +1,4 @@
-"""Named profiles: what a cluster wants of every study, once for all, in the user's config folder."""
+"""Named profiles in the user's config folder: the Slurm settings of a cluster, for every study."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def profiles_folder() -> Path:
 
 
 def names() -> list[str]:
-    """Profiles that are there."""
+    """Names of the existing profiles."""
     return sorted(path.stem for path in profiles_folder().glob("*.yaml"))
 
 
 def resolved(
     compute: ComputeConfig, lines: Lines, name: str | None = None
 ) -> tuple[SlurmConfig, Callable[[str], str | None]]:
-    """What a study's jobs ask for, its own values laid over its profile's, and where each value stands.
+    """The Slurm settings of a study, its own values over its profile's, and the file and line of each.
 
     Args:
-        name: a profile that counts instead of ``compute.profile``.
+        name: replaces ``compute.profile``.
 
     Raises:
         MechstudyError: there is no such profile, or a mistake in it, at its file and line.
@@ -44,12 +44,12 @@ def resolved(
             f"there is no profile {name!r}",
             where=str(profiles_folder()),
             facts={"profiles": ", ".join(names()) or "none"},
-            fix=f"did you mean {guess}?" if guess else f"write {file}: partition, account, time, ... (docs/slurm.md)",
+            fix=f"did you mean {guess}?" if guess else f"write {file}: partition, account, ... (docs/how-to/slurm.md)",
         )
     profile, profile_lines = load_config_with_lines(file, SlurmConfig)
 
     def where(field: str) -> str | None:
-        if _given(compute.slurm, field) or not profile_lines.by_path.get(profile_lines.keys(field)):
+        if _is_set(compute.slurm, field) or not profile_lines.by_path.get(profile_lines.keys(field)):
             return lines.where(_study_field(field))
         return profile_lines.where(field)
 
@@ -60,8 +60,8 @@ def _study_field(field: str) -> str:
     return f"compute.slurm.{field}" if field else "compute.slurm"
 
 
-def _given(config: SlurmConfig, field: str) -> bool:
-    """Whether the study itself says it."""
+def _is_set(config: SlurmConfig, field: str) -> bool:
+    """Whether the study itself sets the field."""
     parts = field.split(".")
     if parts[0] == "phases" and len(parts) == 3:
         return parts[1] in config.phases and parts[2] in config.phases[parts[1]].model_fields_set

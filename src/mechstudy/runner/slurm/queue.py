@@ -1,4 +1,4 @@
-"""What waits and runs, from one squeue call, and what has ended, from sacct where a site has it."""
+"""Jobs in the queue, from one squeue call, and jobs that ended, from sacct where a site has it."""
 
 from __future__ import annotations
 
@@ -42,13 +42,14 @@ class Queued:
 
     @property
     def seconds(self) -> float | None:
-        """For how long it has run, this time."""
+        """Seconds since it started, this time."""
         with suppress(ValueError):  # INVALID, as it begins
             return None if self.waits else _seconds(self.elapsed)
         return None
 
     @property
     def waits(self) -> bool:
+        """Whether it waits in the queue."""
         return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 
     @property
@@ -58,15 +59,15 @@ class Queued:
 
 
 def queue_of(jobs: Iterable[str], comment: str) -> list[Queued]:
-    """This user's jobs that are among ``jobs`` or carry a comment that begins so; in one call.
+    """This user's jobs that are among ``jobs`` or whose comment begins with ``comment``; in one call.
 
     Raises:
         SlurmError: the queue cannot be read.
     """
-    known = set(jobs)
+    ids = set(jobs)
     printed = call("squeue", "-h", "-r", "-u", str(os.getuid()), "-o", _FORMAT)
     rows = [row for line in printed.splitlines() if (row := _parse(line)) is not None]
-    return [row for row in rows if row.job in known or (comment and row.comment.startswith(comment))]
+    return [row for row in rows if row.job in ids or (comment and row.comment.startswith(comment))]
 
 
 def _parse(line: str) -> Queued | None:
@@ -116,20 +117,20 @@ def accounting(jobs: Iterable[str]) -> list[Accounted] | None:
     wanted = sorted(set(jobs), key=int)
     if not wanted or shutil.which("sacct") is None:
         return [] if not wanted else None
-    found: list[Accounted] = []
+    runs: list[Accounted] = []
     try:
         for start in range(0, len(wanted), 200):
             some = ",".join(wanted[start : start + 200])
             words = ("sacct", "-D", "-n", "-P", "-j", some, "-o", ",".join(_ACCOUNTING))
-            found.extend(_accounted(call(*words, attempts=1)))
+            runs.extend(_accounted(call(*words, attempts=1)))
     except SlurmError:  # a site without slurmdbd has the command all the same
         return None
-    return found
+    return runs
 
 
 def _accounted(printed: str) -> list[Accounted]:
     """One entry for each job line; the peak memory stands in the lines of its steps, which come after it."""
-    found: list[Accounted] = []
+    runs: list[Accounted] = []
     for line in printed.splitlines():
         parts = line.split("|")
         if len(parts) != len(_ACCOUNTING):
@@ -139,11 +140,11 @@ def _accounted(printed: str) -> list[Accounted]:
         if "[" in id:  # elements that never became jobs of their own
             continue
         if not step:
-            found.append(_job(id, row))
-        elif found and found[-1].job == id and (peak := _bytes(row["MaxRSS"])):
-            last = found[-1]
-            found[-1] = replace(last, peak_rss_bytes=max(peak, last.peak_rss_bytes or 0))
-    return found
+            runs.append(_job(id, row))
+        elif runs and runs[-1].job == id and (peak := _bytes(row["MaxRSS"])):
+            last = runs[-1]
+            runs[-1] = replace(last, peak_rss_bytes=max(peak, last.peak_rss_bytes or 0))
+    return runs
 
 
 def _job(id: str, row: dict[str, str]) -> Accounted:
@@ -170,8 +171,8 @@ def _job(id: str, row: dict[str, str]) -> Accounted:
 
 def _bytes(text: str) -> int | None:
     """``1024K``, ``3.5G`` as bytes."""
-    found = re.fullmatch(r"([\d.]+)([KMGTP]?)[nc]?", text.strip())
-    return int(float(found[1]) * 1024 ** " KMGTP".index(found[2] or " ")) if found else None
+    match = re.fullmatch(r"([\d.]+)([KMGTP]?)[nc]?", text.strip())
+    return int(float(match[1]) * 1024 ** " KMGTP".index(match[2] or " ")) if match else None
 
 
 def _seconds(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Why a job waits, in words: Slurm's reason codes and states."""
+"""Slurm's reason codes and states in words."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _REASONS = {
     "Resources": "it is next, once enough nodes, CPUs, memory or GPUs are free",
     "Dependency": "it waits for the phases before it",
     "DependencyNeverSatisfied": "a job it waits for has failed or was cancelled, so it will never start; "
-    "`mechstudy resume` mends that",
+    "`mechstudy resume` submits what it waits for",
     "JobArrayTaskLimit": "as many of its phase run as compute.slurm.concurrent lets",
     "BeginTime": "it was put back into the queue and may start again in a minute or two",
-    "JobHeldUser": "it is held: `scontrol release` lets it go",
+    "JobHeldUser": "it is held: `scontrol release` frees it",
     "JobHeldAdmin": "an administrator holds it",
     "launch failed requeued held": "it could not be started on its node and is held: `scontrol release` tries again",
     "PartitionTimeLimit": "its time limit is longer than the partition allows: lower compute.slurm.time",

@@ -1,4 +1,4 @@
-"""`<run>/slurm/submission.json`: every job that was ever submitted for a run, and what was done about it since."""
+"""`<run>/slurm/submission.json`: every job that was submitted for a run, and what happened to it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json, write_json_atomic
@@ -18,15 +20,14 @@ RECORD = "submission.json"
 LOGS = "logs"
 CANCELLED, TAKEN_BACK = "cancelled", "taken back"  # events
 SCHEMA = 1
-_WAIT = 60.0  # seconds a job waits for others that write the record
 
 
 @dataclass(frozen=True)
 class SubmittedJob:
-    """An array in Slurm: its id, its elements' units, the groups whose jobs it waits for, and its files.
+    """An array in Slurm: its id, its units, the groups whose jobs it waits for, and its files.
 
     ``tasks`` maps an element's index to its unit. ``after`` names groups of the same submission; with
-    ``takes_what_is_there`` it waits for their end, whether they end well or not.
+    ``takes_what_is_there`` it waits until they end, well or not.
     """
 
     group: str
@@ -45,7 +46,7 @@ class SubmittedJob:
 
 @dataclass
 class Entry:
-    """One `submit` or `resume`: when, of what, and its jobs. ``cancelled`` says why it was taken back, if it was."""
+    """One `submit` or `resume`, and its jobs. ``cancelled`` says why it was taken back, if it was."""
 
     number: int
     command: str
@@ -62,9 +63,12 @@ class Entry:
         self.events.append({"at": now(), "what": what, **facts})
 
 
+_HISTORY = TypeAdapter(list[Entry])
+
+
 @dataclass
 class Record:
-    """The whole history of a run, oldest first. ``token`` is in the comment of each of its jobs."""
+    """The submissions of a run, oldest first. ``token`` is in the comment of each of its jobs."""
 
     run: Path
     token: str
@@ -77,13 +81,16 @@ class Record:
 
     @property
     def latest(self) -> Entry | None:
+        """The newest submission."""
         return self.history[-1] if self.history else None
 
     @property
     def next_number(self) -> int:
+        """The number of the next submission."""
         return self.history[-1].number + 1 if self.history else 1
 
     def entry(self, number: int) -> Entry | None:
+        """A submission by its number."""
         return next((entry for entry in self.history if entry.number == number), None)
 
     def jobs(self) -> Iterator[tuple[Entry, SubmittedJob]]:
@@ -93,6 +100,7 @@ class Record:
                 yield entry, job
 
     def ids(self) -> list[str]:
+        """Ids of every job, oldest first."""
         return [job.job for _, job in self.jobs()]
 
     def elements(self) -> dict[str, tuple[Entry, SubmittedJob, int]]:
@@ -113,24 +121,19 @@ class Record:
         return {unit for unit, ids in last.items() if not taken.isdisjoint(ids)}
 
     def write(self) -> None:
-        """Writes the file. Whoever calls it holds `record_lock`."""
+        """Writes the file. The caller holds `record_lock`."""
         history = [asdict(entry) for entry in self.history]
         write_json_atomic(_file(self.run), {"schema": SCHEMA, "token": self.token, "history": history})
 
 
 def record_lock(run: Path, *, wait: float = 0.0) -> FileLock:
-    """Held while jobs of a run are submitted, cancelled or re-pointed."""
+    """Held while jobs of a run are submitted, cancelled, or given other dependencies."""
     return FileLock(
         run / SLURM / "lock",
         wait=wait,
         what="another command is at work on this study's jobs",
         fix="wait for it to end",
     )
-
-
-def waiting_lock(run: Path) -> FileLock:
-    """`record_lock` for jobs: they wait for each other."""
-    return record_lock(run, wait=_WAIT)
 
 
 def has_record(run: Path) -> bool:
@@ -146,9 +149,9 @@ def read_record(run: Path) -> Record:
     """
     if not has_record(run):
         return Record(run, secrets.token_hex(4))
-    found = read_json(_file(run))
+    content = read_json(_file(run))
     try:
-        return Record(run, str(found["token"]), [_entry(item) for item in found["history"]])
+        return Record(run, str(content["token"]), _HISTORY.validate_python(content["history"]))
     except (KeyError, TypeError, ValueError) as error:
         raise MechstudyError(
             "the record of what was submitted is damaged",
@@ -162,15 +165,6 @@ def overrides_of(run: Path) -> list[str]:
     """The overrides that a run was last submitted with; none where it never was."""
     latest = read_record(run).latest
     return list(latest.overrides) if latest is not None else []
-
-
-def _entry(item: Mapping[str, Any]) -> Entry:
-    jobs = [_job(job) for job in item["jobs"]]
-    return Entry(**{**item, "jobs": jobs})
-
-
-def _job(item: Mapping[str, Any]) -> SubmittedJob:
-    return SubmittedJob(**{**item, "tasks": {int(task): unit for task, unit in item["tasks"].items()}})
 
 
 def _file(run: Path) -> Path:

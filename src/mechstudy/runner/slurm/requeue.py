@@ -1,7 +1,7 @@
-"""What a job does once its worker has ended: nothing, put itself back into the queue, or say why it will not.
+"""What a job does after its unit has ended: nothing, go back into the queue, or record why it does not.
 
-It goes back when the worker saved what it had (exit status 75) or was killed, while it gets on and has not been back
-too often. Where a site forbids that, another job is submitted instead, and those that wait are made to wait for it.
+It goes back when the unit saved its progress (exit status 75) or was killed, as long as attempts make progress and are
+not too many. Where a site forbids requeueing, another job is submitted, and waiting jobs are made to depend on it.
 """
 
 from __future__ import annotations
@@ -13,56 +13,59 @@ from dataclasses import replace
 from pathlib import Path
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.runner.resume_progress import saved
+from mechstudy.runner.resume_progress import saved_of
 from mechstudy.runner.slurm import commands
 from mechstudy.runner.slurm.commands import SlurmError
 from mechstudy.runner.slurm.frozen import Frozen, thaw
 from mechstudy.runner.slurm.groups import dependency
 from mechstudy.runner.slurm.queue import queue_of
-from mechstudy.runner.slurm.record import Entry, Record, read_record, waiting_lock
-from mechstudy.runner.slurm.worker import CHECKPOINTED, FAILED
-from mechstudy.runner.unit_state import UnitState, now, read_state, slurm_job, write_state
+from mechstudy.runner.slurm.record import Entry, Record, read_record, record_lock
+from mechstudy.runner.unit_state import CHECKPOINTED, JobRecord, UnitState, now, slurm_job, write_state
 
 FUTILE = 2  # attempts in a row that had their time and saved nothing: the next would not either
 FUTILE_KILLED = 3  # of those that were killed, which may have been bad luck
+_FAILED = 2  # exit status
+_LOCK_SECONDS = 60.0  # to wait for other jobs that write the record
 _LOST = 126  # exit statuses from here on to 127: the worker could not even be started
 
 
 def after_worker(run: Path, unit: str, number: int, code: int) -> int:
-    """Decides, says so on standard output, and returns the job's exit status.
+    """Decides, prints the decision on standard output, and returns the job's exit status.
 
     Args:
         number: of the submission.
         code: the worker's exit status, as the shell gives it: 128 and more is a signal.
     """
-    state = read_state(run, unit) or UnitState(unit)
+    record = JobRecord(run, unit)
+    state = record.state
     if code == 0:
         return 0
     if code != CHECKPOINTED and code <= 128:
         if state.state != "failed":
             reason = "could not be started" if _LOST <= code <= 127 else "ended before it could say why"
-            _fail(run, state, f"the worker {reason} (exit status {code}); its job's log says more")
+            record.fail(f"the worker {reason} (exit status {code}); its job's log says more")
         return code
     frozen = thaw(run, number)
     _note_end(frozen, state, code)
     job = slurm_job()
-    if job and (found := commands.state_of(job)) is not None and found not in ("RUNNING", "CONFIGURING", "PENDING"):
+    in_slurm = commands.state_of(job) if job else None
+    if in_slurm not in (None, "RUNNING", "CONFIGURING", "PENDING"):
         write_state(run, state)
-        print(f"{unit}: the job is {found.lower()}, so it ends here, with {_what_is_saved(state)}", flush=True)
+        print(f"{unit}: the job is {str(in_slurm).lower()}, so it ends here, with {_what_is_saved(state)}", flush=True)
         return code
     if (refusal := refuses(frozen, state)) is not None:
-        _fail(run, state, refusal.what, str(refusal), refusal.fix)
+        record.fail(refusal.what, str(refusal), refusal.fix)
         print(f"error: {unit}: {refusal}", flush=True)
-        return FAILED
+        return _FAILED
     write_state(run, state)
-    print(f"{unit}: goes on from {_what_is_saved(state)}", flush=True)
+    print(f"{unit}: resumes from {_what_is_saved(state)}", flush=True)
     return _again(frozen, unit, job)
 
 
 def refuses(frozen: Frozen, state: UnitState, environment: Mapping[str, str] = os.environ) -> MechstudyError | None:
     """Why a unit is not tried again; None where it is."""
     unit = next((unit for unit in frozen.units if unit.name == state.unit), None)
-    phase = unit.phase if unit is not None else state.unit
+    phase = unit.phase.name if unit is not None else state.unit
     config = frozen.slurm.of_phase(phase)
     restarts = max(
         len(state.of_submission(frozen.number)) - 1,
@@ -86,20 +89,20 @@ def refuses(frozen: Frozen, state: UnitState, environment: Mapping[str, str] = o
             f"it was put back into the queue {restarts} times, as often as compute.slurm.max_restarts lets",
             where=state.unit,
             facts={"saved": _what_is_saved(state), "last exit": exit_in_words(state)},
-            fix=f"`mechstudy resume` goes on from there; a longer time for phase {phase} ({limit}) needs fewer",
+            fix=f"`mechstudy resume` continues from there; a longer time for phase {phase} ({limit}) needs fewer",
         )
     return None
 
 
 def _successors(frozen: Frozen, unit: str) -> int:
-    """How many jobs were submitted to go on with a unit, where jobs cannot be put back."""
+    """How many jobs were submitted to continue a unit, where jobs cannot be put back."""
     entry = read_record(frozen.run).entry(frozen.number)
     jobs = entry.jobs if entry is not None else []
     return sum(job.successor_of is not None and unit in job.tasks.values() for job in jobs)
 
 
 def exit_in_words(state: UnitState) -> str:
-    """``0``, ``75 (saved in time)``, ``137 (SIGKILL)``; empty where it is not known."""
+    """``0``, ``75 (saved in time)``, ``137 (SIGKILL)``; empty where it is unknown."""
     code = state.last.exit_code if state.last is not None else None
     if code is None:
         return ""
@@ -112,29 +115,21 @@ def exit_in_words(state: UnitState) -> str:
 
 
 def _note_end(frozen: Frozen, state: UnitState, code: int) -> None:
-    """Puts down how the last attempt ended, where its worker was killed before it could."""
-    if not state.attempts:
+    """Notes how the last attempt ended, where its process was killed before it could."""
+    last = state.last
+    if last is None or not (last.exit_code is None or state.state == "running"):
         return
-    last = state.attempts[-1]
-    engine = frozen.engine()
-    node = engine.evaluate().nodes.get(state.unit)
-    if last.exit_code is None or state.state == "running":
-        state.state = "saved"
-        state.reason = "its process was killed from outside"
-        last.ended, last.exit_code = now(), code
-        if node is not None and node.id is not None:
-            last.after = saved(engine.folder.store.partial(node.unit.phase, node.unit.name, node.id))
+    state.state, state.reason = "saved", "its process was killed from outside"
+    last.ended, last.exit_code = now(), code
+    run = frozen.open_run()
+    node = run.evaluate().nodes.get(state.unit)
+    if node is not None and node.id is not None:
+        last.after = saved_of(run.folder.store, node)
 
 
 def _what_is_saved(state: UnitState) -> str:
     last = state.last
-    found = None if last is None else last.after or last.before
-    return str(found) if found is not None else "nothing"
-
-
-def _fail(run: Path, state: UnitState, reason: str, error: str | None = None, fix: str | None = None) -> None:
-    state.state, state.reason, state.error, state.fix = "failed", reason, error, fix
-    write_state(run, state)
+    return str(last.after or last.before) if last is not None else "nothing"
 
 
 def _again(frozen: Frozen, unit: str, job: str) -> int:
@@ -142,7 +137,7 @@ def _again(frozen: Frozen, unit: str, job: str) -> int:
         try:
             commands.requeue(job)
         except SlurmError as error:
-            print(f"{unit}: it cannot be put back into the queue ({error.said}); another job goes on", flush=True)
+            print(f"{unit}: it cannot be put back into the queue ({error.said}); another job continues it", flush=True)
         else:
             return CHECKPOINTED
     try:
@@ -150,14 +145,14 @@ def _again(frozen: Frozen, unit: str, job: str) -> int:
     except MechstudyError as error:
         print(f"error: {unit}: no other job could be submitted: {error}", flush=True)
         return CHECKPOINTED
-    print(f"{unit}: job {successor} goes on", flush=True)
-    return 0  # so that those which wait for this one wait for the other now
+    print(f"{unit}: job {successor} continues it", flush=True)
+    return 0  # jobs that wait for this one wait for the other now
 
 
 def _succeed(frozen: Frozen, unit: str, job: str) -> str:
-    """Submits a job for this one unit, and makes those that wait for this one wait for it too; its id."""
+    """Submits a job for this unit, makes those that wait for this job wait for it too, and returns its id."""
     array, _, task = job.partition("_")
-    with waiting_lock(frozen.run):
+    with record_lock(frozen.run, wait=_LOCK_SECONDS):
         record = read_record(frozen.run)
         entry = record.entry(frozen.number)
         mine = next((item for item in entry.jobs if item.job == array), None) if entry is not None else None

@@ -1,4 +1,4 @@
-"""The batch script of a group of units: one template, values quoted, nothing that could begin another line."""
+"""The batch script of a group of units: one template, with every value quoted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def script_of(frozen: Frozen, group: Group, tasks: Collection[int], comment: str
 
     Args:
         tasks: indices of ``group.units`` that are to run.
-        comment: kept with the job in Slurm, by which its run is told.
+        comment: kept with the job in Slurm; it identifies the run.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -95,7 +95,7 @@ def directives(
 
 
 def activation(activate: str | None) -> str | None:
-    """The line that activates an environment: a folder's own script, or the line as given."""
+    """The line that activates an environment: a folder's own script, or the line itself."""
     if activate is None:
         return None
     script = Path(activate).expanduser().absolute() / "bin" / "activate"

@@ -1,30 +1,52 @@
-"""One submission on its way: the study frozen, a script per group of units, and each job's id put down as it comes."""
+"""`mechstudy submit` and `mechstudy resume`: all jobs of a study at once, each depending on those it needs.
+
+The steps: take the lock, refuse what runs already, freeze the study, write a script per group of units, give them to
+sbatch in order, and record each id. Where one is refused, those before it are cancelled. Nothing stays behind on the
+login node.
+"""
 
 from __future__ import annotations
 
+import re
 import secrets
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mechstudy.core.errors import MechstudyError
 from mechstudy.core.files import atomic_path
 from mechstudy.planning.disk import disk_need
+from mechstudy.planning.fit import submit_refusal
+from mechstudy.planning.opened_study import OpenedStudy
 from mechstudy.planning.source_choice import record as record_choice
+from mechstudy.runner.prompt_files import prompts_refusal
 from mechstudy.runner.slurm import commands
 from mechstudy.runner.slurm.errors import explained
 from mechstudy.runner.slurm.frozen import Frozen, freeze
 from mechstudy.runner.slurm.groups import Group, dependency, groups_of
+from mechstudy.runner.slurm.job_status import alive, same_study, still_alive
 from mechstudy.runner.slurm.queue import Queued, queue_of
-from mechstudy.runner.slurm.record import LOGS, TAKEN_BACK, Entry, Record, SubmittedJob
+from mechstudy.runner.slurm.record import (
+    LOGS,
+    TAKEN_BACK,
+    Entry,
+    Record,
+    SubmittedJob,
+    has_record,
+    read_record,
+    record_lock,
+)
 from mechstudy.runner.slurm.scripts import script_file, script_of, units_file
-from mechstudy.runner.study_run import OpenedStudy
 from mechstudy.runner.unit_state import now
+from mechstudy.store.lock import RunLock
 from mechstudy.study.dag import Evaluation
+from mechstudy.study.run_folder import RunFolder
 from mechstudy.study.slurm_config import SlurmConfig
-from mechstudy.study.study import study_dict
 
 Say = Callable[[str], None]
+DRY_RUN = 0  # the number of a submission that was only shown
 
 
 @dataclass(frozen=True)
@@ -40,8 +62,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Shown:
-    """An array of a dry run: its units that would run, the arrays it would wait for, what it asks for, its script, and
-    the command that would submit it."""
+    """An array of a dry run: its units, the arrays it would wait for, its settings, its script, and its command."""
 
     group: Group
     tasks: Sequence[str]
@@ -53,7 +74,7 @@ class Shown:
 
 @dataclass
 class Result:
-    """What was submitted, and what was left alone. ``queued``: units whose jobs were alive already."""
+    """What was submitted; ``queued`` are units whose jobs were in the queue already."""
 
     run: Path
     jobs: list[SubmittedJob] = field(default_factory=list)
@@ -65,10 +86,99 @@ class Result:
 
     @property
     def n_units(self) -> int:
+        """How many units were submitted."""
         return sum(len(job.tasks) for job in self.jobs)
 
 
-class Sending:
+def show(asked: Asked) -> Result:
+    """Writes the scripts of all that is missing to ``<run>/slurm/dry-run`` and submits nothing. Asks Slurm nothing."""
+    evaluation = asked.opened.evaluate()
+    result = _result(asked, evaluation)
+    missing = evaluation.to_run
+    if not missing:
+        return result
+    if (refusal := prompts_refusal(asked.opened, missing)) is not None:
+        raise refusal
+    frozen = frozen_of(asked, DRY_RUN)
+    freeze(frozen)
+    shown: set[str] = set()
+    for group, tasks in missing_of(groups_for(asked, evaluation, largest=1001), missing):
+        script = write_script(frozen, group, tasks, "mechstudy:dry-run")
+        after = [key for key in group.after if key in shown]
+        shown.add(group.key)
+        before = [f"${_variable(key)}" for key in after]
+        wait = dependency(before, takes_what_is_there=group.takes_what_is_there)
+        option = f" --dependency={wait}" if wait else ""
+        command = f"{_variable(group.key)}=$(sbatch --parsable{option} {shlex.quote(str(script))})"
+        asks = asked.slurm.of_phase(group.phase)
+        result.shown.append(Shown(group, list(tasks.values()), after, asks, script, command))
+    return result
+
+
+def submit(asked: Asked, say: Say = lambda _: None) -> Result:
+    """Submits all that is missing; with ``asked.command`` ``resume``, jobs in the queue are left to run.
+
+    Raises:
+        MechstudyError: no sbatch; another submit is at work, or a local run; jobs are alive and it is no resume; a
+            prompts file is broken; the disk, or the memory or time asked for, is too small; Slurm refuses a job (what
+            was submitted before it is cancelled again).
+    """
+    commands.require()
+    run = asked.opened.folder
+    if not has_record(run):  # before anything is written: a refusal leaves no folder behind
+        _check(asked, asked.opened.evaluate().to_run)
+    with record_lock(run):
+        if (holder := RunLock.holder(run)) is not None:
+            raise MechstudyError(
+                "this study is running on this machine, without Slurm",
+                where=str(run),
+                facts={"pid": str(holder.get("pid")), "host": str(holder.get("host"))},
+                fix="wait for it, or stop that process: its finished work is kept",
+            )
+        record = read_record(run)
+        living = alive(record)
+        if living and asked.command == "submit":
+            raise still_alive(record, living, asked.opened)
+        evaluation = asked.opened.evaluate()
+        result = _result(asked, evaluation)
+        living = {name: job for name, job in living.items() if job.waits or not _lacks(evaluation, living, name)}
+        result.queued = [name for name in evaluation.to_run if name in living]
+        same_study(record, living, asked.opened)
+        missing = [name for name in evaluation.to_run if name not in living]
+        if missing:
+            if record.history:
+                _check(asked, missing)
+            _Sending(asked, record, evaluation, living, missing, result, say).send()
+    return result
+
+
+def _check(asked: Asked, missing: Sequence[str]) -> None:
+    """Refuses what would fail, or cannot fit."""
+    if missing and (refusal := prompts_refusal(asked.opened, missing) or submit_refusal(asked.opened, asked.slurm)):
+        raise refusal
+
+
+def _lacks(evaluation: Evaluation, living: Mapping[str, Queued], name: str) -> bool:
+    """Whether a unit with optional inputs runs without one that is submitted now."""
+    graph, missing = evaluation.graph, set(evaluation.to_run) - set(living)
+    return graph.units[name].phase.optional_inputs and not missing.isdisjoint(graph.upstream(name))
+
+
+def _result(asked: Asked, evaluation: Evaluation) -> Result:
+    nodes = evaluation.nodes.values()
+    return Result(
+        asked.opened.folder,
+        done=sum(node.artifact is not None and not node.must_run for node in nodes),
+        stopped=sum(node.stopped is not None for node in nodes),
+    )
+
+
+def _variable(key: str) -> str:
+    """A group's key as a name in the shell."""
+    return re.sub(r"\W", "_", key)
+
+
+class _Sending:
     """The jobs of one submission on their way to Slurm."""
 
     def __init__(
@@ -96,7 +206,7 @@ class Sending:
         opened, run = self.asked.opened, self.record.run
         freeze(self.frozen)
         (run / "slurm" / LOGS).mkdir(parents=True, exist_ok=True)
-        opened.run().folder.keep_study(opened.file)
+        RunFolder(opened.folder).keep_study(opened.file)
         if opened.choice is not None:
             record_choice(run, opened.choice)
         self.record.history.append(self.entry)
@@ -135,7 +245,7 @@ class Sending:
         return job
 
     def _living(self, group: Group) -> list[str]:
-        """Ids of a group's living jobs: of whole arrays, but of single elements where others of theirs have failed."""
+        """Ids of a group's jobs in the queue: whole arrays, or single elements where others have failed."""
         rows = [self.alive[name] for name in group.units if name in self.alive]
         elements, missing = self.record.elements(), set(self.missing)
         broken = {
@@ -150,7 +260,7 @@ class Sending:
         return [job for key in group.after for job in self.jobs.get(key, [])]
 
     def _take_back(self, why: str) -> None:
-        """Cancels what this submission has submitted so far, so that nothing runs of a study that is not whole."""
+        """Cancels the jobs submitted so far, so that no part of a study runs alone."""
         jobs = [job.job for job in reversed(self.entry.jobs)]  # none starts because one before it is gone
         self.entry.cancelled = why
         self.entry.note(TAKEN_BACK, jobs=jobs, why=why)
@@ -161,7 +271,7 @@ class Sending:
             self.record.write()
 
     def _repoint(self) -> None:
-        """Makes living jobs that wait depend on what was submitted now, where that comes before them."""
+        """Makes jobs that wait in the queue depend on those submitted now, where these come before them."""
         new = {job.job for job in self.entry.jobs}
         for group in self.groups:
             before = self._before(group)
@@ -177,7 +287,7 @@ class Sending:
 
 
 def groups_for(asked: Asked, evaluation: Evaluation, largest: int) -> list[Group]:
-    """The study's arrays, none with an index over ``largest``; captures one at a time where the disk holds no more."""
+    """The study's arrays, with indices below ``largest``; captures one at a time where the disk is small."""
     disk = disk_need(evaluation, asked.opened.folder, asked.opened.options.quota)
     room = disk.free if disk.quota_left is None else min(disk.free, disk.quota_left)
     return groups_of(
@@ -191,16 +301,16 @@ def groups_for(asked: Asked, evaluation: Evaluation, largest: int) -> list[Group
 def missing_of(groups: Sequence[Group], missing: Sequence[str]) -> list[tuple[Group, dict[int, str]]]:
     """The groups with something missing, and those units by index."""
     wanted = set(missing)
-    found = [(group, {i: name for i, name in enumerate(group.units) if name in wanted}) for group in groups]
-    return [(group, tasks) for group, tasks in found if tasks]
+    chosen = [(group, {i: name for i, name in enumerate(group.units) if name in wanted}) for group in groups]
+    return [(group, tasks) for group, tasks in chosen if tasks]
 
 
 def frozen_of(asked: Asked, number: int) -> Frozen:
-    """The study as it is now, as submission ``number``: later edits of its file change no job."""
+    """The study as submission ``number``."""
     opened = asked.opened
     return Frozen(
-        opened.folder, number, opened.file, opened.overrides, study_dict(opened.study), opened.units, opened.options,
-        asked.slurm,
+        opened.folder, number, opened.file, opened.overrides, opened.study.canonical(), opened.units, opened.options,
+        asked.slurm, {unit.name: unit.phase.version for unit in opened.units},
     )  # fmt: skip
 
 
@@ -217,7 +327,7 @@ def write_script(frozen: Frozen, group: Group, tasks: Sequence[int] | Mapping[in
 
 
 def _arrived(script: Path, options: Sequence[str], comment: str) -> str:
-    """The job's id. Where sbatch did not answer, the queue says whether it arrived all the same."""
+    """Submits a script and returns the job's id. Where sbatch did not answer, the queue says whether it arrived."""
     for attempt in range(commands.ATTEMPTS):
         try:
             return commands.submit(script, *options)

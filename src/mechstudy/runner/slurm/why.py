@@ -1,16 +1,17 @@
-"""`mechstudy why`: everything that is known of one unit's job, and what to do next."""
+"""`mechstudy why`: the facts about one unit's job, and what to do next."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mechstudy.runner.resume_progress import saved
+from mechstudy.planning.opened_study import OpenedStudy
+from mechstudy.runner.resume_progress import saved_of
 from mechstudy.runner.run import Run
 from mechstudy.runner.slurm.logs import logs_of, tail
 from mechstudy.runner.slurm.requeue import exit_in_words
 from mechstudy.runner.status import Status, UnitStatus, read_status
-from mechstudy.runner.study_run import OpenedStudy
+from mechstudy.runner.study_run import run_of
 from mechstudy.runner.unit_state import UnitState, read_state
 
 LINES = 12  # of the log
@@ -28,12 +29,12 @@ class Why:
 
 
 def why(opened: OpenedStudy, name: str) -> Why:
-    """Of one unit.
+    """Explains the state of one unit.
 
     Raises:
         MechstudyError: the study has no such unit.
     """
-    run = opened.run()
+    run = run_of(opened)
     run.graph.check([name])
     status = read_status(run)
     unit = next(unit for unit in status.units if unit.name == name)
@@ -64,21 +65,21 @@ def _facts(run: Run, unit: UnitStatus, state: UnitState | None) -> dict[str, str
             facts["exit"] = code
     node = run.evaluate().nodes[unit.name]
     if unit.status in ("queued", "running", "failed", "pending") and node.id is not None:
-        facts["checkpoint"] = str(saved(run.folder.store.partial(node.unit.phase, unit.name, node.id)))
+        facts["checkpoint"] = str(saved_of(run.folder.store, node))
     if unit.artifact:
         facts["artifact"] = unit.artifact
     return facts
 
 
 def _cause(run: Run, name: str, status: Status) -> UnitStatus | None:
-    """The unit upstream that everything between waits for: the first that failed."""
+    """The nearest unit upstream that failed."""
     by_name = {unit.name: unit for unit in status.units}
-    seen: set[str] = set()
+    visited: set[str] = set()
     stack = [name]
     while stack:
         for source in run.graph.upstream(stack.pop()):
-            if source not in seen:
-                seen.add(source)
+            if source not in visited:
+                visited.add(source)
                 if by_name[source].status == "failed":
                     return by_name[source]
                 stack.append(source)
@@ -98,7 +99,7 @@ def _next(opened: OpenedStudy, unit: UnitStatus, cause: UnitStatus | None) -> st
             return f"change that, then `{opened.command('cancel')}` and {resume}"
         return resume if "never" in unit.detail else "wait: Slurm starts it"
     if unit.status == "failed":
-        return f"mend what the reason says, then {resume}: only what is missing runs"
+        return f"fix what the reason says, then {resume}: only what is missing runs"
     if cause is not None:
-        return f"mend {cause.name} (`{opened.command('why', cause.name)}`), then {resume}"
+        return f"fix {cause.name} (`{opened.command('why', cause.name)}`), then {resume}"
     return f"{resume}, or `{opened.command('run')}` on this machine"

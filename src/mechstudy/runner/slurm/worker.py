@@ -1,53 +1,48 @@
-"""One unit of a frozen study, as a job of a batch system runs it: alone, with its inputs checked, and its end told.
-
-The steps: two locks (the run's, shared with its other jobs; the unit's own), what is on disk, the unit itself,
-its state for `status` and `why`, and payload that nobody needs any more.
-"""
+"""Runs one unit of a frozen study as a job: alone, with its inputs checked, and with its state recorded."""
 
 from __future__ import annotations
 
 import os
 import sys
 from contextlib import ExitStack
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from mechstudy.core import signals as stopping
+from mechstudy.core import signals
 from mechstudy.core.errors import MechstudyError
-from mechstudy.core.progress import duration
 from mechstudy.core.signals import Stopped
-from mechstudy.runner.results import RunResult, UnitResult
-from mechstudy.runner.resume_progress import Saved, saved
+from mechstudy.machine.runtime_options import RunOptions
+from mechstudy.runner.completion import Completion, conclude, job_of, result_of
+from mechstudy.runner.job import Outcome
+from mechstudy.runner.resume_progress import saved_of
 from mechstudy.runner.run import Run
-from mechstudy.runner.run_unit import Job, Options, Outcome, perform
+from mechstudy.runner.run_unit import run_unit
 from mechstudy.runner.slurm.frozen import Frozen
-from mechstudy.runner.slurm.unchanged import check_unchanged
-from mechstudy.runner.unit_state import UnitState, file_name, new_attempt, now, read_state, write_state
+from mechstudy.runner.unit_state import CHECKPOINTED, JobRecord, file_name, read_state
 from mechstudy.store.lock import FileLock, RunLock
-from mechstudy.study.dag import Evaluation, Node
-from mechstudy.study.run_folder import RunFolder
+from mechstudy.study.dag import Evaluation
+from mechstudy.study.unit import Unit
 
-FAILED, CRASHED, CHECKPOINTED = 2, 1, 75
 LOCKS = "locks"
-_ASKED = {
+_REQUESTS = {
     "SIGUSR1": "its time limit is near",
     "SIGTERM": "its job was cancelled, or had to make room for another",
 }
 _WAIT = 60.0  # seconds: a process of an earlier attempt that is ending
 
 
-def run_unit(frozen: Frozen, name: str) -> int:
+def run_in_job(frozen: Frozen, name: str) -> int:
     """Runs a unit unless it is done, and returns the exit status.
 
-    0: its artifact is there, or a gate stops it; 2: a mistake the user can mend, an input that is missing among them;
-    1: a crash; 75: asked to stop, it has saved what it has and wants to be run again.
+    0: its artifact is there, or a gate stops it; 2: a user error, a missing input among them; 1: a crash; 75: a stop
+    was requested, its progress is saved, and it is to run again.
 
     Raises:
         MechstudyError: the study has no such unit, or a process runs the study without Slurm.
     """
-    engine = frozen.engine()
-    engine.graph.check([name])
-    stopping.install()
+    run = frozen.open_run()
+    run.graph.check([name])
+    signals.install()
     with ExitStack() as stack:
         stack.enter_context(RunLock(frozen.run, shared=True))
         try:
@@ -55,7 +50,7 @@ def run_unit(frozen: Frozen, name: str) -> int:
         except MechstudyError as error:
             _say(f"{name}: {error}")
             return CHECKPOINTED
-        return _Worker(frozen, engine, name).run()
+        return _run(frozen, run, name)
 
 
 def unit_lock(run: Path, name: str, *, wait: float = _WAIT) -> FileLock:
@@ -65,197 +60,109 @@ def unit_lock(run: Path, name: str, *, wait: float = _WAIT) -> FileLock:
     )
 
 
-class _Worker:
-    """The process that works on one unit."""
-
-    def __init__(self, frozen: Frozen, engine: Run, name: str) -> None:
-        self.frozen, self.engine, self.name = frozen, engine, name
-        self.unit = engine.graph.units[name]
-        self.state = read_state(frozen.run, name) or UnitState(name)
-
-    def run(self) -> int:
-        evaluation = self._evaluate()
-        node = evaluation.nodes[self.name]
-        if node.stopped is not None:
-            self._settle("stopped", node.stopped)
-            _say(f"{self.name}: stopped: {node.stopped}")
-            return 0
-        if node.artifact is not None and not node.must_run:
-            _say(f"{self.name}: done already, {node.artifact.name}")
-            self._done(evaluation)
-            return 0
-        self.state.attempts.append(new_attempt(self.frozen.number, self._saved(node)))
-        self.state.artifact = None
-        self._settle("running", None)
-        try:
-            self._check(evaluation)
-            outcome = self._perform(evaluation, node)
-        except MechstudyError as error:
-            return self._failed(Outcome(self.name, 0.0, error=error))
-        except Stopped as stop:
-            return self._stopped(node, stop)
-        if outcome.failed:
-            return self._failed(outcome)
-        self._done(self._evaluate(), outcome)
-        return 0
-
-    # ------------------------------------------------------------------ before
-
-    def _evaluate(self) -> Evaluation:
-        """What is on disk. A unit that takes what is there has the id of that: what is missing has ended, and will not
-        come by itself."""
-        evaluation = self.engine.evaluate()
-        if self.unit.optional_inputs:
-            for name in (*self.engine.graph.upstream(self.name), self.name):
-                if self.engine.graph.units[name].optional_inputs:
-                    node = evaluation.refresh(name)
-                    node.must_run = node.stopped is None and (node.artifact is None or node.artifact.is_discarded)
-        return evaluation
-
-    def _check(self, evaluation: Evaluation) -> None:
-        """Refuses a unit whose inputs are not there, or are no longer what was submitted."""
-        missing = [source for source in self.engine.graph.upstream(self.name) if not _settled(evaluation, source)]
-        if missing and self.unit.optional_inputs:
-            _say(f"{self.name}: made without {', '.join(missing)}, which {'are' if missing[1:] else 'is'} not there")
-        elif missing:
-            told = {source: _why(self.frozen.run, evaluation, source) for source in missing[:6]}
-            raise MechstudyError(
-                f"{self.name} needs {missing[0]}, which is not there",
-                where=str(self.frozen.run),
-                facts=told,
-                fix="`mechstudy resume` runs what is missing, in order",
-            )
-        check_unchanged(self.unit, self.frozen.options.base)
-
-    def _saved(self, node: Node) -> Saved:
-        if node.id is None:
-            return Saved()
-        return saved(self.engine.folder.store.partial(self.unit.phase, self.name, node.id))
-
-    def _perform(self, evaluation: Evaluation, node: Node) -> Outcome:
-        assert node.id is not None, f"{self.name}: its inputs are there, so it has an id"
-        inputs = evaluation.input_keys(self.name)
-        store = self.engine.folder.store
-        _say(f"{self.name}: starts, {self._saved(node)} saved before")
-        options = in_this_job(self.frozen.options)
-        job = Job(self.unit, node.id, inputs, self.frozen.run, store.root, options, log=None)
-        return perform(job, {}, sys.stderr)
-
-    # ------------------------------------------------------------------- after
-
-    def _done(self, evaluation: Evaluation, outcome: Outcome | None = None) -> None:
-        node = evaluation.nodes[self.name]
-        assert node.artifact is not None, f"{self.name} ended well and has no artifact"
-        self.state.artifact, self.state.seconds = node.artifact.name, node.artifact.manifest.get("seconds")
-        if outcome is not None:
-            self._end(0, None)
-            peak = f"{outcome.peak_rss_bytes / 1e9:.1f} GB at most"
-            _say(f"{self.name}: done in {duration(outcome.seconds)}, {peak}, {node.artifact.name}")
-        self._settle("done", None)
-        discard(self.engine, evaluation)
-        if self.unit.phase == "report":
-            publish_summary(self.frozen, evaluation)
-
-    def _failed(self, outcome: Outcome) -> int:
-        error = outcome.error
-        reason = error.what if error is not None else outcome.crash or ""
-        code = FAILED if error is not None else CRASHED
-        self.state.error = str(error) if error is not None else outcome.trace
-        self._end(code, None)
-        self._settle("failed", reason, error.fix if error is not None else None)
-        _say(f"error: {self.name}: {error}" if error is not None else f"{outcome.trace}\nerror: {self.name}: {reason}")
-        return code
-
-    def _stopped(self, node: Node, stop: Stopped) -> int:
-        found = self._saved(node)
-        self._end(CHECKPOINTED, found)
-        reason = _ASKED.get(stopping.reason(), stopping.reason() or str(stop))
-        self._settle("saved", f"stopped: {reason}; {found} saved")
-        _say(f"{self.name}: stopped: {reason}; {found} saved")
-        return CHECKPOINTED
-
-    def _end(self, code: int, found: Saved | None) -> None:
-        last = self.state.attempts[-1]
-        last.ended, last.exit_code, last.after = now(), code, found
-
-    def _settle(self, state: str, reason: str | None, fix: str | None = None) -> None:
-        self.state.state, self.state.reason, self.state.fix = state, reason, fix  # type: ignore[assignment]
-        if state != "failed":
-            self.state.error = None
-        write_state(self.frozen.run, self.state)
-
-
-def in_this_job(options: Options) -> Options:
-    """The options with the threads that Slurm gave this job, where the study does not say how many."""
+def in_this_job(options: RunOptions) -> RunOptions:
+    """The options with the threads that Slurm gave this job, where the study does not set them."""
     cpus = os.environ.get("SLURM_CPUS_PER_TASK")
-    options = replace(options, max_parallel=1)
-    return replace(options, threads=int(cpus)) if options.threads is None and cpus else options
+    options = options.replace(max_parallel=1)
+    return options.replace(threads=int(cpus)) if options.threads is None and cpus else options
 
 
-def discard(engine: Run, evaluation: Evaluation) -> None:
-    """Deletes payload that nobody needs any more, as a local run does; what another job is deleting is left to it."""
-    for name in evaluation.disposable(evaluation.to_run):
-        node = evaluation.nodes[name]
-        if node.artifact is None or node.artifact.is_discarded:
-            continue
+def _run(frozen: Frozen, run: Run, name: str) -> int:
+    record = JobRecord(frozen.run, name)
+    completion = Completion(run.folder, _evaluate(run, name), record, _say, partial(unit_lock, frozen.run, wait=0.0))
+    node = completion.evaluation.nodes[name]
+    if completion.stopped(name):
+        return 0
+    if node.artifact is not None and not node.must_run:
+        _say(f"{name}: done already, {node.artifact.name}")
+        record.done(node)
+        completion.discard_payload(completion.evaluation.to_run)
+    else:
+        saved = saved_of(run.folder.store, node)
+        record.begin(frozen.number, saved)
         try:
-            with unit_lock(engine.folder.path, name, wait=0.0):
-                assert node.id is not None
-                fresh = engine.folder.store.find(node.unit.phase, name, node.id)
-                if fresh is None or fresh.is_discarded:
-                    continue
-                freed = engine.folder.store.discard(fresh, node.unit.discard_patterns)
-        except MechstudyError:  # locked by another
-            continue
-        if freed:
-            _say(f"{name}: {freed / 1e6:,.1f} MB deleted, nobody needs them any more")
+            _check_inputs(frozen, completion.evaluation, name)
+            _say(f"{name}: starts, {saved} saved before")
+            options = in_this_job(frozen.options)
+            outcome = run_unit(job_of(run.folder, completion.evaluation, name, options, log=None), {}, sys.stderr)
+        except MechstudyError as error:
+            outcome = Outcome(name, 0.0, error=error)
+        except Stopped as stop:
+            reason = _REQUESTS.get(signals.reason(), signals.reason() or str(stop))
+            saved = saved_of(run.folder.store, node)
+            record.interrupted(f"stopped: {reason}; {saved} saved", saved)
+            _say(f"{name}: stopped: {reason}; {saved} saved")
+            return CHECKPOINTED
+        if not outcome.failed:
+            completion.evaluation = _evaluate(run, name)  # other jobs have ended meanwhile
+        completion.settle(outcome, completion.evaluation.to_run)
+        if outcome.failed:
+            _say(f"error: {name}: {outcome.error}" if outcome.error is not None else outcome.trace)
+            return outcome.exit_code
+    if node.unit.phase.concludes:
+        conclude(run.folder, frozen.study, result_of(completion.evaluation))
+    return 0
 
 
-def publish_summary(frozen: Frozen, evaluation: Evaluation) -> None:
-    """The run's summary and the link to its report, once the report is there."""
-    from mechstudy.runner.summary import write_summary
-
-    report = next((node.artifact for node in evaluation.nodes.values() if node.unit.phase == "report"), None)
-    if report is not None:
-        RunFolder(frozen.run).point_report_to(report)
-    write_summary(frozen.run, frozen.study, result_of(evaluation))
-
-
-def result_of(evaluation: Evaluation) -> RunResult:
-    """What a run would say of these units; its seconds are from the first start to the last end of any of them."""
-    units = []
-    for name, node in evaluation.nodes.items():
-        status = "stopped" if node.stopped is not None else "done" if node.artifact is not None else "pending"
-        taken = node.artifact.manifest.get("seconds") if node.artifact is not None else None
-        units.append(UnitResult(name, node.unit.phase, status, True, taken, node.stopped, node.artifact))
-    return RunResult(units, [], _span(evaluation))
+def _evaluate(run: Run, name: str) -> Evaluation:
+    """Every unit against the disk. The id of a unit with optional inputs follows from those that exist now."""
+    evaluation = run.evaluate()
+    if run.graph.units[name].phase.optional_inputs:
+        for unit in (*run.graph.upstream(name), name):
+            if run.graph.units[unit].phase.optional_inputs:
+                node = evaluation.refresh(unit)
+                node.must_run = node.stopped is None and (node.artifact is None or node.artifact.is_discarded)
+    return evaluation
 
 
-def _span(evaluation: Evaluation) -> float:
-    from datetime import datetime
+def _check_inputs(frozen: Frozen, evaluation: Evaluation, name: str) -> None:
+    """Refuses a unit whose inputs are missing, or differ from those that were submitted."""
+    unit = evaluation.graph.units[name]
+    missing = [source for source in evaluation.graph.upstream(name) if not _is_settled(evaluation, source)]
+    if missing and unit.phase.optional_inputs:
+        _say(f"{name}: made without {', '.join(missing)}, which {'are' if missing[1:] else 'is'} not there")
+    elif missing:
+        raise MechstudyError(
+            f"{name} needs {missing[0]}, which is not there",
+            where=str(frozen.run),
+            facts={source: _why_missing(frozen.run, evaluation, source) for source in missing[:6]},
+            fix="`mechstudy resume` runs what is missing, in order",
+        )
+    _check_unchanged(unit, frozen.versions.get(name, unit.phase.version), frozen.options.base)
 
-    manifests = [node.artifact.manifest for node in evaluation.nodes.values() if node.artifact is not None]
-    if not manifests:
-        return 0.0
-    first = min(datetime.fromisoformat(manifest["started"]) for manifest in manifests)
-    return max(0.0, (max(datetime.fromisoformat(m["finished"]) for m in manifests) - first).total_seconds())
+
+def _check_unchanged(unit: Unit, version: int, base: Path) -> None:
+    """Refuses a unit whose phase (``version`` when it was submitted) or files have changed: its id would be wrong."""
+    phase = unit.phase
+    if phase.version != version:
+        raise MechstudyError(
+            f"mechstudy was changed since this was submitted: {phase.name} is now version {phase.version}, it "
+            f"was {version}",
+            where=unit.name,
+            fix="`mechstudy cancel`, then `mechstudy resume`: what did not change is kept",
+        )
+    if (changed := phase.changed(unit.spec, base)) is not None:
+        raise MechstudyError(
+            f"{changed} was changed since the study was submitted",
+            where=unit.name,
+            fix="`mechstudy cancel`, then `mechstudy resume` with what is there now",
+        )
 
 
-def _settled(evaluation: Evaluation, source: str) -> bool:
-    """Whether an input is there, payload and all, or will not come because a gate stopped it."""
+def _is_settled(evaluation: Evaluation, source: str) -> bool:
+    """Whether an input is there, payload included, or a gate stops it."""
     node = evaluation.nodes[source]
     return node.stopped is not None or (node.artifact is not None and not node.must_run)
 
 
-def _why(run: Path, evaluation: Evaluation, source: str) -> str:
-    """Why an input is not there, in a line."""
+def _why_missing(run: Path, evaluation: Evaluation, source: str) -> str:
+    """Why an input is missing, in a line."""
     node, state = evaluation.nodes[source], read_state(run, source)
     if node.artifact is not None:
         return "its payload was deleted after use, and is needed again"
     if state is None:
         return "it has not run"
-    last = state.last
-    where = f" (job {last.job})" if last is not None and last.job else ""
+    where = f" (job {state.last.job})" if state.last is not None and state.last.job else ""
     return f"{state.state}{where}{': ' + state.reason if state.reason else ''}"
 
 

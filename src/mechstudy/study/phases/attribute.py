@@ -3,142 +3,184 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+from mechstudy import circuits
+from mechstudy.circuits.config import AttributionConfig
+from mechstudy.circuits.costs import graph_cost
 from mechstudy.core.jsonio import read_json, write_json_atomic
+from mechstudy.core.work import Estimate, Work
 from mechstudy.machine.runtime import Runtime
-from mechstudy.store.artifacts import Artifact, ArtifactWriter
+from mechstudy.monitoring.expected_usage import PhaseProfile
+from mechstudy.store.artifact_writer import ArtifactWriter
+from mechstudy.study.dictionary_costs import DictionaryCosts, held_dictionaries
+from mechstudy.study.model_costs import TYPICAL_PROMPT
+from mechstudy.study.phases.base import Command, Flag, Output, Phase
+from mechstudy.study.phases.baseline import BaselinePhase
+from mechstudy.study.phases.model import ModelArtifact, ModelPhase
+from mechstudy.study.phases.prompts import PromptsArtifact, PromptsPhase, positions_in_order
+from mechstudy.study.phases.train import DictionaryArtifact, TrainPhase, load_all
+from mechstudy.study.study import BehaviourConfig
+from mechstudy.study.study_plan import StudyPlan
+from mechstudy.study.unit import Unit
 
-_MEANS = (
-    "n_nodes_pruned",
-    "n_edges_pruned",
-    "replacement",
-    "completeness",
-    "replacement_pruned",
-    "completeness_pruned",
-)
+
+@dataclass(frozen=True)
+class AttributeInputs:
+    """The model, the prompts that are explained, and the dictionaries by layer."""
+
+    model: ModelArtifact
+    prompts: PromptsArtifact
+    dictionaries: Mapping[int, DictionaryArtifact]
 
 
-def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
-    """Writes ``graphs/*.json``, ``graphs/graph-metadata.json``, ``aggregate.json``, ``scores.json`` and
-    ``timing.json``; a killed run goes on with the next prompt."""
-    from mechstudy.circuits.aggregate import aggregate
-    from mechstudy.circuits.config import AttributionConfig
-    from mechstudy.study.phases.inputs import behaviour_of, inputs_of, loaded_model, prompts_of
-    from mechstudy.study.phases.prompts import positions_in_order
+class GraphsArtifact(Output):
+    """The graphs of one behaviour, and their aggregate."""
 
-    with runtime.ranks.helping():
-        share(spec, inputs, out, runtime)
-    config = AttributionConfig.model_validate(spec)
-    behaviour = behaviour_of(inputs)
-    model = loaded_model(inputs["model"], runtime, exact=True)
-    pairs = prompts_of(inputs, "train")[: config.n_prompts]
-    done = [read_json(_kept(out, behaviour, number)) for number in range(len(pairs))]
-    metadata = [{k: v for k, v in item["metadata"].items() if k != "mechstudy"} for item in done]
-    out.write_json("graphs/graph-metadata.json", {"graphs": metadata})
-    scores = [item["score"] for item in done]
-    out.write_json(
-        "scores.json",
-        {"n_prompts": len(pairs)}
-        | {"nodes": fmean(s["n_nodes_pruned"] for s in scores), "edges": fmean(s["n_edges_pruned"] for s in scores)}
-        | {name: fmean(s[name] for s in scores) for name in _MEANS[2:]}
-        | {"conservation_residual_max": max(s["conservation_residual_max"] for s in scores)}
-        | {"per_prompt": scores},
+    def aggregate(self) -> dict[str, Any]:
+        """``aggregate.json``: the behaviour's graph over all prompts."""
+        aggregate: dict[str, Any] = self.read_json("aggregate.json")
+        return aggregate
+
+
+class AttributePhase(Phase[AttributionConfig, AttributeInputs]):
+    """Explains every prompt, and aggregates the graphs."""
+
+    kind = name = "attribute"
+    per = "behaviour"
+    title, report_field = "Graphs", "graphs"
+    version = 2  # live effects
+    spec, inputs, output = AttributionConfig, AttributeInputs, GraphsArtifact
+    resumes = True
+    pilots, warms_up = 2, True
+    usage = PhaseProfile(gpu=(0.85, 0.95))
+    command = Command(
+        "attribute",
+        "Phase 4: attribution graphs of every behaviour, per prompt and aggregated.\n\n"
+        "[dim]mechstudy attribute study.yaml --n-samples 8[/]",
+        flags=(
+            Flag(
+                "n_samples",
+                int,
+                "Prompts to use.",
+                metavar="N",
+                least=1,
+                overrides=lambda _, n: [f"attribution.n_prompts={n}"],
+            ),
+        ),
+        shared=True,
     )
-    out.write_json(
-        "aggregate.json",
-        {
-            "behaviour": behaviour,
-            "target": config.target,
-            "n_prompts": len(pairs),
-            "positions": [*positions_in_order(pairs), "other"],
-            "layers_with_dictionaries": sorted(map(int, inputs_of(inputs, "train"))),
-            "n_layers": model.n_layers,
-        }
-        | aggregate([item["record"] for item in done], config),
-    )
-    out.write_json("timing.json", {"seconds_per_prompt": {i["score"]["slug"]: i["seconds"] for i in done}})
 
+    def units(self, plan: StudyPlan) -> Iterator[Unit]:
+        """One unit per behaviour."""
+        if plan.study.no_graphs is not None:
+            return
+        for b in plan.study.behaviours:
+            inputs = [
+                *plan.inputs("model", ModelPhase),
+                *plan.inputs("prompts", PromptsPhase, behaviour=b.name),
+                *plan.inputs("dictionaries", TrainPhase, key="layer"),
+            ]
+            yield plan.unit(
+                self,
+                f"attribute[{b.name}]",
+                plan.study.attribution,
+                inputs,
+                gates=tuple(unit.name for unit in plan.made_by(BaselinePhase, behaviour=b.name)),
+                behaviour=b.name,
+                estimate=self.estimate(plan, b),
+            )
 
-def share(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
-    """The graphs of one process' prompts, and for each a record that whoever assembles them reads."""
-    from mechstudy.circuits.config import AttributionConfig
-    from mechstudy.study.phases.inputs import behaviour_of, dictionaries_of, loaded_model, prompts_of
+    def estimate(self, plan: StudyPlan, b: BehaviourConfig) -> Estimate:
+        """Rows of the direct-effect matrix of every prompt, and the forward passes around them."""
+        a, x, costs = plan.study.attribution, plan.shapes, plan.costs
+        n = min(a.n_prompts, costs.n_prompts(b)["train"])
+        c = DictionaryCosts.of(plan)
+        graph = graph_cost(
+            x,
+            n_layers=len(plan.layers),
+            d_in=c.d_in,
+            n_features=c.n_features,
+            k=c.k,
+            with_skip=c.with_skip,
+            max_features=a.max_features,
+            tokens=TYPICAL_PROMPT,
+        )
+        forward = costs.forward(n * TYPICAL_PROMPT * 4, x.n_layers, "float32", batches=4 * n, logits=2 * n)
+        work = [
+            *forward,
+            Work("attribute", n * graph.flops, "float32", x.d_model, n * graph.calls),
+            Work("stream", n * graph.moved),
+        ]
+        # The live gradient keeps every block's tensors.
+        working = graph.memory + costs.block_bytes(TYPICAL_PROMPT) * x.n_layers
+        held, disk = costs.model("float32"), n * graph.rows * 600
+        estimate = costs.of_model(held, disk, working, work, held_dictionaries(plan))
+        return replace(estimate, note=f"{n} prompts x {graph.rows - 1:,} feature rows at most")
 
-    config = AttributionConfig.model_validate(spec)
-    behaviour = behaviour_of(inputs)
-    model = loaded_model(inputs["model"], runtime, exact=True)
-    dictionaries = dictionaries_of(inputs, runtime)
-    mine = runtime.ranks.mine(list(enumerate(prompts_of(inputs, "train")[: config.n_prompts])))
-    left = [(number, pair) for number, pair in mine if not _kept(out, behaviour, number).exists()]
-    done = len(mine) - len(left)
-    with runtime.progress.bar(f"graphs of {behaviour}", len(mine), "prompts", done=done) as bar:
-        for number, pair in left:
-            found = _one_prompt(model, dictionaries, pair, _slug(behaviour, number), config, out, runtime)
-            write_json_atomic(_kept(out, behaviour, number), found, indent=None)
-            bar.advance(1, features=found["score"]["n_features_active"])
+    def run(self, spec: AttributionConfig, inputs: AttributeInputs, out: ArtifactWriter, runtime: Runtime) -> None:
+        """Writes ``graphs/``, ``aggregate.json``, ``scores.json`` and ``timing.json``.
+
+        An interrupted unit resumes with the next prompt.
+        """
+        with runtime.group.sharing():
+            self.share(spec, inputs, out, runtime)
+        behaviour = inputs.prompts.behaviour
+        pairs = inputs.prompts.pairs("train")[: spec.n_prompts]
+        done = [read_json(_record(out, behaviour, number)) for number in range(len(pairs))]
+        out.write_json("graphs/graph-metadata.json", {"graphs": [item["metadata"] for item in done]})
+        out.write_json("scores.json", circuits.scores_of([item["score"] for item in done]))
+        out.write_json(
+            "aggregate.json",
+            circuits.aggregate_of(
+                [item["record"] for item in done],
+                spec,
+                behaviour=behaviour,
+                positions=positions_in_order(pairs),
+                layers=inputs.dictionaries,
+                n_layers=inputs.model.load(runtime, exact=True).n_layers,
+            ),
+        )
+        out.write_json("timing.json", {"seconds_per_prompt": {i["score"]["slug"]: i["seconds"] for i in done}})
+
+    def share(self, spec: AttributionConfig, inputs: AttributeInputs, out: ArtifactWriter, runtime: Runtime) -> None:
+        """Writes the graphs of this process' prompts, and a record of each for the process that assembles them."""
+        behaviour = inputs.prompts.behaviour
+        model = inputs.model.load(runtime, exact=True)
+        dictionaries = load_all(inputs.dictionaries, runtime)
+        mine = runtime.group.mine(list(enumerate(inputs.prompts.pairs("train")[: spec.n_prompts])))
+        left = [(number, pair) for number, pair in mine if not _record(out, behaviour, number).exists()]
+        done = len(mine) - len(left)
+        with runtime.progress.bar(f"graphs of {behaviour}", len(mine), "prompts", done=done) as bar:
+            for number, pair in left:
+                begun, slug = time.monotonic(), _slug(behaviour, number)
+                graph = circuits.explain_prompt(
+                    model,
+                    dictionaries,
+                    pair,
+                    slug,
+                    spec,
+                    checkpointing=runtime.options.checkpointing,
+                    progress=runtime.progress,
+                )
+                out.write_json(f"graphs/{slug}.json", graph.json, indent=None)
+                record = {
+                    "score": graph.score,
+                    "metadata": graph.metadata,
+                    "record": graph.record,
+                    "seconds": time.monotonic() - begun,
+                }
+                write_json_atomic(_record(out, behaviour, number), record, indent=None)
+                bar.advance(1, features=graph.score["n_features_active"])
 
 
 def _slug(behaviour: str, number: int) -> str:
     return f"{behaviour}-{number:03d}"
 
 
-def _kept(out: ArtifactWriter, behaviour: str, number: int) -> Path:
-    """The record of a prompt's graph, while not all are done."""
+def _record(out: ArtifactWriter, behaviour: str, number: int) -> Path:
+    """The record of a prompt's graph, kept until all are done."""
     return out.scratch / f"{_slug(behaviour, number)}.json"
-
-
-def _one_prompt(model, dictionaries, pair, slug: str, config, out: ArtifactWriter, runtime: Runtime) -> dict[str, Any]:
-    """The prompt's graph file; returns what the aggregate and the scores need of it."""
-    import torch
-
-    from mechstudy.circuits.aggregate import prompt_record
-    from mechstudy.circuits.attribute import attribute
-    from mechstudy.circuits.graph import prune
-    from mechstudy.circuits.live import live_effects
-    from mechstudy.circuits.neuronpedia import graph_json
-
-    begun = time.monotonic()
-    tokens = torch.tensor(pair.clean_tokens, device=model.device)
-    answer, wrong = pair.answer_tokens[0], pair.wrong_tokens[0]
-    graph = attribute(model, dictionaries, tokens, config, answer=answer, wrong_answer=wrong, progress=runtime.progress)
-    live = live_effects(model, dictionaries, graph, answer, wrong, runtime.checkpointing)
-    pruned = prune(graph, config.node_threshold, config.edge_threshold)
-    before, after = graph.scores(), graph.scores(pruned)
-    score = {
-        "slug": slug,
-        "prompt": pair.clean,
-        "prompt_id": pair.id,
-        "n_features_active": graph.index.n_features,
-        "n_features_expanded": len(graph.column_R) - len(graph.logits),
-        "n_nodes": graph.index.biases + len(graph.logits),
-        "n_edges": int((graph.A_RS[:, : graph.index.biases] != 0).sum()),
-        "n_nodes_pruned": pruned.n_nodes,
-        "n_edges_pruned": pruned.n_edges,
-        "replacement": before.replacement,
-        "completeness": before.completeness,
-        "replacement_pruned": after.replacement,
-        "completeness_pruned": after.completeness,
-        "conservation_residual_max": graph.conservation_residual_max(),
-    }
-    extra = {
-        "positions": dict(pair.positions),
-        "answer": pair.answer,
-        "wrong_answer": pair.wrong_answer,
-        "logit_difference": float(graph.value_R[0]) if config.target == "logit_difference" else None,
-        "scores": score,
-    }
-    json = graph_json(
-        graph, pruned, slug=slug, scan=model.name, prompt=pair.clean,
-        token_strings=model.token_strings(pair.clean_tokens), config=config, extra=extra,
-    )  # fmt: skip
-    out.write_json(f"graphs/{slug}.json", json, indent=None)
-    return {
-        "score": score,
-        "metadata": json["metadata"],
-        "record": prompt_record(pair.id, graph, pruned, pair.positions, live),
-        "seconds": time.monotonic() - begun,
-    }

@@ -1,63 +1,123 @@
-"""Phase 1: does the model show the behaviour at all? One CSV row per prompt, a summary, and the gate."""
+"""Phase 1: how well the model shows a behaviour: one CSV row per prompt, a summary, and the gate."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from statistics import fmean, median
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
+from mechstudy import behaviours
+from mechstudy.behaviours.schema import SPLITS
+from mechstudy.core.work import Estimate
 from mechstudy.machine.runtime import Runtime
-from mechstudy.store.artifacts import Artifact, ArtifactWriter
+from mechstudy.monitoring.expected_usage import PhaseProfile
+from mechstudy.store.artifact import Artifact
+from mechstudy.store.artifact_writer import ArtifactWriter
+from mechstudy.study.model_costs import LENGTHS, TYPICAL_PROMPT
+from mechstudy.study.phases.base import Command, Output, Phase
+from mechstudy.study.phases.model import ModelArtifact, ModelPhase
+from mechstudy.study.phases.prompts import N_SAMPLES, PromptsArtifact, PromptsPhase
+from mechstudy.study.study import BaselineConfig, BehaviourConfig
+from mechstudy.study.study_plan import StudyPlan
+from mechstudy.study.unit import Unit
+
+SUMMARY = "summary.json"
 
 
-def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
-    """Writes ``train.csv``, ``test.csv`` and ``summary.json``. The gate asks every split for ``min_accuracy``."""
-    import polars
+class BaselineSpec(BaselineConfig):
+    """The gate, and the seed of the bootstrap."""
 
-    from mechstudy.behaviours.schema import SPLITS
-    from mechstudy.behaviours.scoring import score_pairs
-    from mechstudy.study.phases.inputs import behaviour_of, loaded_model, prompts_of
+    seed: int
 
-    model = loaded_model(inputs["model"], runtime)
-    splits = {}
-    for number, split in enumerate(SPLITS):
-        scores = score_pairs(
-            model, prompts_of(inputs, split), batch_tokens=runtime.batch_tokens, progress=runtime.progress
-        )
-        polars.DataFrame([score.row() for score in scores]).write_csv(out.file(f"{split}.csv"))
-        splits[split] = _summary(scores, spec, number)
-    passed = all(split["passed"] for split in splits.values())
-    gate = {"min_accuracy": spec["min_accuracy"], "passed": passed, "on_fail": spec["on_fail"]}
-    behaviour = behaviour_of(inputs)
-    out.write_json("summary.json", {"behaviour": behaviour, "gate": gate, "splits": splits})
-    if not passed:
-        accuracy = ", ".join(f"{s['accuracy']:.0%} on {name}" for name, s in splits.items())
-        runtime.progress.log(
-            f"{behaviour}: accuracy {accuracy}, the gate asks for {spec['min_accuracy']:.0%}: "
-            + (
-                "going on as the study says (baseline.on_fail: continue)"
-                if spec["on_fail"] == "continue"
-                else "this behaviour is not studied further (baseline.on_fail: continue would go on)"
+
+@dataclass(frozen=True)
+class BaselineInputs:
+    """The model and the prompts it is scored on."""
+
+    model: ModelArtifact
+    prompts: PromptsArtifact
+
+
+class BaselineArtifact(Output):
+    """Scores per prompt and their summary."""
+
+
+class BaselinePhase(Phase[BaselineSpec, BaselineInputs]):
+    """Scores every prompt; its gate stops behaviours that the model does not show."""
+
+    kind = name = "baseline"
+    per = "behaviour"
+    title, report_field = "Baseline", "baselines"
+    version = 1
+    spec, inputs, output = BaselineSpec, BaselineInputs, BaselineArtifact
+    usage = PhaseProfile(gpu=(0.60, 0.80))
+    command = Command(
+        "baseline",
+        "Phase 1: does the model show the behaviour? Accuracy, logit differences, and the gate.\n\n"
+        "[dim]mechstudy baseline study.yaml --set baseline.min_accuracy=0.9[/]",
+        flags=(N_SAMPLES,),
+    )
+
+    def units(self, plan: StudyPlan) -> Iterator[Unit]:
+        """One unit per behaviour."""
+        for b in plan.study.behaviours:
+            unit = f"baseline[{b.name}]"
+            spec = BaselineSpec(**dict(plan.study.baseline), seed=plan.seed(unit, "bootstrap"))
+            inputs = [*plan.inputs("model", ModelPhase), *plan.inputs("prompts", PromptsPhase, behaviour=b.name)]
+            yield plan.unit(self, unit, spec, inputs, behaviour=b.name, estimate=self.estimate(plan, b))
+
+    def estimate(self, plan: StudyPlan, b: BehaviourConfig) -> Estimate:
+        """Forward passes over clean and corrupted prompts, with the logits of the last token."""
+        x, costs, n = plan.shapes, plan.costs, plan.costs.total_prompts(b)
+        dtype = plan.study.model.dtype
+        work = costs.forward(2 * n * TYPICAL_PROMPT, x.n_layers, dtype, batches=4 * LENGTHS, logits=2 * n)
+        rows = min(n, costs.batch // TYPICAL_PROMPT)
+        working = costs.block_bytes(costs.batch) + 4 * 4 * rows * x.vocab_size
+        estimate = costs.of_model(costs.model(dtype), 1000 + n * 160, working, work)
+        return replace(estimate, note=f"{n} prompts, clean and corrupted")
+
+    def run(self, spec: BaselineSpec, inputs: BaselineInputs, out: ArtifactWriter, runtime: Runtime) -> None:
+        """Writes ``train.csv``, ``test.csv`` and ``summary.json``. Every split must reach ``min_accuracy``."""
+        model = inputs.model.load(runtime)
+        splits = {}
+        for number, split in enumerate(SPLITS):
+            scores = behaviours.score_pairs(
+                model, inputs.prompts.pairs(split), batch_tokens=runtime.batch_tokens, progress=runtime.progress
             )
-        )
+            behaviours.write_scores(scores, out.file(f"{split}.csv"))
+            splits[split] = behaviours.summarise_scores(
+                scores,
+                seed=spec.seed,
+                split=number,
+                n_resamples=spec.bootstrap,
+                min_accuracy=spec.min_accuracy,
+            )
+        passed = all(split["passed"] for split in splits.values())
+        gate = {"min_accuracy": spec.min_accuracy, "passed": passed, "on_fail": spec.on_fail}
+        behaviour = inputs.prompts.behaviour
+        out.write_json(SUMMARY, {"behaviour": behaviour, "gate": gate, "splits": splits})
+        if not passed:
+            accuracy = ", ".join(f"{s['accuracy']:.0%} on {name}" for name, s in splits.items())
+            runtime.progress.log(
+                f"{behaviour}: accuracy {accuracy}, the gate asks for {spec.min_accuracy:.0%}: "
+                + (
+                    "continuing, as the study says (baseline.on_fail: continue)"
+                    if spec.on_fail == "continue"
+                    else "this behaviour is not studied further (baseline.on_fail: continue would continue)"
+                )
+            )
 
-
-def _summary(scores, spec: Mapping[str, Any], number: int) -> dict[str, Any]:
-    import numpy as np
-
-    from mechstudy.statistics.paired_effects import cluster_bootstrap
-
-    rng = np.random.default_rng([spec["seed"], number])
-    groups = [score.group for score in scores]
-    accuracy = cluster_bootstrap([float(s.correct) for s in scores], groups, rng, n_resamples=spec["bootstrap"])
-    difference = cluster_bootstrap([s.logit_difference for s in scores], groups, rng, n_resamples=spec["bootstrap"])
-    share = fmean(float(s.correct) for s in scores)
-    return {
-        "n": len(scores),
-        "accuracy": share,
-        "accuracy_ci95": accuracy.ci,
-        "mean_logit_difference": fmean(s.logit_difference for s in scores),
-        "ci95": difference.ci,
-        "median_rank": median(s.rank_answer for s in scores),
-        "passed": share >= spec["min_accuracy"],
-    }
+    def gate(self, output: Artifact) -> str | None:
+        """The reason, unless the behaviour passed or the study continues anyway."""
+        summary = output.read_json(SUMMARY)
+        verdict = summary.get("gate") or {}
+        if verdict.get("passed") is not False or verdict.get("on_fail") == "continue":
+            return None
+        splits = {name: split.get("accuracy") for name, split in (summary.get("splits") or {}).items()}
+        accuracy = ", ".join(f"{value:.0%} on {name}" for name, value in splits.items() if value is not None)
+        least = verdict.get("min_accuracy")
+        facts = [
+            f"accuracy {accuracy}" if accuracy else "",
+            f"the gate asks for {least:.0%}" if least is not None else "",
+        ]
+        detail = "; ".join(fact for fact in facts if fact)
+        return f"{output.unit} did not pass" + (f" ({detail})" if detail else "")

@@ -2,31 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from mechstudy import corpus as text
+from mechstudy.core.errors import MechstudyError
+from mechstudy.core.sizes import safetensors_bytes
+from mechstudy.core.work import Estimate, Work
+from mechstudy.corpus.config import FILE_KINDS, CorpusConfig
 from mechstudy.machine.runtime import Runtime
-from mechstudy.store.artifacts import Artifact, ArtifactWriter
+from mechstudy.store.artifact_writer import ArtifactWriter
+from mechstudy.study.fingerprints import corpus_fingerprint
+from mechstudy.study.phases.base import Output, Phase
+from mechstudy.study.phases.model import ModelArtifact, ModelPhase
+from mechstudy.study.study_plan import StudyPlan
+from mechstudy.study.unit import Unit
+
+if TYPE_CHECKING:
+    from mechstudy.corpus.token_rows import Corpus
+
+TOKENS = "tokens.safetensors"
 
 
-def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
-    """Writes ``tokens.safetensors`` and ``corpus.json``."""
-    from mechstudy.activations.config import FILE_KINDS, CorpusConfig
-    from mechstudy.corpus.corpus import build_corpus
-    from mechstudy.study.phases.inputs import loaded_model
+class CorpusSpec(CorpusConfig):
+    """The corpus of a study, and the fingerprint of its text."""
 
-    config = CorpusConfig.model_validate({k: v for k, v in spec.items() if k != "fingerprint"})
-    source = config.parsed()
-    sampled = source.kind == "sampled"
-    if source.kind in FILE_KINDS:  # the study's paths are relative to the study
-        config = config.model_copy(update={"source": f"{source.kind}:{runtime.base / source.path}"})
-    model = loaded_model(inputs["model"], runtime, "bfloat16" if sampled else None)
-    corpus = build_corpus(
-        config,
-        model.tokenizer,
-        model=model if sampled else None,
-        scratch=out.scratch / "samples",
-        progress=runtime.progress,
-    )
-    replace(corpus, source=spec["source"]).save(out.path)
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class CorpusInputs:
+    """The model's tokenizer cuts the rows; the model itself samples text where the study asks for it."""
+
+    model: ModelArtifact
+
+
+class CorpusArtifact(Output):
+    """Token rows for training and evaluation."""
+
+    def load(self) -> Corpus:
+        """The rows, memory-mapped."""
+        return text.Corpus.load(self.path)
+
+    @property
+    def n_train_documents(self) -> int:
+        """Source documents of the training rows."""
+        return int(self.read_json("corpus.json")["n_train_documents"])
+
+
+class CorpusPhase(Phase[CorpusSpec, CorpusInputs]):
+    """Builds the token rows."""
+
+    kind = name = "corpus"
+    title = "Corpus"
+    version = 1
+    spec, inputs, output = CorpusSpec, CorpusInputs, CorpusArtifact
+    retention, payload = "regenerate", (TOKENS,)
+
+    def units(self, plan: StudyPlan) -> Iterator[Unit]:
+        """One unit."""
+        c = plan.study.corpus
+        values = dict(c) | {"seed": plan.seed(self.kind, f"corpus {c.seed}")}
+        spec = CorpusSpec(**values, fingerprint=corpus_fingerprint(c, plan.base))
+        yield plan.unit(self, self.kind, spec, plan.inputs("model", ModelPhase), estimate=self.estimate(plan))
+
+    def estimate(self, plan: StudyPlan) -> Estimate:
+        """One file of token ids, exactly."""
+        c = plan.study.corpus
+        size = safetensors_bytes({"tokens": (c.n_rows, c.context)}, "int32")
+        return Estimate(
+            size,
+            3 * size,
+            exact=True,
+            shapes={"tokens": f"{c.n_rows:,} x {c.context}"},
+            payload={TOKENS: size},
+            work=(Work("write", size), Work("read", size)),
+        )
+
+    def run(self, spec: CorpusSpec, inputs: CorpusInputs, out: ArtifactWriter, runtime: Runtime) -> None:
+        """Writes ``tokens.safetensors`` and ``corpus.json``."""
+        config = CorpusConfig(**{name: getattr(spec, name) for name in CorpusConfig.model_fields})
+        source = config.parsed()
+        sampled = source.kind == "sampled"
+        if source.kind in FILE_KINDS:  # paths of a study are relative to its file
+            config = config.model_copy(update={"source": f"{source.kind}:{runtime.base / source.path}"})
+        model = inputs.model.load(runtime, "bfloat16" if sampled else None)
+        rows = text.build_corpus(
+            config,
+            model.tokenizer,
+            model=model if sampled else None,
+            scratch=out.scratch / "samples",
+            progress=runtime.progress,
+        )
+        replace(rows, source=spec.source).save(out.path)
+
+    def changed(self, spec: CorpusSpec, base: Path) -> str | None:
+        """The corpus, if its text has changed."""
+        same = corpus_fingerprint(spec, base) == spec.fingerprint
+        return None if same else f"corpus.source ({spec.source})"
+
+    def obstacle(self, spec: CorpusSpec, base: Path) -> str | None:
+        """A text that is gone, has changed, or comes from a hub without a revision."""
+        source = spec.parsed()
+        if source.kind == "hf" and source.revision is None:
+            return "its text is from a hub, without a revision: it may have changed"
+        try:
+            changed = self.changed(spec, base)
+        except MechstudyError as error:
+            return f"the text it was read from is gone ({error.what})"
+        text = source.path.name if source.kind in FILE_KINDS else source.kind
+        return None if changed is None else f"the text it was read from has changed: {text}"

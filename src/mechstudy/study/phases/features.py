@@ -1,88 +1,124 @@
-"""Phase 4b: pages for the features that stand in the graphs."""
+"""Phase 4b: pages of the features in the graphs."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
 
+from mechstudy import features
+from mechstudy.core.work import Estimate, Work
 from mechstudy.machine.runtime import Runtime
-from mechstudy.store.artifacts import Artifact, ArtifactWriter
+from mechstudy.models.sites import parse_layers
+from mechstudy.monitoring.expected_usage import PhaseProfile
+from mechstudy.store.artifact_writer import ArtifactWriter
+from mechstudy.study.dictionary_costs import DictionaryCosts, held_dictionaries
+from mechstudy.study.phases.attribute import AttributePhase, GraphsArtifact
+from mechstudy.study.phases.base import Output, Phase
+from mechstudy.study.phases.corpus import CorpusArtifact, CorpusPhase
+from mechstudy.study.phases.model import ModelArtifact, ModelPhase
+from mechstudy.study.phases.train import DictionaryArtifact, TrainPhase, load_all
+from mechstudy.study.study import FeaturesConfig
+from mechstudy.study.study_plan import StudyPlan
+from mechstudy.study.unit import Unit
+
+PAGES = "features.json"
 
 
-def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
-    """Writes ``features.json``: examples with per-token activations, logits, frequency, and where it stands."""
-    from mechstudy.corpus.corpus import Corpus
-    from mechstudy.features.examples import collect_features, example_windows, logit_effects
-    from mechstudy.study.phases.inputs import dictionaries_of, inputs_of, loaded_model
+class FeaturesSpec(FeaturesConfig):
+    """Numbers of examples that are searched and shown, and the precision of the search."""
 
-    dictionaries = dictionaries_of(inputs, runtime)
-    graphs = features_in_graphs(inputs_of(inputs, "attribute"), spec["per_behaviour"])
-    chosen: dict[int, list[int]] = defaultdict(list)
-    for layer, feature in sorted(graphs):
-        chosen[layer].append(feature)
-    if not chosen:
-        out.write_json("features.json", {"features": []})
-        return
-    model = loaded_model(inputs["model"], runtime, spec["model_dtype"])
-    rows = Corpus.load(inputs["corpus"].path).train[: spec["documents"]].long()
-    statistics = collect_features(
-        model,
-        dictionaries,
-        dict(chosen),
-        rows,
-        spec["examples"],
-        batch_tokens=runtime.batch_tokens,
-        progress=runtime.progress,
-    )
-    logits = {
-        (layer, feature): effects
-        for layer, features in chosen.items()
-        for feature, effects in zip(
-            features, logit_effects(model, dictionaries[layer], features, spec["top_logits"]), strict=True
+    model_dtype: Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class FeaturesInputs:
+    """The graphs whose features get a page, and what examples are searched with."""
+
+    model: ModelArtifact
+    corpus: CorpusArtifact
+    dictionaries: Mapping[int, DictionaryArtifact]
+    graphs: Mapping[str, GraphsArtifact]
+
+
+class FeaturePagesArtifact(Output):
+    """Feature pages."""
+
+
+class FeaturesPhase(Phase[FeaturesSpec, FeaturesInputs]):
+    """Finds examples, logits and frequencies of the features in the graphs."""
+
+    kind = name = "features"
+    title, report_field = "Features", "features"
+    version = 1
+    spec, inputs, output = FeaturesSpec, FeaturesInputs, FeaturePagesArtifact
+    optional_inputs = True
+    usage = PhaseProfile(gpu=(0.60, 0.80))
+
+    def units(self, plan: StudyPlan) -> Iterator[Unit]:
+        """One unit, of all behaviours."""
+        if plan.study.no_graphs is not None:
+            return
+        spec = FeaturesSpec(**dict(plan.study.features), model_dtype=plan.study.dictionaries.model_dtype)
+        inputs = [
+            *plan.inputs("model", ModelPhase),
+            *plan.inputs("corpus", CorpusPhase),
+            *plan.inputs("dictionaries", TrainPhase, key="layer"),
+            *plan.inputs("graphs", AttributePhase, key="behaviour"),
+        ]
+        yield plan.unit(self, self.kind, spec, inputs, estimate=self.estimate(plan))
+
+    def estimate(self, plan: StudyPlan) -> Estimate:
+        """A search of the corpus, and the documents of the examples once more."""
+        f, c, x, d, costs = (
+            plan.study.features,
+            plan.study.corpus,
+            plan.shapes,
+            plan.study.dictionaries,
+            plan.costs,
         )
-    }
-    pages = []
-    for layer, feature, examples in example_windows(
-        model, dictionaries, statistics, rows, spec["window"], batch_tokens=runtime.batch_tokens
-    ):
-        stats = statistics[layer]
-        i = stats.features.index(feature)
-        pages.append(
-            {
-                "layer": layer,
-                "feature": feature,
-                "kind": dictionaries[layer].cfg.kind,
-                "frequency": float(stats.frequency_n[i]),
-                "mean_activation": float(stats.mean_n[i]),
-                "max_activation": float(stats.max_n[i]),
-                **logits[layer, feature],
-                "examples": examples,
-                "graphs": graphs[layer, feature],
-            }
+        tokens = min(f.documents, c.train_rows) * c.context
+        layers = parse_layers(d.layers, x.n_layers)
+        cost = DictionaryCosts.of(plan)
+        pages = f.per_behaviour * len(plan.study.behaviours)
+        again = min(f.documents, pages * f.examples) * c.context
+        batches = -(-(tokens + again) // costs.batch)
+        encoding = 2.0 * (tokens + again) * cost.d_in * cost.n_features * len(layers)
+        work = [
+            *costs.forward(tokens + again, max(layers) + 1, d.model_dtype, batches=batches, context=c.context),
+            Work("train", encoding, "float32", cost.d_in),
+            Work("stream", 12.0 * (tokens + again) * cost.n_features * len(layers)),
+            *costs.forward(0, 0, d.model_dtype, batches=0, logits=pages),
+        ]
+        batch = min(tokens, costs.batch)
+        working = (
+            costs.block_bytes(batch)
+            + 4 * batch * (x.d_model * len(layers) + 3 * cost.n_features)
+            + 2 * 2 * again * pages
+            + 4 * 2 * pages * x.vocab_size // max(1, len(layers))
         )
-    out.write_json("features.json", {"features": pages, "rows_searched": int(rows.numel())}, indent=None)
+        held = costs.model(d.model_dtype)
+        estimate = costs.of_model(held, pages * 4000, working, work, held_dictionaries(plan))
+        return replace(estimate, note=f"{tokens:,} tokens searched, {pages:,} pages at most")
 
-
-def features_in_graphs(graphs: Mapping[str, Artifact], most: int) -> dict[tuple[int, int], dict[str, Any]]:
-    """(layer, feature) -> behaviour -> where it stands: each behaviour's features of largest influence or effect."""
-    found: dict[tuple[int, int], dict[str, Any]] = defaultdict(dict)
-    for behaviour, artifact in graphs.items():
-        nodes = [n for n in artifact.read_json("aggregate.json")["nodes"] if n["type"] == "feature"]
-        taken: dict[tuple[int, int], dict[str, Any]] = {}
-        rank: dict[str, int] = {}
-        for measure in ("influence", "total_effect"):
-            for place, node in enumerate(sorted(nodes, key=lambda n: -abs(n[measure]))):
-                rank[node["id"]] = min(place, rank.get(node["id"], place))
-        for node in sorted(nodes, key=lambda n: (rank[n["id"]], n["id"])):
-            key = (node["layer"], node["feature"])
-            if key not in taken and len(taken) >= most:
-                continue
-            entry = taken.setdefault(key, {"influence": 0.0, "frequency": 0.0, "total_effect": 0.0, "positions": []})
-            entry["influence"] += node["influence"]
-            entry["total_effect"] += node["total_effect"]
-            entry["frequency"] = max(entry["frequency"], node["frequency"])
-            entry["positions"].append(node["position"])
-        for key, entry in taken.items():
-            found[key][behaviour] = entry
-    return dict(found)
+    def run(self, spec: FeaturesSpec, inputs: FeaturesInputs, out: ArtifactWriter, runtime: Runtime) -> None:
+        """Writes ``features.json``: examples with per-token activations, logits, frequencies, and graphs."""
+        dictionaries = load_all(inputs.dictionaries, runtime)
+        aggregates = {name: graphs.aggregate() for name, graphs in inputs.graphs.items()}
+        in_graphs = features.features_in_graphs(aggregates, spec.per_behaviour)
+        if not in_graphs:
+            out.write_json(PAGES, {"features": []})
+            return
+        rows = inputs.corpus.load().train[: spec.documents].long()
+        pages = features.feature_pages(
+            inputs.model.load(runtime, spec.model_dtype),
+            dictionaries,
+            in_graphs,
+            rows,
+            n_examples=spec.examples,
+            window=spec.window,
+            top_logits=spec.top_logits,
+            batch_tokens=runtime.batch_tokens,
+            progress=runtime.progress,
+        )
+        out.write_json(PAGES, {"features": pages, "rows_searched": int(rows.numel())}, indent=None)

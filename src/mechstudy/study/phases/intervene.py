@@ -1,70 +1,173 @@
-"""Phase 5: what happens when the circuit's features are removed, resampled, patched and steered."""
+"""Phase 5: effects of ablating, resampling, patching and steering the circuit's features."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
+from mechstudy import interventions
 from mechstudy.core.jsonio import read_json, write_json_atomic
+from mechstudy.core.work import Estimate, Work
+from mechstudy.interventions.config import InterventionConfig
+from mechstudy.interventions.costs import edges_work, forwards_of
 from mechstudy.machine.runtime import Runtime
-from mechstudy.store.artifacts import Artifact, ArtifactWriter
+from mechstudy.monitoring.expected_usage import PhaseProfile
+from mechstudy.store.artifact_writer import ArtifactWriter
+from mechstudy.study.dictionary_costs import DictionaryCosts, held_dictionaries
+from mechstudy.study.model_costs import LENGTHS, TYPICAL_POSITIONS, TYPICAL_PROMPT
+from mechstudy.study.phases.attribute import AttributePhase, GraphsArtifact
+from mechstudy.study.phases.base import Command, Flag, Output, Phase
+from mechstudy.study.phases.baseline import BaselinePhase
+from mechstudy.study.phases.model import ModelArtifact, ModelPhase
+from mechstudy.study.phases.prompts import PromptsArtifact, PromptsPhase
+from mechstudy.study.phases.train import DictionaryArtifact, TrainPhase, load_all
+from mechstudy.study.study import BehaviourConfig
+from mechstudy.study.study_plan import StudyPlan
+from mechstudy.study.unit import Unit
 
-if TYPE_CHECKING:
-    from mechstudy.interventions.config import InterventionConfig
-
-_CUT = "batches.json"  # in the scratch folder
+_BATCHES = "batches.json"  # in the scratch folder
 
 
-def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
-    """Writes ``results.csv``, ``results_partial_N.csv``, ``edges.csv``, ``dose_response.csv``, ``patching.csv`` and
-    ``summary.json``. Features come from train prompts, effects from test prompts; edges are checked where they
-    were predicted."""
-    from mechstudy.interventions.config import InterventionConfig
-    from mechstudy.interventions.edges import edge_checks, measure_edges
-    from mechstudy.interventions.features import feature_groups
-    from mechstudy.interventions.runner import run_interventions
-    from mechstudy.interventions.samples import build_plan
-    from mechstudy.interventions.summary import summarise
-    from mechstudy.study.phases.inputs import behaviour_of, dictionaries_of, inputs_of, loaded_model, prompts_of
+@dataclass(frozen=True)
+class InterveneInputs:
+    """The model, the prompts, the dictionaries by layer and the behaviour's graphs."""
 
-    config = InterventionConfig.model_validate(spec)
-    behaviour = behaviour_of(inputs)
-    model = loaded_model(inputs["model"], runtime, exact=True)
-    dictionaries = dictionaries_of(inputs, runtime)
-    train, test = (prompts_of(inputs, split) for split in ("train", "test"))
-    [graphs] = inputs_of(inputs, "attribute").values()
-    aggregate = graphs.read_json("aggregate.json")
-    nodes = [node for node in aggregate["nodes"] if node["type"] == "feature"]
-    plan = build_plan(
-        model,
-        dictionaries,
-        train,
-        test,
-        feature_groups(
-            recurring(nodes, config), n_groups=config.n_groups, group_size=config.group_size, rank_by=config.rank_by
+    model: ModelArtifact
+    prompts: PromptsArtifact
+    dictionaries: Mapping[int, DictionaryArtifact]
+    graphs: GraphsArtifact
+
+
+class InterventionsArtifact(Output):
+    """Effects of interventions, sample by sample, and their summary."""
+
+
+class IntervenePhase(Phase[InterventionConfig, InterveneInputs]):
+    """Measures the circuit's effects on prompts that discovery did not use."""
+
+    kind = name = "intervene"
+    per = "behaviour"
+    title, report_field = "Interventions", "interventions"
+    version = 2  # edits of one place are added in a fixed order
+    spec, inputs, output = InterventionConfig, InterveneInputs, InterventionsArtifact
+    resumes = True
+    usage = PhaseProfile(gpu=(0.60, 0.80))
+    command = Command(
+        "intervene",
+        "Phase 5: ablation, patching, resampling, steering and edges, on test prompts discovery has not seen.\n\n"
+        "[dim]mechstudy intervene study.yaml --n-samples 50[/]",
+        flags=(
+            Flag(
+                "n_samples",
+                int,
+                "Prompts to use.",
+                metavar="N",
+                least=1,
+                overrides=lambda _, n: [f"interventions.n_samples={n}"],
+            ),
         ),
-        {(node["layer"], node["feature"]) for node in nodes},
-        config,
-        behaviour=behaviour,
-        batch_tokens=runtime.batch_tokens,
     )
-    how: dict[str, Any] = {"progress": runtime.progress, "batch_tokens": _cut(out, runtime)}
-    run_interventions(model, dictionaries, plan, config, out.path, **how)
-    if "edges" in config.kinds and config.n_edges:
-        measure_edges(model, dictionaries, edge_checks(aggregate, train), config, out.path, **how)
-    out.write_json("summary.json", summarise(plan, config, out.path))
+
+    def units(self, plan: StudyPlan) -> Iterator[Unit]:
+        """One unit per behaviour."""
+        if plan.study.no_graphs is not None:
+            return
+        i = plan.study.interventions
+        for b in plan.study.behaviours:
+            unit = f"intervene[{b.name}]"
+            inputs = [
+                *plan.inputs("model", ModelPhase),
+                *plan.inputs("prompts", PromptsPhase, behaviour=b.name),
+                *plan.inputs("dictionaries", TrainPhase, key="layer"),
+                *plan.inputs("graphs", AttributePhase, behaviour=b.name),
+            ]
+            yield plan.unit(
+                self,
+                unit,
+                i.model_copy(update={"seed": plan.seed(unit, f"draws {i.seed}")}),
+                inputs,
+                gates=tuple(gate.name for gate in plan.made_by(BaselinePhase, behaviour=b.name)),
+                behaviour=b.name,
+                estimate=self.estimate(plan, b),
+            )
+
+    def estimate(self, plan: StudyPlan, b: BehaviourConfig) -> Estimate:
+        """Edited forward passes: of features, of the patching grid, and of edges."""
+        i, x, costs = plan.study.interventions, plan.shapes, plan.costs
+        n = costs.n_prompts(b)
+        samples = min(i.n_samples, n["test"])
+        edited, grid = forwards_of(i, samples, x.n_layers, TYPICAL_POSITIONS)
+        forwards = edited + grid
+        tokens = forwards * TYPICAL_PROMPT
+        batches = LENGTHS + tokens // costs.batch
+        half = -(-x.n_layers // 2)  # edited forwards begin at the lowest edited layer: half-way, on average
+        discovery = (min(i.n_discovery, n["train"]) + 2 * samples) * TYPICAL_PROMPT
+        edge_prompts = min(i.edge_prompts, plan.study.attribution.n_prompts)
+        work = [
+            *costs.forward(tokens, half, "float32", batches=batches, logits=forwards),
+            *costs.forward(discovery, x.n_layers, "float32", batches=4 * LENGTHS),
+            Work("stream", 12.0 * forwards * x.vocab_size * 4),
+        ]
+        if "edges" in i.kinds and i.n_edges:
+            work += edges_work(i, x, edge_prompts, TYPICAL_PROMPT)
+        batch = min(tokens, costs.batch)
+        working = (
+            costs.block_bytes(batch)
+            + 4 * batch * x.d_model * min(x.n_layers, 8)
+            + 6 * 4 * (batch // TYPICAL_PROMPT) * x.vocab_size
+            + 4 * 512 * DictionaryCosts.of(plan).n_features
+        )
+        held, disk = costs.model("float32"), 20_000 + 400 * forwards
+        estimate = costs.of_model(held, disk, working, work, held_dictionaries(plan))
+        return replace(estimate, note=f"about {forwards:,} forward passes")
+
+    def run(self, spec: InterventionConfig, inputs: InterveneInputs, out: ArtifactWriter, runtime: Runtime) -> None:
+        """Writes ``results.csv``, ``results_partial_N.csv``, ``edges.csv``, ``dose_response.csv``, ``patching.csv``.
+
+        ``summary.json`` sums them up. Features come from train prompts, effects from test prompts; edges are measured
+        on the prompts of their graphs.
+        """
+        model = inputs.model.load(runtime, exact=True)
+        dictionaries = load_all(inputs.dictionaries, runtime)
+        train, test = (inputs.prompts.pairs(split) for split in ("train", "test"))
+        aggregate = inputs.graphs.aggregate()
+        nodes = [node for node in aggregate["nodes"] if node["type"] == "feature"]
+        groups = interventions.feature_groups(
+            interventions.recurring_features(nodes, spec),
+            n_groups=spec.n_groups,
+            group_size=spec.group_size,
+            rank_by=spec.rank_by,
+        )
+        plan = interventions.build_plan(
+            model,
+            dictionaries,
+            train,
+            test,
+            groups,
+            {(node["layer"], node["feature"]) for node in nodes},
+            spec,
+            behaviour=inputs.prompts.behaviour,
+            batch_tokens=runtime.batch_tokens,
+        )
+        batch_tokens = _batch_tokens(out, runtime)
+        interventions.run_interventions(
+            model, dictionaries, plan, spec, out.path, progress=runtime.progress, batch_tokens=batch_tokens
+        )
+        if "edges" in spec.kinds and spec.n_edges:
+            checks = interventions.edge_checks(aggregate, train)
+            interventions.measure_edges(
+                model, dictionaries, checks, spec, out.path, progress=runtime.progress, batch_tokens=batch_tokens
+            )
+        out.write_json("summary.json", interventions.summarise(plan, spec, out.path))
 
 
-def _cut(out: ArtifactWriter, runtime: Runtime) -> int:
-    """The tokens per batch that samples are ordered by: those of the process that began, or what is saved would be of
-    other samples than what follows. Where fewer fit by now, batches are run in parts."""
-    file = out.scratch / _CUT
+def _batch_tokens(out: ArtifactWriter, runtime: Runtime) -> int:
+    """The tokens per batch of the process that began the unit.
+
+    Batches determine the order of samples, and saved and new samples must have one order. A batch that no longer fits
+    is run in parts.
+    """
+    file = out.scratch / _BATCHES
     if not file.exists():
         write_json_atomic(file, {"batch_tokens": runtime.batch_tokens})
     return int(read_json(file)["batch_tokens"])
-
-
-def recurring(nodes: Sequence[Mapping[str, Any]], config: InterventionConfig) -> list[Mapping[str, Any]]:
-    """The features present on enough prompts; all of them where those would not fill one group."""
-    found = [node for node in nodes if node["presence"] >= config.min_presence]
-    return found if sum(node["position"] != "other" for node in found) >= config.group_size else list(nodes)

@@ -1,171 +1,313 @@
-"""Phase 3: one layer's dictionary, trained on stored rows and judged on held-out ones."""
+"""Phase 3: one layer's dictionary, from stored rows or a streamed pass, evaluated on held-out rows."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, cast
 
+from mechstudy import activations, dictionaries
+from mechstudy.core.config import Config
+from mechstudy.core.work import Estimate, Work
+from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
 from mechstudy.machine.runtime import Runtime
-from mechstudy.store.artifacts import Artifact, ArtifactWriter
+from mechstudy.models.sites import Site, SiteKind
+from mechstudy.monitoring.expected_usage import PhaseProfile
+from mechstudy.store.artifact_writer import ArtifactWriter
+from mechstudy.study.dictionary_costs import DictionaryCosts
+from mechstudy.study.phases.base import Command, Flag, Output, Phase
+from mechstudy.study.phases.capture import CaptureArtifact, CorpusCapturePhase
+from mechstudy.study.phases.corpus import CorpusArtifact, CorpusPhase
+from mechstudy.study.phases.model import ModelArtifact, ModelPhase
+from mechstudy.study.phases.stream import StreamArtifact, StreamPhase, init_seed
+from mechstudy.study.study import VariantConfig
+from mechstudy.study.study_plan import StudyPlan
+from mechstudy.study.unit import Input, Unit
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from mechstudy.activations.store import Store
     from mechstudy.dictionaries.dictionary import Dictionary
 
-EVALUATION_BATCH = 1024
 CHECKPOINT = "checkpoint.safetensors"
+FOLDER = "dictionary"
+_EVALUATED_AT_ONCE = 1024  # tokens
 
 
-def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
-    """Writes ``dictionary/`` (SAELens' format), ``evaluation.json``, and logs with clock times:
-    ``scalars.jsonl``, ``tensorboard/``, ``timing.json``."""
-    from mechstudy.activations.reader import RowReader
-    from mechstudy.activations.staging import staged
-    from mechstudy.activations.store import Store
-    from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
-    from mechstudy.dictionaries.training.trainer import train
-    from mechstudy.models.sites import Site
-    from mechstudy.study.phases.inputs import inputs_of
-    from mechstudy.study.phases.rows_health import of_store
+class TrainSpec(Config):
+    """One dictionary: its sites, architecture, recipe and evaluation."""
 
-    [capture] = inputs_of(inputs, "capture").values()
-    architecture = DictionaryConfig.model_validate(spec["architecture"])
-    training = TrainConfig.model_validate(spec["training"])
-    sites = Site(spec["site_in"], spec["layer"]), Site(spec["site_out"], spec["layer"])
-    store = Store.open(capture.path / "train")
-    epochs = training.steps * training.batch_size / store.n_rows
-    with staged(store, sites, runtime.stage, epochs=epochs, say=runtime.progress.log) as local:
-        source = RowReader(
-            local, sites[0], sites[1], training.batch_size, seed=training.seed, verify=runtime.verify_reads,
+    layer: int
+    site_in: SiteKind
+    site_out: SiteKind
+    architecture: DictionaryConfig
+    training: TrainConfig
+    evaluation_rows: int
+    evaluation_tokens: int
+    model_dtype: Literal["auto", "float32", "bfloat16", "float16"]
+
+    @property
+    def sites(self) -> tuple[Site, Site]:
+        """The sites that the dictionary reads and writes."""
+        return Site(self.site_in, self.layer), Site(self.site_out, self.layer)
+
+
+class DictionaryArtifact(Output):
+    """A trained dictionary with its evaluation."""
+
+    def load(self, runtime: Runtime) -> Dictionary:
+        """The dictionary; kept loaded between units of one process."""
+        key = ("dictionary", self.id, runtime.device)
+        if key not in runtime.cache:
+            runtime.cache[key] = dictionaries.load_dictionary(
+                self.artifact.file(f"{FOLDER}/cfg.json").parent, device=runtime.device
+            )
+        dictionary: Dictionary = runtime.cache[key]
+        return dictionary
+
+
+@dataclass(frozen=True)
+class TrainInputs:
+    """The model, the corpus, and rows: either a store or a streamed pass that has already trained."""
+
+    model: ModelArtifact
+    corpus: CorpusArtifact
+    capture: CaptureArtifact | None
+    stream: StreamArtifact | None
+
+
+def load_all(artifacts: Mapping[int, DictionaryArtifact], runtime: Runtime) -> dict[int, Dictionary]:
+    """Dictionaries by layer, in order."""
+    return {layer: artifacts[layer].load(runtime) for layer in sorted(artifacts)}
+
+
+def training_inputs(plan: StudyPlan, wave: int) -> list[Input]:
+    """The inputs of a dictionary whose layer is in this wave."""
+    return [
+        *plan.inputs("model", ModelPhase),
+        *plan.inputs("corpus", CorpusPhase),
+        *plan.inputs("capture", CorpusCapturePhase, wave=wave),
+        *plan.inputs("stream", StreamPhase, wave=wave),
+    ]
+
+
+def training_spec(plan: StudyPlan, layer: int, variant: VariantConfig | None = None) -> TrainSpec:
+    """The spec of a layer's dictionary, or of a variant of it."""
+    d = plan.study.dictionaries
+    site_in, site_out = d.sites()
+    return TrainSpec(
+        layer=layer,
+        site_in=site_in,
+        site_out=site_out,
+        architecture=(variant.architecture if variant is not None else None) or d.architecture,
+        training=d.training.model_copy(update={"seed": init_seed(plan, layer, variant)}),
+        evaluation_rows=d.evaluation_rows,
+        evaluation_tokens=d.evaluation_tokens,
+        model_dtype=d.model_dtype,
+    )
+
+
+def training_estimate(plan: StudyPlan, architecture: DictionaryConfig) -> Estimate:
+    """Training and evaluation of one dictionary; evaluation alone where it was streamed."""
+    d, c, x, costs = plan.study.dictionaries, plan.study.corpus, plan.shapes, plan.costs
+    cost = DictionaryCosts.of(plan, architecture)
+    if d.source == "stream":
+        cost = cost.streamed()
+    tokens = min(d.evaluation_tokens, c.held_out_rows * c.context)
+    batches = 2 * -(-tokens // _EVALUATED_AT_ONCE)
+    evaluation = [
+        *costs.forward(2 * tokens, x.n_layers, d.model_dtype, batches=batches, logits=3 * tokens),
+        Work("stream", 30.0 * tokens * x.vocab_size * 4),  # softmaxes and their differences
+    ]
+    at_once = min(tokens, _EVALUATED_AT_ONCE)
+    memory = max(cost.memory, cost.weights + 5 * 4 * at_once * x.vocab_size + costs.block_bytes(at_once))
+    held = costs.model(d.model_dtype)
+    estimate = costs.of_model(held, cost.disk, memory, [*cost.work, *evaluation], flops=cost.flops)
+    return replace(estimate, note=cost.note, shapes=cost.shapes, exact=True, payload=cost.payload)
+
+
+class TrainPhase(Phase[TrainSpec, TrainInputs]):
+    """Trains a layer's dictionary."""
+
+    kind = name = "train"
+    per = "layer"
+    title, report_field = "Dictionaries", "dictionaries"
+    version = 11
+    spec, inputs, output = TrainSpec, TrainInputs, DictionaryArtifact
+    retention, payload = "keep", (f"{FOLDER}/*",)
+    resumes = True
+    warms_up = True
+    usage = PhaseProfile(
+        gpu=(0.40, 0.60),
+        batch="dictionaries.training.batch_size",
+        when_reading="compute.stage: auto with $TMPDIR on a local disk, or dictionaries.source: stream",
+    )
+    command = Command(
+        "train",
+        "Phase 3: one dictionary (SAE or transcoder) per layer, and its variants. Interrupted, it resumes by itself."
+        "\n\n[dim]mechstudy train study.yaml --layers 12 --max-steps 5000 --profile[/]",
+        flags=(
+            Flag(
+                "max_steps",
+                int,
+                "Training steps per dictionary.",
+                metavar="N",
+                least=1,
+                overrides=lambda _, steps: [f"dictionaries.training.steps={steps}"],
+            ),
+        ),
+        by_layer=True,
+        shared=True,
+        resumes_from=True,
+    )
+
+    def units(self, plan: StudyPlan) -> Iterator[Unit]:
+        """One unit per layer."""
+        for wave, layers in enumerate(plan.layer_groups):
+            for layer in layers:
+                yield plan.unit(
+                    self,
+                    f"train[{layer}]",
+                    training_spec(plan, layer),
+                    training_inputs(plan, wave),
+                    layer=layer,
+                    wave=wave,
+                    estimate=training_estimate(plan, plan.study.dictionaries.architecture),
+                )
+
+    def shares(self, unit: Unit) -> bool:
+        """Trainings on stored rows; a streamed pass has one process."""
+        return any(item.role == "capture" for item in unit.inputs)
+
+    def run(self, spec: TrainSpec, inputs: TrainInputs, out: ArtifactWriter, runtime: Runtime) -> None:
+        """Writes ``dictionary/`` (SAELens' format), ``evaluation.json``, and logs with times.
+
+        The logs are ``scalars.jsonl``, ``tensorboard/`` and ``timing.json``.
+        """
+        make_dictionary(spec, inputs, out, runtime)
+
+    def share(self, spec: TrainSpec, inputs: TrainInputs, out: ArtifactWriter, runtime: Runtime) -> None:
+        """This process' share of every batch; the leader logs, saves and publishes."""
+        assert inputs.capture is not None, "a streamed pass is not shared"
+        folder = inputs.capture.path / "train"
+        copies = {folder / name: Path(copy) for name, copy in runtime.group.broadcast["copies"].items()}
+        store = inputs.capture.store("train").reading({file: copy for file, copy in copies.items() if copy.exists()})
+        dictionaries.train(
+            spec.architecture,
+            spec.training,
+            _rows(store, spec, runtime),
+            site_in=str(spec.sites[0]),
+            site_out=str(spec.sites[1]),
+            checkpoint=out.scratch / CHECKPOINT,
             device=runtime.device,
-        )  # fmt: skip
-        n_documents = inputs["corpus"].read_json("corpus.json")["n_train_documents"]
-        findings, mixing = of_store(local, source, n_documents, architecture, training, runtime.progress)
+        )
+
+
+def make_dictionary(
+    spec: TrainSpec, inputs: TrainInputs, out: ArtifactWriter, runtime: Runtime, variant: str | None = None
+) -> None:
+    """Trains the dictionary on stored rows, or takes it from the streamed pass, and evaluates it."""
+    if inputs.capture is not None:
+        dictionary, held_out, rows_read = _train(spec, inputs, inputs.capture, out, runtime)
+    else:
+        assert inputs.stream is not None, "rows come from a store or from a pass"
+        dictionary, held_out, rows_read = _take(spec, inputs, inputs.stream, variant, out, runtime)
+    record = dictionaries.evaluation_record(
+        dictionary,
+        spec.architecture,
+        spec.training,
+        held_out,
+        inputs.model.load(runtime, spec.model_dtype),
+        inputs.corpus.load().held_out,
+        layer=spec.layer,
+        rows_read=rows_read,
+        n_tokens=spec.evaluation_tokens,
+        progress=runtime.progress,
+    )
+    out.write_json("evaluation.json", record)
+    out.write_json("timing.json", dictionaries.training_time(out.path, spec.training.steps * spec.training.batch_size))
+
+
+_Made = tuple["Dictionary", "dictionaries.FirstBatches", Mapping[str, float | None]]
+
+
+def _train(
+    spec: TrainSpec, inputs: TrainInputs, capture: CaptureArtifact, out: ArtifactWriter, runtime: Runtime
+) -> _Made:
+    """From a store: the trained dictionary, held-out rows, and facts about the training rows."""
+    training, (site_in, site_out), store = spec.training, spec.sites, capture.store("train")
+    epochs = training.steps * training.batch_size / store.n_rows
+    with activations.staged(store, spec.sites, runtime.options.stage, epochs=epochs, say=runtime.progress.log) as local:
+        rows = _rows(local, spec, runtime)
+        findings, mixing = dictionaries.store_findings(
+            local, rows, inputs.corpus.n_train_documents, spec.architecture, training, runtime.progress
+        )
         copies = {file.name: str(copy) for file, copy in local.copies.items()}
-        with runtime.ranks.helping({"copies": copies}, together=True):
-            dictionary = train(
-                architecture,
+        with runtime.group.sharing({"copies": copies}, together=True):
+            trained = dictionaries.train(
+                spec.architecture,
                 training,
-                source,
-                site_in=str(sites[0]),
-                site_out=str(sites[1]),
+                rows,
+                site_in=str(site_in),
+                site_out=str(site_out),
                 out=out.path,
                 checkpoint=out.scratch / CHECKPOINT,
                 progress=runtime.progress,
                 device=runtime.device,
             )
+    dictionary = cast("Dictionary", trained)  # one site
     if findings:
         dictionary.metadata["health"] = findings + dictionary.metadata.get("health", [])
-    dictionary.save(out.path / "dictionary")
-    # Sinks stay in, so that their share is known; the evaluation leaves them out by the dictionary's own limit.
-    held_out = Store.open(capture.path / "held_out")
-    rows = RowReader(held_out, sites[0], sites[1], EVALUATION_BATCH, sink_ratio=None, widen=True)
-    n_batches = max(1, min(spec["evaluation_rows"], rows.rows_per_epoch) // EVALUATION_BATCH)
-    seen = {"distinct_rows": source.rows_per_epoch, "train_sink_rows": source.sink_rows, "mixing": mixing}
-    judge(spec, inputs, dictionary, FirstBatches(rows.batches, n_batches), seen, out, runtime)
-
-
-def share(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
-    """One process' share of every batch of `run`'s training; the leader logs, saves and publishes."""
-    from mechstudy.activations.reader import RowReader
-    from mechstudy.activations.store import Store
-    from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
-    from mechstudy.dictionaries.training.trainer import train
-    from mechstudy.models.sites import Site
-    from mechstudy.study.phases.inputs import inputs_of
-
-    [capture] = inputs_of(inputs, "capture").values()
-    training = TrainConfig.model_validate(spec["training"])
-    site_in, site_out = Site(spec["site_in"], spec["layer"]), Site(spec["site_out"], spec["layer"])
-    folder = capture.path / "train"
-    copies = {folder / name: Path(copy) for name, copy in runtime.ranks.told["copies"].items()}
-    store = Store.open(folder).reading({file: copy for file, copy in copies.items() if copy.exists()})
-    train(
-        DictionaryConfig.model_validate(spec["architecture"]),
-        training,
-        RowReader(
-            store,
-            site_in,
-            site_out,
-            training.batch_size,
-            seed=training.seed,
-            verify=runtime.verify_reads,
-            device=runtime.device,
-        ),
-        site_in=str(site_in),
-        site_out=str(site_out),
-        checkpoint=out.scratch / CHECKPOINT,
-        device=runtime.device,
+    dictionary.save(out.path / FOLDER)
+    # Sinks stay in to measure their share; the evaluation leaves them out by the dictionary's own limit.
+    batch = dictionaries.EVALUATION_BATCH
+    evaluated = activations.RowReader(capture.store("held_out"), site_in, site_out, batch, sink_ratio=None, widen=True)
+    held_out = dictionaries.FirstBatches(
+        evaluated.batches, max(1, min(spec.evaluation_rows, evaluated.rows_per_epoch) // batch)
+    )
+    return (
+        dictionary,
+        held_out,
+        {"distinct_rows": rows.rows_per_epoch, "train_sink_rows": rows.sink_rows, "mixing": mixing},
     )
 
 
-class FirstBatches:
-    """The first ``n`` batches of what ``make`` begins, as often as they are asked for."""
-
-    def __init__(self, make: Callable[[], Iterator[tuple[Tensor, Tensor]]], n: int) -> None:
-        self._make, self._n = make, n
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return islice(self._make(), self._n)
-
-
-def judge(
-    spec: Mapping[str, Any],
-    inputs: Mapping[str, Artifact],
-    dictionary: Dictionary,
-    held_out: FirstBatches,
-    seen: Mapping[str, float | None],
+def _take(
+    spec: TrainSpec,
+    inputs: TrainInputs,
+    stream: StreamArtifact,
+    variant: str | None,
     out: ArtifactWriter,
     runtime: Runtime,
-) -> None:
-    """Writes ``evaluation.json`` and ``timing.json``: reconstruction of held-out rows, and what splicing the
-    dictionary in does to the model's loss."""
-    from mechstudy.corpus.corpus import Corpus
-    from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
-    from mechstudy.dictionaries.evaluation.model_effect import language_model_effect
-    from mechstudy.dictionaries.evaluation.reconstruction import evaluate
-    from mechstudy.dictionaries.training.health import Health
-    from mechstudy.study.phases.inputs import loaded_model
-
-    architecture, training, cfg = spec["architecture"], spec["training"], dictionary.cfg
-    reconstruction = evaluate(dictionary, held_out, non_finite=training["non_finite"])
-    reconstruction["n_eval_rows"] = reconstruction.pop("n_rows")
-    watch = Health(DictionaryConfig.model_validate(architecture), TrainConfig.model_validate(training))
-    for finding in watch.held_out(reconstruction["l0"]):
-        runtime.progress.log(f"{finding.text}; fix: {finding.fix}")
-    model = loaded_model(inputs["model"], runtime, spec["model_dtype"])
-    documents = Corpus.load(inputs["corpus"].path).held_out
-    n_documents = max(1, spec["evaluation_tokens"] // documents.shape[1])
-    effect = language_model_effect(model, dictionary, documents[:n_documents].long())
-    rows = training["steps"] * training["batch_size"]
-    out.write_json(
-        "evaluation.json",
-        {
-            "layer": spec["layer"],
-            "kind": architecture["kind"],
-            "activation": dictionary.metadata["trained_as"],
-            "site_in": cfg.site_in,
-            "site_out": cfg.site_out,
-            "d_in": cfg.d_in,
-            "d_out": cfg.d_out,
-            "d_sae": cfg.d_sae,
-            "k": architecture["k"],
-            "steps": training["steps"],
-            "train_rows": rows,
-            "health": dictionary.metadata.get("health", []) + watch.as_json(),
-            **seen,
-        }
-        | reconstruction
-        | effect,
+) -> _Made:
+    """From a streamed pass: the dictionary it trained, held-out rows, and facts about the training rows."""
+    shutil.copytree(stream.folder(spec.layer, variant), out.path, dirs_exist_ok=True)
+    dictionary = cast("Dictionary", dictionaries.load_dictionary(out.path / FOLDER, device=runtime.device))
+    corpus = inputs.corpus.load()
+    documents = corpus.held_out[: max(1, spec.evaluation_rows // corpus.held_out.shape[1])]
+    n_rows = documents.shape[0] * (documents.shape[1] - 1)
+    source = activations.StreamBatches(
+        inputs.model.load(runtime, spec.model_dtype),
+        documents,
+        list(dict.fromkeys(spec.sites)),
+        min(dictionaries.EVALUATION_BATCH, n_rows),
+        window_rows=n_rows,
+        sink_ratio=None,
+        batch_tokens=runtime.batch_tokens,
     )
-    out.write_json("timing.json", _timing(out, rows))
+    view = dictionaries.View(source, *map(str, spec.sites))
+    held_out = dictionaries.FirstBatches(view.batches, max(1, n_rows // source.batch_size))
+    distinct = corpus.train.shape[0] * (corpus.train.shape[1] - 1)
+    return dictionary, held_out, {"distinct_rows": distinct, "train_sink_rows": None, "mixing": stream.mixing}
 
 
-def _timing(out: ArtifactWriter, rows: int) -> dict[str, float]:
-    lines = out.file("scalars.jsonl").read_text().splitlines()
-    seconds = float(json.loads(lines[-1])["seconds"])
-    return {"train_seconds": seconds, "rows_per_second": rows / seconds if seconds > 0 else 0.0}
+def _rows(store: Store, spec: TrainSpec, runtime: Runtime) -> activations.RowReader:
+    return activations.RowReader(
+        store,
+        *spec.sites,
+        spec.training.batch_size,
+        seed=spec.training.seed,
+        verify=runtime.options.verify_reads,
+        device=runtime.device,
+    )

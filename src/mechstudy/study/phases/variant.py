@@ -1,35 +1,83 @@
-"""Phase 3, once more: another dictionary of a layer, from the same rows, and how alike it is to the layer's own."""
+"""Phase 3, variants: another dictionary of a layer from the same rows, and its agreement with the layer's own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
+from mechstudy import dictionaries
 from mechstudy.machine.runtime import Runtime
-from mechstudy.store.artifacts import Artifact, ArtifactWriter
+from mechstudy.store.artifact_writer import ArtifactWriter
+from mechstudy.study.phases.base import Phase
+from mechstudy.study.phases.train import (
+    FOLDER,
+    DictionaryArtifact,
+    TrainInputs,
+    TrainPhase,
+    TrainSpec,
+    make_dictionary,
+    training_estimate,
+    training_inputs,
+    training_spec,
+)
+from mechstudy.study.study_plan import StudyPlan
+from mechstudy.study.unit import Unit
 
-
-def run(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
-    """From a store: what `phases.train.run` writes, and ``agreement.json``."""
-    from mechstudy.study.phases import train
-
-    train.run(spec, inputs, out, runtime)
-    _compare(inputs, out)
-
-
-def take(spec: Mapping[str, Any], inputs: Mapping[str, Artifact], out: ArtifactWriter, runtime: Runtime) -> None:
-    """Out of a streamed pass: what `phases.stream.take` writes, and ``agreement.json``."""
-    from mechstudy.study.phases import stream
-
-    stream.take(spec, inputs, out, runtime)
-    _compare(inputs, out)
-
-
-def _compare(inputs: Mapping[str, Artifact], out: ArtifactWriter) -> None:
+if TYPE_CHECKING:
     from mechstudy.dictionaries.dictionary import Dictionary
-    from mechstudy.dictionaries.evaluation.stability import compare
-    from mechstudy.study.phases.inputs import inputs_of
 
-    [own] = inputs_of(inputs, "train").values()
-    found = compare(Dictionary.load(own.path / "dictionary"), Dictionary.load(out.path / "dictionary"))
-    out.write_json("agreement.json", found)
+
+class VariantSpec(TrainSpec):
+    """A dictionary's spec, and the variant's name."""
+
+    variant: str
+
+
+@dataclass(frozen=True)
+class VariantInputs(TrainInputs):
+    """What training reads, and the layer's own dictionary to compare with."""
+
+    own: DictionaryArtifact
+
+
+class VariantArtifact(DictionaryArtifact):
+    """A variant, and its agreement with the layer's own dictionary."""
+
+
+class VariantPhase(TrainPhase, Phase[VariantSpec, VariantInputs]):
+    """Trains another dictionary of a layer."""
+
+    kind = name = "variant"
+    per = "layer"
+    title, report_field = "Dictionaries", "variants"
+    version = 4
+    spec, inputs, output = VariantSpec, VariantInputs, VariantArtifact  # type: ignore[assignment]
+    calibrated_as = "train"
+
+    def units(self, plan: StudyPlan) -> Iterator[Unit]:
+        """One unit per layer and variant."""
+        for wave, layers in enumerate(plan.layer_groups):
+            for layer in layers:
+                for variant in plan.study.dictionaries.variants:
+                    spec = VariantSpec(**dict(training_spec(plan, layer, variant)), variant=variant.name)
+                    yield plan.unit(
+                        self,
+                        f"variant[{layer}:{variant.name}]",
+                        spec,
+                        [*training_inputs(plan, wave), *plan.inputs("own", TrainPhase, layer=layer)],
+                        layer=layer,
+                        variant=variant.name,
+                        wave=wave,
+                        estimate=training_estimate(plan, spec.architecture),
+                    )
+
+    def run(  # type: ignore[override]  # narrower types, same uses
+        self, spec: VariantSpec, inputs: VariantInputs, out: ArtifactWriter, runtime: Runtime
+    ) -> None:
+        """Writes what training writes, and ``agreement.json``."""
+        make_dictionary(spec, inputs, out, runtime, spec.variant)
+        own, other = (
+            cast("Dictionary", dictionaries.load_dictionary(path / FOLDER)) for path in (inputs.own.path, out.path)
+        )
+        out.write_json("agreement.json", dictionaries.compare(own, other))

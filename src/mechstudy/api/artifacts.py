@@ -1,0 +1,55 @@
+"""Finished artifacts of a run, read from disk, by unit and by field of the report. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mechstudy.core.errors import MechstudyError
+from mechstudy.store.artifacts import Artifact, ArtifactStore
+from mechstudy.study.phases import registry
+from mechstudy.study.run_folder import ARTIFACTS
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's."""
+    return (folder / ARTIFACTS).is_dir()
+
+
+def check_run(folder: Path) -> None:
+    """Raise a MechstudyError where the folder is not a run's; it says which runs are nearby."""
+    if is_run(folder):
+        return
+    nearby = folder if folder.is_dir() else folder.parent
+    runs = sorted(child.name for child in nearby.glob("*") if is_run(child)) if nearby.is_dir() else []
+    raise MechstudyError(
+        "no such folder" if not folder.exists() else f"this is not a run's folder: it has no {ARTIFACTS}/",
+        where=str(folder),
+        facts={"runs": ", ".join(str(nearby / name) for name in runs)} if runs else None,
+        fix="the folder that `mechstudy run` wrote, for example runs/demo",
+    )
+
+
+def latest(run: Path) -> dict[str, Artifact]:
+    """The newest artifact of each unit, by the unit's name."""
+    newest: dict[str, Artifact] = {}
+    for artifact in ArtifactStore(run / ARTIFACTS).all():
+        held = newest.get(artifact.unit)
+        if held is None or str(artifact.manifest["finished"]) > str(held.manifest["finished"]):
+            newest[artifact.unit] = artifact
+    return newest
+
+
+def of(artifacts: Mapping[str, Artifact], field: str) -> dict[str, Artifact]:
+    """The artifacts for a field of `report.ReportData`, by behaviour or layer."""
+    [phase] = [phase.name for phase in registry.phases() if phase.report_field == field]
+    return {
+        name.removeprefix(f"{phase}[").removesuffix("]"): artifact
+        for name, artifact in artifacts.items()
+        if artifact.phase == phase
+    }
+
+
+def dictionary_folders(artifacts: Mapping[str, Artifact]) -> dict[int, Path]:
+    """The folder of each layer's dictionary."""
+    return {int(layer): one.file("dictionary/cfg.json").parent for layer, one in of(artifacts, "dictionaries").items()}

@@ -1,0 +1,56 @@
+"""What the attribution graph of one prompt needs: rows, their backward pass, and the choice among them. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mechstudy.models.shapes import ModelShapes
+
+_ROWS_AT_ONCE = 256
+_BUFFERS = 8  # arrays of rows that are alive at a time
+_PASSES = 10  # over a row's gradient in every layer: norms, additions, copies
+_ROUNDS = 20  # of the influence's power series
+
+
+@dataclass(frozen=True)
+class GraphCost:
+    """Of one prompt: rows, FLOPs, bytes of arrays passed over, blocks gone through, bytes of the working set."""
+
+    rows: int
+    flops: float
+    moved: float
+    calls: float
+    memory: int
+
+
+def graph_cost(
+    x: ModelShapes,
+    *,
+    n_layers: int,
+    d_in: int,
+    n_features: int,
+    k: int,
+    with_skip: bool,
+    max_features: int,
+    tokens: int,
+) -> GraphCost:
+    """The cost of a prompt of ``tokens`` tokens with such dictionaries on ``n_layers`` layers."""
+    active = min(k, n_features) * tokens * n_layers
+    rows = min(max_features, active) + 1
+    heads = x.head_dim * (x.n_heads + x.n_kv_heads)
+    # A row passes the layers below the feature it explains: half of them.
+    per_row = tokens * x.d_model * heads * x.n_layers + 2.0 * active * x.d_model
+    if with_skip:
+        per_row += tokens * x.d_model**2 * n_layers
+    sources = active + (x.n_layers + 1) * tokens
+    batches = -(-rows // _ROWS_AT_ONCE)
+    influence = batches * _ROUNDS * float(rows * sources)
+    encoding = 2.0 * tokens * d_in * n_features * n_layers
+    moved = rows * tokens * x.d_model * 4.0 * _PASSES * x.n_layers / 2 + 10 * 4.0 * influence / _ROUNDS
+    numbers = (
+        4 * rows * sources
+        + _BUFFERS * min(rows, _ROWS_AT_ONCE) * tokens * x.d_model
+        + 2 * active * x.d_model
+        + 6 * tokens * x.d_model * x.n_layers
+    )
+    return GraphCost(rows, rows * per_row + influence + encoding, moved, batches * x.n_layers, 4 * numbers)

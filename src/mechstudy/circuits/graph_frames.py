@@ -1,0 +1,221 @@
+"""Attribution graphs as frames of nodes and edges, with their strongest features and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from mechstudy.core.errors import MechstudyError
+from mechstudy.core.jsonio import write_json_atomic
+
+Labels = Mapping[tuple[int, int], str]
+
+_KINDS = {"embedding": "token", "mlp reconstruction error": "error", "logit": "output", "bias": "bias"}
+_PROMPT_NODES = {
+    "node": pl.String, "kind": pl.String, "feature": pl.String, "layer": pl.Int64, "position": pl.Int64,
+    "token": pl.String, "activation": pl.Float64, "cumulative_influence": pl.Float64, "influence": pl.Float64,
+    "total_effect": pl.Float64, "live_effect": pl.Float64, "label": pl.String,
+}  # fmt: skip
+_BEHAVIOUR_NODES = {
+    "node": pl.String, "kind": pl.String, "feature": pl.String, "layer": pl.Int64, "position": pl.String,
+    "frequency": pl.Float64, "presence": pl.Float64, "activation": pl.Float64, "influence": pl.Float64,
+    "total_effect": pl.Float64, "live_effect": pl.Float64, "label": pl.String,
+}  # fmt: skip
+_EDGES = {"source": pl.String, "target": pl.String, "weight": pl.Float64}
+_EFFECTS = ("influence", "total_effect", "live_effect")
+
+
+class GraphFrames:
+    """A graph of a prompt or of a behaviour.
+
+    ``nodes`` and ``edges`` are polars frames; ``edges.source`` and ``edges.target`` are names of ``nodes.node``.
+    """
+
+    nodes: pl.DataFrame
+    edges: pl.DataFrame
+    _scores: Mapping[str, Any]
+    _json: Mapping[str, Any]
+
+    @property
+    def _features(self) -> pl.DataFrame:
+        """The features to rank, with the columns of ``nodes``."""
+        return self.nodes.filter(pl.col("kind") == "feature")
+
+    def top(self, n: int = 10, by: str | None = None) -> pl.DataFrame:
+        """The ``n`` most important features, with the columns of ``nodes``; `ablate` accepts them.
+
+        A prompt's graph ranks every feature it attributed, also those that pruning cut from ``nodes``.
+
+        Args:
+            n: number of rows; a feature has one for each of its positions.
+            by: a column of ``nodes``, largest first (for ``cumulative_influence`` smallest first). The default is
+                ``live_effect`` (how much of the logit difference the feature causes in the whole model, to first
+                order) where the graph has it, else the influence.
+
+        Raises:
+            MechstudyError: no such column, or it is empty.
+        """
+        features = self._features
+        columns = [name for name in ("live_effect", "influence", "cumulative_influence") if name in features.columns]
+        filled = [name for name in columns if features[name].null_count() < len(features)]
+        by = by or next(iter(filled), columns[0])
+        numbers = [name for name in features.columns if features[name].dtype == pl.Float64]
+        if by not in numbers or (len(features) and features[by].null_count() == len(features)):
+            raise MechstudyError(
+                f"features cannot be ranked by {by!r}",
+                facts={"columns": ", ".join(name for name in numbers if features[name].null_count() < len(features))},
+            )
+        ranked = features.sort(by, descending=by != "cumulative_influence", nulls_last=True, maintain_order=True)
+        first = ["feature", "position", "token", by]
+        order = [*first, *(name for name in ranked.columns if name not in (*first, "node", "kind", "layer"))]
+        return _without_empty(ranked.select(name for name in order if name in ranked.columns).head(n))
+
+    def scores(self) -> dict[str, Any]:
+        """How much of the model's computation the graph explains.
+
+        ``replacement``: share of the influence on the target that reaches tokens rather than errors;
+        ``completeness``: share of every node's inputs that are not errors, weighted by the node's influence; both also
+        for the pruned graph. ``conservation_residual_max``: the largest difference between a node's value and the sum
+        of its inputs.
+        """
+        return dict(self._scores)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the graph as ``.json``; a prompt's graph in the format of Neuronpedia and circuit-tracer.
+
+        Returns:
+            The path.
+        """
+        path = Path(path).expanduser()
+        if path.suffix != ".json":
+            raise MechstudyError(
+                f"graphs cannot be written as {path.suffix or 'a file without suffix'!r}",
+                where=str(path),
+                fix="a name that ends in .json or .html",
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(path, dict(self._json), indent=None)
+        return path
+
+
+class PromptFrames(GraphFrames):
+    """The attribution graph of one prompt.
+
+    A node is a feature at a position, a dictionary's error, a token, a bias or an output; an edge's ``weight`` is the
+    direct effect of its source on its target. The graph is pruned; ``scores()`` also has the scores of the whole graph.
+
+    Columns of ``nodes``: node, kind (feature, error, token, bias, output), feature (``13/1741``), layer, position,
+    token, activation, cumulative_influence (the share of all influence held by this node and those above it: small is
+    important), and for features, where computed: influence, total_effect (first order, attention frozen),
+    live_effect (first order, nothing frozen); label (the token it fires on, or promotes, most).
+    """
+
+    def __init__(self, json: Mapping[str, Any], labels: Labels | None = None) -> None:
+        self._json = json
+        meta = json.get("metadata") or {}
+        ours = meta.get("mechstudy") or {}
+        self.prompt: str = str(meta.get("prompt") or "")
+        self.tokens: list[str] = [str(token) for token in meta.get("prompt_tokens") or []]
+        self._scores = {k: v for k, v in (ours.get("scores") or {}).items() if not isinstance(v, str)}
+        effects = ours.get("feature_effects") or {}
+        rows = [self._row(node, effects, labels or {}) for node in json["nodes"]]
+        self._attributed = [self._attributed_row(node, values, labels or {}) for node, values in effects.items()]
+        self.nodes = pl.DataFrame(rows, schema=_PROMPT_NODES, orient="row")
+        self.edges = pl.DataFrame(
+            [(edge["source"], edge["target"], edge["weight"]) for edge in json["links"]], schema=_EDGES, orient="row"
+        )
+
+    @property
+    def ledger(self) -> dict[str, float]:
+        """The target as a sum: features + errors + tokens + biases = total, beside what the model computed."""
+        return dict(((self._json.get("metadata") or {}).get("mechstudy") or {}).get("ledger") or {})
+
+    def __repr__(self) -> str:
+        kinds = dict(self.nodes["kind"].value_counts().iter_rows())
+        counts = ", ".join(f"{n} {kind} nodes" for kind, n in sorted(kinds.items()))
+        scores = [
+            f"{name} {self._scores[name]:.2f}" for name in ("replacement", "completeness") if name in self._scores
+        ]
+        return "; ".join([f"Graph of {self.prompt!r}: {counts}", f"{len(self.edges)} edges", *scores])
+
+    @property
+    def _features(self) -> pl.DataFrame:
+        drawn = super()._features
+        if not self._attributed:
+            return drawn
+        every = pl.DataFrame(self._attributed, schema=_PROMPT_NODES, orient="row").drop("cumulative_influence")
+        return every.join(drawn.select("node", "cumulative_influence"), on="node", how="left", maintain_order="left")
+
+    def _attributed_row(self, node: str, values: Sequence[float | None], labels: Labels) -> tuple[Any, ...]:
+        layer, number, position = map(int, node.split("_"))
+        return (node, "feature", f"{layer}/{number}", layer, position, self.tokens[position], values[0], None,
+                *values[1:], labels.get((layer, number)))  # fmt: skip
+
+    def _row(
+        self, node: Mapping[str, Any], effects: Mapping[str, Sequence[float | None]], labels: Labels
+    ) -> tuple[Any, ...]:
+        name, kind = str(node["node_id"]), _KINDS.get(str(node["feature_type"]), "feature")
+        layer = int(node["layer"]) if str(node["layer"]).isdigit() and kind not in ("token", "output") else None
+        position = int(node["ctx_idx"])
+        feature, label = None, node.get("clerp") or None
+        if kind == "feature":
+            number = int(name.split("_")[1])
+            feature, label = f"{layer}/{number}", label or labels.get((layer or 0, number))
+        token = self.tokens[position] if kind != "bias" and position < len(self.tokens) else None
+        influence = node.get("influence") if kind != "output" else None
+        own = list(effects.get(name) or (None,) * 4)[1:]
+        return (name, kind, feature, layer, position, token, node.get("activation"), influence, *own, label or None)
+
+
+class BehaviourFrames(GraphFrames):
+    """The graph of a behaviour: the graphs of its prompts, added up by feature and named position.
+
+    ``prompts`` are the graphs of single prompts. Columns of ``nodes``: node, kind, feature (``13/1741``), layer,
+    position (a name), frequency (share of prompts whose pruned graph has it), presence (share on which it is active),
+    activation, influence, total_effect, live_effect (means over prompts), label.
+    """
+
+    def __init__(
+        self,
+        json: Mapping[str, Any],
+        scores: Mapping[str, Any],
+        prompts: Sequence[PromptFrames] = (),
+        labels: Labels | None = None,
+    ) -> None:
+        self._json = json
+        self._scores = {name: value for name, value in scores.items() if name != "per_prompt"}
+        self.behaviour: str = str(json.get("behaviour") or "")
+        self.prompts = prompts
+        rows = [_behaviour_row(node, labels or {}) for node in json["nodes"]]
+        self.nodes = pl.DataFrame(rows, schema=_BEHAVIOUR_NODES, orient="row")
+        self.edges = pl.DataFrame(
+            [{name: value for name, value in edge.items() if not isinstance(value, list)} for edge in json["edges"]],
+            schema_overrides=_EDGES,
+            infer_schema_length=None,
+        )
+
+    def __repr__(self) -> str:
+        n_features = len(self.nodes.filter(pl.col("kind") == "feature"))
+        return (
+            f"Graph of {self.behaviour} over {self._json.get('n_prompts')} prompts: "
+            f"{n_features} features at named positions, {len(self.edges)} edges"
+        )
+
+
+def _behaviour_row(node: Mapping[str, Any], labels: Labels) -> tuple[Any, ...]:
+    is_feature = node["type"] == "feature"
+    key = (node["layer"], node["feature"])
+    kind = "output" if node["type"] == "logit" else node["type"]
+    return (
+        node["id"], kind, f"{key[0]}/{key[1]}" if is_feature else None, node["layer"], node["position"],
+        node["frequency"], node.get("presence"), node["activation"],
+        *(node.get(name) for name in _EFFECTS), labels.get(key) if is_feature else None,
+    )  # fmt: skip
+
+
+def _without_empty(frame: pl.DataFrame) -> pl.DataFrame:
+    """Drop columns that are empty."""
+    return frame.select(name for name in frame.columns if len(frame) == 0 or frame[name].null_count() < len(frame))

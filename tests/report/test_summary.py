@@ -1,0 +1,60 @@
+"""The summary of a run and its findings."""
+
+# ruff: noqa: RUF001 - the typography of the findings is under test
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mechstudy.report.summary import build_summary, findings
+from tests.support.report_fixture import BEHAVIOURS, LAYERS, STOPPED, FakeStudy
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> FakeStudy:
+    return FakeStudy(tmp_path_factory.mktemp("study"), prompts=1, big=False, features_per_layer=12)
+
+
+def test_the_summary_has_exactly_the_agreed_keys(fake: FakeStudy) -> None:
+    summary = build_summary(fake.data, 12.5, 10**9)
+    assert set(summary) == {
+        "model", "wall_seconds", "peak_rss_bytes", "baseline", "dictionaries", "graphs", "interventions", "edges",
+        "units", "findings",
+    }  # fmt: skip
+    behaviour = BEHAVIOURS[0]
+    assert set(summary["baseline"][behaviour]["test"]) == {"n", "accuracy", "mean_logit_difference", "ci95", "passed"}
+    assert set(summary["dictionaries"]) == {str(layer) for layer in LAYERS}
+    assert set(summary["dictionaries"]["10"]) == {
+        "kind", "activation", "d_in", "d_sae", "k", "l0", "fvu", "r2", "dead_share", "ce_loss_recovered", "train_rows",
+        "rows_per_second",
+    }  # fmt: skip
+    assert set(summary["graphs"][behaviour]) == {
+        "n_prompts", "nodes", "edges", "replacement", "completeness", "replacement_pruned", "completeness_pruned",
+        "conservation_residual_max",
+    }  # fmt: skip
+    assert set(summary["interventions"][behaviour]["ablation"]) == {
+        "n", "effect", "ci95", "control_effect", "control_ci95", "p_adjusted",
+    }  # fmt: skip
+    assert set(summary["edges"][behaviour]) == {"n", "spearman_frozen", "spearman_live"}
+    assert set(summary["units"]["model"]) == {"seconds", "status", "artifact"}
+    assert STOPPED in summary["baseline"] and STOPPED not in summary["graphs"]
+    json.dumps(summary, allow_nan=False)
+
+
+def test_findings_state_effect_interval_and_control(fake: FakeStudy) -> None:
+    summary = build_summary(fake.data, 1.0, 1)
+    lines = [finding["text"] for finding in summary["findings"]]
+    assert findings(summary) == [f"{f['text']} [{f['number']}]" for f in summary["findings"]]
+    assert (
+        "subject_verb_agreement: ablating the top 10 features lowers the logit difference by 2.31 [1.98, 2.64] on 100 "
+        "unseen prompts; matched controls −0.02 [−0.08, 0.04]"
+    ) in lines
+    assert any(line.startswith(f"{STOPPED}:") and "below the gate" in line for line in lines)
+    assert any("(not shown)" in line for line in lines)
+
+
+def test_timing_joins_the_evaluation(fake: FakeStudy) -> None:
+    summary = build_summary(fake.data, 1.0, 1)
+    assert summary["dictionaries"]["10"]["rows_per_second"] == 19_400.0

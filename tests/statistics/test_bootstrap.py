@@ -1,0 +1,66 @@
+"""Cluster bootstrap: against numpy and by simulation."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mechstudy.statistics import cluster_bootstrap, ratio
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def test_every_row_its_own_cluster_is_the_ordinary_bootstrap():
+    x = rng(1).normal(size=30)
+    names = [f"row {i}" for i in range(30)]
+    estimate = cluster_bootstrap(x, names, rng(7), n_resamples=500, level=0.9)
+    means = x[rng(7).integers(0, 30, (500, 30))].mean(1)
+    tail = stats.norm.cdf(np.sqrt(30 / 29) * stats.t.ppf(0.05, 29))
+    assert estimate.value == pytest.approx(x.mean())
+    assert estimate.ci == pytest.approx(tuple(np.quantile(means, [tail, 1 - tail])))
+    assert (estimate.n, estimate.n_clusters) == (30, 30)
+
+
+def test_rows_that_repeat_their_cluster_do_not_narrow_the_interval():
+    x = rng(2).normal(size=20)
+    names = [str(i) for i in range(20)]
+    once = cluster_bootstrap(x, names, rng(3))
+    tenfold = cluster_bootstrap(np.tile(x, 10), names * 10, rng(3))
+    assert tenfold.ci == pytest.approx(once.ci)
+    naive = cluster_bootstrap(np.tile(x, 10), [str(i) for i in range(200)], rng(3))
+    assert naive.ci[1] - naive.ci[0] < 0.5 * (once.ci[1] - once.ci[0])
+
+
+@pytest.mark.parametrize("n_clusters", [8, 30])
+def test_95_percent_intervals_of_clustered_data_cover_about_95_percent(n_clusters):
+    g, hits, trials = rng(11), 0, 400
+    sizes = g.integers(1, 6, n_clusters)
+    names = [str(c) for c in np.repeat(np.arange(n_clusters), sizes)]
+    for _ in range(trials):
+        x = 1.0 + np.repeat(g.normal(size=n_clusters), sizes) + 0.5 * g.normal(size=sizes.sum())
+        low, high = cluster_bootstrap(x, names, g, n_resamples=400).ci
+        hits += low <= 1.0 <= high
+    assert 0.91 <= hits / trials <= 0.985
+
+
+def test_a_ratio_whose_denominator_is_about_zero_is_refused():
+    assert ratio([1.0, 2.0], [2.0, 4.0]) == 0.5
+    assert ratio([1.0, 2.0], [3.0, -3.0]) is None
+    assert ratio([1.0], [0.0]) is None and ratio([], []) is None
+    assert cluster_bootstrap([1.0, 1.0], ["a", "b"], rng(), weights=[1.0, -1.0]).ci is None
+
+
+def test_a_ratio_of_means_lies_within_its_interval():
+    g = rng(4)
+    gap = g.normal(3, 0.5, 40)
+    estimate = cluster_bootstrap(0.25 * gap + g.normal(0, 0.1, 40), [str(i // 2) for i in range(40)], g, weights=gap)
+    assert (
+        estimate.ci[0] < 0.25 < estimate.ci[1] and estimate.ci[1] - estimate.ci[0] < 0.06 and estimate.n_clusters == 20
+    )
+
+
+def test_one_cluster_has_a_mean_and_no_interval():
+    estimate = cluster_bootstrap([1.0, 3.0], ["a", "a"], rng())
+    assert (estimate.value, estimate.ci, estimate.n, estimate.n_clusters) == (2.0, None, 2, 1)
+    assert cluster_bootstrap([], [], rng()).value is None

@@ -11,6 +11,6 @@ Names are loaded when they are first used: importing the package imports no torc
 
 import lazy_loader
 
-__version__ = "0.1.0"
+from mechstudy._version import __version__ as __version__
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -33,7 +33,7 @@ def units(**artifacts: Artifact) -> list[ReportUnit]:
 def test_units_become_the_parts_of_a_report(tmp_path: Path) -> None:
     data = report_data(STUDY, units(**{"train[9]": artifact(tmp_path)}))
     assert [unit.name for unit in data.units] == [unit.name for unit in units()]
-    assert sorted(data.dictionaries) == [9, 10] and data.dictionaries[9].folder == tmp_path
+    assert list(data.dictionaries) == [9, 10] and data.dictionaries[9].folder == tmp_path
     assert list(data.variants) == [(9, "again")] and data.features.name == "features"
     assert data.prompts["b"].record["title"] == "Prompts" and data.variants[9, "again"].record["phase"] == "variant"
     assert data.dictionaries[9].record["status"] == "done"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from mechstudy.report.graphs import aggregate_view, prompt_view
 Pages = Sequence[Mapping[str, Any]]  # of features.json
 
 
-class _Drawn(GraphFrames):
+class _Drawn(GraphFrames, ABC):
     """A graph with its features' pages, which label and describe the nodes of the drawing."""
 
     _pages: Pages
@@ -44,8 +45,9 @@ class _Drawn(GraphFrames):
         path.write_text(self.html(), encoding="utf-8")
         return path
 
+    @abstractmethod
     def _view(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """What the report's page of graphs draws."""
 
     def _repr_html_(self) -> str:
         return graph_html.cell(self.html())

@@ -53,7 +53,7 @@ class AttributePhase(Phase[AttributionConfig, AttributeInputs]):
     per = "behaviour"
     title, report_field = "Graphs", "graphs"
     version = 2  # live effects
-    spec, inputs, output = AttributionConfig, AttributeInputs, GraphsArtifact
+    spec, inputs = AttributionConfig, AttributeInputs
     resumes = True
     pilots, warms_up = 2, True
     usage = PhaseProfile(gpu=(0.85, 0.95))

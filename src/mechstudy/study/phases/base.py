@@ -109,7 +109,7 @@ class Phase(ABC, Generic[S, I]):
         kind: its name in the registry, in ``storage.retain`` and in calibrations.
         name: its name in artifacts, folders and ids; several kinds may share it.
         version: bumped when the same spec would write different bytes.
-        spec: type of the spec; ``inputs`` a dataclass of `Output` types by role; ``output`` what it writes.
+        spec: type of the spec; ``inputs`` a dataclass of `Output` types by role.
         retention: how long the files that match ``payload`` are kept by default.
         resumes: an interrupted unit continues from its saved progress.
         optional_inputs: a unit runs on whichever of its inputs exist.
@@ -129,7 +129,6 @@ class Phase(ABC, Generic[S, I]):
     version: int
     spec: type[S]
     inputs: type[I]
-    output: type[Output] = Output
     retention: Retention = "keep"
     payload: tuple[str, ...] = ()
     resumes: bool = False

@@ -13,7 +13,7 @@ from mechstudy.monitoring.expected_usage import PhaseProfile
 from mechstudy.store.artifact import Artifact
 from mechstudy.store.artifact_writer import ArtifactWriter
 from mechstudy.study.model_costs import LENGTHS, TYPICAL_PROMPT
-from mechstudy.study.phases.base import Command, Output, Phase
+from mechstudy.study.phases.base import Command, Phase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.phases.prompts import N_SAMPLES, PromptsArtifact, PromptsPhase
 from mechstudy.study.study import BaselineConfig, BehaviourConfig
@@ -37,10 +37,6 @@ class BaselineInputs:
     prompts: PromptsArtifact
 
 
-class BaselineArtifact(Output):
-    """Scores per prompt and their summary."""
-
-
 class BaselinePhase(Phase[BaselineSpec, BaselineInputs]):
     """Scores every prompt; its gate stops behaviours that the model does not show."""
 
@@ -48,7 +44,7 @@ class BaselinePhase(Phase[BaselineSpec, BaselineInputs]):
     per = "behaviour"
     title, report_field = "Baseline", "baselines"
     version = 1
-    spec, inputs, output = BaselineSpec, BaselineInputs, BaselineArtifact
+    spec, inputs = BaselineSpec, BaselineInputs
     usage = PhaseProfile(gpu=(0.60, 0.80))
     command = Command(
         "baseline",

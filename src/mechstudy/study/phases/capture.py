@@ -72,7 +72,7 @@ class PromptCapturePhase(Phase[PromptCaptureConfig, PromptCaptureInputs]):
     name = "capture"
     title = "Capture"
     version = 2  # sums by chunk, checksums
-    spec, inputs, output = PromptCaptureConfig, PromptCaptureInputs, CaptureArtifact
+    spec, inputs = PromptCaptureConfig, PromptCaptureInputs
     retention, payload = "regenerate", ("*.bin",)
     resumes = True
     usage = PhaseProfile(gpu=(0.60, 0.80))
@@ -205,7 +205,7 @@ class CorpusCapturePhase(Phase[CorpusCaptureSpec, CorpusCaptureInputs]):
     kind = name = "capture"
     title = "Capture"
     version = 2
-    spec, inputs, output = CorpusCaptureSpec, CorpusCaptureInputs, CaptureArtifact
+    spec, inputs = CorpusCaptureSpec, CorpusCaptureInputs
     retention, payload = "discard", ("*.bin",)
     resumes = True
     usage = PhaseProfile(

@@ -58,7 +58,7 @@ class CorpusPhase(Phase[CorpusSpec, CorpusInputs]):
     kind = name = "corpus"
     title = "Corpus"
     version = 1
-    spec, inputs, output = CorpusSpec, CorpusInputs, CorpusArtifact
+    spec, inputs = CorpusSpec, CorpusInputs
     retention, payload = "regenerate", (TOKENS,)
 
     def units(self, plan: StudyPlan) -> Iterator[Unit]:

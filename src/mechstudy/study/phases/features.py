@@ -14,7 +14,7 @@ from mechstudy.monitoring.expected_usage import PhaseProfile
 from mechstudy.store.artifact_writer import ArtifactWriter
 from mechstudy.study.dictionary_costs import DictionaryCosts, held_dictionaries
 from mechstudy.study.phases.attribute import AttributePhase, GraphsArtifact
-from mechstudy.study.phases.base import Output, Phase
+from mechstudy.study.phases.base import Phase
 from mechstudy.study.phases.corpus import CorpusArtifact, CorpusPhase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.phases.train import DictionaryArtifact, TrainPhase, load_all
@@ -41,17 +41,13 @@ class FeaturesInputs:
     graphs: Mapping[str, GraphsArtifact]
 
 
-class FeaturePagesArtifact(Output):
-    """Feature pages."""
-
-
 class FeaturesPhase(Phase[FeaturesSpec, FeaturesInputs]):
     """Finds examples, logits and frequencies of the features in the graphs."""
 
     kind = name = "features"
     title, report_field = "Features", "features"
     version = 1
-    spec, inputs, output = FeaturesSpec, FeaturesInputs, FeaturePagesArtifact
+    spec, inputs = FeaturesSpec, FeaturesInputs
     optional_inputs = True
     usage = PhaseProfile(gpu=(0.60, 0.80))
 

@@ -16,7 +16,7 @@ from mechstudy.store.artifact_writer import ArtifactWriter
 from mechstudy.study.dictionary_costs import DictionaryCosts, held_dictionaries
 from mechstudy.study.model_costs import LENGTHS, TYPICAL_POSITIONS, TYPICAL_PROMPT
 from mechstudy.study.phases.attribute import AttributePhase, GraphsArtifact
-from mechstudy.study.phases.base import Command, Flag, Output, Phase
+from mechstudy.study.phases.base import Command, Flag, Phase
 from mechstudy.study.phases.baseline import BaselinePhase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.phases.prompts import PromptsArtifact, PromptsPhase
@@ -38,10 +38,6 @@ class InterveneInputs:
     graphs: GraphsArtifact
 
 
-class InterventionsArtifact(Output):
-    """Effects of interventions, sample by sample, and their summary."""
-
-
 class IntervenePhase(Phase[InterventionConfig, InterveneInputs]):
     """Measures the circuit's effects on prompts that discovery did not use."""
 
@@ -49,7 +45,7 @@ class IntervenePhase(Phase[InterventionConfig, InterveneInputs]):
     per = "behaviour"
     title, report_field = "Interventions", "interventions"
     version = 2  # edits of one place are added in a fixed order
-    spec, inputs, output = InterventionConfig, InterveneInputs, InterventionsArtifact
+    spec, inputs = InterventionConfig, InterveneInputs
     resumes = True
     usage = PhaseProfile(gpu=(0.60, 0.80))
     command = Command(

@@ -80,7 +80,7 @@ class ModelPhase(Phase[ModelSpec, NoInputs]):
     kind = name = "model"
     title, report_field = "Model", "model"
     version = 1
-    spec, inputs, output = ModelSpec, NoInputs, ModelArtifact
+    spec, inputs = ModelSpec, NoInputs
 
     def units(self, plan: StudyPlan) -> Iterator[Unit]:
         """One unit."""

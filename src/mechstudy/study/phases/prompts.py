@@ -71,7 +71,7 @@ class PromptsPhase(Phase[PromptsSpec, PromptsInputs]):
     per = "behaviour"
     title, report_field = "Prompts", "prompts"
     version = 1
-    spec, inputs, output = PromptsSpec, PromptsInputs, PromptsArtifact
+    spec, inputs = PromptsSpec, PromptsInputs
     command = Command(
         "prompts",
         "Phase 0: contrastive prompt pairs of every behaviour, train and test.\n\n"

@@ -118,6 +118,8 @@ def _fields(study: Mapping[str, Any], by_field: Mapping[str, Mapping[Any, Any]])
         if phase.per == "behaviour":
             names = [*behaviours, *(key for key in units if key not in behaviours)]
             units = {key: units.get(key) or report.UnitFiles(f"{phase.name}[{key}]") for key in names}
+        elif phase.per == "layer":
+            units = dict(sorted(units.items()))
         fields[name] = units.get(None) or report.UnitFiles(phase.name) if phase.per == "study" else units
     return fields
 

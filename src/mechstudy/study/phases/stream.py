@@ -88,7 +88,7 @@ class StreamPhase(Phase[StreamSpec, StreamInputs]):
     kind = name = "stream"
     title = "Streamed"
     version = 11
-    spec, inputs, output = StreamSpec, StreamInputs, StreamArtifact
+    spec, inputs = StreamSpec, StreamInputs
     retention, payload = "regenerate", ("layers/*", "variants/*")  # each dictionary is in its own artifact too
     resumes = True
     pilots, warms_up = 2, True

@@ -134,7 +134,7 @@ class TrainPhase(Phase[TrainSpec, TrainInputs]):
     per = "layer"
     title, report_field = "Dictionaries", "dictionaries"
     version = 11
-    spec, inputs, output = TrainSpec, TrainInputs, DictionaryArtifact
+    spec, inputs = TrainSpec, TrainInputs
     retention, payload = "keep", (f"{FOLDER}/*",)
     resumes = True
     warms_up = True

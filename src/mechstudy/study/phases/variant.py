@@ -41,10 +41,6 @@ class VariantInputs(TrainInputs):
     own: DictionaryArtifact
 
 
-class VariantArtifact(DictionaryArtifact):
-    """A variant, and its agreement with the layer's own dictionary."""
-
-
 class VariantPhase(TrainPhase, Phase[VariantSpec, VariantInputs]):
     """Trains another dictionary of a layer."""
 
@@ -52,7 +48,7 @@ class VariantPhase(TrainPhase, Phase[VariantSpec, VariantInputs]):
     per = "layer"
     title, report_field = "Dictionaries", "variants"
     version = 4
-    spec, inputs, output = VariantSpec, VariantInputs, VariantArtifact  # type: ignore[assignment]
+    spec, inputs = VariantSpec, VariantInputs  # type: ignore[assignment]
     calibrated_as = "train"
 
     def units(self, plan: StudyPlan) -> Iterator[Unit]:

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from mechstudy.report.circuit_picture import INLINE, PER_CELL_BOXES, circuit_svg
 from mechstudy.report.graphs import aggregate_view
 from mechstudy.report.style import LIGHT
-from tests.support.report_fixture import HOSTILE
+from tests.support.report_graphs import HOSTILE
 
 
 def view(n_features: int, label: str = ""):

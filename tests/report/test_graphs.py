@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 
 from mechstudy.report.graphs import TYPES, aggregate_view, is_cumulative, prompt_view
-from tests.support.report_fixture import HOSTILE
+from tests.support.report_graphs import HOSTILE
 
 
 def node(node_id: str, kind: str, layer: str, position: int, influence: float | None = None) -> dict:

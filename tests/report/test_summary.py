@@ -9,7 +9,8 @@ import json
 import pytest
 
 from mechstudy.report.summary import build_summary, findings
-from tests.support.report_fixture import BEHAVIOURS, LAYERS, STOPPED, FakeStudy
+from tests.support.report_fixture import BEHAVIOURS, STOPPED, FakeStudy
+from tests.support.report_graphs import LAYERS
 
 
 @pytest.fixture(scope="module")

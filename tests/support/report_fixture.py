@@ -19,21 +19,11 @@ from typing import Any
 from mechstudy.monitoring.record import Sample, Session, to_lines, usage_file
 from mechstudy.report.data import ReportData, UnitFiles
 from mechstudy.study.phases import registry
+from tests.support.report_graphs import HOSTILE, LAYERS, POSITIONS, WORDS, behaviour_graph, prompt_graph
 
-HOSTILE = "</script><img src=x onerror=alert(1)>"
 HOSTILE_TOKENS = (HOSTILE, "\u2028", "\u202e", "\ufffd", "\n", "\t", "\x07", "<!--", "&amp;", "{{7*7}}", "`${1}`")
 BEHAVIOURS = ("subject_verb_agreement", "country_capital")
 STOPPED = "antonym"
-LAYERS = tuple(range(10, 20))
-POSITIONS = {
-    "subject_verb_agreement": ["start", "subject", "preposition", "attractor", "end"],
-    "country_capital": ["start", "country", "end"],
-}
-WORDS = [
-    "", "keys", "cabinet", "are", "is", "were", "the", "of", "near", "old", "red", "dog", "cats", "walks", "walk",
-    "France",
-    "Paris", "Rome", "Italy", "capital", "said", "that", "many", "doctor", "friends", "with", "by",
-]  # fmt: skip
 
 
 def spread(mean: float) -> dict[str, Any]:
@@ -60,15 +50,8 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-TITLES = {
-    "model": "Model", "prompts": "Prompts", "baseline": "Baseline", "corpus": "Corpus", "capture": "Capture",
-    "train": "Dictionaries", "variant": "Dictionaries", "attribute": "Graphs", "features": "Features",
-    "intervene": "Interventions",
-}  # fmt: skip
-PHASES = {
-    "prompts": "prompts", "baseline": "baselines", "attribute": "graphs", "intervene": "interventions",
-    "train": "dictionaries", "variant": "variants",
-}  # fmt: skip
+TITLES = {phase.name: phase.title for phase in registry.phases()}
+BY_BEHAVIOUR = {p.name: p.report_field for p in registry.phases() if p.report_field and p.per == "behaviour"}
 
 
 def report_data(
@@ -77,14 +60,16 @@ def report_data(
     """A report's data from unit names such as `baseline[capitals]`: folders of artifacts, and records of units."""
     by_name = {record["name"]: {"phase": record["name"].split("[")[0], **record} for record in records}
     units = {name: UnitFiles(name, inputs.get(name), by_name.get(name, {})) for name in {**by_name, **inputs}}
-    parts: dict[str, dict[Any, UnitFiles]] = {field: {} for field in PHASES.values()}
+    parts: dict[str, dict[Any, UnitFiles]] = {
+        field: {} for field in (*BY_BEHAVIOUR.values(), "dictionaries", "variants")
+    }
     behaviours = [b["name"] if isinstance(b, dict) else b for b in study.get("behaviours", [])]
     names = [re.fullmatch(r"(\w+)\[(.*)\]", name) for name in units]
     keys = {(match[1], match[2]): match[0] for match in names if match}
-    behaviours += [key for phase, key in keys if phase in list(PHASES)[:4]]
-    for phase in list(PHASES)[:4]:
+    behaviours += [key for phase, key in keys if phase in BY_BEHAVIOUR]
+    for phase, field in BY_BEHAVIOUR.items():
         for b in behaviours:
-            parts[PHASES[phase]][b] = units.get(f"{phase}[{b}]") or UnitFiles(f"{phase}[{b}]")
+            parts[field][b] = units.get(f"{phase}[{b}]") or UnitFiles(f"{phase}[{b}]")
     for (phase, key), name in keys.items():
         if phase == "train":
             parts["dictionaries"][int(key)] = units[name]
@@ -111,6 +96,8 @@ class FakeStudy:
         self.inputs: dict[str, Path] = {}
         self.units: list[dict[str, Any]] = []
         self.clock = 1_700_000_000.0
+        self.nodes: dict[str, list[dict[str, Any]]] = {}
+        self.edges: dict[str, list[dict[str, Any]]] = {}
         self.study = {
             "name": "smollm2-agreement-and-capitals",
             "seed": 7,
@@ -307,7 +294,8 @@ class FakeStudy:
         per_prompt = []
         for i in range(self.n_prompts):
             large = self.big and i == 0 and behaviour == BEHAVIOURS[0]
-            graph = self._graph(f"{behaviour}-{i}", 2000 if large else 300, 20_000 if large else 2400)
+            size = (2000, 20_000) if large else (300, 2400)
+            graph = prompt_graph(self.random, self.features, f"{behaviour}-{i}", *size)
             slug = graph["metadata"]["slug"]
             write(folder / "graphs" / f"{slug}.json", graph)
             scores = graph["metadata"]["mechstudy"]["scores"]
@@ -322,7 +310,8 @@ class FakeStudy:
         write(folder / "graphs" / "graph-metadata.json", {"graphs": []})
         seconds = {row["slug"]: 3.2 for row in per_prompt}
         write(folder / "timing.json", {"seconds_per_prompt": seconds})
-        aggregate = self._aggregate(behaviour)
+        aggregate = behaviour_graph(self.random, self.features, behaviour, self.n_prompts)
+        self.edges[behaviour], self.nodes[behaviour] = aggregate["edges"], aggregate["nodes"]
         write(folder / "aggregate.json", aggregate)
         write(
             folder / "scores.json",
@@ -333,113 +322,6 @@ class FakeStudy:
             },
         )  # fmt: skip
         self._unit(f"attribute[{behaviour}]", 71.5, {"aggregate.json": 400_000, "scores.json": 9_000})
-
-    def _graph(self, slug: str, n_nodes: int, n_edges: int) -> dict[str, Any]:
-        tokens = [self.random.choice(WORDS) for _ in range(12)]
-        tokens = [f" {t}" if i else t for i, t in enumerate(tokens)]
-        tokens[3], tokens[5] = HOSTILE, "\u2028\n"
-        nodes: list[dict[str, Any]] = []
-
-        def add(node_id: str, kind: str, layer: str, position: int, **extra: Any) -> None:
-            nodes.append(
-                {
-                    "node_id": node_id, "feature": None, "layer": layer, "ctx_idx": position, "feature_type": kind,
-                    "token_prob": 0.0, "is_target_logit": False, "run_idx": 0, "reverse_ctx_idx": 0,
-                    "jsNodeId": node_id, "clerp": "", "influence": None, "activation": None, **extra,
-                }
-            )  # fmt: skip
-
-        for i, token in enumerate(tokens):
-            add(f"E_{i + 100}_{i}", "embedding", "E", i, clerp=token)
-        placed = set()
-        while len(nodes) < n_nodes:
-            layer, position = self.random.choice(LAYERS), min(11, int(12 * self.random.random() ** 0.5))
-            feature = self.random.choice(self.features[layer]) if n_nodes < 500 else self.random.randrange(2304)
-            if (layer, feature, position) in placed:
-                continue
-            placed.add((layer, feature, position))
-            influence = self.random.paretovariate(1.2) * 1e-4
-            add(f"{layer}_{feature}_{position}", "cross layer transcoder", str(layer), position,
-                feature=(layer + feature) * (layer + feature + 1) // 2 + feature, influence=influence,
-                activation=self.random.expovariate(0.3))  # fmt: skip
-        for layer in LAYERS:
-            add(f"b_{layer}", "bias", str(layer), 0, influence=2e-4)
-            for position in range(6, 12):
-                add(f"{layer}_-1_{position}", "mlp reconstruction error", str(layer), position, influence=3e-4)
-        for k, word in enumerate((" are", " is", HOSTILE)):
-            add(f"31_{k + 5}_11", "logit", "31", 11, clerp=f'Output "{word}" (p={0.6 / (k + 1):.3f})',
-                token_prob=0.6 / (k + 1), is_target_logit=k == 0)  # fmt: skip
-        depth = {n["node_id"]: -1 if n["layer"] == "E" else int(n["layer"]) for n in nodes}
-        links = {}
-        for _ in range(20 * n_edges):
-            a, b = self.random.choice(nodes), self.random.choice(nodes)
-            ends = b["feature_type"] in ("cross layer transcoder", "logit") and a["feature_type"] != "logit"
-            if ends and depth[a["node_id"]] < depth[b["node_id"]] and a["ctx_idx"] <= b["ctx_idx"]:
-                links[(a["node_id"], b["node_id"])] = self.random.gauss(0, 1) * self.random.paretovariate(2)
-            if len(links) >= n_edges:
-                break
-        ledger = {"features": 2.4, "errors": 0.7, "tokens": 0.35, "biases": -0.2}
-        return {
-            "metadata": {
-                "slug": slug, "scan": "smollm2", "prompt_tokens": tokens, "prompt": "".join(tokens),
-                "schema_version": 1,
-                "node_threshold": 0.8,
-                "mechstudy": {
-                    "positions": {"subject": 2, "attractor": 7, "end": 11}, "answer": " are", "wrong_answer": " is",
-                    "logit_difference": 3.25,
-                    "scores": {
-                        "replacement": 0.5 + self.random.uniform(-0.1, 0.1),
-                        "completeness": 0.7 + self.random.uniform(-0.08, 0.08),
-                        "replacement_pruned": 0.4 + self.random.uniform(-0.1, 0.1),
-                        "completeness_pruned": 0.62 + self.random.uniform(-0.08, 0.08),
-                        "conservation_residual_max": 1.4e-5,
-                    },
-                    "ledger": {**ledger, "total": 3.25, "target": 3.25002, "residual": -2e-5},
-                },
-            },
-            "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
-            "nodes": nodes,
-            "links": [{"source": s, "target": t, "weight": w} for (s, t), w in links.items()],
-        }  # fmt: skip
-
-    def _aggregate(self, behaviour: str) -> dict[str, Any]:
-        names = POSITIONS[behaviour]
-        nodes: list[dict[str, Any]] = [
-            {"id": f"token@{p}", "type": "token", "layer": None, "feature": None, "position": p, "frequency": 1.0,
-             "influence": 0.05, "activation": None, "label": p} for p in names
-        ]  # fmt: skip
-        for layer in LAYERS:
-            for feature in self.features[layer][:9]:
-                position = self.random.choice(names[1:])
-                nodes.append({"id": f"f.{layer}.{feature}@{position}", "type": "feature", "layer": layer,
-                              "feature": feature, "position": position, "frequency": self.random.uniform(0.3, 1),
-                              "influence": self.random.paretovariate(1.1) * 1e-3, "activation": 4.2,
-                              "label": ""})  # fmt: skip
-            nodes.append({"id": f"error.{layer}@{names[-1]}", "type": "error", "layer": layer, "feature": None,
-                          "position": names[-1], "frequency": 1.0, "influence": 0.004, "activation": None,
-                          "label": ""})  # fmt: skip
-            nodes.append({"id": f"b_{layer}", "type": "bias", "layer": layer, "feature": None, "position": None,
-                          "frequency": 1.0, "influence": 0.001, "activation": None, "label": ""})  # fmt: skip
-        nodes.append({"id": "logit", "type": "logit", "layer": None, "feature": None, "position": None,
-                      "frequency": 1.0, "influence": None, "activation": None,
-                      "label": "target"})  # fmt: skip
-        depth = {n["id"]: -1 if n["type"] == "token" else 99 if n["type"] == "logit" else n["layer"] for n in nodes}
-        order = {None: 0, **{p: i for i, p in enumerate(names)}}
-        edges = []
-        for b in nodes:
-            if b["type"] not in ("feature", "logit"):
-                continue
-            for a in nodes:
-                late = b["type"] == "logit" or order[a["position"]] <= order[b["position"]]
-                if depth[a["id"]] < depth[b["id"]] and late and self.random.random() < 0.16:
-                    edges.append({"source": a["id"], "target": b["id"], "weight": self.random.gauss(0, 0.4),
-                                  "weight_sd": 0.05, "frequency": self.random.uniform(0.4, 1), "n": 20,
-                                  "strength": self.random.random()})  # fmt: skip
-        self.edges = getattr(self, "edges", {}) | {behaviour: edges}
-        self.nodes = getattr(self, "nodes", {}) | {behaviour: nodes}
-        return {"behaviour": behaviour, "target": "logit_difference", "n_prompts": self.n_prompts,
-                "positions": [*names, "other"],
-                "layers_with_dictionaries": list(LAYERS), "n_layers": 30, "nodes": nodes, "edges": edges}  # fmt: skip
 
     def _features(self) -> None:
         features = []

@@ -24,18 +24,8 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.runner.study_run import execute
 from mechstudy.store.artifacts import ArtifactStore
 from mechstudy.store.lock import RunLock
-from tests.support.storage_world import copy_of, finished_study, make_folder, open_toy, sums
+from tests.support.storage_world import make_folder, open_toy, sums
 from tests.support.toy_units import calls
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    return finished_study(tmp_path_factory.mktemp("toy") / "here")
-
-
-@pytest.fixture
-def study(finished, tmp_path, monkeypatch):
-    return copy_of(finished, tmp_path / "here", monkeypatch)
 
 
 def names(file: Path) -> list[str]:

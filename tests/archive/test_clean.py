@@ -23,18 +23,8 @@ from mechstudy.store.artifacts import ArtifactStore
 from mechstudy.store.lock import RunLock
 from mechstudy.store.manifest import write_manifest
 from mechstudy.study.phases import registry
-from tests.support.storage_world import copy_of, finished_study, open_toy, sums
+from tests.support.storage_world import open_toy, sums
 from tests.support.toy_units import calls
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    return finished_study(tmp_path_factory.mktemp("toy") / "here")
-
-
-@pytest.fixture
-def study(finished, tmp_path, monkeypatch):
-    return copy_of(finished, tmp_path / "here", monkeypatch)
 
 
 def going(found) -> set[tuple[str, str]]:

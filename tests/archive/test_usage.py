@@ -16,12 +16,7 @@ from mechstudy.archive.tar import read_contents
 from mechstudy.core.errors import MechstudyError
 from mechstudy.monitoring.record import usage_file, usages_below
 from mechstudy.runner.study_run import execute
-from tests.support.storage_world import copy_of, finished_study, open_toy, sums
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    return finished_study(tmp_path_factory.mktemp("toy") / "here")
+from tests.support.storage_world import copy_of, open_toy, sums
 
 
 @pytest.fixture

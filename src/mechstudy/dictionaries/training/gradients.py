@@ -95,15 +95,12 @@ def loss_and_gradients(
     pre_NF = _pre_activations(weights, x_dense, n_sites, scratch)
     encoded = architecture.encode(pre_NF, weights, guess, dense_dtype, group)
     codes = encoded.codes
-    rest = weights.b_dec - y_ND
-    if weights.skip is not None:
-        rest += x_dense @ weights.skip.to(dense_dtype).T
+    rest = _rest(weights, x_dense, y_ND)
     objective: Objective
     if n_sites:
         objective = cross_layer.CrossLayer(codes, dec, rest, n_sites, n_rows)
     else:
         objective = Reconstruction(codes, dec, rest, prefixes or (codes.n_features,), n_rows)
-
     norms = _norms(weights.dec, unit_decoder, n_sites)
     context = Context(
         weights, dec, pre_NF, codes, objective.d_values, norms, rest, objective.project, coefficient, dense_dtype,
@@ -121,9 +118,7 @@ def loss_and_gradients(
         extra=passed.extra,
     )
     if passed.to_norms is not None and not unit_decoder:
-        along = passed.to_norms / norms.clamp_min(1e-12)
-        by_row = cross_layer.scale_rows(along, weights.dec, n_sites) if n_sites else along[:, None] * weights.dec
-        gradients.dec += by_row
+        gradients.dec += _along_rows(passed.to_norms / norms.clamp_min(1e-12), weights.dec, n_sites)
         squares.pop("dec", None)
     aux_loss = None
     if dead is not None and len(dead) and aux_alpha > 0 and not n_sites:
@@ -132,6 +127,19 @@ def loss_and_gradients(
         _add_auxiliary(aux, weights, gradients, squares, dead, unit_decoder)
     loss = torch.linalg.vector_norm(error).square() / (n_rows * error.shape[1])
     return StepOutput(loss, passed.penalty, aux_loss, error, codes, encoded.minimum, gradients, squares)
+
+
+def _along_rows(scale_F: Tensor, dec: Tensor, n_sites: int) -> Tensor:
+    """Each decoder row, scaled."""
+    return cross_layer.scale_rows(scale_F, dec, n_sites) if n_sites else scale_F[:, None] * dec
+
+
+def _rest(weights: Weights, x_dense: Tensor, y_ND: Tensor) -> Tensor:
+    """What codes @ dec is added to for the error: b_dec + skip path - target, [N, d_out]."""
+    rest = weights.b_dec - y_ND
+    if weights.skip is not None:
+        rest += x_dense @ weights.skip.to(x_dense.dtype).T
+    return rest
 
 
 def _pre_activations(weights: Weights, x_dense: Tensor, n_sites: int, scratch: Scratch) -> Tensor:

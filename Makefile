@@ -1,5 +1,6 @@
 # make demo   everything from nothing to a report, on a CPU
 # make test   all tests (make check is the quick part of it)
+# make gpu    tests and short benchmarks of the CUDA code, with $(PYTHON) and the torch it has; installs nothing
 
 PYTHON ?= python3
 VENV   := .venv
@@ -9,10 +10,10 @@ RUN    := runs/demo
 SLURM  := $(PYTHON) -m tests.slurm.cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test format golden clean chromium slurm-up slurm-down
+.PHONY: help demo check test gpu format golden clean chromium slurm-up slurm-down
 
 help:
-	@grep -E '^# make' Makefile | cut -c3-
+	@grep -E '^# make' Makefile | cut -c3- | sed 's/$$(PYTHON)/PYTHON/'
 	@echo 'make check  ruff, types, import rules, fast tests'
 	@echo 'make format ruff format and its safe fixes'
 	@echo 'make slurm-up, make slurm-down  a Slurm cluster of one node for tests (docs/how-to/slurm-testing.md)'
@@ -43,6 +44,12 @@ test: $(READY) chromium
 	$(BIN)/pytest -q -m 'real or browser'
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m peers tests/peers
 	$(SLURM) run -- env OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 5 --dist loadfile -m slurm tests/slurm
+
+gpu:
+	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || \
+		{ echo 'this needs a CUDA device, and a Python with a torch that knows it; say which: make gpu PYTHON=python3.12'; exit 2; }
+	PYTHONPATH=src $(PYTHON) -m pytest -q -m cuda tests
+	PYTHONPATH=src $(PYTHON) -m benchmarks.cuda_kernels --repeats 10
 
 # The report's tests need a browser. Where it is absent and cannot be installed they are skipped, and say so.
 chromium:

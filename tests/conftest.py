@@ -44,6 +44,15 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "ignore::mechstudy.dictionaries.training.health.HealthWarning")
 
 
+def pytest_runtest_setup(item):
+    """A test marked ``cuda`` needs a device, unless Triton interprets its kernels on the CPU."""
+    if item.get_closest_marker("cuda") and not os.environ.get("TRITON_INTERPRET"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """A tiny model with transcoders and prompt pairs."""

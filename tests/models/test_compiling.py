@@ -71,7 +71,7 @@ def test_tf32_ends_with_its_block_even_after_an_error():
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
 @pytest.mark.parametrize("device", DEVICES)

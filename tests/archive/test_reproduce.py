@@ -12,7 +12,7 @@ from mechstudy.archive.reproduce import commands, describe_number, find_number, 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.planning import opened_study as opening
 from mechstudy.planning.opened_study import open_study
-from mechstudy.report.numbers import Address
+from mechstudy.report.data import Address
 from mechstudy.runner.recorded_options import AsMade, together
 from mechstudy.runner.study_run import execute
 from mechstudy.store.manifest import sha256_of, write_manifest

@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from mechstudy.report.build import build_report
+from mechstudy.report.pages import build_report
 from tests.browser.report_browser import Browser, chromium
 from tests.support.report_fixture import BEHAVIOURS, FakeStudy
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mechstudy.report.claims import Measured, claims, excludes_zero, judge
+from mechstudy.report.claims import Measured, claims, judge
 from mechstudy.report.data import UnitFiles
 
 
@@ -75,10 +75,10 @@ def test_an_ablation_that_helps_is_pointed_out(tmp_path: Path) -> None:
 
 
 def test_an_interval_that_ends_at_zero_does_not_exclude_it() -> None:
-    assert not excludes_zero([0.0, 1.0])
-    assert excludes_zero([1e-9, 1.0])
-    assert not excludes_zero(None)
-    assert not excludes_zero([None, 1.0])
+    assert not Measured.of({"ci95": [0.0, 1.0]}).excludes_zero
+    assert Measured.of({"ci95": [1e-9, 1.0]}).excludes_zero
+    assert not Measured.of({}).excludes_zero
+    assert not Measured.of({"ci95": [None, 1.0]}).excludes_zero
 
 
 def test_without_an_interval_nothing_is_claimed() -> None:

@@ -1,4 +1,4 @@
-"""A unit's files as the report reads them, and why one is absent."""
+"""A unit's files as the report reads them, why one is absent, and addresses of numbers in them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.report.data import UnitFiles
+from mechstudy.report.data import Address, UnitFiles, at, differences, parse_address
 from tests.support.report_fixture import report_data
 
 
@@ -33,3 +33,18 @@ def test_a_behaviour_studied_below_the_gate_is_not_called_stopped(tmp_path: Path
     (tmp_path / "summary.json").write_text(json.dumps({"gate": gate, "splits": {}}), encoding="utf-8")
     data = report_data({"behaviours": ["b"]}, {"baseline[b]": tmp_path})
     assert "Stopped" not in data.why_no_circuit(data.interventions["b"], "b")
+
+
+def test_handles_are_made_from_addresses_alone_and_differ():
+    a = Address("intervene[x]", "summary.json", "/tests").below("a/b~c", 3)
+    assert str(a) == "intervene[x]/summary.json#/tests/a~1b~0c/3" and parse_address(str(a)) == a
+    assert a.handle == "g6ssp73" and at({"tests": {"a/b~c": [0, 0, 0, 7]}}, a.pointer) == 7
+    handles = {Address("train[1]", "evaluation.json", f"/x/{i}").handle for i in range(20_000)}
+    assert len(handles) == 20_000 and parse_address("g6ssp73") is None
+
+
+def test_differences_are_listed_by_pointer():
+    before = {"a": [1, {"b": 2.0}], "c": None}
+    assert differences(before, {"a": [1, {"b": 2.0}], "c": None}) == []
+    assert differences(before, {"a": [1, {"b": 3.0}], "d": 1}) == [("/a/1/b", 2.0, 3.0), ("/d", None, 1)]
+    assert differences([1, 2], [1]) == [("", [1, 2], [1])]

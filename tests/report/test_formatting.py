@@ -9,7 +9,7 @@ import json
 import pytest
 
 from mechstudy.report import formatting as text
-from mechstudy.report.style import LIGHT, themed
+from mechstudy.report.figures import LIGHT, themed
 from tests.support.report_fixture import HOSTILE_TOKENS
 
 

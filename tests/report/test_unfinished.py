@@ -9,8 +9,7 @@ import pytest
 from mechstudy.core.jsonio import read_json
 from mechstudy.core.progress import NullProgress
 from mechstudy.machine.runtime_options import RunOptions
-from mechstudy.report.build import pipeline, site_pages
-from mechstudy.report.pages import overview_page
+from mechstudy.report.pages import overview_page, pipeline
 from mechstudy.report.site import Site
 from mechstudy.runner.run import Run
 from mechstudy.study.study import Study
@@ -27,7 +26,7 @@ def titled(units: list[dict]) -> list[dict]:
 def overview(out: Path, study: dict, units: list[dict]) -> str:
     data = report_data(study, {}, titled(units))
     out.mkdir(exist_ok=True)
-    overview_page(data, Site(data, out, site_pages(data)), {}, pipeline(data.units))
+    overview_page(Site(data, out), {}, pipeline(data.units))
     return (out / "index.html").read_text()
 
 

@@ -36,8 +36,8 @@ def page(view: Mapping[str, Any], features: Mapping[int, Mapping[str, Any]] | No
     """The whole page of one graph.
 
     Args:
-        view: of `report.graphs.prompt_view` or `aggregate_view`.
-        features: layer -> feature number (as text) -> its record, of `report.feature_data.feature_record`.
+        view: of `report.viewer.prompt_view` or `aggregate_view`.
+        features: layer -> feature number (as text) -> its record, of `report.viewer.feature_record`.
     """
     title = plain(str(view.get("prompt") or view.get("slug") or "graph"))
     layers = {layer for layer in view["nodes"]["layer"] if layer is not None}

@@ -11,8 +11,7 @@ from mechstudy.api import graph_html
 from mechstudy.circuits.graph_frames import BehaviourFrames, GraphFrames, PromptFrames
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
-from mechstudy.report.feature_data import feature_labels, feature_record
-from mechstudy.report.graphs import aggregate_view, prompt_view
+from mechstudy.report.viewer import aggregate_view, feature_labels, feature_record, prompt_view
 
 Pages = Sequence[Mapping[str, Any]]  # of features.json
 
@@ -86,7 +85,7 @@ class BehaviourGraph(_Drawn, BehaviourFrames):
         self._pages, self._checked = pages, checked
 
     def _view(self) -> dict[str, Any]:
-        return aggregate_view(self._json, feature_labels(self._pages), self._checked) | {"scores": self._scores}
+        return aggregate_view(self._json, feature_labels(self._pages), self._checked, self._scores)
 
 
 def load_graph(path: str | Path) -> PromptGraph:

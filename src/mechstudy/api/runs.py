@@ -14,7 +14,7 @@ from mechstudy.api import artifacts
 from mechstudy.api.graphs import BehaviourGraph, PromptGraph
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.core.yaml_source import read_yaml
-from mechstudy.report.feature_data import auto_label
+from mechstudy.report.viewer import auto_label
 from mechstudy.store.artifacts import Artifact
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.core.files import disk_errors, not_stale
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.planning.opened_study import OpenedStudy
-from mechstudy.report.numbers import FILES, LOGS, Address, addresses, at, content_of, differences, parse_address
+from mechstudy.report.data import FILES, LOGS, Address, addresses, at, content_of, differences, parse_address
 from mechstudy.runner.recorded_options import AsMade, together, unlike
 from mechstudy.runner.run import Run
 from mechstudy.runner.slurm.accounting import accounting_of

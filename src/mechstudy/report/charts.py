@@ -1,20 +1,31 @@
-"""Charts of prompts, baselines, dictionaries, graphs and units, as altair specs without data frames."""
+"""Charts of baselines, dictionaries, graphs, interventions and units, as altair specs without data frames."""
 
 # ruff: noqa: RUF001 - minus signs and Greek letters are what the axes show
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import altair as alt
 
-from mechstudy.report.formatting import real
+from mechstudy.report.claims import Measured
+from mechstudy.report.data import UnitFiles
+from mechstudy.report.formatting import plain, real
 
 MAX_CURVE_POINTS = 160  # per layer: more than a screen shows
+DIRECTIONS = {
+    "features": "circuit's features",
+    "random": "random (control)",
+    "difference_of_means": "difference of means",
+}
+_MEAN_AND_INTERVAL = (
+    alt.Tooltip("v:Q", title="mean", format=".3f"), alt.Tooltip("low:Q", format=".3f"),
+    alt.Tooltip("high:Q", format=".3f"), "n:Q",
+)  # fmt: skip
 
 
 def chart(rows: list[dict[str, Any]]) -> alt.Chart:
@@ -51,19 +62,13 @@ def logit_differences(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> alt.
         for (s, b), c in sorted(counts.items())
     ]
     order = list(splits)
+    x = alt.X("start:Q", title="logit difference: answer − wrong answer (nats)", bin="binned")
+    y = alt.Y("prompts:Q", title="prompts", stack=True, axis=alt.Axis(tickMinStep=1))
     colours = alt.Scale(domain=order, range=["@effect", "@compare"])
-    bars = (
-        chart(rows)
-        .mark_bar(opacity=0.75, binSpacing=1)
-        .encode(
-            x=alt.X("start:Q", title="logit difference: answer − wrong answer (nats)", bin="binned"),
-            x2="end:Q",
-            y=alt.Y("prompts:Q", title="prompts", stack=True, axis=alt.Axis(tickMinStep=1)),
-            color=alt.Color("split:N", title="split", sort=order, scale=colours),
-            tooltip=["split:N", "start:Q", "end:Q", "prompts:Q"],
-        )
-    )
-    return sized(zero_rule("x") + bars, 220)
+    colour = alt.Color("split:N", title="split", sort=order, scale=colours)
+    tooltip = ["split:N", "start:Q", "end:Q", "prompts:Q"]
+    bars = chart(rows).mark_bar(opacity=0.75, binSpacing=1)
+    return sized(zero_rule("x") + bars.encode(x=x, x2="end:Q", y=y, color=colour, tooltip=tooltip), 220)
 
 
 def accuracy(splits: Mapping[str, Mapping[str, Any]], gate: float | None) -> alt.TopLevelMixin | None:
@@ -78,66 +83,46 @@ def accuracy(splits: Mapping[str, Mapping[str, Any]], gate: float | None) -> alt
     base = chart(rows).encode(y=alt.Y("split:N", title=None, sort=None))
     scale = alt.Scale(domain=[min(0.4, *(r["low"] for r in rows)), 1])
     x = alt.X("accuracy:Q", title="accuracy (95% CI)", scale=scale, axis=alt.Axis(format="%"))
-    layers = [
-        base.mark_rule(color="@effect", strokeWidth=2.5).encode(x=alt.X("low:Q", scale=scale), x2="high:Q"),
-        base.mark_point(color="@effect", size=90).encode(
-            x=x, tooltip=["split:N", alt.Tooltip("accuracy:Q", format=".1%")]
-        ),
-    ]
-    if gate is not None:
-        rule = chart([{"gate": gate}]).mark_rule(color="@neg", strokeDash=[5, 4])
-        layers.insert(0, rule.encode(x=alt.X("gate:Q", scale=scale)))
-    return sized(alt.layer(*layers), 36 * len(rows) + 24)
+    tooltip = ["split:N", alt.Tooltip("accuracy:Q", format=".1%")]
+    bars = base.mark_rule(color="@effect", strokeWidth=2.5).encode(x=alt.X("low:Q", scale=scale), x2="high:Q")
+    points = base.mark_point(color="@effect", size=90).encode(x=x, tooltip=tooltip)
+    rule = chart([{"gate": gate}]).mark_rule(color="@neg", strokeDash=[5, 4]).encode(x=alt.X("gate:Q", scale=scale))
+    return sized(alt.layer(*([] if gate is None else [rule]), bars, points), 36 * len(rows) + 24)
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A field of evaluation.json: its axis label, what it means, and the range of its axis."""
-
-    field: str
-    label: str
-    caption: str
-    domain: tuple[float, float] | None = None
-
-
-DICTIONARY_METRICS = (
-    Metric("r2", "held-out R² (1 − FVU)", "1 − FVU against the vector mean, on held-out rows.", (0, 1)),
-    Metric(
-        "ce_loss_recovered",
-        "CE loss recovered",
-        "1: splicing the dictionary in costs nothing; 0: as bad as zero-ablating the layer.",
-        (0, 1),
-    ),
-    Metric("l0", "L0: active features per token", "Mean number of active features per token."),
-    Metric("dead_share", "share of dead features", "Features that never fired on the evaluation rows."),
-)
+# Fields of evaluation.json: the label of the axis, and its range.
+DICTIONARY_METRICS: dict[str, tuple[str, tuple[float, float] | None]] = {
+    "r2": ("held-out R² (1 − FVU)", (0, 1)),
+    "ce_loss_recovered": ("CE loss recovered", (0, 1)),
+    "l0": ("L0: active features per token", None),
+    "dead_share": ("share of dead features", None),
+}
 
 
-def over_layers(evaluations: Mapping[int, Mapping[str, Any]], metric: Metric) -> alt.TopLevelMixin | None:
-    """One metric of the dictionaries over the layers."""
-    rows = [{"layer": layer, "v": v} for layer, e in evaluations.items() if (v := e.get(metric.field)) is not None]
+def over_layers(
+    evaluations: Mapping[int, Mapping[str, Any]], field: str, label: str, domain: tuple[float, float] | None
+) -> alt.TopLevelMixin | None:
+    """One metric of the dictionaries over the layers; its axis has ``domain`` unless a value is negative."""
+    rows = [{"layer": layer, "v": v} for layer, e in evaluations.items() if (v := e.get(field)) is not None]
     if not rows:
         return None
-    fixed = metric.domain is not None and min(r["v"] for r in rows) >= 0
-    scale = alt.Scale(domain=list(metric.domain)) if metric.domain and fixed else alt.Scale(zero=True)
-    base = chart(rows).encode(
-        x=alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0)),
-        y=alt.Y("v:Q", title=metric.label, scale=scale),
-        tooltip=["layer:O", alt.Tooltip("v:Q", title=metric.label, format=".4~g")],
-    )
+    scale = alt.Scale(domain=domain) if domain and min(r["v"] for r in rows) >= 0 else alt.Scale(zero=True)
+    x = alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0))
+    tooltip = [alt.Tooltip("layer:O"), alt.Tooltip("v:Q", title=label, format=".4~g")]
+    base = chart(rows).encode(x=x, y=alt.Y("v:Q", title=label, scale=scale), tooltip=tooltip)
     return sized(base.mark_bar(color="@effect", opacity=0.8, cornerRadiusEnd=2), 180)
 
 
-def loss_curves(scalars: Mapping[int, Sequence[Mapping[str, Any]]], field: str = "fvu") -> alt.TopLevelMixin | None:
+def loss_curves(scalars: Mapping[int, Sequence[Mapping[str, Any]]]) -> alt.TopLevelMixin | None:
     """Training curves of all layers over the steps."""
     rows = []
     for layer, log in scalars.items():
-        points = [(r["step"], real(r.get(field))) for r in log if r.get("step") is not None]
+        points = [(r["step"], real(r.get("fvu"))) for r in log if r.get("step") is not None]
         stride = max(1, math.ceil(len(points) / MAX_CURVE_POINTS))
         rows += [{"layer": layer, "step": s, "v": round(v, 5)} for s, v in points[::stride] if v is not None]
     if not rows:
         return None
-    title = {"fvu": "FVU on training rows", "loss": "loss"}.get(field, field)
+    title = "FVU on training rows"
     x, y = alt.X("step:Q", title="optimisation step"), alt.Y("v:Q", title=title, scale=alt.Scale(zero=False))
     return _lines(rows, x, y, ["layer:O", "step:Q", alt.Tooltip("v:Q", title=title)], sorted(scalars))
 
@@ -173,46 +158,144 @@ def _lines(
 
 def graph_scores(per_prompt: Sequence[Mapping[str, Any]]) -> alt.TopLevelMixin | None:
     """Completeness and replacement of each prompt's graph, full and pruned."""
-    fields = [
-        ("completeness", "completeness, full"), ("completeness_pruned", "completeness, pruned"),
-        ("replacement", "replacement, full"), ("replacement_pruned", "replacement, pruned"),
-    ]  # fmt: skip
+    ends = {"": "full", "_pruned": "pruned"}
+    labels = {f"{s}{end}": f"{s}, {label}" for s in ("completeness", "replacement") for end, label in ends.items()}
     rows = [
         {"score": label, "v": v, "prompt": str(p.get("slug"))}
-        for p in per_prompt for f, label in fields if (v := p.get(f)) is not None
+        for p in per_prompt for field, label in labels.items() if (v := p.get(field)) is not None
     ]  # fmt: skip
     if not rows:
         return None
-    base = chart(rows).encode(y=alt.Y("score:N", title=None, sort=[label for _, label in fields]))
-    x = alt.X(
-        "v:Q",
-        title="score (1 = nothing left to error nodes)",
-        scale=alt.Scale(domain=[0, 1]),
-        axis=alt.Axis(tickCount=6),
-    )
-    ticks = base.mark_tick(color="@effect", opacity=0.5, thickness=2, size=18).encode(
-        x=x, tooltip=["prompt:N", alt.Tooltip("v:Q", format=".3f")]
-    )
+    base = chart(rows).encode(y=alt.Y("score:N", title=None, sort=list(labels.values())))
+    title, scale = "score (1 = nothing left to error nodes)", alt.Scale(domain=[0, 1])
+    x = alt.X("v:Q", title=title, scale=scale, axis=alt.Axis(tickCount=6))
+    tooltip = ["prompt:N", alt.Tooltip("v:Q", format=".3f")]
+    ticks = base.mark_tick(color="@effect", opacity=0.5, thickness=2, size=18).encode(x=x, tooltip=tooltip)
     median = base.mark_point(color="@ink", size=70, shape="diamond").encode(x=alt.X("median(v):Q"))
     return sized(ticks + median, 150)
 
 
-def unit_bars(units: Sequence[Mapping[str, Any]], field: str, label: str, scale: float) -> alt.TopLevelMixin | None:
+def unit_bars(units: Sequence[UnitFiles], field: str, label: str, scale: float) -> alt.TopLevelMixin | None:
     """Time or memory of each unit."""
     rows = [
-        {"unit": str(u["name"]), "phase": str(u.get("phase") or ""), "v": v * scale}
-        for u in units if (v := real(u.get(field))) is not None
+        {"unit": u.name, "phase": str(u.record.get("phase") or ""), "v": v * scale}
+        for u in units if (v := real(u.record.get(field))) is not None
     ]  # fmt: skip
     if not rows:
         return None
-    base = chart(rows).encode(
-        y=alt.Y("unit:N", title=None, sort=None, axis=alt.Axis(labelLimit=220)),
-        x=alt.X("v:Q", title=label, axis=alt.Axis(tickCount=5)),
-        tooltip=["unit:N", "phase:N", alt.Tooltip("v:Q", title=label, format=",.3~f")],
-    )
+    x = alt.X("v:Q", title=label, axis=alt.Axis(tickCount=5))
+    y = alt.Y("unit:N", title=None, sort=None, axis=alt.Axis(labelLimit=220))
+    tooltip = [alt.Tooltip("unit:N"), alt.Tooltip("phase:N"), alt.Tooltip("v:Q", title=label, format=",.3~f")]
+    base = chart(rows).encode(y=y, x=x, tooltip=tooltip)
     bars = base.mark_bar(color="@effect", opacity=0.8, cornerRadiusEnd=2)
     texts = base.mark_text(align="left", dx=4, fontSize=10, color="@muted").encode(text=alt.Text("v:Q", format=",.3~g"))
     return sized(bars + texts, max(80, 18 * len(rows)))
+
+
+def forest(tests: Iterable[tuple[str, int | None, Measured, Measured]], metric: str) -> alt.TopLevelMixin | None:
+    """Effect and matched control of each test or group (its name and n before them), with 95% CIs around zero."""
+    rows = [
+        {"test": _wrapped(name), "role": role, "v": measured.mean, **_ends(measured.ci95, measured.mean), "n": n}
+        for name, n, *both in tests
+        for role, measured in zip(("circuit", "matched control"), both, strict=True)
+        if measured.mean is not None
+    ]
+    if not rows:
+        return None
+    roles = ["circuit", "matched control"]
+    color = alt.Color("role:N", title=None, scale=alt.Scale(domain=roles, range=["@effect", "@control"]))
+    offset = alt.YOffset("role:N", scale=alt.Scale(domain=roles, paddingOuter=0.55))
+    axis = alt.Axis(labelLimit=260, grid=False, labelExpr="split(datum.label, '\\n')", labelLineHeight=13)
+    y = alt.Y("test:N", title=None, sort=None, axis=axis)
+    base = chart(rows).encode(y=y, yOffset=offset, color=color)
+    tooltip = ["test:N", "role:N", *_MEAN_AND_INTERVAL]
+    shape = alt.Shape("role:N", title=None, scale=alt.Scale(domain=roles, range=["circle", "diamond"]))
+    x = alt.X("low:Q", title=f"mean change of the {metric} (95% CI)", axis=alt.Axis(tickCount=8))
+    bars = base.mark_rule(strokeWidth=2.5).encode(x=x, x2="high:Q", tooltip=tooltip)
+    points = base.mark_point(size=70, opacity=1).encode(x="v:Q", shape=shape, tooltip=tooltip)
+    n_tests = len({r["test"] for r in rows})
+    return sized(zero_rule("x") + bars + points, max(90, (46 if n_tests < 8 else 34) * n_tests))
+
+
+def _wrapped(label: str) -> str:
+    """At most three lines for the axis."""
+    return "\n".join(textwrap.wrap(plain(label), 30, max_lines=3, placeholder="…"))
+
+
+def _ends(ci: Sequence[float] | None, value: float | None) -> dict[str, Any]:
+    """Both ends of an interval; the value itself where there is none."""
+    low, high = ci or (value, value)
+    return {"low": low, "high": high}
+
+
+def dose_response(summary: Mapping[str, Any]) -> alt.TopLevelMixin | None:
+    """Change of the metric over the steering coefficient, features against both baselines."""
+    rows = [
+        {"direction": DIRECTIONS.get(str(r.get("direction")), str(r.get("direction"))), "alpha": r["alpha"]}
+        | {"v": effect, **_ends(r.get("ci95"), effect), "n": r.get("n")}
+        for r in summary.get("dose_response") or [] if (effect := real(r.get("effect"))) is not None
+    ]  # fmt: skip
+    if not rows:
+        return None
+    names = list(dict.fromkeys([*DIRECTIONS.values(), *(r["direction"] for r in rows)]))
+    scale = alt.Scale(domain=names, range=["@effect", "@control", "@compare"])
+    colour = alt.Color("direction:N", title=None, scale=scale)
+    base = chart(rows).encode(x=alt.X("alpha:Q", title="steering coefficient α"), color=colour)
+    y = alt.Y("low:Q", title=f"change of the {summary.get('metric', 'logit difference')} (95% CI)")
+    band = base.mark_area(opacity=0.18).encode(y=y, y2="high:Q")
+    dash = alt.StrokeDash("direction:N", legend=None, scale=alt.Scale(domain=names, range=[[1, 0], [5, 3], [2, 2]]))
+    line = base.mark_line(strokeWidth=2).encode(y="v:Q", strokeDash=dash)
+    tooltip = ["direction:N", "alpha:Q", *_MEAN_AND_INTERVAL]
+    points = base.mark_point(size=36, opacity=1).encode(y="v:Q", tooltip=tooltip)
+    return sized(zero_rule("y") + zero_rule("x") + band + line + points, 280)
+
+
+def patching(summary: Mapping[str, Any]) -> alt.TopLevelMixin | None:
+    """Share of the clean-corrupted gap that patching one layer at one position removes."""
+    block = summary.get("patching") or {}
+    layers, positions = block.get("layers") or [], block.get("positions") or []
+    rows = [
+        {"layer": layer, "position": plain(str(position)), "v": effect}
+        for layer, line in zip(layers, block.get("effect") or [], strict=False)
+        for position, effect in zip(positions, line, strict=False)
+        if effect is not None
+    ]
+    if not rows:
+        return None
+    reach = max(0.1, max(abs(r["v"]) for r in rows))
+    scale = alt.Scale(domain=[-reach, 0, reach], range=["@neg", "@mid", "@pos"], interpolate="rgb")
+    legend = alt.Legend(format=".0%", gradientLength=200)
+    colour = alt.Color("v:Q", title="share of the gap removed", scale=scale, legend=legend)
+    x = alt.X("position:N", title="position", sort=None, axis=alt.Axis(labelAngle=-30))
+    y = alt.Y("layer:O", title="layer", sort="descending")
+    tooltip = [alt.Tooltip("layer:O"), alt.Tooltip("position:N"), alt.Tooltip("v:Q", title="removed", format=".1%")]
+    drawn = chart(rows).encode(x=x, y=y, tooltip=tooltip).mark_rect().encode(color=colour)
+    return sized(drawn, max(160, 20 * len(layers)))
+
+
+def edges(summary: Mapping[str, Any], measured: str) -> alt.TopLevelMixin | None:
+    """Predicted edge against the measured one, `frozen` or `live`, with CIs and the diagonal."""
+    rows: list[dict[str, Any]] = [
+        {"edge": plain(f"{r['source']} → {r['target']}"), "p": predicted, "m": value}
+        | _ends(r.get(f"{measured}_ci95"), value)
+        for r in (summary.get("edges") or {}).get("rows") or []
+        if (value := real(r.get(measured))) is not None and (predicted := real(r.get("predicted"))) is not None
+    ]
+    if not rows:
+        return None
+    ends = [min(min(r["p"], r["m"]) for r in rows), max(max(r["p"], r["m"]) for r in rows)]
+    colour = "@effect" if measured == "frozen" else "@compare"
+    base = chart(rows).encode(x=alt.X("p:Q", title="predicted by the graph's edge"))
+    corners = chart([{"p": end, "m": end} for end in ends])
+    diagonal = corners.mark_line(color="@control", strokeDash=[5, 4], strokeWidth=1).encode(x="p:Q", y="m:Q")
+    y = alt.Y("m:Q", title="measured by intervention (95% CI)")
+    tooltip = [
+        "edge:N", alt.Tooltip("p:Q", title="predicted", format=".3g"),
+        alt.Tooltip("m:Q", title="measured", format=".3g"),
+    ]  # fmt: skip
+    bars = base.mark_rule(color=colour, opacity=0.4).encode(y=alt.Y("low:Q"), y2="high:Q")
+    points = base.mark_point(color=colour, size=40, opacity=0.85).encode(y=y, tooltip=tooltip)
+    return sized(zero_rule("x") + zero_rule("y") + diagonal + bars + points, 300)
 
 
 def _nice_step(raw: float) -> float:

@@ -6,13 +6,12 @@ below 0.05, and the effect differs from matched controls. All numbers are the in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from mechstudy.report import formatting
-from mechstudy.report.data import UnitFiles
-from mechstudy.report.numbers import Address
+from mechstudy.report.data import Address, UnitFiles
 
 ALPHA = 0.05
 Verdict = Literal["supported", "caveat", "unspecific", "unsupported"]
@@ -24,17 +23,7 @@ VERDICT_WORDS: dict[str, tuple[str, str]] = {
     "unsupported": ("Not shown", "these data do not distinguish the effect from zero"),
 }
 
-KIND_WORDS = {
-    "ablation": "ablating the circuit's top features",
-    "zero_ablation": "zero-ablating the circuit's top features",
-    "mean_ablation": "mean-ablating the circuit's top features",
-    "necessity": "removing the circuit",
-    "sufficiency": "keeping only the circuit",
-    "patching": "patching the circuit's features from the corrupted prompt",
-    "resampling": "resampling the circuit's features from other prompts",
-    "steering": "steering along the circuit's features",
-}
-_LOWERING = ("ablation", "necessity", "resampl")
+_LOWERING = ("ablation", "resampling")  # kinds of tests that lower the metric if the circuit is necessary
 
 
 @dataclass(frozen=True)
@@ -49,6 +38,11 @@ class Measured:
         """The effect of a test or group, its ``control_effect``, or its ``difference`` from the control."""
         interval = {"effect": "ci95", "control_effect": "control_ci95"}.get(field, f"{field}_ci95")
         return cls(record.get(field), formatting.ends_of(record.get(interval)))
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies wholly on one side of zero (an end at zero does not)."""
+        return self.ci95 is not None and (self.ci95[0] > 0 or self.ci95[1] < 0)
 
 
 @dataclass(frozen=True)
@@ -73,22 +67,13 @@ class Claim:
     share: float | None
     caveats: tuple[str, ...]
 
-    @property
-    def words(self) -> str:
-        """The verdict in words."""
-        return VERDICT_WORDS[self.verdict][0]
-
-
-def tests_of(interventions: UnitFiles) -> Address:
-    """Where the tests of a behaviour's interventions are kept."""
-    return interventions.address("summary.json", "/tests")
-
 
 def claims(interventions: UnitFiles) -> list[Claim]:
     """The claims of one behaviour, in the order of its interventions' tests; empty where there are none."""
     summary = interventions.json("summary.json")
     tests: Mapping[str, Mapping[str, Any]] = summary.get("tests") or {}
-    return [_claim(tests_of(interventions).below(kind), kind, test, summary) for kind, test in tests.items()]
+    where = interventions.address("summary.json", "/tests")
+    return [_claim(where.below(kind), kind, test, summary) for kind, test in tests.items()]
 
 
 def _claim(number: Address, kind: str, test: Mapping[str, Any], summary: Mapping[str, Any]) -> Claim:
@@ -97,7 +82,7 @@ def _claim(number: Address, kind: str, test: Mapping[str, Any], summary: Mapping
     caveats = _caveats(kind, test, verdict, effect, control)
     if verdict == "supported" and caveats:
         verdict = "caveat"
-    label = str(test.get("label") or KIND_WORDS.get(kind) or formatting.title(kind).lower())
+    label = str(test.get("label") or formatting.title(kind).lower())
     metric = str(test.get("metric") or summary.get("metric") or "logit difference")
     return Claim(
         number=number,
@@ -130,21 +115,14 @@ def judge(
     difference from them has an adjusted p-value of 0.05 or more.
     """
     ci, control_ci = effect.ci95, control.ci95
-    if effect.mean is None or ci is None or not excludes_zero(ci) or p_adjusted is None or p_adjusted >= ALPHA:
+    if effect.mean is None or ci is None or not effect.excludes_zero or p_adjusted is None or p_adjusted >= ALPHA:
         return "unsupported"
     if control.mean is None or control_ci is None:
         return "caveat"
     overlap = ci[0] <= control_ci[1] and ci[1] >= control_ci[0]
-    apart = excludes_zero(difference.ci95) if difference.ci95 else not overlap
-    if p_difference_adjusted is not None and p_difference_adjusted >= ALPHA:
-        apart = False
+    apart = difference.excludes_zero if difference.ci95 else not overlap
+    apart = apart and (p_difference_adjusted is None or p_difference_adjusted < ALPHA)
     return "supported" if apart and abs(effect.mean) > abs(control.mean) else "unspecific"
-
-
-def excludes_zero(ci: Sequence[float | None] | None) -> bool:
-    """Whether an interval lies wholly on one side of zero (an end at zero does not)."""
-    ends = formatting.ends_of(ci)
-    return ends is not None and (ends[0] > 0 or ends[1] < 0)
 
 
 def _share(kind: str, effect: float | None, clean: float | None) -> float | None:
@@ -158,7 +136,7 @@ def _caveats(kind: str, test: Mapping[str, Any], verdict: Verdict, effect: Measu
     caveats = []
     if control.mean is None or control.ci95 is None:
         caveats.append("No matched control was measured.")
-    elif excludes_zero(control.ci95):
+    elif control.excludes_zero:
         share = f", {abs(control.mean / effect.mean):.0%} of the effect" if effect.mean else ""
         share = share if verdict in ("supported", "caveat") else ""
         caveats.append(f"The controls are not null, their CI excludes zero too{share}.")
@@ -184,7 +162,7 @@ def _sentence(
     body = f"{label}{'' if gerund else ':'} {verb} the {metric}{by} {_signed(effect, sign)}"
     if test.get("n") is not None:
         body += f" on {test['n']} unseen prompts"
-    if verdict == "unsupported" and excludes_zero(effect.ci95):
+    if verdict == "unsupported" and effect.excludes_zero:
         body += f" (adjusted {formatting.p_value(test.get('p_adjusted'))}: not significant among all tests)"
     return body + ("; no matched control" if control.mean is None else f"; matched controls {_signed(control, sign)}")
 

@@ -1,11 +1,18 @@
-"""What a report is made of: a study's units with their files, by what they hold; any of them may be absent."""
+"""What a report is made of: a study's units with their files, any of which may be absent, and addresses of numbers.
+
+A number's address is its unit, its file, and a JSON pointer into it (RFC 6901; in a CSV file: the row's id, the
+column). Its handle is a hash of the address alone, so it is the same in every run and study.
+"""
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +20,36 @@ from typing import Any
 from mechstudy.circuits.config import no_graphs
 from mechstudy.core.errors import MechstudyError
 from mechstudy.monitoring.expected_usage import PhaseProfile
-from mechstudy.report.numbers import Address
+from mechstudy.monitoring.record import usage_file
+
+# The files of an artifact that hold numbers of the pages; a full address may name any file.
+FILES = (
+    "model.json", "summary.json", "train.csv", "test.csv", "evaluation.json", "agreement.json", "scores.json",
+)  # fmt: skip
+LOGS = ("scalars.jsonl", "timing.json", "tensorboard/")  # hold clock times, so they differ between equal runs
+_ADDRESS = re.compile(r"(?P<unit>[^/\[#]+(\[[^\]]*\])?)/(?P<file>[^#]+)#(?P<pointer>(/.*)?)")
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a number, or a group of them (a row, a test), is kept. An empty ``pointer`` is the whole file."""
+
+    unit: str
+    file: str
+    pointer: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.unit}/{self.file}#{self.pointer}"
+
+    @property
+    def handle(self) -> str:
+        """Seven letters and digits."""
+        digest = hashlib.sha256(str(self).encode()).digest()
+        return base64.b32encode(digest)[:7].decode().lower()
+
+    def below(self, *keys: str | int) -> Address:
+        """The address of something inside."""
+        return Address(self.unit, self.file, self.pointer + "".join(f"/{_escaped(key)}" for key in keys))
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +69,6 @@ class UnitFiles:
     folder: Path | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
     _contents: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    def path(self, file: str) -> Path | None:
-        """A file of the artifact, or None where it is absent or discarded."""
-        path = self.folder / file if self.folder is not None else None
-        return path if path is not None and path.is_file() else None
 
     def json(self, file: str) -> dict[str, Any]:
         """The object in a JSON file; empty where the file is absent.
@@ -61,9 +92,9 @@ class UnitFiles:
 
     def _read(self, file: str) -> Any:
         if file not in self._contents:
-            path = self.path(file)
+            path = None if self.folder is None else self.folder / file  # discarded files are absent too
             try:
-                self._contents[file] = None if path is None else _parsed(file, path.read_text(encoding="utf-8"))
+                self._contents[file] = path and path.is_file() and _parsed(file, path.read_text(encoding="utf-8"))
             except (ValueError, csv.Error) as error:
                 raise MechstudyError(
                     f"{file} cannot be read: {error}",
@@ -86,8 +117,7 @@ class UnitFiles:
     @property
     def reason(self) -> str:
         """The first line of why the unit failed or waits."""
-        lines = str(self.record.get("reason") or self.record.get("error") or "").strip().splitlines()
-        return lines[0] if lines else ""
+        return next(iter(str(self.record.get("reason") or "").strip().splitlines()), "")
 
     @property
     def why_absent(self) -> str:
@@ -119,44 +149,41 @@ class ReportData:
     Attributes:
         study: the configuration, as plain JSON.
         units: all units, in the order in which the report lists them and their phases.
-        model: of model.json.
-        prompts: behaviour -> its prompt pairs.
-        baselines: behaviour -> its baseline.
-        graphs: behaviour -> its attribution graphs.
-        interventions: behaviour -> its interventions.
-        dictionaries: layer -> its dictionary.
-        variants: (layer, name) -> another dictionary of the layer's rows.
-        features: of features.json.
+        dictionaries: by layer.
+        variants: by (layer, name); other dictionaries of the layer's rows.
         profiles: what is expected of each phase's use of the machine, in order.
     """
 
     study: Mapping[str, Any]
-    units: Sequence[UnitFiles] = ()
+    units: Sequence[UnitFiles]
     model: UnitFiles
-    prompts: Mapping[str, UnitFiles] = field(default_factory=dict)
-    baselines: Mapping[str, UnitFiles] = field(default_factory=dict)
-    graphs: Mapping[str, UnitFiles] = field(default_factory=dict)
-    interventions: Mapping[str, UnitFiles] = field(default_factory=dict)
-    dictionaries: Mapping[int, UnitFiles] = field(default_factory=dict)
-    variants: Mapping[tuple[int, str], UnitFiles] = field(default_factory=dict)
+    prompts: Mapping[str, UnitFiles]
+    baselines: Mapping[str, UnitFiles]
+    graphs: Mapping[str, UnitFiles]
+    interventions: Mapping[str, UnitFiles]
+    dictionaries: Mapping[int, UnitFiles]
+    variants: Mapping[tuple[int, str], UnitFiles]
     features: UnitFiles
-    profiles: Mapping[str, PhaseProfile] = field(default_factory=dict)
+    profiles: Mapping[str, PhaseProfile]
 
     @property
     def behaviours(self) -> list[str]:
         """The behaviours studied."""
-        return list(dict.fromkeys([*self.prompts, *self.baselines, *self.graphs, *self.interventions]))
+        return list(self.prompts)
+
+    @property
+    def has_usage(self) -> bool:
+        """Whether usage was recorded beside any artifact."""
+        return any(unit.folder is not None and usage_file(unit.folder).exists() for unit in self.units)
 
     @property
     def no_graphs(self) -> str | None:
         """Why the study leaves graphs out; None where it does not."""
-        behaviours, dictionaries = self.study.get("behaviours"), self.study.get("dictionaries")
         units = (*self.graphs.values(), self.features, *self.interventions.values())
-        if any(unit.record or unit.folder for unit in units):
+        if any(unit.record or unit.folder for unit in units) or not {"behaviours", "dictionaries"} <= self.study.keys():
             return None
-        if not isinstance(behaviours, (list, tuple)) or not isinstance(dictionaries, dict):
-            return None
-        return no_graphs(len(behaviours), str((dictionaries.get("architecture") or {}).get("kind")))
+        architecture = self.study["dictionaries"].get("architecture") or {}
+        return no_graphs(len(self.study["behaviours"]), str(architecture.get("kind")))
 
     def unfinished(self) -> list[UnitFiles]:
         """Units that failed or wait, without those that a gate stopped."""
@@ -179,12 +206,76 @@ class ReportData:
     @property
     def model_name(self) -> str:
         """The model by its artifact, or as the study names it where that is absent."""
-        model = self.study.get("model")
-        if isinstance(model, dict):
-            model = model.get("source") or model.get("name") or model.get("path")
-        return str(self.model.json("model.json").get("name") or model or "unknown model")
+        source = (self.study.get("model") or {}).get("source") or "unknown model"
+        return str(self.model.json("model.json").get("name") or source)
 
     @property
     def seconds(self) -> float:
         """Wall time of all units, summed."""
         return float(sum(unit.record.get("seconds") or 0 for unit in self.units))
+
+
+def parse_address(text: str) -> Address | None:
+    """``train[3]/evaluation.json#/r2``; None where the text is no address."""
+    match = _ADDRESS.fullmatch(text)
+    return Address(match["unit"], match["file"], match["pointer"]) if match else None
+
+
+def content_of(file: str, data: bytes) -> Any:
+    """A file's content: JSON, or the rows of a CSV file by their ``id`` with numeric cells as numbers.
+
+    Raises:
+        ValueError: the file is not what its name says.
+    """
+    if not file.endswith(".csv"):
+        return json.loads(data)
+    rows = csv.DictReader(io.StringIO(data.decode(), newline=""))
+    return {str(row.get("id", i)): {k: _cell(v) for k, v in row.items()} for i, row in enumerate(rows)}
+
+
+def at(content: Any, pointer: str) -> Any:
+    """The value at a pointer.
+
+    Raises:
+        KeyError: there is none.
+    """
+    for part in pointer.split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        try:
+            content = content[int(key)] if isinstance(content, list) else content[key]
+        except (KeyError, IndexError, ValueError, TypeError):
+            raise KeyError(pointer) from None
+    return content
+
+
+def addresses(unit: str, file: str, content: Any) -> Iterator[Address]:
+    """The addresses of all values in a file, the whole file first."""
+    stack = [(Address(unit, file), content)]
+    while stack:
+        address, value = stack.pop()
+        yield address
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        stack.extend((address.below(key), item) for key, item in items)
+
+
+def differences(before: Any, after: Any, pointer: str = "") -> list[tuple[str, Any, Any]]:
+    """Pointer, value before and value after, of each value that differs."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = list(dict.fromkeys([*before, *after]))
+        pairs = [(f"{pointer}/{_escaped(key)}", before.get(key), after.get(key)) for key in keys]
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        pairs = [(f"{pointer}/{i}", a, b) for i, (a, b) in enumerate(zip(before, after, strict=True))]
+    else:
+        return [] if before == after else [(pointer, before, after)]
+    return [difference for where, a, b in pairs for difference in differences(a, b, where)]
+
+
+def _escaped(key: str | int) -> str:
+    return str(key).replace("~", "~0").replace("/", "~1")
+
+
+def _cell(text: str | None) -> Any:
+    try:
+        return float(text) if text else text
+    except ValueError:
+        return text

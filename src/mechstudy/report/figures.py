@@ -1,8 +1,10 @@
-"""Figures: drawn in their page from data/*.js, and exported as SVG and PNG into figures/."""
+"""Figures: one palette and configuration, drawn in pages from data/*.js, exported as SVG and PNG into figures/.
+
+Charts name colours by token (`@effect`); the page's script and the exporter put the theme's colour in.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,72 @@ import vl_convert
 
 from mechstudy.report.data import UnitFiles
 from mechstudy.report.formatting import script_json
-from mechstudy.report.style import EXPORT_FONT, LIGHT, chart_config, themed
+
+LIGHT = {
+    "@effect": "#0b6e75", "@control": "#8a8f98", "@compare": "#a8590a", "@pos": "#1f66b8", "@neg": "#c2410c",
+    "@ink": "#18212b", "@muted": "#5b6672", "@grid": "#e4e7ec", "@axis": "#9aa3ad", "@zero": "#3c4650",
+    "@mid": "#f7f7f5", "@seq0": "#14365c", "@seq1": "#178a86", "@seq2": "#c98b12", "@paper": "#ffffff",
+}  # fmt: skip
+DARK = {
+    "@effect": "#4fc3c7", "@control": "#8d97a5", "@compare": "#f0a35e", "@pos": "#6cb0f5", "@neg": "#ff8a5c",
+    "@ink": "#e8ecf1", "@muted": "#a3afbd", "@grid": "#2a333f", "@axis": "#5d6977", "@zero": "#c3ccd6",
+    "@mid": "#232b35", "@seq0": "#8ab8ff", "@seq1": "#4fd1b8", "@seq2": "#f6c667", "@paper": "#151b23",
+}  # fmt: skip
+
+PAGE_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+EXPORT_FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
+
+
+def chart_config(font: str) -> dict[str, Any]:
+    """Vega-Lite config with colour tokens in it."""
+    return {
+        "background": None,
+        "font": font,
+        "padding": 6,
+        "view": {"stroke": None},
+        "axis": {
+            "labelFont": font, "titleFont": font, "labelFontSize": 11, "titleFontSize": 12,
+            "titleFontWeight": 500, "labelColor": "@muted", "titleColor": "@ink", "gridColor": "@grid",
+            "domainColor": "@axis", "tickColor": "@axis", "titlePadding": 10, "labelPadding": 4,
+            "domain": True, "tickSize": 4, "labelLimit": 260,
+        },
+        "axisY": {"domain": False, "ticks": False},
+        "legend": {
+            "labelFont": font, "titleFont": font, "labelFontSize": 11, "titleFontSize": 11,
+            "titleFontWeight": 500, "labelColor": "@ink", "titleColor": "@muted", "orient": "top",
+            "symbolSize": 70, "labelLimit": 300, "offset": 4, "symbolOpacity": 1,
+        },
+        "title": {
+            "font": font, "color": "@ink", "fontSize": 13, "fontWeight": 600, "anchor": "start",
+            "subtitleColor": "@muted", "subtitleFontSize": 11, "subtitleFont": font, "offset": 10,
+        },
+        "header": {"labelFont": font, "labelColor": "@ink", "titleFont": font, "titleColor": "@muted"},
+        "text": {"font": font, "color": "@ink", "fontSize": 11},
+        "rule": {"color": "@zero"},
+        "line": {"strokeWidth": 1.8},
+        "point": {"filled": True, "size": 55},
+    }  # fmt: skip
+
+
+def themed(value: Any, palette: dict[str, str]) -> Any:
+    """A copy of a spec with its colour tokens replaced; data stays, so that no prompt can pose as a colour."""
+    if isinstance(value, str):
+        return palette.get(value, value)
+    if isinstance(value, dict):
+        return {k: v if k in ("data", "datasets") else themed(v, palette) for k, v in value.items()}
+    if isinstance(value, list):
+        return [themed(v, palette) for v in value]
+    return value
+
+
+def chart_themes() -> dict[str, Any]:
+    """Palettes and configurations for drawing charts in a page, light and dark."""
+    config = chart_config(PAGE_FONT)
+    return {
+        name: {"palette": palette, "config": themed(config, palette)}
+        for name, palette in (("light", LIGHT), ("dark", DARK))
+    }
+
 
 EXPORT_WIDTH = 520  # CSS pixels, 72 to the inch
 PNG_PPI = 180  # resolution of the bitmaps: 2.5 pixels to a CSS pixel
@@ -25,34 +92,27 @@ class Figure:
 
     name: str
     title: str
-    caption: str
     units: tuple[str, ...]
     height: int
 
 
-class Figures:
-    """Writes figures below a report folder."""
+class Figures(dict[str, Figure]):
+    """The figures of a report by name, written below its folder."""
 
     def __init__(self, out: Path):
+        super().__init__()
         self.out = out
         (out / "figures").mkdir(parents=True, exist_ok=True)
 
-    def add(
-        self, name: str, chart: alt.TopLevelMixin | None, title: str, caption: str, units: Iterable[UnitFiles] = ()
-    ) -> Figure | None:
-        """Write a chart's data and exports; None where there is no chart to draw."""
+    def add(self, name: str, chart: alt.TopLevelMixin | None, title: str, *units: UnitFiles) -> None:
+        """Write a chart's data and exports, if there is a chart."""
         if chart is None:
-            return None
-        spec: dict[str, Any] = chart.to_dict()
-        spec.pop("config", None)
-        spec.pop("$schema", None)
+            return
+        spec: dict[str, Any] = {k: v for k, v in chart.to_dict().items() if k not in ("config", "$schema")}
         write_data(self.out, f"chart-{name}", spec)
-        export = themed({**spec, "config": chart_config(EXPORT_FONT), "title": title}, LIGHT)
-        export["background"] = "#ffffff"
-        if export.get("width") == "container":
-            export["width"] = EXPORT_WIDTH
-        self.write_svg(name, vl_convert.vegalite_to_svg(export, vl_version=_VEGA_LITE))
-        return Figure(name, title, caption, tuple(unit.name for unit in units), int(spec.get("height", 260)))
+        looks = {"width": EXPORT_WIDTH, "config": chart_config(EXPORT_FONT), "title": title, "background": "#ffffff"}
+        self.write_svg(name, vl_convert.vegalite_to_svg(themed({**spec, **looks}, LIGHT), vl_version=_VEGA_LITE))
+        self[name] = Figure(name, title, tuple(unit.name for unit in units), spec["height"])
 
     def write_svg(self, name: str, svg: str) -> None:
         """Write an SVG and the PNG of it."""

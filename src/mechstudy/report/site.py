@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from mechstudy.report import formatting
 from mechstudy.report.claims import VERDICT_WORDS
-from mechstudy.report.data import ReportData
-from mechstudy.report.numbers import Address
+from mechstudy.report.data import Address, ReportData
+from mechstudy.report.figures import Figures
+from mechstudy.report.pictures import strip
 
 # Scripts and pictures come from the report's own folder, and nothing is fetched. Vega uses its expression interpreter,
 # so that no script is made from a string either.
@@ -24,21 +24,11 @@ CSP = (
 )
 
 
-@dataclass(frozen=True)
-class Page:
-    """A page of the site."""
-
-    file: str
-    label: str
-    group: str
-    ready: bool = True
-
-
 class Site:
     """Renders templates into `out` with what all pages share."""
 
-    def __init__(self, data: ReportData, out: Path, pages: list[Page]):
-        self.out = out
+    def __init__(self, data: ReportData, out: Path):
+        self.data, self.out, self.figures = data, out, Figures(out)
         self.ids = {unit.name: str(unit.record.get("id") or "") for unit in data.units}
         self.environment = jinja2.Environment(
             loader=jinja2.PackageLoader("mechstudy.report", "templates"),
@@ -50,30 +40,29 @@ class Site:
         filters: dict[str, Callable[..., Any]] = {
             "visible": formatting.visible, "plain": formatting.plain, "title_": formatting.title,
             "num": formatting.number, "beside": formatting.beside, "int_": formatting.integer,
-            "pct": formatting.percent, "ci": formatting.interval, "p": formatting.p_value,
+            "pct": formatting.percent, "share": "{:.0%}".format, "ci": formatting.interval, "p": formatting.p_value,
             "duration": formatting.duration, "size": formatting.size, "slug": formatting.slug,
             "capitalised": formatting.capitalised, "yaml": formatting.yaml_text, "moment": formatting.moment,
-            "command": formatting.command_line, "tokens": token_markup,
+            "command": formatting.command_line,
         }  # fmt: skip
         self.environment.filters.update({name: _tolerant(f) for name, f in filters.items()})
-        navigation: dict[str, list[Page]] = {}
-        for page in pages:
-            navigation.setdefault(page.group, []).append(page)
         self.environment.globals.update(
             study_name=formatting.plain(str(data.study.get("name") or "study")),
-            model=data.model.json("model.json"),
+            data=data,
             model_name=formatting.plain(data.model_name),
             no_graphs=data.no_graphs,
             verdicts=VERDICT_WORDS,
             chip=self.chip,
             number=self.number,
+            strip=strip,
             csp=CSP,
-            navigation=navigation,
+            figures=self.figures,
         )
 
-    def render(self, template: str, file: str, **context: Any) -> None:
-        """Write a page; lone surrogates cannot be written and become U+FFFD."""
-        html = self.environment.get_template(template).render(file=file, **context)
+    def render(self, template: str, key: str = "", **context: Any) -> None:
+        """Write a template's page, or the one of a behaviour's ``key``; lone surrogates become U+FFFD."""
+        file = f"{template}-{key}.html" if key else f"{template}.html"
+        html = self.environment.get_template(f"{template}.html.j2").render(file=file, key=key, **context)
         (self.out / file).write_bytes(html.encode("utf-8", "replace"))
 
     def chip(self, unit: str) -> Markup:
@@ -107,15 +96,3 @@ def _tolerant(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(None if isinstance(value, jinja2.Undefined) else value, *args)
 
     return wrapped
-
-
-def token_markup(tokens: list[str], marks: Mapping[int, str] | None = None, changed: set[int] | None = None) -> Markup:
-    """Tokens as chips with whitespace visible; named positions carry their name, changed ones are marked."""
-    marks, changed = marks or {}, changed or set()
-    parts = []
-    for i, token in enumerate(tokens):
-        classes = "tok" + (" tok-named" if i in marks else "") + (" tok-changed" if i in changed else "")
-        shown = escape(formatting.visible(token))
-        name = Markup("<sub>{}</sub>").format(formatting.plain(marks[i])) if i in marks else ""
-        parts.append(Markup('<span class="{}" title="token {}">{}{}</span>').format(classes, i, shown, name))
-    return Markup('<span class="toks">{}</span>').format(Markup("").join(parts))

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mechstudy.core.jsonio import jsonable
-from mechstudy.report.claims import claims
-from mechstudy.report.data import ReportData
+from mechstudy.report.claims import VERDICT_WORDS, claims
+from mechstudy.report.data import Address, ReportData
 from mechstudy.report.formatting import interval, number, percent, plain
-from mechstudy.report.numbers import Address
 
 _BASELINE_FIELDS = ("n", "accuracy", "mean_logit_difference", "ci95", "passed")
 _DICTIONARY_FIELDS = (
@@ -47,9 +46,7 @@ def build_summary(data: ReportData, wall_seconds: float, peak_rss_bytes: int) ->
         "peak_rss_bytes": peak_rss_bytes,
         "baseline": {b: _each(s.get("splits"), _BASELINE_FIELDS) for b, s in baselines.items() if s},
         "dictionaries": {str(layer): _part(e, _DICTIONARY_FIELDS) for layer, e in evaluations.items() if e},
-        "graphs": {
-            b: _part(scores, _GRAPH_FIELDS) for b, u in data.graphs.items() if (scores := u.json("scores.json"))
-        },
+        "graphs": {b: _part(s, _GRAPH_FIELDS) for b, u in data.graphs.items() if (s := u.json("scores.json"))},
         "interventions": {b: _each(s.get("tests"), _TEST_FIELDS) for b, s in interventions.items() if s},
         "edges": {b: _part(edges, _EDGE_FIELDS) for b, s in interventions.items() if (edges := s.get("edges"))},
         "units": {unit.name: _part(unit.record, _UNIT_FIELDS) for unit in data.units},
@@ -83,7 +80,7 @@ def _behaviour_findings(data: ReportData, summary: Mapping[str, Any]) -> Iterato
         if line := _baseline_finding(summary["baseline"].get(behaviour) or {}, after):
             yield f"{behaviour}: {line}", data.baselines[behaviour].address("summary.json", "/splits")
         for claim in claims(data.interventions[behaviour])[:_CLAIMS]:
-            hedge = claim.words.lower()
+            hedge = VERDICT_WORDS[claim.verdict][0].lower()
             if claim.verdict == "caveat":
                 hedge += f": {claim.caveats[0][:1].lower()}{claim.caveats[0][1:].rstrip('.')}"
             hedge = "" if claim.verdict == "supported" else f" ({hedge})"
@@ -95,8 +92,7 @@ def _behaviour_findings(data: ReportData, summary: Mapping[str, Any]) -> Iterato
 
 def _baseline_finding(splits: Mapping[str, Any], below: str) -> str:
     """``below``: what followed from a gate that was not passed."""
-    split = splits.get("test") or next(iter(splits.values()), None)
-    if not split:
+    if not (split := splits.get("test") or next(iter(splits.values()), None)):
         return ""
     line = (
         f"the model is right on {percent(split['accuracy'], 0)} of {split['n']} prompts, "
@@ -106,16 +102,13 @@ def _baseline_finding(splits: Mapping[str, Any], below: str) -> str:
 
 
 def _graph_finding(graph: Mapping[str, Any], edges: Mapping[str, Any] | None) -> str:
-    line = (
-        f"{graph['n_prompts']} graphs, completeness {number(graph['completeness'])}, "
-        f"replacement {number(graph['replacement'])}"
-    )
+    completeness, replacement = number(graph["completeness"]), number(graph["replacement"])
+    line = f"{graph['n_prompts']} graphs, completeness {completeness}, replacement {replacement}"
     if not edges:
         return line
-    return (
-        f"{line}; {edges['n']} edges checked by intervention, Spearman {number(edges['spearman_frozen'])} with "
-        f"attention and norms frozen, {number(edges['spearman_live'])} in the live model"
-    )
+    frozen, live = number(edges["spearman_frozen"]), number(edges["spearman_live"])
+    checked = f"{edges['n']} edges checked by intervention, Spearman {frozen} with attention and norms frozen"
+    return f"{line}; {checked}, {live} in the live model"
 
 
 def _dictionary_finding(data: ReportData, dictionaries: Mapping[str, Any]) -> Iterator[tuple[str, Address]]:

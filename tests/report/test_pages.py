@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from mechstudy.report import figures as figures_module
-from mechstudy.report.build import build_report
-from mechstudy.report.numbers import FILES, addresses, at, content_of
+from mechstudy.report.data import FILES, addresses, at, content_of
+from mechstudy.report.pages import build_report
 from mechstudy.report.summary import build_summary
 from tests.support.report_fixture import BEHAVIOURS, STOPPED, FakeStudy, report_data
 from tests.support.report_graphs import HOSTILE, LAYERS

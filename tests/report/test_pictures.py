@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
-from mechstudy.report.circuit_picture import INLINE, PER_CELL_BOXES, circuit_svg
-from mechstudy.report.graphs import aggregate_view
-from mechstudy.report.style import LIGHT
+from mechstudy.report.figures import LIGHT
+from mechstudy.report.pictures import INLINE, PER_CELL_BOXES, circuit_svg
+from mechstudy.report.viewer import aggregate_view
 from tests.support.report_graphs import HOSTILE
 
 

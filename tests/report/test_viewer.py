@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from mechstudy.report.graphs import TYPES, aggregate_view, is_cumulative, prompt_view
+from mechstudy.report.viewer import TYPES, aggregate_view, is_cumulative, prompt_view
 from tests.support.report_graphs import HOSTILE
 
 

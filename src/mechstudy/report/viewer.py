@@ -1,0 +1,282 @@
+"""What the scripts of the pages read: attribution graphs, as nodes on a grid and edges by index, and features.
+
+Per-prompt graphs are Neuronpedia JSON (schema 1) with our extra fields; the aggregated graph is ours.
+"""
+
+# ruff: noqa: RUF001 - a minus sign is what the label shows
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from mechstudy.report.figures import write_data
+from mechstudy.report.formatting import clip, significant, visible
+
+TYPES = ("feature", "error", "token", "bias", "logit")
+MAX_EDGES = 40_000  # drawn; the artifact keeps them all
+
+OTHER = "other"
+TARGETS = {"logit_difference": "answer − wrong answer", "logits": "top outputs"}
+
+_NEURONPEDIA_TYPES = {"mlp reconstruction error": "error", "embedding": "token", "logit": "logit", "bias": "bias"}
+
+MAX_EXAMPLES = 10
+BEFORE, AFTER = 28, 10  # tokens of an example kept around its peak
+N_LOGITS = 10
+
+Labels = Mapping[tuple[int, int], str]
+
+
+def prompt_view(graph: Mapping[str, Any], labels: Labels) -> dict[str, Any]:
+    """The viewer's data of a per-prompt graph.
+
+    Args:
+        graph: Neuronpedia JSON; `metadata.mechstudy` and nodes of type `bias` are optional.
+        labels: (layer, feature) -> automatic label, for nodes without a `clerp`.
+    """
+    meta = graph.get("metadata") or {}
+    ours = meta.get("mechstudy") or {}
+    tokens = [str(t) for t in meta.get("prompt_tokens") or []]
+    names = {int(i): str(name) for name, i in (ours.get("positions") or {}).items()}
+    columns = [{"label": visible(t), "name": names.get(i, "")} for i, t in enumerate(tokens)]
+    nodes = [_prompt_node(n, labels, tokens) for n in graph.get("nodes") or []]
+    return _view(nodes, graph.get("links") or [], columns) | {
+        "kind": "prompt",
+        "slug": str(meta.get("slug", "")),
+        "prompt": str(meta.get("prompt") or "".join(tokens)),
+        **{field: ours.get(field) for field in ("answer", "wrong_answer", "logit_difference")},
+        **{field: ours.get(field) or {} for field in ("scores", "ledger")},
+    }
+
+
+def _prompt_node(n: Mapping[str, Any], labels: Labels, tokens: list[str]) -> dict[str, Any]:
+    kind = _NEURONPEDIA_TYPES.get(str(n.get("feature_type")), "feature")
+    position, feature, label = int(n.get("ctx_idx") or 0), None, str(n.get("clerp") or "")
+    if kind == "feature":
+        feature = int(str(n["node_id"]).split("_")[1])  # layer_feature_position; `feature` is a pairing of both
+        label = label or labels.get((int(n["layer"]), feature), "")
+    elif kind == "token":
+        label = visible(label or (tokens[position] if position < len(tokens) else ""))
+    return _node(n, str(n["node_id"]), kind, feature, None if kind == "bias" else position, label)
+
+
+def _node(
+    n: Mapping[str, Any], node_id: str, kind: str, feature: int | None, column: int | None, label: str
+) -> dict[str, Any]:
+    layer = str(n.get("layer"))  # "E": the embedding
+    return {
+        "id": node_id,
+        "type": kind,
+        "layer": int(layer) if kind not in ("token", "logit") and layer.isdecimal() else None,
+        "feature": feature,
+        "column": column,
+        "label": label,
+        "probability": n.get("token_prob") if kind == "logit" else None,
+        **{field: n.get(field) for field in ("influence", "activation", "frequency")},
+    }
+
+
+def aggregate_view(
+    aggregate: Mapping[str, Any],
+    labels: Labels,
+    checked: Sequence[Mapping[str, Any]] = (),
+    scores: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """The viewer's data of an aggregated graph.
+
+    Args:
+        aggregate: aggregate.json.
+        labels: (layer, feature) -> automatic label, for nodes without one.
+        checked: rows of the interventions' edge check; an edge that has one carries it.
+        scores: numbers to show beside the graph.
+    """
+    positions = [str(p) for p in aggregate.get("positions") or []]
+    if not any(n.get("position") == OTHER for n in aggregate.get("nodes") or []):
+        positions = [p for p in positions if p != OTHER]
+    positions.sort(key=lambda p: p != OTHER)  # tokens without a name stand apart, at the left; the rest keeps its order
+    columns = [{"label": p, "name": ""} for p in positions]
+    where = {p: i for i, p in enumerate(positions)}
+    target, nodes = str(aggregate.get("target") or ""), []
+    for n in aggregate.get("nodes") or []:
+        kind = str(n.get("type"))
+        column = where.get(str(n.get("position")), len(positions) - 1 if kind == "logit" else None)
+        label = _label(n, labels, target)
+        nodes.append(_node(n, str(n["id"]), kind if kind in TYPES else "feature", n.get("feature"), column, label))
+    return _view(nodes, aggregate.get("edges") or [], columns, checked) | {
+        "kind": "aggregate",
+        "slug": "aggregate",
+        "target": TARGETS.get(target, target),
+        "n_prompts": aggregate.get("n_prompts"),
+        "scores": scores,
+        "ledger": {},
+    }
+
+
+def _label(n: Mapping[str, Any], labels: Labels, target: str) -> str:
+    """A node's own label, unless it only repeats what the node is."""
+    label, kind = str(n.get("label") or ""), n.get("type")
+    if kind == "feature":
+        own = "" if label == f"{n.get('layer')}/{n.get('feature')}" else label
+        return own or labels.get((int(n["layer"]), int(n["feature"])), "")
+    if kind == "token":
+        return str(n.get("position") or label)
+    return TARGETS.get(target, label) if kind == "logit" and label == "target" else label
+
+
+def _view(
+    nodes: list[dict[str, Any]],
+    edges: Sequence[Mapping[str, Any]],
+    columns: list[dict[str, str]],
+    checked: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    shift = int(any(n["column"] is None for n in nodes))  # biases have a column of their own, the first
+    columns = [{"label": "bias", "name": ""}] * shift + columns
+    layers = sorted({n["layer"] for n in nodes if n["layer"] is not None})
+    rows = ["tokens", *(f"L{layer}" for layer in layers), "output"]
+    row_of = {layer: i for i, layer in enumerate([None, *layers])}
+    nodes = _by_importance(nodes)
+    numbers = ("influence", "share", "activation", "frequency", "probability")
+    return {
+        "columns": columns,
+        "rows": rows,
+        "nodes": {
+            "id": [n["id"] for n in nodes],
+            "type": [TYPES.index(n["type"]) for n in nodes],
+            "row": [len(rows) - 1 if n["type"] == "logit" else row_of[n["layer"]] for n in nodes],
+            "column": [0 if n["column"] is None else min(n["column"] + shift, len(columns) - 1) for n in nodes],
+            "layer": [n["layer"] for n in nodes],
+            "feature": [n["feature"] for n in nodes],
+            **{field: significant([n[field] for n in nodes]) for field in numbers},
+            "label": [n["label"] for n in nodes],
+        },
+        **_edges(edges, {n["id"]: i for i, n in enumerate(nodes)}, checked),
+    }
+
+
+def _edges(
+    edges: Sequence[Mapping[str, Any]], index: Mapping[str, int], checked: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    known = [e for e in edges if {str(e["source"]), str(e["target"])} <= index.keys() and e.get("weight")]
+    known.sort(key=lambda e: -(e["strength"] if e.get("strength") is not None else abs(e["weight"])))
+    drawn = known[:MAX_EDGES]
+    ends = [(str(e["source"]), str(e["target"])) for e in drawn]
+    result: dict[str, Any] = {
+        "source": [index[source] for source, _ in ends],
+        "target": [index[target] for _, target in ends],
+        "weight": significant([e["weight"] for e in drawn]),
+    }
+    for field in ("weight_sd", "frequency"):
+        if any(e.get(field) is not None for e in drawn):
+            result[field] = significant([e.get(field) for e in drawn], 3)
+    fields = ("predicted", "frozen", "frozen_ci95", "live", "live_ci95", "n")
+    rows = {(str(r["source"]), str(r["target"])): {field: r.get(field) for field in fields} for r in checked}
+    checks = {str(i): rows[pair] for i, pair in enumerate(ends) if pair in rows}
+    return {"edges": result, "edges_dropped": len(known) - len(drawn), "checks": checks}
+
+
+def _by_importance(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Nodes with the most important first, each with `share`: the cumulative influence at which it enters.
+
+    Tokens, outputs and nodes without an influence (biases) have share 0: no threshold hides them.
+    """
+    inner = [n for n in nodes if n["type"] not in ("token", "logit") and n["influence"] is not None]
+    outer = [n for n in nodes if n["type"] in ("token", "logit") or n["influence"] is None]
+    if is_cumulative([n["influence"] for n in inner]):
+        inner.sort(key=lambda n: n["influence"])
+        shares = [n["influence"] for n in inner]
+    else:
+        inner.sort(key=lambda n: -abs(n["influence"]))
+        sums = list(accumulate((abs(n["influence"]) for n in inner), initial=0.0))
+        shares = [before / (sums[-1] or 1.0) for before in sums[:-1]]
+    return [{**n, "share": 0.0} for n in outer] + [{**n, "share": s} for n, s in zip(inner, shares, strict=True)]
+
+
+def is_cumulative(influences: Sequence[float]) -> bool:
+    """Whether influences are cumulative shares (circuit-tracer's files), where *small* means important.
+
+    Shares that add up to a direct influence are small; cumulative ones lie between 0 and 1 with a high mean.
+    """
+    n = len(influences)
+    return n > 3 and min(influences) >= 0 and max(influences) <= 1.0001 and sum(influences) / n > 0.3
+
+
+def feature_labels(features: Sequence[Mapping[str, Any]]) -> Labels:
+    """(layer, feature) -> `on «·keys» → «·are»`: where it fires most and which token it promotes most.
+
+    A machine's summary of the evidence, not an interpretation; the pages say so.
+    """
+    return {(int(f["layer"]), int(f["feature"])): auto_label(f) for f in features}
+
+
+def auto_label(feature: Mapping[str, Any]) -> str:
+    """See `feature_labels`; empty where there is neither an example nor a logit."""
+    peaks = Counter(
+        e["tokens"][e["peak"]] for e in feature.get("examples") or [] if 0 <= e.get("peak", -1) < len(e["tokens"])
+    )
+    parts = []
+    if peaks:
+        parts.append(f"on «{clip(visible(peaks.most_common(1)[0][0]), 14)}»")
+    if feature.get("top_logits"):
+        parts.append(f"→ «{clip(visible(str(feature['top_logits'][0]['token'])), 14)}»")
+    return " ".join(parts)
+
+
+def write_features(out: Path, features: Sequence[Mapping[str, Any]]) -> None:
+    """Write data/features-L<layer>.js and data/features-index.js, the most influential feature first."""
+    layers: dict[int, dict[str, Any]] = {}
+    rows: list[dict[str, Any]] = []
+    for feature in features:
+        layer, number = int(feature["layer"]), int(feature["feature"])
+        layers.setdefault(layer, {})[str(number)] = feature_record(feature)
+        graphs = feature.get("graphs") or {}
+        rows.append(
+            {
+                "layer": layer,
+                "feature": number,
+                "label": auto_label(feature),
+                "frequency": feature.get("frequency"),
+                "max_activation": feature.get("max_activation"),
+                "graphs": {b: significant([g.get("influence")], 3)[0] for b, g in graphs.items()},
+                "influence": max((abs(g.get("influence") or 0.0) for g in graphs.values()), default=0.0),
+            }
+        )
+    for layer, records in layers.items():
+        write_data(out, f"features-L{layer}", records)
+    rows.sort(key=lambda r: (-r["influence"], r["layer"], r["feature"]))
+    write_data(out, "features-index", rows)
+
+
+def feature_record(feature: Mapping[str, Any]) -> dict[str, Any]:
+    """One feature of features.json, as the pages' scripts read it."""
+    return {
+        "kind": feature.get("kind"),
+        "frequency": feature.get("frequency"),
+        "mean": significant([feature.get("mean_activation")])[0],
+        "max": significant([feature.get("max_activation")])[0],
+        "label": auto_label(feature),
+        "top": _logits(feature.get("top_logits")),
+        "bottom": _logits(feature.get("bottom_logits")),
+        "examples": [_example(e) for e in (feature.get("examples") or [])[:MAX_EXAMPLES]],
+        "graphs": feature.get("graphs") or {},
+    }
+
+
+def _logits(logits: Sequence[Mapping[str, Any]] | None) -> list[list[Any]]:
+    return [[str(row["token"]), significant([row["value"]], 3)[0]] for row in (logits or [])[:N_LOGITS]]
+
+
+def _example(example: Mapping[str, Any]) -> dict[str, Any]:
+    tokens, peak = example["tokens"], int(example["peak"])
+    start, stop = max(0, peak - BEFORE), min(len(tokens), peak + AFTER + 1)
+    return {
+        "t": [str(t) for t in tokens[start:stop]],
+        "a": [v or 0 for v in significant(example["activations"][start:stop], 3)],
+        "p": peak - start,
+        "d": example.get("document"),
+        "cut": [start > 0, stop < len(tokens)],
+    }

@@ -31,9 +31,8 @@ import numpy as np
 from benchmarks.contenders import write
 from benchmarks.peers import HERE
 from mechstudy.monitoring import sampler
-from mechstudy.monitoring.probe import Probe
-from mechstudy.monitoring.record import read_usage
-from mechstudy.monitoring.sampler import monitored
+from mechstudy.monitoring.record import Session, read_usage
+from mechstudy.monitoring.sampler import Probe, monitored
 from mechstudy.monitoring.summary import use_of
 
 _AROUND = 8  # products before and after a look that say how long one takes undisturbed
@@ -120,9 +119,9 @@ def main() -> None:
         for pair in range(asked.pairs):
             times = {}
             for watched in (True, False) if pair % 2 else (False, True):
-                how = {"unit": "bench", "phase": "train", "device": "cpu", "threads": 1, "seconds": asked.interval}
+                session = Session("bench", "train", seconds=asked.interval)
                 began = time.perf_counter()
-                with looks() as found, monitored(file, **how) if watched else nullcontext():  # type: ignore[arg-type]
+                with looks() as found, monitored(file, session) if watched else nullcontext():
                     ends = work(n)
                 times[watched] = time.perf_counter() - began  # its start and end too
                 if watched:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.machine.numerics import exact_products, float32_products
+from mechstudy.machine.devices import exact_products, float32_products
 from mechstudy.models import compiling
 from mechstudy.models.batches import captured
 from mechstudy.models.compiling import compiled

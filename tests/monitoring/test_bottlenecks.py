@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from mechstudy.monitoring import bottlenecks as b
-from mechstudy.monitoring.bottlenecks import CAUSES, Evidence, bottlenecks
+from mechstudy.monitoring.bottlenecks import CAUSES, PhaseUsage, bottlenecks, by_phase
 from mechstudy.monitoring.record import Gpu, GpuSample, Sample, Session, read_usage, to_lines
-from mechstudy.monitoring.run_usage import by_phase
 from mechstudy.monitoring.summary import Use, use_of
 from mechstudy.study.phases import registry
 
@@ -19,9 +18,10 @@ STUDY = {"dictionaries": {"training": {"batch_size": 256}, "source": "store"}, "
 PROFILES = registry.usage_profiles()
 
 
-def evidence_of(phase: str, use: Use, **more: object) -> Evidence:
+def evidence_of(phase: str, use: Use, n_units: int = 1, **more: object) -> PhaseUsage:
     """What was measured of a phase, with what is expected of it."""
-    return Evidence(phase, use, profile=PROFILES[phase], **more)  # type: ignore[arg-type]
+    units: dict[str, list[Session]] = {f"{phase}[{i}]": [] for i in range(n_units)}
+    return PhaseUsage(phase, use, units, PROFILES[phase], **more)  # type: ignore[arg-type]
 
 
 def use(tmp_path: Path, *, seconds: float = 100.0, session: dict | None = None, **end: object):
@@ -59,7 +59,7 @@ CASES = {
     b.SLOW_CPU: (gpu(0.2, cpu=196.0), {}, "2 CPU threads were busy 98%", "compute.threads: 4"),
     b.SMALL_BATCH: (gpu(0.2), {"batch_is": 256}, "with 20% of its", "512"),
     b.ONE_THREAD: (
-        {"cpu": 100.0, "machine_cpu": 102.0}, {"units": 3}, "1.00 cores busy on average of 2", "max_parallel: 2",
+        {"cpu": 100.0, "machine_cpu": 102.0}, {"n_units": 3}, "1.00 cores busy on average of 2", "max_parallel: 2",
     ),
     b.QUEUE: ({}, {"queued": 400.0, "slurm": True}, "waited 6m40s in the queue", "compute.slurm.phases.train.time"),
     b.RESTARTS: ({}, {"restarts": 4, "slurm": True}, "restarted 4 times", "time, longer"),
@@ -110,8 +110,8 @@ def test_phases_come_in_their_order_with_the_field_of_their_batches() -> None:
     phases = by_phase([*units, []], STUDY, PROFILES, {"train": {"queued": 1000.0}})
     assert [phase.phase for phase in phases] == ["capture", "train", "attribute"]
     assert [phase.verdict for phase in phases] == ["low"] * 3
-    train = phases[1].evidence
+    train = phases[1]
     assert (train.profile.batch, train.batch_is, train.queued, train.source) == (
         "dictionaries.training.batch_size", 256, 1000.0, "store",
     )  # fmt: skip
-    assert phases[0].evidence.batch_is == 4096
+    assert phases[0].batch_is == 4096

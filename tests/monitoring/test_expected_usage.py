@@ -8,9 +8,8 @@ import pytest
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.machine.runtime_options import RunOptions
-from mechstudy.monitoring.expected_usage import expected
+from mechstudy.monitoring.bottlenecks import by_phase
 from mechstudy.monitoring.record import Sample, Session, read_usage, to_lines
-from mechstudy.monitoring.run_usage import by_phase
 from mechstudy.runner.run import Run
 from mechstudy.study.phases import registry
 from mechstudy.study.study import load_study
@@ -40,12 +39,13 @@ def test_the_studys_own_range_overrides_the_usual_one(busy, own, verdict):
     [phase] = by_phase([[session(busy, own)]], {}, PROFILES)
     assert phase.verdict == verdict
     if own is not None:
-        assert str(phase.evidence.expected) == f"{own[0]:.0f}%-{own[1]:.0f}% of its threads"
+        assert str(phase.expected) == f"{own[0]:.0f}%-{own[1]:.0f}% of its threads"
 
 
 def test_phases_without_a_usual_range_use_that_of_the_last_session():
-    assert expected(PROFILES["report"], on_gpu=False) is None
-    assert expected(PROFILES["report"], on_gpu=True, own=(10, 20)) is not None
+    for own in (None, (10.0, 20.0)):
+        [phase] = by_phase([[session(0.5, own, unit="report", phase="report")]], {}, PROFILES)
+        assert (phase.expected is None) == (own is None)
     old = session(0.5, (1.0, 2.0), unit="train[1]", started="2026-01-01T00:00:00+00:00")
     new = session(0.5, (40.0, 60.0), started="2026-01-02T00:00:00+00:00")
     for order in ([[old], [new]], [[new], [old]]):

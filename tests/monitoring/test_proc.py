@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mechstudy.monitoring.probe import Probe
 from mechstudy.monitoring.proc import MachineCounters, OneProcess, ProcessTree
-from mechstudy.monitoring.sampler import monitored, pause
+from mechstudy.monitoring.record import Session
+from mechstudy.monitoring.sampler import Probe, monitored, pause
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
 
@@ -103,10 +103,9 @@ def test_an_ended_process_is_not_mistaken_for_another() -> None:
 
 
 def test_nothing_stays_open_after_a_unit(tmp_path: Path) -> None:
-    head = {"unit": "u", "phase": "p", "device": "cpu", "threads": 1}
     n = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
-        with monitored(tmp_path / "a.usage.jsonl", **head):  # type: ignore[arg-type]
+        with monitored(tmp_path / "a.usage.jsonl", Session("u", "p")):
             pass
     assert len(list(Path("/proc/self/fd").iterdir())) == n
     assert [path.name for path in tmp_path.iterdir()] == ["a.usage.jsonl"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from mechstudy.machine.runtime import Runtime
 from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.monitoring.memory_snapshot import Course, describe, live_tensors
-from mechstudy.monitoring.profile_table import Operator, Recorded, table
+from mechstudy.monitoring.profiler import Operator, Recorded, table
 from mechstudy.runner.run import Run
 from tests.support.toy_units import unit
 

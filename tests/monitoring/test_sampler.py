@@ -6,22 +6,22 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.monitoring.gpu import gpu_probe
-from mechstudy.monitoring.probe import Probe
 from mechstudy.monitoring.record import GpuSample, Sample, Session, read_usage, to_lines, usage_file, usages_below
-from mechstudy.monitoring.sampler import UsageLog, monitored
+from mechstudy.monitoring.sampler import Probe, UsageLog, monitored
 from mechstudy.monitoring.summary import points, use_of
 from mechstudy.runner.run import Run
 from mechstudy.store.artifacts import ArtifactStore
 from tests.support import toy_units
 from tests.support.toy_units import unit
 
-HEAD = {"unit": "train[3]", "phase": "train", "device": "cpu", "threads": 2}
+HEAD = Session("train[3]", "train", threads=2)
 
 
 def session(**changes: object) -> Session:
@@ -37,7 +37,7 @@ def burn(seconds: float) -> None:
 @pytest.mark.process
 def test_cpu_seconds_of_the_process_and_its_ended_children_are_counted(tmp_path: Path) -> None:
     code = "import time\nend = time.process_time() + 0.4\nwhile time.process_time() < end: pass"
-    with monitored(tmp_path / "a.usage.jsonl", **HEAD, seconds=0.05):  # type: ignore[arg-type]
+    with monitored(tmp_path / "a.usage.jsonl", replace(HEAD, seconds=0.05)):
         burn(0.3)
         subprocess.run([sys.executable, "-c", code], check=True)
     [recorded] = read_usage(tmp_path / "a.usage.jsonl")
@@ -48,14 +48,14 @@ def test_cpu_seconds_of_the_process_and_its_ended_children_are_counted(tmp_path:
 
 
 def test_a_short_unit_has_one_sample_of_all_of_it(tmp_path: Path) -> None:
-    with monitored(tmp_path / "a.usage.jsonl", **HEAD):  # type: ignore[arg-type]
+    with monitored(tmp_path / "a.usage.jsonl", HEAD):
         burn(0.1)
     [recorded] = read_usage(tmp_path / "a.usage.jsonl")
     assert len(recorded.samples) == 1 and recorded.samples[0].cpu >= 0.09
 
 
 def test_bytes_written_to_disk_are_counted(tmp_path: Path) -> None:
-    with monitored(tmp_path / "a.usage.jsonl", **HEAD):  # type: ignore[arg-type]
+    with monitored(tmp_path / "a.usage.jsonl", HEAD):
         (tmp_path / "rows").write_bytes(b"x" * 3_000_000)
     sample = read_usage(tmp_path / "a.usage.jsonl")[-1].samples[-1]
     if sample.write is None:
@@ -66,10 +66,10 @@ def test_bytes_written_to_disk_are_counted(tmp_path: Path) -> None:
 def test_a_resumed_unit_appends_and_a_new_one_starts_over(tmp_path: Path) -> None:
     file = tmp_path / "a.usage.jsonl"
     for resumes in (False, True):
-        with monitored(file, **HEAD, resumes=resumes):  # type: ignore[arg-type]
+        with monitored(file, HEAD, resumes=resumes):
             pass
     assert len(read_usage(file)) == 2
-    with monitored(file, **HEAD):  # type: ignore[arg-type]
+    with monitored(file, HEAD):
         pass
     assert len(read_usage(file)) == 1
 
@@ -117,10 +117,10 @@ def test_a_failing_sampler_says_so_once_and_the_work_goes_on(tmp_path: Path, mon
         raise PermissionError("not for you")
 
     monkeypatch.setattr(Probe, "read", broken)
-    with monitored(tmp_path / "a.usage.jsonl", **HEAD, seconds=0.01, say=said.append):  # type: ignore[arg-type]
+    with monitored(tmp_path / "a.usage.jsonl", replace(HEAD, seconds=0.01), say=said.append):
         time.sleep(0.1)
     assert said == ["usage is no longer recorded: PermissionError: not for you"]
-    with monitored(Path("/proc/nowhere/a.usage.jsonl"), **HEAD, say=said.append):  # type: ignore[arg-type]
+    with monitored(Path("/proc/nowhere/a.usage.jsonl"), HEAD, say=said.append):
         pass
     assert len(said) == 2 and said[1].startswith("usage is not recorded: ")
 
@@ -128,7 +128,7 @@ def test_a_failing_sampler_says_so_once_and_the_work_goes_on(tmp_path: Path, mon
 def test_what_happens_inside_is_not_touched(tmp_path: Path) -> None:
     with (
         pytest.raises(ZeroDivisionError),
-        monitored(tmp_path / "a.usage.jsonl", **HEAD),  # type: ignore[arg-type]
+        monitored(tmp_path / "a.usage.jsonl", HEAD),
     ):
         _ = 1 / 0
     assert len(read_usage(tmp_path / "a.usage.jsonl")[0].samples) == 1

@@ -9,16 +9,13 @@ import pytest
 
 from mechstudy.planning import calibration as module
 from mechstudy.planning.calibration import (
-    Calibration,
-    Fit,
     Pilot,
     fit,
     fit_all,
     joint_spread,
     read_calibration,
-    why_uncalibrated,
 )
-from mechstudy.planning.times import kind_of
+from mechstudy.planning.cost_model import kind_of
 from mechstudy.study.phases import registry
 from tests.support.toy_units import unit
 
@@ -69,18 +66,17 @@ def test_a_variant_is_trained_as_a_dictionary_is():
     train, variant = (unit(name) for name in ("train[0]", "variant[0:again]"))
     trained = replace(train, phase=registry.phase("train"))
     assert kind_of(replace(variant, phase=registry.phase("variant"))) == kind_of(trained) == "train"
-    assert Calibration({"train": Fit(2.0)}).of("train") == Fit(2.0) and Calibration({}).of("train") is None
 
 
 def test_a_calibration_comes_back_on_its_own_machine_alone(tmp_path, monkeypatch):
     made = fit_all([pilot(2.0, 1.0), pilot(4.0, 2.0)], "2026-01-01", "bfloat16", 2)
     (tmp_path / module.FILE).write_text(json.dumps({"calibration": made.as_json()}))
-    assert read_calibration(tmp_path, 1) is None, "with two threads it was"
-    assert "for 2 threads, this plan is for 1" in (why_uncalibrated(tmp_path, 1) or "")
-    assert why_uncalibrated(tmp_path, 2) is None
-    found = read_calibration(tmp_path, 2)
-    assert found is not None and found.fits == made.fits and found.auto == "bfloat16"
+    found, why = read_calibration(tmp_path, 1)
+    assert found is None and "for 2 threads, this plan is for 1" in (why or "")
+    found, why = read_calibration(tmp_path, 2)
+    assert why is None and found is not None and found.fits == made.fits and found.auto == "bfloat16"
     monkeypatch.setattr(module, "machine_id", lambda: "another")
-    assert read_calibration(tmp_path, 2) is None
+    found, why = read_calibration(tmp_path, 2)
+    assert found is None and "on another machine" in (why or "")
     (tmp_path / module.FILE).write_text('{"go": true, "tests": []}')  # of an earlier version
-    assert read_calibration(tmp_path, 2) is None
+    assert read_calibration(tmp_path, 2) == (None, None)

@@ -82,7 +82,7 @@ def test_torch_measures_both_precisions_and_the_disk(tmp_path, monkeypatch):
     assert set(found.measured["float32"]) == {"32", "48", "96"}
     assert found.disk_read > 0 and found.auto in ("float32", "bfloat16")
     assert machine.this_machine("cpu", 1).measured == found.measured
-    assert [path.name for path in tmp_path.iterdir() if "disk" in path.name] == []
+    assert [path.name for path in tmp_path.iterdir() if "speed" in path.name] == []
 
 
 def test_measuring_for_a_plan_needs_no_torch(tmp_path):

@@ -17,10 +17,10 @@ from mechstudy.core.work import Estimate, Held, Work
 from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.planning import disk as disks
 from mechstudy.planning.calibration import Calibration, Fit
+from mechstudy.planning.cost_model import timetable
 from mechstudy.planning.fit import refusal, refusals
 from mechstudy.planning.hardware import Hardware, Share
 from mechstudy.planning.plan import Plan, make_plan
-from mechstudy.planning.schedule import timetable
 from mechstudy.runner.run import Run
 from mechstudy.store.artifacts import ArtifactStore
 from mechstudy.study.dag import Evaluation, Graph
@@ -143,8 +143,8 @@ def test_jobs_take_the_critical_path_and_a_cap_makes_them_queue(tmp_path):
 
 
 def test_a_timetable_starts_a_unit_when_a_place_is_free():
-    table = timetable({"a": 3.0, "b": 1.0, "c": 1.0}, lambda name: (), 2)
-    assert (table.seconds, table.ends) == (3.0, {"a": 3.0, "b": 1.0, "c": 2.0})
+    table = timetable({"a": 3.0, "b": 1.0, "c": 1.0}, {}, 2)
+    assert (table.seconds, table.most) == (3.0, 2)
 
 
 def test_calibration_replaces_the_guess_and_narrows_the_interval(tmp_path):

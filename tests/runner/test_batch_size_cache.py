@@ -8,8 +8,7 @@ import pytest
 
 from mechstudy.core.jsonio import read_json
 from mechstudy.core.progress import NullProgress
-from mechstudy.machine.batch_fitting import current, fitting
-from mechstudy.machine.runtime import oom_backoff
+from mechstudy.machine.runtime import current_fitting, fitting, oom_backoff
 from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.planning.opened_study import open_study
 from mechstudy.runner import batch_size_cache as batches
@@ -91,7 +90,7 @@ def test_batches_of_one_unit_begin_with_what_fitted_the_last():
         assert oom_backoff(work, 16, NullProgress(), item_tokens=16) == 2
         assert learned.tokens == 32
     assert tried == [16, 8, 4, 4, 2]
-    assert current().tokens is None
+    assert current_fitting().tokens is None
 
 
 def test_a_studys_levers_reach_its_units_and_change_no_id(tmp_path):

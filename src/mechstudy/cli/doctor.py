@@ -100,7 +100,7 @@ def _diagnosis(study: Path, sets: list[str] | None, out: Path | None) -> checks.
 def _show_causes(diagnosis: checks.Diagnosis) -> None:
     out = console()
     for phase in diagnosis.phases:
-        expected = f", expected {phase.evidence.expected}" if phase.evidence.expected is not None else ""
+        expected = f", expected {phase.expected}" if phase.expected is not None else ""
         busy = f"{'GPU' if phase.use.on_gpu else 'threads'} busy {phase.use.busy:.0%}{expected}"
         head = (phase.phase, "bold")
         out.print(Text.assemble(head, f": {duration(phase.use.seconds)}, {busy}, {phase.verdict}"), soft_wrap=True)
@@ -137,9 +137,9 @@ def _show_usage(diagnosis: checks.Diagnosis) -> None:
 
 
 def _usage_cells(phase: monitoring.PhaseUsage) -> list[str | Text]:
-    use, expected = phase.use, phase.evidence.expected
+    use, expected = phase.use, phase.expected
     return [
-        str(phase.evidence.units),
+        str(len(phase.units)),
         duration(use.seconds),
         f"{use.busy:.0%}",
         f"{expected.low:.0%}-{expected.high:.0%}" if expected is not None else "",
@@ -158,7 +158,7 @@ def _as_json(diagnosis: checks.Diagnosis) -> dict[str, Any]:
             "units": list(phase.units),
             "verdict": phase.verdict,
             "busy": phase.use.busy,
-            "expected": None if (expected := phase.evidence.expected) is None else [expected.low, expected.high],
+            "expected": None if (expected := phase.expected) is None else [expected.low, expected.high],
             "use": asdict(phase.use),
             "bottlenecks": [asdict(cause) for cause in phase.found],
         }

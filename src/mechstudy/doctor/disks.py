@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,9 +14,9 @@ from mechstudy.core.files import disk_errors
 from mechstudy.core.sizes import human
 from mechstudy.doctor.check import Check
 from mechstudy.machine.file_systems import file_system, is_network
+from mechstudy.planning.machine import disk_rates
 
 _LITTLE, _NONE = 20e9, 1e9  # bytes free
-_BLOCK = 4 << 20
 _BYTES = 64 << 20
 _SLOW = 50e6  # bytes a second
 _LOCK = (
@@ -71,32 +69,8 @@ def free_space(name: str, path: Path, kind: str) -> Check:
     return Check(name, "ok", text)
 
 
-def speed(path: Path, n: int = _BYTES) -> tuple[float, float]:
-    """Bytes per second written (synced) and read back, from the disk rather than memory where the system allows."""
-    file, block = path / f".mechstudy-doctor-{secrets.token_hex(4)}", secrets.token_bytes(_BLOCK)
-    try:
-        began = time.perf_counter()
-        with file.open("wb", buffering=0) as out:
-            for _ in range(n // _BLOCK):
-                out.write(block)
-            os.fsync(out.fileno())
-        wrote = time.perf_counter() - began
-        with file.open("rb", buffering=0) as opened:
-            with suppress(AttributeError, OSError):
-                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            buffer, total = bytearray(_BLOCK), 0
-            began = time.perf_counter()
-            while got := opened.readinto(buffer):
-                total += got
-            read = time.perf_counter() - began
-    finally:
-        file.unlink(missing_ok=True)
-    assert total == n // _BLOCK * _BLOCK, f"{total} bytes came back"
-    return total / max(wrote, 1e-9), total / max(read, 1e-9)
-
-
 def _speed(name: str, path: Path, kind: str) -> Check:
-    write, read = speed(path)
+    write, read = disk_rates(path, _BYTES)
     text = f"{human(write)}/s written (synced), {human(read)}/s read, {_BYTES >> 20} MiB in one file"
     if min(write, read) >= _SLOW:
         return Check(f"{name}, speed", "ok", text)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mechstudy.machine.hardware import nvidia_smi
+from mechstudy.monitoring.bottlenecks import PhaseUsage, by_phase
 from mechstudy.monitoring.record import usage_file, usages_below
-from mechstudy.monitoring.run_usage import PhaseUsage, by_phase
 from mechstudy.runner.slurm.record import has_record, read_record
 from mechstudy.runner.unit_state import UnitState, read_states
 from mechstudy.study.phases import registry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,15 +24,14 @@ def folders(controller: str, root: Path = ROOT, membership: Path = MEMBERSHIP) -
         _, controllers, group = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
-        base = root / controllers if controllers and (root / controllers).is_dir() else root
-        if controllers and base == root:
-            base = root / controller
-        folder = base / group.lstrip("/")
-        while True:
+        base = root
+        if controllers:
+            base = root / (controllers if (root / controllers).is_dir() else controller)
+        own = base / group.lstrip("/")
+        for folder in (own, *own.parents):
             yield folder, 1 if controllers else 2
-            if folder == base or base not in folder.parents:
+            if folder == base:
                 break
-            folder = folder.parent
 
 
 def cpu_quota(root: Path = ROOT, membership: Path = MEMBERSHIP) -> float | None:
@@ -48,14 +48,15 @@ def cpu_quota(root: Path = ROOT, membership: Path = MEMBERSHIP) -> float | None:
     return min(quotas, default=None)
 
 
+def allowed_cores() -> int:
+    """Cores in this process's affinity; all of them on macOS, which has none."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def usable_cores() -> float:
     """Cores that this process may keep busy: its affinity, capped by its quota."""
-    try:
-        allowed = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS
-        allowed = os.cpu_count() or 1
     quota = cpu_quota()
-    return float(allowed) if quota is None else min(float(allowed), quota)
+    return float(allowed_cores()) if quota is None else min(float(allowed_cores()), quota)
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,11 @@ class MemoryLimit:
 
     def left(self) -> int:
         """Bytes left. Page cache counts as used, but the kernel frees inactive file pages on demand."""
-        left = self.bytes - int(self.used.read_text()) + (_stat(self.stat, self.cache_key) or 0)
-        return max(0, left)
+        cached = 0
+        with suppress(OSError):
+            if match := re.search(rf"^{self.cache_key} (\d+)$", self.stat.read_text(), re.MULTILINE):
+                cached = int(match[1])
+        return max(0, self.bytes - int(self.used.read_text()) + cached)
 
 
 def memory_limits(root: Path = ROOT, membership: Path = MEMBERSHIP) -> list[MemoryLimit]:
@@ -99,10 +103,3 @@ def memory_left(limits: Iterable[MemoryLimit]) -> int | None:
         with suppress(OSError, ValueError):
             left.append(limit.left())
     return min(left, default=None)
-
-
-def _stat(file: Path, key: str) -> int | None:
-    """The value of one key of a cgroup's ``*.stat`` file."""
-    with suppress(OSError, ValueError, IndexError):
-        return int(f"\n{file.read_text()}".split(f"\n{key} ", 1)[1].split("\n", 1)[0])
-    return None

@@ -1,4 +1,4 @@
-"""Devices by name, their threads, and their free memory. Asks torch only where a GPU may be."""
+"""Devices by name, their threads, free memory and precision. Asks torch only where a GPU may be."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import gc
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mechstudy.core.errors import MechstudyError
@@ -63,6 +65,26 @@ def free_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def float32_products(tf32: bool) -> Iterator[None]:
+    """Whether float32 products on CUDA may round their factors to TF32 (10 bits), inside the block only."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def exact_products() -> None:
+    """Turns TF32 off from here on: an earlier unit of the same process may have turned it on."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_float32_matmul_precision("highest")
 
 
 def _may_have_gpu() -> bool:

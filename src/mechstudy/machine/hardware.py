@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mechstudy.machine.cgroup import allowed_cores
+
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 _THREADING = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS",
@@ -44,7 +46,7 @@ def cpu() -> dict[str, Any]:
     return {
         "model": model[1] if model else platform.processor() or platform.machine(),
         "count": os.cpu_count(),
-        "usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "usable": allowed_cores(),
         "flags": [flag for flag in _CPU_FLAGS if flag in supported],
     }
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from mechstudy.core.config import Config
+from mechstudy.machine.cgroup import allowed_cores
 
 
 class RuntimeOptions(Config):
@@ -81,11 +80,7 @@ class RunOptions(RuntimeOptions):
     @property
     def total_threads(self) -> int:
         """Threads for all units together: as set, else every core this process may use."""
-        if self.threads is not None:
-            return self.threads
-        with suppress(AttributeError):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
+        return allowed_cores() if self.threads is None else self.threads
 
     @property
     def unit_threads(self) -> int:

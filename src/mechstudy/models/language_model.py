@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.machine.numerics import float32_products
+from mechstudy.machine.devices import float32_products
 from mechstudy.models.architectures import Architecture, Block, LinearNorm, blocks_of, linear_norm
 from mechstudy.models.device_transfer import to_device
 from mechstudy.models.gradient_checkpointing import checkpoint_blocks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_CPU = (0.70, 1.00)  # ranges of phases are of a GPU; a CPU waits only for memory and disk
+ON_CPU = (0.70, 1.00)  # ranges of phases are of a GPU; a CPU waits only for memory and disk
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,3 @@ class Expected:
 
     def __str__(self) -> str:
         return f"{self.low:.0%}-{self.high:.0%} of {self.of}"
-
-
-def expected(profile: PhaseProfile, *, on_gpu: bool, own: tuple[float, float] | None = None) -> Expected | None:
-    """The range of a phase; None for those that are not judged.
-
-    Args:
-        own: replaces it, in per cent: ``compute.expected_usage``, as it was when the phase ran.
-    """
-    of = "the GPU" if on_gpu else "its threads"
-    if own is not None:
-        return Expected(own[0] / 100, own[1] / 100, of)
-    if profile.gpu is None:
-        return None
-    return Expected(*(profile.gpu if on_gpu else _CPU), of)

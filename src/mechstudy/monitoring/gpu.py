@@ -5,19 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from mechstudy.monitoring.record import Gpu
-
-
-@dataclass(frozen=True)
-class GpuState:
-    """One GPU now: share of the last moments in which a kernel ran, bytes in use, watts."""
-
-    busy: float
-    memory: int
-    watts: float | None
+from mechstudy.monitoring.record import Gpu, GpuSample
 
 
 class GpuProbe:
@@ -25,7 +15,8 @@ class GpuProbe:
 
     def __init__(self, nvml: Any, handles: Sequence[Any]) -> None:
         self._nvml, self._handles = nvml, list(handles)
-        self.n = len(self._handles)
+        self._busy = [0.0] * len(self._handles)
+        self._joules: list[float | None] = [0.0] * len(self._handles)
 
     def describe(self) -> tuple[Gpu, ...]:
         """Name, memory and power limit of each."""
@@ -38,16 +29,18 @@ class GpuProbe:
             gpus.append(Gpu(name, memory, None if milliwatts is None else milliwatts / 1000))
         return tuple(gpus)
 
-    def read(self) -> list[GpuState]:
-        """Each GPU now. Its numbers are of all processes that use it."""
-        states = []
-        for handle in self._handles:
+    def read(self, seconds: float) -> tuple[GpuSample, ...]:
+        """Each GPU's use so far, by all processes: present rates are taken for the ``seconds`` since the last call."""
+        samples = []
+        for i, handle in enumerate(self._handles):
             rates = self._try("nvmlDeviceGetUtilizationRates", handle)
-            watts = self._try("nvmlDeviceGetPowerUsage", handle)
-            memory = self._nvml.nvmlDeviceGetMemoryInfo(handle).used
-            busy = 0.0 if rates is None else rates.gpu / 100
-            states.append(GpuState(busy, int(memory), None if watts is None else watts / 1000))
-        return states
+            milliwatts, before = self._try("nvmlDeviceGetPowerUsage", handle), self._joules[i]
+            self._busy[i] += 0.0 if rates is None else rates.gpu / 100 * seconds
+            joules = None if milliwatts is None or before is None else before + milliwatts / 1000 * seconds
+            self._joules[i] = joules
+            memory = int(self._nvml.nvmlDeviceGetMemoryInfo(handle).used)
+            samples.append(GpuSample(round(self._busy[i], 4), memory, None if joules is None else round(joules, 1)))
+        return tuple(samples)
 
     def _try(self, name: str, handle: Any) -> Any:
         """None where this GPU (or a slice of one) does not report it."""
@@ -68,7 +61,7 @@ def gpu_probe(device: str, n: int = 1, environment: Mapping[str, str] = os.envir
         first = int(device.partition(":")[2] or 0)
         chosen = visible[first : first + 1] if n == 1 else visible[:n]
         probe = GpuProbe(nvml, chosen)
-        probe.read()
+        probe.read(0.0)
         return probe if chosen else None
     except Exception:  # monitoring must not fail a run: no library, no driver, no permission
         return None

@@ -4,68 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 from mechstudy.machine.runtime import Runtime
-from mechstudy.monitoring.memory_snapshot import on_out_of_memory, snapshotted
+from mechstudy.monitoring.memory_snapshot import Course, live_tensors, snapshotted, write_snapshot
 from mechstudy.monitoring.profiler import profiled
-from mechstudy.monitoring.record import usage_file
+from mechstudy.monitoring.record import Session, usage_file
 from mechstudy.monitoring.sampler import monitored
 
 PROFILE = "profile"  # folder in the run's: traces, tables, memory snapshots
 
 
-@dataclass(frozen=True)
-class Instruments:
-    """The instruments of one unit.
+def sampled(
+    unit: str, phase: str, artifact: Path, runtime: Runtime, threads: int, *, resumes: bool
+) -> AbstractContextManager[None]:
+    """Samples what a unit uses, unless the study turns that off, beside the folder that its artifact will have.
 
-    Attributes:
-        artifact: the folder its artifact will have; usage is recorded beside it.
-        threads: of all processes of the unit.
-        resumes: another process began the artifact.
-        run: the run's folder.
+    ``threads`` are those of all its processes; ``resumes`` says that another process began the artifact.
     """
+    options = runtime.options
+    if not options.monitor:
+        return nullcontext()
+    session = Session(
+        unit,
+        phase,
+        device=runtime.device,
+        threads=threads,
+        parallel=options.max_parallel,
+        seconds=options.monitor_seconds,
+        expected=options.expected_usage.get(phase),
+    )
+    n, say = runtime.group.size, runtime.progress.log
+    return monitored(usage_file(artifact), session, n_ranks=n, resumes=resumes, say=say)
 
-    unit: str
-    phase: str
-    artifact: Path
-    runtime: Runtime
-    threads: int
-    resumes: bool
-    run: Path
 
-    def sampled(self) -> AbstractContextManager[None]:
-        """Samples what the unit uses, unless the study turns that off."""
-        options = self.runtime.options
-        if not options.monitor:
-            return nullcontext()
-        return monitored(
-            usage_file(self.artifact),
-            unit=self.unit,
-            phase=self.phase,
-            device=self.runtime.device,
-            threads=self.threads,
-            parallel=options.max_parallel,
-            n_ranks=self.runtime.group.size,
-            seconds=options.monitor_seconds,
-            expected=options.expected_usage.get(self.phase),
-            resumes=self.resumes,
-            say=self.runtime.progress.log,
-        )
+@contextmanager
+def recorded(unit: str, runtime: Runtime) -> Iterator[None]:
+    """Torch's profiler and memory snapshots, where they are requested."""
+    options = runtime.options
+    with ExitStack() as stack:
+        if options.snapshot_folder is not None:
+            stack.enter_context(snapshotted(unit, runtime, options.snapshot_folder))
+        if options.trace_folder is not None:
+            stack.enter_context(profiled(unit, runtime, options.trace_folder))
+        yield
 
-    @contextmanager
-    def recorded(self) -> Iterator[None]:
-        """Torch's profiler and memory snapshots, where they are requested."""
-        options = self.runtime.options
-        with ExitStack() as stack:
-            if options.snapshot_folder is not None:
-                stack.enter_context(snapshotted(self.unit, self.runtime, options.snapshot_folder))
-            if options.trace_folder is not None:
-                stack.enter_context(profiled(self.unit, self.runtime, options.trace_folder))
-            yield
 
-    def out_of_memory(self, reason: str) -> None:
-        """Writes what is in memory, while the tensors of the failed work still are."""
-        folder = self.runtime.options.snapshot_folder or self.run / PROFILE
-        on_out_of_memory(self.unit, self.runtime, folder, reason)
+def record_out_of_memory(unit: str, runtime: Runtime, run: Path, reason: str) -> None:
+    """Writes what is in memory, while the tensors of the failed work still are. Never raises."""
+    folder, log = runtime.options.snapshot_folder or run / PROFILE, runtime.progress.log
+    try:
+        now = Course(tensors=live_tensors())
+        files = write_snapshot(unit, runtime.device, folder, now, f"memory ran out: {reason}")
+        log(f"out of memory; what was in it: {' and '.join(map(str, files))}")
+    except Exception as error:
+        log(f"out of memory, and no snapshot of it: {type(error).__name__}: {error}")

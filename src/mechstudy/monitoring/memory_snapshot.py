@@ -29,6 +29,7 @@ _POLL = 0.05
 _GROWTH = 1.05  # tensors are listed again at a peak higher by this factor: that visits all of Python's objects
 _ROWS = 25
 _COURSE = 60  # lines
+_MOST_POINTS = 20_000
 
 
 @dataclass(frozen=True)
@@ -83,25 +84,18 @@ def snapshotted(unit: str, runtime: Runtime, folder: Path) -> Iterator[None]:
         import torch
 
         torch.cuda.memory._record_memory_history(max_entries=_HISTORY)
-    watch = _Watch()
+    course, end = Course(), threading.Event()
+    thread = threading.Thread(target=_follow, args=(course, end), daemon=True, name="memory")
+    thread.start()
     try:
         yield
     finally:
-        course = watch.stop()
+        end.set()
+        thread.join(timeout=10)
         files = write_snapshot(unit, runtime.device, folder, course, "as asked")
         if cuda:
             torch.cuda.memory._record_memory_history(enabled=None)
         runtime.progress.log(f"memory: {' and '.join(map(str, files))}")
-
-
-def on_out_of_memory(unit: str, runtime: Runtime, folder: Path, reason: str) -> None:
-    """Writes what is in memory now. Call it while the failed work's tensors are alive. Never raises."""
-    try:
-        now = Course(tensors=live_tensors())
-        files = write_snapshot(unit, runtime.device, folder, now, f"memory ran out: {reason}")
-        runtime.progress.log(f"out of memory; what was in it: {' and '.join(map(str, files))}")
-    except Exception as error:
-        runtime.progress.log(f"out of memory, and no snapshot of it: {type(error).__name__}: {error}")
 
 
 def write_snapshot(unit: str, device: str, folder: Path, course: Course, why: str) -> list[Path]:
@@ -123,7 +117,11 @@ def describe(unit: str, device: str, course: Course, why: str) -> str:
     lines = [f"{unit} on {device}: {why}", f"  available now: {human(available_memory_bytes())}"]
     if course.points:
         lines.append(f"  resident at its peak: {human(course.peak)}, after {course.peak_at:.1f} s")
-    lines += _gpu_lines(device)
+    if device.startswith("cuda"):
+        import torch
+
+        taken, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        lines.append(f"  on the GPU: {human(taken)} allocated at most, {human(reserved)} reserved")
     total = sum(tensors.bytes for tensors in course.tensors)
     when = "at the peak" if course.points else "now"
     lines += ["", f"Tensors alive {when}: {human(total)} (those that only torch itself holds are not seen)"]
@@ -137,15 +135,6 @@ def describe(unit: str, device: str, course: Course, why: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _gpu_lines(device: str) -> list[str]:
-    if not device.startswith("cuda"):
-        return []
-    import torch
-
-    taken, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-    return [f"  on the GPU: {human(taken)} allocated at most, {human(reserved)} reserved"]
-
-
 def _bars(course: Course) -> list[str]:
     stride = -(-len(course.points) // _COURSE)
     windows = [course.points[i : i + stride] for i in range(0, len(course.points), stride)]
@@ -156,39 +145,17 @@ def _bars(course: Course) -> list[str]:
     return lines
 
 
-class _Watch:
-    """A thread that follows resident memory, and lists the tensors whenever it is clearly higher than before."""
-
-    def __init__(self) -> None:
-        self._process = psutil.Process()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True, name="memory")
-        self._course = Course()
-        self._listed_at = 0
-        self._began = time.monotonic()
-        self._thread.start()
-
-    def stop(self) -> Course:
-        self._end.set()
-        self._thread.join(timeout=10)
-        return self._course
-
-    def _work(self) -> None:
-        while True:
-            ended = self._end.wait(_POLL)
-            self._look()
-            if ended:
-                return
-
-    def _look(self) -> None:
-        rss, t = int(self._process.memory_info().rss), time.monotonic() - self._began
-        course = self._course
+def _follow(course: Course, end: threading.Event) -> None:
+    """Follows resident memory, and lists the tensors whenever it is clearly higher than before."""
+    process, began, listed_at, ended = psutil.Process(), time.monotonic(), 0, False
+    while not ended:
+        ended = end.wait(_POLL)
+        rss, t = int(process.memory_info().rss), time.monotonic() - began
         course.points.append((t, rss))
-        if len(course.points) > 20_000:
-            course.points = [
-                max(pair, key=lambda p: p[1]) for pair in zip(course.points[::2], course.points[1::2], strict=False)
-            ]
+        if len(course.points) > _MOST_POINTS:
+            pairs = zip(course.points[::2], course.points[1::2], strict=False)
+            course.points = [max(pair, key=lambda point: point[1]) for pair in pairs]
         if rss > course.peak:
             course.peak, course.peak_at = rss, t
-        if rss > _GROWTH * self._listed_at:
-            self._listed_at, course.tensors = rss, live_tensors()
+        if rss > _GROWTH * listed_at:
+            listed_at, course.tensors = rss, live_tensors()

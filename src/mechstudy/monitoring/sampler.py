@@ -8,25 +8,64 @@ from __future__ import annotations
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from mechstudy.core.files import atomic_path
 from mechstudy.machine import cgroup
 from mechstudy.machine.memory import memory_limit_bytes
-from mechstudy.monitoring.gpu import gpu_probe
-from mechstudy.monitoring.probe import Probe
+from mechstudy.monitoring.gpu import GpuProbe, gpu_probe
+from mechstudy.monitoring.proc import MachineCounters, ProcessTree
 from mechstudy.monitoring.record import MOST_SAMPLES, Sample, Session, json_line, read_usage, to_lines
 
 _WRITE_EVERY = 15.0  # seconds that a killed process may lose
 _SHARE = 0.002  # of the time, that samples may take in CPU seconds
 _SLOWEST = 5.0  # seconds between samples of a long unit,
 _SLOWER = 60.0  # which is this share of the time it has run so far
+
+
+class Probe:
+    """One sample of what this process, its children, the machine and its GPUs have used since its creation.
+
+    ``clock`` is in seconds. Children are searched for every few seconds; what a child used is in its parent's counters
+    once it has ended, so that only the memory of one that starts and ends between two searches is missed. Close it
+    when no more is read.
+    """
+
+    def __init__(self, gpus: GpuProbe | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._gpus = clock, gpus
+        self._tree, self._machine = ProcessTree(clock), MachineCounters()
+        self._began = self._last = clock()
+        self._before, self._cpu = self._counters(), 0.0
+
+    def read(self) -> Sample:
+        """What was used since the probe was created."""
+        now, counters = self._clock(), self._counters()
+        grown = {name: _since(value, self._before[name]) for name, value in counters.items()}
+        self._cpu = max(self._cpu, round(grown["cpu"], 3))
+        gpus = () if self._gpus is None else self._gpus.read(now - self._last)
+        self._last = now
+        as_is = {name: counters[name] for name in ("rss", "available")}
+        return Sample(t=round(now - self._began, 3), gpus=gpus, **{**grown, **as_is, "cpu": self._cpu})
+
+    def close(self) -> None:
+        """Closes the files that it reads."""
+        self._tree.close()
+        self._machine.close()
+
+    def _counters(self) -> dict[str, Any]:
+        return {**self._tree.used()._asdict(), **self._machine.read()._asdict()}
+
+
+def _since(now: float | None, before: float | None) -> Any:
+    """The growth of a counter; zero where a machine counts backwards."""
+    return None if now is None or before is None else round(max(0, now - before), 4)
 
 
 class UsageLog:
@@ -44,7 +83,6 @@ class UsageLog:
         interval = max([session.seconds, *(earlier.seconds for earlier in self._sessions)])
         self.session = replace(session, seconds=interval, samples=[])
         self._sessions.append(self.session)
-        self._count = sum(len(earlier.samples) for earlier in self._sessions)
         self._unwritten: list[Sample] = []
         self._rewrite()
 
@@ -52,8 +90,7 @@ class UsageLog:
         """Keeps a sample, and writes those kept every few seconds."""
         self.session.samples.append(sample)
         self._unwritten.append(sample)
-        self._count += 1
-        if self._count > self._most:
+        if self._count() > self._most:
             self._thin()
         elif self._clock() - self._written >= _WRITE_EVERY:
             self.flush()
@@ -64,11 +101,13 @@ class UsageLog:
             opened.write("".join(json_line(sample.as_json()) for sample in self._unwritten))
         self._all_written()
 
+    def _count(self) -> int:
+        return sum(len(session.samples) for session in self._sessions)
+
     def _thin(self) -> None:
         self._sessions = [session.thinned() for session in self._sessions]
-        self._count = sum(len(session.samples) for session in self._sessions)
-        while self._count > self._most and len(self._sessions) > 1:  # many short sessions: the oldest go
-            self._count -= len(self._sessions.pop(0).samples)
+        while self._count() > self._most and len(self._sessions) > 1:  # many short sessions: the oldest go
+            self._sessions.pop(0)
         self.session = self._sessions[-1]
         self._rewrite()
 
@@ -82,35 +121,20 @@ class UsageLog:
         self._written = self._clock()
 
 
-class Sampler:
-    """Takes samples in a daemon thread until it is stopped. An error in the thread ends it, and nothing else."""
-
-    def __init__(self, log: UsageLog, probe: Probe, say: Callable[[str], None] = lambda _: None) -> None:
-        self._log, self._probe, self._say = log, probe, say
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True, name="usage")
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Takes the last sample and ends the thread."""
-        self._end.set()
-        self._thread.join(timeout=10)
-
-    def _work(self) -> None:
-        seconds = self._log.session.seconds
-        try:
-            while True:
-                ended = self._end.wait(seconds)
-                sample = replace(self._probe.read(), own=round(time.thread_time(), 4))
-                self._log.add(sample)
-                if ended:
-                    self._log.flush()
-                    return
-                seconds = pause(self._log.session.seconds, sample.t, time.thread_time())
-        except Exception as error:  # a full disk, a process that may not be read
-            self._say(f"usage is no longer recorded: {type(error).__name__}: {error}")
-        finally:
-            self._probe.close()
+def _take_samples(log: UsageLog, probe: Probe, end: threading.Event, say: Callable[[str], None]) -> None:
+    """Takes samples until ``end``, and a last one. An error ends it, and nothing else."""
+    seconds, ended = log.session.seconds, False
+    try:
+        while not ended:
+            ended = end.wait(seconds)
+            sample = replace(probe.read(), own=round(time.thread_time(), 4))
+            log.add(sample)
+            seconds = pause(log.session.seconds, sample.t, time.thread_time())
+        log.flush()
+    except Exception as error:  # a full disk, a process that may not be read
+        say(f"usage is no longer recorded: {type(error).__name__}: {error}")
+    finally:
+        probe.close()
 
 
 def pause(asked: float, age: float, own: float) -> float:
@@ -127,58 +151,40 @@ def pause(asked: float, age: float, own: float) -> float:
 @contextmanager
 def monitored(
     file: Path,
+    session: Session,
     *,
-    unit: str,
-    phase: str,
-    device: str,
-    threads: int,
-    parallel: int = 1,
     n_ranks: int = 1,
-    seconds: float = 1.0,
-    expected: Sequence[float] | None = None,
     resumes: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[None]:
     """Records the use of the machine inside the block in ``file``.
 
     Never raises and never changes what the block does: where usage cannot be recorded, ``say`` gets one message.
-
-    Args:
-        file: the unit's `usage_file`.
-        unit: the unit's name.
-        phase: the unit's phase.
-        device: that the unit runs on.
-        threads: given to the unit, all its ``n_ranks`` processes together.
-        parallel: units that run beside each other on this machine.
-        n_ranks: processes that share the unit.
-        seconds: between samples.
-        expected: the busy range in per cent, where the study sets one.
-        resumes: append to what earlier processes recorded.
-        say: takes messages.
+    ``session`` describes the unit, its device and threads; the machine is filled in here. ``n_ranks`` processes share
+    the unit; with ``resumes``, earlier sessions in the file stay.
     """
-    sampler = None
+    thread: threading.Thread | None = None
+    end = threading.Event()
     try:
-        gpus = gpu_probe(device, n_ranks)
-        session = Session(
-            unit=unit,
-            phase=phase,
+        gpus = gpu_probe(session.device, n_ranks)
+        session = replace(
+            session,
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             host=platform.node(),
-            device=device,
-            threads=threads,
-            parallel=parallel,
             cores=psutil.cpu_count() or 1,
             usable=cgroup.usable_cores(),
             memory_bytes=memory_limit_bytes(),
-            seconds=seconds,
-            expected=None if expected is None else (float(expected[0]), float(expected[1])),
             gpus=gpus.describe() if gpus is not None else (),
         )
-        sampler = Sampler(UsageLog(file, session, resumes=resumes), Probe(gpus), say)
+        work = (UsageLog(file, session, resumes=resumes), Probe(gpus), end, say)
+        sampling = threading.Thread(target=_take_samples, args=work, daemon=True, name="usage")
+        sampling.start()
+        thread = sampling
     except Exception as error:
         say(f"usage is not recorded: {type(error).__name__}: {error}")
     try:
         yield
     finally:
-        if sampler is not None:
-            sampler.stop()
+        end.set()
+        if thread is not None:
+            thread.join(timeout=10)

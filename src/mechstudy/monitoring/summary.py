@@ -137,51 +137,30 @@ def _gpu(sessions: Sequence[Session]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Point:
-    """The mean over one interval that ended ``t`` seconds after the unit's first session began to work."""
+    """The mean over one interval that ended ``t`` seconds after the unit's first session began, and its peak memory."""
 
     t: float
     busy: float
-    cores: float
     rss: int
-    read_rate: float | None
-    write_rate: float | None
-    gpu_memory: int | None
 
 
 def points(sessions: Iterable[Session], most: int = 240) -> list[Point]:
     """The course over all sessions, end to end, in at most ``most`` intervals of about equal length."""
     sampled = [session for session in sessions if session.samples]
-    total = sum(session.samples[-1].t for session in sampled)
-    step, offset = total / most if most else 0.0, 0.0
+    step, offset = sum(session.samples[-1].t for session in sampled) / most, 0.0
     course: list[Point] = []
     for session in sampled:
-        interval: list[Sample] = []
-        before = Sample(0.0)
+        before, rss = Sample(0.0), 0
         for sample in session.samples:
-            interval.append(sample)
-            last = sample is session.samples[-1]
-            if sample.t <= before.t or (sample.t - before.t < step and not last):
+            rss = max(rss, sample.rss)
+            seconds = sample.t - before.t
+            if seconds <= 0 or (seconds < step and sample is not session.samples[-1]):
                 continue
-            course.append(_point(session, before, interval, offset))
-            before, interval = sample, []
+            busy = (sample.cpu - before.cpu) / seconds / session.threads
+            if sample.gpus:
+                kernels = sum(gpu.busy for gpu in sample.gpus) - sum(gpu.busy for gpu in before.gpus)
+                busy = kernels / seconds / len(sample.gpus)
+            course.append(Point(offset + sample.t, busy, rss))
+            before, rss = sample, 0
         offset += session.samples[-1].t
     return course
-
-
-def _point(session: Session, before: Sample, interval: Sequence[Sample], offset: float) -> Point:
-    end = interval[-1]
-    seconds = end.t - before.t
-    cores = (end.cpu - before.cpu) / seconds
-    busy = cores / session.threads
-    if end.gpus:
-        kernels = sum(gpu.busy for gpu in end.gpus) - sum(gpu.busy for gpu in before.gpus)
-        busy = kernels / seconds / len(end.gpus)
-
-    def rate(now: int | None, then: int | None) -> float | None:
-        return None if now is None else (now - (then or 0)) / seconds
-
-    gpu_memory = max((gpu.memory for sample in interval for gpu in sample.gpus), default=0)
-    return Point(
-        offset + end.t, busy, cores, max(sample.rss for sample in interval), rate(end.read, before.read),
-        rate(end.write, before.write), gpu_memory if end.gpus else None,
-    )  # fmt: skip

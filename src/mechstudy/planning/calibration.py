@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, median
@@ -62,7 +61,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Fits by kind (see `times.kind_of`), with the machine, threads and time of the pilots.
+    """Fits by kind (see `cost_model.kind_of`), with the machine, threads and time of the pilots.
 
     ``auto`` is the dtype that ``auto`` resolved to.
     """
@@ -73,10 +72,6 @@ class Calibration:
     auto: str | None = None
     threads: int = 0
     pilots: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
-
-    def of(self, kind: str) -> Fit | None:
-        """The fit of a kind."""
-        return self.fits.get(kind)
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -150,36 +145,26 @@ def _spread(noise: float, freedom: int, n: int) -> float:
     return min(1.0, max(LEAST_SPREAD, t90 * noise / math.sqrt(n)))
 
 
-def read_calibration(folder: Path, threads: int) -> Calibration | None:
-    """The calibration of a run's folder; None where there is none for this machine and these threads."""
-    calibration = _read(folder)
-    return calibration if calibration is not None and _mismatch(calibration, threads) is None else None
+def read_calibration(folder: Path, threads: int) -> tuple[Calibration | None, str | None]:
+    """The pilots of a run's folder, or why they do not apply to a plan for this machine and these threads.
 
-
-def why_uncalibrated(folder: Path, threads: int) -> str | None:
-    """Why the pilots of a run's folder do not apply to this plan; None where they do, or there are none."""
-    calibration = _read(folder)
-    mismatch = None if calibration is None else _mismatch(calibration, threads)
-    return None if calibration is None or mismatch is None else f"pilots of {calibration.finished} were {mismatch}"
-
-
-def _read(folder: Path) -> Calibration | None:
-    with suppress(MechstudyError, KeyError, TypeError):
+    Neither where there are no pilots.
+    """
+    try:
         values = read_json(folder / FILE)["calibration"]
         fits = {kind: Fit(**fit) for kind, fit in values["fits"].items()}
         origin = values["machine"], values["finished"], values["auto"], int(values["threads"])
-        return Calibration(fits, *origin, values["pilots"])
-    return None
-
-
-def _mismatch(calibration: Calibration, threads: int) -> str | None:
-    """How the pilots' machine or threads differ from those of a plan; None where they do not."""
+        calibration = Calibration(fits, *origin, values["pilots"])
+    except (MechstudyError, KeyError, TypeError):
+        return None, None
+    were = f"pilots of {calibration.finished} were"
     if calibration.machine != machine_id():
-        return "on another machine (CPU, GPUs or torch)"
+        return None, f"{were} on another machine (CPU, GPUs or torch)"
     if calibration.threads != threads:
         s = "" if calibration.threads == 1 else "s"
-        return f"for {calibration.threads} thread{s}, this plan is for {threads} (--threads, compute.threads)"
-    return None
+        asked = f"this plan is for {threads} (--threads, compute.threads)"
+        return None, f"{were} for {calibration.threads} thread{s}, {asked}"
+    return calibration, None
 
 
 def joint_spread(parts: Iterable[tuple[float, float]]) -> float:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Protocol
 
 from mechstudy.activations.quota import Quota
 from mechstudy.core.errors import MechstudyError
@@ -17,18 +16,6 @@ from mechstudy.study.run_folder import ARTIFACTS
 from mechstudy.study.unit import Unit
 
 SPARE = 256 << 20  # bytes kept free beside what the study writes: logs, checkpoints, the report
-
-
-class Sized(Protocol):
-    """A unit with its bytes."""
-
-    @property
-    def unit(self) -> str:
-        """The unit's name."""
-
-    @property
-    def bytes_on_disk(self) -> int:
-        """Bytes of its artifact."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +56,13 @@ def disk_need(evaluation: Evaluation, folder: Path, quota: int | None = None) ->
     return Disk(as_said, keeping, discarding, free_bytes(folder), left)
 
 
-def disk_refusal(disk: Disk, folder: Path, rows: Sequence[Sized] = (), *, here: bool = True) -> MechstudyError | None:
+def disk_refusal(
+    disk: Disk, folder: Path, sizes: Mapping[str, int] | None = None, *, here: bool = True
+) -> MechstudyError | None:
     """The error for a disk or quota that is too small; None where both suffice.
 
     Args:
+        sizes: bytes of each unit's artifact, to name the largest.
         here: the study runs on this machine's disk; elsewhere only the quota counts.
     """
     short = max(disk.over_disk if here else 0, disk.over_quota)
@@ -85,9 +75,9 @@ def disk_refusal(disk: Disk, folder: Path, rows: Sequence[Sized] = (), *, here: 
     else:
         facts["needed"] += f", and {human(SPARE)} to spare"
         facts["free"] = f"{human(disk.free)} at {nearest_folder(folder)}"
-    if rows:
-        largest = max(rows, key=lambda row: row.bytes_on_disk)
-        facts["largest"] = f"{largest.unit}, {human(largest.bytes_on_disk)}"
+    if sizes:
+        largest = max(sizes, key=sizes.__getitem__)
+        facts["largest"] = f"{largest}, {human(sizes[largest])}"
     fix = "smaller corpus.tokens or dictionaries.layers_per_pass, dictionaries.store_dtype: int8 or source: stream"
     fix += ", or a larger storage.quota" if by_quota else ", or --out on another disk"
     if disk.needed_discarding < disk.needed:
@@ -119,11 +109,8 @@ def kept_bytes(unit: Unit) -> int:
     size = unit.estimate.bytes_on_disk
     if not may_go(unit):
         return size
-    gone = sum(
-        bytes_
-        for name, bytes_ in unit.estimate.payload.items()
-        if any(fnmatchcase(name, pattern) for pattern in unit.phase.payload)
-    )
+    patterns, payload = unit.phase.payload, unit.estimate.payload
+    gone = sum(payload[name] for name in payload if any(fnmatchcase(name, pattern) for pattern in patterns))
     return max(0, size - (gone or size))
 
 
@@ -132,9 +119,8 @@ def _peak_bytes(evaluation: Evaluation, discards: Callable[[Unit], bool]) -> int
     last: dict[str, str] = {}
     units, to_run = evaluation.graph.units, evaluation.to_run
     for name in to_run:
-        for source in units[name].sources:
-            if units[name].phase.reads_payload:
-                last[source] = name
+        if units[name].phase.reads_payload:
+            last |= dict.fromkeys(units[name].sources, name)
     held = peak = 0
     for name in to_run:
         held += units[name].estimate.bytes_on_disk

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import duration
 from mechstudy.core.sizes import human
+from mechstudy.planning.cost_model import peak_of
 from mechstudy.planning.disk import disk_refusal
 from mechstudy.planning.hardware import PROFILES, Hardware, asked_hardware, load_hardware
 from mechstudy.planning.machine import this_machine
 from mechstudy.planning.opened_study import OpenedStudy
 from mechstudy.planning.plan import Plan, PlanRow, make_plan
-from mechstudy.planning.times import peak_of
 from mechstudy.study.slurm_config import SlurmConfig, seconds
 from mechstudy.study.study import Study
-from mechstudy.study.unit import Unit
 from mechstudy.study.units import build_units
 
 _LEAST_TOKENS = 256
-Change = tuple[str, Study]
 
 
 def refusal(
@@ -40,7 +38,7 @@ def refusals(
         disk_here: the study will run on this machine's disk; elsewhere the free bytes of this disk do not matter.
     """
     todo = [row for row in plan.rows if row.to_run]
-    reasons = [_memory(plan, todo, opened), disk_refusal(plan.disk, plan.folder, plan.rows, here=disk_here)]
+    reasons = [_memory(plan, todo, opened), disk_refusal(plan.disk, plan.folder, plan.sizes, here=disk_here)]
     if slurm is not None:
         reasons += [_time(plan, todo, slurm), _job_memory(todo, slurm, plan.hardware)]
     return [error for error in reasons if error is not None]
@@ -53,16 +51,12 @@ def submit_refusal(opened: OpenedStudy, slurm: SlurmConfig) -> MechstudyError | 
     and the memory of jobs without a GPU are checked.
     """
     named = asked_hardware(opened.study.compute)
+    node = named or this_machine("cpu", opened.options.total_threads).model_copy(update={"source": "profile"})
+    plan = make_plan(opened.evaluate(), opened.folder, opened.options, hardware=node, slurm=slurm)
     if named is not None:
-        return refusal(_plan(opened, named, slurm), opened, slurm)
-    node = this_machine("cpu", opened.options.total_threads).model_copy(update={"source": "profile"})
-    plan = _plan(opened, node, slurm)
+        return refusal(plan, opened, slurm)
     on_cpu = [row for row in plan.rows if row.to_run and not _asks_gpus(slurm.of_phase(row.phase))]
-    return disk_refusal(plan.disk, plan.folder, plan.rows) or _job_memory(on_cpu, slurm, node)
-
-
-def _plan(opened: OpenedStudy, hardware: Hardware, slurm: SlurmConfig) -> Plan:
-    return make_plan(opened.evaluate(), opened.folder, opened.options, hardware=hardware, slurm=slurm)
+    return disk_refusal(plan.disk, plan.folder, plan.sizes) or _job_memory(on_cpu, slurm, node)
 
 
 def _asks_gpus(asked: SlurmConfig) -> bool:
@@ -75,11 +69,10 @@ def _memory(plan: Plan, rows: Sequence[PlanRow], opened: OpenedStudy | None) -> 
     limit = plan.memory_total if hardware.device == "cpu" and hardware.is_here else hardware.memory_bytes
     if not rows or (largest := max(rows, key=lambda row: row.memory.least)).memory.least <= limit:
         return None
-    whose = f"the memory of {hardware.name}"
-    need = f"{largest.unit} needs {human(largest.memory.least)}"
+    short = human(largest.memory.least - limit)
     return MechstudyError(
-        f"{whose} is too small for this study by {human(largest.memory.least - limit)}",
-        facts={"needed": need, "has": human(limit)},
+        f"the memory of {hardware.name} is too small for this study by {short}",
+        facts={"needed": f"{largest.unit} needs {human(largest.memory.least)}", "has": human(limit)},
         fix=", or ".join(_memory_fixes(plan, limit, largest, opened)),
     )
 
@@ -97,7 +90,7 @@ def _memory_fixes(plan: Plan, limit: int, largest: PlanRow, opened: OpenedStudy 
         yield f"a smaller model, or a machine with {human(largest.memory.least)} of memory"
 
 
-def _changes(study: Study) -> Iterator[Change]:
+def _changes(study: Study) -> Iterator[tuple[str, Study]]:
     """Studies that need less memory, smallest change first."""
     tokens = study.compute.batch_tokens // 2
     while tokens >= _LEAST_TOKENS:
@@ -125,7 +118,7 @@ def _with(study: Study, section: str, **fields: Any) -> Study:
 def _peak(opened: OpenedStudy, study: Study, hardware: Hardware) -> int:
     """Bytes of the largest unit of a changed study."""
     try:
-        units: Sequence[Unit] = build_units(study, opened.shapes, "", opened.file.parent.resolve())
+        units = build_units(study, opened.shapes, "", opened.file.parent.resolve())
     except MechstudyError:
         return 1 << 62
     peaks = [peak_of(unit.estimate, hardware) for unit in units]
@@ -187,10 +180,8 @@ def _job_memory(rows: Sequence[PlanRow], slurm: SlurmConfig, hardware: Hardware)
 
 def _memory_bytes(text: str) -> int:
     """Slurm's memory: a number of MiB, or with K, M, G, T (binary)."""
-    scale: dict[str, Callable[[int], int]] = {
-        "K": lambda n: n << 10, "M": lambda n: n << 20, "G": lambda n: n << 30, "T": lambda n: n << 40,
-    }  # fmt: skip
-    return scale[text[-1]](int(text[:-1])) if text[-1] in scale else int(text) << 20
+    shifts = {"K": 10, "M": 20, "G": 30, "T": 40}
+    return int(text[:-1]) << shifts[text[-1]] if text[-1] in shifts else int(text) << 20
 
 
 def _slurm_time(seconds_: float) -> str:

@@ -113,9 +113,8 @@ def load_hardware(name: str) -> Hardware:
 
 def _suggestion(name: str, bundled: Collection[str]) -> str | None:
     """The profiles that begin with the name, else the nearest one."""
-    matches = [profile for profile in bundled if profile.startswith(name.lower())] if name else []
-    guess = nearest(name, bundled)
-    guesses = matches or ([guess] if guess else [])
+    matches = [profile for profile in bundled if name and profile.startswith(name.lower())]
+    guesses = matches or [guess for guess in [nearest(name, bundled)] if guess]
     return f"did you mean {' or '.join(map(repr, guesses))}?" if guesses else None
 
 
@@ -140,12 +139,9 @@ def profile_of_gpu(described: str) -> Hardware | None:
 
 def _interpolated(rates: Mapping[int, float], width: int) -> float:
     """The rate at a width, linear in its logarithm between measured widths, constant beyond them."""
-    widths = sorted(rates)
-    if width <= widths[0] or width >= widths[-1]:
-        return rates[widths[0] if width <= widths[0] else widths[-1]]
-    above = next(w for w in widths if w >= width)
-    below = max(w for w in widths if w <= width)
-    if above == below:
-        return rates[above]
+    width = min(max(width, min(rates)), max(rates))
+    if width in rates:
+        return rates[width]
+    above, below = min(w for w in rates if w > width), max(w for w in rates if w < width)
     part = math.log(width / below) / math.log(above / below)
     return rates[below] + part * (rates[above] - rates[below])

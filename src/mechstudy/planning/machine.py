@@ -7,7 +7,7 @@ study's own widths.
 from __future__ import annotations
 
 import os
-import shutil
+import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -44,9 +44,7 @@ def this_machine(device: str, threads: int) -> Hardware:
 
 def hardware_of(record: Mapping[str, Any]) -> Hardware:
     """The profile of a record of measurements."""
-    f32 = {str(w): float(rate) for w, rate in record["flops"]["float32"].items()}
-    bf16 = {str(w): float(rate) for w, rate in record["flops"].get("bfloat16", {}).items()}
-    measured = {"float32": f32, **({"bfloat16": bf16} if bf16 else {})}
+    measured: dict[str, dict[str, float]] = record["flops"]
     return Hardware(
         name=HERE,
         device="cpu",
@@ -94,7 +92,7 @@ def measure(folder: Path, d_model: int, d_mlp: int, threads: int) -> Hardware:
             a, b = torch.ones(_ROWS, width, dtype=dtype), torch.ones(width, 3 * width, dtype=dtype)
             out = torch.empty(_ROWS, 3 * width, dtype=dtype)
             flops[name][str(width)] = 2 * _ROWS * 3 * width * width / _best(partial(torch.mm, a, b, out=out))
-    read, write = _disk(folder)
+    write, read = disk_rates(folder, BLOCK)
     best = {name: max(rates.values()) / 1e9 for name, rates in flops.items()}
     record = {
         "flops": flops,
@@ -128,13 +126,9 @@ def _numpy(threads: int) -> Any:
 
 def _gpu() -> Hardware | None:
     """The profile of the first GPU; an unknown one counts as an A100 of 40 GB."""
-    if shutil.which("nvidia-smi") is None:
+    if not (described := nvidia_smi()):
         return None
-    described = nvidia_smi()
-    if not described:
-        return None
-    gpu = profile_of_gpu(described)
-    if gpu is None:
+    if (gpu := profile_of_gpu(described)) is None:
         gpu = load_hardware("a100-40gb").model_copy(update={"name": "unknown GPU, taken for an A100-40GB"})
     return gpu.model_copy(update={"source": "the profile of this machine's GPU"})
 
@@ -158,24 +152,25 @@ def _memory_bandwidth() -> float:
     return 2 * source.nbytes / _best(lambda: numpy.copyto(target, source))
 
 
-def _disk(folder: Path) -> tuple[float, float]:
-    """Bytes/s read and written in one file of 64 MB; synced, and read past the page cache where possible."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, data = folder / ".disk-speed", os.urandom(1 << 20) * (BLOCK >> 20)
+def disk_rates(folder: Path, n: int) -> tuple[float, float]:
+    """Bytes/s written (synced) and read in one file of ``n`` bytes, past the page cache where the system allows."""
+    file, chunk = folder / f".mechstudy-speed-{secrets.token_hex(4)}", secrets.token_bytes(min(n, 4 << 20))
     try:
         began = time.perf_counter()
-        with path.open("wb") as out:
-            out.write(data)
-            out.flush()
+        with file.open("wb", buffering=0) as out:
+            for _ in range(n // len(chunk)):
+                out.write(chunk)
             os.fsync(out.fileno())
-        written = time.perf_counter() - began
-        with path.open("rb", buffering=0) as opened:
+        wrote = time.perf_counter() - began
+        with file.open("rb", buffering=0) as opened:
             with suppress(AttributeError, OSError):
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            buffer, total = bytearray(len(chunk)), 0
             began = time.perf_counter()
-            while opened.read(1 << 22):
-                pass
+            while got := opened.readinto(buffer):
+                total += got
             read = time.perf_counter() - began
     finally:
-        path.unlink(missing_ok=True)
-    return len(data) / max(read, 1e-6), len(data) / max(written, 1e-6)
+        file.unlink(missing_ok=True)
+    assert total == n // len(chunk) * len(chunk), f"{total} bytes came back"
+    return total / max(wrote, 1e-9), total / max(read, 1e-9)

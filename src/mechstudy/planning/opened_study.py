@@ -103,7 +103,8 @@ def open_study(
     try:
         folder, shapes = _model(study.model.source, base, fetch, say)
     except MechstudyError as error:
-        raise _at_field(error, lines, "model.source") from error
+        what = error.what if error.where is None else f"{error.what} ({error.where})"
+        raise lines.error("model.source", what, facts=error.facts, fix=error.fix) from error
     out = out or Path("runs") / study.name
     fingerprint = _recorded(out, study.model.source) if folder is None else model_fingerprint(folder)
     choice: Choice | None = None
@@ -139,12 +140,6 @@ def _recorded(run: Path, source: str) -> str:
     specs = [manifest["spec"] for manifest in manifests if manifest is not None]
     fingerprints = {str(spec.get("fingerprint")) for spec in specs if spec.get("source") == source}
     return fingerprints.pop() if len(fingerprints) == 1 else NOT_FETCHED
-
-
-def _at_field(error: MechstudyError, lines: Lines, field: str) -> MechstudyError:
-    """The error at a field of the study; its former place becomes part of the text."""
-    what = error.what if error.where is None else f"{error.what} ({error.where})"
-    return lines.error(field, what, facts=error.facts, fix=error.fix)
 
 
 def _located(error: MechstudyError, lines: Lines) -> MechstudyError:

@@ -9,20 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from mechstudy.machine.memory import available_memory_bytes, total_memory_bytes
 from mechstudy.machine.runtime_options import RunOptions
-from mechstudy.planning.calibration import Calibration, joint_spread, read_calibration, why_uncalibrated
+from mechstudy.planning.calibration import Calibration, Fit, joint_spread, read_calibration
+from mechstudy.planning.cost_model import Footprint, Timetable, footprints, held_bytes, kind_of, seconds_of, timetable
 from mechstudy.planning.disk import Disk, disk_need, kept_bytes
 from mechstudy.planning.hardware import Hardware
 from mechstudy.planning.machine import this_machine
-from mechstudy.planning.memory import Footprint, footprints, processes_of
-from mechstudy.planning.schedule import Timetable, timetable
-from mechstudy.planning.times import held_bytes, kind_of, seconds_of
 from mechstudy.study.dag import Evaluation, Node
 
 if TYPE_CHECKING:
     from mechstudy.study.slurm_config import SlurmConfig
 
 UNCALIBRATED = 1.0  # half-width of the interval without pilots, as a share of the seconds
-TO_RUN = ("runs", "waits")
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class PlanRow:
     @property
     def to_run(self) -> bool:
         """Whether the unit still has to run."""
-        return self.state in TO_RUN
+        return self.state in ("runs", "waits")
 
 
 @dataclass(frozen=True)
@@ -118,6 +115,11 @@ class Plan:
         return max(0.0, self.seconds - half), self.seconds + half
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each unit's artifact."""
+        return {row.unit: row.bytes_on_disk for row in self.rows}
+
+    @property
     def memory_needed(self) -> int:
         """Bytes at the worst moment: the largest units that run at once."""
         needs = sorted((row.memory.peak for row in self.rows if row.to_run), reverse=True)
@@ -135,11 +137,9 @@ class Plan:
 
     def _total(self, rows: Sequence[PlanRow]) -> Total:
         todo = [row for row in rows if row.to_run]
-        durations = {row.unit: row.seconds or 0.0 for row in todo}
-        parallel = self.table if len(rows) == len(self.rows) else timetable(durations, self.upstream.__getitem__, None)
-        if rows and len(rows) < len(self.rows) and (width := self._width(rows[0].phase)) is not None:
-            parallel = timetable(durations, self.upstream.__getitem__, width)
-        seconds = sum(durations.values())
+        parallel, seconds = self.table, sum(row.seconds or 0.0 for row in todo)
+        if len(rows) < len(self.rows):
+            parallel = timetable(_durations(todo), self.upstream, self.caps.get(rows[0].phase, self.width))
         hours = seconds / 3600 if self.hardware.device == "cuda" else 0.0
         units = hours * self.hardware.su_per_gpu_hour
         price = None if self.hardware.price_per_su is None else units * self.hardware.price_per_su
@@ -157,9 +157,6 @@ class Plan:
             service_units=units,
             price=price,
         )
-
-    def _width(self, phase: str) -> int | None:
-        return self.caps.get(phase, self.width)
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain data."""
@@ -211,47 +208,33 @@ def make_plan(
         processes: unit -> number of processes that share it; default: ``compute.world_size``.
         apart: each unit is a job with a process of its own on this machine, too.
     """
-    here = hardware is None
     hardware = hardware or this_machine(options.device, options.total_threads)
     why = None
-    if calibration is None and (here or hardware.is_here):
-        calibration = read_calibration(folder, options.total_threads)
-        why = why_uncalibrated(folder, options.total_threads)
+    if calibration is None and hardware.is_here:
+        calibration, why = read_calibration(folder, options.total_threads)
     if calibration is not None and calibration.auto is not None:
         hardware = hardware.model_copy(update={"auto": calibration.auto})
     together = hardware.is_here and options.max_parallel == 1 and not apart
     if processes is None:
-        processes = processes_of(evaluation, options.world_size)
-    memory = footprints(evaluation, hardware, calibration, together=together, processes=processes)
-    rows = _rows(evaluation, hardware, calibration, memory, together=together)
+        n = options.world_size if isinstance(options.world_size, int) else 1
+        processes = {name: n for name, node in evaluation.nodes.items() if node.unit.phase.shares(node.unit)}
+    fits = {} if calibration is None else calibration.fits
+    needs = footprints(evaluation, hardware, fits, together=together, processes=processes)
+    rows = _rows(evaluation, hardware, fits, needs, together=together)
     caps = _caps(slurm, [row.phase for row in rows])
     width = options.max_parallel if hardware.is_here else None
     upstream = {name: evaluation.graph.upstream(name) for name in evaluation.graph.order}
-    durations = {row.unit: row.seconds or 0.0 for row in rows if row.to_run}
-    table = timetable(durations, upstream.__getitem__, width)
-    if caps and width is None:
-        table = _capped(rows, upstream, caps)
-    return Plan(
-        rows,
-        hardware,
-        calibration,
-        disk_need(evaluation, folder, options.quota),
-        available_memory_bytes(),
-        total_memory_bytes(),
-        width,
-        table,
-        folder,
-        upstream,
-        caps,
-        uncalibrated=why,
-    )
+    after = _capped(rows, upstream, caps) if width is None else upstream
+    table = timetable(_durations(rows), after, width)
+    disk, memory = disk_need(evaluation, folder, options.quota), (available_memory_bytes(), total_memory_bytes())
+    return Plan(rows, hardware, calibration, disk, *memory, width, table, folder, upstream, caps, uncalibrated=why)
 
 
 def _rows(
     evaluation: Evaluation,
     hardware: Hardware,
-    calibration: Calibration | None,
-    memory: Mapping[str, Footprint],
+    fits: Mapping[str, Fit],
+    needs: Mapping[str, Footprint],
     *,
     together: bool,
 ) -> list[PlanRow]:
@@ -262,20 +245,15 @@ def _rows(
     for name, node in evaluation.nodes.items():
         estimate, kind = node.unit.estimate, kind_of(node.unit)
         took = seconds_of(estimate, hardware, loaded if together else ())
-        fit = None if calibration is None else calibration.of(kind)
-        if fit is None:
-            seconds = took.work + took.load + hardware.unit_seconds
-            spread = UNCALIBRATED
-        else:
-            seconds = fit.fixed + fit.factor * took.work + took.load
-            seconds += fit.once if kind not in paid or not together else 0.0
-            spread = fit.spread
+        fit = fits.get(kind, Fit(1.0, hardware.unit_seconds, spread=UNCALIBRATED))
+        seconds = fit.factor * took.work + took.load + fit.fixed
+        seconds += fit.once if kind not in paid or not together else 0.0
         if not together:
             seconds += hardware.startup_seconds
         if node.must_run:
             loaded.update(held_bytes(estimate, hardware))
             paid.add(kind)
-        rows.append(_row(evaluation, name, node, seconds, spread, memory[name]))
+        rows.append(_row(evaluation, name, node, seconds, fit.spread, needs[name]))
     return rows
 
 
@@ -326,15 +304,17 @@ def _caps(slurm: SlurmConfig | None, phases: Sequence[str]) -> dict[str, int]:
     return {phase: n for phase, n in limits.items() if n is not None}
 
 
-def _capped(rows: Sequence[PlanRow], upstream: Mapping[str, tuple[str, ...]], caps: Mapping[str, int]) -> Timetable:
-    """The timetable with limits per phase: beyond the limit, a unit also waits for an earlier one of its phase."""
-    durations = {row.unit: row.seconds or 0.0 for row in rows if row.to_run}
-    after = {name: list(sources) for name, sources in upstream.items()}
-    by_phase: dict[str, list[str]] = {}
-    for row in rows:
-        if row.to_run and row.phase in caps:
-            earlier = by_phase.setdefault(row.phase, [])
-            if len(earlier) >= caps[row.phase]:
-                after[row.unit].append(earlier[-caps[row.phase]])
-            earlier.append(row.unit)
-    return timetable(durations, after.__getitem__, None)
+def _capped(
+    rows: Sequence[PlanRow], upstream: Mapping[str, tuple[str, ...]], caps: Mapping[str, int]
+) -> dict[str, tuple[str, ...]]:
+    """What each unit waits for with limits per phase: beyond the limit, also for an earlier unit of its phase."""
+    after = dict(upstream)
+    for phase, n in caps.items():
+        units = [row.unit for row in rows if row.to_run and row.phase == phase]
+        for earlier, unit in zip(units, units[n:], strict=False):
+            after[unit] += (earlier,)
+    return after
+
+
+def _durations(rows: Sequence[PlanRow]) -> dict[str, float]:
+    return {row.unit: row.seconds or 0.0 for row in rows if row.to_run}

@@ -7,8 +7,8 @@ from typing import Any
 
 import altair as alt
 
+from mechstudy.monitoring.bottlenecks import PhaseUsage, by_phase
 from mechstudy.monitoring.record import read_usage, usage_file
-from mechstudy.monitoring.run_usage import PhaseUsage, by_phase
 from mechstudy.monitoring.summary import SHORT, points
 from mechstudy.report.charts import chart, sized, unit_bars
 from mechstudy.report.formatting import slug, title, yaml_text
@@ -58,7 +58,7 @@ def usage_page(site: Site) -> None:
 def _overview(phases: list[PhaseUsage]) -> alt.TopLevelMixin | None:
     rows: list[dict[str, Any]] = [
         {"phase": title(p.phase), "busy": round(min(1.0, p.use.busy), 4), "state": p.verdict}
-        | {end: getattr(p.evidence.expected, end, None) for end in ("low", "high")}
+        | {end: getattr(p.expected, end, None) for end in ("low", "high")}
         for p in phases
     ]
     if not rows:
@@ -100,7 +100,7 @@ def _course(phase: PhaseUsage) -> alt.TopLevelMixin | None:
     ]  # fmt: skip
     bars = chart(rows).mark_rect(color="@effect", opacity=0.75)
     layers = [bars.encode(x=x, x2="end:Q", y=y, y2=alt.Y2Datum(0), tooltip=tooltip)]
-    if (wanted := phase.evidence.expected) is not None:
+    if (wanted := phase.expected) is not None:
         band = chart([{"low": wanted.low, "high": wanted.high}]).mark_rect(color="@pos", opacity=0.16)
         layers.insert(0, band.encode(y=alt.Y("low:Q", scale=whole), y2="high:Q"))
     return sized(alt.layer(*layers), 140)

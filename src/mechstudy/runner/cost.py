@@ -133,7 +133,7 @@ def whole_plan(run: Run, hardware: Hardware | None = None, done: Mapping[str, Un
     if len(used) == 1 and options.max_parallel == 1:
         options = options.replace(threads=used.pop() or options.threads)
     here = hardware or this_machine(options.device, options.total_threads)
-    calibration = read_calibration(run.folder.path, options.total_threads) if here.is_here else None
+    calibration = read_calibration(run.folder.path, options.total_threads)[0] if here.is_here else None
     empty = Evaluation(run.graph, RunFolder(run.folder.path / ".nothing").store)
     shared = {name: spent.processes for name, spent in (done or {}).items()} or None
     apart = any(spent.in_job for spent in (done or {}).values())

@@ -17,9 +17,9 @@ from typing import Any
 from mechstudy.core.progress import Progress
 from mechstudy.models.sites import parse_layers
 from mechstudy.planning.calibration import Pilot
+from mechstudy.planning.cost_model import held_bytes, kind_of, peak_of, seconds_of, together_bytes
 from mechstudy.planning.hardware import Hardware
 from mechstudy.planning.opened_study import OpenedStudy, open_study
-from mechstudy.planning.times import held_bytes, kind_of, peak_of, seconds_of, together_bytes
 from mechstudy.runner.completion import job_of
 from mechstudy.runner.run_unit import run_unit
 from mechstudy.runner.study_run import run_of

@@ -13,12 +13,10 @@ from typing import Any, TextIO
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.files import atomic_path, disk_errors
 from mechstudy.core.progress import Progress
-from mechstudy.machine import batch_fitting
-from mechstudy.machine.devices import device_of, free_memory, resolve_device, set_threads
+from mechstudy.machine.devices import device_of, exact_products, free_memory, resolve_device, set_threads
 from mechstudy.machine.memory import available_memory_bytes, total_memory_bytes
-from mechstudy.machine.numerics import exact_products
-from mechstudy.machine.runtime import Runtime, is_out_of_memory
-from mechstudy.monitoring.instrumentation import Instruments
+from mechstudy.machine.runtime import Runtime, current_fitting, fitting, is_out_of_memory
+from mechstudy.monitoring.instrumentation import record_out_of_memory, recorded, sampled
 from mechstudy.runner.batch_size_cache import recalled_batch, remember_batch
 from mechstudy.runner.job import Job, Outcome, crash_line
 from mechstudy.runner.processes.leader import Leader, n_on_this_node, n_processes
@@ -72,11 +70,11 @@ def _publish(job: Job, cache: dict[Any, Any], stream: TextIO | None) -> Artifact
         runtime.progress.log(
             f"{tokens} tokens per batch: more did not fit in memory before (compute.batch_tokens: {asked})"
         )
-    instruments = _instruments(job, writer, runtime, threads * n)
-    with disk_errors(writer.path), instruments.sampled(), batch_fitting.fitting() as learned:
+    sampling = sampled(unit.name, phase.name, writer.final, runtime, threads * n, resumes=writer.resumes)
+    with disk_errors(writer.path), sampling, fitting() as learned:
         if tokens is not None:
             learned.learn(tokens, 1)
-        _run_phase(job, artifacts, writer, runtime, instruments)
+        _run_phase(job, artifacts, writer, runtime)
     fits = min(runtime.batch_tokens, learned.tokens or runtime.batch_tokens)
     if fits < job.options.batch_tokens:
         remember_batch(job, device, fits, asked)
@@ -104,34 +102,20 @@ def _runtime(
     return Runtime(job.options, device_of(device, 0), threads, tokens, progress, cache, group=leader)
 
 
-def _instruments(job: Job, writer: ArtifactWriter, runtime: Runtime, threads: int) -> Instruments:
-    return Instruments(
-        unit=job.unit.name,
-        phase=job.unit.phase.name,
-        artifact=writer.final,
-        runtime=runtime,
-        threads=threads,
-        resumes=writer.resumes,
-        run=job.run,
-    )
-
-
-def _run_phase(
-    job: Job, artifacts: Mapping[str, Artifact], writer: ArtifactWriter, runtime: Runtime, instruments: Instruments
-) -> None:
+def _run_phase(job: Job, artifacts: Mapping[str, Artifact], writer: ArtifactWriter, runtime: Runtime) -> None:
     """Runs the phase; when memory runs out although phases halve their batches, starts it again with half of them."""
     phase = job.unit.phase
     inputs = phase.collect(job.unit, artifacts)
     while True:
         try:
-            with instruments.recorded():
+            with recorded(job.unit.name, runtime):
                 phase.run(job.unit.spec, inputs, writer, runtime)
             return
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            instruments.out_of_memory(reason)
+            record_out_of_memory(job.unit.name, runtime, job.run, reason)
         runtime.cache.clear()
         free_memory()
         if runtime.batch_tokens <= _FEWEST_TOKENS:
@@ -143,7 +127,7 @@ def _run_phase(
             )
         runtime.batch_tokens = max(_FEWEST_TOKENS, runtime.batch_tokens // 2)
         runtime.group.use_batch(runtime.batch_tokens)
-        batch_fitting.current().learn(runtime.batch_tokens, 1)  # also for batches whose division must stay
+        current_fitting().learn(runtime.batch_tokens, 1)  # also for batches whose division must stay
         runtime.progress.log(f"out of memory: starting again with {runtime.batch_tokens} tokens per batch ({reason})")
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.signals import Stopped, stop_if_requested
 from mechstudy.machine.devices import resolve_device
-from mechstudy.machine.process_group import NOTHING, ProcessGroup
+from mechstudy.machine.runtime import NOTHING, ProcessGroup
 from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.runner.job import Job, killed
 from mechstudy.runner.processes import torchrun
@@ -67,7 +67,7 @@ class Leader(ProcessGroup):
         self, job: Job, size: int, threads: int, device: str, progress: LeaderProgress, cache: dict[Any, Any],
         scratch: Path,
     ) -> None:  # fmt: skip
-        self.size = size
+        super().__init__(size=size)
         self._job, self._threads, self._device = job, threads, device
         self.progress, self._cache, self._scratch = progress, cache, scratch
         self._left = 0  # workers that run their share

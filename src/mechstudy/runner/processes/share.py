@@ -9,11 +9,9 @@ from typing import Any
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.signals import Stopped
-from mechstudy.machine.devices import device_of, set_threads
+from mechstudy.machine.devices import device_of, exact_products, set_threads
 from mechstudy.machine.memory import peak_rss_bytes, reset_peak_rss
-from mechstudy.machine.numerics import exact_products
-from mechstudy.machine.process_group import Worker
-from mechstudy.machine.runtime import Runtime, is_out_of_memory
+from mechstudy.machine.runtime import ProcessGroup, Runtime, is_out_of_memory
 from mechstudy.runner.job import crash_line
 from mechstudy.runner.processes.meeting import joined
 from mechstudy.runner.processes.messages import Ended, Task
@@ -59,7 +57,7 @@ def _share(task: Task, cache: dict[Any, Any], local_rank: int) -> None:
     set_threads(task.threads)
     exact_products()
     device = device_of(job.options.device, local_rank)
-    group = Worker(task.rank, task.size, task.broadcast)
+    group = ProcessGroup(task.rank, task.size, task.broadcast)
     runtime = Runtime(job.options, device, task.threads, job.options.batch_tokens, progress, cache, group=group)
     with ExitStack() as stack:
         if task.group is not None:

@@ -9,14 +9,13 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import get_args
 
-import click
 import pytest
-import typer
 
 from mechstudy.core.work import WorkKind
 from mechstudy.machine.runtime_options import RunOptions, RuntimeOptions
 from mechstudy.study.compute_config import ComputeConfig
 from mechstudy.study.phases import registry
+from tests.support.commands import commands
 from tests.support.source import PACKAGE, ROOT, SRC, imports, python_files, statements, tree_of
 
 PHASES = {phase.kind for phase in registry.phases()} | set(registry.names())
@@ -230,21 +229,11 @@ def test_the_documentation_uses_plain_words():
     assert not found, f"{len(found)}\n" + "\n".join(found)
 
 
-def commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
-    """A command and those below it."""
-    yield name, command
-    if isinstance(command, click.Group):
-        for word, below in command.commands.items():
-            yield from commands(below, f"{name} {word}")
-
-
 def test_the_help_of_every_command_uses_plain_words():
-    from mechstudy.cli.app import app
-
-    for name, command in commands(typer.main.get_command(app), "mechstudy"):
+    for words, command in commands():
         texts = [command.help, *(getattr(option, "help", None) for option in command.params)]
         found = [match[0] for text in texts if text for match in FORBIDDEN.finditer(" ".join(text.split()))]
-        assert not found, f"{name} --help: {found}"
+        assert not found, f"mechstudy {' '.join(words)} --help: {found}"
 
 
 # ------------------------------------------------------------------------------------------------ sizes

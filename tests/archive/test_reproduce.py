@@ -184,7 +184,7 @@ def test_looking_up_a_number_imports_no_torch(study):
 
     code = (
         "import sys\n"
-        "import mechstudy.cli.storage, mechstudy.cli.reproduce\n"
+        "import mechstudy.cli.maintenance, mechstudy.cli.reproduce\n"
         "import mechstudy.archive.reproduce, mechstudy.archive.archive\n"
         "import mechstudy.archive.clean, mechstudy.archive.restore\n"
         "assert 'torch' not in sys.modules"

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterator
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from mechstudy.cli.app import app
+from mechstudy.cli.app import PANELS, app, command
+from mechstudy.study.phases import registry
+from tests.support.commands import commands
 
 STYLES = {"[cyan]", "[dim]", "[bold]", "[/]"}
-
-
-def commands(command=None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
-    """Every command of the app and of its groups, the app itself first."""
-    command = command or typer.main.get_command(app)
-    yield path, command
-    for name, below in getattr(command, "commands", {}).items():
-        yield from commands(below, (*path, name))
 
 
 @pytest.mark.parametrize(("path", "command"), [pytest.param(*c, id=" ".join(c[0]) or "app") for c in commands()])
@@ -33,3 +26,14 @@ def test_help_prints_with_all_that_stands_in_brackets(path, command):
 
 def test_the_walk_reaches_commands_of_groups():
     assert {("dictionary", "compare"), ("bench", "synthetic"), ("run",)} <= {path for path, _ in commands()}
+
+
+@pytest.mark.parametrize(("place", "line"), [item for panel in PANELS.values() for item in panel.items()])
+def test_the_list_of_commands_shows_the_first_paragraph_of_each_help(place, line):
+    help = inspect.cleandoc(command(place.partition(".")[2]).help)
+    assert help.partition("\n\n")[0].replace("\n", " ") == line
+
+
+def test_every_command_of_a_phase_is_listed_in_the_order_of_phases():
+    declared = dict.fromkeys(phase.command.name for phase in registry.phases() if phase.command is not None)
+    assert list(registry.COMMANDS) == list(declared)

@@ -5,9 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import typer.main
-
-from mechstudy.cli.app import app
+from tests.support.commands import commands
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -71,8 +69,7 @@ def test_every_page_is_linked_from_the_readme():
 
 
 def test_commands_in_the_docs_exist():
-    group = typer.main.get_command(app)
-    existing = {name: set(getattr(command, "commands", ())) for name, command in group.commands.items()}
+    existing = {words[0]: set(getattr(command, "commands", ())) for words, command in commands() if len(words) == 1}
     missing = []
     for page in PAGES:
         for code in codes(page):

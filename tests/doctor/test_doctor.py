@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mechstudy.cli.app import app
-from mechstudy.doctor import disks, machine, outside
+from mechstudy.doctor import disks, machine
 from mechstudy.doctor.checks import run_checks
 from mechstudy.machine import cgroup
 from mechstudy.monitoring.record import Sample, Session, to_lines
@@ -73,22 +73,22 @@ def test_full_disk_is_bad_and_a_memory_disk_is_warned_of(tmp_path: Path, monkeyp
 
 def test_error_of_an_unreachable_cluster_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "no Slurm here" in outside.slurm()[0].found
+    assert "no Slurm here" in machine.slurm()[0].found
     for name in ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "sacct"):
         script = tmp_path / name
         script.write_text("#!/bin/sh\necho 'slurm_load_partitions: Unable to contact' >&2\nexit 1\n")
         script.chmod(0o755)
-    [check] = outside.slurm()
+    [check] = machine.slurm()
     assert check.status == "warn" and "Unable to contact" in check.found
     (tmp_path / "sinfo").write_text("#!/bin/sh\necho 'gpu* up 4 64 500000 gpu:a100:4'\n")
-    answers, accounting = outside.slurm()
+    answers, accounting = machine.slurm()
     assert answers.status == "ok" and "gpu* up 4 64 500000 gpu:a100:4" in answers.found
     assert accounting.found.startswith("none (")
 
 
 def test_offline_hub_is_ok_and_reported() -> None:
-    assert outside.hub({"HF_HUB_OFFLINE": "1"})[0].status == "ok"
-    [check] = outside.hub({"HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert machine.hub({"HF_HUB_OFFLINE": "1"})[0].status == "ok"
+    [check] = machine.hub({"HF_ENDPOINT": "http://127.0.0.1:9"})
     assert check.status == "ok" and "is not reached" in check.found and "path:" in check.fix
 
 
@@ -96,7 +96,7 @@ def test_a_check_that_fails_is_a_warning_and_the_others_go_on() -> None:
     def broken_check() -> list[Any]:
         raise RuntimeError("no /proc here")
 
-    broken, sound = run_checks({"cores": broken_check, "hub": lambda: outside.hub({"HF_HUB_OFFLINE": "1"})})
+    broken, sound = run_checks({"cores": broken_check, "hub": lambda: machine.hub({"HF_HUB_OFFLINE": "1"})})
     assert (broken.name, broken.status, sound.status) == ("cores", "warn", "ok")
     assert broken.found == "could not be checked: RuntimeError: no /proc here"
 

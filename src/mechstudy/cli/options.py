@@ -18,11 +18,10 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.core.signals import Interrupted, Terminated
 
 STUDY_PANEL = "Study"
-COMPUTE_PANEL = "Execution (never changes results)"
 PHASE_PANEL = "Phase"
 
 _study = functools.partial(typer.Option, rich_help_panel=STUDY_PANEL)
-_compute = functools.partial(typer.Option, rich_help_panel=COMPUTE_PANEL)
+_compute = functools.partial(typer.Option, rich_help_panel="Execution (never changes results)")
 
 _STUDY_HELP = "The study file, for example [cyan]study.yaml[/]; `mechstudy init` writes one."
 _SET_HELP = (
@@ -36,6 +35,7 @@ _WORLD_SIZE_HELP = (
 _OUT_HELP = "The run's folder. Default: runs/<name of the study> in the current folder."
 _PROFILE_HELP = "Record the first steps of each unit with torch's profiler: a trace and a table in <run>/profile/."
 _SNAPSHOT_HELP = "Record each unit's memory at its peak, in <run>/profile/; on a GPU in the format of torch's viewer."
+_HARDWARE_HELP = "a100-40gb, a100-80gb, h100, or your own YAML file. Default: compute.hardware, else this machine."
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help=_STUDY_HELP)]
 Sets = Annotated[list[str] | None, _study("--set", metavar="KEY=VALUE", help=_SET_HELP)]
@@ -45,10 +45,10 @@ Threads = Annotated[int | None, _compute(min=1, help="CPU threads in total; over
 WorldSize = Annotated[int | None, _compute(min=1, metavar="N", help=_WORLD_SIZE_HELP)]
 Profile = Annotated[bool, _compute("--profile", help=_PROFILE_HELP)]
 MemorySnapshot = Annotated[bool, _compute("--memory-snapshot", help=_SNAPSHOT_HELP)]
+HardwareName = Annotated[str | None, typer.Option("--hardware", metavar="NAME", help=_HARDWARE_HELP)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 F = TypeVar("F", bound=Callable[..., Any])
-INTERRUPTED, TERMINATED = 130, 143
 
 
 def say(message: str) -> None:
@@ -79,7 +79,7 @@ def guarded(command: F) -> F:
             raise SystemExit(128 + stop.number) from None
         except KeyboardInterrupt as interruption:
             _say_how_to_resume()
-            raise SystemExit(TERMINATED if isinstance(interruption, Terminated) else INTERRUPTED) from None
+            raise SystemExit(143 if isinstance(interruption, Terminated) else 130) from None
         except BrokenPipeError:  # the reader of our output has ended, as with `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None

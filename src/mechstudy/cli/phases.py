@@ -10,19 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from mechstudy import planning, runner
-from mechstudy.cli.options import (
-    PHASE_PANEL,
-    Device,
-    MemorySnapshot,
-    Out,
-    Profile,
-    Sets,
-    StudyFile,
-    Threads,
-    WorldSize,
-    overrides,
-    say,
-)
+from mechstudy.cli import options
+from mechstudy.cli.options import overrides, say
 from mechstudy.cli.run import run_units
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.sites import parse_layers
@@ -41,26 +30,21 @@ _RESUME_FROM = Flag(
 )
 
 
-def commands() -> list[Callable[..., None]]:
-    """The commands, in the order of the phases."""
-    by_name = {phase.command.name: phase.command for phase in registry.phases() if phase.command is not None}
-    return [_function(command) for command in by_name.values()]
-
-
-def _function(command: Command) -> Callable[..., None]:
-    """A function for typer, with the command's own flags and the common ones as parameters."""
+def command(name: str) -> Callable[..., None]:
+    """A command as a function for typer, with its own flags and the common ones as parameters."""
+    command = next(phase.command for phase in registry.phases() if phase.command and phase.command.name == name)
     own = [flag for flag in command.flags if flag.name != _LAYERS.name]
     own = [*([_LAYERS] if command.by_layer else []), *own, *([_RESUME_FROM] if command.resumes_from else [])]
     parameters = {
-        "study": (StudyFile, inspect.Parameter.empty),
+        "study": (options.StudyFile, inspect.Parameter.empty),
         **{flag.name: (_option(flag), False if flag.kind is bool else None) for flag in own},
-        "sets": (Sets, None),
-        "out": (Out, None),
-        "device": (Device, None),
-        "threads": (Threads, None),
-        **({"world_size": (WorldSize, None)} if command.shared else {}),
-        "profile": (Profile, False),
-        "memory_snapshot": (MemorySnapshot, False),
+        "sets": (options.Sets, None),
+        "out": (options.Out, None),
+        "device": (options.Device, None),
+        "threads": (options.Threads, None),
+        **({"world_size": (options.WorldSize, None)} if command.shared else {}),
+        "profile": (options.Profile, False),
+        "memory_snapshot": (options.MemorySnapshot, False),
     }
 
     def run(**values: Any) -> None:
@@ -74,7 +58,7 @@ def _function(command: Command) -> Callable[..., None]:
         ]
     )
     run.__annotations__ = {name: kind for name, (kind, _) in parameters.items()}
-    run.__name__, run.__doc__ = command.name, command.help
+    run.__name__, run.__doc__ = name, f"{registry.COMMANDS[name]}\n\n[dim]{command.example}[/]"
     return run
 
 
@@ -82,7 +66,8 @@ def _option(flag: Flag) -> Any:
     name = "--" + flag.name.replace("_", "-")
     kind = flag.kind if flag.kind is bool else flag.kind | None
     return Annotated[
-        kind, typer.Option(name, min=flag.least, metavar=flag.metavar, help=flag.help, rich_help_panel=PHASE_PANEL)
+        kind,
+        typer.Option(name, min=flag.least, metavar=flag.metavar, help=flag.help, rich_help_panel=options.PHASE_PANEL),
     ]
 
 

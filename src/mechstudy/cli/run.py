@@ -11,19 +11,8 @@ from typing import Any
 import typer
 
 from mechstudy import monitoring, planning, runner
-from mechstudy.cli.options import (
-    Device,
-    Json,
-    MemorySnapshot,
-    Out,
-    Profile,
-    Sets,
-    StudyFile,
-    Threads,
-    WorldSize,
-    overrides,
-    say,
-)
+from mechstudy.cli import options
+from mechstudy.cli.options import overrides, say
 from mechstudy.cli.show import print_json, report_pages, show_status
 from mechstudy.cli.slurm import as_submitted
 from mechstudy.core.errors import MechstudyError
@@ -33,14 +22,14 @@ Records = tuple[bool, bool]  # whether --profile and --memory-snapshot were give
 
 
 def run(
-    study: StudyFile,
-    sets: Sets = None,
-    out: Out = None,
-    device: Device = None,
-    threads: Threads = None,
-    world_size: WorldSize = None,
-    profile: Profile = False,
-    memory_snapshot: MemorySnapshot = False,
+    study: options.StudyFile,
+    sets: options.Sets = None,
+    out: options.Out = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    world_size: options.WorldSize = None,
+    profile: options.Profile = False,
+    memory_snapshot: options.MemorySnapshot = False,
 ) -> None:
     """Run the study, or resume it: only what is missing runs.
 
@@ -59,7 +48,9 @@ def run(
     raise typer.Exit(runner.led(run_all))
 
 
-def status(study: StudyFile, sets: Sets = None, out: Out = None, as_json: Json = False) -> None:
+def status(
+    study: options.StudyFile, sets: options.Sets = None, out: options.Out = None, as_json: options.Json = False
+) -> None:
     """Show every unit's state, from the run's files and Slurm's queue, also while the study runs.
 
     Without --set, a submitted study is shown with the overrides of its submission.
@@ -73,7 +64,7 @@ def status(study: StudyFile, sets: Sets = None, out: Out = None, as_json: Json =
         show_status(states, opened.folder)
 
 
-def report(study: StudyFile, sets: Sets = None, out: Out = None) -> None:
+def report(study: options.StudyFile, sets: options.Sets = None, out: options.Out = None) -> None:
     """Rebuild the report from the finished units, and print its path. Runs nothing else."""
     opened = planning.open_study(study, overrides(sets), out=out, say=say)
     reports = [unit.name for unit in opened.units if unit.phase.concludes]

@@ -18,7 +18,6 @@ from rich.text import Text
 from mechstudy import runner
 from mechstudy.core.progress import duration
 
-USAGE_PAGE = "usage.html"  # of the report
 _FILE_WIDTH = 140  # columns where there is no terminal to ask
 COLOURS = {
     "done": "green",
@@ -105,5 +104,5 @@ def show_status(status: runner.Status, folder: Path) -> None:
 
 def report_pages(folder: Path) -> str | None:
     """One line with the paths of the report and of its usage page; None without a report."""
-    pages = {"report": folder / "report" / "index.html", "usage": folder / "report" / USAGE_PAGE}
+    pages = {"report": folder / "report" / "index.html", "usage": folder / "report" / "usage.html"}
     return ", ".join(f"{name}: {page}" for name, page in pages.items() if page.exists()) or None

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from mechstudy import planning
 from mechstudy.cli.options import STUDY_PANEL, Json, Out, Sets, StudyFile, overrides, say
-from mechstudy.cli.show import print_json
-from mechstudy.cli.slurm_table import show_dry_run
+from mechstudy.cli.show import console, print_json, table
 from mechstudy.core.errors import MechstudyError
 from mechstudy.runner import slurm
+from mechstudy.study.slurm_config import SlurmConfig
 from mechstudy.study.study import load_study
 
 ProfileName = Annotated[
@@ -190,3 +191,35 @@ def _show_why(reason: slurm.Why) -> None:
     for line in reason.lines:
         print(f"    | {line}")
     print(f"  {'next:':<{width}} {reason.next}")
+
+
+def show_dry_run(asked: slurm.Asked, result: slurm.Result) -> None:
+    """Prints the arrays, the commands, the scripts' folder, and the next command."""
+    if not result.shown:
+        print(f"nothing to submit: {result.done} units are done")
+        return
+    arrays = table("array", "~units", "~after", "~asks for")
+    implied: dict[str, set[str]] = {}  # array -> all arrays before it; only the last of them are shown
+    for shown in result.shown:
+        before = [key for key in shown.after if not any(key in implied[other] for other in shown.after)]
+        implied[shown.group.key] = {*shown.after}.union(*(implied[key] for key in shown.after))
+        wait = ("the end of " if shown.group.takes_what_is_there else "") + ", ".join(before)
+        n = len(shown.tasks)
+        units = f"{n}: {', '.join(shown.tasks)}" if n > 1 else str(n)
+        arrays.add_row(Text(shown.group.key), Text(units), Text(wait if before else "-"), Text(_asks(shown.asked)))
+    console().print(arrays)
+    for shown in result.shown:
+        print(shown.command)
+    n_units = sum(len(shown.tasks) for shown in result.shown)
+    print(f"\n{n_units} units in {len(result.shown)} jobs; nothing was submitted")
+    print(f"scripts: {result.shown[0].script.parent}")
+    print(f"cost:    {asked.opened.command('plan')}")
+    profile = () if asked.profile is None else ("--profile-name", asked.profile)
+    print(f"next:    {asked.opened.command('submit', *profile)}")
+
+
+def _asks(asked: SlurmConfig) -> str:
+    """``partition gpu, gpus 1, memory 64G, time 04:00:00``."""
+    names = ("partition", "account", "qos", "gpus", "cpus", "memory", "time", "concurrent")
+    fields = [f"{name} {getattr(asked, name)}" for name in names if getattr(asked, name) is not None]
+    return ", ".join([*fields, *asked.extra]) or "the cluster's defaults"

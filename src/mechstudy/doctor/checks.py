@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from mechstudy.doctor import disks, machine, outside
-from mechstudy.doctor.check import Check
+from mechstudy.doctor import disks, machine
+from mechstudy.doctor.machine import Check
 
 Probe = Callable[[], list[Check]]
 
@@ -20,28 +20,18 @@ def check_machine(run_folder: Path, cache: Path, *, quick: bool = False) -> Iter
         cache: the folder of fetched models.
         quick: skip torch and the measurements of disks.
     """
-    software: dict[str, Probe] = {
-        "python": machine.python,
-        "cores": machine.cores,
-        "memory": machine.memory,
-        "huge pages": machine.huge_pages,
-        "gpu driver": machine.gpu_driver,
-    }
-    folders: dict[str, Probe] = {
-        name: partial(disks.folder, name, path) for name, path in (("run folder", run_folder), ("cache", cache))
-    }
-    network: dict[str, Probe] = {"slurm": outside.slurm, "hub": outside.hub}
-    yield from run_checks(software | network if quick else software | folders | network)
+    software = _named(machine.python, machine.cores, machine.memory, machine.huge_pages, machine.gpu_driver)
+    paths = {"run folder": run_folder, "cache": cache}
+    folders = {} if quick else {name: partial(disks.folder, name, path) for name, path in paths.items()}
+    yield from run_checks(software | folders | _named(machine.slurm, machine.hub))
     if not quick:
         from mechstudy.doctor import torch_checks
 
-        yield from run_checks(
-            {
-                "build": torch_checks.build,
-                "precision": torch_checks.precision,
-                "threading": torch_checks.threading,
-            }
-        )
+        yield from run_checks(_named(torch_checks.build, torch_checks.precision, torch_checks.threading))
+
+
+def _named(*probes: Probe) -> dict[str, Probe]:
+    return {probe.__name__.replace("_", " "): probe for probe in probes}
 
 
 def run_checks(probes: Mapping[str, Probe]) -> Iterator[Check]:

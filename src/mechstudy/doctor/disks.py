@@ -12,7 +12,7 @@ from pathlib import Path
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.files import disk_errors
 from mechstudy.core.sizes import human
-from mechstudy.doctor.check import Check
+from mechstudy.doctor.machine import Check
 from mechstudy.machine.file_systems import file_system, is_network
 from mechstudy.planning.machine import disk_rates
 
@@ -27,28 +27,21 @@ _LOCK = (
 
 def folder(name: str, path: Path) -> list[Check]:
     """All checks of one folder, which is created meanwhile if it does not exist."""
-    made = _make(path)
+    absent = [p for p in (path, *path.parents) if not p.exists()]  # innermost first
+    with suppress(OSError):
+        path.mkdir(parents=True, exist_ok=True)
     try:
         with disk_errors(path):
             kind = file_system(path)
             return [free_space(name, path, kind), _speed(name, path, kind), _locks(name, path, kind)]
     except (MechstudyError, OSError) as error:
         what = error.what if isinstance(error, MechstudyError) else str(error)
-        return [
-            Check(name, "bad", f"{path}: {what}", "another folder: --out for the run, $MECHSTUDY_CACHE for the cache")
-        ]
+        fix = "another folder: --out for the run, $MECHSTUDY_CACHE for the cache"
+        return [Check(name, "bad", f"{path}: {what}", fix)]
     finally:
-        for parent in made:
+        for parent in absent:
             with suppress(OSError):
                 parent.rmdir()
-
-
-def _make(path: Path) -> list[Path]:
-    """Creates the folder; the folders that did not exist, innermost first."""
-    absent = [p for p in (path, *path.parents) if not p.exists()]
-    with suppress(OSError):
-        path.mkdir(parents=True, exist_ok=True)
-    return absent
 
 
 def free_space(name: str, path: Path, kind: str) -> Check:
@@ -59,13 +52,11 @@ def free_space(name: str, path: Path, kind: str) -> Check:
     if kind in ("tmpfs", "ramfs"):
         return Check(name, "warn", f"{text}; it is in memory, and lost at a restart", "a folder on a disk")
     if free < _NONE:
-        return Check(
-            name, "bad", text, "free some space, or use another folder; `mechstudy plan` shows what a study needs"
-        )
+        fix = "free some space, or use another folder; `mechstudy plan` shows what a study needs"
+        return Check(name, "bad", text, fix)
     if free < _LITTLE:
-        return Check(
-            name, "warn", text, "`mechstudy plan` shows what a study needs; dictionaries.source: stream needs least"
-        )
+        fix = "`mechstudy plan` shows what a study needs; dictionaries.source: stream needs least"
+        return Check(name, "warn", text, fix)
     return Check(name, "ok", text)
 
 

@@ -39,7 +39,9 @@ def diagnose(run: Path, study: Mapping[str, Any]) -> Diagnosis:
 
 def _facts(run: Path) -> dict[str, dict[str, Any]]:
     """Facts by phase, of the queue and the machine."""
-    facts: dict[str, dict[str, Any]] = {phase: {"gpus_here": _gpus_here()} for phase in registry.names()}
+    listing = nvidia_smi()
+    gpus = 0 if listing is None else max(1, len(listing.splitlines()) - 1)
+    facts: dict[str, dict[str, Any]] = {phase: {"gpus_here": gpus} for phase in registry.names()}
     states = read_states(run)
     if not has_record(run):
         return facts
@@ -67,20 +69,11 @@ def _queued(
         for entry, job, _ in record.of_unit(unit):
             if entry.number == attempt.submission:
                 waited = {u for other in entry.jobs if other.group in job.after for u in other.tasks.values()}
-                ready += [_ended(states[u]) for u in waited if u in states]
+                ready += [_time(last.ended) for u in waited if u in states and (last := states[u].last) is not None]
         total += max(0.0, _time(attempt.started) - max(ready)) if max(ready) else 0.0
         before = _time(attempt.ended)
     return total
 
 
-def _ended(state: UnitState) -> float:
-    return _time(state.last.ended) if state.last is not None else 0.0
-
-
 def _time(text: str | None) -> float:
     return datetime.fromisoformat(text).timestamp() if text else 0.0
-
-
-def _gpus_here() -> int:
-    listing = nvidia_smi()
-    return 0 if listing is None else max(1, len(listing.splitlines()) - 1)

@@ -8,7 +8,7 @@ import time
 import numba
 import torch
 
-from mechstudy.doctor.check import Check
+from mechstudy.doctor.machine import Check
 from mechstudy.machine.cgroup import usable_cores
 
 _WIDTH = 2048  # of the measured matrix products; four times as wide on a GPU
@@ -75,14 +75,13 @@ def precision() -> list[Check]:
 def _rate(dtype: torch.dtype, device: str) -> float:
     width = _WIDTH if device == "cpu" else 4 * _WIDTH
     a, b = (torch.ones(width, width, dtype=dtype, device=device) for _ in range(2))
-    best, end = float("inf"), time.perf_counter() + _SECONDS
-    first = True
-    while first or time.perf_counter() < end:
+    times: list[float] = []
+    end = time.perf_counter() + _SECONDS
+    while not times or time.perf_counter() < end:
         began = time.perf_counter()
         float((a @ b)[0, 0])  # waits for the device
-        took = time.perf_counter() - began
-        best, first = (best, False) if first else (min(best, took), False)
-    return float(2 * width**3 / (best if best < float("inf") else took))
+        times.append(time.perf_counter() - began)
+    return float(2 * width**3 / min(times[1:] or times))  # the first warms up
 
 
 def threading() -> list[Check]:

@@ -59,8 +59,7 @@ class AttributePhase(Phase[AttributionConfig, AttributeInputs]):
     usage = PhaseProfile(gpu=(0.85, 0.95))
     command = Command(
         "attribute",
-        "Phase 4: attribution graphs of every behaviour, per prompt and aggregated.\n\n"
-        "[dim]mechstudy attribute study.yaml --n-samples 8[/]",
+        "mechstudy attribute study.yaml --n-samples 8",
         flags=(
             Flag(
                 "n_samples",

@@ -87,14 +87,15 @@ class Flag:
 
 @dataclass(frozen=True)
 class Command:
-    """The command of a phase: its help, and ``flags`` beside those of every command.
+    """The command of a phase: an example, and ``flags`` beside those of every command.
 
+    Its line of help is in `registry.COMMANDS`.
     ``by_layer`` adds ``--layers``, ``shared`` ``--world-size``, ``resumes_from`` ``--resume-from``.
     ``select(unit, values)`` chooses the units that run.
     """
 
     name: str
-    help: str
+    example: str
     flags: tuple[Flag, ...] = ()
     by_layer: bool = False
     shared: bool = False

@@ -48,8 +48,7 @@ class BaselinePhase(Phase[BaselineSpec, BaselineInputs]):
     usage = PhaseProfile(gpu=(0.60, 0.80))
     command = Command(
         "baseline",
-        "Phase 1: does the model show the behaviour? Accuracy, logit differences, and the gate.\n\n"
-        "[dim]mechstudy baseline study.yaml --set baseline.min_accuracy=0.9[/]",
+        "mechstudy baseline study.yaml --set baseline.min_accuracy=0.9",
         flags=(N_SAMPLES,),
     )
 

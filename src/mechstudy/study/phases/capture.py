@@ -79,8 +79,7 @@ class PromptCapturePhase(Phase[PromptCaptureConfig, PromptCaptureInputs]):
     calibrated_as = "capture"
     command = Command(
         "capture",
-        "Phase 2: activations of the prompts and of the training corpus, to disk.\n\n"
-        "[dim]mechstudy capture study.yaml --layers 10-24 --n-samples 40 --prompts[/]",
+        "mechstudy capture study.yaml --layers 10-24 --n-samples 40 --prompts",
         flags=(
             Flag("layers", str, "", overrides=lambda _, layers: [f'capture.layers="{layers}"']),
             N_SAMPLES,

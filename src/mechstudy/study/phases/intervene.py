@@ -50,8 +50,7 @@ class IntervenePhase(Phase[InterventionConfig, InterveneInputs]):
     usage = PhaseProfile(gpu=(0.60, 0.80))
     command = Command(
         "intervene",
-        "Phase 5: ablation, patching, resampling, steering and edges, on test prompts discovery has not seen.\n\n"
-        "[dim]mechstudy intervene study.yaml --n-samples 50[/]",
+        "mechstudy intervene study.yaml --n-samples 50",
         flags=(
             Flag(
                 "n_samples",

@@ -74,8 +74,7 @@ class PromptsPhase(Phase[PromptsSpec, PromptsInputs]):
     spec, inputs = PromptsSpec, PromptsInputs
     command = Command(
         "prompts",
-        "Phase 0: contrastive prompt pairs of every behaviour, train and test.\n\n"
-        "[dim]mechstudy prompts study.yaml --n-samples 50[/]",
+        "mechstudy prompts study.yaml --n-samples 50",
         flags=(N_SAMPLES,),
     )
 

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mechstudy.core.errors import MechstudyError, nearest
-from mechstudy.monitoring.expected_usage import PhaseProfile
-from mechstudy.study.phases.base import Phase
-from mechstudy.study.retention import Retention
+
+if TYPE_CHECKING:
+    from mechstudy.monitoring.expected_usage import PhaseProfile
+    from mechstudy.study.phases.base import Phase
+    from mechstudy.study.retention import Retention
 
 PHASES = {
     "model": "model:ModelPhase",
@@ -27,6 +29,15 @@ PHASES = {
     "features": "features:FeaturesPhase",
     "intervene": "intervene:IntervenePhase",
     "report": "report:ReportPhase",
+}
+COMMANDS = {  # of phases, with the first paragraph of their help
+    "prompts": "Phase 0: contrastive prompt pairs of every behaviour, train and test.",
+    "baseline": "Phase 1: does the model show the behaviour? Accuracy, logit differences, and the gate.",
+    "capture": "Phase 2: activations of the prompts and of the training corpus, to disk.",
+    "train": "Phase 3: one dictionary (SAE or transcoder) per layer, and its variants. Interrupted, it "
+    "resumes by itself.",
+    "attribute": "Phase 4: attribution graphs of every behaviour, per prompt and aggregated.",
+    "intervene": "Phase 5: ablation, patching, resampling, steering and edges, on test prompts discovery has not seen.",
 }
 
 

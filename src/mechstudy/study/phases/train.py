@@ -145,8 +145,7 @@ class TrainPhase(Phase[TrainSpec, TrainInputs]):
     )
     command = Command(
         "train",
-        "Phase 3: one dictionary (SAE or transcoder) per layer, and its variants. Interrupted, it resumes by itself."
-        "\n\n[dim]mechstudy train study.yaml --layers 12 --max-steps 5000 --profile[/]",
+        "mechstudy train study.yaml --layers 12 --max-steps 5000 --profile",
         flags=(
             Flag(
                 "max_steps",

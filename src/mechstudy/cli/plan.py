@@ -1,23 +1,83 @@
-"""The plan as tables, 100 columns wide by default; in a narrower terminal a wide table is printed in parts."""
+"""`plan`: a study's needs as tables, 100 columns wide by default; in a narrower terminal in parts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from textwrap import wrap
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mechstudy import planning
-from mechstudy.cli.show import COLOURS, console, phase_table, print_fitting, table, time_text
+from mechstudy.cli.options import Device, HardwareName, Json, Out, Sets, StudyFile, Threads, overrides, say
+from mechstudy.cli.show import COLOURS, console, phase_table, print_fitting, print_json, table, time_text
 from mechstudy.core.progress import duration
 from mechstudy.core.sizes import human
+from mechstudy.models.known import known_models
+from mechstudy.runner import slurm
+from mechstudy.study.slurm_config import SlurmConfig
 
 WIDTH = 100
 _UNIT_WIDTH = 28
+_MODELS_HELP = "List the models that can be planned before they are fetched, and exit."
+
+
+def _list_models(wanted: bool) -> None:
+    if wanted:
+        print("\n".join(f"hf:{name}" for name in known_models()))
+        raise typer.Exit
+
+
+Models = Annotated[bool, typer.Option("--models", callback=_list_models, is_eager=True, help=_MODELS_HELP)]
+
+
+def plan(
+    study: StudyFile,
+    sets: Sets = None,
+    out: Out = None,
+    device: Device = None,
+    threads: Threads = None,
+    hardware: HardwareName = None,
+    as_json: Json = False,
+    models: Models = False,
+) -> None:
+    """Show what the study will need: FLOPs, time, memory, disk, GPU-hours, per unit, per phase and in total.
+
+    Loads no weights; well-known models need not even be fetched. `mechstudy validate` calibrates the numbers on this
+    machine. Exits with 2 when something cannot fit, with the change that would make it fit.
+
+    [dim]mechstudy plan study.yaml --hardware a100-80gb --set dictionaries.layers=0-29[/]
+    """
+    opened = planning.open_study(study, overrides(sets, device, threads), out=out, say=say)
+    jobs = _slurm(opened)
+    machine = planning.asked_hardware(opened.study.compute, hardware)
+    made = planning.make_plan(opened.evaluate(), opened.folder, opened.options, hardware=machine, slurm=jobs)
+    made.notes.extend(opened.notes)
+    if opened.model is None:
+        made.notes.append("the model's weights are not here yet; `mechstudy run` fetches them")
+    if as_json:
+        print_json(made.as_json())
+    else:
+        show_plan(made)
+    errors = planning.refusals(made, opened, jobs, disk_here=made.hardware.is_here)
+    for error in errors[:-1]:
+        say(f"error: {error}\n")
+    if errors:
+        raise errors[-1]
+
+
+def _slurm(opened: planning.OpenedStudy) -> SlurmConfig | None:
+    """What jobs ask for, with the profile's values; None for a study without Slurm settings."""
+    compute = opened.study.compute
+    if compute.profile is None and compute.slurm == SlurmConfig():
+        return None
+    return slurm.resolved(compute, opened.lines)[0]
 
 
 def show_plan(plan: planning.Plan) -> None:
@@ -155,15 +215,11 @@ def _where(folder: Path) -> str:
     return "" if obvious else f" at {measured}, as {folder.parent} does not exist yet"
 
 
-def _alike(rows: Iterable[planning.PlanRow]) -> list[tuple[planning.PlanRow, list[str]]]:
-    """Neighbouring rows that differ only in the unit's name, as one row with its units."""
-    groups: list[tuple[planning.PlanRow, list[str]]] = []
-    for row in rows:
-        if groups and row.state != "done" and _shown(groups[-1][0]) == _shown(row):
-            groups[-1][1].append(row.unit)
-        else:
-            groups.append((row, [row.unit]))
-    return groups
+def _alike(rows: Iterable[planning.PlanRow]) -> Iterator[tuple[planning.PlanRow, list[str]]]:
+    """Neighbouring rows that are not done and differ only in the unit's name, as one row with its units."""
+    for _, same in groupby(rows, lambda row: row if row.state == "done" else _shown(row)):
+        alike = list(same)
+        yield alike[0], [row.unit for row in alike]
 
 
 def _shown(row: planning.PlanRow) -> planning.PlanRow:

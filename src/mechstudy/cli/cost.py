@@ -1,4 +1,4 @@
-"""Planned and spent resources as tables; in a narrow terminal a wide table is printed in parts."""
+"""`cost`: planned and spent resources as tables; in a narrow terminal a wide table is printed in parts."""
 
 from __future__ import annotations
 
@@ -10,13 +10,36 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mechstudy import runner
-from mechstudy.cli.show import console, phase_table, print_fitting
+from mechstudy import planning, runner
+from mechstudy.cli.options import HardwareName, Json, Out, Sets, StudyFile, overrides
+from mechstudy.cli.run import nothing_has_run
+from mechstudy.cli.show import console, phase_table, print_fitting, print_json
+from mechstudy.cli.slurm import as_submitted
 from mechstudy.core.progress import duration
 from mechstudy.core.sizes import human
 
 if TYPE_CHECKING:
     Columns = Sequence[tuple[str, Callable[[runner.PhaseCost], str]]]
+
+
+def cost(
+    study: StudyFile, sets: Sets = None, out: Out = None, hardware: HardwareName = None, as_json: Json = False
+) -> None:
+    """Show what the study has taken so far beside the plan, phase by phase.
+
+    From the records of finished units, and for submitted studies from Slurm's accounting, which includes jobs that
+    were requeued or lost. Without --set, a submitted study is shown with the overrides of its submission.
+
+    [dim]mechstudy cost study.yaml --json[/]
+    """
+    opened = as_submitted(study, overrides(sets), out)
+    spent = runner.cost_of(runner.run_of(opened), planning.asked_hardware(opened.study.compute, hardware))
+    if as_json:
+        print_json(spent.as_json())
+    elif spent.total.done or (spent.total.jobs and spent.total.jobs.jobs):
+        show_cost(spent, opened.folder)
+    else:
+        raise nothing_has_run(opened.folder, opened.file)
 
 
 def show_cost(cost: runner.Cost, folder: Path) -> None:

@@ -29,35 +29,3 @@ from .models import Site as Site
 from .models import load_model as load_model
 
 __version__: str
-
-__all__ = [
-    "Ablation",
-    "Activations",
-    "AttributionConfig",
-    "BehaviourGraph",
-    "Dictionary",
-    "DictionaryConfig",
-    "DictionarySet",
-    "FeatureAt",
-    "LanguageModel",
-    "MechstudyError",
-    "PromptGraph",
-    "PromptPair",
-    "Prompts",
-    "Run",
-    "Site",
-    "Study",
-    "TrainConfig",
-    "ablate",
-    "attribute",
-    "capture",
-    "evaluate",
-    "generate",
-    "load_dictionaries",
-    "load_graph",
-    "load_model",
-    "load_prompts",
-    "open_run",
-    "score",
-    "train",
-]

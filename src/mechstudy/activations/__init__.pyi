@@ -21,29 +21,3 @@ from .striping import stripe as stripe
 from .texts import Activations as Activations
 from .writer import StoreWriter as StoreWriter
 from .writer import merge as merge
-
-__all__ = [
-    "Activations",
-    "CaptureConfig",
-    "Positions",
-    "PromptBatches",
-    "PromptCaptureConfig",
-    "Quota",
-    "RowReader",
-    "Store",
-    "StoreBatches",
-    "StoreWriter",
-    "StreamBatches",
-    "capture_corpus",
-    "capture_corpus_part",
-    "capture_prompts",
-    "keep_prompts",
-    "merge",
-    "part_file",
-    "remove_parts",
-    "require_room",
-    "staged",
-    "store_bytes",
-    "store_mixing",
-    "stripe",
-]

@@ -7,15 +7,3 @@ from .graphs import load_graph as load_graph
 from .runs import Run as Run
 from .runs import open_run as open_run
 from .studies import Study as Study
-
-__all__ = [
-    "BehaviourGraph",
-    "PromptGraph",
-    "Run",
-    "Study",
-    "attribute",
-    "load_dictionaries",
-    "load_graph",
-    "open_run",
-    "train",
-]

@@ -13,21 +13,3 @@ from .restore import restore_run as restore_run
 from .restore import study_command as study_command
 from .verify import Verified as Verified
 from .verify import verify_run as verify_run
-
-__all__ = [
-    "Archived",
-    "Cleaned",
-    "Entry",
-    "ReportNumber",
-    "Rerun",
-    "Restored",
-    "Verified",
-    "archive_run",
-    "clean_run",
-    "describe_number",
-    "find_number",
-    "restore_run",
-    "run_again",
-    "study_command",
-    "verify_run",
-]

@@ -18,26 +18,3 @@ from .tokenise import Unsuitable as Unsuitable
 from .tokenise import pair_tokens as pair_tokens
 from .user import load_jsonl as load_jsonl
 from .user import outline_jsonl as outline_jsonl
-
-__all__ = [
-    "BEHAVIOURS",
-    "SPLITS",
-    "Behaviour",
-    "PairTokens",
-    "PromptPair",
-    "Prompts",
-    "Score",
-    "Tokens",
-    "Unsuitable",
-    "behaviour",
-    "from_jsonl",
-    "load_jsonl",
-    "load_prompts",
-    "outline_jsonl",
-    "pair_tokens",
-    "score",
-    "score_pairs",
-    "summarise_scores",
-    "to_jsonl",
-    "write_scores",
-]

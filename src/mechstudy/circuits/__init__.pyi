@@ -30,38 +30,3 @@ from .rows import SourceIndex as SourceIndex
 from .rows import Target as Target
 from .rows import direct_effects as direct_effects
 from .rows import feature_targets as feature_targets
-
-__all__ = [
-    "AttributionConfig",
-    "BehaviourFrames",
-    "ExplainedPrompt",
-    "FrozenForward",
-    "Graph",
-    "Ledger",
-    "LinearisedPrompt",
-    "LogitNode",
-    "PromptFrames",
-    "Pruned",
-    "Question",
-    "Scores",
-    "Source",
-    "SourceIndex",
-    "Target",
-    "aggregate_of",
-    "applies_at",
-    "attribute",
-    "direct_effects",
-    "explain_prompt",
-    "explain_question",
-    "feature_targets",
-    "graph_json",
-    "linearise",
-    "live_effects",
-    "live_gradients",
-    "no_graphs",
-    "node_id",
-    "prompt_record",
-    "prune",
-    "scores_of",
-    "total_effects",
-]

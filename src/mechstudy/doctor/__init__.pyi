@@ -3,5 +3,3 @@ from .machine import Check as Check
 from .machine import Status as Status
 from .run import Diagnosis as Diagnosis
 from .run import diagnose as diagnose
-
-__all__ = ["Check", "Diagnosis", "Status", "check_machine", "diagnose"]

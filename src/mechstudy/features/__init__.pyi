@@ -4,12 +4,3 @@ from .examples import example_windows as example_windows
 from .examples import logit_effects as logit_effects
 from .pages import feature_pages as feature_pages
 from .selection import features_in_graphs as features_in_graphs
-
-__all__ = [
-    "FeatureStatistics",
-    "collect_features",
-    "example_windows",
-    "feature_pages",
-    "features_in_graphs",
-    "logit_effects",
-]

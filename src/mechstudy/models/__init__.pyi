@@ -11,19 +11,3 @@ from .sources import read_config as read_config
 from .sources import resolve_source as resolve_source
 from .sources import weight_files as weight_files
 from .validate import validate_model as validate_model
-
-__all__ = [
-    "LanguageModel",
-    "Output",
-    "Site",
-    "compiled",
-    "faster_dtype",
-    "load_folder",
-    "load_model",
-    "local_folder",
-    "parse_layers",
-    "read_config",
-    "resolve_source",
-    "validate_model",
-    "weight_files",
-]

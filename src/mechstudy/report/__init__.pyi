@@ -3,5 +3,3 @@ from .data import UnitFiles as UnitFiles
 from .pages import build_report as build_report
 from .summary import build_summary as build_summary
 from .summary import findings as findings
-
-__all__ = ["ReportData", "UnitFiles", "build_report", "build_summary", "findings"]

@@ -12,20 +12,3 @@ from .status import Status as Status
 from .status import read_status as read_status
 from .study_run import execute as execute
 from .study_run import run_of as run_of
-
-__all__ = [
-    "LOG",
-    "Attempts",
-    "Cost",
-    "PhaseCost",
-    "RunResult",
-    "Status",
-    "cost_of",
-    "execute",
-    "find_checkpoint",
-    "findings_of",
-    "led",
-    "read_status",
-    "run_of",
-    "validate",
-]

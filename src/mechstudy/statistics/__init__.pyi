@@ -6,14 +6,3 @@ from .bootstrap import ratio as ratio
 from .clusters import cluster_sums as cluster_sums
 from .false_discovery import benjamini_hochberg as benjamini_hochberg
 from .permutation import sign_flip_p as sign_flip_p
-
-__all__ = [
-    "Estimate",
-    "benjamini_hochberg",
-    "cluster_bootstrap",
-    "cluster_sums",
-    "ratio",
-    "sign_flip_p",
-    "slopes",
-    "spearman",
-]

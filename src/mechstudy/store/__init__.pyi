@@ -23,31 +23,3 @@ from .sessions import job_of as job_of
 from .sessions import read_sessions as read_sessions
 from .sessions import sessions_of as sessions_of
 from .sessions import this_session as this_session
-
-__all__ = [
-    "DAMAGED",
-    "MANIFEST",
-    "SCRATCH",
-    "UNPUBLISHED",
-    "Artifact",
-    "ArtifactStore",
-    "ArtifactWriter",
-    "FileLock",
-    "Problem",
-    "RunLock",
-    "artifact_id",
-    "current_provenance",
-    "job_of",
-    "load_checkpoint",
-    "manifest_is_sound",
-    "package_index",
-    "read_manifest",
-    "read_sessions",
-    "save_checkpoint",
-    "sessions_of",
-    "sha256_of",
-    "sign",
-    "slug",
-    "this_session",
-    "write_manifest",
-]

@@ -11,19 +11,3 @@ from .unit import Unit as Unit
 from .unit_json import unit_as_json as unit_as_json
 from .unit_json import unit_from_json as unit_from_json
 from .units import build_units as build_units
-
-__all__ = [
-    "Evaluation",
-    "Graph",
-    "Input",
-    "Node",
-    "Phase",
-    "RunFolder",
-    "SlurmConfig",
-    "Study",
-    "Unit",
-    "build_units",
-    "load_study",
-    "unit_as_json",
-    "unit_from_json",
-]

@@ -13,21 +13,3 @@ from .submission import Asked as Asked
 from .submission import Result as Result
 from .why import Why as Why
 from .worker import run_in_job as run_in_job
-
-__all__ = [
-    "Asked",
-    "Result",
-    "Why",
-    "after_worker",
-    "cancel",
-    "has_record",
-    "jobs_now",
-    "logs",
-    "overrides_of",
-    "read_record",
-    "resolved",
-    "run_in_job",
-    "submission",
-    "thaw",
-    "why",
-]

@@ -13,8 +13,8 @@ import pytest
 
 from mechstudy.core.work import WorkKind
 from mechstudy.machine.runtime_options import RunOptions, RuntimeOptions
-from mechstudy.study.compute_config import ComputeConfig
 from mechstudy.study.phases import registry
+from mechstudy.study.study import ComputeConfig
 from tests.support.commands import commands
 from tests.support.source import PACKAGE, ROOT, SRC, imports, python_files, statements, tree_of
 

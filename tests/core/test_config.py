@@ -3,25 +3,19 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import pytest
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from mechstudy.core.config import Config, dump_config, load_config, load_config_with_lines
+from mechstudy.core.config import Config, load_config, load_config_with_lines
 from mechstudy.core.errors import MechstudyError
 
 
 class Text(Config):
     kind: Literal["text"] = "text"
     path: str
-    text: str = ""  # spelt like the tag, on purpose
-
-
-class Hub(Config):
-    kind: Literal["hub"] = "hub"
-    dataset: str
-    split: str = "train"
+    text: str = ""
 
 
 class Capture(Config):
@@ -42,11 +36,12 @@ class Capture(Config):
 
 class Study(Config):
     name: str
-    corpus: Annotated[Text | Hub, Field(discriminator="kind")]
-    more: tuple[Annotated[Text | Hub, Field(discriminator="kind")], ...] = ()
+    corpus: Text
+    more: tuple[Text, ...] = ()
     capture: Capture
     by_layer: dict[int, Capture] = Field(default_factory=dict)
-    either: Capture | Text | None = None
+    either: Capture | None = None
+    other: Text | None = None
     lr: float | Literal["auto"] = "auto"
     steps: int = Field(3, gt=0)
     resume: bool = True
@@ -169,11 +164,6 @@ def test_canonical_keeps_defaults_and_makes_tuples_lists():
     assert Capture(layers=(1,)).canonical() == {"layers": [1], "sites": ["mlp_out"]}
 
 
-def test_dumped_text_loads_into_an_equal_config(load):
-    study = load(BASE + "by_layer:\n  12: {layers: [3]}\nmore:\n  - {kind: hub, dataset: 'no'}\n")
-    assert load(dump_config(study)) == study
-
-
 # Mistakes, each with its whole text.
 
 REFUSALS = {
@@ -184,7 +174,7 @@ REFUSALS = {
     "unknown key, nothing near": (
         BASE + "zzz: 1\n",
         "study.yaml:7: zzz: unknown key\n"
-        "  valid: name, corpus, more, capture, by_layer, either, lr, steps, resume\n"
+        "  valid: name, corpus, more, capture, by_layer, either, other, lr, steps, resume\n"
         "  fix:   remove zzz",
     ),
     "missing field": (
@@ -227,33 +217,33 @@ REFUSALS = {
         BASE + "lr: aut\n",
         "study.yaml:7: lr: must be a number or auto, not 'aut'\n  fix:   lr: auto",
     ),
-    "unknown tag": (
+    "not the only literal": (
         BASE.replace("kind: text", "kind: texxt"),
-        "study.yaml:3: corpus.kind: 'texxt' is not one of text, hub\n  fix:   kind: text",
+        "study.yaml:3: corpus.kind: 'texxt' is not one of text\n  fix:   kind: text",
     ),
-    "no tag": (
-        BASE.replace("  kind: text\n", ""),
-        "study.yaml:2: corpus.kind: is required and not given\n  valid: text, hub\n  fix:   add kind: ...",
-    ),
-    "unknown key below a tag": (
+    "unknown key, deeper": (
         BASE.replace("  path:", "  pth:"),
         "study.yaml:4: corpus.pth: unknown key\n  fix:   path",
     ),
-    "a tag spelt like a key": (
+    "two mistakes in a section": (
         BASE.replace("path: corpus.txt", "text: 3\n  path: 3"),
         "study.yaml:4: corpus.text: must be text, not 3\n"
         "  also:  study.yaml:5: corpus.path: must be text, not 3\n"
         '  fix:   in quotes: "3"',
     ),
-    "in a list of tagged sections": (
-        BASE + "more:\n  - kind: text\n    path: x\n  - kind: hub\n    dataset: x\n    splt: y\n",
-        "study.yaml:12: more.1.splt: unknown key\n  fix:   split",
+    "in a list of sections": (
+        BASE + "more:\n  - path: x\n  - path: x\n    txt: y\n",
+        "study.yaml:10: more.1.txt: unknown key\n  fix:   text",
     ),
     "in a mapping by number": (
         BASE + "by_layer:\n  3:\n    layers: [1]\n  4:\n    layers: [1, x]\n",
         "study.yaml:11: by_layer.4.layers.1: must be an integer, not 'x'",
     ),
-    "in an untagged union, of the member that fits best": (
+    "unknown key in a mapping of sections": (
+        BASE + "by_layer:\n  3:\n    layrs: [1]\n",
+        "study.yaml:9: by_layer.3.layrs: unknown key\n  fix:   layers",
+    ),
+    "in an optional section": (
         BASE + "either:\n  layers: [1, x]\n",
         "study.yaml:8: either.layers.1: must be an integer, not 'x'",
     ),
@@ -270,12 +260,12 @@ REFUSALS = {
         "study.yaml:7: either.layers.0: refers to itself",
     ),
     "through a merge key": (
-        BASE.replace("corpus:", "corpus: &c") + "either:\n  <<: *c\n  pathh: y\n",
-        "study.yaml:9: either.pathh: unknown key\n  fix:   path",
+        BASE.replace("corpus:", "corpus: &c") + "other:\n  <<: *c\n  pathh: y\n",
+        "study.yaml:9: other.pathh: unknown key\n  fix:   path",
     ),
     "a key that goes before a merged one": (
-        BASE.replace("corpus:", "corpus: &c") + "either:\n  path: 4\n  <<: *c\n",
-        'study.yaml:8: either.path: must be text, not 4\n  fix:   in quotes: "4"',
+        BASE.replace("corpus:", "corpus: &c") + "other:\n  path: 4\n  <<: *c\n",
+        'study.yaml:8: other.path: must be text, not 4\n  fix:   in quotes: "4"',
     ),
     "a list never closed": (
         BASE + "steps: [1\n",
@@ -355,13 +345,13 @@ def test_overrides_reach_into_sections_lists_and_number_keys(load):
         "capture.layers.2=9",
         "by_layer.12.layers=[4]",
         "corpus.path=a=b",
-        "more.0={kind: hub, dataset: d}",
+        "more.0={path: d}",
         "steps=5",
     )
     assert study.capture.layers == (7, 2, 9)
     assert study.by_layer[12].layers == (4,)
     assert study.corpus == Text(path="a=b")
-    assert study.more == (Hub(dataset="d"),)
+    assert study.more == (Text(path="d"),)
     assert study.steps == 5
 
 

@@ -16,7 +16,7 @@ from mechstudy.core.signals import Stopped
 @pytest.fixture(autouse=True)
 def _handlers():
     """No request outlives a test."""
-    with signals.installed():
+    with signals.polite():
         yield
 
 
@@ -46,7 +46,7 @@ def test_a_signal_asks_and_does_not_end_the_process(number):
 
 def test_afterwards_the_earlier_handlers_are_back_and_nothing_is_requested():
     outer = signal.getsignal(signal.SIGTERM)
-    with signals.installed():
+    with signals.polite():
         signals.request()
     assert signal.getsignal(signal.SIGTERM) is outer and not signals.requested()
 
@@ -90,7 +90,7 @@ def test_training_saves_the_step_it_is_at_and_ends_with_the_same_bytes(tmp_path)
     checkpoint = tmp_path / "checkpoint.safetensors"
     steps = []
     for n in (3, 4, 1):  # at steps that are no checkpoint_every step
-        with signals.installed(), pytest.raises(Stopped):
+        with signals.polite(), pytest.raises(Stopped):
             train(architecture, _recipe(), _rows(), checkpoint=checkpoint, progress=After(n))
         saved = load_checkpoint(checkpoint)
         assert saved is not None
@@ -134,7 +134,7 @@ def test_trainings_of_one_pass_all_stop_after_the_same_step(tmp_path):
             dictionary.save(folder / name / "dictionary")
 
     save(train_many(jobs(tmp_path / "whole"), Pass()), tmp_path / "whole")
-    with signals.installed(), pytest.raises(Stopped):
+    with signals.polite(), pytest.raises(Stopped):
         train_many(jobs(tmp_path / "resumed"), Pass(), progress=After(6))
     for job in jobs(tmp_path / "resumed"):
         assert job.checkpoint is not None and (saved := load_checkpoint(job.checkpoint)) is not None
@@ -155,7 +155,7 @@ def test_a_stopped_corpus_capture_resumes_to_the_same_bytes(tmp_path):
     capture_corpus(model, tokens, sites, tmp_path / "whole", batch_tokens=32)
     checkpoint = tmp_path / "state.checkpoint"
     for n in (2, 5):
-        with signals.installed(), pytest.raises(Stopped):
+        with signals.polite(), pytest.raises(Stopped):
             capture_corpus(
                 model, tokens, sites, tmp_path / "resumed", batch_tokens=32, progress=After(n), checkpoint=checkpoint
             )  # fmt: skip

@@ -7,7 +7,10 @@ from safetensors.torch import save_file
 from mechstudy.core.sizes import human, safetensors_bytes
 
 
-@pytest.mark.parametrize(("n", "text"), [(0, "0 B"), (999, "999 B"), (1250, "1.25 kB"), (3.4e15, "3.4e+03 TB")])
+@pytest.mark.parametrize(
+    ("n", "text"),
+    [(0, "0 B"), (999, "999 B"), (1250, "1.25 kB"), (999_499, "999 kB"), (999_900, "1 MB"), (3.4e15, "3.4e+03 TB")],
+)
 def test_bytes_as_text(n, text):
     assert human(n) == text
 

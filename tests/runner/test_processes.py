@@ -106,7 +106,7 @@ def test_a_rank_without_memory_starts_all_again_with_half_the_batch(tmp_path):
 @pytest.mark.process
 def test_a_stop_reaches_every_rank_and_the_run_goes_on_from_there(tmp_path):
     spec = {"n": 6, "does": "hear", "pause": 0.4}
-    with stopping.installed(), pytest.raises(Stopped, match="SIGUSR1"):
+    with stopping.polite(), pytest.raises(Stopped, match="SIGUSR1"):
         run(tmp_path, 2, on=0, **spec)  # the leader is asked
     assert 0 < len(made(tmp_path)) < 6
     assert gone([ranks(tmp_path)[1]["pid"]])

@@ -10,9 +10,8 @@ from mechstudy.dictionaries.config import DictionaryConfig
 from mechstudy.dictionaries.sizes import file_bytes
 from mechstudy.models.known import known_config
 from mechstudy.models.shapes import ModelShapes, shapes_of
-from mechstudy.study.dictionary_costs import DictionaryCosts
+from mechstudy.study.costs import Costs
 from mechstudy.study.study import Study
-from mechstudy.study.study_plan import StudyPlan
 from mechstudy.study.unit import Unit
 from mechstudy.study.units import build_units
 
@@ -109,5 +108,5 @@ def test_more_of_everything_takes_more():
 def test_training_memory_at_the_specifications_shape_is_as_measured():
     """docs/explanation/benchmarks.md, Memory: 2.01 GB, and 0.3 more while the finished dictionary is handed back."""
     study = Study.model_validate(SPECIFICATION)
-    cost = DictionaryCosts.of(StudyPlan(study, shapes("Qwen/Qwen2.5-7B"), "f", Path(), {}))
+    cost = Costs(study, shapes("Qwen/Qwen2.5-7B"), {}).dictionary()
     assert cost.memory == pytest.approx(2.31e9, rel=0.05)

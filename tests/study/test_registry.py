@@ -20,8 +20,7 @@ from mechstudy.study.phases import registry
 from mechstudy.study.phases.base import Phase
 from mechstudy.study.study import load_study
 from mechstudy.study.unit import Unit
-from mechstudy.study.unit_json import unit_as_json, unit_from_json
-from mechstudy.study.units import build_units
+from mechstudy.study.units import build_units, unit_as_json, unit_from_json
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FOLDER = Path(package.__file__).parent

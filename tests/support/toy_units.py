@@ -25,8 +25,7 @@ from mechstudy.study.fingerprints import file_fingerprint
 from mechstudy.study.phases import registry
 from mechstudy.study.phases.base import Phase
 from mechstudy.study.phases.baseline import BaselinePhase
-from mechstudy.study.retention import Retention
-from mechstudy.study.unit import Input, Unit
+from mechstudy.study.unit import Input, Retention, Unit
 
 
 class ToySpec(Config):

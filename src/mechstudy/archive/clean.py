@@ -22,8 +22,8 @@ from mechstudy.planning.opened_study import OpenedStudy
 from mechstudy.store.artifacts import DAMAGED, UNPUBLISHED, Artifact
 from mechstudy.store.lock import RunLock
 from mechstudy.store.manifest import read_manifest, slug
-from mechstudy.study.retention import payload_of
 from mechstudy.study.run_folder import ARTIFACTS, REPORT
+from mechstudy.study.unit import payload_of
 
 LOG = "cleaned.jsonl"
 What = Literal["payload", "unfinished", "leftover", "damaged", "profile", "other version"]

@@ -21,8 +21,8 @@ from mechstudy.store.manifest import MANIFEST, manifest_is_sound, sha256_of, sig
 from mechstudy.store.provenance import package_index
 from mechstudy.study.dag import Node
 from mechstudy.study.phases.corpus import CorpusPhase
-from mechstudy.study.retention import payload_of
 from mechstudy.study.run_folder import ARTIFACTS, STUDY, SUMMARY
+from mechstudy.study.unit import payload_of
 
 
 @dataclass(frozen=True)

@@ -64,10 +64,10 @@ def command(name: str) -> Callable[..., None]:
 
 def _option(flag: Flag) -> Any:
     name = "--" + flag.name.replace("_", "-")
-    kind = flag.kind if flag.kind is bool else flag.kind | None
+    kind, least = flag.kind if flag.kind is bool else flag.kind | None, 1 if flag.kind is int else None
     return Annotated[
         kind,
-        typer.Option(name, min=flag.least, metavar=flag.metavar, help=flag.help, rich_help_panel=options.PHASE_PANEL),
+        typer.Option(name, min=least, metavar=flag.metavar, help=flag.help, rich_help_panel=options.PHASE_PANEL),
     ]
 
 

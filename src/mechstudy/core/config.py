@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mechstudy.core.config_errors import describe
 from mechstudy.core.errors import MechstudyError
-from mechstudy.core.yaml_source import Lines, YamlSource, read_yaml, writer
+from mechstudy.core.yaml_source import Lines, YamlSource, read_yaml
 
-__all__ = ["Config", "Lines", "dump_config", "load_config", "load_config_with_lines"]
+__all__ = ["Config", "Lines", "load_config", "load_config_with_lines"]
 
 C = TypeVar("C", bound="Config")
 
@@ -82,13 +81,6 @@ def load_config_with_lines(path: Path, cls: type[C], overrides: Sequence[str] = 
         return cls.model_validate(source.data), source.lines
     except ValidationError as error:
         raise describe(error, cls, source) from None
-
-
-def dump_config(cfg: Config) -> str:
-    """The YAML text that `load_config` reads into an equal config."""
-    text = StringIO()
-    writer().dump(cfg.canonical(), text)
-    return text.getvalue()
 
 
 def _as_in_yaml(value: Any) -> Any:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import shlex
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
-from mechstudy.core.config_schema import Located, literals, locate, models_at, names, value_at
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.core.yaml_source import Key, KeyPath, Lines, YamlSource, dotted
 
 _MORE_SHOWN = 10
+_ABSENT = object()
 
 
 @dataclass
@@ -34,7 +35,7 @@ class _Mistake:
 
 def describe(error: ValidationError, cls: type[BaseModel], source: YamlSource) -> MechstudyError:
     """The first mistake in the file as a MechstudyError, with the others under ``also``."""
-    mistakes = [_mistake(located, cls, source.data) for located in locate(error.errors(), source.data)]
+    mistakes = [_mistake(details, cls, source.data) for details in error.errors()]
     mistakes = _without_echoes(_merged(mistakes))
     lines = source.lines
     mistakes.sort(key=lambda mistake: (lines.override(mistake.path) is None, lines.line(mistake.path) or 0))
@@ -69,24 +70,13 @@ def _overrides_below(mistake: _Mistake, lines: Lines) -> list[KeyPath]:
     return [override for override in lines.overrides if len(override) > len(path) and override[: len(path)] == path]
 
 
-def _mistake(located: Located, cls: type[BaseModel], data: Any) -> _Mistake:
-    details, path = located.details, located.path
-    kind = details["type"]
+def _mistake(details: ErrorDetails, cls: type[BaseModel], data: Any) -> _Mistake:
+    kind, path, value = details["type"], _path(details, data), details["input"]
     context: Mapping[str, Any] = details.get("ctx") or {}
-    value = details["input"]
     if kind == "extra_forbidden":
         return _unknown_key(path, cls, data)
     if kind == "missing":
         return _Mistake(path, "is required and not given", {}, f"add {path[-1]}: ...", kind)
-    if kind == "union_tag_not_found":
-        tag = str(context.get("discriminator", "kind")).strip("'")
-        valid = literals(cls, data, path, tag)
-        facts = {"valid": ", ".join(valid)} if valid else {}
-        fix = f"add {tag}: {valid[0] if len(valid) == 1 else '...'}"
-        return _Mistake((*path, tag), "is required and not given", facts, fix, kind)
-    if kind == "union_tag_invalid":
-        tag = str(context["discriminator"]).strip("'")
-        return _not_one_of((*path, tag), str(context["tag"]), _quoted(str(context["expected_tags"])), kind)
     if kind in ("literal_error", "enum"):
         expected = _quoted(str(context["expected"]))
         if expected and isinstance(value, str):
@@ -103,6 +93,25 @@ def _mistake(located: Located, cls: type[BaseModel], data: Any) -> _Mistake:
         return _Mistake(path, message, kind=kind)
     needs = message.removeprefix("must ")
     return _Mistake(path, f"{message}, not {_shown(value)}", kind=kind, needs=needs, value=value)
+
+
+def _path(details: ErrorDetails, data: Any) -> KeyPath:
+    """Pydantic's loc without the elements that are not in the file: names of types and functions."""
+    loc = details["loc"]
+    path: list[Key] = []
+    for key in loc[:-1] if details["type"] == "missing" else loc:
+        if (below := _child(data, key)) is not _ABSENT:
+            path.append(key)
+            data = below
+    return (*path, *(loc[-1:] if details["type"] == "missing" else ()))
+
+
+def _child(value: Any, key: Key) -> Any:
+    if isinstance(value, dict):
+        return value.get(key, _ABSENT)
+    if isinstance(value, list) and isinstance(key, int) and 0 <= key < len(value):
+        return value[key]
+    return _ABSENT
 
 
 def _raised(path: KeyPath, error: object, message: str) -> _Mistake:
@@ -154,14 +163,23 @@ def _not_one_of(path: KeyPath, value: str, valid: list[str], kind: str) -> _Mist
 
 
 def _unknown_key(path: KeyPath, cls: type[BaseModel], data: Any) -> _Mistake:
-    parents = models_at(cls, data, path[:-1])
-    valid = list(dict.fromkeys(itertools.chain.from_iterable(names(parent) for parent in parents)))
-    siblings = value_at(data, path[:-1])
-    free = [name for name in valid if not isinstance(siblings, dict) or name not in siblings]
-    close = nearest(str(path[-1]), free) or nearest(str(path[-1]), valid)
+    for key in path[:-1]:
+        if key in cls.model_fields:  # otherwise a position in a list, or a key of a mapping
+            cls = next(_models_in(cls.model_fields[str(key)].annotation), cls)
+        data = _child(data, key)
+    valid = list(cls.model_fields)
+    close = nearest(str(path[-1]), [name for name in valid if name not in data]) or nearest(str(path[-1]), valid)
     facts = {} if close else {"valid": ", ".join(valid)}
     fix = close if close else f"remove {path[-1]}"
     return _Mistake(path, "unknown key", facts, fix, "extra_forbidden", near=close)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The model that an annotation mentions: ``Model | None``, ``tuple[Model, ...]``, ``Mapping[str, Model]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _models_in(argument)
 
 
 def _quoted(text: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from functools import partial
 
 _LABEL_WIDTH = len("model:")  # so that "fix:" is in one column in most messages
 
@@ -23,12 +24,7 @@ class MechstudyError(ValueError):
     """
 
     def __init__(
-        self,
-        what: str,
-        *,
-        where: str | None = None,
-        facts: Mapping[str, str] | None = None,
-        fix: str | None = None,
+        self, what: str, *, where: str | None = None, facts: Mapping[str, str] | None = None, fix: str | None = None
     ) -> None:
         super().__init__(what)
         self.what = what
@@ -45,13 +41,7 @@ class MechstudyError(ValueError):
         return "\n".join([first, *lines])
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.what, self.where, self.facts, self.fix)
-
-
-def _rebuild(
-    cls: type[MechstudyError], what: str, where: str | None, facts: Mapping[str, str], fix: str | None
-) -> MechstudyError:
-    return cls(what, where=where, facts=facts, fix=fix)
+        return partial(type(self), where=self.where, facts=self.facts, fix=self.fix), (self.what,)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:

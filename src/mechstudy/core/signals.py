@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -51,13 +51,6 @@ def install() -> None:
 
 
 @contextmanager
-def installed() -> Iterator[None]:
-    """`install` while a block runs; afterwards the earlier handlers are back and nothing is requested."""
-    with _handled_by(_request_by_signal, SIGNALS):
-        yield
-
-
-@contextmanager
 def polite() -> Iterator[None]:
     """Makes Ctrl-C, SIGTERM and SIGUSR1 requests; a second one raises KeyboardInterrupt (`Terminated` for SIGTERM).
 
@@ -77,15 +70,7 @@ def polite() -> Iterator[None]:
         elif time.monotonic() - first[0] >= _SAME:
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
-    with _handled_by(handle, (signal.SIGINT, *SIGNALS)):
-        yield
-
-
-@contextmanager
-def _handled_by(handler: Callable[[int, FrameType | None], None], numbers: Iterable[int]) -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number in before:
-        signal.signal(number, handler)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, *SIGNALS)}
     try:
         yield
     finally:

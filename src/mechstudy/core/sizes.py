@@ -13,7 +13,7 @@ _NAMES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F1
 def human(n: float) -> str:
     """Bytes as text: ``1.25 GB``."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(n) < 1000 or unit == "TB":
+        if abs(n) < 999.5 or unit == "TB":  # above, three digits round to 1000
             break
         n /= 1000
     return f"{n:.0f} {unit}" if unit == "B" else f"{n:.3g} {unit}"

@@ -20,12 +20,12 @@ Key = str | int
 KeyPath = tuple[Key, ...]
 
 
+Names = tuple[str, ...]
+
+
 def dotted(path: Sequence[Key]) -> str:
     """``("behaviours", 0, "n")`` -> ``behaviours.0.n``."""
     return ".".join(str(key) for key in path)
-
-
-Names = tuple[str, ...]
 
 
 @dataclass
@@ -66,12 +66,7 @@ class Lines:
         return setting[-1] if setting else None
 
     def error(
-        self,
-        path: str | Sequence[Key],
-        what: str,
-        *,
-        facts: Mapping[str, str] | None = None,
-        fix: str | None = None,
+        self, path: str | Sequence[Key], what: str, *, facts: Mapping[str, str] | None = None, fix: str | None = None
     ) -> MechstudyError:
         """A MechstudyError ``study.yaml:14: capture.layers: <what>`` or ``--set capture.layers: <what>``."""
         keys = self.keys(path)
@@ -102,16 +97,6 @@ def _reader() -> YAML:
     return yaml
 
 
-def writer() -> YAML:
-    """A YAML writer: block style, keys in order."""
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # annotated None in ruamel
-    yaml.allow_unicode = True
-    yaml.width = 100
-    return yaml
-
-
 def read_yaml(path: Path, overrides: Sequence[str] = ()) -> YamlSource:
     """Reads a file whose root is a mapping, and applies the overrides.
 
@@ -132,10 +117,9 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> YamlSource:
     except YAMLError as error:
         raise _syntax_error(error, str(path), rows) from None
     if not isinstance(data, dict):
-        raise MechstudyError(
-            f"must be a mapping of keys to values, not {_kind(data)}",
-            where=f"{path}:{node.start_mark.line + 1}",
-        )
+        kind = {list: "a list", str: "text", type(None): "nothing"}.get(type(data), f"{data!r}")
+        line = node.start_mark.line + 1
+        raise MechstudyError(f"must be a mapping of keys to values, not {kind}", where=f"{path}:{line}")
     for override in overrides:
         data = _apply(data, override, lines)
     return YamlSource(data, lines)
@@ -145,8 +129,7 @@ def _text_of(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        folder = path.parent
-        others = sorted(p.name for p in folder.glob("*.y*ml")) if folder.is_dir() else []
+        folder, others = path.parent, sorted(p.name for p in path.parent.glob("*.y*ml"))
         raise MechstudyError(
             "no such file",
             where=str(path),
@@ -154,7 +137,7 @@ def _text_of(path: Path) -> str:
             fix=str(folder / close) if (close := nearest(path.name, others)) else "mechstudy init writes a study",
         ) from None
     except OSError as error:
-        others = sorted(p.name for p in path.glob("*.y*ml")) if path.is_dir() else []
+        others = sorted(p.name for p in path.glob("*.y*ml"))
         raise MechstudyError(
             "is a folder, not a study file" if path.is_dir() else f"cannot be read: {error.strerror}",
             where=str(path),
@@ -219,13 +202,8 @@ def _syntax_error(error: YAMLError, where: str, rows: list[str] | None) -> Mechs
             if mark.line < len(rows) and rows[mark.line].strip():
                 facts = {"text": rows[mark.line].strip()}
         return MechstudyError(f"not valid YAML: {problem}", where=where, facts=facts)
-    if isinstance(error, ReaderError):
-        return MechstudyError(f"not valid YAML: {error.reason}", where=where)
-    return MechstudyError(f"not valid YAML: {str(error).splitlines()[0]}", where=where)
-
-
-def _kind(data: object) -> str:
-    return {list: "a list", str: "text", type(None): "nothing"}.get(type(data), f"{data!r}")
+    reason = error.reason if isinstance(error, ReaderError) else str(error).splitlines()[0]
+    return MechstudyError(f"not valid YAML: {reason}", where=where)
 
 
 def _apply(data: dict[str, Any], override: str, lines: Lines) -> dict[str, Any]:
@@ -233,20 +211,18 @@ def _apply(data: dict[str, Any], override: str, lines: Lines) -> dict[str, Any]:
     name, equals, text = override.partition("=")
     name = name.strip()
     if not equals or not name or "" in name.split("."):
-        raise MechstudyError(
-            "is not of the form key=value",
-            where=f"--set {override}",
-            fix="for example --set seed=1",
-        )
+        fix = "for example --set seed=1"
+        raise MechstudyError("is not of the form key=value", where=f"--set {override}", fix=fix)
     yaml = _reader()
     try:
         node = yaml.compose(text)
         value = None if node is None else yaml.constructor.construct_document(node)
     except YAMLError as error:
         raise _syntax_error(error, f"--set {name}", None) from None
-    lines.overrides.append(tuple(name.split(".")))
-    lines.values[tuple(name.split("."))] = text
-    result: dict[str, Any] = _with(data, name.split("."), value, (), name)
+    keys = tuple(name.split("."))
+    lines.overrides.append(keys)
+    lines.values[keys] = text
+    result: dict[str, Any] = _with(data, list(keys), value, (), name)
     return result
 
 

@@ -31,8 +31,8 @@ from mechstudy.planning.plan import Plan, make_plan
 from mechstudy.runner.pilots import PilotRuns, pilots_of, run_pilots
 from mechstudy.runner.study_run import run_of
 from mechstudy.store.artifact import Artifact
+from mechstudy.study.costs import TYPICAL_PROMPT
 from mechstudy.study.dag import Evaluation, Graph
-from mechstudy.study.model_costs import TYPICAL_PROMPT
 from mechstudy.study.phases.base import Phase
 from mechstudy.study.phases.corpus import CorpusArtifact, CorpusPhase
 from mechstudy.study.phases.prompts import PromptsArtifact, PromptsPhase

@@ -7,7 +7,6 @@ them exist.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -52,13 +51,10 @@ class Graph:
 
     def closure(self, targets: Iterable[str]) -> set[str]:
         """The targets and everything they require, directly or not."""
-        result: set[str] = set()
-        stack = list(targets)
-        while stack:
-            name = stack.pop()
-            if name not in result:
-                result.add(name)
-                stack.extend(self.required(name))
+        result = set(targets)
+        for name in reversed(self.order):
+            if name in result:
+                result.update(self.required(name))
         return result
 
     def of_phase(self, phase: str) -> list[str]:
@@ -97,11 +93,10 @@ def _topological(units: Mapping[str, Unit]) -> list[str]:
         raise MechstudyError(f"units need each other in a circle: {circle}") from None
     place = {unit.name: (unit.wave, number) for number, unit in enumerate(units.values())}
     order: list[str] = []
-    ready: list[tuple[tuple[int, int], str]] = []
+    ready: list[str] = []
     while sorter.is_active():
-        for name in sorter.get_ready():
-            heapq.heappush(ready, (place[name], name))
-        order.append(heapq.heappop(ready)[1])
+        ready = sorted([*ready, *sorter.get_ready()], key=place.__getitem__)
+        order.append(ready.pop(0))
         sorter.done(order[-1])
     return order
 
@@ -130,11 +125,7 @@ class Evaluation:
     """
 
     def __init__(
-        self,
-        graph: Graph,
-        store: ArtifactStore,
-        targets: Iterable[str] | None = None,
-        force: Collection[str] = (),
+        self, graph: Graph, store: ArtifactStore, targets: Iterable[str] | None = None, force: Collection[str] = ()
     ) -> None:
         self.graph = graph
         self.store = store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from mechstudy.core.errors import MechstudyError
@@ -30,10 +31,11 @@ def file_fingerprint(path: Path) -> str:
 
 def model_fingerprint(folder: Path) -> str:
     """One sha256 over the config, tokenizer and weight files of a model folder."""
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jinja")]):
-        digest.update(f"{path.name} {file_fingerprint(path)}\n".encode())
-    return digest.hexdigest()
+    return _of_all(sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jinja")]))
+
+
+def _of_all(files: Iterable[Path]) -> str:
+    return hashlib.sha256("".join(f"{file.name} {file_fingerprint(file)}\n" for file in files).encode()).hexdigest()
 
 
 def corpus_fingerprint(config: CorpusConfig, base: Path) -> str:
@@ -53,8 +55,4 @@ def corpus_fingerprint(config: CorpusConfig, base: Path) -> str:
             where="corpus.source",
             fix="a path relative to the study file's folder, or an absolute one",
         )
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name} {file_fingerprint(file)}\n".encode())
-    return digest.hexdigest()
+    return _of_all(sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -59,25 +60,22 @@ class RunFolder:
                 temporary.symlink_to(target, target_is_directory=True)
             except OSError:
                 shutil.copytree(artifact.path, temporary)
-            if not (
-                link.is_symlink() and temporary.is_symlink()
-            ):  # a link replaces a link atomically, nothing else does
+            if not (link.is_symlink() and temporary.is_symlink()):  # only a link replaces a link atomically
                 _remove(link)
             temporary.replace(link)
         return link
 
     def read_progress(self) -> dict[str, Any]:
         """The content of ``progress.json``; empty if there is none."""
-        with suppress(MechstudyError):
-            content = read_json(self.path / PROGRESS)
-            if isinstance(content, dict):
-                return content
-        return {}
+        return self._read(PROGRESS)
 
     def read_summary(self) -> dict[str, Any]:
         """The content of ``summary.json``; empty if there is none."""
+        return self._read(SUMMARY)
+
+    def _read(self, name: str) -> dict[str, Any]:
         with suppress(MechstudyError):
-            content = read_json(self.path / SUMMARY)
+            content = read_json(self.path / name)
             if isinstance(content, dict):
                 return content
         return {}
@@ -111,10 +109,7 @@ class ProgressFile:
         """Writes the file. A failure does not stop the run."""
         if state is not None:
             self._content["state"] = state
-        counts: dict[str, int] = {}
-        for unit in self._content["units"].values():
-            counts[unit["status"]] = counts.get(unit["status"], 0) + 1
-        self._content["counts"] = counts
+        self._content["counts"] = Counter(unit["status"] for unit in self._content["units"].values())
         self._content["updated"] = _now()
         with suppress(OSError, MechstudyError):
             write_json_atomic(self._folder.path / PROGRESS, self._content)

@@ -80,11 +80,24 @@ def seconds(time: str) -> int:
     raise MechstudyError(f"{time!r} is not a time limit", fix="minutes, HH:MM:SS, or D-HH:MM:SS, for example 04:00:00")
 
 
+def _extra(lines: tuple[str, ...]) -> tuple[str, ...]:
+    for line in lines:
+        match = re.fullmatch(r"--([a-z][a-z0-9-]*)(?:[= ]\S.*)?", line)
+        if match is None:
+            raise MechstudyError(f"{line!r} is not an option of sbatch", fix="for example --constraint=a100")
+        if match[1] in _OURS:
+            raise MechstudyError(f"--{match[1]} is set by mechstudy itself", fix="leave it out")
+        if match[1] in _FIELDS:
+            raise MechstudyError(f"--{match[1]} has a field of its own", fix=f"set slurm.{_FIELDS[match[1]]}")
+    return lines
+
+
 Name = Annotated[str, AfterValidator(_name)]
 Line = Annotated[str, AfterValidator(_line)]
 Memory = Annotated[str | int | float, AfterValidator(_memory)]
 Gpus = Annotated[str | int, AfterValidator(_gpus)]
 Time = Annotated[str | int, AfterValidator(_time)]
+Extra = Annotated[tuple[Line, ...], AfterValidator(_extra)]
 
 
 class _Request(Config):
@@ -102,12 +115,7 @@ class _Request(Config):
 class PhaseSlurm(_Request):
     """Resources of one phase's jobs; unset fields have the values of all phases."""
 
-    extra: tuple[Line, ...] | None = None
-
-    @field_validator("extra")
-    @classmethod
-    def _not_ours(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return None if value is None else _checked_extra(value)
+    extra: Extra | None = None
 
 
 class SlurmConfig(_Request):
@@ -125,16 +133,11 @@ class SlurmConfig(_Request):
     account: Name | None = None
     modules: tuple[Name, ...] = ()
     activate: Line | None = None
-    extra: tuple[Line, ...] = ()
+    extra: Extra = ()
     max_restarts: int = Field(20, ge=0)
     requeue: bool = True
     signal_lead: int = Field(300, ge=10)
     phases: Mapping[str, PhaseSlurm] = {}
-
-    @field_validator("extra")
-    @classmethod
-    def _not_ours(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return _checked_extra(value)
 
     @field_validator("phases")
     @classmethod
@@ -165,15 +168,3 @@ class SlurmConfig(_Request):
             before = phases.get(name, PhaseSlurm())
             phases[name] = before.model_copy(update={field: getattr(own, field) for field in own.model_fields_set})
         return profile.model_copy(update={**explicit, "phases": phases})
-
-
-def _checked_extra(lines: tuple[str, ...]) -> tuple[str, ...]:
-    for line in lines:
-        match = re.fullmatch(r"--([a-z][a-z0-9-]*)(?:[= ]\S.*)?", line)
-        if match is None:
-            raise MechstudyError(f"{line!r} is not an option of sbatch", fix="for example --constraint=a100")
-        if match[1] in _OURS:
-            raise MechstudyError(f"--{match[1]} is set by mechstudy itself", fix="leave it out")
-        if match[1] in _FIELDS:
-            raise MechstudyError(f"--{match[1]} has a field of its own", fix=f"set slurm.{_FIELDS[match[1]]}")
-    return lines

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mechstudy.core.config import Config
 from mechstudy.core.work import Estimate
 
 if TYPE_CHECKING:
     from mechstudy.study.phases.base import Phase
-    from mechstudy.study.retention import Retention
 
 Key = str | int | tuple[int, str]
+
+# How long the payload of an artifact is kept; manifests and small files always are.
+# keep: for good, and in archives. regenerate: until `mechstudy clean`; archives hold only the manifest.
+# discard: the run deletes it as soon as no unit needs it any more.
+Retention = Literal["keep", "regenerate", "discard"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Unit:
     ``spec`` holds everything that changes the bytes of the artifact, and nothing else. ``gates`` name units whose
     verdict can stop this one. ``behaviour``, ``layer`` and ``variant`` are the unit's subject. Units of a lower
     ``wave`` run first: to save disk, layers are captured and trained wave by wave. ``retention`` is how long the
-    payload is kept (`retention.py`).
+    payload is kept.
     """
 
     name: str
@@ -63,3 +69,9 @@ class Unit:
     def sources(self) -> tuple[str, ...]:
         """Names of the units whose artifacts this one reads, in order."""
         return tuple(dict.fromkeys(item.unit for item in self.inputs))
+
+
+def payload_of(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """The file names that match, sorted (``*`` also crosses folders)."""
+    wanted = tuple(patterns)
+    return sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in wanted))

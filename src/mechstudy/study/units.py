@@ -1,17 +1,86 @@
-"""The units of a study: every phase declares its own."""
+"""The units of a study, declared by its phases; and units as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from mechstudy.behaviours.user import Outline
+from mechstudy.core.errors import MechstudyError
+from mechstudy.core.seeds import seed_for
+from mechstudy.core.work import Estimate
 from mechstudy.models.shapes import ModelShapes
+from mechstudy.models.sites import parse_layers
+from mechstudy.study.costs import Costs
 from mechstudy.study.dag import Graph
 from mechstudy.study.phases import registry
-from mechstudy.study.study import Study
-from mechstudy.study.study_plan import StudyPlan
-from mechstudy.study.unit import Unit
+from mechstudy.study.phases.base import Phase, made_by
+from mechstudy.study.study import BehaviourConfig, Study
+from mechstudy.study.unit import Input, Unit
+
+
+class StudyPlan:
+    """A study while its phases declare their units: the model's shapes and costs, and the units so far.
+
+    Args:
+        fingerprint: of the model's files, so that other weights under the same name are another study.
+        base: the study file's folder; relative paths start there.
+        outlines: of the behaviours' own prompt files; only estimates use them.
+    """
+
+    def __init__(
+        self, study: Study, shapes: ModelShapes, fingerprint: str, base: Path, outlines: Mapping[str, Outline]
+    ) -> None:
+        self.study, self.shapes, self.fingerprint, self.base = study, shapes, fingerprint, base
+        self.costs = Costs(study, shapes, outlines)
+        self.layers = layers_of(study.dictionaries.layers, shapes.n_layers, "dictionaries.layers")
+        self.units: list[Unit] = []
+
+    @property
+    def layer_groups(self) -> list[tuple[int, ...]]:
+        """Layers that are captured, or streamed, in one pass; a group's index is its wave."""
+        size = self.study.dictionaries.layers_per_pass
+        return [self.layers[start : start + size] for start in range(0, len(self.layers), size)]
+
+    def made_by(self, phase: type[Phase[Any, Any]], **about: Any) -> list[Unit]:
+        """Units of a phase declared so far."""
+        return made_by(self.units, phase, **about)
+
+    def inputs(self, role: str, phase: type[Phase[Any, Any]], key: str | None = None, **about: Any) -> list[Input]:
+        """The phase's units as inputs of a role, distinguished by their attribute ``key``."""
+        units = self.made_by(phase, **about)
+        return [Input(role, unit.name, None if key is None else getattr(unit, key)) for unit in units]
+
+    def gates(self, phase: type[Phase[Any, Any]], behaviour: BehaviourConfig) -> tuple[str, ...]:
+        """The names of the phase's units of a behaviour, as gates of another of its units."""
+        return tuple(unit.name for unit in self.made_by(phase, behaviour=behaviour.name))
+
+    def seed(self, unit: str, purpose: str) -> int:
+        """The seed of a unit for one purpose."""
+        return seed_for(self.study.seed, unit, purpose)
+
+    def unit(self, phase: Phase[Any, Any], name: str, spec: Any, inputs: Sequence[Input] = (), **fields: Any) -> Unit:
+        """A unit with the retention that the study gives its kind."""
+        retention = self.study.storage.retain.get(phase.kind, phase.retention)
+        return Unit(name, phase, spec, tuple(inputs), retention=retention, **fields)
+
+
+def layers_of(spec: Any, n_layers: int, where: str) -> tuple[int, ...]:
+    """The layers that a field of the study names; its errors name the field."""
+    try:
+        return parse_layers(spec, n_layers)
+    except MechstudyError as error:
+        raise MechstudyError(error.what, where=where, facts=error.facts, fix=error.fix) from None
+
+
+def span(layers: Sequence[int]) -> str:
+    """``0-9`` for consecutive layers, ``2,5,8`` otherwise."""
+    first, last = layers[0], layers[-1]
+    if first == last:
+        return str(first)
+    return f"{first}-{last}" if last - first + 1 == len(layers) else ",".join(map(str, layers))
 
 
 def build_units(
@@ -34,3 +103,33 @@ def build_units(
         plan.units.extend(phase.units(plan))
     graph = Graph(plan.units)
     return [graph.units[name] for name in graph.order]
+
+
+def unit_as_json(unit: Unit) -> dict[str, Any]:
+    """Everything of a unit; its phase by reference and version."""
+    values = {item.name: getattr(unit, item.name) for item in fields(unit)}
+    return values | {
+        "phase": unit.phase.reference,
+        "version": unit.phase.version,
+        "spec": unit.canonical_spec,
+        "inputs": [asdict(item) for item in unit.inputs],
+        "estimate": asdict(unit.estimate),
+    }
+
+
+def unit_from_json(values: Mapping[str, Any]) -> Unit:
+    """The unit, of this version of its phase."""
+    phase = registry.phase(values["phase"])
+    return Unit(
+        **{
+            **{item.name: values[item.name] for item in fields(Unit)},
+            "phase": phase,
+            "spec": phase.spec.model_validate(values["spec"]),
+            "inputs": tuple(
+                Input(**(item | {"key": tuple(item["key"])} if isinstance(item["key"], list) else item))
+                for item in values["inputs"]
+            ),
+            "gates": tuple(values["gates"]),
+            "estimate": Estimate(**values["estimate"]),
+        }
+    )

@@ -72,7 +72,7 @@ def test_a_unit_that_is_stopped_again_and_again_ends_with_the_same_bytes(whole, 
     monkeypatch.setattr(Bar, "advance", advance)
     codes = []
     while not codes or codes[-1] == CHECKPOINTED:
-        with stopping.installed():
+        with stopping.polite():
             codes.append(run_in_job(thaw(tmp_path / "run", 1), unit))
     assert codes == [CHECKPOINTED] * stops + [0]
     assert sums(tmp_path / "run", unit) == sums(whole.run, unit)

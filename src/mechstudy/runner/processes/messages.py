@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.runner.job import Job
-from mechstudy.study.unit_json import unit_as_json, unit_from_json
+from mechstudy.study.units import unit_as_json, unit_from_json
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from mechstudy.store.artifacts import artifact_id
 from mechstudy.study.dag import Graph
 from mechstudy.study.slurm_config import SlurmConfig
 from mechstudy.study.unit import Unit
-from mechstudy.study.unit_json import unit_as_json, unit_from_json
+from mechstudy.study.units import unit_as_json, unit_from_json
 
 SLURM = "slurm"
 FROZEN = "frozen.json"

@@ -16,16 +16,15 @@ from mechstudy.core.work import Estimate, Work
 from mechstudy.machine.runtime import Runtime
 from mechstudy.monitoring.expected_usage import PhaseProfile
 from mechstudy.store.artifact_writer import ArtifactWriter
-from mechstudy.study.dictionary_costs import DictionaryCosts, held_dictionaries
-from mechstudy.study.model_costs import TYPICAL_PROMPT
-from mechstudy.study.phases.base import Command, Flag, Output, Phase
+from mechstudy.study.costs import TYPICAL_PROMPT
+from mechstudy.study.phases.base import Command, Output, Phase, count
 from mechstudy.study.phases.baseline import BaselinePhase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.phases.prompts import PromptsArtifact, PromptsPhase, positions_in_order
 from mechstudy.study.phases.train import DictionaryArtifact, TrainPhase, load_all
 from mechstudy.study.study import BehaviourConfig
-from mechstudy.study.study_plan import StudyPlan
 from mechstudy.study.unit import Unit
+from mechstudy.study.units import StudyPlan
 
 
 @dataclass(frozen=True)
@@ -60,21 +59,11 @@ class AttributePhase(Phase[AttributionConfig, AttributeInputs]):
     command = Command(
         "attribute",
         "mechstudy attribute study.yaml --n-samples 8",
-        flags=(
-            Flag(
-                "n_samples",
-                int,
-                "Prompts to use.",
-                metavar="N",
-                least=1,
-                overrides=lambda _, n: [f"attribution.n_prompts={n}"],
-            ),
-        ),
+        flags=(count("n_samples", "Prompts to use.", "attribution.n_prompts"),),
         shared=True,
     )
 
     def units(self, plan: StudyPlan) -> Iterator[Unit]:
-        """One unit per behaviour."""
         if plan.study.no_graphs is not None:
             return
         for b in plan.study.behaviours:
@@ -88,7 +77,7 @@ class AttributePhase(Phase[AttributionConfig, AttributeInputs]):
                 f"attribute[{b.name}]",
                 plan.study.attribution,
                 inputs,
-                gates=tuple(unit.name for unit in plan.made_by(BaselinePhase, behaviour=b.name)),
+                gates=plan.gates(BaselinePhase, b),
                 behaviour=b.name,
                 estimate=self.estimate(plan, b),
             )
@@ -97,14 +86,14 @@ class AttributePhase(Phase[AttributionConfig, AttributeInputs]):
         """Rows of the direct-effect matrix of every prompt, and the forward passes around them."""
         a, x, costs = plan.study.attribution, plan.shapes, plan.costs
         n = min(a.n_prompts, costs.n_prompts(b)["train"])
-        c = DictionaryCosts.of(plan)
+        c, architecture = costs.dictionary(), plan.study.dictionaries.architecture
         graph = graph_cost(
             x,
             n_layers=len(plan.layers),
             d_in=c.d_in,
             n_features=c.n_features,
-            k=c.k,
-            with_skip=c.with_skip,
+            k=architecture.k,
+            with_skip=architecture.kind == "skip_transcoder",
             max_features=a.max_features,
             tokens=TYPICAL_PROMPT,
         )
@@ -117,7 +106,7 @@ class AttributePhase(Phase[AttributionConfig, AttributeInputs]):
         # The live gradient keeps every block's tensors.
         working = graph.memory + costs.block_bytes(TYPICAL_PROMPT) * x.n_layers
         held, disk = costs.model("float32"), n * graph.rows * 600
-        estimate = costs.of_model(held, disk, working, work, held_dictionaries(plan))
+        estimate = costs.of_model(held, disk, working, work, costs.dictionaries(len(plan.layers)))
         return replace(estimate, note=f"{n} prompts x {graph.rows - 1:,} feature rows at most")
 
     def run(self, spec: AttributionConfig, inputs: AttributeInputs, out: ArtifactWriter, runtime: Runtime) -> None:
@@ -132,17 +121,15 @@ class AttributePhase(Phase[AttributionConfig, AttributeInputs]):
         done = [read_json(_record(out, behaviour, number)) for number in range(len(pairs))]
         out.write_json("graphs/graph-metadata.json", {"graphs": [item["metadata"] for item in done]})
         out.write_json("scores.json", circuits.scores_of([item["score"] for item in done]))
-        out.write_json(
-            "aggregate.json",
-            circuits.aggregate_of(
-                [item["record"] for item in done],
-                spec,
-                behaviour=behaviour,
-                positions=positions_in_order(pairs),
-                layers=inputs.dictionaries,
-                n_layers=inputs.model.load(runtime, exact=True).n_layers,
-            ),
+        aggregate = circuits.aggregate_of(
+            [item["record"] for item in done],
+            spec,
+            behaviour=behaviour,
+            positions=positions_in_order(pairs),
+            layers=inputs.dictionaries,
+            n_layers=inputs.model.load(runtime, exact=True).n_layers,
         )
+        out.write_json("aggregate.json", aggregate)
         out.write_json("timing.json", {"seconds_per_prompt": {i["score"]["slug"]: i["seconds"] for i in done}})
 
     def share(self, spec: AttributionConfig, inputs: AttributeInputs, out: ArtifactWriter, runtime: Runtime) -> None:
@@ -151,27 +138,18 @@ class AttributePhase(Phase[AttributionConfig, AttributeInputs]):
         model = inputs.model.load(runtime, exact=True)
         dictionaries = load_all(inputs.dictionaries, runtime)
         mine = runtime.group.mine(list(enumerate(inputs.prompts.pairs("train")[: spec.n_prompts])))
+        checkpointing = runtime.options.checkpointing
         left = [(number, pair) for number, pair in mine if not _record(out, behaviour, number).exists()]
         done = len(mine) - len(left)
         with runtime.progress.bar(f"graphs of {behaviour}", len(mine), "prompts", done=done) as bar:
             for number, pair in left:
                 begun, slug = time.monotonic(), _slug(behaviour, number)
                 graph = circuits.explain_prompt(
-                    model,
-                    dictionaries,
-                    pair,
-                    slug,
-                    spec,
-                    checkpointing=runtime.options.checkpointing,
-                    progress=runtime.progress,
+                    model, dictionaries, pair, slug, spec, checkpointing=checkpointing, progress=runtime.progress
                 )
                 out.write_json(f"graphs/{slug}.json", graph.json, indent=None)
-                record = {
-                    "score": graph.score,
-                    "metadata": graph.metadata,
-                    "record": graph.record,
-                    "seconds": time.monotonic() - begun,
-                }
+                seconds = time.monotonic() - begun
+                record = {"score": graph.score, "metadata": graph.metadata, "record": graph.record, "seconds": seconds}
                 write_json_atomic(_record(out, behaviour, number), record, indent=None)
                 bar.advance(1, features=graph.score["n_features_active"])
 

@@ -15,12 +15,11 @@ from mechstudy.machine.runtime import Runtime
 from mechstudy.monitoring.expected_usage import PhaseProfile
 from mechstudy.store.artifact import Artifact
 from mechstudy.store.artifact_writer import ArtifactWriter
-from mechstudy.study.retention import Retention
-from mechstudy.study.unit import Unit
+from mechstudy.study.unit import Retention, Unit
 
 if TYPE_CHECKING:
     from mechstudy.study.study import Study
-    from mechstudy.study.study_plan import StudyPlan
+    from mechstudy.study.units import StudyPlan
 
 S = TypeVar("S", bound=Config)
 I = TypeVar("I")  # noqa: E741  # the inputs
@@ -74,15 +73,20 @@ class Output:
 class Flag:
     """A command-line option of a phase: its value becomes overrides of the study.
 
-    ``overrides(study, value)`` returns ``key=value`` lines; without it, `Command.select` reads the value.
+    ``overrides(study, value)`` returns ``key=value`` lines; without it, `Command.select` reads the value. Integers are
+    at least 1.
     """
 
     name: str
     kind: type
     help: str
     metavar: str | None = None
-    least: int | None = None
     overrides: Callable[[Study, Any], Sequence[str]] | None = None
+
+
+def count(name: str, help: str, field: str) -> Flag:
+    """A flag for an integer field of the study."""
+    return Flag(name, int, help, metavar="N", overrides=lambda _, n: [f"{field}={n}"])
 
 
 @dataclass(frozen=True)
@@ -184,19 +188,15 @@ class Phase(ABC, Generic[S, I]):
 
     def collect(self, unit: Unit, artifacts: Mapping[str, Artifact]) -> I:
         """The typed inputs of a unit, from artifacts by unit name, without absent optional ones."""
-        values: dict[str, Any] = {}
-        types_by_role = _roles(self.inputs)
-        for role, (_, many) in types_by_role.items():
-            values[role] = {} if many else None
+        roles = _roles(self.inputs)
+        values: dict[str, Any] = {role: {} if many else None for role, (_, many) in roles.items()}
         for item in unit.inputs:
-            artifact = artifacts.get(item.unit)
-            if artifact is None:
-                continue
-            output, many = types_by_role[item.role]
-            if many:
-                values[item.role][item.key] = output(artifact)
-            else:
-                values[item.role] = output(artifact)
+            if (artifact := artifacts.get(item.unit)) is not None:
+                output, many = roles[item.role]
+                if many:
+                    values[item.role][item.key] = output(artifact)
+                else:
+                    values[item.role] = output(artifact)
         return self.inputs(**values)
 
 

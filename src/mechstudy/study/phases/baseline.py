@@ -12,13 +12,13 @@ from mechstudy.machine.runtime import Runtime
 from mechstudy.monitoring.expected_usage import PhaseProfile
 from mechstudy.store.artifact import Artifact
 from mechstudy.store.artifact_writer import ArtifactWriter
-from mechstudy.study.model_costs import LENGTHS, TYPICAL_PROMPT
+from mechstudy.study.costs import LENGTHS, TYPICAL_PROMPT
 from mechstudy.study.phases.base import Command, Phase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.phases.prompts import N_SAMPLES, PromptsArtifact, PromptsPhase
 from mechstudy.study.study import BaselineConfig, BehaviourConfig
-from mechstudy.study.study_plan import StudyPlan
 from mechstudy.study.unit import Unit
+from mechstudy.study.units import StudyPlan
 
 SUMMARY = "summary.json"
 
@@ -53,7 +53,6 @@ class BaselinePhase(Phase[BaselineSpec, BaselineInputs]):
     )
 
     def units(self, plan: StudyPlan) -> Iterator[Unit]:
-        """One unit per behaviour."""
         for b in plan.study.behaviours:
             unit = f"baseline[{b.name}]"
             spec = BaselineSpec(**dict(plan.study.baseline), seed=plan.seed(unit, "bootstrap"))
@@ -80,11 +79,7 @@ class BaselinePhase(Phase[BaselineSpec, BaselineInputs]):
             )
             behaviours.write_scores(scores, out.file(f"{split}.csv"))
             splits[split] = behaviours.summarise_scores(
-                scores,
-                seed=spec.seed,
-                split=number,
-                n_resamples=spec.bootstrap,
-                min_accuracy=spec.min_accuracy,
+                scores, seed=spec.seed, split=number, n_resamples=spec.bootstrap, min_accuracy=spec.min_accuracy
             )
         passed = all(split["passed"] for split in splits.values())
         gate = {"min_accuracy": spec.min_accuracy, "passed": passed, "on_fail": spec.on_fail}
@@ -92,14 +87,11 @@ class BaselinePhase(Phase[BaselineSpec, BaselineInputs]):
         out.write_json(SUMMARY, {"behaviour": behaviour, "gate": gate, "splits": splits})
         if not passed:
             accuracy = ", ".join(f"{s['accuracy']:.0%} on {name}" for name, s in splits.items())
-            runtime.progress.log(
-                f"{behaviour}: accuracy {accuracy}, the gate asks for {spec.min_accuracy:.0%}: "
-                + (
-                    "continuing, as the study says (baseline.on_fail: continue)"
-                    if spec.on_fail == "continue"
-                    else "this behaviour is not studied further (baseline.on_fail: continue would continue)"
-                )
-            )
+            follows = "this behaviour is not studied further (baseline.on_fail: continue would continue)"
+            if spec.on_fail == "continue":
+                follows = "continuing, as the study says (baseline.on_fail: continue)"
+            asks = f"the gate asks for {spec.min_accuracy:.0%}"
+            runtime.progress.log(f"{behaviour}: accuracy {accuracy}, {asks}: {follows}")
 
     def gate(self, output: Artifact) -> str | None:
         """The reason, unless the behaviour passed or the study continues anyway."""
@@ -110,9 +102,7 @@ class BaselinePhase(Phase[BaselineSpec, BaselineInputs]):
         splits = {name: split.get("accuracy") for name, split in (summary.get("splits") or {}).items()}
         accuracy = ", ".join(f"{value:.0%} on {name}" for name, value in splits.items() if value is not None)
         least = verdict.get("min_accuracy")
-        facts = [
-            f"accuracy {accuracy}" if accuracy else "",
-            f"the gate asks for {least:.0%}" if least is not None else "",
-        ]
-        detail = "; ".join(fact for fact in facts if fact)
+        facts = [f"accuracy {accuracy}"] if accuracy else []
+        facts += [f"the gate asks for {least:.0%}"] if least is not None else []
+        detail = "; ".join(facts)
         return f"{output.unit} did not pass" + (f" ({detail})" if detail else "")

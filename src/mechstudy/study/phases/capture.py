@@ -23,15 +23,15 @@ from mechstudy.machine.runtime import Runtime
 from mechstudy.models.sites import Site, SiteKind
 from mechstudy.monitoring.expected_usage import PhaseProfile
 from mechstudy.store.artifact_writer import ArtifactWriter
-from mechstudy.study.model_costs import LENGTHS, TYPICAL_PROMPT
+from mechstudy.study.costs import LENGTHS, TYPICAL_PROMPT
 from mechstudy.study.phases.base import Command, Flag, Output, Phase
 from mechstudy.study.phases.baseline import BaselinePhase
 from mechstudy.study.phases.corpus import CorpusArtifact, CorpusPhase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.phases.prompts import N_SAMPLES, PromptsArtifact, PromptsPhase
 from mechstudy.study.study import BehaviourConfig
-from mechstudy.study.study_plan import StudyPlan, layers_of, span
 from mechstudy.study.unit import Unit
+from mechstudy.study.units import StudyPlan, layers_of, span
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,11 +59,6 @@ class CaptureArtifact(Output):
         return activations.Store(self.path / split)
 
 
-def _selected(unit: Unit, values: Mapping[str, Any]) -> bool:
-    """``--prompts`` leaves the corpus out."""
-    return not values.get("prompts") or unit.behaviour is not None
-
-
 class PromptCapturePhase(Phase[PromptCaptureConfig, PromptCaptureInputs]):
     """Captures chosen positions of a behaviour's prompts."""
 
@@ -87,23 +82,21 @@ class PromptCapturePhase(Phase[PromptCaptureConfig, PromptCaptureInputs]):
         ),
         by_layer=True,
         shared=True,
-        select=_selected,
+        select=lambda unit, values: not values.get("prompts") or unit.behaviour is not None,
     )
 
     def units(self, plan: StudyPlan) -> Iterator[Unit]:
-        """One unit per behaviour."""
         layers = layers_of(plan.study.capture.layers, plan.shapes.n_layers, "capture.layers")
         spec = plan.study.capture.model_copy(update={"layers": layers})
         for b in plan.study.behaviours:
             inputs = [*plan.inputs("model", ModelPhase), *plan.inputs("prompts", PromptsPhase, behaviour=b.name)]
-            gates = tuple(unit.name for unit in plan.made_by(BaselinePhase, behaviour=b.name))
             yield plan.unit(
                 self,
                 f"capture[{b.name}]",
                 spec,
                 inputs,
-                gates=gates,
                 behaviour=b.name,
+                gates=plan.gates(BaselinePhase, b),
                 estimate=self.estimate(plan, b, layers),
             )
 
@@ -274,7 +267,6 @@ class CorpusCapturePhase(Phase[CorpusCaptureSpec, CorpusCaptureInputs]):
             with runtime.group.sharing(runtime.chosen):
                 self.share(spec, inputs, out, runtime)
         for split, rows in _missing(inputs, out):
-            store: Store
             if runtime.group.size > 1:
                 store = activations.merge(out.path / split)
             else:

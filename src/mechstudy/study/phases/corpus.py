@@ -17,8 +17,8 @@ from mechstudy.store.artifact_writer import ArtifactWriter
 from mechstudy.study.fingerprints import corpus_fingerprint
 from mechstudy.study.phases.base import Output, Phase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
-from mechstudy.study.study_plan import StudyPlan
 from mechstudy.study.unit import Unit
+from mechstudy.study.units import StudyPlan
 
 if TYPE_CHECKING:
     from mechstudy.corpus.token_rows import Corpus
@@ -62,7 +62,6 @@ class CorpusPhase(Phase[CorpusSpec, CorpusInputs]):
     retention, payload = "regenerate", (TOKENS,)
 
     def units(self, plan: StudyPlan) -> Iterator[Unit]:
-        """One unit."""
         c = plan.study.corpus
         values = dict(c) | {"seed": plan.seed(self.kind, f"corpus {c.seed}")}
         spec = CorpusSpec(**values, fingerprint=corpus_fingerprint(c, plan.base))

@@ -9,18 +9,16 @@ from typing import Literal
 from mechstudy import features
 from mechstudy.core.work import Estimate, Work
 from mechstudy.machine.runtime import Runtime
-from mechstudy.models.sites import parse_layers
 from mechstudy.monitoring.expected_usage import PhaseProfile
 from mechstudy.store.artifact_writer import ArtifactWriter
-from mechstudy.study.dictionary_costs import DictionaryCosts, held_dictionaries
 from mechstudy.study.phases.attribute import AttributePhase, GraphsArtifact
 from mechstudy.study.phases.base import Phase
 from mechstudy.study.phases.corpus import CorpusArtifact, CorpusPhase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.phases.train import DictionaryArtifact, TrainPhase, load_all
 from mechstudy.study.study import FeaturesConfig
-from mechstudy.study.study_plan import StudyPlan
 from mechstudy.study.unit import Unit
+from mechstudy.study.units import StudyPlan
 
 PAGES = "features.json"
 
@@ -66,16 +64,10 @@ class FeaturesPhase(Phase[FeaturesSpec, FeaturesInputs]):
 
     def estimate(self, plan: StudyPlan) -> Estimate:
         """A search of the corpus, and the documents of the examples once more."""
-        f, c, x, d, costs = (
-            plan.study.features,
-            plan.study.corpus,
-            plan.shapes,
-            plan.study.dictionaries,
-            plan.costs,
-        )
+        f, c, d = plan.study.features, plan.study.corpus, plan.study.dictionaries
+        x, costs, layers = plan.shapes, plan.costs, plan.layers
         tokens = min(f.documents, c.train_rows) * c.context
-        layers = parse_layers(d.layers, x.n_layers)
-        cost = DictionaryCosts.of(plan)
+        cost = costs.dictionary()
         pages = f.per_behaviour * len(plan.study.behaviours)
         again = min(f.documents, pages * f.examples) * c.context
         batches = -(-(tokens + again) // costs.batch)
@@ -94,7 +86,7 @@ class FeaturesPhase(Phase[FeaturesSpec, FeaturesInputs]):
             + 4 * 2 * pages * x.vocab_size // max(1, len(layers))
         )
         held = costs.model(d.model_dtype)
-        estimate = costs.of_model(held, pages * 4000, working, work, held_dictionaries(plan))
+        estimate = costs.of_model(held, pages * 4000, working, work, costs.dictionaries(len(plan.layers)))
         return replace(estimate, note=f"{tokens:,} tokens searched, {pages:,} pages at most")
 
     def run(self, spec: FeaturesSpec, inputs: FeaturesInputs, out: ArtifactWriter, runtime: Runtime) -> None:

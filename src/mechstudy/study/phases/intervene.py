@@ -13,17 +13,16 @@ from mechstudy.interventions.costs import edges_work, forwards_of
 from mechstudy.machine.runtime import Runtime
 from mechstudy.monitoring.expected_usage import PhaseProfile
 from mechstudy.store.artifact_writer import ArtifactWriter
-from mechstudy.study.dictionary_costs import DictionaryCosts, held_dictionaries
-from mechstudy.study.model_costs import LENGTHS, TYPICAL_POSITIONS, TYPICAL_PROMPT
+from mechstudy.study.costs import LENGTHS, TYPICAL_POSITIONS, TYPICAL_PROMPT
 from mechstudy.study.phases.attribute import AttributePhase, GraphsArtifact
-from mechstudy.study.phases.base import Command, Flag, Phase
+from mechstudy.study.phases.base import Command, Phase, count
 from mechstudy.study.phases.baseline import BaselinePhase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.phases.prompts import PromptsArtifact, PromptsPhase
 from mechstudy.study.phases.train import DictionaryArtifact, TrainPhase, load_all
 from mechstudy.study.study import BehaviourConfig
-from mechstudy.study.study_plan import StudyPlan
 from mechstudy.study.unit import Unit
+from mechstudy.study.units import StudyPlan
 
 _BATCHES = "batches.json"  # in the scratch folder
 
@@ -51,20 +50,10 @@ class IntervenePhase(Phase[InterventionConfig, InterveneInputs]):
     command = Command(
         "intervene",
         "mechstudy intervene study.yaml --n-samples 50",
-        flags=(
-            Flag(
-                "n_samples",
-                int,
-                "Prompts to use.",
-                metavar="N",
-                least=1,
-                overrides=lambda _, n: [f"interventions.n_samples={n}"],
-            ),
-        ),
+        flags=(count("n_samples", "Prompts to use.", "interventions.n_samples"),),
     )
 
     def units(self, plan: StudyPlan) -> Iterator[Unit]:
-        """One unit per behaviour."""
         if plan.study.no_graphs is not None:
             return
         i = plan.study.interventions
@@ -81,7 +70,7 @@ class IntervenePhase(Phase[InterventionConfig, InterveneInputs]):
                 unit,
                 i.model_copy(update={"seed": plan.seed(unit, f"draws {i.seed}")}),
                 inputs,
-                gates=tuple(gate.name for gate in plan.made_by(BaselinePhase, behaviour=b.name)),
+                gates=plan.gates(BaselinePhase, b),
                 behaviour=b.name,
                 estimate=self.estimate(plan, b),
             )
@@ -110,10 +99,10 @@ class IntervenePhase(Phase[InterventionConfig, InterveneInputs]):
             costs.block_bytes(batch)
             + 4 * batch * x.d_model * min(x.n_layers, 8)
             + 6 * 4 * (batch // TYPICAL_PROMPT) * x.vocab_size
-            + 4 * 512 * DictionaryCosts.of(plan).n_features
+            + 4 * 512 * costs.dictionary().n_features
         )
         held, disk = costs.model("float32"), 20_000 + 400 * forwards
-        estimate = costs.of_model(held, disk, working, work, held_dictionaries(plan))
+        estimate = costs.of_model(held, disk, working, work, costs.dictionaries(len(plan.layers)))
         return replace(estimate, note=f"about {forwards:,} forward passes")
 
     def run(self, spec: InterventionConfig, inputs: InterveneInputs, out: ArtifactWriter, runtime: Runtime) -> None:

@@ -12,11 +12,11 @@ from mechstudy.core.work import Estimate, Work, flops_of
 from mechstudy.machine.runtime import Runtime
 from mechstudy.store.artifact_writer import ArtifactWriter
 from mechstudy.store.manifest import sha256_of
+from mechstudy.study.costs import TYPICAL_PROMPT
 from mechstudy.study.fingerprints import model_fingerprint
-from mechstudy.study.model_costs import TYPICAL_PROMPT
 from mechstudy.study.phases.base import Output, Phase, Spec
-from mechstudy.study.study_plan import StudyPlan
 from mechstudy.study.unit import Unit
+from mechstudy.study.units import StudyPlan
 
 if TYPE_CHECKING:
     from mechstudy.models.language_model import LanguageModel
@@ -83,7 +83,6 @@ class ModelPhase(Phase[ModelSpec, NoInputs]):
     spec, inputs = ModelSpec, NoInputs
 
     def units(self, plan: StudyPlan) -> Iterator[Unit]:
-        """One unit."""
         m = plan.study.model
         spec = ModelSpec(
             source=m.source,

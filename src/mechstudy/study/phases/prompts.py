@@ -20,8 +20,8 @@ from mechstudy.study.fingerprints import file_fingerprint
 from mechstudy.study.phases.base import Command, Flag, Output, Phase, Spec
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.study import BehaviourConfig, Study
-from mechstudy.study.study_plan import StudyPlan
 from mechstudy.study.unit import Unit
+from mechstudy.study.units import StudyPlan
 
 
 class PromptsSpec(Spec):
@@ -61,7 +61,7 @@ def prompts_used(study: Study, n: int) -> list[str]:
     return [f"behaviours.{i}.{split}={n}" for i in range(len(study.behaviours)) for split in ("n_train", "n_test")]
 
 
-N_SAMPLES = Flag("n_samples", int, "Prompts to use.", metavar="N", least=1, overrides=prompts_used)
+N_SAMPLES = Flag("n_samples", int, "Prompts to use.", metavar="N", overrides=prompts_used)
 
 
 class PromptsPhase(Phase[PromptsSpec, PromptsInputs]):
@@ -79,7 +79,6 @@ class PromptsPhase(Phase[PromptsSpec, PromptsInputs]):
     )
 
     def units(self, plan: StudyPlan) -> Iterator[Unit]:
-        """One unit per behaviour."""
         for b in plan.study.behaviours:
             unit = f"prompts[{b.name}]"
             spec = PromptsSpec(

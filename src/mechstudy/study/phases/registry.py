@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
@@ -13,7 +13,7 @@ from mechstudy.core.errors import MechstudyError, nearest
 if TYPE_CHECKING:
     from mechstudy.monitoring.expected_usage import PhaseProfile
     from mechstudy.study.phases.base import Phase
-    from mechstudy.study.retention import Retention
+    from mechstudy.study.unit import Retention
 
 PHASES = {
     "model": "model:ModelPhase",
@@ -24,7 +24,7 @@ PHASES = {
     "capture": "capture:CorpusCapturePhase",
     "stream": "stream:StreamPhase",
     "train": "train:TrainPhase",
-    "variant": "variant:VariantPhase",
+    "variant": "train:VariantPhase",
     "attribute": "attribute:AttributePhase",
     "features": "features:FeaturesPhase",
     "intervene": "intervene:IntervenePhase",
@@ -54,12 +54,7 @@ def phase(reference: str) -> Phase[Any, Any]:
         return built_in
     module, colon, name = reference.partition(":")
     if not colon:
-        guess = nearest(reference, PHASES)
-        raise MechstudyError(
-            f"there is no phase {reference!r}",
-            facts={"phases": ", ".join(PHASES)},
-            fix=f"did you mean {guess!r}?" if guess else None,
-        )
+        raise _unknown(reference, PHASES)
     other: Phase[Any, Any] = getattr(import_module(module), name)
     return other
 
@@ -86,12 +81,12 @@ def check_name(name: str) -> None:
         MechstudyError: with the nearest name.
     """
     if name not in names():
-        guess = nearest(name, names())
-        raise MechstudyError(
-            f"there is no phase {name!r}",
-            facts={"phases": ", ".join(names())},
-            fix=f"did you mean {guess!r}?" if guess else None,
-        )
+        raise _unknown(name, names())
+
+
+def _unknown(name: str, valid: Iterable[str]) -> MechstudyError:
+    guess, facts = nearest(name, valid), {"phases": ", ".join(valid)}
+    return MechstudyError(f"there is no phase {name!r}", facts=facts, fix=f"did you mean {guess!r}?" if guess else None)
 
 
 def check_kinds(retain: Mapping[str, Retention]) -> None:

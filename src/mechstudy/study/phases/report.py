@@ -14,8 +14,8 @@ from mechstudy.store.artifact_writer import ArtifactWriter
 from mechstudy.study.phases import registry
 from mechstudy.study.phases.base import Phase, Spec
 from mechstudy.study.study import Study
-from mechstudy.study.study_plan import StudyPlan
 from mechstudy.study.unit import Input, Key, Unit
+from mechstudy.study.units import StudyPlan
 
 
 class ReportSpec(Spec):
@@ -132,16 +132,11 @@ def unit_record(unit: ReportUnit) -> dict[str, Any]:
     return {
         "artifact": artifact.name,
         "id": artifact.id,
-        "seconds": m["seconds"],
-        "started": m["started"],
-        "finished": m["finished"],
+        **{fact: m[fact] for fact in ("seconds", "started", "finished")},
         "status": "done",
         "peak_rss_bytes": m["peak_rss_bytes"],
         "files": {file: entry["size"] for file, entry in m["files"].items()},
-        "version": m["version"],
-        "spec": m["spec"],
-        "inputs": m["inputs"],
-        "provenance": m["provenance"],
+        **{fact: m[fact] for fact in ("version", "spec", "inputs", "provenance")},
         "discarded": m.get("discarded", []),
         **unit.state,
     }

@@ -15,13 +15,12 @@ from mechstudy.machine.runtime import Runtime
 from mechstudy.models.sites import Site, SiteKind
 from mechstudy.monitoring.expected_usage import PhaseProfile
 from mechstudy.store.artifact_writer import ArtifactWriter
-from mechstudy.study.dictionary_costs import DictionaryCosts
 from mechstudy.study.phases.base import Output, Phase, Spec
 from mechstudy.study.phases.corpus import CorpusArtifact, CorpusPhase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.study import VariantConfig
-from mechstudy.study.study_plan import StudyPlan, span
 from mechstudy.study.unit import Unit
+from mechstudy.study.units import StudyPlan, span
 
 PASS = "pass.json"
 
@@ -127,7 +126,7 @@ class StreamPhase(Phase[StreamSpec, StreamInputs]):
         """A forward pass over every row trained on, and all trainings side by side."""
         d, c, t = plan.study.dictionaries, plan.study.corpus, plan.study.dictionaries.training
         architectures = [d.architecture, *(variant.architecture or d.architecture for variant in d.variants)]
-        each = [DictionaryCosts.of(plan, architecture) for architecture in architectures for _ in layers]
+        each = [plan.costs.dictionary(architecture) for architecture in architectures for _ in layers]
         widths = sum(plan.shapes.width(kind) for kind in dict.fromkeys(d.sites())) * len(layers)
         tokens, costs = t.steps * t.batch_size, plan.costs
         batches = -(-tokens // costs.batch)
@@ -169,27 +168,16 @@ class StreamPhase(Phase[StreamSpec, StreamInputs]):
             batch_tokens=runtime.batch_tokens,
         )
         runtime.progress.log(f"a batch is {source.mixing():.2f} as mixed as rows of the whole corpus would be")
-        findings = {
-            job.name: dictionaries.stream_findings(
-                source,
-                dictionaries.View(source, job.site_in, job.site_out),
-                job.architecture,
-                job.recipe,
-                runtime.progress,
+        findings = {}
+        for job in jobs:
+            view = dictionaries.View(source, job.site_in, job.site_out)
+            findings[job.name] = dictionaries.stream_findings(
+                source, view, job.architecture, job.recipe, runtime.progress
             )
-            for job in jobs
-        }
         trained = dictionaries.train_many(jobs, source, progress=runtime.progress, device=runtime.device)
         for where, dictionary in trained.items():
             if findings[where]:
                 dictionary.metadata["health"] = findings[where] + dictionary.metadata.get("health", [])
             dictionary.save(out.path / where / "dictionary")
-        out.write_json(
-            PASS,
-            {
-                "mixing": source.mixing(),
-                "window_bytes": source.nbytes,
-                "steps_per_window": source.steps_per_window,
-                "sink_limits": source.limits,
-            },
-        )
+        facts = {"mixing": source.mixing(), "window_bytes": source.nbytes, "steps_per_window": source.steps_per_window}
+        out.write_json(PASS, facts | {"sink_limits": source.limits})

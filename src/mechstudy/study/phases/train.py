@@ -1,4 +1,4 @@
-"""Phase 3: one layer's dictionary, from stored rows or a streamed pass, evaluated on held-out rows."""
+"""Phase 3: one layer's dictionary and its variants, from stored rows or a streamed pass, evaluated."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from mechstudy.machine.runtime import Runtime
 from mechstudy.models.sites import Site, SiteKind
 from mechstudy.monitoring.expected_usage import PhaseProfile
 from mechstudy.store.artifact_writer import ArtifactWriter
-from mechstudy.study.dictionary_costs import DictionaryCosts
-from mechstudy.study.phases.base import Command, Flag, Output, Phase
+from mechstudy.study.phases.base import Command, Output, Phase, count
 from mechstudy.study.phases.capture import CaptureArtifact, CorpusCapturePhase
 from mechstudy.study.phases.corpus import CorpusArtifact, CorpusPhase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.phases.stream import StreamArtifact, StreamPhase, init_seed
 from mechstudy.study.study import VariantConfig
-from mechstudy.study.study_plan import StudyPlan
 from mechstudy.study.unit import Input, Unit
+from mechstudy.study.units import StudyPlan
 
 if TYPE_CHECKING:
     from mechstudy.activations.store import Store
@@ -53,6 +52,12 @@ class TrainSpec(Config):
         return Site(self.site_in, self.layer), Site(self.site_out, self.layer)
 
 
+class VariantSpec(TrainSpec):
+    """A dictionary's spec, and the variant's name."""
+
+    variant: str
+
+
 class DictionaryArtifact(Output):
     """A trained dictionary with its evaluation."""
 
@@ -75,6 +80,13 @@ class TrainInputs:
     corpus: CorpusArtifact
     capture: CaptureArtifact | None
     stream: StreamArtifact | None
+
+
+@dataclass(frozen=True)
+class VariantInputs(TrainInputs):
+    """What training reads, and the layer's own dictionary to compare with."""
+
+    own: DictionaryArtifact
 
 
 def load_all(artifacts: Mapping[int, DictionaryArtifact], runtime: Runtime) -> dict[int, Dictionary]:
@@ -111,7 +123,7 @@ def training_spec(plan: StudyPlan, layer: int, variant: VariantConfig | None = N
 def training_estimate(plan: StudyPlan, architecture: DictionaryConfig) -> Estimate:
     """Training and evaluation of one dictionary; evaluation alone where it was streamed."""
     d, c, x, costs = plan.study.dictionaries, plan.study.corpus, plan.shapes, plan.costs
-    cost = DictionaryCosts.of(plan, architecture)
+    cost = costs.dictionary(architecture)
     if d.source == "stream":
         cost = cost.streamed()
     tokens = min(d.evaluation_tokens, c.held_out_rows * c.context)
@@ -124,7 +136,8 @@ def training_estimate(plan: StudyPlan, architecture: DictionaryConfig) -> Estima
     memory = max(cost.memory, cost.weights + 5 * 4 * at_once * x.vocab_size + costs.block_bytes(at_once))
     held = costs.model(d.model_dtype)
     estimate = costs.of_model(held, cost.disk, memory, [*cost.work, *evaluation], flops=cost.flops)
-    return replace(estimate, note=cost.note, shapes=cost.shapes, exact=True, payload=cost.payload)
+    note = f"{d.training.steps:,} steps x {d.training.batch_size:,} rows"
+    return replace(estimate, note=note, shapes=cost.shapes, exact=True, payload=cost.payload)
 
 
 class TrainPhase(Phase[TrainSpec, TrainInputs]):
@@ -146,23 +159,13 @@ class TrainPhase(Phase[TrainSpec, TrainInputs]):
     command = Command(
         "train",
         "mechstudy train study.yaml --layers 12 --max-steps 5000 --profile",
-        flags=(
-            Flag(
-                "max_steps",
-                int,
-                "Training steps per dictionary.",
-                metavar="N",
-                least=1,
-                overrides=lambda _, steps: [f"dictionaries.training.steps={steps}"],
-            ),
-        ),
+        flags=(count("max_steps", "Training steps per dictionary.", "dictionaries.training.steps"),),
         by_layer=True,
         shared=True,
         resumes_from=True,
     )
 
     def units(self, plan: StudyPlan) -> Iterator[Unit]:
-        """One unit per layer."""
         for wave, layers in enumerate(plan.layer_groups):
             for layer in layers:
                 yield plan.unit(
@@ -192,15 +195,45 @@ class TrainPhase(Phase[TrainSpec, TrainInputs]):
         folder = inputs.capture.path / "train"
         copies = {folder / name: Path(copy) for name, copy in runtime.group.broadcast["copies"].items()}
         store = inputs.capture.store("train").reading({file: copy for file, copy in copies.items() if copy.exists()})
-        dictionaries.train(
-            spec.architecture,
-            spec.training,
-            _rows(store, spec, runtime),
-            site_in=str(spec.sites[0]),
-            site_out=str(spec.sites[1]),
-            checkpoint=out.scratch / CHECKPOINT,
-            device=runtime.device,
+        _steps(spec, _rows(store, spec, runtime), out, runtime, logs=False)
+
+
+class VariantPhase(TrainPhase, Phase[VariantSpec, VariantInputs]):
+    """Trains another dictionary of a layer."""
+
+    kind = name = "variant"
+    per = "layer"
+    title, report_field = "Dictionaries", "variants"
+    version = 4
+    spec, inputs = VariantSpec, VariantInputs  # type: ignore[assignment]
+    calibrated_as = "train"
+
+    def units(self, plan: StudyPlan) -> Iterator[Unit]:
+        """One unit per layer and variant."""
+        for wave, layers in enumerate(plan.layer_groups):
+            for layer in layers:
+                for variant in plan.study.dictionaries.variants:
+                    spec = VariantSpec(**dict(training_spec(plan, layer, variant)), variant=variant.name)
+                    yield plan.unit(
+                        self,
+                        f"variant[{layer}:{variant.name}]",
+                        spec,
+                        [*training_inputs(plan, wave), *plan.inputs("own", TrainPhase, layer=layer)],
+                        layer=layer,
+                        variant=variant.name,
+                        wave=wave,
+                        estimate=training_estimate(plan, spec.architecture),
+                    )
+
+    def run(  # type: ignore[override]  # narrower types, same uses
+        self, spec: VariantSpec, inputs: VariantInputs, out: ArtifactWriter, runtime: Runtime
+    ) -> None:
+        """Writes what training writes, and ``agreement.json``."""
+        make_dictionary(spec, inputs, out, runtime, spec.variant)
+        own, other = (
+            cast("Dictionary", dictionaries.load_dictionary(path / FOLDER)) for path in (inputs.own.path, out.path)
         )
+        out.write_json("agreement.json", dictionaries.compare(own, other))
 
 
 def make_dictionary(
@@ -244,32 +277,16 @@ def _train(
         )
         copies = {file.name: str(copy) for file, copy in local.copies.items()}
         with runtime.group.sharing({"copies": copies}, together=True):
-            trained = dictionaries.train(
-                spec.architecture,
-                training,
-                rows,
-                site_in=str(site_in),
-                site_out=str(site_out),
-                out=out.path,
-                checkpoint=out.scratch / CHECKPOINT,
-                progress=runtime.progress,
-                device=runtime.device,
-            )
-    dictionary = cast("Dictionary", trained)  # one site
+            dictionary = _steps(spec, rows, out, runtime, logs=True)
     if findings:
         dictionary.metadata["health"] = findings + dictionary.metadata.get("health", [])
     dictionary.save(out.path / FOLDER)
     # Sinks stay in to measure their share; the evaluation leaves them out by the dictionary's own limit.
     batch = dictionaries.EVALUATION_BATCH
     evaluated = activations.RowReader(capture.store("held_out"), site_in, site_out, batch, sink_ratio=None, widen=True)
-    held_out = dictionaries.FirstBatches(
-        evaluated.batches, max(1, min(spec.evaluation_rows, evaluated.rows_per_epoch) // batch)
-    )
-    return (
-        dictionary,
-        held_out,
-        {"distinct_rows": rows.rows_per_epoch, "train_sink_rows": rows.sink_rows, "mixing": mixing},
-    )
+    n_batches = max(1, min(spec.evaluation_rows, evaluated.rows_per_epoch) // batch)
+    facts = {"distinct_rows": rows.rows_per_epoch, "train_sink_rows": rows.sink_rows, "mixing": mixing}
+    return dictionary, dictionaries.FirstBatches(evaluated.batches, n_batches), facts
 
 
 def _take(
@@ -299,6 +316,24 @@ def _take(
     held_out = dictionaries.FirstBatches(view.batches, max(1, n_rows // source.batch_size))
     distinct = corpus.train.shape[0] * (corpus.train.shape[1] - 1)
     return dictionary, held_out, {"distinct_rows": distinct, "train_sink_rows": None, "mixing": stream.mixing}
+
+
+def _steps(
+    spec: TrainSpec, rows: activations.RowReader, out: ArtifactWriter, runtime: Runtime, *, logs: bool
+) -> Dictionary:
+    """The training steps of this process. Only the leader logs, and counts them."""
+    trained = dictionaries.train(
+        spec.architecture,
+        spec.training,
+        rows,
+        site_in=str(spec.sites[0]),
+        site_out=str(spec.sites[1]),
+        out=out.path if logs else None,
+        checkpoint=out.scratch / CHECKPOINT,
+        progress=runtime.progress if logs else None,
+        device=runtime.device,
+    )
+    return cast("Dictionary", trained)  # one site
 
 
 def _rows(store: Store, spec: TrainSpec, runtime: Runtime) -> activations.RowReader:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from mechstudy.core.jsonio import read_json
-from mechstudy.runner.resume_progress import saved
+from mechstudy.runner.unit_state import saved
 from tests.support.storage_world import make_folder
 from tests.support.tiny_study import write_study
 from tests.support.toy_units import sums

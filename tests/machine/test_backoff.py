@@ -26,9 +26,8 @@ from mechstudy.models.batches import captured
 from mechstudy.models.sites import Site
 from mechstudy.runner.job import Job
 from mechstudy.runner.processes import leader as leading
-from mechstudy.runner.processes.leader import Leader
-from mechstudy.runner.processes.messages import Task
-from mechstudy.runner.processes.progress import LeaderProgress
+from mechstudy.runner.processes.leader import Leader, LeaderProgress
+from mechstudy.runner.processes.share import Ended, Task
 from mechstudy.study.phases.intervene import IntervenePhase
 from tests.support.interventions_world import pairs, transcoders
 from tests.support.tiny import tiny_model
@@ -140,9 +139,11 @@ def test_interrupted_interventions_keep_the_batches_they_began_with(monkeypatch,
 
 def test_workers_cut_batches_as_the_leader_does_after_a_restart(monkeypatch, tmp_path):
     shared = unit("capture[mine]", shared="digest")
-    job = Job(shared, "0" * 64, {}, tmp_path, tmp_path, RunOptions())
+    job = Job(shared, "0" * 64, {}, tmp_path, RunOptions())
     sent = []
-    workers = SimpleNamespace(n=0, submit=sent.extend, ended=list, stop=lambda: None, close=lambda: None)
+    workers = SimpleNamespace(
+        submit=sent.extend, shares=lambda: [Ended(1, "done")], stop=lambda: None, close=lambda: None
+    )
     monkeypatch.setattr(leading, "LocalWorkers", lambda *_: workers)
     leader = Leader(job, 2, 1, "cpu", LeaderProgress(tmp_path, phase="capture", unit=shared.name), {}, tmp_path)
     leader.use_batch(1024)

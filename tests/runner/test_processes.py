@@ -17,8 +17,8 @@ from mechstudy.core.jsonio import read_json
 from mechstudy.core.progress import NullProgress
 from mechstudy.core.signals import Stopped
 from mechstudy.machine.runtime_options import RunOptions
+from mechstudy.runner.completion import RunResult
 from mechstudy.runner.processes.leader import n_processes, world_size
-from mechstudy.runner.results import RunResult
 from mechstudy.runner.run import Run
 from tests.support.toy_ranks import items
 from tests.support.toy_units import sums, unit

@@ -14,7 +14,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
 from mechstudy.core.progress import NullProgress
 from mechstudy.machine.runtime_options import RunOptions
-from mechstudy.runner.results import RunResult
+from mechstudy.runner.completion import RunResult
 from mechstudy.runner.run import Run
 from mechstudy.study.unit import Unit
 from tests.support.toy_units import calls, chain, sums, toy_process, unit, wait_for_steps

@@ -17,7 +17,7 @@ import pytest
 from mechstudy.core.jsonio import read_json
 from mechstudy.core.progress import NullProgress
 from mechstudy.planning.opened_study import open_study
-from mechstudy.runner.results import RunResult
+from mechstudy.runner.completion import RunResult
 from mechstudy.runner.study_run import execute
 from tests.support.tiny_study import write_study
 

@@ -114,9 +114,8 @@ def test_variants_share_rows_and_are_compared_with_the_layers_own(study, tmp_pat
     assert read_json(other.file("agreement.json"))["n_features"] == [32, 48]
     matched = read_json(again.file("agreement.json"))["decoder"]["matched"]
     assert matched["n"] == 32 and 0 < matched["mean"] < 0.99, "another seed, so other features"
-    assert (
-        len({unit.artifact.name for unit in result.units if unit.phase in ("stream", "capture") and unit.artifact}) == 1
-    )
+    rows = [unit.artifact for unit in result.units if unit.unit.phase.name in ("stream", "capture")]
+    assert len({artifact.name for artifact in rows if artifact}) == 1
 
 
 def test_variants_change_nothing_of_the_layers_own_units(study, tmp_path):

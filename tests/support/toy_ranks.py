@@ -13,7 +13,8 @@ from typing import Any
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import write_json_atomic
 from mechstudy.machine.runtime import Runtime
-from mechstudy.store.artifacts import Artifact, ArtifactWriter
+from mechstudy.store.artifact import Artifact
+from mechstudy.store.artifact_writer import ArtifactWriter
 from mechstudy.study.unit import Unit
 from tests.support.toy_units import unit
 
@@ -73,7 +74,7 @@ if __name__ == "__main__":
     import sys
 
     from mechstudy.machine.runtime_options import RunOptions
-    from mechstudy.runner.processes.serving import led
+    from mechstudy.runner.processes.workers import led
     from mechstudy.runner.run import Run
 
     def work() -> int:

@@ -16,7 +16,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import json_bytes
 from mechstudy.monitoring.instrumentation import PROFILE
 from mechstudy.monitoring.record import USAGE_SUFFIX as USAGE
-from mechstudy.runner.batch_size_cache import BATCHES
+from mechstudy.runner.run_unit import BATCHES
 from mechstudy.store.manifest import MANIFEST
 from mechstudy.study.run_folder import ARTIFACTS, STUDY, SUMMARY
 

@@ -1,12 +1,12 @@
 from . import validate as validate
+from .completion import RunResult as RunResult
 from .completion import findings_of as findings_of
 from .cost import Cost as Cost
 from .cost import PhaseCost as PhaseCost
 from .cost import cost_of as cost_of
 from .job import LOG as LOG
 from .measured_cost import Attempts as Attempts
-from .processes.serving import led as led
-from .results import RunResult as RunResult
+from .processes.workers import led as led
 from .run_unit import find_checkpoint as find_checkpoint
 from .status import Status as Status
 from .status import read_status as read_status

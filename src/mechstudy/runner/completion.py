@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -14,10 +15,50 @@ from mechstudy.core.jsonio import write_json_atomic
 from mechstudy.core.progress import duration
 from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.runner.job import LOG, Job, Outcome
-from mechstudy.runner.results import RunResult, UnitResult
+from mechstudy.store.artifact import Artifact
 from mechstudy.study.dag import Evaluation, Node
 from mechstudy.study.phases.report import ReportUnit, report_data
 from mechstudy.study.run_folder import SUMMARY, RunFolder
+from mechstudy.study.unit import Unit
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """A unit after a run. ``status`` is done, failed, stopped (by a gate) or pending; ``ran``: in this run."""
+
+    unit: Unit
+    status: str
+    ran: bool = False
+    reason: str | None = None
+    artifact: Artifact | None = None
+
+    @property
+    def name(self) -> str:
+        """The unit's name."""
+        return self.unit.name
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run did: every unit of the study, the errors in full, and the wall time."""
+
+    units: list[UnitResult]
+    failures: list[Outcome]
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 2 where a unit failed by a user error, or 1 where one crashed."""
+        return min((failure.exit_code for failure in self.failures), default=0)
+
+    @property
+    def ran(self) -> list[str]:
+        """Names of the units that finished in this run."""
+        return [unit.name for unit in self.units if unit.ran and unit.status == "done"]
+
+    def unit(self, name: str) -> UnitResult:
+        """The result of one unit."""
+        return next(unit for unit in self.units if unit.name == name)
 
 
 class Recorder(Protocol):
@@ -97,8 +138,7 @@ def job_of(folder: RunFolder, evaluation: Evaluation, name: str, options: RunOpt
     """The job of a unit whose inputs are there."""
     node = evaluation.nodes[name]
     assert node.id is not None, f"{name}: every input is there, so it has an id"
-    inputs = evaluation.input_keys(name)
-    return Job(node.unit, node.id, inputs, folder.path, folder.store.root, options.of(name), log)
+    return Job(node.unit, node.id, evaluation.input_keys(name), folder.path, options.of(name), log)
 
 
 def conclude(folder: RunFolder, study: Mapping[str, Any], result: RunResult) -> None:

@@ -6,14 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mechstudy.planning import Plan, PlanRow, make_plan
 from mechstudy.planning.calibration import Calibration, read_calibration
 from mechstudy.planning.hardware import Hardware
 from mechstudy.planning.machine import this_machine
-from mechstudy.planning.plan import Plan, PlanRow, make_plan
 from mechstudy.runner.measured_cost import Attempts, UnitReality, accounted_jobs, attempts_of, reality_of
 from mechstudy.runner.run import Run
 from mechstudy.study.dag import Evaluation
 from mechstudy.study.run_folder import RunFolder
+
+Row = tuple[PlanRow, UnitReality | None]  # a unit's plan, and what it took where it is done
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Cost:
     calibration: Calibration | None
     accounted: bool
     wrong: Mapping[str, tuple[int, int | None]]
-    unit_rows: list[tuple[PlanRow, UnitReality | None]] = field(default_factory=list)
+    unit_rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
@@ -128,32 +130,21 @@ def whole_plan(run: Run, hardware: Hardware | None = None, done: Mapping[str, Un
         done: how the units ran: threads, where all had as many; a process start and a model load for each, where they
             were jobs; memory of all processes, where several shared a unit.
     """
-    options = run.options
-    used = {spent.threads for spent in (done or {}).values()}
+    options, done = run.options, done or {}
+    used = {spent.threads for spent in done.values()}
     if len(used) == 1 and options.max_parallel == 1:
         options = options.replace(threads=used.pop() or options.threads)
     here = hardware or this_machine(options.device, options.total_threads)
     calibration = read_calibration(run.folder.path, options.total_threads)[0] if here.is_here else None
     empty = Evaluation(run.graph, RunFolder(run.folder.path / ".nothing").store)
-    shared = {name: spent.processes for name, spent in (done or {}).items()} or None
-    apart = any(spent.in_job for spent in (done or {}).values())
+    shared = {name: spent.processes for name, spent in done.items()} or None
+    apart = any(spent.in_job for spent in done.values())
     return make_plan(
-        empty,
-        run.folder.path,
-        options,
-        hardware=here,
-        calibration=calibration,
-        processes=shared,
-        apart=apart,
+        empty, run.folder.path, options, hardware=here, calibration=calibration, processes=shared, apart=apart
     )
 
 
-def _phase(
-    name: str,
-    rows: Sequence[tuple[PlanRow, UnitReality | None]],
-    plan: Plan,
-    attempts: Mapping[str, Attempts] | None,
-) -> PhaseCost:
+def _phase(name: str, rows: Sequence[Row], plan: Plan, attempts: Mapping[str, Attempts] | None) -> PhaseCost:
     finished = [(row, spent) for row, spent in rows if spent is not None]
     hardware = plan.hardware
     planned = sum(row.seconds or 0.0 for row, _ in finished)

@@ -5,32 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.machine.memory import available_memory_bytes
 from mechstudy.machine.runtime_options import RunOptions
-from mechstudy.store.artifact import Artifact
-from mechstudy.store.artifact_writer import ArtifactWriter
-from mechstudy.store.artifacts import ArtifactStore
+from mechstudy.store import Artifact, ArtifactStore, ArtifactWriter
+from mechstudy.study.run_folder import RunFolder
 from mechstudy.study.unit import Unit
+from mechstudy.study.units import unit_as_json, unit_from_json
 
 LOG = "log.txt"
-ArtifactKey = tuple[str, str, str]  # phase, unit name, id
 
 
 @dataclass(frozen=True)
 class Job:
     """A unit with its inputs on disk: all that a worker process needs.
 
-    ``inputs`` maps unit names to their artifacts' keys. ``log`` is a file of the run's folder, or None to log to the
-    stream alone.
+    ``inputs`` maps unit names to their artifacts' keys: phase, unit name, id. ``log`` is a file of the run's folder, or
+    None to log to the stream alone.
     """
 
     unit: Unit
     id: str
-    inputs: Mapping[str, ArtifactKey]
+    inputs: Mapping[str, tuple[str, str, str]]
     run: Path
-    store: Path
     options: RunOptions
     log: str | None = LOG
 
@@ -39,20 +38,38 @@ class Job:
         """The file that messages are appended to."""
         return None if self.log is None else self.run / self.log
 
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON, for processes on other machines."""
+        parts = {"unit": unit_as_json(self.unit), "run": str(self.run.resolve()), "options": self.options.as_json()}
+        return {**vars(self), **parts}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Job:
+        """The job that `as_json` made."""
+        parts = {
+            "unit": unit_from_json(values["unit"]),
+            "inputs": {name: (phase, unit, id) for name, (phase, unit, id) in values["inputs"].items()},
+            "run": Path(values["run"]),
+            "options": RunOptions.from_json(values["options"]),
+        }
+        return cls(**{**values, **parts})
+
+    @property
+    def _store(self) -> ArtifactStore:
+        return RunFolder(self.run).store
+
     def load_inputs(self) -> dict[str, Artifact]:
         """The input artifacts by unit name.
 
         Raises:
             MechstudyError: one of them is missing or damaged.
         """
-        store = ArtifactStore(self.store)
         artifacts: dict[str, Artifact] = {}
         for source, key in self.inputs.items():
-            artifact = store.find(*key)
-            if artifact is None:
+            if (artifact := self._store.find(*key)) is None:
                 raise MechstudyError(
                     f"the artifact of {source} is gone or damaged",
-                    where=str(store.folder(*key)),
+                    where=str(self._store.folder(*key)),
                     fix="run the same command again: the unit then runs again",
                 )
             artifacts[source] = artifact
@@ -60,15 +77,10 @@ class Job:
 
     def writer(self, inputs: Mapping[str, Artifact], *, helps: bool = False) -> ArtifactWriter:
         """The writer of its artifact; with ``helps`` another process publishes it."""
-        unit, phase = self.unit, self.unit.phase
-        return ArtifactStore(self.store).writer(
-            phase.name,
-            unit.name,
-            self.id,
-            version=phase.version,
-            spec=unit.canonical_spec,
-            inputs=inputs,
-            helps=helps,
+        phase = self.unit.phase
+        key = phase.name, self.unit.name, self.id
+        return self._store.writer(
+            *key, version=phase.version, spec=self.unit.canonical_spec, inputs=inputs, helps=helps
         )
 
 

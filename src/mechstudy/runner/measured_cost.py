@@ -13,12 +13,10 @@ from mechstudy.monitoring.summary import use_of
 from mechstudy.runner.slurm.accounting import keep_accounting, read_accounting
 from mechstudy.runner.slurm.queue import Accounted, accounting
 from mechstudy.runner.slurm.record import has_record, read_record
-from mechstudy.store.artifacts import Artifact
-from mechstudy.store.sessions import sessions_of
+from mechstudy.store import Artifact, sessions_of
 from mechstudy.study.dag import Evaluation
 
-_ENDED_WELL = ("COMPLETED",)
-_GOES_ON = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED")
+_NOT_LOST = ("COMPLETED", "PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED")
 
 
 @dataclass(frozen=True)
@@ -104,20 +102,19 @@ def accounted_jobs(folder: Path) -> tuple[dict[str, str], Sequence[Accounted] | 
 
 
 def _attempt(run: Accounted) -> Attempts:
-    well = run.state in _ENDED_WELL
+    lost = run.state not in _NOT_LOST
     requeued = run.state in ("REQUEUED", "PREEMPTED", "NODE_FAIL")
     cancelled = run.state.startswith("CANCELLED")
-    lost = not well and not requeued and not cancelled and run.state not in _GOES_ON
     return Attempts(
         1,
         int(requeued),
-        int(lost),
+        int(lost and not requeued and not cancelled),
         run.seconds,
         run.seconds * run.gpus,
         run.cpu_seconds_held,
         run.cpu_seconds_used,
         run.peak_rss_bytes or 0,
-        0.0 if well or run.state in _GOES_ON else run.seconds,
+        run.seconds if lost else 0.0,
         run.waited,
         int(cancelled),
     )

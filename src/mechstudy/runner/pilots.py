@@ -9,17 +9,17 @@ from __future__ import annotations
 import gc
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mechstudy.core.progress import Progress
 from mechstudy.models.sites import parse_layers
+from mechstudy.planning import OpenedStudy, open_study
 from mechstudy.planning.calibration import Pilot
 from mechstudy.planning.cost_model import held_bytes, kind_of, peak_of, seconds_of, together_bytes
 from mechstudy.planning.hardware import Hardware
-from mechstudy.planning.opened_study import OpenedStudy, open_study
 from mechstudy.runner.completion import job_of
 from mechstudy.runner.run_unit import run_unit
 from mechstudy.runner.study_run import run_of
@@ -63,10 +63,12 @@ def run_pilots(opened: OpenedStudy, scratch: Path, hardware: Hardware, progress:
     pilots = PilotRuns([], {})
     cache: dict[Any, Any] = {}
     for size in ("short", "long"):
-        study = pilot_study(opened, size, hardware, scratch)
+        study = open_study(opened.file, [*opened.overrides, *_overrides(opened, size, hardware)], out=scratch)
         for key in [key for key in cache if key[0] != "model"]:
             del cache[key]
-        for unit in _chosen(study, size):
+        for unit in study.units:
+            if unit.phase.concludes and size == "short":
+                continue  # one report is enough
             for number in range(unit.phase.pilots):
                 artifact = _run(study, unit, cache, pilots, again=number > 0)
                 if artifact is None:
@@ -97,12 +99,8 @@ def pilots_of(pilots: PilotRuns, hardware: Hardware) -> list[Pilot]:
     return measured
 
 
-def pilot_study(opened: OpenedStudy, size: str, hardware: Hardware, scratch: Path) -> OpenedStudy:
-    """The study, short or long."""
-    return open_study(opened.file, [*opened.overrides, *_overrides(opened, size, hardware)], out=scratch)
-
-
 def _overrides(opened: OpenedStudy, size: str, hardware: Hardware) -> Iterator[str]:
+    """What makes the study a short or a long pilot."""
     study, shapes = opened.study, opened.shapes
     d, t, i, c = study.dictionaries, study.dictionaries.training, study.interventions, study.corpus
     layers = parse_layers(d.layers, shapes.n_layers)
@@ -143,11 +141,10 @@ def _first_behaviour(opened: OpenedStudy, hardware: Hardware) -> str:
 
 def _batch_tokens(opened: OpenedStudy, hardware: Hardware) -> int:
     """The study's tokens per batch; fewer where one would take long."""
-    c, tokens = opened.study.corpus, opened.study.compute.batch_tokens
+    c, t, tokens = opened.study.corpus, opened.study.dictionaries.training, opened.study.compute.batch_tokens
     captures, streams = opened.made_by(CorpusCapturePhase), opened.made_by(StreamPhase)
     if not captures and not streams:
         return tokens
-    t = opened.study.dictionaries.training
     all_tokens = c.n_rows * c.context if captures else t.steps * t.batch_size
     took = seconds_of((captures or streams)[0].estimate, hardware).work * tokens / all_tokens
     return max(c.context, min(tokens, round(tokens * _BATCH_SECONDS / max(took, 1e-9))))
@@ -162,14 +159,7 @@ def _train_steps(opened: OpenedStudy, hardware: Hardware) -> int:
     return max(_STEPS[0], min(_STEPS[1], round(_STEP_SECONDS / max(a_step, 1e-9))))
 
 
-def _chosen(study: OpenedStudy, size: str) -> Sequence[Unit]:
-    """The units that are run: all, the report once."""
-    return [unit for unit in study.units if not unit.phase.concludes or size == "long"]
-
-
-def _run(
-    study: OpenedStudy, unit: Unit, cache: dict[Any, Any], pilots: PilotRuns, *, again: bool
-) -> Artifact | None:  # fmt: skip
+def _run(study: OpenedStudy, unit: Unit, cache: dict[Any, Any], pilots: PilotRuns, *, again: bool) -> Artifact | None:
     """Runs a unit unless it is there; ``again`` although it is. None where it cannot run."""
     run = run_of(study, max_parallel=1, quota=None)
     missing = [name for name in run.graph.required(unit.name) if name in pilots.failed]
@@ -178,9 +168,9 @@ def _run(
         return None
     evaluation = run.evaluate([unit.name])
     node = evaluation.nodes[unit.name]
-    if node.artifact is not None and not again:
-        return node.artifact
     if node.artifact is not None:
+        if not again:
+            return node.artifact
         run.folder.store.remove(node.artifact)
     evaluation.refresh(unit.name)
     job = job_of(run.folder, evaluation, unit.name, run.options.replace(stage="off"))
@@ -199,5 +189,5 @@ def _run(
 def _line(unit: Unit, pilots: PilotRuns) -> str:
     if unit.name in pilots.failed:
         return f"pilot {unit.name}: {pilots.failed[unit.name]}"
-    took = [f"{run.seconds:.1f}s" for run in pilots.runs if run.unit is unit or run.unit == unit]
+    took = [f"{run.seconds:.1f}s" for run in pilots.runs if run.unit == unit]
     return f"pilot {unit.name}: {', '.join(took) or 'there already'}"

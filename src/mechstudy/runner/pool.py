@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from mechstudy.core import signals
 from mechstudy.runner.job import Job, Outcome
@@ -22,27 +23,6 @@ class WorkersDied(Exception):
     def __init__(self, jobs: Sequence[Job]) -> None:
         super().__init__(", ".join(job.unit.name for job in jobs))
         self.jobs = list(jobs)
-
-
-class Pool(Protocol):
-    """Takes jobs, and gives the outcomes of some as they end."""
-
-    width: int
-
-    def submit(self, job: Job) -> None:
-        """Starts a job; at most ``width`` run at once."""
-
-    def outcomes(self) -> list[Outcome]:
-        """Of the jobs that ended, at least one.
-
-        Raises:
-            WorkersDied: a process was killed.
-            Stopped: a stop was requested, and the jobs that ran have saved what they have.
-        """
-        ...
-
-    def close(self) -> None:
-        """Ends what still runs."""
 
 
 class ThisProcess:
@@ -68,24 +48,29 @@ class ThisProcess:
         self.cache.clear()
 
 
-class ProcessPool:
-    """``width`` spawned processes, each with its own loaded models and its share of threads."""
+class ProcessPool(SpawnedProcesses):
+    """``width`` spawned processes."""
 
     def __init__(self, width: int, threads: int) -> None:
         self.width = width
-        self._processes = SpawnedProcesses(width, threads, _run)
+        super().__init__(width, threads, _run)
 
     def submit(self, job: Job) -> None:
         """Gives the job to an idle process."""
-        number = next(number for number in range(self.width) if number not in self._processes.working)
-        self._processes.send(number, job)
+        number = next(number for number in range(self.width) if number not in self.working)
+        self.send(number, job)
 
     def outcomes(self) -> list[Outcome]:
-        """Waits until a job has ended."""
+        """Of the jobs that ended; waits for the first.
+
+        Raises:
+            WorkersDied: a process was killed.
+            Stopped: a stop was requested, and the jobs that ran have saved what they have.
+        """
         results: dict[int, Any] = {}
-        jobs = dict(self._processes.working)
+        jobs = dict(self.working)
         while not results:
-            results = self._processes.ended(_POLL)
+            results = self.ended(_POLL)
             if signals.requested():
                 self._save()
         for result in results.values():
@@ -96,11 +81,11 @@ class ProcessPool:
                 raise result
         outcomes = [result for result in results.values() if isinstance(result, Outcome)]
         if not outcomes:
-            raise WorkersDied([*self._processes.working.values(), *(jobs[number] for number in results)])
+            raise WorkersDied([*self.working.values(), *(jobs[number] for number in results)])
         # A process that was killed meanwhile is found by the next call.
         for number, result in results.items():
             if isinstance(result, Killed):
-                self._processes.working[number] = jobs[number]
+                self.working[number] = jobs[number]
         return outcomes
 
     def _save(self) -> None:
@@ -108,33 +93,23 @@ class ProcessPool:
 
         Those that end meanwhile are done: their artifacts are there when the study runs again.
         """
-        self._processes.stop()
+        self.stop()
         end = time.monotonic() + _SAVE_SECONDS
-        while self._processes.working and time.monotonic() < end:
-            self._processes.ended(_POLL)
+        while self.working and time.monotonic() < end:
+            self.ended(_POLL)
         raise signals.Stopped(signals.reason())
 
-    def close(self) -> None:
-        """Ends the processes now."""
-        self._processes.close()
+
+Pool = ThisProcess | ProcessPool
 
 
-class _NoTerminal:
-    """Standard error as a plain stream, so that several processes do not draw bars over each other."""
+class _NoTerminal(io.TextIOBase):
+    """Standard error, but no terminal, so that several processes do not draw bars over each other."""
 
     def write(self, text: str) -> int:
         return sys.stderr.write(text)
 
-    def flush(self) -> None:
-        sys.stderr.flush()
 
-    def isatty(self) -> bool:
-        return False
-
-
-_CACHE: dict[Any, Any] = {}  # of a spawned process: its loaded models
-
-
-def _run(job: Job, _number: int) -> Outcome:
+def _run(job: Job, cache: dict[Any, Any]) -> Outcome:
     stream: TextIO = _NoTerminal()  # type: ignore[assignment]  # all of TextIO that Progress uses
-    return run_unit(job, _CACHE, stream)
+    return run_unit(job, cache, stream)

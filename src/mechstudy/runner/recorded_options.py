@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mechstudy.store.artifacts import Artifact
+from mechstudy.store.artifact import Artifact
 from mechstudy.study.unit import Unit
 
 
@@ -39,9 +39,9 @@ class AsMade:
 
     def options(self, device: str | None = None) -> dict[str, Any]:
         """Fields of `RunOptions`; ``device`` replaces the recorded one."""
-        sizes = {"threads": self.total_threads, "batch_tokens": self.batch_tokens}
-        recorded = {name: value for name, value in sizes.items() if value}
-        return {"device": device or self.device or "cpu", "world_size": self.processes or 1, **recorded}
+        device = device or self.device or "cpu"
+        options = {"threads": self.total_threads, "batch_tokens": self.batch_tokens}
+        return {"device": device, "world_size": self.processes or 1, **{k: v for k, v in options.items() if v}}
 
     def words(self) -> list[str]:
         """The options of a command that runs units this way."""
@@ -52,13 +52,9 @@ class AsMade:
 
     def beside(self, other: AsMade) -> AsMade | None:
         """The options of one command that runs both as they ran; None where none can."""
-        same = (self.device, self.total_threads, self.batch_tokens) == (
-            other.device,
-            other.total_threads,
-            other.batch_tokens,
-        )
+        one, two = ((made.device, made.total_threads, made.batch_tokens) for made in (self, other))
         counts = {n for n in (self.processes, other.processes) if n is not None}
-        if not same or len(counts) > 1:
+        if one != two or len(counts) > 1:
             return None
         return self if self.processes is not None else other
 

@@ -6,22 +6,22 @@ its inputs are there, and settle it when it ends. The files on disk are the only
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from mechstudy.core import signals
-from mechstudy.core.files import is_full_disk
+from mechstudy.core.files import disk_errors, is_full_disk
 from mechstudy.core.progress import Progress
 from mechstudy.machine.memory import available_memory_bytes
 from mechstudy.machine.runtime_options import RunOptions
-from mechstudy.runner.completion import Completion, job_of, result_of
+from mechstudy.runner.completion import Completion, RunResult, job_of, result_of
 from mechstudy.runner.job import LOG, Outcome, killed
 from mechstudy.runner.pool import Pool, ProcessPool, ThisProcess, WorkersDied
-from mechstudy.runner.replacing import ReplacedArtifacts
-from mechstudy.runner.results import RunResult
-from mechstudy.runner.resume_progress import saved_of
+from mechstudy.runner.unit_state import saved_of
+from mechstudy.store.artifact import Artifact
 from mechstudy.study.dag import Evaluation, Graph, Node
 from mechstudy.study.run_folder import ProgressFile, RunFolder
 from mechstudy.study.unit import Unit
@@ -108,6 +108,32 @@ class _ProgressRecord:
         self.file.set(name, "pending", reason=reason)
 
 
+class _ReplacedArtifacts:
+    """Artifacts, by unit, that are set aside while their unit runs again."""
+
+    def __init__(self) -> None:
+        self._paths: dict[str, tuple[Path, Path]] = {}  # where it was, and is
+
+    def put(self, name: str, artifact: Artifact) -> None:
+        path = artifact.path
+        away = path.with_name(f"{path.name}.replaced")
+        with disk_errors(path):
+            shutil.rmtree(away, ignore_errors=True)
+            path.rename(away)
+        self._paths[name] = path, away
+
+    def drop(self, name: str) -> None:
+        """Deletes the old artifact of a unit that has a new one."""
+        if name in self._paths:
+            shutil.rmtree(self._paths.pop(name)[1], ignore_errors=True)
+
+    def restore(self) -> None:
+        """Puts back those whose unit has no new artifact."""
+        for path, away in self._paths.values():
+            if away.exists() and not path.exists():
+                away.rename(path)
+
+
 class _Session:
     """One call of `Run.execute`."""
 
@@ -120,7 +146,7 @@ class _Session:
         self.ran: set[str] = set()
         self.failures: dict[str, Outcome] = {}
         self.reasons: dict[str, str] = {}  # why a unit has no artifact
-        self.replaced = ReplacedArtifacts()
+        self.replaced = _ReplacedArtifacts()
         self.record = _ProgressRecord(run.folder)
         self.completion = Completion(run.folder, evaluation, self.record, self.log)
         self.began = time.monotonic()
@@ -132,7 +158,7 @@ class _Session:
         state = "interrupted"
         try:
             self.completion.discard_payload(self.waiting)
-            while pool is not None and (self.waiting or self.running):
+            while self.waiting or self.running:
                 try:
                     self._start_ready(pool)
                     if not self.running:
@@ -148,8 +174,7 @@ class _Session:
                 str(stop), {name: str(saved_of(store, self.nodes[name])) for name in self.running}
             ) from stop
         finally:
-            if pool is not None:
-                pool.close()
+            pool.close()
             self.replaced.restore()
             for name in self.running:
                 self.record.pending(name, "interrupted")
@@ -179,11 +204,9 @@ class _Session:
                 self.record.pending(name)
         self.record.file.write()
 
-    def _pool(self) -> Pool | None:
-        if self.total == 0:
-            return None
+    def _pool(self) -> Pool:
         width = min(self.options.max_parallel, self.total)
-        return ThisProcess() if width == 1 else ProcessPool(width, self.options.unit_threads)
+        return ThisProcess() if width <= 1 else ProcessPool(width, self.options.unit_threads)
 
     def _start_ready(self, pool: Pool) -> None:
         """Settles units that cannot run any more and starts those that can, in order, until the pool is full."""
@@ -196,7 +219,10 @@ class _Session:
                 return
             if any(source in self.waiting or source in self.running for source in self.graph.upstream(name)):
                 continue
-            if not self._fits(name) or not self._has_to_run(name):
+            needed = self.graph.units[name].estimate.bytes_in_memory
+            if self.running and needed > available_memory_bytes():
+                continue  # the units that run leave too little for this one
+            if not self._has_to_run(name):
                 continue
             job = job_of(self.folder, self.evaluation, name, self.options)
             self.running.add(name)
@@ -205,11 +231,6 @@ class _Session:
             pool.submit(job)
             if pool.width == 1:
                 return  # it has ended: settle it before the next
-
-    def _fits(self, name: str) -> bool:
-        """False when other units run and leave too little memory for this one."""
-        needed = self.graph.units[name].estimate.bytes_in_memory
-        return not self.running or needed <= available_memory_bytes()
 
     def _has_to_run(self, name: str) -> bool:
         """False for a unit, whose inputs are settled, that a gate stops, that lacks an input, or that is done."""

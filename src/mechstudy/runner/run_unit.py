@@ -1,31 +1,37 @@
-"""Runs one unit in this process: gives its phase typed inputs, publishes its output, and returns its errors."""
+"""Runs one unit in this process: gives its phase typed inputs, publishes its output, and returns its errors.
+
+Batch sizes that fitted in memory are kept in ``<run>/batches/<phase>-<key>.json``, one file for each kind of unit,
+model and device, so that later units of a kind start with them. Never part of an artifact or an id, and safe to delete.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.files import atomic_path, disk_errors
+from mechstudy.core.jsonio import canonical_json, read_json, write_json_atomic
 from mechstudy.core.progress import Progress
 from mechstudy.machine.devices import device_of, exact_products, free_memory, resolve_device, set_threads
-from mechstudy.machine.memory import available_memory_bytes, total_memory_bytes
+from mechstudy.machine.memory import available_memory_bytes, memory_limit_bytes, total_memory_bytes
 from mechstudy.machine.runtime import Runtime, current_fitting, fitting, is_out_of_memory
 from mechstudy.monitoring.instrumentation import record_out_of_memory, recorded, sampled
-from mechstudy.runner.batch_size_cache import recalled_batch, remember_batch
 from mechstudy.runner.job import Job, Outcome, crash_line
-from mechstudy.runner.processes.leader import Leader, n_on_this_node, n_processes
-from mechstudy.runner.processes.progress import LeaderProgress
+from mechstudy.runner.processes.leader import Leader, LeaderProgress, n_on_this_node, n_processes
 from mechstudy.runner.unit_state import missing_inputs
-from mechstudy.store.artifact import Artifact
-from mechstudy.store.artifact_writer import ArtifactWriter
+from mechstudy.store import Artifact, ArtifactWriter, slug
 from mechstudy.study.unit import Unit
 
+BATCHES = "batches"
 _FEWEST_TOKENS = 64  # per batch; with less, memory is not what is wrong
 _LOW_MEMORY_SHARE = 0.15  # of the machine's memory: below it, models kept loaded are freed
 CHECKPOINT = "checkpoint.safetensors"
@@ -54,11 +60,12 @@ def _publish(job: Job, cache: dict[Any, Any], stream: TextIO | None) -> Artifact
     artifacts = job.load_inputs()
     writer = job.writer(artifacts)
     if (checkpoint := job.options.resume.get(unit.name)) is not None:
-        _place_checkpoint(checkpoint, writer)
+        with atomic_path(writer.scratch / CHECKPOINT) as temporary:  # where a training unit looks for its own
+            shutil.copyfile(find_checkpoint(checkpoint), temporary)
     n = n_processes(unit, job.options)
     threads = max(1, job.options.unit_threads // n_on_this_node(n))
     device, asked = resolve_device(job.options.device), job.options.batch_tokens
-    if (tokens := recalled_batch(job, device)) is not None:
+    if (tokens := _recalled_batch(job, device)) is not None:
         job = replace(job, options=job.options.replace(batch_tokens=tokens))
     runtime = _runtime(job, writer, n, threads, device, cache, stream)
     if phase.optional_inputs:
@@ -77,27 +84,18 @@ def _publish(job: Job, cache: dict[Any, Any], stream: TextIO | None) -> Artifact
         _run_phase(job, artifacts, writer, runtime)
     fits = min(runtime.batch_tokens, learned.tokens or runtime.batch_tokens)
     if fits < job.options.batch_tokens:
-        remember_batch(job, device, fits, asked)
+        _remember_batch(job, device, fits, asked)
     return writer.publish(runtime.info())
 
 
 def _runtime(
-    job: Job,
-    writer: ArtifactWriter,
-    n: int,
-    threads: int,
-    device: str,
-    cache: dict[Any, Any],
-    stream: TextIO | None,
+    job: Job, writer: ArtifactWriter, n: int, threads: int, device: str, cache: dict[Any, Any], stream: TextIO | None
 ) -> Runtime:
     """The runtime of a phase that runs alone, or leads ``n`` processes."""
-    about: dict[str, Any] = {
-        "phase": job.unit.phase.name, "unit": job.unit.name, "stream": stream, "log_file": job.log_file,
-    }  # fmt: skip
-    tokens = job.options.batch_tokens
-    if n == 1:
-        return Runtime(job.options, device, threads, tokens, Progress(writer.scratch, **about), cache)
-    progress = LeaderProgress(writer.scratch, **about)
+    kind, name, tokens = Progress if n == 1 else LeaderProgress, job.unit.name, job.options.batch_tokens
+    progress = kind(writer.scratch, phase=job.unit.phase.name, unit=name, stream=stream, log_file=job.log_file)
+    if not isinstance(progress, LeaderProgress):
+        return Runtime(job.options, device, threads, tokens, progress, cache)
     leader = Leader(job, n, threads, device, progress, cache, writer.scratch)
     return Runtime(job.options, device_of(device, 0), threads, tokens, progress, cache, group=leader)
 
@@ -143,12 +141,6 @@ def make_room(unit: Unit, cache: dict[Any, Any], progress: Progress) -> None:
         free_memory()
 
 
-def _place_checkpoint(source: Path, writer: ArtifactWriter) -> None:
-    """Copies a checkpoint to where a training unit looks for its own."""
-    with atomic_path(writer.scratch / CHECKPOINT) as temporary:
-        shutil.copyfile(find_checkpoint(source), temporary)
-
-
 def find_checkpoint(source: Path) -> Path:
     """The checkpoint file that a path names: itself, or the only one in or below that folder.
 
@@ -168,3 +160,40 @@ def find_checkpoint(source: Path) -> Path:
             fix="name the file itself",
         )
     return files[0]
+
+
+def _recalled_batch(job: Job, device: str) -> int | None:
+    """Tokens per batch to which an earlier unit of this kind was reduced; None where none was.
+
+    Also None where fewer tokens were asked for then than now, and for another device or another amount of memory.
+    """
+    with suppress(MechstudyError, KeyError, TypeError, ValueError, OSError):
+        record = read_json(_batch_file(job, _batch_key(job, device)))
+        tokens, asked = int(record["batch_tokens"]), int(record["asked"])
+        if 0 < tokens < job.options.batch_tokens <= asked:
+            return tokens
+    return None
+
+
+def _remember_batch(job: Job, device: str, tokens: int, asked: int) -> None:
+    """Keeps the tokens that fit where ``asked`` did not. A folder that cannot be written is no reason to fail."""
+    with suppress(MechstudyError, OSError):
+        key = _batch_key(job, device)
+        write_json_atomic(_batch_file(job, key), {**key, "batch_tokens": tokens, "asked": asked})
+
+
+def _batch_key(job: Job, device: str) -> dict[str, str | None]:
+    """The kind of unit, the id of the model that it runs, and the device by name and memory."""
+    models = [job.inputs[item.unit][2] for item in job.unit.inputs if item.role == "model" and item.unit in job.inputs]
+    name, memory = device, memory_limit_bytes()
+    torch = sys.modules.get("torch")
+    if device.startswith("cuda") and torch is not None:
+        properties = torch.cuda.get_device_properties(device)
+        name, memory = properties.name, properties.total_memory
+    model = models[0] if models else None
+    return {"unit": job.unit.phase.kind, "model": model, "device": f"{name}, {memory >> 30} GiB"}
+
+
+def _batch_file(job: Job, key: Mapping[str, str | None]) -> Path:
+    digest = hashlib.sha256(canonical_json(list(key.values())).encode()).hexdigest()[:12]
+    return job.run / BATCHES / f"{slug(job.unit.phase.name)}-{digest}.json"

@@ -7,24 +7,25 @@ shown and never compared.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
 from mechstudy.core.progress import duration
-from mechstudy.runner.resume_progress import saved_of
 from mechstudy.runner.run import Run
 from mechstudy.runner.slurm.job_status import JobsNow, jobs_now
 from mechstudy.runner.slurm.reasons import in_words
 from mechstudy.runner.slurm.worker import unit_lock
-from mechstudy.runner.unit_state import UnitState, read_states
-from mechstudy.store.lock import FileLock, RunLock
-from mechstudy.store.sessions import read_sessions
+from mechstudy.runner.unit_state import UnitState, read_states, saved_of
+from mechstudy.store import FileLock, RunLock, read_sessions
+from mechstudy.store.artifact_writer import PARTIAL, SCRATCH
 from mechstudy.study.dag import Node
 
 
@@ -63,8 +64,9 @@ def read_status(run: Run) -> Status:
         asked = other.submit(jobs_now, run.folder.path)
         nodes = run.evaluate().nodes
         reader = _Reader(run, asked.result())
-    units = [reader.unit(node) for node in nodes.values()]
-    return Status(units, reader.holder, reader.jobs.notes)
+    for name, node in nodes.items():  # each after those it needs
+        reader.statuses[name] = reader.unit(node)
+    return Status(list(reader.statuses.values()), reader.holder, reader.jobs.notes)
 
 
 class _Reader:
@@ -79,81 +81,64 @@ class _Reader:
         self.causes: dict[str, str] = {}  # unit -> the unit that keeps it from running, and how that ended
 
     def unit(self, node: Node) -> UnitStatus:
-        """A unit after those it needs."""
-        status = self._unit(node)
-        self.statuses[status.name] = status
-        return status
-
-    def _unit(self, node: Node) -> UnitStatus:
-        name, phase = node.unit.name, node.unit.phase.name
+        """The status of a unit; those that it needs have theirs."""
+        name = node.unit.name
+        status = partial(UnitStatus, name, node.unit.phase.name)
         if node.stopped is not None:
-            return UnitStatus(name, phase, "stopped", detail=node.stopped)
+            return status("stopped", detail=node.stopped)
         if self.recorded.get(name, {}).get("status") == "running" and self.holder is not None:
-            detail, seconds = _live(self.run, self.recorded[name].get("artifact", ""))
-            return UnitStatus(name, phase, "running", seconds, detail=detail)
-        job = self._job(node)
+            detail, seconds = _live(self.run.folder.path / self.recorded[name].get("artifact", "none"))
+            return status("running", seconds, detail=detail)
+        job = self._job(node, status)
         if job is not None and (job.status == "running" or node.artifact is None):
             return job
         if node.artifact is not None:
             detail = "payload discarded" if node.artifact.is_discarded else ""
             seconds = node.artifact.manifest.get("seconds")
-            return UnitStatus(name, phase, "done", seconds, self.run.folder.relative(node.artifact.path), detail)
-        return self._unfinished(node)
+            return status("done", seconds, self.run.folder.relative(node.artifact.path), detail)
+        return self._unfinished(node, status)
 
-    # ------------------------------------------------------------------- jobs
-
-    def _job(self, node: Node) -> UnitStatus | None:
+    def _job(self, node: Node, status: Callable[..., UnitStatus]) -> UnitStatus | None:
         """The status of a unit that a job runs or waits to run; None where none does."""
-        name, phase = node.unit.name, node.unit.phase.name
+        name = node.unit.name
         state, row = self.states.get(name), self.jobs.alive.get(name)
         if row is not None and row.waits:
             words = in_words(row.state, row.reason)
             if state is not None and state.state == "saved" and state.last is not None:
                 words = f"{words}; resumes from {self._saved(node)}"
-            return UnitStatus(name, phase, "queued", detail=words, job=row.id)
-        if row is not None:
-            detail, _ = _live(self.run, self._folder(node))  # its clock may still be that of an attempt before
-            detail = detail or in_words(row.state, row.reason)
-            return UnitStatus(name, phase, "running", row.seconds, detail=f"{detail}, on {row.node}", job=row.id)
-        if self.jobs.queue_known or state is None or state.state != "running":
+            return status("queued", detail=words, job=row.id)
+        if row is None and (self.jobs.queue_known or state is None or state.state != "running"):
             return None
-        lock = unit_lock(self.run.folder.path, name)  # the queue cannot be read
-        if FileLock.held_by(lock.path) is None:
-            return None
-        detail, seconds = _live(self.run, self._folder(node))
-        return UnitStatus(name, phase, "running", seconds, detail=detail, job=self._last_job(state))
+        if row is None and FileLock.held_by(unit_lock(self.run.folder.path, name).path) is None:
+            return None  # the queue cannot be read
+        detail, seconds = _live(self.run.folder.store.folder(*node.key)) if node.id is not None else ("", None)
+        if row is None:
+            return status("running", seconds, detail=detail, job=_last_job(state))
+        detail = detail or in_words(row.state, row.reason)
+        # By the queue's clock: the file's may still be that of an attempt before.
+        return status("running", row.seconds, detail=f"{detail}, on {row.node}", job=row.id)
 
     def _saved(self, node: Node) -> str:
         return str(saved_of(self.run.folder.store, node))
 
-    def _folder(self, node: Node) -> str:
-        if node.id is None:
-            return ""
-        return self.run.folder.relative(self.run.folder.store.folder(*node.key))
-
-    @staticmethod
-    def _last_job(state: UnitState) -> str | None:
-        return (state.last.job or None) if state.last is not None else None
-
-    # ------------------------------------------------------- neither done nor in the queue
-
-    def _unfinished(self, node: Node) -> UnitStatus:
-        name, phase = node.unit.name, node.unit.phase.name
+    def _unfinished(self, node: Node, status: Callable[..., UnitStatus]) -> UnitStatus:
+        """The status of a unit that is neither done nor in the queue."""
+        name, phase = node.unit.name, node.unit.phase
         state, recorded = self.states.get(name), self.recorded.get(name, {})
         reason = str(recorded.get("reason") or "")
         if (ended := self.jobs.ended.get(name)) is not None and ended.failed:  # before it could record it
-            return UnitStatus(name, phase, "failed", detail=ended.in_words(), job=ended.id)
+            return status("failed", detail=ended.in_words(), job=ended.id)
         if state is not None and state.state == "failed":
             fix = f" (fix: {state.fix})" if state.fix else ""
-            return UnitStatus(name, phase, "failed", detail=f"{_reason(state)}{fix}", job=self._last_job(state))
+            return status("failed", detail=f"{_reason(state)}{fix}", job=_last_job(state))
         if recorded.get("status") == "failed":
-            return UnitStatus(name, phase, "failed", recorded.get("seconds"), detail=reason or "see log.txt")
-        if node.id is not None and not reason and self.run.folder.store.others(phase, name, node.id):
+            return status("failed", recorded.get("seconds"), detail=reason or "see log.txt")
+        if node.id is not None and not reason and self.run.folder.store.others(phase.name, name, node.id):
             detail = "done for another version of the study; will run again"
-            if node.unit.phase.optional_inputs and (cause := self._cause(node)):
+            if phase.optional_inputs and (cause := self._cause(node)):
                 detail = f"made without the output of {cause}; will run again once that is there"
-            return UnitStatus(name, phase, "pending", detail=detail)
-        return UnitStatus(name, phase, "pending", detail=self._pending(node, state, reason))
+            return status("pending", detail=detail)
+        return status("pending", detail=self._pending(node, state, reason))
 
     def _cause(self, node: Node) -> str:
         """``train[1], which failed`` (or was cancelled) of the first such unit upstream, or none."""
@@ -193,9 +178,17 @@ def _reason(state: UnitState) -> str:
     return first if state.reason and first.endswith(state.reason) else state.reason or ""
 
 
-def _live(run: Run, artifact: str) -> tuple[str, float | None]:
-    """The unit's own progress file as a line, and the seconds since it began."""
-    scratch = run.folder.path / f"{artifact}.partial" / ".scratch"
+def _last_job(state: UnitState | None) -> str | None:
+    return (state.last.job or None) if state is not None and state.last is not None else None
+
+
+def _live(artifact: Path) -> tuple[str, float | None]:
+    """An unfinished artifact's own progress file as a line, and the seconds since it was begun or resumed."""
+    scratch = artifact.with_name(artifact.name + PARTIAL) / SCRATCH
+    text, since = "", None
+    with suppress(MechstudyError, TypeError, ValueError, IndexError):
+        began = datetime.fromisoformat(read_sessions(scratch)[-1]["started"])
+        since = max(0.0, (datetime.now(UTC) - began).total_seconds())  # another host's clock may be ahead
     with suppress(MechstudyError, TypeError, ValueError):
         bar = read_json(scratch / "progress.json")
         total = f"/{bar['total']:,}" if bar.get("total") else ""
@@ -204,12 +197,5 @@ def _live(run: Run, artifact: str) -> tuple[str, float | None]:
             parts.append(f"{bar['rate']:,.3g} {bar['counts']}/s")
         if bar.get("eta") is not None and bar["done"] < (bar.get("total") or 0):
             parts.append(f"{duration(bar['eta'])} left")
-        return ", ".join([*parts, *bar.get("info", [])]), _since(scratch)
-    return "", _since(scratch)
-
-
-def _since(scratch: Any) -> float | None:
-    with suppress(MechstudyError, TypeError, ValueError, IndexError):
-        began = datetime.fromisoformat(read_sessions(scratch)[-1]["started"])
-        return max(0.0, (datetime.now(UTC) - began).total_seconds())  # another host's clock may be ahead
-    return None
+        text = ", ".join([*parts, *bar.get("info", [])])
+    return text, since

@@ -1,19 +1,22 @@
-"""Runs the units of an opened study, and keeps its run folder up to date."""
+"""Runs the units of an opened study, keeps its run folder up to date, and refuses what cannot run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 
+from mechstudy.behaviours.user import load_jsonl
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
+from mechstudy.models.tokenizer import bare_encode, encode, load_tokenizer
 from mechstudy.planning.disk import disk_need, disk_refusal
 from mechstudy.planning.opened_study import OpenedStudy
 from mechstudy.planning.source_choice import record
-from mechstudy.runner.completion import conclude
-from mechstudy.runner.results import RunResult
+from mechstudy.runner.completion import RunResult, conclude
 from mechstudy.runner.run import Run
 from mechstudy.runner.slurm.job_status import jobs_now
+from mechstudy.study.phases.prompts import PromptsPhase, PromptsSpec
 
 
 def run_of(opened: OpenedStudy, progress: Progress | None = None, **changes: Any) -> Run:
@@ -45,9 +48,7 @@ def execute(
         if opened.choice is not None:
             record(run.folder.path, opened.choice)
 
-    def after(result: RunResult) -> None:
-        conclude(run.folder, opened.study.canonical(), result)
-
+    after = partial(conclude, run.folder, opened.study.canonical())
     return run.execute(targets, force=force, before=before, after=after)
 
 
@@ -62,3 +63,28 @@ def _refuse_beside_jobs(opened: OpenedStudy) -> None:
             fix=f"wait for them (`{opened.command('status')}`), or `{opened.command('cancel')}`: finished units are "
             "kept",
         )
+
+
+def prompts_refusal(opened: OpenedStudy, names: Collection[str]) -> MechstudyError | None:
+    """The error of the first broken file of these units; None where there is none, or no tokenizer yet.
+
+    A file that fails with the bare tokenizer is checked again with the tokenizer that the unit will use, which loads
+    torch.
+    """
+    model = opened.study.model
+    specs = [PromptsSpec.of(unit) for unit in opened.made_by(PromptsPhase) if unit.name in names]
+    files = [spec.file for spec in specs if spec.file]
+    if not files or opened.model is None or (bare := bare_encode(opened.model)) is None:
+        return None
+    for file in files:
+        path = opened.options.base / file
+        try:
+            load_jsonl(path, bare)
+        except MechstudyError:
+            tokenizer = load_tokenizer(opened.model, trust_remote_code=model.trust_remote_code)
+            instruction = model.chat_instruction if model.chat else None
+            try:
+                load_jsonl(path, partial(encode, tokenizer, instruction=instruction, name=model.source))
+            except MechstudyError as error:
+                return error
+    return None

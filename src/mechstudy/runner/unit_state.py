@@ -1,18 +1,20 @@
-"""`<run>/units/<unit>.json`: the state of a unit that runs as a job, and each attempt at it.
+"""The progress that an unfinished unit can resume from; the state of a unit that runs as a job, and its attempts.
 
-It explains only: a unit is done when its artifact is there.
+``<run>/units/<unit>.json`` explains only: a unit is done when its artifact is there. All is read without torch.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +23,7 @@ from pydantic import TypeAdapter
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json, write_json_atomic
 from mechstudy.runner.job import Outcome
-from mechstudy.runner.resume_progress import Saved
-from mechstudy.store.manifest import slug
+from mechstudy.store import SCRATCH, ArtifactStore, job_of, slug, this_session
 from mechstudy.study.dag import Node
 from mechstudy.study.run_folder import RunFolder
 from mechstudy.study.unit import Unit
@@ -30,7 +31,67 @@ from mechstudy.study.unit import Unit
 UNITS = "units"
 CHECKPOINTED = 75  # exit status of a job that saved its progress and is to run again
 _PLAIN = re.compile(r"[A-Za-z0-9_.]+(\[[A-Za-z0-9_.]+\])?")
+_LOGS = ("progress.json", "sessions.json", "scalars.jsonl", "timing.json")  # grow although nothing was saved
+_CHECKPOINTS = (".safetensors", ".checkpoint")
+_TEMPORARY = re.compile(r"\..+\.tmp-\d+")
+_STEPS = ("step", "written_rows")
+_LARGEST_HEADER = 100 << 20
 State = Literal["running", "done", "failed", "stopped", "saved"]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """``steps``: of all checkpoints together (training steps, or captured rows); ``items``: files kept beside them."""
+
+    steps: int = 0
+    items: int = 0
+
+    def beyond(self, earlier: Saved) -> bool:
+        """Whether more is saved than earlier."""
+        return self.steps > earlier.steps or (self.steps == earlier.steps and self.items > earlier.items)
+
+    def __str__(self) -> str:
+        texts = [f"step {self.steps:,}" if self.steps else "", f"{self.items} files" if self.items else ""]
+        return ", ".join(text for text in texts if text) or "nothing"
+
+
+def saved_of(store: ArtifactStore, node: Node) -> Saved:
+    """The saved progress of a unit."""
+    return Saved() if node.id is None else saved(store.partial(*node.key))
+
+
+def saved(partial: Path | None) -> Saved:
+    """The saved progress in a unit's partial folder; nothing where there is none."""
+    if partial is None:
+        return Saved()
+    steps = items = 0
+    for path in _files(partial):
+        if path.suffix in _CHECKPOINTS and SCRATCH in path.relative_to(partial).parts:
+            steps += _checkpoint_step(path)
+        elif path.name not in _LOGS and "tensorboard" not in path.parts and not _TEMPORARY.fullmatch(path.name):
+            items += 1
+    return Saved(steps, items)
+
+
+def _checkpoint_step(path: Path) -> int:
+    """The step (or row) a checkpoint was written at, from its header alone; 0 where it says none."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        with path.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if length > _LARGEST_HEADER:
+                return 0
+            state: dict[str, Any] = json.loads(json.loads(opened.read(length))["__metadata__"]["state"])
+        return next((int(state[name]) for name in _STEPS if name in state), 0)
+    return 0
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Regular files at any depth; what disappears meanwhile is left out."""
+    with suppress(OSError):
+        for path in folder.rglob("*"):
+            with suppress(OSError):
+                if path.is_file():
+                    yield path
 
 
 @dataclass
@@ -81,12 +142,8 @@ class UnitState:
 
     def futile(self, number: int) -> int:
         """How many of a submission's latest attempts in a row saved nothing."""
-        count = 0
-        for attempt in reversed(self.of_submission(number)):
-            if attempt.got_on:
-                break
-            count += 1
-        return count
+        latest = reversed(self.of_submission(number))
+        return len(list(takewhile(lambda attempt: not attempt.got_on, latest)))
 
 
 _STATE = TypeAdapter(UnitState)  # fields of other versions are ignored
@@ -207,8 +264,7 @@ def _status(progress: Mapping[str, Any], state: UnitState | None) -> dict[str, A
 
 def slurm_job(environment: Mapping[str, str] = os.environ) -> str:
     """The job this process runs in, ``12_3`` for an element of an array; empty where it runs in none."""
-    array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task else environment.get("SLURM_JOB_ID", "")
+    return job_of(this_session(environment)) or ""
 
 
 def now() -> str:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mechstudy import models
 from mechstudy.core.errors import MechstudyError
@@ -22,12 +22,11 @@ from mechstudy.core.sizes import human
 from mechstudy.machine.devices import resolve_device
 from mechstudy.machine.memory import available_memory_bytes, peak_rss_bytes, reset_peak_rss
 from mechstudy.models.sites import Site
+from mechstudy.planning import OpenedStudy, Plan, make_plan, open_study
 from mechstudy.planning.calibration import FILE, Calibration, fit_all
 from mechstudy.planning.fit import refusal
 from mechstudy.planning.hardware import Hardware
 from mechstudy.planning.machine import measure, this_machine
-from mechstudy.planning.opened_study import OpenedStudy, open_study
-from mechstudy.planning.plan import Plan, make_plan
 from mechstudy.runner.pilots import PilotRuns, pilots_of, run_pilots
 from mechstudy.runner.study_run import run_of
 from mechstudy.store.artifact import Artifact
@@ -38,9 +37,6 @@ from mechstudy.study.phases.corpus import CorpusArtifact, CorpusPhase
 from mechstudy.study.phases.prompts import PromptsArtifact, PromptsPhase
 from mechstudy.study.phases.train import TrainPhase
 from mechstudy.study.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from mechstudy.models.language_model import LanguageModel
 
 MIN_R2 = 0.7
 MAX_SECONDS = 86_400.0  # a study that would take longer than a day is worth a second thought
@@ -67,13 +63,16 @@ def validate(opened: OpenedStudy, *, steps: int = 1000, progress: Progress | Non
     with folder.lock(), tempfile.TemporaryDirectory(prefix=".validate-", dir=opened.folder) as scratch:
         rough = this_machine(opened.options.device, opened.options.total_threads)
         pilots = run_pilots(opened, Path(scratch) / "pilots", rough, progress)
-        hardware = _measured(opened, Path(scratch), rough, progress)
+        hardware = rough
+        if rough.device != "cuda":
+            progress.log("machine: products, memory, disk")
+            sizes = opened.shapes.d_model, opened.shapes.d_mlp
+            hardware = measure(Path(scratch), *sizes, opened.options.total_threads)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         calibration = fit_all(pilots_of(pilots, hardware), now, hardware.auto, opened.options.total_threads)
         small = small_study(opened, layer, steps, Path(scratch))
         prompts = _prompts(small, progress)
-        model, tests = _memory_and_speed(opened, prompts, layer, progress)
-        del model
+        tests = _memory_and_speed(opened, prompts, layer, progress)
         gc.collect()
         tests.append(_convergence(small, layer, steps, progress))
     whole = _whole(opened, hardware, calibration)
@@ -87,14 +86,6 @@ def validate(opened: OpenedStudy, *, steps: int = 1000, progress: Progress | Non
     }
     write_json_atomic(opened.folder / FILE, verdict)
     return verdict
-
-
-def _measured(opened: OpenedStudy, scratch: Path, rough: Hardware, progress: Progress) -> Hardware:
-    """The CPU measured with torch at the model's widths; a GPU's profile as it is."""
-    if rough.device == "cuda":
-        return rough
-    progress.log("machine: products, memory, disk")
-    return measure(scratch, opened.shapes.d_model, opened.shapes.d_mlp, opened.options.total_threads)
 
 
 def _whole(opened: OpenedStudy, hardware: Hardware, calibration: Calibration) -> Plan:
@@ -166,23 +157,19 @@ def _prompts(small: OpenedStudy, progress: Progress) -> list[Sequence[int]]:
 
 def _memory_and_speed(
     opened: OpenedStudy, prompts: list[Sequence[int]], layer: int, progress: Progress
-) -> tuple[LanguageModel, list[dict[str, Any]]]:
+) -> list[dict[str, Any]]:
     import torch
 
     assert opened.model is not None, "the model was fetched when the study was opened"
-    options = opened.options
+    options, asked = opened.options, opened.study.model
     torch.set_num_threads(options.total_threads)
     gc.collect()
     reset_peak_rss()
     available = available_memory_bytes()
     device = resolve_device(options.device)
     progress.log("memory: loading the model, one prompt, one layer")
-    model = models.load_folder(
-        opened.model,
-        dtype=opened.study.model.dtype,
-        device=device,
-        trust_remote_code=opened.study.model.trust_remote_code,
-    )
+    trusted = asked.trust_remote_code
+    model = models.load_folder(opened.model, dtype=asked.dtype, device=device, trust_remote_code=trusted)
     one = torch.tensor([prompts[0]])
     model.forward(one, capture=[Site("mlp_out", layer)], stop_after=layer, logits_at=None)
     memory = _memory(opened, peak_rss_bytes(), available)
@@ -194,7 +181,7 @@ def _memory_and_speed(
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
-    return model, [memory, _speed(opened, sum(map(len, prompts)), len(prompts), seconds)]
+    return [memory, _speed(opened, sum(map(len, prompts)), len(prompts), seconds)]
 
 
 def _memory(opened: OpenedStudy, peak: int, available: int) -> dict[str, Any]:
@@ -202,10 +189,9 @@ def _memory(opened: OpenedStudy, peak: int, available: int) -> dict[str, Any]:
     largest = max(opened.units, key=lambda unit: unit.estimate.bytes_in_memory)
     overhead = max(0, peak - 4 * opened.shapes.n_parameters)
     needed = overhead + largest.estimate.bytes_in_memory
-    go = needed <= available
     return {
         "name": "memory",
-        "go": go,
+        "go": needed <= available,
         "peak_rss_bytes": peak,
         "largest_unit": largest.name,
         "needed_bytes": needed,

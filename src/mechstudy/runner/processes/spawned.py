@@ -21,13 +21,13 @@ class Killed:
 
 
 class SpawnedProcesses:
-    """``n`` processes that call ``work(task, number)``, each with its share of threads.
+    """``n`` processes that call ``work(task, cache)``, each with its share of threads and its cache of loaded models.
 
     They ignore Ctrl-C, which is the parent's to handle, take SIGTERM and SIGUSR1 for a request to save and stop, and
     die with the parent however that ends: an orphan would write where the next run writes.
     """
 
-    def __init__(self, n: int, threads: int, work: Callable[[Any, int], Any]) -> None:
+    def __init__(self, n: int, threads: int, work: Callable[[Any, dict[Any, Any]], Any]) -> None:
         self.working: dict[int, Any] = {}  # number -> the task it runs
         self._pipes: dict[int, Connection] = {}
         self._processes: dict[int, multiprocessing.process.BaseProcess] = {}
@@ -35,9 +35,7 @@ class SpawnedProcesses:
         with _inherited(threads):
             for number in range(n):
                 ours, theirs = spawn.Pipe()
-                process = spawn.Process(
-                    target=_serve, args=(theirs, work, number), daemon=True, name=f"worker {number}"
-                )
+                process = spawn.Process(target=_serve, args=(theirs, work), daemon=True, name=f"worker {number}")
                 process.start()
                 theirs.close()  # so that the pipe ends when the process does
                 self._pipes[number], self._processes[number] = ours, process
@@ -109,19 +107,20 @@ def _inherited(threads: int) -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def _serve(pipe: Connection, work: Callable[[Any, int], Any], number: int) -> None:
+def _serve(pipe: Connection, work: Callable[[Any, dict[Any, Any]], Any]) -> None:
     """The life of a process: tasks come through the pipe until the parent closes it, or a stop is requested."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signals.install()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)
     threading.Thread(target=_die_with_parent, daemon=True, name="die-with-parent").start()
+    cache: dict[Any, Any] = {}
     while not signals.requested():
         try:
             task = pipe.recv()
         except (EOFError, OSError):
             return
         try:
-            result = work(task, number)
+            result = work(task, cache)
         except BaseException as error:  # the parent's to raise
             result = error
         with suppress(OSError):  # the parent has closed the pipe, or died

@@ -1,29 +1,33 @@
-"""Ranks started by torchrun: one command in every process, of which the first leads and the others are its workers.
+"""What torchrun set for this process, the key-value store of its ranks, and where ranks meet to exchange tensors.
 
-``torchrun --nproc-per-node 2 -m mechstudy capture study.yaml``. Tasks and how they ended go through torchrun's own
-key-value store, as JSON.
+``torchrun --nproc-per-node 2 -m mechstudy capture study.yaml``: of these processes the first leads, the others are its
+workers.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import MutableMapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.runner.processes.messages import Ended, Task
 
-END = "end"  # in place of a task: there are no more
 _CONNECT = timedelta(seconds=60)
+_FILE, _STORE = "file:", "store:"
+_meetings = count(1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Launch:
-    """What torchrun set for this process: rank of size, and where the store is (``hosted``: by torchrun itself)."""
+    """Rank of size, and where the store is (``hosted``: by torchrun itself). ``ended``: the other ranks have ended."""
 
     rank: int
     size: int
@@ -32,6 +36,7 @@ class Launch:
     host: str
     port: int
     hosted: bool
+    ended: bool = False
 
 
 _launch: Launch | None = None
@@ -39,7 +44,7 @@ _launch: Launch | None = None
 
 def launched() -> Launch | None:
     """The launch that `claim` read; None where torchrun started no others, or they have ended."""
-    return None if _launch is None or (_launch.rank == 0 and workers(_launch).gone) else _launch
+    return None if _launch is None or _launch.ended else _launch
 
 
 def started() -> bool:
@@ -71,11 +76,10 @@ def shared_store() -> Any:
 
     distributed: Any = torch.distributed
     assert _launch is not None
+    is_master = _launch.rank == 0 and not _launch.hosted
+    how = {"is_master": is_master, "timeout": _CONNECT, "wait_for_workers": False}
     try:
-        store = distributed.TCPStore(
-            _launch.host, _launch.port, is_master=_launch.rank == 0 and not _launch.hosted, timeout=_CONNECT,
-            wait_for_workers=False,
-        )  # fmt: skip
+        store = distributed.TCPStore(_launch.host, _launch.port, **how)
     except RuntimeError as error:
         raise MechstudyError(
             "the ranks of this run do not find one another",
@@ -86,54 +90,35 @@ def shared_store() -> Any:
     return distributed.PrefixStore("mechstudy", store)
 
 
-@cache
-def workers(launch: Launch) -> TorchrunWorkers:
-    """The other ranks."""
-    return TorchrunWorkers(launch)
-
-
-_meetings = 0
-
-
 def meeting_place() -> str:
-    """A new name in the store at which ranks that exchange tensors meet."""
-    global _meetings
-    _meetings += 1
-    return f"store:meeting/{_meetings}"
+    """A new name in torchrun's store, or a new file, at which ranks that exchange tensors meet."""
+    if launched() is not None:
+        return f"{_STORE}meeting/{next(_meetings)}"
+    return f"{_FILE}{Path(tempfile.mkdtemp(prefix='mechstudy-ranks-')) / 'meeting'}"
 
 
-class TorchrunWorkers:
-    """Ranks 1, 2, ... as their leader sees them."""
+def leave(place: str) -> None:
+    """Deletes a meeting place."""
+    if place.startswith(_FILE):
+        shutil.rmtree(Path(place.removeprefix(_FILE)).parent, ignore_errors=True)
 
-    def __init__(self, launch: Launch) -> None:
-        self.n = launch.size - 1
-        self._store = shared_store()
-        self._number = -1
-        self._working: set[int] = set()
-        self.gone = False
 
-    def submit(self, tasks: Sequence[Task]) -> None:
-        """Puts all tasks into the store."""
-        self._number += 1
-        self._working = {task.rank for task in tasks}
-        self._store.set(f"task/{self._number}", json.dumps([task.as_json() for task in tasks]))
+@contextmanager
+def joined(place: str, rank: int, size: int, device: str) -> Iterator[None]:
+    """Makes this process a member of torch.distributed's default group while the block runs."""
+    import torch
 
-    def ended(self) -> list[Ended]:
-        """The shares that ended since the last call."""
-        shares = []
-        for rank in sorted(self._working):
-            key = f"ended/{self._number}/{rank}"
-            if self._store.check([key]):
-                shares.append(Ended(**json.loads(self._store.get(key))))
-                self._working.discard(rank)
-        return shares
+    from mechstudy.dictionaries.training.data_parallel import backend
 
-    def stop(self) -> None:
-        """Asks the ranks to save what they have."""
-        self._store.set("stop", "1")
-
-    def close(self) -> None:
-        """Lets the ranks end; units that follow are the leader's alone."""
-        if not self.gone:
-            self._store.set(f"task/{self._number + 1}", END)
-        self.gone = True
+    distributed: Any = torch.distributed
+    if place.startswith(_FILE):
+        if Path("/sys/class/net/lo").exists():
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: its name need not resolve
+        store = distributed.FileStore(place.removeprefix(_FILE), size)
+    else:
+        store = distributed.PrefixStore(place.removeprefix(_STORE), shared_store())
+    distributed.init_process_group(backend(device, size), store=store, rank=rank, world_size=size)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()

@@ -13,14 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.runner.resume_progress import saved_of
 from mechstudy.runner.slurm import commands
 from mechstudy.runner.slurm.commands import SlurmError
 from mechstudy.runner.slurm.frozen import Frozen, thaw
 from mechstudy.runner.slurm.groups import dependency
 from mechstudy.runner.slurm.queue import queue_of
 from mechstudy.runner.slurm.record import Entry, Record, read_record, record_lock
-from mechstudy.runner.unit_state import CHECKPOINTED, JobRecord, UnitState, now, slurm_job, write_state
+from mechstudy.runner.unit_state import CHECKPOINTED, JobRecord, UnitState, now, saved_of, slurm_job, write_state
 
 FUTILE = 2  # attempts in a row that had their time and saved nothing: the next would not either
 FUTILE_KILLED = 3  # of those that were killed, which may have been bad luck

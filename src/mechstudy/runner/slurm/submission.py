@@ -21,7 +21,6 @@ from mechstudy.planning.disk import disk_need
 from mechstudy.planning.fit import submit_refusal
 from mechstudy.planning.opened_study import OpenedStudy
 from mechstudy.planning.source_choice import record as record_choice
-from mechstudy.runner.prompt_files import prompts_refusal
 from mechstudy.runner.slurm import commands
 from mechstudy.runner.slurm.errors import explained
 from mechstudy.runner.slurm.frozen import Frozen, freeze
@@ -39,6 +38,7 @@ from mechstudy.runner.slurm.record import (
     record_lock,
 )
 from mechstudy.runner.slurm.scripts import script_file, script_of, units_file
+from mechstudy.runner.study_run import prompts_refusal
 from mechstudy.runner.unit_state import now
 from mechstudy.store.lock import RunLock
 from mechstudy.study.dag import Evaluation

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mechstudy.planning.opened_study import OpenedStudy
-from mechstudy.runner.resume_progress import saved_of
 from mechstudy.runner.run import Run
 from mechstudy.runner.slurm.logs import logs_of, tail
 from mechstudy.runner.slurm.requeue import exit_in_words
 from mechstudy.runner.status import Status, UnitStatus, read_status
 from mechstudy.runner.study_run import run_of
-from mechstudy.runner.unit_state import UnitState, read_state
+from mechstudy.runner.unit_state import UnitState, read_state, saved_of
 
 LINES = 12  # of the log
 

@@ -14,11 +14,10 @@ from mechstudy.core.signals import Stopped
 from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.runner.completion import Completion, conclude, job_of, result_of
 from mechstudy.runner.job import Outcome
-from mechstudy.runner.resume_progress import saved_of
 from mechstudy.runner.run import Run
 from mechstudy.runner.run_unit import run_unit
 from mechstudy.runner.slurm.frozen import Frozen
-from mechstudy.runner.unit_state import CHECKPOINTED, JobRecord, file_name, read_state
+from mechstudy.runner.unit_state import CHECKPOINTED, JobRecord, file_name, read_state, saved_of
 from mechstudy.store.lock import FileLock, RunLock
 from mechstudy.study.dag import Evaluation
 from mechstudy.study.unit import Unit

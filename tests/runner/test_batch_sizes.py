@@ -11,8 +11,8 @@ from mechstudy.core.progress import NullProgress
 from mechstudy.machine.runtime import current_fitting, fitting, oom_backoff
 from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.planning.opened_study import open_study
-from mechstudy.runner import batch_size_cache as batches
-from mechstudy.runner.results import RunResult
+from mechstudy.runner import run_unit as running
+from mechstudy.runner.completion import RunResult
 from mechstudy.runner.run import Run
 from mechstudy.runner.slurm.frozen import identities
 from mechstudy.study.unit import Unit
@@ -42,7 +42,7 @@ def test_the_next_unit_and_the_next_run_start_with_the_size_that_fitted(tmp_path
 
 def test_a_unit_that_never_ran_out_is_not_remembered(tmp_path):
     run(tmp_path, hungry(1, fits=9999))
-    assert not (tmp_path / batches.BATCHES).exists()
+    assert not (tmp_path / running.BATCHES).exists()
 
 
 def test_asking_for_more_tries_again_and_asking_for_less_gets_less(tmp_path):
@@ -57,10 +57,10 @@ def test_a_kind_a_model_or_a_device_of_its_own_is_remembered_by_itself(tmp_path,
     assert tries(tmp_path) == 2
     run(tmp_path, [unit("model", value=2), unit("capture", ["model"], entry="hungry", fits=1500)])
     assert tries(tmp_path) == 4
-    monkeypatch.setattr(batches, "memory_limit_bytes", lambda: 1 << 45)
+    monkeypatch.setattr(running, "memory_limit_bytes", lambda: 1 << 45)
     run(tmp_path, [unit("model", value=2), unit("capture", ["model"], entry="hungry", fits=1500, again=1)])
     assert tries(tmp_path) == 6
-    found = [read_json(file) for file in (tmp_path / batches.BATCHES).iterdir()]
+    found = [read_json(file) for file in (tmp_path / running.BATCHES).iterdir()]
     assert len(found) == 3 and {item["batch_tokens"] for item in found} == {1024}
 
 
@@ -69,7 +69,7 @@ def test_a_kind_a_model_or_a_device_of_its_own_is_remembered_by_itself(tmp_path,
 )
 def test_a_damaged_file_is_as_good_as_none(tmp_path, text):
     run(tmp_path, hungry(1))
-    [file] = (tmp_path / batches.BATCHES).iterdir()
+    [file] = (tmp_path / running.BATCHES).iterdir()
     file.write_text(text)
     assert run(tmp_path, hungry(2)).exit_code == 0 and tries(tmp_path) == 4
     assert read_json(file)["batch_tokens"] == 1024

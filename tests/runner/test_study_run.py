@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mechstudy.planning.opened_study import OpenedStudy, open_study
-from mechstudy.runner import prompt_files as own_prompts
-from mechstudy.runner.prompt_files import prompts_refusal
+from mechstudy.runner import study_run
+from mechstudy.runner.study_run import prompts_refusal
 from tests.support.tiny_study import write_study
 
 
@@ -38,7 +38,7 @@ def test_a_broken_line_is_named_and_a_unit_that_is_done_is_not_looked_at(file):
 
 def test_what_only_the_bare_tokenizer_finds_wrong_is_not_refused(file, monkeypatch):
     """Its settings are not all in its file, so its word alone keeps nobody from submitting."""
-    monkeypatch.setattr(own_prompts, "bare_encode", lambda _: lambda text: [len(text), *map(ord, text)])
+    monkeypatch.setattr(study_run, "bare_encode", lambda _: lambda text: [len(text), *map(ord, text)])
     assert refusal(file) is None
 
 
@@ -47,7 +47,7 @@ def test_good_prompts_are_looked_at_without_torch(file):
     code = (
         "import sys; from pathlib import Path\n"
         "from mechstudy.planning.opened_study import open_study\n"
-        "from mechstudy.runner.prompt_files import prompts_refusal\n"
+        "from mechstudy.runner.study_run import prompts_refusal\n"
         f"assert prompts_refusal(open_study(Path({str(file)!r})), ['prompts[mine]']) is None\n"
         "sys.exit('torch' if 'torch' in sys.modules else 'no tokenizer' if 'tokenizers' not in sys.modules else 0)"
     )

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from mechstudy.core.seeds import drawn, forget_drawn, seed_for, seeds_in
 from mechstudy.machine import hardware
 from mechstudy.runner.slurm.accounting import (
-    AccountingRow,
+    Accounted,
     accounting_file,
     accounting_of,
     keep_accounting,
     read_accounting,
 )
-from mechstudy.runner.slurm.queue import Accounted
 from mechstudy.store.artifacts import ArtifactStore, artifact_id
-from mechstudy.store.provenance import current_provenance, package_index
-from mechstudy.store.sessions import job_of, sessions_of, this_session
+from mechstudy.store.provenance import current_provenance, job_of, package_index, sessions_of, this_session
 
 SPEC = {"training": {"seed": 7, "steps": 3}, "seeds": {"3": 8, "4": 9}, "seed": 5, "layers": [{"seed": 1}], "seeded": 2}
 
@@ -152,17 +150,16 @@ def test_rows_of_an_artifact_are_those_of_the_jobs_that_worked_on_it(tmp_path, m
 def test_cost_remembers_accounting_that_the_cluster_forgets(tmp_path, monkeypatch):
     from mechstudy.runner import measured_cost
     from mechstudy.runner.measured_cost import accounted_jobs
-    from mechstudy.runner.slurm import queue
     from mechstudy.runner.slurm.record import Entry, Record, SubmittedJob
 
     job = SubmittedJob("train", "train", "42", {0: "train[0]"}, [], "train.sh")
     Record(tmp_path, "t", [Entry(1, "submit", "now", "s.yaml", [], None, [job])]).write()
-    row = queue.Accounted("42_0", "COMPLETED", 0, 0, 60.0, 120.0, 100.0, 2, 1, 10, 5, "2026-01-01T00:00:00", "", "n1")
+    row = Accounted("42_0", "COMPLETED", 0, 0, 60.0, 120.0, 100.0, 2, 1, 10, 5, "2026-01-01T00:00:00", "", "n1")
     monkeypatch.setattr(measured_cost, "accounting", lambda _: None)
     assert accounted_jobs(tmp_path) == ({"42_0": "train[0]"}, None)
     for answer in ([row], None, []):
         monkeypatch.setattr(measured_cost, "accounting", lambda _, answer=answer: answer)
-        assert accounted_jobs(tmp_path) == ({"42_0": "train[0]"}, [AccountingRow(**asdict(row), unit="train[0]")])
+        assert accounted_jobs(tmp_path) == ({"42_0": "train[0]"}, [replace(row, unit="train[0]")])
     assert json.loads(accounting_file(tmp_path).read_text())["unit"] == "train[0]"
 
 

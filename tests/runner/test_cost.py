@@ -18,7 +18,7 @@ from mechstudy.runner import cost as costs
 from mechstudy.runner.cost import cost_of
 from mechstudy.runner.measured_cost import Attempts, attempts_of, reality_of
 from mechstudy.runner.run import Run
-from mechstudy.runner.slurm.queue import Accounted
+from mechstudy.runner.slurm.accounting import Accounted
 from tests.support.toy_units import unit
 
 HARDWARE = Hardware(

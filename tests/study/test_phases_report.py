@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
-from mechstudy.store.artifact import Artifact
+from mechstudy.store.artifacts import Artifact
 from mechstudy.study.phases import registry
 from mechstudy.study.phases.report import ReportUnit, report_data
 

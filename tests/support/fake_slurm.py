@@ -100,9 +100,7 @@ def squeue(state: dict, words: list[str]) -> int:
         for index, task in job["tasks"].items():
             if task["state"] in ("PENDING", "RUNNING", "COMPLETING"):
                 node = "node1" if task["state"] != "PENDING" else ""
-                dependency = job["asked"].get("dependency", "")
-                fields = [id, index, task["state"], task["reason"], node, "0:10", "1:00:00", "N/A", dependency]
-                print("|".join([*fields, job["asked"]["comment"]]))
+                print("|".join([id, index, task["state"], task["reason"], node, "0:10", job["asked"]["comment"]]))
     return 0
 
 

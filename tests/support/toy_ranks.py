@@ -13,8 +13,8 @@ from typing import Any
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import write_json_atomic
 from mechstudy.machine.runtime import Runtime
-from mechstudy.store.artifact import Artifact
 from mechstudy.store.artifact_writer import ArtifactWriter
+from mechstudy.store.manifest import Artifact
 from mechstudy.study.unit import Unit
 from tests.support.toy_units import unit
 

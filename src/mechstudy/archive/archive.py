@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import io
-import shutil
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from mechstudy.archive.index import CONTENTS, SUFFIX, Compression, Contents, compressed, require
-from mechstudy.archive.tar import read_archive
+from mechstudy.archive.tar import disk_too_small, read_archive
 from mechstudy.archive.writer import Item, Packing, gather
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.files import atomic_path
 from mechstudy.core.progress import Bar, NullProgress, Progress
-from mechstudy.core.sizes import human
 from mechstudy.planning.opened_study import OpenedStudy
 from mechstudy.store.manifest import sha256_of
 from mechstudy.study.run_folder import RunFolder
-
-_BLOCK = 512
-_RECORD = 10_240
 
 
 @dataclass(frozen=True)
@@ -48,12 +43,8 @@ def archive_run(
     """Packs a run, which is locked meanwhile.
 
     Args:
-        opened: the study of the run.
         out: the file; by default ``<study>.tar.gz`` (or the compression's own suffix) in the current folder.
-        compression: of the file.
-        everything: see `gather`.
-        sources: see `gather`.
-        progress: shows the bytes packed and read back.
+        everything: with ``sources``, see `gather`.
 
     Raises:
         MechstudyError: the file exists, the disk is too small, or an artifact does not match its manifest.
@@ -74,16 +65,17 @@ def archive_run(
                         bar.advance(len(block))
             size, sha = temporary.stat().st_size, sha256_of(temporary)
             _refuse_existing(out)
-    return Archived(out, size, sha, packing.contents, _left_out(opened, packing))
+    return Archived(out, size, sha, packing.contents, packing.left_out)
 
 
 def tar_size(packing: Packing) -> int:
     """An upper bound of the uncompressed tar's bytes: names longer than 100 characters take more blocks."""
-    listed = len(packing.contents.to_bytes())
-    sizes = [listed, *(item.size for item in packing.items)]
-    long_names = sum(3 * _BLOCK + len(item.name.encode()) for item in packing.items if len(item.name.encode()) > 100)
-    blocks = sum(_BLOCK + -(-size // _BLOCK) * _BLOCK for size in sizes) + long_names
-    return -(-(blocks + 2 * _BLOCK) // _RECORD) * _RECORD
+    block, record = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
+    sizes = [len(packing.contents.to_bytes()), *(item.size for item in packing.items)]
+    names = [len(item.name.encode()) for item in packing.items]
+    needed = sum(block + -(-size // block) * block for size in sizes) + 2 * block
+    needed += sum(3 * block + length for length in names if length > 100)
+    return -(-needed // record) * record
 
 
 def _refuse_existing(out: Path) -> None:
@@ -93,17 +85,13 @@ def _refuse_existing(out: Path) -> None:
 
 def _check_space(out: Path, packing: Packing, compression: Compression, progress: Progress) -> None:
     folder = next(parent for parent in out.absolute().parents if parent.exists())
-    needed, free = tar_size(packing), shutil.disk_usage(folder).free
-    if needed <= free:
+    refusal = disk_too_small(folder, tar_size(packing), "-o on another disk, or --compress gzip")
+    if refusal is None:
         return
     if compression == "none":
-        raise MechstudyError(
-            f"the disk is too small for the archive by {human(needed - free)}",
-            where=str(folder),
-            facts={"needed": human(needed), "free": human(free)},
-            fix="-o on another disk, or --compress gzip",
-        )
-    progress.log(f"the disk has {human(free)} free, the archive has {human(needed)} before compression: it may not fit")
+        raise refusal
+    free, needed = refusal.facts["free"], refusal.facts["needed"]
+    progress.log(f"the disk has {free} free, the archive has {needed} before compression: it may not fit")
 
 
 def write_tar(temporary: Path, packing: Packing, compression: Compression, bar: Bar) -> None:
@@ -167,15 +155,3 @@ class _Hashed:
 
     def digest(self) -> str:
         return self._hash.hexdigest()
-
-
-def _left_out(opened: OpenedStudy, packing: Packing) -> int:
-    """Bytes on disk of the study's artifacts that are not packed."""
-    total = 0
-    for node in opened.evaluate().nodes.values():
-        if node.artifact is not None:
-            packed = packing.contents.of_artifact(node.artifact.name)
-            absent = {*node.artifact.manifest.get("discarded", ()), *packed}
-            files = node.artifact.manifest["files"]
-            total += sum(int(file["size"]) for name, file in files.items() if name not in absent)
-    return total

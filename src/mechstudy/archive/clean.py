@@ -16,8 +16,7 @@ from mechstudy.archive.rebuildable import Rebuilding
 from mechstudy.archive.restore import STAGING
 from mechstudy.core.errors import MechstudyError
 from mechstudy.monitoring.instrumentation import PROFILE
-from mechstudy.monitoring.record import USAGE_SUFFIX as USAGE
-from mechstudy.monitoring.record import usage_file
+from mechstudy.monitoring.record import USAGE_SUFFIX, usage_file
 from mechstudy.planning.opened_study import OpenedStudy
 from mechstudy.store.artifacts import DAMAGED, UNPUBLISHED, Artifact
 from mechstudy.store.lock import RunLock
@@ -67,8 +66,6 @@ def clean_run(
     """Lists what can be deleted, and with ``really`` deletes it, while the run is locked.
 
     Args:
-        opened: the study of the run.
-        really: delete.
         other_versions: also whole artifacts of other versions of the study.
         elsewhere: also what another machine made, whose bytes may differ when rebuilt here.
 
@@ -119,8 +116,8 @@ class _Survey:
 
     def _stray_usage(self) -> Iterator[_Candidate]:
         """Usage files of artifacts that are gone, finished or not."""
-        for file in sorted(self.store.root.glob(f"*/*{USAGE}")):
-            if not _describes_any(file.with_name(file.name.removesuffix(USAGE))):
+        for file in sorted(self.store.root.glob(f"*/*{USAGE_SUFFIX}")):
+            if not _describes_any(file.with_name(file.name.removesuffix(USAGE_SUFFIX))):
                 entry = Entry("leftover", file.relative_to(self.root).as_posix(), file.lstat().st_size)
                 yield entry, partial(file.unlink, missing_ok=True)
 

@@ -17,6 +17,7 @@ from mechstudy.core.jsonio import json_bytes
 from mechstudy.monitoring.instrumentation import PROFILE
 from mechstudy.monitoring.record import USAGE_SUFFIX as USAGE
 from mechstudy.runner.run_unit import BATCHES
+from mechstudy.store.artifacts import UNPUBLISHED
 from mechstudy.store.manifest import MANIFEST
 from mechstudy.study.run_folder import ARTIFACTS, STUDY, SUMMARY
 
@@ -82,9 +83,10 @@ class Contents:
         return sum(file["size"] for file in self.files.values())
 
     def of_artifact(self, artifact: str) -> dict[str, PackedFile]:
-        """The packed files of an artifact: name inside it -> sha256 and size."""
+        """The packed files of an artifact, without its manifest: name inside it -> sha256 and size."""
         prefix = f"{ARTIFACTS}/{artifact}/"
-        return {name[len(prefix) :]: file for name, file in self.files.items() if name.startswith(prefix)}
+        packed = {name.removeprefix(prefix): file for name, file in self.files.items() if name.startswith(prefix)}
+        return {name: file for name, file in packed.items() if name != MANIFEST}
 
 
 def contents_from(values: Any) -> Contents:
@@ -115,7 +117,8 @@ def _check_names(contents: Contents) -> None:
         if parts[0] == ARTIFACTS:
             if is_usage(name) and "/".join(parts[1:]).removesuffix(USAGE) in artifacts:
                 continue
-            if len(parts) < 4 or "/".join(parts[1:3]) not in artifacts or _internal(parts[2]):
+            published = "/".join(parts[1:3]) in artifacts and not parts[2].startswith(".")
+            if len(parts) < 4 or not published or parts[2].endswith(UNPUBLISHED):
                 raise MechstudyError("the archive holds a file of no artifact", facts={"name": repr(name)})
         elif parts[0] == PROFILE and len(parts) > 1:
             continue
@@ -147,10 +150,6 @@ def safe_parts(name: str) -> tuple[str, ...]:
     if bad or PurePosixPath(name).is_absolute() or (len(parts[0]) == 2 and parts[0][1] == ":"):
         raise MechstudyError("a name in the archive leads out of its folder", facts={"name": repr(name)})
     return tuple(parts)
-
-
-def _internal(folder: str) -> bool:
-    return folder.startswith(".") or folder.endswith((".partial", ".replaced", ".damaged"))
 
 
 @contextmanager

@@ -22,8 +22,7 @@ from mechstudy.runner.slurm.accounting import accounting_of
 from mechstudy.runner.study_run import execute, run_of
 from mechstudy.store.artifacts import Artifact
 from mechstudy.store.manifest import sha256_of
-from mechstudy.store.provenance import package_index
-from mechstudy.store.sessions import sessions_of
+from mechstudy.store.provenance import package_index, sessions_of
 
 _LARGEST = 256 << 20  # bytes of a file that is searched for a handle
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "numba", "polars")
@@ -206,12 +205,9 @@ def run_again(
     resumes when it is called again.
 
     Args:
-        opened: the study of the run.
-        number: the number.
         out: the new folder; by default `fresh_folder`.
         from_inputs: take the inputs from the run, verified, and run only the number's own unit.
         device: instead of the recorded one.
-        progress: of the units.
 
     Raises:
         MechstudyError: the folder already holds a result, an input is damaged, or the unit fails.

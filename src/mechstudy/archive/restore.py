@@ -11,18 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mechstudy.archive.index import REQUIREMENTS, Contents, PackedUnit, is_record
-from mechstudy.archive.tar import read_archive, read_contents
+from mechstudy.archive.tar import disk_too_small, read_archive, read_contents
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.files import disk_errors, fsync_file, fsync_folder
 from mechstudy.core.progress import Bar, NullProgress, Progress
-from mechstudy.core.sizes import human
+from mechstudy.store.artifact_writer import put_in_place
 from mechstudy.store.artifacts import Artifact, ArtifactStore
 from mechstudy.store.manifest import MANIFEST, manifest_is_sound, read_manifest, sha256_of
 from mechstudy.study.phases import registry
 from mechstudy.study.run_folder import ARTIFACTS, STUDY, SUMMARY, RunFolder
 
 STAGING = ".restore-"
-_REPLACED = ".replaced"
 _LATEST = (SUMMARY, REQUIREMENTS)  # written by the latest run: existing ones are kept
 
 
@@ -40,9 +39,7 @@ def restore_run(path: Path, out: Path | None = None, *, progress: Progress | Non
     """Unpacks an archive into a staging folder, verifies it, and then moves each artifact to its place.
 
     Args:
-        path: the archive.
         out: the run's folder; by default ``runs/<study>`` in the current folder.
-        progress: shows the bytes read.
 
     Raises:
         MechstudyError: the archive is damaged or holds a name that is not allowed, the disk is too small, another
@@ -58,7 +55,9 @@ def restore_run(path: Path, out: Path | None = None, *, progress: Progress | Non
         staging = _staging(folder.path)
         try:
             wanted = {name: _is_wanted(folder, name, present) for name in contents.files}
-            _check_space(folder.path, sum(contents.files[name]["size"] for name, take in wanted.items() if take))
+            needed = sum(contents.files[name]["size"] for name, take in wanted.items() if take)
+            if (refusal := disk_too_small(folder.path, needed, "--out on another disk")) is not None:
+                raise refusal
             with progress.bar("restoring", contents.size, "bytes") as bar:
                 for name, stream in read_archive(path, contents):
                     unpack(staging / name, stream, bar, keep=wanted[name] or name.endswith(f"/{MANIFEST}"))
@@ -95,7 +94,7 @@ def _is_present(store: ArtifactStore, unit: PackedUnit, contents: Contents) -> b
     artifact = None if manifest is None else store.find(manifest["phase"], manifest["unit"], manifest["id"])
     if artifact is None or artifact.path != place:
         raise MechstudyError("a damaged artifact is in the way", where=str(place), fix="mechstudy verify, then restore")
-    packed = {name: file for name, file in contents.of_artifact(str(unit.artifact)).items() if name != MANIFEST}
+    packed = contents.of_artifact(str(unit.artifact))
     differ = [n for n, file in packed.items() if artifact.manifest["files"].get(n, {}).get("sha256") != file["sha256"]]
     if differ:
         raise MechstudyError(
@@ -129,17 +128,6 @@ def _staging(folder: Path) -> Path:
     return staging
 
 
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise MechstudyError(
-            f"the disk is too small for the archive by {human(needed - free)}",
-            where=str(folder),
-            facts={"needed": human(needed), "free": human(free)},
-            fix="--out on another disk",
-        )
-
-
 def unpack(target: Path, stream: Iterable[bytes], bar: Bar, *, keep: bool) -> None:
     """Reads a file to its end, and with ``keep`` writes it into the staging folder."""
     if not keep:
@@ -164,7 +152,7 @@ def _check_manifest(folder: Path, unit: PackedUnit, contents: Contents, store: A
         raise _invalid(unit, "it is in the folder of another artifact")
     gone = set(artifact.manifest.get("discarded", ()))
     promised = {name: file for name, file in artifact.manifest["files"].items() if name not in gone}
-    packed = {name: file for name, file in contents.of_artifact(str(unit.artifact)).items() if name != MANIFEST}
+    packed = contents.of_artifact(str(unit.artifact))
     if {name: {"sha256": f["sha256"], "size": f["size"]} for name, f in promised.items()} != packed:
         raise _invalid(unit, "the packed files are not those of its manifest")
 
@@ -180,13 +168,7 @@ def _publish(staged: Path, place: Path) -> None:
     for folder in sorted(path for path in (staged, *staged.rglob("*")) if path.is_dir()):
         fsync_folder(folder)
     place.parent.mkdir(parents=True, exist_ok=True)
-    replaced = place.with_name(place.name + _REPLACED)
-    shutil.rmtree(replaced, ignore_errors=True)
-    if place.exists():
-        place.rename(replaced)
-    staged.rename(place)
-    fsync_folder(place.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    put_in_place(staged, place)
 
 
 def _place(staged: Path, place: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import IO
 
 from mechstudy.archive.index import CONTENTS, Contents, contents_from, decompressed, safe_parts
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.sizes import human
 
 _BLOCK = 1 << 20
 _LARGEST_LIST = 256 << 20  # bytes of a list of contents
@@ -98,6 +100,19 @@ def _blocks(path: Path, opened: IO[bytes]) -> Iterator[bytes]:
         if not block:
             return
         yield block
+
+
+def disk_too_small(folder: Path, needed: int, fix: str) -> MechstudyError | None:
+    """The error where a folder's disk has fewer bytes free than an archive needs."""
+    free = shutil.disk_usage(folder).free
+    if needed <= free:
+        return None
+    return MechstudyError(
+        f"the disk is too small for the archive by {human(needed - free)}",
+        where=str(folder),
+        facts={"needed": human(needed), "free": human(free)},
+        fix=fix,
+    )
 
 
 @contextmanager

@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mechstudy.archive.index import REQUIREMENTS, RESOLVED, Contents, PackedUnit
-from mechstudy.archive.sources import SourceFile, corpus_is_pinned, corpus_location, source_files
+from mechstudy.archive.index import OURS, REQUIREMENTS, RESOLVED, Contents, PackedUnit
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import json_bytes
+from mechstudy.corpus.config import FILE_KINDS
 from mechstudy.monitoring.instrumentation import PROFILE
-from mechstudy.monitoring.record import USAGE_SUFFIX as USAGE
-from mechstudy.monitoring.record import usage_file
+from mechstudy.monitoring.record import USAGE_SUFFIX, usage_file
 from mechstudy.planning.opened_study import OpenedStudy
 from mechstudy.store.artifacts import Artifact
 from mechstudy.store.manifest import MANIFEST, manifest_is_sound, sha256_of, sign
@@ -22,6 +21,7 @@ from mechstudy.store.provenance import package_index
 from mechstudy.study.dag import Node
 from mechstudy.study.phases.corpus import CorpusPhase
 from mechstudy.study.run_folder import ARTIFACTS, STUDY, SUMMARY
+from mechstudy.study.study import Study
 from mechstudy.study.unit import payload_of
 
 
@@ -38,17 +38,17 @@ class Item:
 
 @dataclass(frozen=True)
 class Packing:
-    """All files of an archive, sorted by name, and its list of contents."""
+    """All files of an archive, sorted by name, its list of contents, and the bytes of payload left out."""
 
     items: list[Item]
     contents: Contents
+    left_out: int
 
 
 def gather(opened: OpenedStudy, *, everything: bool = False, sources: bool = True) -> Packing:
     """Selects the files: all manifests and usage files, payload to keep, and what a run elsewhere needs.
 
     Args:
-        opened: the study of the run.
         everything: payload of every retention, not only ``keep``, and profiles.
         sources: also the prompts and texts that the study reads.
 
@@ -61,23 +61,34 @@ def gather(opened: OpenedStudy, *, everything: bool = False, sources: bool = Tru
         raise MechstudyError(
             "nothing of this study is finished", where=str(opened.folder), fix=f"mechstudy run {opened.file}"
         )
-    base = opened.file.parent.resolve()
-    read = source_files(opened.study, base) if sources else []
-    _refuse_unportable(read)
-    unsure = not corpus_is_pinned(opened.study) or (corpus_location(opened.study) is not None and not sources)
+    found = source_files(opened.study, opened.file.parent.resolve())
+    read = found if sources else {}
+    for name, path in read.items():
+        if not _is_portable(name):
+            raise MechstudyError(
+                "the study reads a file that is not below its own folder, so a restored run would not find it",
+                where=str(path),
+                fix="--without-sources; the restored run then needs that file at that path",
+            )
+    corpus = opened.study.corpus.parsed()
+    unsure = (corpus.kind == "hf" and corpus.revision is None) or (corpus.kind in FILE_KINDS and not sources)
     items: list[Item] = []
     units: list[PackedUnit] = []
+    left_out = 0
     for name, node in nodes.items():
-        whole = everything or node.unit.retention == "keep" or (node.unit.phase.name == CorpusPhase.name and unsure)
-        if node.artifact is None:
-            units.append(PackedUnit(name, node.unit.phase.name, node.unit.retention))
+        phase, retention = node.unit.phase.name, node.unit.retention
+        if (artifact := node.artifact) is None:
+            units.append(PackedUnit(name, phase, retention))
             continue
-        packed = _of_artifact(node, node.artifact, whole)
-        units.append(_unit(node, node.artifact, packed))
-        items.extend(packed)
-        items.extend(_usage(node.artifact))
+        packed, without = _of_artifact(
+            node, artifact, everything or retention == "keep" or (phase == CorpusPhase.name and unsure)
+        )
+        whole = len(packed) == len(artifact.manifest["files"]) + 1
+        units.append(PackedUnit(name, phase, retention, artifact.id, artifact.name, whole))
+        items += [*packed, *_usage(artifact)]
+        left_out += without
     items += _profile(opened.folder) if everything else []
-    items += [_from_file(file.name, file.path) for file in read]
+    items += [_from_file(name, path) for name, path in read.items()]
     items += _top(opened, done)
     items.sort(key=lambda item: item.name)
     contents = Contents(
@@ -85,24 +96,35 @@ def gather(opened: OpenedStudy, *, everything: bool = False, sources: bool = Tru
         opened.overrides,
         units,
         {item.name: {"sha256": item.sha256, "size": item.size} for item in items},
-        [file.name for file in read],
-        _notes(opened, nodes, sources),
+        list(read),
+        _notes(opened, nodes, unpacked=bool(found) and not sources),
     )
-    return Packing(items, contents)
+    return Packing(items, contents, left_out)
 
 
-def _refuse_unportable(files: list[SourceFile]) -> None:
-    for file in files:
-        if not file.portable:
-            raise MechstudyError(
-                "the study reads a file that is not below its own folder, so a restored run would not find it",
-                where=str(file.path),
-                fix="--without-sources; the restored run then needs that file at that path",
-            )
+def source_files(study: Study, base: Path) -> dict[str, Path]:
+    """The user's files that a study reads, without models, by their names in the study (folders file by file)."""
+    corpus = study.corpus.parsed()
+    named = [b.file for b in study.behaviours if b.file is not None]
+    if corpus.kind in FILE_KINDS:
+        named.append(corpus.location)
+    files: dict[str, Path] = {}
+    for name in named:
+        path = base / Path(name).expanduser()
+        for file in [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]:
+            full = name if file == path else f"{name.rstrip('/')}/{file.relative_to(path).as_posix()}"
+            files[PurePosixPath(full).as_posix()] = file
+    return dict(sorted(files.items()))
 
 
-def _of_artifact(node: Node, artifact: Artifact, whole: bool) -> list[Item]:
-    """The manifest and the packed files; the manifest lists the others as discarded."""
+def _is_portable(name: str) -> bool:
+    """Whether a file is below the study's folder, where a restored run finds it."""
+    parts = PurePosixPath(name).parts
+    return not name.startswith(("/", "~")) and ".." not in parts and bool(parts) and parts[0] not in OURS
+
+
+def _of_artifact(node: Node, artifact: Artifact, whole: bool) -> tuple[list[Item], int]:
+    """The manifest and the packed files, and the bytes of the others, which the manifest lists as discarded."""
     if not manifest_is_sound(artifact.path / MANIFEST):
         raise MechstudyError("the manifest is damaged", where=str(artifact.path), fix="mechstudy verify")
     files: Mapping[str, Mapping[str, Any]] = artifact.manifest["files"]
@@ -113,17 +135,17 @@ def _of_artifact(node: Node, artifact: Artifact, whole: bool) -> list[Item]:
         manifest = (artifact.path / MANIFEST).read_bytes()
     else:
         manifest = json_bytes(sign({**artifact.manifest, "discarded": sorted(left_out)}))
-    kept = [name for name in files if name not in left_out]
-    return [
-        _from_bytes(f"{prefix}/{MANIFEST}", manifest),
-        *(Item(f"{prefix}/{name}", files[name]["sha256"], files[name]["size"], artifact.path / name) for name in kept),
-    ]
+    items = [_from_bytes(f"{prefix}/{MANIFEST}", manifest)]
+    for name, file in files.items():
+        if name not in left_out:
+            items.append(Item(f"{prefix}/{name}", file["sha256"], file["size"], artifact.path / name))
+    return items, sum(int(files[name]["size"]) for name in left_out - gone)
 
 
 def _usage(artifact: Artifact) -> list[Item]:
     """The unit's usage file, which has no checksum in the manifest."""
     file = usage_file(artifact.path)
-    return [_from_file(f"{ARTIFACTS}/{artifact.name}{USAGE}", file)] if _is_plain(file) else []
+    return [_from_file(f"{ARTIFACTS}/{artifact.name}{USAGE_SUFFIX}", file)] if _is_plain(file) else []
 
 
 def _profile(run: Path) -> list[Item]:
@@ -134,11 +156,6 @@ def _profile(run: Path) -> list[Item]:
 
 def _is_plain(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
-
-
-def _unit(node: Node, artifact: Artifact, packed: list[Item]) -> PackedUnit:
-    whole = len(packed) == len(artifact.manifest["files"]) + 1
-    return PackedUnit(node.unit.name, node.unit.phase.name, node.unit.retention, artifact.id, artifact.name, whole)
 
 
 def _top(opened: OpenedStudy, done: Mapping[str, Artifact]) -> list[Item]:
@@ -171,11 +188,11 @@ def _packages(artifact: Artifact) -> dict[str, str]:
     return {str(name): str(version) for name, version in packages.items()}
 
 
-def _notes(opened: OpenedStudy, nodes: Mapping[str, Node], sources: bool) -> list[str]:
+def _notes(opened: OpenedStudy, nodes: Mapping[str, Node], *, unpacked: bool) -> list[str]:
     notes = []
     if opened.study.model.source.startswith(("path:", "gguf:")):
         notes.append(f"the model itself is not packed: it is expected at {_short(opened.study.model.source)}")
-    if not sources and source_files(opened.study, opened.file.parent.resolve()):
+    if unpacked:
         notes.append("the files that the study reads are not packed")
     missing = [name for name, node in nodes.items() if node.artifact is None and node.stopped is None]
     if missing:

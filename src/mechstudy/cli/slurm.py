@@ -73,7 +73,7 @@ def why(study: StudyFile, unit: UnitName, sets: Sets = None, out: Out = None, as
     [dim]mechstudy why study.yaml 'train\[12]'[/]
     """
     opened = as_submitted(study, overrides(sets), out)
-    reason = slurm.why.why(opened, unit)
+    reason = slurm.why(opened, unit)
     if as_json:
         log = None if reason.log is None else str(reason.log)
         facts = {"unit": reason.unit.name, "status": reason.unit.status, **reason.facts}
@@ -98,14 +98,14 @@ def logs(
     def over() -> bool:
         return unit not in slurm.jobs_now(run, ask_accounting=False).alive
 
-    files = slurm.logs.logs_of(run, unit)
+    files = slurm.logs_of(run, unit)
     if not files and (not follow or over()):
         raise MechstudyError(
             f"there is no log of {unit}", where=str(run), fix="`mechstudy status` names the units and their jobs"
         )
-    position = slurm.logs.print_logs(files)
+    position = slurm.print_logs(files)
     if follow:
-        slurm.logs.follow(lambda: slurm.logs.logs_of(run, unit), position, over)
+        slurm.follow(lambda: slurm.logs_of(run, unit), position, over)
 
 
 def cancel(
@@ -118,7 +118,7 @@ def cancel(
 
     [dim]mechstudy cancel study.yaml 'train\[12]' 'train\[13]'[/]
     """
-    cancelled = slurm.cancel.cancel(run_folder(study, overrides(sets), out), units or ())
+    cancelled = slurm.cancel(run_folder(study, overrides(sets), out), units or ())
     print(f"cancelled: {', '.join(cancelled)}" if cancelled else "nothing of this study is in the queue")
 
 
@@ -146,7 +146,8 @@ def as_submitted(study: Path, changes: list[str], out: Path | None) -> planning.
     opened = planning.open_study(study, changes, out=out, say=say)
     if changes or not slurm.has_record(opened.folder):
         return opened
-    submitted = slurm.overrides_of(opened.folder)
+    latest = slurm.read_record(opened.folder).latest
+    submitted = latest.overrides if latest is not None else []
     return planning.open_study(study, submitted, out=out, say=say) if submitted else opened
 
 

@@ -66,7 +66,7 @@ def _queued(
     total, before = 0.0, 0.0
     for attempt in state.attempts:
         ready = [_time(submitted.get(attempt.submission)), before]
-        for entry, job, _ in record.of_unit(unit):
+        for entry, job, *_ in record.of_unit(unit):
             if entry.number == attempt.submission:
                 waited = {u for other in entry.jobs if other.group in job.after for u in other.tasks.values()}
                 ready += [_time(last.ended) for u in waited if u in states and (last := states[u].last) is not None]

@@ -15,7 +15,7 @@ from mechstudy.core.jsonio import write_json_atomic
 from mechstudy.core.progress import duration
 from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.runner.job import LOG, Job, Outcome
-from mechstudy.store.artifact import Artifact
+from mechstudy.store.manifest import Artifact
 from mechstudy.study.dag import Evaluation, Node
 from mechstudy.study.phases.report import ReportUnit, report_data
 from mechstudy.study.run_folder import SUMMARY, RunFolder

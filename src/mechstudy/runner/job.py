@@ -10,7 +10,8 @@ from typing import Any
 from mechstudy.core.errors import MechstudyError
 from mechstudy.machine.memory import available_memory_bytes
 from mechstudy.machine.runtime_options import RunOptions
-from mechstudy.store import Artifact, ArtifactStore, ArtifactWriter
+from mechstudy.store.artifact_writer import ArtifactWriter
+from mechstudy.store.artifacts import Artifact, ArtifactStore
 from mechstudy.study.run_folder import RunFolder
 from mechstudy.study.unit import Unit
 from mechstudy.study.units import unit_as_json, unit_from_json

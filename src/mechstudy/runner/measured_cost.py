@@ -10,10 +10,10 @@ from typing import Any
 
 from mechstudy.monitoring.record import read_usage, usage_file
 from mechstudy.monitoring.summary import use_of
-from mechstudy.runner.slurm.accounting import keep_accounting, read_accounting
-from mechstudy.runner.slurm.queue import Accounted, accounting
+from mechstudy.runner.slurm.accounting import Accounted, accounting, keep_accounting, read_accounting
 from mechstudy.runner.slurm.record import has_record, read_record
-from mechstudy.store import Artifact, sessions_of
+from mechstudy.store.artifacts import Artifact
+from mechstudy.store.provenance import sessions_of
 from mechstudy.study.dag import Evaluation
 
 _NOT_LOST = ("COMPLETED", "PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED")
@@ -95,7 +95,7 @@ def accounted_jobs(folder: Path) -> tuple[dict[str, str], Sequence[Accounted] | 
     if not has_record(folder):
         return {}, None
     record = read_record(folder)
-    elements = {name: job.tasks[task] for name, (_, job, task) in record.elements().items()}
+    elements = {name: element.unit for name, element in record.elements().items()}
     current = accounting(record.ids())
     rows = read_accounting(folder) if current is None else keep_accounting(folder, elements, current)
     return elements, rows if rows or current is not None else None

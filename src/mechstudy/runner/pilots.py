@@ -23,7 +23,7 @@ from mechstudy.planning.hardware import Hardware
 from mechstudy.runner.completion import job_of
 from mechstudy.runner.run_unit import run_unit
 from mechstudy.runner.study_run import run_of
-from mechstudy.store.artifact import Artifact
+from mechstudy.store.artifacts import Artifact
 from mechstudy.study.phases.baseline import BaselinePhase
 from mechstudy.study.phases.capture import CorpusCapturePhase
 from mechstudy.study.phases.stream import StreamPhase

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mechstudy.store.artifact import Artifact
+from mechstudy.store.manifest import Artifact
 from mechstudy.study.unit import Unit
 
 

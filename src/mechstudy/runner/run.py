@@ -21,7 +21,7 @@ from mechstudy.runner.completion import Completion, RunResult, job_of, result_of
 from mechstudy.runner.job import LOG, Outcome, killed
 from mechstudy.runner.pool import Pool, ProcessPool, ThisProcess, WorkersDied
 from mechstudy.runner.unit_state import saved_of
-from mechstudy.store.artifact import Artifact
+from mechstudy.store.manifest import Artifact
 from mechstudy.study.dag import Evaluation, Graph, Node
 from mechstudy.study.run_folder import ProgressFile, RunFolder
 from mechstudy.study.unit import Unit

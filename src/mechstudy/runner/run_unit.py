@@ -28,7 +28,9 @@ from mechstudy.monitoring.instrumentation import record_out_of_memory, recorded,
 from mechstudy.runner.job import Job, Outcome, crash_line
 from mechstudy.runner.processes.leader import Leader, LeaderProgress, n_on_this_node, n_processes
 from mechstudy.runner.unit_state import missing_inputs
-from mechstudy.store import Artifact, ArtifactWriter, slug
+from mechstudy.store.artifact_writer import ArtifactWriter
+from mechstudy.store.artifacts import Artifact
+from mechstudy.store.manifest import slug
 from mechstudy.study.unit import Unit
 
 BATCHES = "batches"

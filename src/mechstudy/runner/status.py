@@ -21,11 +21,12 @@ from mechstudy.core.jsonio import read_json
 from mechstudy.core.progress import duration
 from mechstudy.runner.run import Run
 from mechstudy.runner.slurm.job_status import JobsNow, jobs_now
-from mechstudy.runner.slurm.reasons import in_words
+from mechstudy.runner.slurm.queue import in_words
 from mechstudy.runner.slurm.worker import unit_lock
 from mechstudy.runner.unit_state import UnitState, read_states, saved_of
-from mechstudy.store import FileLock, RunLock, read_sessions
 from mechstudy.store.artifact_writer import PARTIAL, SCRATCH
+from mechstudy.store.lock import FileLock, RunLock
+from mechstudy.store.provenance import read_sessions
 from mechstudy.study.dag import Node
 
 

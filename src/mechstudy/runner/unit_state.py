@@ -23,7 +23,10 @@ from pydantic import TypeAdapter
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json, write_json_atomic
 from mechstudy.runner.job import Outcome
-from mechstudy.store import SCRATCH, ArtifactStore, job_of, slug, this_session
+from mechstudy.store.artifact_writer import SCRATCH
+from mechstudy.store.artifacts import ArtifactStore
+from mechstudy.store.manifest import slug
+from mechstudy.store.provenance import job_of, this_session
 from mechstudy.study.dag import Node
 from mechstudy.study.run_folder import RunFolder
 from mechstudy.study.unit import Unit

@@ -29,7 +29,7 @@ from mechstudy.planning.hardware import Hardware
 from mechstudy.planning.machine import measure, this_machine
 from mechstudy.runner.pilots import PilotRuns, pilots_of, run_pilots
 from mechstudy.runner.study_run import run_of
-from mechstudy.store.artifact import Artifact
+from mechstudy.store.artifacts import Artifact
 from mechstudy.study.costs import TYPICAL_PROMPT
 from mechstudy.study.dag import Evaluation, Graph
 from mechstudy.study.phases.base import Phase

@@ -15,10 +15,8 @@ from mechstudy.core.files import atomic_path, disk_errors, fsync_file, fsync_fol
 from mechstudy.core.jsonio import jsonable, write_json_atomic
 from mechstudy.core.seeds import drawn, forget_drawn, seeds_in
 from mechstudy.machine.memory import peak_gpu_bytes, peak_rss_bytes, reset_peak_gpu, reset_peak_rss
-from mechstudy.store.artifact import Artifact, load
-from mechstudy.store.manifest import MANIFEST, SCHEMA, hashable_spec, sha256_of, write_manifest
-from mechstudy.store.provenance import current_provenance
-from mechstudy.store.sessions import open_session
+from mechstudy.store.manifest import MANIFEST, SCHEMA, Artifact, hashable_spec, load, sha256_of, write_manifest
+from mechstudy.store.provenance import current_provenance, open_session
 
 SCRATCH = ".scratch"
 PARTIAL = ".partial"
@@ -160,16 +158,21 @@ class ArtifactWriter:
         if present is not None and not present.is_discarded:
             shutil.rmtree(self.path)
             return present
-        replaced = self.final.with_name(self.final.name + REPLACED)
-        shutil.rmtree(replaced, ignore_errors=True)
-        if self.final.exists():
-            self.final.rename(replaced)
-        self.path.rename(self.final)
-        fsync_folder(self.final.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        put_in_place(self.path, self.final)
         artifact = load(self.final, self.id)
         assert artifact is not None, f"{self.final} was published and is not found"
         return artifact
+
+
+def put_in_place(folder: Path, place: Path) -> None:
+    """Renames a complete artifact's folder to its place; one that is there already is replaced."""
+    replaced = place.with_name(place.name + REPLACED)
+    shutil.rmtree(replaced, ignore_errors=True)
+    if place.exists():
+        place.rename(replaced)
+    folder.rename(place)
+    fsync_folder(place.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _folders_below(root: Path) -> Iterator[Path]:

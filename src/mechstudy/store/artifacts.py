@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import fnmatch
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.files import is_full_disk
-from mechstudy.store.artifact import Artifact, Problem, load
 from mechstudy.store.artifact_writer import PARTIAL, REPLACED, SCRATCH, ArtifactWriter
-from mechstudy.store.manifest import MANIFEST, artifact_id, hashable_spec, read_manifest, slug, write_manifest
+from mechstudy.store.manifest import MANIFEST, Artifact, Problem, artifact_id, load, read_manifest, slug, write_manifest
 
 __all__ = [
     "DAMAGED", "SCRATCH", "UNPUBLISHED", "Artifact", "ArtifactStore", "ArtifactWriter", "Problem", "artifact_id",
-    "hashable_spec", "slug",
 ]  # fmt: skip
 
 DAMAGED = ".damaged"  # set aside by `mechstudy verify`
@@ -99,8 +97,14 @@ class ArtifactStore:
         if not discarded:
             return 0
         artifact.manifest["discarded"] = discarded
-        recorded = _has_room(lambda: write_manifest(artifact.path, artifact.manifest))
-        freed = 0  # after the manifest: a crash leaves only spare files; before it only where the disk is full
+        recorded = True  # before deleting: a crash leaves only spare files; afterwards only where the disk is full
+        try:
+            write_manifest(artifact.path, artifact.manifest)
+        except MechstudyError as error:
+            if error.__cause__ is None or not is_full_disk(error.__cause__):
+                raise
+            recorded = False
+        freed = 0
         for name in discarded:
             path = artifact.path / name
             if path.exists():
@@ -120,14 +124,3 @@ class ArtifactStore:
     def _folders(self) -> list[Path]:
         """Folders of published artifacts, complete or damaged."""
         return [path for path in sorted(self.root.glob("*/*")) if path.is_dir() and path.suffix not in UNPUBLISHED]
-
-
-def _has_room(write: Callable[[], None]) -> bool:
-    """Writes; False where the disk is too full for it."""
-    try:
-        write()
-    except MechstudyError as error:
-        if error.__cause__ is None or not is_full_disk(error.__cause__):
-            raise
-        return False
-    return True

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mechstudy.runner.slurm.groups import groups_of
+from mechstudy.runner.slurm.arrays import groups_of
 from mechstudy.study.dag import Graph
 from tests.support.slurm_world import RUN, arrays, cluster, mechstudy, statuses, unit, use
 from tests.support.toy_units import calls

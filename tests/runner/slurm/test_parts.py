@@ -14,12 +14,11 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
 from mechstudy.core.work import Estimate
 from mechstudy.machine.runtime_options import RunOptions
+from mechstudy.runner.slurm.accounting import Accounted, accounting
+from mechstudy.runner.slurm.arrays import Group, script_of, sparse
 from mechstudy.runner.slurm.frozen import Frozen, freeze, identities, thaw
-from mechstudy.runner.slurm.groups import Group, sparse
-from mechstudy.runner.slurm.profiles import profiles_folder
-from mechstudy.runner.slurm.queue import Accounted, accounting, queue_of
-from mechstudy.runner.slurm.reasons import in_words
-from mechstudy.runner.slurm.scripts import script_of
+from mechstudy.runner.slurm.queue import in_words, queue_of
+from mechstudy.runner.slurm.settings import profiles_folder
 from mechstudy.runner.unit_state import Attempt, Saved, UnitState, file_name, read_state, saved, write_state
 from mechstudy.study.slurm_config import PhaseSlurm, SlurmConfig, seconds
 from mechstudy.study.study import load_study

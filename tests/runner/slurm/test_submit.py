@@ -307,7 +307,7 @@ def test_the_node_that_submits_says_nothing_of_those_that_compute(cluster, monke
 
 @pytest.mark.process
 def test_captures_wait_for_each_other_where_the_disk_is_small(cluster, monkeypatch):
-    from mechstudy.runner.slurm.groups import groups_of
+    from mechstudy.runner.slurm.arrays import groups_of
     from mechstudy.study.dag import Graph
 
     discards = {"phase": "capture", "retention": "discard", "payload": ("*.bin",)}

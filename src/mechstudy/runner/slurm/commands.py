@@ -54,32 +54,30 @@ def call(*words: str, attempts: int = ATTEMPTS) -> str:
     """
     limit = float(os.environ.get("MECHSTUDY_SLURM_SECONDS") or SECONDS)
     for attempt in range(attempts):
-        last = attempt + 1 == attempts
         try:
             done = subprocess.run(words, capture_output=True, timeout=limit, check=False, stdin=subprocess.DEVNULL)
         except FileNotFoundError:
-            raise _error(words, f"there is no {words[0]} on this machine", "") from None
+            raise _error(words, f"there is no {words[0]} on this machine") from None
         except subprocess.TimeoutExpired:
-            if last:
-                raise _error(words, f"{words[0]} did not answer in {limit:.0f} seconds", "", maybe=True) from None
+            error = _error(words, f"{words[0]} did not answer in {limit:.0f} seconds", maybe_done=True)
         else:
             if done.returncode == 0:
                 return done.stdout.decode(errors="replace")
             lines = (done.stderr or done.stdout).decode(errors="replace").splitlines()
             said = " / ".join(line.strip() for line in lines if line.strip()) or f"exit status {done.returncode}"
-            busy = _BUSY.search(said) is not None
-            if last or not busy:
-                what = f"Slurm's controller cannot be reached: {said}" if busy else f"{words[0]} refused: {said}"
-                raise _error(words, what, said, maybe=busy)
-        time.sleep(min(limit, PAUSE) * 2**attempt)
-    raise AssertionError("the last attempt returns or raises")
+            if _BUSY.search(said) is None:
+                raise _error(words, f"{words[0]} refused: {said}", said)
+            error = _error(words, f"Slurm's controller cannot be reached: {said}", said, maybe_done=True)
+        if attempt + 1 < attempts:
+            time.sleep(min(limit, PAUSE) * 2**attempt)
+    raise error
 
 
-def _error(words: Sequence[str], what: str, said: str, *, maybe: bool = False) -> SlurmError:
+def _error(words: Sequence[str], what: str, said: str = "", *, maybe_done: bool = False) -> SlurmError:
     away = "try again in a few minutes; `scontrol ping` says whether it is up, and the cluster's staff know why not"
-    fix = away if maybe else "load the cluster's slurm module" if not said else None
+    fix = away if maybe_done else "load the cluster's slurm module" if not said else None
     error = SlurmError(what, facts={"command": " ".join(words)}, fix=fix)
-    error.said, error.maybe_done = said, maybe
+    error.said, error.maybe_done = said, maybe_done
     return error
 
 

@@ -26,6 +26,7 @@ from mechstudy.study.units import unit_as_json, unit_from_json
 
 SLURM = "slurm"
 FROZEN = "frozen.json"
+LOGS = "logs"
 STUDY = "study.yaml"
 
 
@@ -52,11 +53,6 @@ class Frozen:
         """The submission's folder."""
         return folder_of(self.run, self.number)
 
-    @property
-    def copy(self) -> Path:
-        """The study file as it was."""
-        return self.folder / STUDY
-
     def open_run(self) -> Run:
         """Its units against the run's folder."""
         return Run(self.run, self.units, self.options)
@@ -80,7 +76,7 @@ def freeze(frozen: Frozen) -> None:
         "units": [unit_as_json(unit) for unit in frozen.units],
     }
     frozen.folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(frozen.copy) as temporary:
+    with atomic_path(frozen.folder / STUDY) as temporary:
         shutil.copyfile(frozen.file, temporary)
     with atomic_path(frozen.folder / FROZEN) as temporary:  # keeps infinities, unlike our other files
         temporary.write_text(json.dumps(content, indent=1) + "\n")

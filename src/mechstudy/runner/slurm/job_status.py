@@ -1,19 +1,20 @@
-"""The job that runs, or waits to run, each unit of a run; and how jobs ended that could not record it themselves."""
+"""The jobs of a run: which runs or waits to run each unit, how those ended that could not record it, and `cancel`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mechstudy.core.errors import MechstudyError
+from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.planning.opened_study import OpenedStudy
 from mechstudy.runner.slurm import commands
+from mechstudy.runner.slurm.accounting import accounting
 from mechstudy.runner.slurm.commands import SlurmError, is_there
 from mechstudy.runner.slurm.frozen import identities, thaw
-from mechstudy.runner.slurm.queue import Accounted, Queued, accounting, queue_of
-from mechstudy.runner.slurm.record import Record, has_record, read_record
+from mechstudy.runner.slurm.queue import Queued, queue_of
+from mechstudy.runner.slurm.record import CANCELLED, Record, has_record, read_record, record_lock
 from mechstudy.runner.unit_state import read_state
 
 ENDING_SECONDS = 40.0  # to wait for jobs that are ending: Slurm's KillWait and some more
@@ -56,7 +57,6 @@ class JobsNow:
     ``queue_known`` is False where the queue could not be read.
     """
 
-    record: Record | None = None
     alive: Mapping[str, Queued] = field(default_factory=dict)
     ended: dict[str, Ended] = field(default_factory=dict)
     submitted: frozenset[str] = frozenset()  # units that ever had a job
@@ -70,8 +70,8 @@ def jobs_now(run: Path, *, ask_accounting: bool = True) -> JobsNow:
     if not has_record(run):
         return JobsNow()
     record = read_record(run)
-    submitted = frozenset(unit for _, job in record.jobs() for unit in job.tasks.values())
-    jobs = JobsNow(record, submitted=submitted, cancelled=frozenset(record.cancelled()))
+    submitted = frozenset(element.unit for element in record.elements().values())
+    jobs = JobsNow(submitted=submitted, cancelled=frozenset(record.cancelled()))
     if not record.ids():
         return jobs
     if not is_there():
@@ -93,7 +93,7 @@ def jobs_now(run: Path, *, ask_accounting: bool = True) -> JobsNow:
 def alive_units(record: Record, queued: Sequence[Queued]) -> dict[str, Queued]:
     """Unit -> the job that waits to run it, or runs it."""
     elements = record.elements()
-    return {elements[row.id][1].tasks[elements[row.id][2]]: row for row in queued if row.id in elements}
+    return {elements[row.id].unit: row for row in queued if row.id in elements}
 
 
 def alive(record: Record) -> dict[str, Queued]:
@@ -146,7 +146,7 @@ def same_study(record: Record, living: Mapping[str, Queued], opened: OpenedStudy
     before: dict[int, dict[str, str]] = {}
     other = []
     for name, queued in living.items():
-        number = elements[queued.id][0].number
+        number = elements[queued.id].entry.number
         if number not in before:
             before[number] = identities(thaw(record.run, number).units)
         if before[number].get(name) != now_is.get(name):
@@ -164,21 +164,47 @@ def same_study(record: Record, living: Mapping[str, Queued], opened: OpenedStudy
 def _add_ended(run: Path, record: Record, jobs: JobsNow) -> None:
     """Adds the last jobs of units that are neither alive nor recorded as ended: only accounting knows of those."""
     silent: dict[str, str] = {}
-    for entry, job in record.jobs():
-        for task, unit in job.tasks.items():
-            if unit in jobs.alive:
-                continue
-            silent[unit] = f"{job.job}_{task}"
-            if entry.cancelled is not None:
-                silent.pop(unit)
-    for unit in list(silent):
+    for unit, (id, entry) in {e.unit: (id, e.entry) for id, e in record.elements().items()}.items():
+        if unit in jobs.alive or entry.cancelled is not None:
+            continue
         state = read_state(run, unit)
-        if state is not None and state.last and state.last.job == silent[unit] and state.state != "running":
-            del silent[unit]  # it recorded its end
-    if not silent:
-        return
-    rows = accounting({id.partition("_")[0] for id in silent.values()})
-    last: dict[str, Accounted] = {row.job: row for row in rows or []}
+        if state is None or state.last is None or state.last.job != id or state.state == "running":
+            silent[unit] = id
+    last = {row.job: row for row in accounting({id.partition("_")[0] for id in silent.values()}) or []}
     for unit, id in silent.items():
         if (row := last.get(id)) is not None and row.state not in ("COMPLETED", "PENDING", "RUNNING", "REQUEUED"):
             jobs.ended[unit] = Ended(id, row.state, row.exit_code)
+
+
+def cancel(run: Path, units: Collection[str] = ()) -> list[str]:
+    """Cancels the jobs of some units, or of all; returns the units, or job ids without a unit, that were cancelled.
+
+    Slurm itself takes jobs that depend on a cancelled one out of the queue.
+
+    Raises:
+        MechstudyError: nothing was submitted, or a unit that no job is of.
+    """
+    commands.require()
+    with record_lock(run):
+        record = read_record(run)
+        if not record.history:
+            raise MechstudyError("nothing of this study was submitted", where=str(run))
+        unit_of = {id: element.unit for id, element in record.elements().items()}
+        for name in units:
+            if name not in unit_of.values():
+                guess = nearest(name, unit_of.values())
+                raise MechstudyError(
+                    f"no job is of {name}", where=str(run), fix=f"did you mean {guess}?" if guess else None
+                )
+        rows = queue_of(record.ids(), record.comment)
+        chosen = [row for row in rows if not units or unit_of.get(row.id) in units]
+        # Arrays, with elements that start meanwhile; the last first, so that none starts because one before it is gone.
+        whole = sorted({row.job for row in chosen}, key=int, reverse=True)
+        ids = [row.id for row in chosen] if units else whole
+        if ids:
+            commands.cancel(ids)
+            time.sleep(commands.PAUSE / 2)
+            commands.cancel(ids)  # a job that was just going back into the queue is there again
+            record.history[-1].note(CANCELLED, jobs=ids)
+            record.write()
+        return [unit_of.get(row.id, row.id) for row in chosen]

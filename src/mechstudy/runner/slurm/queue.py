@@ -1,23 +1,61 @@
-"""Jobs in the queue, from one squeue call, and jobs that ended, from sacct where a site has it."""
+"""Jobs in the queue, from one squeue call, with their states in words."""
 
 from __future__ import annotations
 
 import os
-import re
-import shutil
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass
 
-from mechstudy.runner.slurm.commands import SlurmError, call
+from mechstudy.runner.slurm.commands import call
 
-_FORMAT = "%F|%K|%T|%r|%N|%M|%l|%S|%E|%k"
-_ACCOUNTING = (
-    "JobID", "State", "ExitCode", "ElapsedRaw", "CPUTimeRAW", "TotalCPU", "AllocTRES", "MaxRSS", "Start", "End",
-    "NodeList", "Eligible",
-)  # fmt: skip
-_UNKNOWN = re.compile(r"invalid job id", re.IGNORECASE)
+_FORMAT = "%F|%K|%T|%r|%N|%M|%k"
+_REASONS = {
+    "None": "Slurm has not looked at it yet",
+    "Priority": "jobs of higher priority come first",
+    "Resources": "it is next, once enough nodes, CPUs, memory or GPUs are free",
+    "Dependency": "it waits for the phases before it",
+    "DependencyNeverSatisfied": "a job it waits for has failed or was cancelled, so it will never start; "
+    "`mechstudy resume` submits what it waits for",
+    "JobArrayTaskLimit": "as many of its phase run as compute.slurm.concurrent lets",
+    "BeginTime": "it was put back into the queue and may start again in a minute or two",
+    "JobHeldUser": "it is held: `scontrol release` frees it",
+    "JobHeldAdmin": "an administrator holds it",
+    "launch failed requeued held": "it could not be started on its node and is held: `scontrol release` tries again",
+    "PartitionTimeLimit": "its time limit is longer than the partition allows: lower compute.slurm.time",
+    "PartitionNodeLimit": "it asks for more nodes than the partition allows",
+    "PartitionConfig": "the partition does not have what is asked: see compute.slurm.cpus, memory, gpus and partition",
+    "PartitionDown": "the partition is down",
+    "PartitionInactive": "the partition takes no jobs now",
+    "ReqNodeNotAvail": "a node it needs is down or reserved, often for maintenance",
+    "NodeDown": "a node it needs is down",
+    "BadConstraints": "no node is as asked: see compute.slurm.partition, gpus, memory, cpus and extra",
+    "Reservation": "it waits for its reservation",
+    "Licenses": "it waits for a licence",
+    "InvalidAccount": "its account is not valid: see compute.slurm.account",
+    "InvalidQOS": "its QOS is not valid: see compute.slurm.qos",
+    "Prolog": "its node is being made ready",
+    "Cleaning": "it was put back into the queue and its node is being cleaned up",
+    "AssociationJobLimit": "the account runs as many jobs as it may",
+    "QOSJobLimit": "the QOS runs as many jobs as it may",
+    "AssociationResourceLimit": "the account holds as many resources as it may",
+    "QOSResourceLimit": "the QOS holds as many resources as it may",
+    "AssociationTimeLimit": "the account's time is used up",
+    "QOSTimeLimit": "the QOS's time is used up",
+    "QOSUsageThreshold": "the account's usage is over the QOS's threshold",
+    "NodeFail": "its node failed",
+    "SystemFailure": "Slurm or its file system failed",
+}
+_OWNERS = {"Assoc": "the account", "QOS": "the QOS", "Max": "the cluster"}
+_RUNNING = {
+    "RUNNING": "runs",
+    "COMPLETING": "is ending",
+    "CONFIGURING": "its node is being made ready",
+    "SUSPENDED": "is suspended",
+    "STOPPED": "is stopped",
+    "SIGNALING": "runs, and is being signalled",
+    "STAGE_OUT": "its files are being copied",
+}
 
 
 @dataclass(frozen=True)
@@ -30,9 +68,6 @@ class Queued:
     reason: str
     node: str
     elapsed: str
-    limit: str
-    start: str
-    dependency: str
     comment: str
 
     @property
@@ -44,7 +79,7 @@ class Queued:
     def seconds(self) -> float | None:
         """Seconds since it started, this time."""
         with suppress(ValueError):  # INVALID, as it begins
-            return None if self.waits else _seconds(self.elapsed)
+            return None if self.waits else clock_seconds(self.elapsed)
         return None
 
     @property
@@ -71,111 +106,34 @@ def queue_of(jobs: Iterable[str], comment: str) -> list[Queued]:
 
 
 def _parse(line: str) -> Queued | None:
-    parts = [part.strip() for part in line.split("|", 9)]
-    if len(parts) != 10 or not parts[0].isdecimal():
+    parts = [part.strip() for part in line.split("|", 6)]
+    if len(parts) != 7 or not parts[0].isdecimal():
         return None
     job, task, *rest = parts
     return Queued(job, int(task) if task.isdecimal() else None, *rest)
 
 
-@dataclass(frozen=True)
-class Accounted:
-    """One run of a job by Slurm's accounting; a requeued job has one for each time it ran.
-
-    ``job`` is ``12_3``; seconds of wall time and of CPU time held and used; bytes at the peak where they were measured;
-    ``start``, ``end`` and ``eligible`` (when it could have begun) as the cluster writes them.
-    """
-
-    job: str
-    state: str
-    exit_code: int = 0
-    signal: int = 0
-    seconds: float = 0.0
-    cpu_seconds_held: float = 0.0
-    cpu_seconds_used: float = 0.0
-    cpus: int = 0
-    gpus: int = 0
-    memory_bytes: int = 0
-    peak_rss_bytes: int | None = None
-    start: str = ""
-    end: str = ""
-    node: str = ""
-    eligible: str = ""
-
-    @property
-    def waited(self) -> float:
-        """Seconds in the queue after everything it depends on had ended; 0 where the cluster does not say."""
-        with suppress(ValueError):  # "Unknown", "None"
-            return max(
-                0.0, (datetime.fromisoformat(self.start) - datetime.fromisoformat(self.eligible)).total_seconds()
-            )
-        return 0.0
+def in_words(state: str, reason: str) -> str:
+    """What a queued job is doing: ``waits (Priority): jobs of higher priority come first``."""
+    if state in _RUNNING:
+        return _RUNNING[state]
+    code = reason.split(",")[0].strip().strip("()")
+    words = _REASONS.get(code) or _limit(code) or "ask the cluster's staff what that means"
+    shown = f"waits ({code})" if state == "PENDING" else f"{state.lower()} ({code})"
+    return f"{shown}: {words}"
 
 
-def accounting(jobs: Iterable[str]) -> list[Accounted] | None:
-    """Every run of these jobs, requeued ones too (``sacct -D``); None where there is no accounting to ask."""
-    wanted = sorted(set(jobs), key=int)
-    if not wanted or shutil.which("sacct") is None:
-        return [] if not wanted else None
-    runs: list[Accounted] = []
-    try:
-        for start in range(0, len(wanted), 200):
-            some = ",".join(wanted[start : start + 200])
-            words = ("sacct", "-D", "-n", "-P", "-j", some, "-o", ",".join(_ACCOUNTING))
-            runs.extend(_accounted(call(*words, attempts=1)))
-    except SlurmError:  # a site without slurmdbd has the command all the same
-        return None
-    return runs
+def _limit(code: str) -> str | None:
+    """Of ``AssocGrpCPUMinutesLimit``, ``QOSMaxJobsPerUserLimit`` and their many kin."""
+    for prefix, owner in _OWNERS.items():
+        if code.startswith(prefix):
+            what = "running and waiting jobs" if "Job" in code else "time" if "Minutes" in code else "resources"
+            who = " of one user" if "PerUser" in code else ""
+            return f"{owner} is at a limit of its {what}{who}"
+    return None
 
 
-def _accounted(printed: str) -> list[Accounted]:
-    """One entry for each job line; the peak memory stands in the lines of its steps, which come after it."""
-    runs: list[Accounted] = []
-    for line in printed.splitlines():
-        parts = line.split("|")
-        if len(parts) != len(_ACCOUNTING):
-            continue
-        row = dict(zip(_ACCOUNTING, parts, strict=True))
-        id, _, step = row["JobID"].partition(".")
-        if "[" in id:  # elements that never became jobs of their own
-            continue
-        if not step:
-            runs.append(_job(id, row))
-        elif runs and runs[-1].job == id and (peak := _bytes(row["MaxRSS"])):
-            last = runs[-1]
-            runs[-1] = replace(last, peak_rss_bytes=max(peak, last.peak_rss_bytes or 0))
-    return runs
-
-
-def _job(id: str, row: dict[str, str]) -> Accounted:
-    tres = dict(part.split("=", 1) for part in row["AllocTRES"].split(",") if "=" in part)
-    code, _, signal = row["ExitCode"].partition(":")
-    return Accounted(
-        id,
-        row["State"].split()[0] if row["State"] else "",
-        int(code or 0),
-        int(signal or 0),
-        float(row["ElapsedRaw"] or 0),
-        float(row["CPUTimeRAW"] or 0),
-        _seconds(row["TotalCPU"]),
-        int(tres.get("cpu", 0)),
-        int(tres.get("gres/gpu", 0)),
-        _bytes(tres.get("mem", "")) or 0,
-        None,
-        row["Start"],
-        row["End"],
-        row["NodeList"],
-        row["Eligible"],
-    )
-
-
-def _bytes(text: str) -> int | None:
-    """``1024K``, ``3.5G`` as bytes."""
-    match = re.fullmatch(r"([\d.]+)([KMGTP]?)[nc]?", text.strip())
-    return int(float(match[1]) * 1024 ** " KMGTP".index(match[2] or " ")) if match else None
-
-
-def _seconds(text: str) -> float:
+def clock_seconds(text: str) -> float:
     """``[D-][HH:]MM:SS[.mmm]`` as seconds."""
     days, dash, clock = text.rpartition("-")
     total = 0.0

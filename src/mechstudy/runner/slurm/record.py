@@ -6,18 +6,17 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json, write_json_atomic
-from mechstudy.runner.slurm.frozen import SLURM
+from mechstudy.runner.slurm.frozen import LOGS, SLURM
 from mechstudy.runner.unit_state import now
 from mechstudy.store.lock import FileLock
 
 RECORD = "submission.json"
-LOGS = "logs"
 CANCELLED, TAKEN_BACK = "cancelled", "taken back"  # events
 SCHEMA = 1
 
@@ -63,6 +62,15 @@ class Entry:
         self.events.append({"at": now(), "what": what, **facts})
 
 
+class Element(NamedTuple):
+    """One element of an array: its submission, its job, its index, and the unit that it runs."""
+
+    entry: Entry
+    job: SubmittedJob
+    task: int
+    unit: str
+
+
 _HISTORY = TypeAdapter(list[Entry])
 
 
@@ -84,11 +92,6 @@ class Record:
         """The newest submission."""
         return self.history[-1] if self.history else None
 
-    @property
-    def next_number(self) -> int:
-        """The number of the next submission."""
-        return self.history[-1].number + 1 if self.history else 1
-
     def entry(self, number: int) -> Entry | None:
         """A submission by its number."""
         return next((entry for entry in self.history if entry.number == number), None)
@@ -103,21 +106,22 @@ class Record:
         """Ids of every job, oldest first."""
         return [job.job for _, job in self.jobs()]
 
-    def elements(self) -> dict[str, tuple[Entry, SubmittedJob, int]]:
-        """``12_3`` -> its entry, job and index."""
-        return {f"{job.job}_{task}": (entry, job, task) for entry, job in self.jobs() for task in job.tasks}
+    def elements(self) -> dict[str, Element]:
+        """``12_3`` -> the element, oldest first."""
+        return {
+            f"{job.job}_{task}": Element(entry, job, task, unit)
+            for entry, job in self.jobs() for task, unit in job.tasks.items()
+        }  # fmt: skip
 
-    def of_unit(self, unit: str) -> list[tuple[Entry, SubmittedJob, int]]:
+    def of_unit(self, unit: str) -> list[Element]:
         """Every element that was submitted for a unit, oldest first."""
-        return [
-            (entry, job, task) for entry, job in self.jobs() for task, name in job.tasks.items() if name == unit
-        ]  # fmt: skip
+        return [element for element in self.elements().values() if element.unit == unit]
 
     def cancelled(self) -> set[str]:
         """Units whose last job was taken back: by `mechstudy cancel`, or with the submission it belonged to."""
         taken = {str(job) for entry in self.history for event in entry.events
                  if event["what"] in (CANCELLED, TAKEN_BACK) for job in event.get("jobs", ())}  # fmt: skip
-        last = {unit: (job.job, f"{job.job}_{task}") for _, job in self.jobs() for task, unit in job.tasks.items()}
+        last = {element.unit: (element.job.job, id) for id, element in self.elements().items()}
         return {unit for unit, ids in last.items() if not taken.isdisjoint(ids)}
 
     def write(self) -> None:
@@ -159,12 +163,6 @@ def read_record(run: Path) -> Record:
             facts={"cause": f"{type(error).__name__}: {error}"},
             fix="cancel the study's jobs with scancel, delete the file, and submit again: what is finished is kept",
         ) from error
-
-
-def overrides_of(run: Path) -> list[str]:
-    """The overrides that a run was last submitted with; none where it never was."""
-    latest = read_record(run).latest
-    return list(latest.overrides) if latest is not None else []
 
 
 def _file(run: Path) -> Path:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.runner.slurm import commands
+from mechstudy.runner.slurm.arrays import dependency
 from mechstudy.runner.slurm.commands import SlurmError
 from mechstudy.runner.slurm.frozen import Frozen, thaw
-from mechstudy.runner.slurm.groups import dependency
 from mechstudy.runner.slurm.queue import queue_of
 from mechstudy.runner.slurm.record import Entry, Record, read_record, record_lock
 from mechstudy.runner.unit_state import CHECKPOINTED, JobRecord, UnitState, now, saved_of, slurm_job, write_state
@@ -61,16 +60,17 @@ def after_worker(run: Path, unit: str, number: int, code: int) -> int:
     return _again(frozen, unit, job)
 
 
-def refuses(frozen: Frozen, state: UnitState, environment: Mapping[str, str] = os.environ) -> MechstudyError | None:
+def refuses(frozen: Frozen, state: UnitState) -> MechstudyError | None:
     """Why a unit is not tried again; None where it is."""
     unit = next((unit for unit in frozen.units if unit.name == state.unit), None)
     phase = unit.phase.name if unit is not None else state.unit
     config = frozen.slurm.of_phase(phase)
+    entry = read_record(frozen.run).entry(frozen.number)
+    successors = [job for job in (entry.jobs if entry else ()) if job.successor_of and state.unit in job.tasks.values()]
     restarts = max(
-        len(state.of_submission(frozen.number)) - 1,
-        int(environment.get("SLURM_RESTART_COUNT") or 0),
-        _successors(frozen, state.unit),
+        len(state.of_submission(frozen.number)) - 1, int(os.environ.get("SLURM_RESTART_COUNT") or 0), len(successors)
     )
+    facts = {"saved": _what_is_saved(state), "last exit": exit_in_words(state)}
     limit = f"compute.slurm.time is {config.time}" if config.time else "the partition's own limit"
     killed = state.last is not None and state.last.exit_code != CHECKPOINTED
     futile = state.futile(frozen.number)
@@ -79,7 +79,7 @@ def refuses(frozen: Frozen, state: UnitState, environment: Mapping[str, str] = o
         return MechstudyError(
             f"{futile} attempts in a row saved nothing, so it would not get further the next time",
             where=state.unit,
-            facts={"saved": _what_is_saved(state), "last exit": exit_in_words(state)},
+            facts=facts,
             fix=f"give phase {phase} {causes}: compute.slurm.phases.{phase}, or save more often; "
             "then `mechstudy resume`",
         )
@@ -87,17 +87,10 @@ def refuses(frozen: Frozen, state: UnitState, environment: Mapping[str, str] = o
         return MechstudyError(
             f"it was put back into the queue {restarts} times, as often as compute.slurm.max_restarts lets",
             where=state.unit,
-            facts={"saved": _what_is_saved(state), "last exit": exit_in_words(state)},
+            facts=facts,
             fix=f"`mechstudy resume` continues from there; a longer time for phase {phase} ({limit}) needs fewer",
         )
     return None
-
-
-def _successors(frozen: Frozen, unit: str) -> int:
-    """How many jobs were submitted to continue a unit, where jobs cannot be put back."""
-    entry = read_record(frozen.run).entry(frozen.number)
-    jobs = entry.jobs if entry is not None else []
-    return sum(job.successor_of is not None and unit in job.tasks.values() for job in jobs)
 
 
 def exit_in_words(state: UnitState) -> str:
@@ -175,6 +168,6 @@ def _wait_for_it_too(record: Record, entry: Entry, group: str) -> None:
     for _, later in record.jobs():
         if group in later.after and later.job in living and living[later.job].waits:
             before = [job for key in later.after for job in of_group.get(key, [])]
-            commands.depend(later.job, dependency(before, takes_what_is_there=later.takes_what_is_there))
+            commands.depend(later.job, dependency(before, later))
             entry.note("re-pointed", job=later.job, group=later.group, dependency=before)
     record.write()

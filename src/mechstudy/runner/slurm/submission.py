@@ -1,9 +1,4 @@
-"""`mechstudy submit` and `mechstudy resume`: all jobs of a study at once, each depending on those it needs.
-
-The steps: take the lock, refuse what runs already, freeze the study, write a script per group of units, give them to
-sbatch in order, and record each id. Where one is refused, those before it are cancelled. Nothing stays behind on the
-login node.
-"""
+"""`mechstudy submit` and `mechstudy resume`: all jobs of a study at once, each depending on those it needs."""
 
 from __future__ import annotations
 
@@ -11,7 +6,7 @@ import re
 import secrets
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,13 +17,11 @@ from mechstudy.planning.fit import submit_refusal
 from mechstudy.planning.opened_study import OpenedStudy
 from mechstudy.planning.source_choice import record as record_choice
 from mechstudy.runner.slurm import commands
-from mechstudy.runner.slurm.errors import explained
-from mechstudy.runner.slurm.frozen import Frozen, freeze
-from mechstudy.runner.slurm.groups import Group, dependency, groups_of
+from mechstudy.runner.slurm.arrays import Group, dependency, groups_of, script_file, script_of, units_file
+from mechstudy.runner.slurm.frozen import LOGS, SLURM, Frozen, freeze
 from mechstudy.runner.slurm.job_status import alive, same_study, still_alive
 from mechstudy.runner.slurm.queue import Queued, queue_of
 from mechstudy.runner.slurm.record import (
-    LOGS,
     TAKEN_BACK,
     Entry,
     Record,
@@ -37,7 +30,7 @@ from mechstudy.runner.slurm.record import (
     read_record,
     record_lock,
 )
-from mechstudy.runner.slurm.scripts import script_file, script_of, units_file
+from mechstudy.runner.slurm.settings import Where, explained
 from mechstudy.runner.study_run import prompts_refusal
 from mechstudy.runner.unit_state import now
 from mechstudy.store.lock import RunLock
@@ -55,7 +48,7 @@ class Asked:
 
     opened: OpenedStudy
     slurm: SlurmConfig
-    where: Callable[[str], str | None]
+    where: Where
     profile: str | None = None
     command: str = "submit"
 
@@ -107,7 +100,7 @@ def show(asked: Asked) -> Result:
         after = [key for key in group.after if key in shown]
         shown.add(group.key)
         before = [f"${_variable(key)}" for key in after]
-        wait = dependency(before, takes_what_is_there=group.takes_what_is_there)
+        wait = dependency(before, group)
         option = f" --dependency={wait}" if wait else ""
         command = f"{_variable(group.key)}=$(sbatch --parsable{option} {shlex.quote(str(script))})"
         asks = asked.slurm.of_phase(group.phase)
@@ -178,34 +171,32 @@ def _variable(key: str) -> str:
     return re.sub(r"\W", "_", key)
 
 
+@dataclass
 class _Sending:
     """The jobs of one submission on their way to Slurm."""
 
-    def __init__(
-        self,
-        asked: Asked,
-        record: Record,
-        evaluation: Evaluation,
-        alive: Mapping[str, Queued],
-        missing: Sequence[str],
-        result: Result,
-        say: Say,
-    ) -> None:
-        self.asked, self.record, self.result, self.say = asked, record, result, say
-        self.alive, self.missing = alive, missing
-        self.graph = evaluation.graph
-        self.groups = groups_for(asked, evaluation, commands.max_array_size())
-        self.frozen = frozen_of(asked, record.next_number)
-        opened = asked.opened
+    asked: Asked
+    record: Record
+    evaluation: Evaluation
+    alive: Mapping[str, Queued]
+    missing: Sequence[str]
+    result: Result
+    say: Say
+
+    def __post_init__(self) -> None:
+        opened, latest = self.asked.opened, self.record.latest
+        self.groups = groups_for(self.asked, self.evaluation, commands.max_array_size())
+        self.frozen = frozen_of(self.asked, 1 if latest is None else latest.number + 1)
         self.entry = Entry(
-            self.frozen.number, asked.command, now(), str(opened.file.resolve()), list(opened.overrides), asked.profile
+            self.frozen.number, self.asked.command, now(), str(opened.file.resolve()), list(opened.overrides),
+            self.asked.profile,
         )  # fmt: skip
         self.jobs: dict[str, list[str]] = {}  # group -> ids of its jobs, new and alive
 
     def send(self) -> None:
         opened, run = self.asked.opened, self.record.run
         freeze(self.frozen)
-        (run / "slurm" / LOGS).mkdir(parents=True, exist_ok=True)
+        (run / SLURM / LOGS).mkdir(parents=True, exist_ok=True)
         RunFolder(opened.folder).keep_study(opened.file)
         if opened.choice is not None:
             record_choice(run, opened.choice)
@@ -221,12 +212,11 @@ class _Sending:
 
     def _send(self, group: Group, tasks: Mapping[int, str]) -> str:
         comment = f"{self.record.comment}{self.frozen.number}:{group.key}:{secrets.token_hex(3)}"
-        script = write_script(self.frozen, group, list(tasks), comment)
+        script = write_script(self.frozen, group, tasks, comment)
         before = self._before(group)
-        wait = dependency(before, takes_what_is_there=group.takes_what_is_there)
-        options = [f"--dependency={wait}"] if wait else []
+        wait = dependency(before, group)
         try:
-            job = _arrived(script, options, comment)
+            job = _arrived(script, [f"--dependency={wait}"] if wait else [], comment)
         except commands.SlurmError as error:
             self._take_back(str(error.said or error.what))
             raise explained(error, self.frozen.slurm, group.phase, self.asked.where) from error
@@ -247,13 +237,8 @@ class _Sending:
     def _living(self, group: Group) -> list[str]:
         """Ids of a group's jobs in the queue: whole arrays, or single elements where others have failed."""
         rows = [self.alive[name] for name in group.units if name in self.alive]
-        elements, missing = self.record.elements(), set(self.missing)
-        broken = {
-            job for job in {row.job for row in rows} if any(
-                unit in missing for _, submitted, _ in elements.values() if submitted.job == job
-                for unit in submitted.tasks.values()
-            )
-        }  # fmt: skip
+        missing = set(self.missing)
+        broken = {element.job.job for element in self.record.elements().values() if element.unit in missing}
         return list(dict.fromkeys(row.id if row.job in broken else row.job for row in rows))
 
     def _before(self, group: Group) -> list[str]:
@@ -279,7 +264,7 @@ class _Sending:
             for job, queued in waiting.items():
                 if not (set(before) & new or queued.never):
                     continue
-                wait = dependency(before, takes_what_is_there=group.takes_what_is_there)
+                wait = dependency(before, group)
                 if commands.depend(job, wait):
                     self.result.repointed.append(job)
                     self.entry.note("re-pointed", job=job, group=group.key, dependency=wait)
@@ -310,16 +295,16 @@ def frozen_of(asked: Asked, number: int) -> Frozen:
     opened = asked.opened
     return Frozen(
         opened.folder, number, opened.file, opened.overrides, opened.study.canonical(), opened.units, opened.options,
-        asked.slurm, {unit.name: unit.phase.version for unit in opened.units},
+        asked.slurm,
     )  # fmt: skip
 
 
-def write_script(frozen: Frozen, group: Group, tasks: Sequence[int] | Mapping[int, str], comment: str) -> Path:
+def write_script(frozen: Frozen, group: Group, tasks: Collection[int], comment: str) -> Path:
     """Writes a group's script, for these indices, and the list of units that it reads; returns the script."""
     script = script_file(frozen, group)
     for file, text in (
         (units_file(frozen, group), "".join(f"{name}\n" for name in group.units)),
-        (script, script_of(frozen, group, list(tasks), comment)),
+        (script, script_of(frozen, group, tasks, comment)),
     ):
         with atomic_path(file) as temporary:
             temporary.write_text(text)

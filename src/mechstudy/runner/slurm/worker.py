@@ -11,7 +11,6 @@ from pathlib import Path
 from mechstudy.core import signals
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.signals import Stopped
-from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.runner.completion import Completion, conclude, job_of, result_of
 from mechstudy.runner.job import Outcome
 from mechstudy.runner.run import Run
@@ -20,7 +19,6 @@ from mechstudy.runner.slurm.frozen import Frozen
 from mechstudy.runner.unit_state import CHECKPOINTED, JobRecord, file_name, read_state, saved_of
 from mechstudy.store.lock import FileLock, RunLock
 from mechstudy.study.dag import Evaluation
-from mechstudy.study.unit import Unit
 
 LOCKS = "locks"
 _REQUESTS = {
@@ -59,13 +57,6 @@ def unit_lock(run: Path, name: str, *, wait: float = _WAIT) -> FileLock:
     )
 
 
-def in_this_job(options: RunOptions) -> RunOptions:
-    """The options with the threads that Slurm gave this job, where the study does not set them."""
-    cpus = os.environ.get("SLURM_CPUS_PER_TASK")
-    options = options.replace(max_parallel=1)
-    return options.replace(threads=int(cpus)) if options.threads is None and cpus else options
-
-
 def _run(frozen: Frozen, run: Run, name: str) -> int:
     record = JobRecord(frozen.run, name)
     completion = Completion(run.folder, _evaluate(run, name), record, _say, partial(unit_lock, frozen.run, wait=0.0))
@@ -82,7 +73,9 @@ def _run(frozen: Frozen, run: Run, name: str) -> int:
         try:
             _check_inputs(frozen, completion.evaluation, name)
             _say(f"{name}: starts, {saved} saved before")
-            options = in_this_job(frozen.options)
+            options, cpus = frozen.options.replace(max_parallel=1), os.environ.get("SLURM_CPUS_PER_TASK")
+            if options.threads is None and cpus:
+                options = options.replace(threads=int(cpus))
             outcome = run_unit(job_of(run.folder, completion.evaluation, name, options, log=None), {}, sys.stderr)
         except MechstudyError as error:
             outcome = Outcome(name, 0.0, error=error)
@@ -115,9 +108,10 @@ def _evaluate(run: Run, name: str) -> Evaluation:
 
 
 def _check_inputs(frozen: Frozen, evaluation: Evaluation, name: str) -> None:
-    """Refuses a unit whose inputs are missing, or differ from those that were submitted."""
+    """Refuses a unit whose inputs are missing, or whose phase or files have changed: its id would be wrong."""
     unit = evaluation.graph.units[name]
-    missing = [source for source in evaluation.graph.upstream(name) if not _is_settled(evaluation, source)]
+    nodes = [evaluation.nodes[source] for source in evaluation.graph.upstream(name)]
+    missing = [n.unit.name for n in nodes if n.stopped is None and (n.artifact is None or n.must_run)]
     if missing and unit.phase.optional_inputs:
         _say(f"{name}: made without {', '.join(missing)}, which {'are' if missing[1:] else 'is'} not there")
     elif missing:
@@ -127,31 +121,20 @@ def _check_inputs(frozen: Frozen, evaluation: Evaluation, name: str) -> None:
             facts={source: _why_missing(frozen.run, evaluation, source) for source in missing[:6]},
             fix="`mechstudy resume` runs what is missing, in order",
         )
-    _check_unchanged(unit, frozen.versions.get(name, unit.phase.version), frozen.options.base)
-
-
-def _check_unchanged(unit: Unit, version: int, base: Path) -> None:
-    """Refuses a unit whose phase (``version`` when it was submitted) or files have changed: its id would be wrong."""
-    phase = unit.phase
+    phase, version = unit.phase, frozen.versions.get(name, unit.phase.version)
     if phase.version != version:
         raise MechstudyError(
             f"mechstudy was changed since this was submitted: {phase.name} is now version {phase.version}, it "
             f"was {version}",
-            where=unit.name,
+            where=name,
             fix="`mechstudy cancel`, then `mechstudy resume`: what did not change is kept",
         )
-    if (changed := phase.changed(unit.spec, base)) is not None:
+    if (changed := phase.changed(unit.spec, frozen.options.base)) is not None:
         raise MechstudyError(
             f"{changed} was changed since the study was submitted",
-            where=unit.name,
+            where=name,
             fix="`mechstudy cancel`, then `mechstudy resume` with what is there now",
         )
-
-
-def _is_settled(evaluation: Evaluation, source: str) -> bool:
-    """Whether an input is there, payload included, or a gate stops it."""
-    node = evaluation.nodes[source]
-    return node.stopped is not None or (node.artifact is not None and not node.must_run)
 
 
 def _why_missing(run: Path, evaluation: Evaluation, source: str) -> str:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 from mechstudy.core.config import Config
 from mechstudy.machine.runtime import Runtime
 from mechstudy.monitoring.expected_usage import PhaseProfile
-from mechstudy.store.artifact import Artifact
 from mechstudy.store.artifact_writer import ArtifactWriter
+from mechstudy.store.artifacts import Artifact
 from mechstudy.study.unit import Retention, Unit
 
 if TYPE_CHECKING:

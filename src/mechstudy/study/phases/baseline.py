@@ -10,8 +10,8 @@ from mechstudy.behaviours.schema import SPLITS
 from mechstudy.core.work import Estimate
 from mechstudy.machine.runtime import Runtime
 from mechstudy.monitoring.expected_usage import PhaseProfile
-from mechstudy.store.artifact import Artifact
 from mechstudy.store.artifact_writer import ArtifactWriter
+from mechstudy.store.artifacts import Artifact
 from mechstudy.study.costs import LENGTHS, TYPICAL_PROMPT
 from mechstudy.study.phases.base import Command, Phase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase

@@ -9,8 +9,8 @@ from typing import Any
 from mechstudy import report
 from mechstudy.core.work import Estimate, Work
 from mechstudy.machine.runtime import Runtime
-from mechstudy.store.artifact import Artifact
 from mechstudy.store.artifact_writer import ArtifactWriter
+from mechstudy.store.artifacts import Artifact
 from mechstudy.study.phases import registry
 from mechstudy.study.phases.base import Phase, Spec
 from mechstudy.study.study import Study

@@ -125,7 +125,10 @@ def test_frozen_ablation_of_the_strongest_feature_equals_its_edge(family, skip):
     removed = (out.activations[Site("mlp_out", layer)] - clean)[0]
     assert removed[torch.arange(7) != at].abs().max() == 0
     frozen = FrozenForward(model, linearise(model, dicts, tokens))
-    moved = frozen.logits(frozen.run([]))[0] - frozen.logits(frozen.run([(layer, at, removed[at])]))[0]
+    moved = (
+        model.unembedding(frozen.run([]).final_BD)[0]
+        - model.unembedding(frozen.run([(layer, at, removed[at])]).final_BD)[0]
+    )
     assert float(moved[answer] - moved[wrong]) == pytest.approx(float(graph.A_RS[0, column]), abs=1e-8)
 
 

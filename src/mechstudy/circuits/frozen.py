@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechstudy.circuits.linearised import LinearisedPrompt
@@ -64,11 +63,6 @@ class FrozenForward:
             stack.callback(model.final_norm.register_forward_hook(lambda _m, _a, out: final.append(out[:, -1])).remove)
             model.forward(prompt.tokens_T.expand(rows, -1), edits=edits, logits_at=None)
         return FrozenOutput(mlp_in, final[0])
-
-    def logits(self, output: FrozenOutput) -> Float[Tensor, "b v"]:
-        """[B, V] logits of the last position, before any soft cap: linear in every perturbation."""
-        logits_BV: Tensor = self.model.unembedding(output.final_BD)
-        return logits_BV
 
     def _freeze_norm(self, stack: ExitStack, module: nn.Module, norm: LinearNorm) -> None:
         stack.callback(module.register_forward_hook(lambda _m, args, _out: norm.forward(args[0])).remove)

@@ -224,12 +224,14 @@ def frozen_effects(
 ) -> list[float]:
     """Change of each removal's target in the linearised prompt: value(clean) - value(without the source).
 
-    Fewer removals at a time where memory runs out.
+    The unembedding is linear too, so it is applied to the difference of the normed residuals: the difference of two
+    logits would keep the rounding of both. Fewer removals at a time where memory runs out.
     """
     prompt = linearise(model, dictionaries, torch.tensor(pair.clean_tokens))
     runner = FrozenForward(model, prompt)
     clean = runner.run([])
-    clean_logits = runner.logits(clean)
+    unembedding = model.unembedding.weight
+    answer_D = (unembedding[pair.answer_tokens[0]] - unembedding[pair.wrong_tokens[0]]).double()
     # Frozen, the model is affine: removing several positions is the sum of removing each.
     deltas = [(n, _minus_written(prompt, r.source, at)) for n, r in enumerate(removals) for at in r.sources]
 
@@ -238,11 +240,10 @@ def frozen_effects(
         for start in range(0, len(deltas), size):
             part = deltas[start : start + size]
             run = runner.run([delta for _, delta in part])
-            logits = runner.logits(run)
             for row, (n, _) in enumerate(part):
                 target, places = removals[n].target, list(removals[n].targets)
                 if target is None:
-                    changes[n] += _of_answers(clean_logits[0], logits[row], pair)
+                    changes[n] += float((clean.final_BD[0] - run.final_BD[row]).double() @ answer_D)
                 else:
                     change_TD = clean.mlp_in[target.layer][0, places] - run.mlp_in[target.layer][row, places]
                     changes[n] += _along(dictionaries, target, change_TD)

@@ -3,20 +3,17 @@
 import importlib.util
 import math
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from mechstudy.dictionaries.kernels import cuda, gpu, reference
 from tests.support.kernel_inputs import draw, some_codes
+from tests.support.processes import python
 
 TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
-ROOT = Path(__file__).parents[2]
 runs = pytest.mark.skipif(not cuda.available(), reason="no CUDA device (or TRITON_INTERPRET=1)")
 
 
@@ -24,14 +21,7 @@ runs = pytest.mark.skipif(not cuda.available(), reason="no CUDA device (or TRITO
 @pytest.mark.process
 @pytest.mark.skipif(not TRITON or INTERPRETED, reason="Triton is not installed: no CUDA kernels")
 def test_the_common_face_holds_in_the_interpreter():
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", __file__],
-        cwd=ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", __file__, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout[-5000:]
     assert " passed" in done.stdout
 

@@ -155,11 +155,6 @@ class LanguageModel:
             logits = None if logits_at is None or hidden is None else self._unembed(hidden, logits_at)
         return Output(logits, {site: activations[site] for site in capture})
 
-    def embed(self, tokens_BT: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-        """The residual stream before the first block, position embeddings included."""
-        site = Site("resid_pre", 0)
-        return self.forward(tokens_BT, capture=[site], stop_after=0, logits_at=None).activations[site]
-
     def unembed(self, normed: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows v"]:
         """Logits of final-normed residuals, with the family's soft cap."""
         logits: Tensor = self.unembedding(normed)

@@ -52,6 +52,7 @@ class Graph:
     def closure(self, targets: Iterable[str]) -> set[str]:
         """The targets and everything they require, directly or not."""
         result = set(targets)
+        assert result <= self.units.keys(), f"no such units: {result - self.units.keys()}"
         for name in reversed(self.order):
             if name in result:
                 result.update(self.required(name))

@@ -25,13 +25,13 @@ def measure(setting: str, n_tokens: int, device: str) -> dict[str, float]:
 
     from mechstudy.circuits.live import live_gradients
     from mechstudy.machine.memory import peak_rss_bytes, reset_peak_rss
-    from mechstudy.models.architectures import architecture_for
+    from mechstudy.models.families import family_of
     from mechstudy.models.graph_memory import graph_bytes
     from mechstudy.models.language_model import LanguageModel
 
     torch.manual_seed(0)
     hf = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE, attn_implementation="sdpa")).to(device)
-    model = LanguageModel(hf, None, architecture_for("llama"), "smollm2-135m's shape")
+    model = LanguageModel(hf, None, family_of("llama"), "smollm2-135m's shape")
     tokens = torch.randint(0, 49152, (n_tokens,), device=device)
     live_gradients(model, tokens[:8], 1, 2, [0], "off")
     on_gpu = device.startswith("cuda")

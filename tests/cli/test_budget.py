@@ -48,7 +48,7 @@ def test_plan_for_a_gpu_fits_100_columns(tmp_path, in_process):
 def test_in_80_columns_no_table_of_a_plan_is_cut(tmp_path, in_process, monkeypatch, hardware):
     monkeypatch.setenv("COLUMNS", "80")
     _, out, _ = in_process("plan", STUDY, "--hardware", hardware, "--out", str(tmp_path))
-    assert "…" not in out and max(map(len, out.partition("run:")[0].splitlines())) <= 80
+    assert "…" not in out and max(map(len, out.partition("folder:")[0].splitlines())) <= 80
     assert out.count("intervene  ") == out.count("phase  ") == (3 if hardware == "h100" else 2)
 
 

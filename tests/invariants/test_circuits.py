@@ -13,7 +13,7 @@ from mechstudy.circuits.rows import SourceIndex, direct_effects, feature_targets
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
 from mechstudy.models.sites import Site
 from tests.support.interventions_world import transcoders
-from tests.support.tiny import FAMILIES, tiny_model
+from tests.support.tiny import ALL, FAMILIES, tiny_model
 
 TOKENS = torch.tensor([5, 17, 200, 33, 9, 120, 64])
 CONFIG = AttributionConfig(max_features=10_000)
@@ -30,7 +30,7 @@ def uncapped_logits(model):
 
 
 @pytest.mark.parametrize("skip", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_every_row_adds_up_to_its_target(family, skip):
     model = tiny_model(family)
     graph = graph_of(model, transcoders(model, skip=skip))
@@ -38,7 +38,7 @@ def test_every_row_adds_up_to_its_target(family, skip):
     assert torch.allclose(graph.A_RS.sum(1), graph.value_R, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_the_logit_target_is_the_models_own_logit_difference(family):
     model = tiny_model(family)
     graph = graph_of(model, transcoders(model))
@@ -58,7 +58,7 @@ def test_top_logits_are_explained_against_the_mean_logit(target):
 
 
 @pytest.mark.parametrize("skip", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_doubling_a_feature_moves_every_target_by_its_edge(family, skip):
     """Graph against intervention: two codes, one backward and explicit, one forward through native modules."""
     model = tiny_model(family)

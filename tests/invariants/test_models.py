@@ -9,12 +9,12 @@ from mechstudy.behaviours.tokenise import Tokens, pair_tokens, require_open_end
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.sites import Site
 from mechstudy.models.validate import relative_error, validate_model
-from tests.support.tiny import FAMILIES, tiny_model
+from tests.support.tiny import ALL, FAMILIES, tiny_model
 
 TOKENS = torch.tensor([[5, 17, 200, 33, 9, 120], [250, 3, 3, 77, 41, 8]])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_every_family_satisfies_the_load_checks(family):
     checks = validate_model(tiny_model(family))
     assert max(checks.values()) < 1e-6, checks  # attention softmax is fp32 inside transformers

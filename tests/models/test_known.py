@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from mechstudy.core.errors import MechstudyError
+from mechstudy.models.folder import read_config
 from mechstudy.models.known import known_config, known_models, similar_models
 from mechstudy.models.local_files import WHEEL_MODELS, config_without_fetching, local_folder
 from mechstudy.models.shapes import shapes_of
-from mechstudy.models.sources import read_config, resolve_source
+from mechstudy.models.sources import resolve_source
 
 # As counted by the hub from each model's safetensors (tied embeddings once).
 PARAMETERS = {

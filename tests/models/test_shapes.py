@@ -9,13 +9,12 @@ import pytest
 import transformers
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.models.architectures import ARCHITECTURES
-from mechstudy.models.shapes import FAMILIES as FAMILY_NAMES
 from mechstudy.models.shapes import shapes_of
-from tests.support.tiny import FAMILIES, tiny_config, tiny_model
+from tests.models.family_table import PAGE, page
+from tests.support.tiny import ALL, tiny_config, tiny_model
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_parameters_counted_from_the_config_are_those_of_the_model(family):
     model = tiny_model(family, dtype="float32")
     shapes = shapes_of(model.hf.config.to_dict())
@@ -28,7 +27,7 @@ def test_parameters_counted_from_the_config_are_those_of_the_model(family):
     assert shapes.n_kv_heads * shapes.head_dim == model.blocks[0].attention_weights().value_GHD[..., 0].numel()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_a_config_file_that_omits_its_defaults_gives_the_same_sizes(family, tmp_path):
     config = tiny_config(family)
     config.save_pretrained(tmp_path)
@@ -44,10 +43,6 @@ def test_biases_and_tying_of_a_llama_are_counted(option):
     shapes = shapes_of(config.to_dict())
     assert shapes.n_parameters == sum(p.numel() for p in model.parameters())
     assert shapes.tied == (option == "tie_word_embeddings")
-
-
-def test_every_family_of_the_architecture_table_has_shapes():
-    assert {kind: arch.family for arch in ARCHITECTURES for kind in arch.model_types} == FAMILY_NAMES
 
 
 def test_smollm2_has_its_134_515_008_parameters():
@@ -83,3 +78,7 @@ def test_a_size_that_is_not_a_positive_integer_is_named(value):
 def test_shapes_are_read_without_torch():
     code = "import sys, mechstudy.models.shapes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_documented_table_is_the_family_table():
+    assert PAGE.read_text() == page(), "run `python -m tests.models.family_table`"

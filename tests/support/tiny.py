@@ -6,10 +6,31 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from mechstudy.models.architectures import architecture_for
+from mechstudy.models import families
 from mechstudy.models.language_model import DTYPES, LanguageModel
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "gpt2", "neox")
+OTHERS = tuple(
+    kind
+    for family in families.FAMILIES
+    for kind in family.model_types
+    if kind not in ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "gpt2", "gpt_neox")
+)
+ALL = FAMILIES + OTHERS
+# Where a family's default would leave the tiny model without what makes the family: more than one expert, ...
+_OWN = {
+    "granite": {
+        "residual_multiplier": 0.3,
+        "embedding_multiplier": 5.0,
+        "logits_scaling": 4.0,
+        "attention_multiplier": 0.2,
+    },
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "mlp_only_layers": [1]},
+    "phi3": {"original_max_position_embeddings": 64, "max_position_embeddings": 64},
+    "nemotron": {"hidden_act": "relu2"},
+    "helium": {"attention_bias": True},
+}
 
 
 def tiny_tokenizer(bos: bool = False) -> transformers.PreTrainedTokenizerFast:
@@ -36,6 +57,8 @@ def tiny_config(family: str, n_layers: int = 3, d: int = 32):
         "eos_token_id": 0,
         "pad_token_id": None,
     }
+    if family in OTHERS:
+        return transformers.CONFIG_MAPPING[family](**modern | _OWN.get(family, {}))
     gemma = modern | {"query_pre_attn_scalar": d // 4, "sliding_window": 4}
     return {
         "llama": lambda: transformers.LlamaConfig(**modern),
@@ -70,7 +93,6 @@ def tiny_model(
     """A random model whose biases and norm weights are random too, so that none can be forgotten."""
     torch.manual_seed(seed)
     config = tiny_config(family, n_layers, d)
-    config._attn_implementation = "eager" if family == "gemma2" else "sdpa"
     hf = transformers.AutoModelForCausalLM.from_config(config).to(DTYPES[dtype])
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
@@ -81,13 +103,22 @@ def tiny_model(
             parameter.copy_((1.0 if is_norm and name.endswith("weight") else 0.0) + spread * noise)
     if dtype == "float64":
         _exact_norms(hf)
-    arch = architecture_for(config.model_type)
+    arch = families.family_of(config.model_type)
     return LanguageModel(hf, tiny_tokenizer(bos), arch, f"tiny-{family}")
 
 
 def _exact_norms(hf) -> None:
-    """Hugging Face's RMS norms compute in fp32 whatever the model's dtype; here they keep float64."""
+    """Hugging Face's own norms compute in fp32 whatever the model's dtype; here they keep float64."""
     for module in hf.modules():
+        if type(module).__name__ in ("CohereLayerNorm", "Cohere2LayerNorm", "OlmoLayerNorm"):
+
+            def centred(x, module=module):
+                weight = getattr(module, "weight", None)
+                return torch.nn.functional.layer_norm(
+                    x, x.shape[-1:], weight, None, getattr(module, "variance_epsilon", 1e-5)
+                )
+
+            module.forward = centred
         if not type(module).__name__.endswith("RMSNorm"):
             continue
         plus_one = type(module).__name__.startswith("Gemma")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tokenizers import Tokenizer, models
 from typer.testing import CliRunner
 
 from mechstudy.cli.app import app
@@ -20,10 +21,12 @@ CONFIG = {
 
 
 def write_model(folder: Path) -> None:
-    """A config and an empty weights file: enough for what loads no weights."""
+    """A config, an empty weights file and a tokenizer of three words: enough for what loads no weights."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2}, unk_token="a"))
+    words.save(str(folder / "tokenizer.json"))
 
 
 def mechstudy(*arguments: object, code: int = 0):

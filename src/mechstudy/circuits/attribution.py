@@ -133,9 +133,9 @@ def difference_target(
     model: LanguageModel, prompt: LinearisedPrompt, answer: int, wrong_answer: int
 ) -> tuple[list[Target], tuple[LogitNode, ...], Tensor]:
     """One target: logit(answer) - logit(wrong answer) at the last position, before any soft cap."""
-    W, b = model.unembedding.weight, model.unembedding.bias
-    direction = (W[answer] - W[wrong_answer]).to(prompt.tokens_TD)
-    constant = 0.0 if b is None else float(b[answer] - b[wrong_answer])
+    W, b, scale = model.unembedding.weight, model.unembedding.bias, model.logit_scale
+    direction = (W[answer] - W[wrong_answer]).to(prompt.tokens_TD) * scale
+    constant = 0.0 if b is None else float(b[answer] - b[wrong_answer]) * scale
     target = _logit_target(prompt, direction, constant)
     probability = float(torch.softmax(prompt.logits_V.double(), -1)[answer])
     right, wrong = model.token_strings([answer, wrong_answer])
@@ -150,12 +150,12 @@ def top_logit_targets(
     probabilities = torch.softmax(prompt.logits_V.double(), -1)
     top = probabilities.topk(most)
     n = min(most, int((top.values.cumsum(0) < share).sum()) + 1)
-    W, b = model.unembedding.weight, model.unembedding.bias
+    W, b, scale = model.unembedding.weight, model.unembedding.bias, model.logit_scale
     mean_D = W.double().mean(0)
     targets, nodes = [], []
     for token, p in zip(top.indices[:n].tolist(), top.values[:n].tolist(), strict=True):
-        direction = (W[token].double() - mean_D).to(prompt.tokens_TD)
-        constant = 0.0 if b is None else float(b[token].double() - b.double().mean())
+        direction = ((W[token].double() - mean_D) * scale).to(prompt.tokens_TD)
+        constant = 0.0 if b is None else float(b[token].double() - b.double().mean()) * scale
         targets.append(_logit_target(prompt, direction, constant))
         nodes.append(LogitNode(token, p, f'Output "{model.token_strings([token])[0]}" (p={p:.3f})'))
     return targets, tuple(nodes), top.values[:n].cpu().float()

@@ -64,7 +64,9 @@ class FrozenForward:
             model.forward(prompt.tokens_T.expand(rows, -1), edits=edits, logits_at=None)
         return FrozenOutput(mlp_in, final[0])
 
-    def _freeze_norm(self, stack: ExitStack, module: nn.Module, norm: LinearNorm) -> None:
+    def _freeze_norm(self, stack: ExitStack, module: nn.Module | None, norm: LinearNorm) -> None:
+        if module is None:
+            return
         stack.callback(module.register_forward_hook(lambda _m, args, _out: norm.forward(args[0])).remove)
 
     def _keep(self, store: dict[int, Tensor], layer: int) -> Edit:

@@ -29,8 +29,8 @@ PANELS: Mapping[str | None, Mapping[str, str]] = {
         "run.report": "Rebuild the report from the finished units, and print its path. Runs nothing else.",
         "cost.cost": "Show what the study has taken so far beside the plan, phase by phase.",
         "doctor.usage": "Show each phase's use of CPU, memory, disk and GPU beside the expected range.",
-        "doctor.doctor": "Check this machine; or, given a study, show what slowed its run down and the field to "
-        "change.",
+        "doctor.doctor": "Check this machine, or a model; or, given a study, show what slowed its run down and the "
+        "field to change.",
     },
     "Single phases, with the units they need": {f"phases.{name}": line for name, line in registry.COMMANDS.items()},
     "Slurm": {

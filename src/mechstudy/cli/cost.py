@@ -119,7 +119,7 @@ def _lines(cost: runner.Cost, folder: Path) -> list[str]:
             f"resumed: {total.restarts} times; the time of interrupted processes is "
             + ("in the table of jobs" if cost.accounted else "not in these numbers")
         )
-    return [*lines, f"run:     {folder}", *(f"note:    {note}" for note in cost.notes)]
+    return [*lines, f"folder:  {folder}", *(f"note:    {note}" for note in cost.notes)]
 
 
 def _ratio(value: float | None) -> str:

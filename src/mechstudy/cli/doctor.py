@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,34 +17,42 @@ from mechstudy.cli.show import console, print_json, table
 from mechstudy.core.progress import duration
 from mechstudy.core.sizes import human
 from mechstudy.machine.cache import cache_folder
+from mechstudy.models.sources import HUB_ID, SOURCE_KINDS
 from mechstudy.study.study import load_study
 
-OptionalStudy = Annotated[
-    Path | None,
+Subject = Annotated[
+    str | None,
     typer.Argument(
-        metavar="[STUDY]", help="A study file or a run's folder, to diagnose its run. Default: check this machine."
+        metavar="[STUDY|MODEL]",
+        help="A study file or a run's folder, to diagnose its run; or a model (its folder, GGUF file, hub id or "
+        "source), to check that it works here. Default: check this machine.",
     ),
 ]
 STYLES = {"ok": "green", "warn": "yellow", "bad": "red"}
 
 
 def doctor(
-    study: OptionalStudy = None,
+    subject: Subject = None,
     sets: Sets = None,
     out: Out = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Skip torch and the measurements of disks.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Skip torch and the measurements of disks, or loading the model.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check this machine; or, given a study, show what slowed its run down and the field to change.
+    """Check this machine, or a model; or, given a study, show what slowed its run down and the field to change.
 
     The machine: Python and torch, driver, precisions, cores and quotas, memory, disks, locks, Slurm, the hub. Exits
-    with 2 if a study would fail here. A run: from the usage recorded beside its artifacts.
+    with 2 if a study would fail here. A model: its files, tokenizer and family, and the residual of each identity that
+    graphs rest on. A run: from the usage recorded beside its artifacts.
 
-    [dim]mechstudy doctor[/]   [dim]mechstudy doctor study.yaml[/]
+    [dim]mechstudy doctor[/]   [dim]mechstudy doctor study.yaml[/]   [dim]mechstudy doctor hf:Qwen/Qwen3-0.6B[/]
     """
-    if study is None:
-        raise typer.Exit(_machine(out or Path("runs"), quick, as_json))
-    diagnosis = _diagnosis(study, sets, out)
+    if subject is None:
+        raise typer.Exit(_checked(checks.check_machine(out or Path("runs"), cache_folder(), quick=quick), as_json))
+    if _is_model(subject):
+        raise typer.Exit(_checked(checks.check_model(subject, Path(), quick=quick), as_json))
+    diagnosis = _diagnosis(Path(subject), sets, out)
     if as_json:
         print_json(_as_json(diagnosis))
     else:
@@ -69,10 +78,21 @@ def usage(
         _show_usage(diagnosis)
 
 
-def _machine(run_folder: Path, quick: bool, as_json: bool) -> int:
+def _is_model(subject: str) -> bool:
+    """A source, a GGUF file, a folder with a model's config; or, where nothing is there, what looks like a hub id."""
+    path = Path(subject).expanduser()
+    if subject.partition(":")[0] in SOURCE_KINDS or path.suffix == ".gguf":
+        return True
+    if path.exists():
+        return (path / "config.json").exists() and not (path / "study.yaml").exists()
+    return path.suffix not in (".yaml", ".yml") and HUB_ID.fullmatch(subject) is not None
+
+
+def _checked(found: Iterator[checks.Check], as_json: bool) -> int:
+    """Shows checks as they come; the exit code."""
     results: list[checks.Check] = []
     out = console()
-    for check in checks.check_machine(run_folder, cache_folder(), quick=quick):
+    for check in found:
         results.append(check)
         if not as_json:
             status = (f"{check.status:5}", STYLES[check.status])

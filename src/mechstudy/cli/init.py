@@ -12,9 +12,9 @@ import typer
 from mechstudy.behaviours.registry import BEHAVIOURS
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.core.files import atomic_path
+from mechstudy.models.folder import read_config
 from mechstudy.models.local_files import config_without_fetching, local_folder
 from mechstudy.models.shapes import shapes_of
-from mechstudy.models.sources import read_config
 from mechstudy.study.study import load_study
 
 _TEMPLATE = """\

@@ -166,7 +166,7 @@ def _summary(plan: planning.Plan) -> list[tuple[str, str]]:
         lines.append(("cost", f"{total.gpu_hours:.3g} GPU-hours, {units}{price}"))
     exact = sum(row.exact for row in plan.rows)
     lines.append(("exact", f"sizes without ~ ({exact} of {len(plan.rows)} units), except JSON beside the arrays"))
-    lines.append(("run", str(plan.folder)))
+    lines.append(("folder", str(plan.folder)))
     if not any(row.to_run for row in plan.rows):
         lines.append(
             ("note", "nothing is left to run: each unit's measured cost is shown here and in `mechstudy cost`")

@@ -13,7 +13,8 @@ from typing import Any
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.files import atomic_path
 from mechstudy.core.progress import Progress
-from mechstudy.models.sources import model_name, resolve_source
+from mechstudy.models.folder import model_name
+from mechstudy.models.sources import resolve_source
 
 FOLDER = Path(__file__).parent / "bundled"
 CORPUS_NAME, CARD_NAME = "samples.jsonl.xz", "card.json"

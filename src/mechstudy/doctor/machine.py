@@ -155,8 +155,11 @@ def hub(environment: Mapping[str, str] = os.environ) -> list[Check]:
         status = error.code
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        fix = "hf: models must be fetched elsewhere; path:, gguf: and pypi: work. Set HF_HUB_OFFLINE=1 to avoid waiting"
-        return [Check("model hub", "ok", f"{address} is not reached ({reason})", fix)]
+        fix = (
+            "hf: models that are not cached must be fetched elsewhere; path: and gguf: work, pypi: needs a package "
+            "index. Set HF_HUB_OFFLINE=1 to avoid waiting"
+        )
+        return [Check("model hub", "warn", f"{address} is not reached ({reason})", fix)]
     return [Check("model hub", "ok", f"{address} answers ({status})")]
 
 

@@ -203,11 +203,10 @@ def logit_effects(
     Returns:
         {top_logits, bottom_logits} of each feature, lists of {token, value}.
     """
-    weight = model.final_norm.weight.detach()
-    weight = weight + 1 if model.arch.norm == "rms_plus_one" else weight
     rows = dictionary.W_dec[list(features)].to(model.unembedding.weight)
-    centred = rows - rows.mean(-1, keepdim=True) if model.arch.norm == "layer" else rows
-    logits_nV = ((centred * weight.to(rows)) @ model.unembedding.weight.T).float()
+    norm = model.linear_norm(model.final_norm, rows)
+    centred = rows - rows.mean(-1, keepdim=True) if norm.centred else rows
+    logits_nV = ((centred * norm.weight_D) @ model.unembedding.weight.T).float() * model.logit_scale
     effects: list[dict[str, list[dict[str, Any]]]] = []
     for logits_V in logits_nV:
         top, bottom = logits_V.topk(n), logits_V.topk(n, largest=False)

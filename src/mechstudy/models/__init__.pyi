@@ -1,4 +1,7 @@
 from .compiling import compiled as compiled
+from .folder import hub_revision as hub_revision
+from .folder import read_config as read_config
+from .folder import weight_files as weight_files
 from .language_model import LanguageModel as LanguageModel
 from .language_model import Output as Output
 from .loading import load_folder as load_folder
@@ -7,7 +10,7 @@ from .local_files import local_folder as local_folder
 from .precision import faster_dtype as faster_dtype
 from .sites import Site as Site
 from .sites import parse_layers as parse_layers
-from .sources import read_config as read_config
 from .sources import resolve_source as resolve_source
-from .sources import weight_files as weight_files
+from .validate import TOLERANCE as TOLERANCE
+from .validate import identities as identities
 from .validate import validate_model as validate_model

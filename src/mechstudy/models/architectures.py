@@ -1,98 +1,16 @@
-"""The architecture table: where each supported family keeps its blocks, norms, attention and MLP.
-
-Families' attribute names occur nowhere else. `validate_model` checks a row of the table by exact identities on the
-loaded model, so a wrong entry is detected.
-"""
+"""The parts of a block, found through the family table, and the linear maps they are when frozen."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mechstudy.core.errors import MechstudyError
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Attribute names of one family; block-level names are relative to a block."""
-
-    family: str
-    model_types: tuple[str, ...]
-    blocks: str = "layers"
-    final_norm: str = "norm"
-    attn: str = "self_attn"
-    mlp: str = "mlp"
-    norm_attn: str = "input_layernorm"
-    norm_attn_post: str | None = None
-    norm_mlp: str = "post_attention_layernorm"
-    norm_mlp_post: str | None = None
-    mlp_down: str = "down_proj"
-    attn_out: str = "o_proj"
-    value: Literal["v_proj", "gpt2", "neox"] = "v_proj"
-    norm: Literal["rms", "rms_plus_one", "layer"] = "rms"
-    position_embedding: str | None = None
-
-
-_SANDWICH = {
-    "norm_attn_post": "post_attention_layernorm",
-    "norm_mlp": "pre_feedforward_layernorm",
-    "norm_mlp_post": "post_feedforward_layernorm",
-    "norm": "rms_plus_one",
-}
-
-ARCHITECTURES: tuple[Architecture, ...] = (
-    Architecture("Llama", ("llama",)),
-    Architecture("Qwen2", ("qwen2",)),
-    Architecture("Qwen3", ("qwen3",)),
-    Architecture("Mistral", ("mistral",)),
-    Architecture("Gemma 2", ("gemma2",), **_SANDWICH),  # type: ignore[arg-type]  # literals widen in a dict
-    Architecture("Gemma 3 (text)", ("gemma3_text",), **_SANDWICH),  # type: ignore[arg-type]
-    Architecture(
-        "GPT-2",
-        ("gpt2",),
-        blocks="h",
-        final_norm="ln_f",
-        attn="attn",
-        norm_attn="ln_1",
-        norm_mlp="ln_2",
-        mlp_down="c_proj",
-        attn_out="c_proj",
-        value="gpt2",
-        norm="layer",
-        position_embedding="wpe",
-    ),
-    Architecture(
-        "GPT-NeoX",
-        ("gpt_neox",),
-        final_norm="final_layer_norm",
-        attn="attention",
-        mlp_down="dense_4h_to_h",
-        attn_out="dense",
-        value="neox",
-        norm="layer",
-    ),
-)
-
-
-def architecture_for(model_type: str) -> Architecture:
-    """The table's row for a Hugging Face ``model_type``.
-
-    Raises:
-        MechstudyError: the family is not supported; the message lists those that are.
-    """
-    for arch in ARCHITECTURES:
-        if model_type in arch.model_types:
-            return arch
-    raise MechstudyError(
-        f"models of type {model_type!r} are not supported",
-        facts={"supported": ", ".join(f"{a.family} ({'/'.join(a.model_types)})" for a in ARCHITECTURES)},
-        fix="choose a model of a supported family",
-    )
+from mechstudy.models.families import Family
 
 
 @dataclass(frozen=True)
@@ -161,65 +79,88 @@ class AttentionWeights:
 
 
 class Block:
-    """One transformer block, its parts found through the table."""
+    """One transformer block, its parts found through the table.
 
-    def __init__(self, arch: Architecture, module: nn.Module, config: Any) -> None:
+    ``norm_attn`` and ``norm_mlp`` are None where the family reads the residual stream as it is, ``norm_attn_post`` and
+    ``norm_mlp_post`` where it writes as it is, ``mlp_down`` where the MLP is a mixture of experts.
+    ``residual_multiplier`` is what attention and MLP are multiplied by before they are added (Granite).
+    """
+
+    def __init__(self, arch: Family, module: nn.Module, config: Any) -> None:
         self.arch, self.module, self.config = arch, module, config
         self.attn: Any = getattr(module, arch.attn)  # Any: their attributes differ from family to family
         self.mlp: nn.Module = getattr(module, arch.mlp)
-        self.norm_attn: nn.Module = getattr(module, arch.norm_attn)
-        self.norm_mlp: nn.Module = getattr(module, arch.norm_mlp)
+        self.norm_attn: nn.Module | None = _optional(module, arch.norm_attn)
+        self.norm_mlp: nn.Module | None = _optional(module, arch.norm_mlp)
         self.norm_attn_post: nn.Module | None = _optional(module, arch.norm_attn_post)
         self.norm_mlp_post: nn.Module | None = _optional(module, arch.norm_mlp_post)
-        self.mlp_down: Any = getattr(self.mlp, arch.mlp_down)
-        self.parallel = bool(arch.value == "neox" and getattr(module, "use_parallel_residual", False))
+        self.mlp_down: Any = getattr(self.mlp, arch.mlp_down, None)
+        self.residual_multiplier = float(getattr(module, "residual_multiplier", 1.0))
+        self.parallel = arch.parallel == "always" or (
+            arch.parallel == "config" and bool(getattr(module, "use_parallel_residual", False))
+        )
 
     def attention_weights(self) -> AttentionWeights:
         """Value and output maps, split per head from the family's fused layout."""
         cfg, arch = self.config, self.arch
         heads = cfg.num_attention_heads
         groups = getattr(cfg, "num_key_value_heads", None) or heads
-        width = getattr(cfg, "head_dim", None) or cfg.hidden_size // heads
+        width = getattr(self.attn, "head_dim", None) or getattr(cfg, "head_dim", None) or cfg.hidden_size // heads
         d = cfg.hidden_size
         out = getattr(self.attn, arch.attn_out)
+        weight = out.weight.T if arch.value == "gpt2" else out.weight  # Conv1D: weight is [in, out]
         if arch.value == "v_proj":
             v = self.attn.v_proj
-            value, bias = v.weight.reshape(groups, width, d), v.bias
-            output = out.weight.reshape(d, heads, width)
+            value, bias = v.weight, v.bias
+        elif arch.value == "qkv_proj":  # rows of queries | keys | values
+            qkv = self.attn.qkv_proj
+            rows = slice(-groups * width, None)
+            value, bias = qkv.weight[rows], None if qkv.bias is None else qkv.bias[rows]
         elif arch.value == "gpt2":
-            c = self.attn.c_attn  # Conv1D: weight is [in, out], q | k | v side by side
-            value, bias = c.weight[:, 2 * d :].T.reshape(groups, width, d), c.bias[2 * d :]
-            output = out.weight.T.reshape(d, heads, width)
+            c = self.attn.c_attn  # q | k | v side by side
+            value, bias = c.weight[:, 2 * d :].T, c.bias[2 * d :]
         else:
             c = self.attn.query_key_value  # rows grouped per head as q | k | v
             value = c.weight.reshape(heads, 3, width, d)[:, 2]
             bias = None if c.bias is None else c.bias.reshape(heads, 3, width)[:, 2]
-            output = out.weight.reshape(d, heads, width)
+        multiplier = self.residual_multiplier
         return AttentionWeights(
-            value.detach(),
+            value.detach().reshape(groups, width, d),
             None if bias is None else bias.detach().reshape(groups, width),
-            output.detach(),
-            None if out.bias is None else out.bias.detach(),
+            _times(weight.detach().reshape(d, heads, width), multiplier),
+            None if out.bias is None else _times(out.bias.detach(), multiplier),
         )
 
 
-def linear_norm(arch: Architecture, norm: Any, x_TD: Float[Tensor, "*t d"]) -> LinearNorm:
-    """The norm with its scale frozen at ``x_TD``, in the dtype of ``x_TD``."""
-    weight = norm.weight.detach().to(x_TD.dtype)
-    if arch.norm == "layer":
-        assert isinstance(norm, nn.LayerNorm)
-        variance = x_TD.var(-1, unbiased=False)
-        scale = torch.rsqrt(variance + norm.eps)
-        bias = None if norm.bias is None else norm.bias.detach().to(x_TD.dtype)
-        return LinearNorm(weight, bias, True, scale)
-    eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
-    scale = torch.rsqrt(x_TD.pow(2).mean(-1) + eps)
-    return LinearNorm(weight + 1 if arch.norm == "rms_plus_one" else weight, None, False, scale)
+def linear_norm(arch: Family, norm: Any, x_TD: Float[Tensor, "*t d"]) -> LinearNorm:
+    """The norm with its scale frozen at ``x_TD``, in the dtype of ``x_TD``; the identity for None."""
+    if norm is None:
+        return LinearNorm(x_TD.new_ones(x_TD.shape[-1]), None, False, x_TD.new_ones(x_TD.shape[:-1]))
+    own = getattr(norm, "weight", None)
+    weight = x_TD.new_ones(x_TD.shape[-1]) if own is None else own.detach().to(x_TD.dtype)
+    if arch.norm in ("rms_plus_one", "layer_plus_one"):
+        weight = weight + 1
+    centred = arch.norm.startswith("layer")
+    squares = x_TD.var(-1, unbiased=False) if centred else x_TD.pow(2).mean(-1)
+    own_bias = getattr(norm, "bias", None)
+    bias = None if own_bias is None else own_bias.detach().to(x_TD.dtype)
+    return LinearNorm(weight, bias, centred, torch.rsqrt(squares + _epsilon(norm)))
 
 
-def blocks_of(arch: Architecture, base: nn.Module, config: Any) -> Sequence[Block]:
+def blocks_of(arch: Family, base: nn.Module, config: Any) -> Sequence[Block]:
     """The model's blocks in order of depth."""
     return [Block(arch, module, config) for module in getattr(base, arch.blocks)]
+
+
+def _epsilon(norm: Any) -> float:
+    for name in ("variance_epsilon", "eps"):
+        if hasattr(norm, name):
+            return float(getattr(norm, name))
+    return 1e-5  # OLMo's layer norm has it as a literal
+
+
+def _times(x: Tensor, multiplier: float) -> Tensor:
+    return x if multiplier == 1 else x * multiplier
 
 
 def _optional(module: nn.Module, name: str | None) -> nn.Module | None:

@@ -5,22 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+from gguf import GGUFReader
+from numpy.typing import NDArray
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from mechstudy.core.errors import MechstudyError
 
 
-def convert_gguf(gguf: Path, folder: Path) -> None:
+def convert_gguf(gguf: Path, folder: Path) -> str | None:
     """Writes the model and tokenizer of a GGUF file into a folder, with float32 weights.
 
+    transformers drops the scaling of rotary positions that a file asks for, so it is put into the config here.
+
+    Returns:
+        The name that the file gives its model, if it does.
+
     Raises:
-        MechstudyError: the file cannot be read.
+        MechstudyError: the file cannot be read, or scales its rotary positions in a way that is not known here.
     """
     log: Any = transformers.utils.logging
     log.disable_progress_bar()
     auto_model: Any = transformers.AutoModelForCausalLM
     try:
+        reader = GGUFReader(gguf)
         model = auto_model.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except Exception as error:  # gguf and transformers raise many kinds for a broken file
@@ -31,7 +41,63 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     config = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the weights are plain float32 from here on
+    _restore_rope_scaling(config, reader, gguf)
     plain = auto_model.from_config(config)
     plain.load_state_dict(model.state_dict())
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    name = _field(reader, "general.name")
+    return None if name is None else str(name)
+
+
+def _restore_rope_scaling(config: Any, reader: GGUFReader, gguf: Path) -> None:
+    architecture = _field(reader, "general.architecture")
+    prefix = f"{architecture}.rope.scaling"
+    kind, factor = _field(reader, f"{prefix}.type"), _field(reader, f"{prefix}.factor")
+    frequencies = {t.name: t for t in reader.tensors if t.name.startswith("rope_")}
+    if kind in (None, "none") and not frequencies:
+        return
+    if config.rope_parameters.get("rope_type", "default") != "default":
+        return  # transformers has read it
+    if kind == "linear" and factor is not None and not frequencies:
+        config.rope_parameters = config.rope_parameters | {"rope_type": "linear", "factor": float(factor)}
+        return
+    if kind in (None, "none") and set(frequencies) == {"rope_freqs.weight"}:
+        divisors = np.asarray(frequencies["rope_freqs.weight"].data, dtype=np.float64)
+        if _set_llama3(config, divisors):
+            return
+    raise MechstudyError(
+        "the file scales its rotary positions in a way that is not read here",
+        where=str(gguf),
+        facts={
+            f"{prefix}.type": str(kind),
+            f"{prefix}.factor": str(factor),
+            "tensors": " ".join(frequencies) or "none",
+        },
+        fix="use the model's safetensors: hf:<id> or path:<folder>",
+    )
+
+
+def _set_llama3(config: Any, divisors: NDArray[np.float64]) -> bool:
+    """Sets Llama 3's scaling if it divides the rotary frequencies as the file's tensor does."""
+    before = config.rope_parameters
+    plain = ROPE_INIT_FUNCTIONS["linear"]
+    config.rope_parameters = before | {"rope_type": "linear", "factor": 1.0}
+    unscaled = plain(config, torch.device("cpu"))[0].double().numpy()
+    config.rope_parameters = before | {
+        "rope_type": "llama3",
+        "factor": float(divisors.max()),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    scaled = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))[0].double().numpy()
+    if scaled.shape == divisors.shape and np.allclose(unscaled / divisors, scaled, rtol=1e-3):
+        return True
+    config.rope_parameters = before
+    return False
+
+
+def _field(reader: GGUFReader, name: str) -> Any:
+    field = reader.get_field(name)
+    return None if field is None else field.contents()

@@ -47,13 +47,29 @@ def download_file(repo: str, name: str, *, revision: str | None = None) -> Path:
         return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision))
 
 
-def cached_folder(repo: str, *, revision: str | None = None) -> Path | None:
-    """The cached snapshot of a repository, possibly incomplete; None if there is none. Never uses the network."""
+def cached_folder(repo: str, *, patterns: Sequence[str], revision: str | None = None) -> Path | None:
+    """The cached snapshot of a repository as far as ``patterns`` go; None if it is incomplete. Never uses the network.
+
+    Args:
+        repo: ``owner/name``.
+        patterns: those with which it was downloaded: the rest of the repository may be missing.
+        revision: a branch, tag or commit; None is the main branch.
+    """
     try:
         with _quiet():
-            return Path(huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True))
+            return Path(
+                huggingface_hub.snapshot_download(
+                    repo, revision=revision, allow_patterns=list(patterns), local_files_only=True
+                )
+            )
     except Exception:  # the client raises many kinds; each means that the snapshot cannot be used
         return None
+
+
+def partial_folder(repo: str, *, revision: str | None = None) -> Path | None:
+    """The snapshot in the hub's cache that holds the repository's config.json, whatever else is missing from it."""
+    path = huggingface_hub.try_to_load_from_cache(repo, "config.json", revision=revision)
+    return Path(path).parent if isinstance(path, str) else None
 
 
 def list_files(repo: str, *, revision: str | None = None, token: str | None = None) -> list[str]:

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.machine.devices import float32_products
-from mechstudy.models.architectures import Architecture, Block, LinearNorm, blocks_of, linear_norm
+from mechstudy.models.architectures import Block, LinearNorm, blocks_of, linear_norm
 from mechstudy.models.device_transfer import to_device
+from mechstudy.models.families import Family
 from mechstudy.models.gradient_checkpointing import checkpoint_blocks
+from mechstudy.models.shapes import shapes_of
 from mechstudy.models.sites import Site
 from mechstudy.models.tokenizer import encode
 
@@ -52,12 +54,14 @@ class LanguageModel:
     Args:
         hf: a causal language model of transformers; it is put into eval mode, and its weights require no gradients.
         tokenizer: its tokenizer.
-        arch: the row of the architecture table that describes it.
+        arch: the row of the family table that describes it.
         name: how errors and artifacts name it.
     """
 
-    def __init__(self, hf: Any, tokenizer: Any, arch: Architecture, name: str) -> None:
+    def __init__(self, hf: Any, tokenizer: Any, arch: Family, name: str) -> None:
         self.hf: Any = hf.eval().requires_grad_(False)
+        if arch.experts is not None:
+            hf.set_experts_implementation("eager")  # a row's numbers then do not depend on its batch
         self.tokenizer = tokenizer
         self.arch = arch
         self.name = name
@@ -67,11 +71,11 @@ class LanguageModel:
         self.unembedding: nn.Linear = hf.get_output_embeddings()
         self.n_layers = len(self.blocks)
         self.d_model: int = hf.config.hidden_size
-        down = self.blocks[0].mlp_down.weight
-        self.d_mlp: int = max(down.shape) if down.shape[0] != down.shape[1] else down.shape[0]
+        self.d_mlp: int = shapes_of(hf.config.to_dict()).d_mlp
         self.vocab_size: int = self.unembedding.weight.shape[0]
         self.tf32 = False  # float32 products on CUDA
         self.final_softcap: float | None = getattr(hf.config, "final_logit_softcapping", None)
+        self.logit_scale = float(getattr(hf.config, "logit_scale", None) or 1 / getattr(hf.config, "logits_scaling", 1))
 
     # ------------------------------------------------------------------ tokens
 
@@ -157,12 +161,17 @@ class LanguageModel:
 
     def unembed(self, normed: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows v"]:
         """Logits of final-normed residuals, with the family's soft cap."""
-        logits: Tensor = self.unembedding(normed)
+        logits = self.linear_logits(normed)
         if self.final_softcap is not None:
             logits = torch.tanh(logits / self.final_softcap) * self.final_softcap
         return logits
 
-    def linear_norm(self, norm: nn.Module, x: Float[Tensor, "*t d"]) -> LinearNorm:
+    def linear_logits(self, normed: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows v"]:
+        """Logits before any soft cap, affine in the final-normed residuals."""
+        logits: Tensor = self.unembedding(normed)
+        return logits if self.logit_scale == 1 else logits * self.logit_scale
+
+    def linear_norm(self, norm: nn.Module | None, x: Float[Tensor, "*t d"]) -> LinearNorm:
         """``norm`` with its scale frozen at ``x`` (see `architectures.linear_norm`)."""
         return linear_norm(self.arch, norm, x)
 
@@ -187,6 +196,11 @@ class LanguageModel:
                     f"{site} does not exist: attention and MLP of {self.name} run in parallel",
                     fix="use resid_pre or resid_post",
                 )
+            if site.kind == "mlp_act" and self.blocks[site.layer].mlp_down is None:
+                raise MechstudyError(
+                    f"{site} does not exist: the MLP of {self.name} is a mixture of experts",
+                    fix="use mlp_in or mlp_out",
+                )
 
     def _install(
         self,
@@ -208,7 +222,8 @@ class LanguageModel:
             if site.kind == "resid_mid" and edit is not None:
                 raise MechstudyError(f"{site} cannot be edited", fix="edit attn_out or resid_post instead")
             module, is_input = self._module(site)
-            hook = _site_hook(site, edit, activations, is_input)
+            factor = self.blocks[site.layer].residual_multiplier if site.kind in ("attn_out", "mlp_out") else 1.0
+            hook = _site_hook(site, edit, activations, is_input, factor)
             register = module.register_forward_pre_hook if is_input else module.register_forward_hook
             stack.callback(register(hook).remove)
 
@@ -230,7 +245,7 @@ class LanguageModel:
         block = self.blocks[site.layer]
         return {
             "resid_pre": (block.module, True),
-            "resid_mid": (block.norm_mlp, True),
+            "resid_mid": (block.norm_mlp or block.mlp, True),
             "resid_post": (block.module, False),
             "attn_out": (block.norm_attn_post or block.attn, False),
             "mlp_in": (block.mlp, True),
@@ -256,33 +271,38 @@ def _replace_input(resid_BTD: Tensor) -> Hook:
     return hook
 
 
-def _site_hook(site: Site, edit: Edit | None, activations: dict[Site, Tensor], is_input: bool) -> Hook:
-    """A hook that records the site's activations and replaces them with their edit."""
+def _site_hook(site: Site, edit: Edit | None, activations: dict[Site, Tensor], is_input: bool, factor: float) -> Hook:
+    """A hook that records the site's activations and replaces them with their edit.
+
+    The module's tensor times ``factor`` is what the site holds.
+    """
+
+    def record(value: Tensor) -> Tensor:
+        activations[site] = value if factor == 1 else value * factor
+        return activations[site]
 
     def apply(value: Tensor) -> Tensor:
-        if edit is not None:
-            edited = edit(value)
-            assert edited.shape == value.shape, f"{site}: {tuple(value.shape)} -> {tuple(edited.shape)}"
-            value = edited.to(value.dtype)
-        activations[site] = value
-        return value
+        assert edit is not None
+        edited = edit(value if factor == 1 else value * factor)
+        assert edited.shape == value.shape, f"{site}: {tuple(value.shape)} -> {tuple(edited.shape)}"
+        activations[site] = edited.to(value.dtype)
+        return activations[site] if factor == 1 else activations[site] / factor
 
-    def pre_hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def edit_input(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (apply(args[0]), *args[1:])
 
-    def hook(_module: nn.Module, _args: object, output: Any) -> Any:
+    def edit_output(_module: nn.Module, _args: object, output: Any) -> Any:
         if isinstance(output, tuple):
             return (apply(output[0]), *output[1:])
         return apply(output)
 
     # A hook that returns None leaves the module's own tensors in place, as capture alone must.
+    def capture_input(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        record(args[0])
+
+    def capture_output(_module: nn.Module, _args: object, output: Any) -> None:
+        record(output[0] if isinstance(output, tuple) else output)
+
     if edit is None:
-
-        def capture_input(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            activations[site] = args[0]
-
-        def capture_output(_module: nn.Module, _args: object, output: Any) -> None:
-            activations[site] = output[0] if isinstance(output, tuple) else output
-
         return capture_input if is_input else capture_output
-    return pre_hook if is_input else hook
+    return edit_input if is_input else edit_output

@@ -9,11 +9,12 @@ import torch
 import transformers
 
 from mechstudy.core.errors import MechstudyError, nearest
-from mechstudy.models.architectures import architecture_for
+from mechstudy.models.families import family_of
+from mechstudy.models.folder import check_folder, model_name, read_config
 from mechstudy.models.language_model import DTYPES, LanguageModel
 from mechstudy.models.precision import faster_dtype
 from mechstudy.models.shapes import shapes_of
-from mechstudy.models.sources import check_folder, full_source, model_name, read_config, resolve_source
+from mechstudy.models.sources import full_source, resolve_source
 from mechstudy.models.tokenizer import load_tokenizer
 from mechstudy.models.validate import validate_model
 
@@ -24,7 +25,7 @@ def load_model(
     *,
     dtype: str = "float32",
     device: str = "auto",
-    attention: str = "sdpa",
+    attention: str = "auto",
     trust_remote_code: bool = False,
     base: Path = Path(),
     name: str | None = None,
@@ -46,7 +47,8 @@ def load_model(
         dtype: ``float32``, ``bfloat16``, ``float16``, ``float64`` or ``auto`` (bfloat16 or float32, whichever is
             faster here). A loaded model keeps its own.
         device: ``auto`` (CUDA where available), ``cpu``, ``cuda``, ``cuda:1``. A loaded model stays where it is.
-        attention: the implementation in transformers, such as ``sdpa`` or ``eager``.
+        attention: the implementation in transformers, such as ``sdpa`` or ``eager``; ``auto`` is sdpa where the family
+            has it (Gemma 2, for one, has not) and else eager.
         trust_remote_code: run code shipped with the model.
         base: the folder that relative paths start from.
         name: how errors and artifacts name the model; by default its folder's name.
@@ -81,7 +83,7 @@ def load_folder(
     *,
     dtype: str = "float32",
     device: str = "cpu",
-    attention: str = "sdpa",
+    attention: str = "auto",
     trust_remote_code: bool = False,
     name: str | None = None,
 ) -> LanguageModel:
@@ -100,7 +102,7 @@ def load_folder(
             fix=f"did you mean {guess!r}?" if guess else None,
         )
     check_folder(folder)
-    arch = architecture_for(read_config(folder)["model_type"])
+    arch = family_of(read_config(folder)["model_type"])
     log: Any = transformers.utils.logging
     log.disable_progress_bar()
     before = log.get_verbosity()
@@ -109,17 +111,16 @@ def load_folder(
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=DTYPES[dtype],
-            attn_implementation=attention,
+            attn_implementation=None if attention == "auto" else attention,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise MechstudyError(
-            "the model cannot be loaded", where=str(folder), facts={"reason": str(error).splitlines()[0]}
-        ) from error
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise MechstudyError("the model cannot be loaded", where=str(folder), facts={"reason": reason}) from error
     finally:
         log.set_verbosity(before)
     hf, report = loaded
@@ -138,8 +139,8 @@ def _wrapped(hf: transformers.PreTrainedModel, tokenizer: Any, name: str | None)
         raise MechstudyError(
             "a loaded model needs its tokenizer", fix="pass AutoTokenizer.from_pretrained(...) as the second argument"
         )
-    arch = architecture_for(hf.config.model_type)
-    return LanguageModel(hf, tokenizer, arch, name or Path(hf.config.name_or_path or "").name or arch.family)
+    arch = family_of(hf.config.model_type)
+    return LanguageModel(hf, tokenizer, arch, name or Path(hf.config.name_or_path or "").name or arch.name)
 
 
 def _device(device: str) -> str:

@@ -10,17 +10,9 @@ from typing import Any
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
 from mechstudy.models import hub
+from mechstudy.models.folder import check_config, check_folder, is_converted, read_config, weight_files
 from mechstudy.models.known import known_config
-from mechstudy.models.sources import (
-    check_folder,
-    gguf_folder,
-    is_converted,
-    read_config,
-    resolve_source,
-    weight_files,
-    wheel_and_sha256,
-    wheel_folder,
-)
+from mechstudy.models.sources import HUB_FILES, gguf_folder, resolve_source, wheel_and_sha256, wheel_folder
 
 NOT_FETCHED = "not fetched"  # in place of the fingerprint of files that are not on this machine yet
 
@@ -56,7 +48,17 @@ def config_without_fetching(source: str, base: Path) -> dict[str, Any] | None:
     """The config of a model whose weights are not here, from its folder, the well-known models or the hub.
 
     None if the config cannot be read on its own, so that the whole model has to be fetched.
+
+    Raises:
+        MechstudyError: the weights are quantised.
     """
+    config = _config(source, base)
+    if config is not None:
+        check_config(config, source)
+    return config
+
+
+def _config(source: str, base: Path) -> dict[str, Any] | None:
     kind, _, rest = source.partition(":")
     if kind == "path":
         return read_config(_folder(source, base))
@@ -88,11 +90,10 @@ def _converted(folder: Path) -> Path | None:
 
 
 def _hub_folder(spec: str) -> Path | None:
-    """The hub's cached snapshot, if it is complete."""
+    """The hub's cached snapshot, if all of it is there that `resolve_source` fetches."""
     repo, _, revision = spec.partition("@")
-    folder = hub.cached_folder(repo, revision=revision or None)
-    if folder is not None:
-        with suppress(OSError, ValueError):
-            check_folder(folder)
-            return folder
-    return None
+    folder = hub.cached_folder(repo, patterns=HUB_FILES, revision=revision or None)
+    if folder is None or not weight_files(folder):
+        return None
+    check_folder(folder)
+    return folder

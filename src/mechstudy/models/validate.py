@@ -15,15 +15,12 @@ from mechstudy.models.sites import Site
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 2e-2}
 
 
-def validate_model(model: LanguageModel, n_tokens: int = 8) -> dict[str, float]:
-    """Checks the identities on a dummy forward pass and returns each one's largest relative residual.
+def identities(model: LanguageModel, n_tokens: int = 8) -> dict[str, float]:
+    """The largest relative residual of each identity, on a dummy forward pass.
 
     The residual stream adds up; our logits equal the model's own; frozen norms and frozen attention (the linear maps
     that attribution graphs use) reproduce the modules; a batch equals its rows; a forward pass started in the middle
     equals a whole one.
-
-    Raises:
-        MechstudyError: an identity fails, so the architecture table does not describe this model.
     """
     tokens = torch.arange(2 * n_tokens, device=model.device).reshape(2, n_tokens) * 7 % model.vocab_size
     checks = {
@@ -32,7 +29,16 @@ def validate_model(model: LanguageModel, n_tokens: int = 8) -> dict[str, float]:
         "batch_equals_single": _batch(model, tokens),
         "start_in_the_middle": _start(model, tokens),
     }
-    checks |= _linear_parts(model, tokens)
+    return checks | _linear_parts(model, tokens)
+
+
+def validate_model(model: LanguageModel, n_tokens: int = 8) -> dict[str, float]:
+    """Checks the identities and returns their residuals (see `identities`).
+
+    Raises:
+        MechstudyError: an identity fails, so the family table does not describe this model.
+    """
+    checks = identities(model, n_tokens)
     tolerance = TOLERANCE[model.dtype]
     for name, residual in checks.items():
         if not residual <= tolerance:

@@ -11,9 +11,10 @@ from typing import Any
 from mechstudy.core.config import Lines
 from mechstudy.core.errors import MechstudyError
 from mechstudy.machine.runtime_options import RunOptions, RuntimeOptions
+from mechstudy.models.folder import read_config
 from mechstudy.models.local_files import NOT_FETCHED, config_without_fetching, local_folder
 from mechstudy.models.shapes import ModelShapes, shapes_of
-from mechstudy.models.sources import read_config, resolve_source
+from mechstudy.models.sources import resolve_source
 from mechstudy.planning.source_choice import Choice, choose_source, with_source
 from mechstudy.store.manifest import MANIFEST, read_manifest
 from mechstudy.study.dag import Evaluation, Graph

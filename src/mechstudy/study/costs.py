@@ -74,7 +74,8 @@ class Costs:
         stored = "float32" if converted else "bfloat16"
         if blocks is None:
             return Held("model", x.n_parameters, dtype, stored=stored)
-        touched = round(x.n_block_parameters * blocks / x.n_layers) + embedding * x.vocab_size * x.d_model
+        in_blocks = x.n_parameters - x.n_embedding_parameters
+        touched = round(in_blocks * blocks / x.n_layers) + embedding * x.vocab_size * x.d_model
         return Held("model", x.n_parameters, dtype, min(touched, x.n_parameters), stored)
 
     def forward(

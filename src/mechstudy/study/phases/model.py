@@ -123,7 +123,8 @@ class ModelPhase(Phase[ModelSpec, NoInputs]):
             {
                 "name": model.name,
                 "source": spec.source,
-                "family": model.arch.family,
+                **({"revision": revision} if (revision := models.hub_revision(folder)) else {}),
+                "family": model.arch.name,
                 "model_type": models.read_config(folder)["model_type"],
                 "n_layers": model.n_layers,
                 "d_model": model.d_model,

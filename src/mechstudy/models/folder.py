@@ -1,0 +1,217 @@
+"""A Hugging Face model folder on this machine: its config, weights, tokenizer and name, checked without loading them.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mechstudy.core.errors import MechstudyError
+
+CARD = "mechstudy_source.json"  # beside a model that mechstudy has converted
+_TOKENIZERS = (
+    "tokenizer.json", "tokenizer.model", "tokenizer.model.v3", "tekken.json", "vocab.json", "vocab.txt", "spiece.model",
+    "sentencepiece.bpe.model", "*.tiktoken",
+)  # fmt: skip
+_SNAPSHOT = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[^/]+)$")
+_POINTER = b"version https://git-lfs"
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model folder's ``config.json``.
+
+    Raises:
+        MechstudyError: there is none, it cannot be read, or it names no ``model_type``.
+    """
+    path = folder / "config.json"
+    if not os.path.lexists(path):
+        if (folder / "adapter_config.json").exists():
+            raise _is_adapter(folder)
+        raise MechstudyError(
+            "no config.json: this is not a Hugging Face model folder",
+            where=str(folder),
+            fix="the folder that save_pretrained wrote: config.json, tokenizer.json, *.safetensors",
+        )
+    check_readable(path)
+    try:
+        config = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise MechstudyError(
+            f"config.json cannot be read: {error}", where=str(folder), fix="fetch or copy it again"
+        ) from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise MechstudyError(
+            "config.json names no model_type", where=str(folder), fix="the config.json of a Hugging Face model"
+        )
+    return config
+
+
+def check_config(config: Mapping[str, Any], where: str) -> None:
+    """Refuses a model whose weights are quantised.
+
+    Raises:
+        MechstudyError: the config has a ``quantization_config``; the message names its method.
+    """
+    quantised = config.get("quantization_config") or config.get("compression_config")
+    if not quantised:
+        return
+    method = quantised.get("quant_method", "an unnamed method") if isinstance(quantised, Mapping) else "unknown"
+    if method == "an unnamed method" and isinstance(quantised, Mapping):
+        method = next((kind for kind in ("bitsandbytes",) if any("bit" in key for key in quantised)), method)
+    raise MechstudyError(
+        f"the weights are quantised ({method}): graphs and interventions need them in float32 or bfloat16",
+        where=where,
+        facts={"quantization_config": "in config.json"},
+        fix="use the unquantised model; a GGUF file is dequantised: gguf:<file>",
+    )
+
+
+def check_folder(folder: Path) -> None:
+    """Checks that a folder holds a config, complete unquantised safetensors weights, and a tokenizer.
+
+    Raises:
+        MechstudyError: it does not; the message names the file that is missing, broken, truncated or pickled.
+    """
+    if not folder.is_dir():
+        raise MechstudyError(
+            "no such model folder", where=str(folder), fix="the path of a folder, relative to the study file's folder"
+        )
+    check_config(read_config(folder), str(folder))
+    if (folder / "adapter_config.json").exists():
+        raise _is_adapter(folder)
+    weights = weight_files(folder)
+    if not weights:
+        pickles = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt")])
+        raise MechstudyError(
+            "the folder holds no safetensors weights",
+            where=str(folder),
+            facts={"pickled weights, never read": ", ".join(pickles)} if pickles else None,
+            fix="convert them with save_pretrained(safe_serialization=True)" if pickles else "copy them there",
+        )
+    if missing := sorted(_indexed(folder) - {p.name for p in weights}):
+        raise MechstudyError(f"{missing[0]} is missing", where=str(folder), fix="fetch the model again")
+    for path in weights:
+        _check_safetensors(path)
+    _check_tokenizer(folder)
+
+
+def check_readable(path: Path) -> None:
+    """Checks that a file can be opened and is the file itself.
+
+    Raises:
+        MechstudyError: a dangling link, a folder, no permission, or a pointer of Git LFS.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_POINTER))
+    except OSError as error:
+        what = f"{path.name} cannot be read: {error.strerror}"
+        fix = "check the file's permissions"
+        if path.is_symlink() and not path.exists():
+            what = f"{path.name} is a link to {path.readlink()}, which is not there"
+            fix = "fetch the model again"
+        elif path.is_dir():
+            what, fix = f"{path.name} is a folder", "a file of that name, or rename the folder"
+        raise MechstudyError(what, where=str(path.parent), fix=fix) from None
+    if head == _POINTER:
+        raise MechstudyError(
+            f"{path.name} is a pointer of Git LFS, not the file itself",
+            where=str(path.parent),
+            fix="`git lfs pull` in the folder, or fetch the model with `hf download`",
+        )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The folder's safetensors files, in order of name."""
+    return sorted(folder.glob("*.safetensors"))
+
+
+def model_name(folder: Path) -> str:
+    """The model's name: ``owner/name`` in a hub cache, that of the file it was converted from, else its folder's."""
+    card = folder / CARD
+    if card.exists():
+        return str(json.loads(card.read_text())["name"])
+    snapshot = _SNAPSHOT.search(os.path.realpath(folder))
+    return f"{snapshot['owner']}/{snapshot['name']}" if snapshot else Path(os.path.realpath(folder)).name
+
+
+def hub_revision(folder: Path) -> str | None:
+    """The commit of a snapshot in a hub cache; None for other folders."""
+    snapshot = _SNAPSHOT.search(os.path.realpath(folder))
+    return snapshot["commit"] if snapshot else None
+
+
+def is_converted(folder: Path) -> bool:
+    """Whether a folder holds a converted model."""
+    return (folder / CARD).exists()
+
+
+def _indexed(folder: Path) -> set[str]:
+    """The weight files that the folder's index names."""
+    index = folder / "model.safetensors.index.json"
+    if not os.path.lexists(index):
+        return set()
+    check_readable(index)
+    try:
+        return set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise MechstudyError(f"{index.name} cannot be read", where=str(folder), fix="fetch or copy it again") from None
+
+
+def _check_safetensors(path: Path) -> None:
+    """Compares the file's size with the one its header implies."""
+    check_readable(path)
+    size = path.stat().st_size
+    with path.open("rb") as f:
+        head = f.read(8)
+        length = int.from_bytes(head, "little") if len(head) == 8 else -1
+        try:
+            header = json.loads(f.read(length)) if 0 < length <= size - 8 else None
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            header = None
+    if not isinstance(header, dict):
+        raise MechstudyError(
+            "this is not a safetensors file, or it is truncated", where=str(path), fix="fetch or copy it again"
+        )
+    ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
+    expected = 8 + length + max(ends, default=0)
+    if size != expected:
+        raise MechstudyError(
+            f"the file is truncated: {size:,} bytes of {expected:,}"
+            if size < expected
+            else f"the file has {size - expected:,} bytes too many",
+            where=str(path),
+            fix="fetch or copy it again",
+        )
+
+
+def _check_tokenizer(folder: Path) -> None:
+    found = [path for pattern in _TOKENIZERS for path in folder.glob(pattern)]
+    if not found:
+        raise MechstudyError(
+            "the folder holds no tokenizer (tokenizer.json)",
+            where=str(folder),
+            facts={"looked for": " ".join(_TOKENIZERS)},
+            fix="copy tokenizer.json and tokenizer_config.json from the base model",
+        )
+    for path in found:
+        check_readable(path)
+
+
+def _is_adapter(folder: Path) -> MechstudyError:
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        base = None
+    return MechstudyError(
+        "the folder holds an adapter (adapter_config.json), not a whole model",
+        where=str(folder),
+        facts={"base model": str(base)} if base else None,
+        fix="merge it into its base with peft (merge_and_unload) and save that with save_pretrained",
+    )

@@ -1,0 +1,207 @@
+"""Model folders as people have them: what cannot be used is named, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mechstudy.core.errors import MechstudyError
+from mechstudy.models.folder import check_folder, hub_revision, model_name
+from mechstudy.models.loading import load_model
+from mechstudy.models.local_files import config_without_fetching, local_folder
+from tests.support.tiny import tiny_model
+
+HEADER = (2).to_bytes(8, "little") + b"{}"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "tiny"
+    model = tiny_model("llama", dtype="float32")
+    model.hf.save_pretrained(folder, max_shard_size="20KB")
+    model.tokenizer.save_pretrained(folder)
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path) -> Path:
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+def refusal(folder: Path) -> str:
+    """The error of a plan and of a load, which say the same."""
+    messages = []
+    for call in (lambda: local_folder(f"path:{folder}", Path()), lambda: load_model(folder, device="cpu")):
+        with pytest.raises(MechstudyError) as error:
+            call()
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+    return messages[0]
+
+
+def set_config(folder: Path, **fields: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize(
+    ("quantised", "method"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "awq", "bits": 4}, "awq"),
+        ({"quant_method": "fp8"}, "fp8"),
+        ({"quant_method": "compressed-tensors"}, "compressed-tensors"),
+        ({"quant_method": "of-tomorrow"}, "of-tomorrow"),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes"),
+    ],
+)
+def test_a_quantised_checkpoint_is_refused_before_its_weights_are_read(folder, quantised, method):
+    set_config(folder, quantization_config=quantised)
+    message = refusal(folder)
+    assert f"the weights are quantised ({method})" in message and "use the unquantised model" in message
+    for weights in folder.glob("*.safetensors"):
+        weights.unlink()
+    with pytest.raises(MechstudyError, match="quantised"):  # a plan of a config alone
+        config_without_fetching(f"path:{folder}", Path())
+
+
+def test_a_folder_without_a_tokenizer_is_refused(folder):
+    for path in folder.glob("*token*"):
+        path.unlink()
+    assert "holds no tokenizer (tokenizer.json)" in refusal(folder)
+    (folder / "tokenizer_config.json").write_text("{}")
+    assert "copy tokenizer.json" in refusal(folder)
+
+
+def test_a_tokenizer_without_a_vocabulary_is_refused(folder):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"] |= {"vocab": {"<|bos|>": 0}, "merges": []}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(MechstudyError, match="knows no letters"):
+        load_model(folder, device="cpu")
+
+
+def shard(folder: Path) -> Path:
+    return sorted(folder.glob("*.safetensors"))[1]
+
+
+def test_a_dangling_link_names_its_target(folder):
+    path = shard(folder)
+    path.unlink()
+    path.symlink_to("/purged/blob")
+    message = refusal(folder)
+    assert (
+        f"{path.name} is a link to /purged/blob, which is not there" in message and "fetch the model again" in message
+    )
+
+
+def test_a_link_to_itself_is_no_file(folder):
+    path = shard(folder)
+    path.unlink()
+    path.symlink_to(path.name)
+    assert f"{path.name} is a link to {path.name}" in refusal(folder)
+
+
+def test_a_dangling_config_is_named(folder):
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("gone.json")
+    assert "config.json is a link to gone.json" in refusal(folder)
+
+
+def test_a_folder_called_like_weights_is_no_file(folder):
+    (folder / "backup.safetensors").mkdir()
+    assert "backup.safetensors is a folder" in refusal(folder)
+
+
+def test_a_missing_shard_is_named(folder):
+    path = shard(folder)
+    path.unlink()
+    assert f"{path.name} is missing" in refusal(folder)
+
+
+def test_a_broken_index_is_named(folder):
+    (folder / "model.safetensors.index.json").write_text("[]")
+    assert "model.safetensors.index.json cannot be read" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model-00002"])
+def test_a_pointer_of_git_lfs_is_not_the_file(folder, name):
+    path = next(folder.glob(f"{name}*"))
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert f"{path.name} is a pointer of Git LFS" in refusal(folder)
+
+
+def test_an_adapter_is_no_model(folder, tmp_path):
+    adapter = {"base_model_name_or_path": "acme/base", "peft_type": "LORA"}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    assert "an adapter" in refusal(folder)
+    alone = tmp_path / "adapter"
+    alone.mkdir()
+    (alone / "adapter_config.json").write_text(json.dumps(adapter))
+    (alone / "adapter_model.safetensors").write_bytes(HEADER)
+    message = refusal(alone)
+    assert "an adapter" in message and "acme/base" in message and "merge" in message
+
+
+def snapshot(home: Path, folder: Path, repo: str, commit: str) -> Path:
+    """A hub cache as a filtered download leaves it: the listing names files that were not fetched."""
+    root = home / "hub" / f"models--{repo.replace('/', '--')}"
+    target = root / "snapshots" / commit
+    shutil.copytree(folder, target)
+    for name, text in {"refs/main": commit, f"trees/{commit}.json": json.dumps(_listing(target))}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return target
+
+
+def _listing(target: Path) -> dict:
+    names = [*(path.name for path in target.iterdir()), "README.md", ".gitattributes"]
+    return {"format_version": 1, "files": {name: {"size": 1, "blob_id": "b" * 40} for name in names}}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    import huggingface_hub.constants
+
+    home = tmp_path / "hf"
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return home
+
+
+def test_a_filtered_download_in_the_hub_cache_is_the_model(saved, cache):
+    target = snapshot(cache, saved, "acme/tiny-lm", "a" * 40)
+    for source in ("hf:acme/tiny-lm", f"hf:acme/tiny-lm@{'a' * 40}"):
+        assert local_folder(source, Path()) == target
+    model = load_model("hf:acme/tiny-lm", device="cpu")
+    assert model.name == "acme/tiny-lm" and hub_revision(target) == "a" * 40
+
+
+def test_a_snapshot_without_its_weights_is_not_the_model(saved, cache):
+    target = snapshot(cache, saved, "acme/tiny-lm", "a" * 40)
+    for path in target.glob("*.safetensors"):
+        path.unlink()
+    assert local_folder("hf:acme/tiny-lm", Path()) is None
+
+
+def test_a_snapshot_whose_blob_is_gone_is_refused_by_name(saved, cache):
+    path = shard(snapshot(cache, saved, "acme/tiny-lm", "a" * 40))
+    path.unlink()
+    path.symlink_to("../../blobs/gone")
+    assert local_folder("hf:acme/tiny-lm", Path()) is None  # with a network it would be fetched again
+    with pytest.raises(MechstudyError, match=r"is a link to \.\./\.\./blobs/gone"):
+        load_model("hf:acme/tiny-lm")
+
+
+def test_a_path_into_the_hub_cache_has_the_repositorys_name(saved, cache, tmp_path):
+    target = snapshot(cache, saved, "acme/tiny-lm", "c" * 40)
+    link = tmp_path / "current-model"
+    link.symlink_to(target)
+    assert model_name(target) == model_name(link) == "acme/tiny-lm"
+    assert model_name(saved) == "tiny" and hub_revision(saved) is None
+    check_folder(link)

@@ -1,0 +1,35 @@
+"""Every family of the table, saved and loaded again, in each precision and under each attention implementation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mechstudy.models.loading import load_model
+from mechstudy.models.validate import TOLERANCE
+from tests.support.tiny import ALL, tiny_model
+
+WITHOUT_SDPA = ("gemma2",)
+
+
+@pytest.fixture(scope="module", params=ALL)
+def family(request, tmp_path_factory):
+    model = tiny_model(request.param, dtype="float32")
+    folder = tmp_path_factory.mktemp("files") / request.param
+    model.hf.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return model, folder, request.param
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_family_loads_from_files_and_its_identities_hold(family, dtype):
+    original, folder, name = family
+    tokens = torch.tensor([original.encode("the keys")])
+    expected = original.forward(tokens).logits
+    for attention in ("auto", "eager", "sdpa"):
+        if attention == "sdpa" and name in WITHOUT_SDPA:
+            continue
+        model = load_model(folder, dtype=dtype, device="cpu", attention=attention)  # checks the identities
+        assert model.dtype == getattr(torch, dtype)
+        error = (model.forward(tokens).logits.float() - expected).abs().max() / expected.abs().max()
+        assert error <= TOLERANCE[model.dtype], (attention, float(error))

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from mechstudy import dictionaries
-from mechstudy.api import artifacts
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
@@ -19,6 +18,7 @@ from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.formats.hub import is_hub
 from mechstudy.dictionaries.loading import DictionarySet, Place
 from mechstudy.dictionaries.stored import AnyPath
+from mechstudy.study import finished as artifacts
 
 
 def load_dictionaries(

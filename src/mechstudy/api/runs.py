@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import polars as pl
 
-from mechstudy.api import artifacts
 from mechstudy.api.graphs import BehaviourGraph, PromptGraph
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.core.yaml_source import read_yaml
 from mechstudy.report.viewer import auto_label
 from mechstudy.store.artifacts import Artifact
+from mechstudy.study import finished as artifacts
 
 if TYPE_CHECKING:
     from mechstudy.behaviours.prompts import Prompts

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -28,6 +28,8 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    optional: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are left out of the canonical form while they are None: ids from before they existed stay."""
 
     def __init__(self, /, **data: Any) -> None:
         __tracebackhide__ = True
@@ -53,7 +55,23 @@ class Config(BaseModel):
 
     def canonical(self) -> dict[str, Any]:
         """A JSON-able dict of every field, defaults included, tuples as lists. Ids are computed from it."""
-        return self.model_dump(mode="json")
+        return _without_unset(self, self.model_dump(mode="json", by_alias=True))
+
+
+def _without_unset(value: Any, dumped: Any) -> Any:
+    """The dump of a value without the unset optional fields of the configs in it."""
+    if isinstance(value, Config):
+        kept = {}
+        for name, field in type(value).model_fields.items():
+            key, inner = field.alias or name, getattr(value, name)
+            if inner is not None or key not in value.optional:
+                kept[key] = _without_unset(inner, dumped[key])
+        return kept
+    if isinstance(value, tuple | list):
+        return [_without_unset(one, other) for one, other in zip(value, dumped, strict=True)]
+    if isinstance(value, Mapping) and any(isinstance(one, Config) for one in value.values()):
+        return {key: _without_unset(one, dumped[str(key)]) for key, one in value.items()}
+    return dumped
 
 
 def load_config(path: Path, cls: type[C], overrides: Sequence[str] = ()) -> C:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from mechstudy.core.errors import MechstudyError, nearest
@@ -164,14 +165,20 @@ def _not_one_of(path: KeyPath, value: str, valid: list[str], kind: str) -> _Mist
 
 def _unknown_key(path: KeyPath, cls: type[BaseModel], data: Any) -> _Mistake:
     for key in path[:-1]:
-        if key in cls.model_fields:  # otherwise a position in a list, or a key of a mapping
-            cls = next(_models_in(cls.model_fields[str(key)].annotation), cls)
+        fields = _fields(cls)
+        if key in fields:  # otherwise a position in a list, or a key of a mapping
+            cls = next(_models_in(fields[str(key)].annotation), cls)
         data = _child(data, key)
-    valid = list(cls.model_fields)
+    valid = list(_fields(cls))
     close = nearest(str(path[-1]), [name for name in valid if name not in data]) or nearest(str(path[-1]), valid)
     facts = {} if close else {"valid": ", ".join(valid)}
     fix = close if close else f"remove {path[-1]}"
     return _Mistake(path, "unknown key", facts, fix, "extra_forbidden", near=close)
+
+
+def _fields(cls: type[BaseModel]) -> dict[str, FieldInfo]:
+    """A model's fields by the names they have in a file."""
+    return {field.alias or name: field for name, field in cls.model_fields.items()}
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

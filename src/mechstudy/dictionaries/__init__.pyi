@@ -6,6 +6,7 @@ from .crosscoder import relative_norms as relative_norms
 from .dictionary import Dictionary as Dictionary
 from .evaluation.bench import synthetic as synthetic
 from .evaluation.model_effect import language_model_effect as language_model_effect
+from .evaluation.published import published_record as published_record
 from .evaluation.reconstruction import evaluate as evaluate
 from .evaluation.reconstruction import fvu as fvu
 from .evaluation.record import EVALUATION_BATCH as EVALUATION_BATCH

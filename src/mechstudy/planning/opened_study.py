@@ -22,6 +22,7 @@ from mechstudy.study.fingerprints import model_fingerprint
 from mechstudy.study.phases.base import Phase, made_by
 from mechstudy.study.phases.model import ModelPhase
 from mechstudy.study.preflight import check_study, notes, outlines
+from mechstudy.study.published import published_dictionaries, with_published
 from mechstudy.study.run_folder import ARTIFACTS, RunFolder
 from mechstudy.study.study import Study, load_study
 from mechstudy.study.unit import Unit
@@ -110,6 +111,8 @@ def open_study(
     fingerprint = _recorded(out, study.model.source) if folder is None else model_fingerprint(folder)
     choice: Choice | None = None
     try:
+        if study.dictionaries.published is not None:
+            study = with_published(study, published_dictionaries(study.dictionaries, shapes, base))
         if study.dictionaries.source == "auto":
             choice = choose_source(study, lambda named: build_units(named, shapes, fingerprint, base, own_prompts), out)
             study = with_source(study, choice.source)

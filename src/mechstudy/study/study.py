@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from mechstudy.activations.config import PromptCaptureConfig
 from mechstudy.activations.quota import parse_size
@@ -98,8 +98,15 @@ class DictionariesConfig(Config):
     ``layers_per_pass`` bounds the disk, or the window: this many layers are captured, trained and (with
     ``storage.retain: {capture: discard}``) deleted before the next.
     ``variants`` are more dictionaries of every layer from the same rows: other k, other architectures, other seeds.
+    ``from`` names published dictionaries to use instead of training any: a set's folder, a run, ``hf:owner/name``,
+    ``saelens:RELEASE/ID``, a list of these, or one for each layer (``{12: ..., 13: ...}``). ``layers`` selects among
+    them; ``architecture`` and ``site`` are theirs.
     """
 
+    model_config = ConfigDict(populate_by_name=True)
+    optional: ClassVar[frozenset[str]] = frozenset({"from"})
+
+    published: str | tuple[str, ...] | dict[int, str] | None = Field(default=None, alias="from")
     layers: str | int | tuple[int | str, ...] = "all"
     site: SiteKind = "mlp_out"
     architecture: DictionaryConfig = DictionaryConfig()
@@ -107,7 +114,7 @@ class DictionariesConfig(Config):
     model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     store_dtype: Literal["bfloat16", "float32", "int8"] = "bfloat16"
     layers_per_pass: int = Field(10, ge=1)
-    source: Literal["auto", "store", "stream"] = "store"
+    source: Literal["auto", "store", "stream", "published"] = "store"
     window_rows: int = Field(65_536, ge=1_024)
     evaluation_rows: int = Field(16_384, ge=256)
     evaluation_tokens: int = Field(4096, ge=128)
@@ -122,6 +129,19 @@ class DictionariesConfig(Config):
                 fix="sae, transcoder or skip_transcoder here; crosscoders and clts are trained in Python "
                 "(docs/reference/dictionaries.md)",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _published_or_trained(self) -> DictionariesConfig:
+        trained = {"architecture", "training", "variants"} & self.model_fields_set
+        if self.published is not None and trained and self.source != "published":
+            raise MechstudyError(
+                f"`from` names published dictionaries, and {' and '.join(sorted(trained))} how to train some",
+                where=min(trained),
+                fix="one of the two",
+            )
+        if self.published is None and self.source == "published":
+            raise MechstudyError("published dictionaries are named by `from`", where="source", fix="from: <address>")
         return self
 
     @model_validator(mode="after")

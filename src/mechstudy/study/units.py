@@ -53,6 +53,11 @@ class StudyPlan:
         units = self.made_by(phase, **about)
         return [Input(role, unit.name, None if key is None else getattr(unit, key)) for unit in units]
 
+    def dictionaries(self) -> list[Input]:
+        """Every layer's own dictionary, trained or published, as inputs distinguished by their layer."""
+        own = [unit for unit in self.units if unit.phase.report_field == "dictionaries"]
+        return [Input("dictionaries", unit.name, unit.layer) for unit in own]
+
     def gates(self, phase: type[Phase[Any, Any]], behaviour: BehaviourConfig) -> tuple[str, ...]:
         """The names of the phase's units of a behaviour, as gates of another of its units."""
         return tuple(unit.name for unit in self.made_by(phase, behaviour=behaviour.name))

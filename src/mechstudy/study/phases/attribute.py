@@ -21,7 +21,7 @@ from mechstudy.study.phases.base import Command, Output, Phase, count
 from mechstudy.study.phases.baseline import BaselinePhase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.phases.prompts import PromptsArtifact, PromptsPhase, positions_in_order
-from mechstudy.study.phases.train import DictionaryArtifact, TrainPhase, load_all
+from mechstudy.study.phases.train import DictionaryArtifact, load_all
 from mechstudy.study.study import BehaviourConfig
 from mechstudy.study.unit import Unit
 from mechstudy.study.units import StudyPlan
@@ -70,7 +70,7 @@ class AttributePhase(Phase[AttributionConfig, AttributeInputs]):
             inputs = [
                 *plan.inputs("model", ModelPhase),
                 *plan.inputs("prompts", PromptsPhase, behaviour=b.name),
-                *plan.inputs("dictionaries", TrainPhase, key="layer"),
+                *plan.dictionaries(),
             ]
             yield plan.unit(
                 self,

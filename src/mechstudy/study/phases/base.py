@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
 from mechstudy.core.config import Config
 from mechstudy.machine.runtime import Runtime
@@ -26,14 +26,7 @@ I = TypeVar("I")  # noqa: E741  # the inputs
 
 
 class Spec(Config):
-    """A phase's spec. Fields named in ``optional`` do not enter the artifact's id while they are None."""
-
-    optional: ClassVar[frozenset[str]] = frozenset()
-
-    def canonical(self) -> dict[str, Any]:
-        """Every field as plain JSON, without unset optional ones."""
-        values = super().canonical()
-        return {name: value for name, value in values.items() if value is not None or name not in self.optional}
+    """A phase's spec."""
 
     @classmethod
     def of(cls, unit: Unit) -> Self:

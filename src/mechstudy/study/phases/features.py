@@ -15,7 +15,7 @@ from mechstudy.study.phases.attribute import AttributePhase, GraphsArtifact
 from mechstudy.study.phases.base import Phase
 from mechstudy.study.phases.corpus import CorpusArtifact, CorpusPhase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
-from mechstudy.study.phases.train import DictionaryArtifact, TrainPhase, load_all
+from mechstudy.study.phases.train import DictionaryArtifact, load_all
 from mechstudy.study.study import FeaturesConfig
 from mechstudy.study.unit import Unit
 from mechstudy.study.units import StudyPlan
@@ -57,7 +57,7 @@ class FeaturesPhase(Phase[FeaturesSpec, FeaturesInputs]):
         inputs = [
             *plan.inputs("model", ModelPhase),
             *plan.inputs("corpus", CorpusPhase),
-            *plan.inputs("dictionaries", TrainPhase, key="layer"),
+            *plan.dictionaries(),
             *plan.inputs("graphs", AttributePhase, key="behaviour"),
         ]
         yield plan.unit(self, self.kind, spec, inputs, estimate=self.estimate(plan))

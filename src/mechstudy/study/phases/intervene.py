@@ -19,7 +19,7 @@ from mechstudy.study.phases.base import Command, Phase, count
 from mechstudy.study.phases.baseline import BaselinePhase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.phases.prompts import PromptsArtifact, PromptsPhase
-from mechstudy.study.phases.train import DictionaryArtifact, TrainPhase, load_all
+from mechstudy.study.phases.train import DictionaryArtifact, load_all
 from mechstudy.study.study import BehaviourConfig
 from mechstudy.study.unit import Unit
 from mechstudy.study.units import StudyPlan
@@ -62,7 +62,7 @@ class IntervenePhase(Phase[InterventionConfig, InterveneInputs]):
             inputs = [
                 *plan.inputs("model", ModelPhase),
                 *plan.inputs("prompts", PromptsPhase, behaviour=b.name),
-                *plan.inputs("dictionaries", TrainPhase, key="layer"),
+                *plan.dictionaries(),
                 *plan.inputs("graphs", AttributePhase, behaviour=b.name),
             ]
             yield plan.unit(

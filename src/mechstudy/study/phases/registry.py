@@ -25,6 +25,7 @@ PHASES = {
     "stream": "stream:StreamPhase",
     "train": "train:TrainPhase",
     "variant": "train:VariantPhase",
+    "published": "published:PublishedPhase",
     "attribute": "attribute:AttributePhase",
     "features": "features:FeaturesPhase",
     "intervene": "intervene:IntervenePhase",

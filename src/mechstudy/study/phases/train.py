@@ -6,10 +6,11 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mechstudy import activations, dictionaries
 from mechstudy.core.config import Config
+from mechstudy.core.errors import MechstudyError
 from mechstudy.core.work import Estimate, Work
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
 from mechstudy.machine.runtime import Runtime
@@ -21,16 +22,21 @@ from mechstudy.study.phases.capture import CaptureArtifact, CorpusCapturePhase
 from mechstudy.study.phases.corpus import CorpusArtifact, CorpusPhase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.phases.stream import StreamArtifact, StreamPhase, init_seed
+from mechstudy.study.published import sha256_of as published_sha256
 from mechstudy.study.study import VariantConfig
 from mechstudy.study.unit import Input, Unit
 from mechstudy.study.units import StudyPlan
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mechstudy.activations.store import Store
     from mechstudy.dictionaries.dictionary import Dictionary
+    from mechstudy.models.language_model import LanguageModel
 
 CHECKPOINT = "checkpoint.safetensors"
 FOLDER = "dictionary"
+SOURCE = "source.json"  # of a published dictionary, in place of the folder
 _EVALUATED_AT_ONCE = 1024  # tokens
 
 
@@ -59,15 +65,22 @@ class VariantSpec(TrainSpec):
 
 
 class DictionaryArtifact(Output):
-    """A trained dictionary with its evaluation."""
+    """A trained or published dictionary with its evaluation."""
 
     def load(self, runtime: Runtime) -> Dictionary:
-        """The dictionary; kept loaded between units of one process."""
+        """The dictionary; kept loaded between units of one process.
+
+        Raises:
+            MechstudyError: a published dictionary's files are gone, or not those that were judged.
+        """
         key = ("dictionary", self.id, runtime.device)
         if key not in runtime.cache:
-            runtime.cache[key] = dictionaries.load_dictionary(
-                self.artifact.file(f"{FOLDER}/cfg.json").parent, device=runtime.device
-            )
+            if SOURCE in self.artifact.manifest["files"]:
+                runtime.cache[key] = load_published(self.read_json(SOURCE), runtime.device)
+            else:
+                runtime.cache[key] = dictionaries.load_dictionary(
+                    self.artifact.file(f"{FOLDER}/cfg.json").parent, device=runtime.device
+                )
         dictionary: Dictionary = runtime.cache[key]
         return dictionary
 
@@ -87,6 +100,27 @@ class VariantInputs(TrainInputs):
     """What training reads, and the layer's own dictionary to compare with."""
 
     own: DictionaryArtifact
+
+
+def load_published(source: Mapping[str, Any], device: str) -> Dictionary:
+    """The dictionary that ``source.json`` (or a unit's spec) names, at the sites that it names."""
+    path = Path(source["path"])
+    if not path.exists() or published_sha256(path) != source["sha256"]:
+        raise MechstudyError(
+            "the published dictionary was " + ("changed" if path.exists() else "removed"),
+            where=str(path),
+            facts={"from": str(source["address"])},
+            fix="put the same files there again; or run the study again, which judges the new ones",
+        )
+    dictionary = dictionaries.load_dictionary(path, device=device)
+    if isinstance(dictionary, dictionaries.CrossLayerTranscoder):
+        raise MechstudyError(
+            "studies use dictionaries of one layer each, and this is a cross-layer transcoder",
+            where=str(path),
+            fix="a set of per-layer transcoders",
+        )
+    dictionary.cfg = replace(dictionary.cfg, site_in=source["site_in"], site_out=source["site_out"])
+    return dictionary
 
 
 def load_all(artifacts: Mapping[int, DictionaryArtifact], runtime: Runtime) -> dict[int, Dictionary]:
@@ -121,10 +155,10 @@ def training_spec(plan: StudyPlan, layer: int, variant: VariantConfig | None = N
 
 
 def training_estimate(plan: StudyPlan, architecture: DictionaryConfig) -> Estimate:
-    """Training and evaluation of one dictionary; evaluation alone where it was streamed."""
+    """Training and evaluation of one dictionary; evaluation alone where it was streamed, or published."""
     d, c, x, costs = plan.study.dictionaries, plan.study.corpus, plan.shapes, plan.costs
     cost = costs.dictionary(architecture)
-    if d.source == "stream":
+    if d.source != "store":
         cost = cost.streamed()
     tokens = min(d.evaluation_tokens, c.held_out_rows * c.context)
     batches = 2 * -(-tokens // _EVALUATED_AT_ONCE)
@@ -166,6 +200,8 @@ class TrainPhase(Phase[TrainSpec, TrainInputs]):
     )
 
     def units(self, plan: StudyPlan) -> Iterator[Unit]:
+        if plan.study.dictionaries.published is not None:
+            return
         for wave, layers in enumerate(plan.layer_groups):
             for layer in layers:
                 yield plan.unit(
@@ -301,21 +337,30 @@ def _take(
     shutil.copytree(stream.folder(spec.layer, variant), out.path, dirs_exist_ok=True)
     dictionary = cast("Dictionary", dictionaries.load_dictionary(out.path / FOLDER, device=runtime.device))
     corpus = inputs.corpus.load()
-    documents = corpus.held_out[: max(1, spec.evaluation_rows // corpus.held_out.shape[1])]
+    held_out = held_out_rows(
+        inputs.model.load(runtime, spec.model_dtype), corpus.held_out, spec.sites, spec.evaluation_rows, runtime
+    )
+    distinct = corpus.train.shape[0] * (corpus.train.shape[1] - 1)
+    return dictionary, held_out, {"distinct_rows": distinct, "train_sink_rows": None, "mixing": stream.mixing}
+
+
+def held_out_rows(
+    model: LanguageModel, documents: Tensor, sites: tuple[Site, Site], n_rows: int, runtime: Runtime
+) -> dictionaries.FirstBatches:
+    """Rows of two sites of held-out documents [n, T], as forward passes make them."""
+    documents = documents[: max(1, n_rows // documents.shape[1])]
     n_rows = documents.shape[0] * (documents.shape[1] - 1)
     source = activations.StreamBatches(
-        inputs.model.load(runtime, spec.model_dtype),
+        model,
         documents,
-        list(dict.fromkeys(spec.sites)),
+        list(dict.fromkeys(sites)),
         min(dictionaries.EVALUATION_BATCH, n_rows),
         window_rows=n_rows,
         sink_ratio=None,
         batch_tokens=runtime.batch_tokens,
     )
-    view = dictionaries.View(source, *map(str, spec.sites))
-    held_out = dictionaries.FirstBatches(view.batches, max(1, n_rows // source.batch_size))
-    distinct = corpus.train.shape[0] * (corpus.train.shape[1] - 1)
-    return dictionary, held_out, {"distinct_rows": distinct, "train_sink_rows": None, "mixing": stream.mixing}
+    view = dictionaries.View(source, *map(str, sites))
+    return dictionaries.FirstBatches(view.batches, max(1, n_rows // source.batch_size))
 
 
 def _steps(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.jsonio import read_json
 from mechstudy.store.artifacts import Artifact, ArtifactStore
 from mechstudy.study.phases import registry
 from mechstudy.study.run_folder import ARTIFACTS
@@ -42,14 +43,20 @@ def latest(run: Path) -> dict[str, Artifact]:
 
 def of(artifacts: Mapping[str, Artifact], field: str) -> dict[str, Artifact]:
     """The artifacts for a field of `report.ReportData`, by behaviour or layer."""
-    [phase] = [phase.name for phase in registry.phases() if phase.report_field == field]
+    phases = [phase.name for phase in registry.phases() if phase.report_field == field]
     return {
-        name.removeprefix(f"{phase}[").removesuffix("]"): artifact
+        name.removeprefix(f"{artifact.phase}[").removesuffix("]"): artifact
         for name, artifact in artifacts.items()
-        if artifact.phase == phase
+        if artifact.phase in phases
     }
 
 
 def dictionary_folders(artifacts: Mapping[str, Artifact]) -> dict[int, Path]:
-    """The folder of each layer's dictionary."""
-    return {int(layer): one.file("dictionary/cfg.json").parent for layer, one in of(artifacts, "dictionaries").items()}
+    """The folder or file of each layer's dictionary, trained or published."""
+
+    def place(one: Artifact) -> Path:
+        if "source.json" in one.manifest["files"]:
+            return Path(read_json(one.file("source.json"))["path"])
+        return one.file("dictionary/cfg.json").parent
+
+    return {int(layer): place(one) for layer, one in of(artifacts, "dictionaries").items()}

@@ -1,0 +1,108 @@
+"""Phase 3 without training: a published dictionary, judged on the study's corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from mechstudy import dictionaries
+from mechstudy.core.config import Config
+from mechstudy.core.work import Estimate
+from mechstudy.machine.runtime import Runtime
+from mechstudy.models.sites import Site
+from mechstudy.monitoring.expected_usage import PhaseProfile
+from mechstudy.store.artifact_writer import ArtifactWriter
+from mechstudy.study.phases.base import Phase
+from mechstudy.study.phases.corpus import CorpusArtifact, CorpusPhase
+from mechstudy.study.phases.model import ModelArtifact, ModelPhase
+from mechstudy.study.phases.train import SOURCE, held_out_rows, load_published, training_estimate
+from mechstudy.study.published import Published, published_dictionaries, sha256_of
+from mechstudy.study.unit import Unit
+from mechstudy.study.units import StudyPlan
+
+
+class PublishedSpec(Config):
+    """One published dictionary: its address, the checksum of its files, its sites, and how it is judged."""
+
+    layer: int
+    address: str
+    path: str
+    sha256: str
+    site_in: str
+    site_out: str
+    evaluation_rows: int
+    evaluation_tokens: int
+    model_dtype: Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class PublishedInputs:
+    """The model, and the corpus whose held-out documents judge the dictionary."""
+
+    model: ModelArtifact
+    corpus: CorpusArtifact
+
+
+class PublishedPhase(Phase[PublishedSpec, PublishedInputs]):
+    """Judges a published dictionary."""
+
+    kind = name = "published"
+    per = "layer"
+    title, report_field = "Dictionaries", "dictionaries"
+    version = 1
+    spec, inputs = PublishedSpec, PublishedInputs
+    usage = PhaseProfile(gpu=(0.40, 0.60))
+
+    def units(self, plan: StudyPlan) -> Iterator[Unit]:
+        """One unit per layer, if the study names published dictionaries."""
+        d = plan.study.dictionaries
+        if d.published is None:
+            return
+        for one in published_dictionaries(d, plan.shapes, plan.base):
+            spec = PublishedSpec(
+                layer=one.layer,
+                address=one.address,
+                path=str(one.path),
+                sha256=one.sha256,
+                site_in=f"{str(one.about['site_in']).partition('.')[0]}.{one.layer}",
+                site_out=f"{str(one.about['site_out']).partition('.')[0]}.{one.layer}",
+                evaluation_rows=d.evaluation_rows,
+                evaluation_tokens=d.evaluation_tokens,
+                model_dtype=d.model_dtype,
+            )
+            inputs = [*plan.inputs("model", ModelPhase), *plan.inputs("corpus", CorpusPhase)]
+            yield plan.unit(
+                self, f"published[{one.layer}]", spec, inputs, layer=one.layer, estimate=self.estimate(plan, one)
+            )
+
+    def estimate(self, plan: StudyPlan, one: Published) -> Estimate:
+        """Evaluation on held-out documents."""
+        estimate = training_estimate(plan, plan.study.dictionaries.architecture)
+        shapes = {"width": f"{one.about['d_in']} > {one.about['d_sae']:,} > {one.about['d_out']}"}
+        return replace(estimate, bytes_on_disk=40_000, note=f"from {one.address}", shapes=shapes, payload={})
+
+    def run(self, spec: PublishedSpec, inputs: PublishedInputs, out: ArtifactWriter, runtime: Runtime) -> None:
+        """Writes ``evaluation.json``, and ``source.json``: where the dictionary is from and whose it is."""
+        source = spec.canonical() | {"site_in": spec.site_in, "site_out": spec.site_out}
+        dictionary = load_published(source, runtime.device)
+        model, held_out = inputs.model.load(runtime, spec.model_dtype), inputs.corpus.load().held_out
+        sites = Site.parse(spec.site_in), Site.parse(spec.site_out)
+        rows = held_out_rows(model, held_out, sites, spec.evaluation_rows, runtime)
+        record = dictionaries.published_record(
+            dictionary, rows, model, held_out, layer=spec.layer, n_tokens=spec.evaluation_tokens
+        )
+        for finding in record["health"]:
+            runtime.progress.log(f"layer {spec.layer}: {finding['text']}; {finding['fix']}")
+        metadata = dictionary.cfg.metadata
+        credit = {"made_for": metadata.get("model_name"), "architecture": metadata.get("architecture")}
+        names = ("address", "path", "sha256", "site_in", "site_out")
+        out.write_json("evaluation.json", record)
+        out.write_json(SOURCE, {name: source[name] for name in names} | credit)
+
+    def changed(self, spec: PublishedSpec, base: Path) -> str | None:
+        """The dictionary, if its files are gone or others."""
+        path = Path(spec.path)
+        same = path.exists() and sha256_of(path) == spec.sha256
+        return None if same else f"the dictionary of layer {spec.layer} ({spec.address})"

@@ -1,0 +1,188 @@
+"""Published dictionaries that a study names with ``dictionaries.from``: where each layer's is, and what it is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mechstudy import dictionaries
+from mechstudy.core.errors import MechstudyError
+from mechstudy.dictionaries.config import DictionaryConfig
+from mechstudy.models.sites import Site, parse_layers
+from mechstudy.study import finished
+from mechstudy.study.fingerprints import file_fingerprint
+
+if TYPE_CHECKING:
+    from mechstudy.models.shapes import ModelShapes
+    from mechstudy.study.study import DictionariesConfig, Study
+
+FIELD = "dictionaries.from"
+_TYPICAL_K = 64  # where the activation has none
+SAELENS = "saelens:"
+
+
+@dataclass(frozen=True)
+class Published:
+    """One dictionary: its address, the folder or file it is read from, and what that says of itself."""
+
+    layer: int
+    address: str
+    path: Path
+    sha256: str
+    about: Mapping[str, Any]
+
+
+def published_dictionaries(config: DictionariesConfig, shapes: ModelShapes, base: Path) -> tuple[Published, ...]:
+    """The dictionaries that a study uses, by layer in order.
+
+    Args:
+        config: with ``published`` set; ``layers`` selects among them.
+        shapes: of the model they are for.
+        base: the folder that relative addresses start from.
+
+    Raises:
+        MechstudyError: an address cannot be read, names no layer, or two name the same; a layer has none, or another
+            width than the model. ``where`` is the field.
+    """
+    given = config.published
+    assert given is not None
+    given = [given] if isinstance(given, str) else given
+    listed = given.items() if isinstance(given, Mapping) else [(None, address) for address in given]
+    by_layer: dict[int, Published] = {}
+    for layer, address in listed:
+        for one in _read(address, base, layer):
+            if one.layer in by_layer:
+                raise MechstudyError(
+                    f"two dictionaries are of layer {one.layer}",
+                    where=FIELD,
+                    facts={"one": str(by_layer[one.layer].path), "the other": str(one.path)},
+                    fix="name one of them: {LAYER: ADDRESS}",
+                )
+            _check(one, shapes)
+            by_layer[one.layer] = one
+    if config.layers == "all":
+        return tuple(by_layer[layer] for layer in sorted(by_layer))
+    wanted = parse_layers(config.layers, shapes.n_layers)
+    if missing := [layer for layer in wanted if layer not in by_layer]:
+        raise MechstudyError(
+            f"no dictionary of layer {missing[0]} is among them",
+            where=FIELD,
+            facts={"layers": ", ".join(map(str, sorted(by_layer)))},
+            fix="dictionaries.layers: all, or some of these",
+        )
+    return tuple(by_layer[layer] for layer in wanted)
+
+
+def with_published(study: Study, found: Sequence[Published]) -> Study:
+    """The study with the layers, sites and sizes of its published dictionaries, which its costs are computed from."""
+    kinds = {str(one.about["kind"]) for one in found}
+    kind = next((kind for kind in ("sae", "skip_transcoder") if kind in kinds), "transcoder")
+    d_sae = max(int(one.about["d_sae"]) for one in found)
+    k = max((int(one.about["k"]) for one in found if one.about["k"]), default=min(_TYPICAL_K, d_sae))
+    update = {
+        "source": "published",
+        "layers": tuple(one.layer for one in found),
+        "architecture": DictionaryConfig(kind=kind, d_sae=d_sae, k=k),  # type: ignore[arg-type]  # one of the kinds
+        "site": str(found[0].about["site_in"]).partition(".")[0] if kind == "sae" else study.dictionaries.site,
+    }
+    return study.model_copy(update={"dictionaries": study.dictionaries.model_copy(update=update)})
+
+
+def _read(address: str, base: Path, layer: int | None) -> Iterator[Published]:
+    address = _saelens(address) if address.startswith(SAELENS) else address
+    place: str | Path = address
+    if not address.startswith("hf:"):
+        place = (base / Path(address).expanduser()).resolve()
+        if not place.exists():
+            raise MechstudyError(
+                f"there is no file or folder {place}",
+                where=FIELD,
+                fix="a path relative to the study file's folder, or hf:owner/name/folder@revision",
+            )
+    try:
+        if isinstance(place, Path) and finished.is_run(place):
+            folders = finished.dictionary_folders(finished.latest(place)).values()
+            entries = [entry for folder in folders for entry in dictionaries.describe(folder)]
+        else:
+            entries = dictionaries.describe(place)
+    except MechstudyError as error:
+        what = error.what if error.where is None else f"{error.what} ({error.where})"
+        raise MechstudyError(what, where=FIELD, facts=error.facts, fix=error.fix) from error
+    if layer is not None and len(entries) != 1:
+        raise MechstudyError(
+            f"{address} holds {len(entries)} dictionaries, and layer {layer} needs one",
+            where=FIELD,
+            fix="the folder of one",
+        )
+    for about in entries:
+        path = Path(about["place"])
+        yield Published(_layer(about, layer), address, path, sha256_of(path), about)
+
+
+def _layer(about: Mapping[str, Any], layer: int | None) -> int:
+    if layer is not None:
+        return layer
+    try:
+        return Site.parse(str(about["site_in"])).layer
+    except MechstudyError:
+        raise MechstudyError(
+            f"the dictionary does not name its layer: it reads {about['site_in']!r}",
+            where=FIELD,
+            facts={"dictionary": str(about["place"])},
+            fix="{LAYER: ADDRESS}",
+        ) from None
+
+
+def _check(one: Published, shapes: ModelShapes) -> None:
+    if one.layer >= shapes.n_layers:
+        raise MechstudyError(
+            f"the dictionary in {one.path.name} is of layer {one.layer}, which the model does not have",
+            where=FIELD,
+            facts={"model": f"{shapes.n_layers} layers of width {shapes.d_model}"},
+            fix="dictionaries of this model",
+        )
+    for end in ("in", "out"):
+        kind = str(one.about[f"site_{end}"]).partition(".")[0]
+        width = shapes.width(kind)
+        if one.about[f"d_{end}"] != width:
+            raise MechstudyError(
+                f"the dictionary of layer {one.layer} has width {one.about[f'd_{end}']} at {kind}, the model {width}",
+                where=FIELD,
+                facts={"dictionary": str(one.path), "made for": str(one.about.get("model") or "not said")},
+                fix="dictionaries of this model",
+            )
+
+
+def sha256_of(path: Path) -> str:
+    """Over the names and contents of the files of one dictionary."""
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {file_fingerprint(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _saelens(address: str) -> str:
+    """The hub address of ``saelens:RELEASE/ID``, from the registry of the installed sae-lens."""
+    try:
+        from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+    except ImportError:
+        raise MechstudyError(
+            f"{address} is an entry of SAELens' registry, and sae-lens is not installed",
+            where=FIELD,
+            fix="pip install sae-lens, or the repository itself: hf:owner/name/folder",
+        ) from None
+    release, _, name = address.removeprefix(SAELENS).partition("/")
+    directory = get_pretrained_saes_directory()
+    if release not in directory or name not in directory[release].saes_map:
+        known = directory[release].saes_map if release in directory else directory
+        raise MechstudyError(
+            f"SAELens' registry has no {name if release in directory else release!r}",
+            where=FIELD,
+            facts={"known": ", ".join(list(known)[:8])},
+            fix="saelens:RELEASE/ID",
+        )
+    return f"hf:{directory[release].repo_id}/{directory[release].saes_map[name]}"

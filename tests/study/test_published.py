@@ -1,0 +1,133 @@
+"""Studies of published dictionaries: from the file to the report, without training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import mechstudy as ms
+from mechstudy.core.errors import MechstudyError
+from mechstudy.planning.opened_study import open_study
+from mechstudy.study.finished import dictionary_folders, latest
+from mechstudy.study.phases.train import load_published
+from tests.support.interventions_world import transcoder
+from tests.support.tiny_study import write_study
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A study's files, and ``set``: two transcoders of its model that somebody has trained."""
+    folder = tmp_path_factory.mktemp("published")
+    write_study(folder)
+    for layer in (0, 2):
+        transcoder(16, layer, n_features=24).to(dtype=torch.float32).save(folder / "set" / f"layer_{layer}")
+    return folder
+
+
+def study(folder: Path, name: str, **dictionaries: object) -> Path:
+    config = yaml.safe_load((folder / "study.yaml").read_text())
+    kept = {key: config["dictionaries"][key] for key in ("model_dtype", "evaluation_rows", "evaluation_tokens")}
+    config["dictionaries"] = kept | dictionaries
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(config | {"name": name}))
+    return file
+
+
+def units(file: Path) -> dict[str, object]:
+    return {unit.name: unit for unit in open_study(file).units}
+
+
+@pytest.fixture(scope="module")
+def run(world) -> ms.Run:
+    file = study(world, "whole", **{"from": "set"})
+    return ms.Study.load(file, out=world / "runs" / "whole", say=lambda _: None).run()
+
+
+def test_nothing_is_captured_or_trained(world):
+    planned = units(study(world, "planned", **{"from": "set"}))
+    kinds = {unit.phase.kind for unit in planned.values()}
+    assert "published" in kinds and not kinds & {"capture", "train", "stream", "variant"}
+    assert [name for name in planned if name.startswith("published")] == ["published[0]", "published[2]"]
+
+
+def test_a_study_runs_to_its_report(run, world):
+    assert set(run.dictionaries) == {0, 2}
+    evaluation = json.loads((latest(run.path)["published[2]"].path / "evaluation.json").read_text())
+    assert (evaluation["site_in"], evaluation["d_sae"], evaluation["steps"]) == ("mlp_in.2", 24, None)
+    assert evaluation["fvu"] > 1 and "no better than the mean" in evaluation["health"][0]["text"]
+    source = json.loads((latest(run.path)["published[2]"].path / "source.json").read_text())
+    assert source["address"] == "set" and source["path"] == str(world / "set" / "layer_2")
+    page = (run.path / "report" / "index.html").parent / "dictionaries.html"
+    assert "mlp_in" in page.read_text()
+
+
+def test_graphs_are_of_the_published_features(run, world):
+    own = ms.load_dictionaries(world / "set")
+    model = ms.load_model(world / "model", device="cpu")
+    pair = ms.load_prompts(world / "prompts.jsonl", model, split="train")[0]
+    scores = ms.attribute(model, own, pair).scores()
+    assert scores["conservation_residual_max"] < 1e-4
+
+
+def test_one_layer_and_a_mapping_and_a_run(world, run):
+    assert list(units(study(world, "one", **{"from": "set", "layers": [2]})))[-5:]
+    one = units(study(world, "one", **{"from": {1: "set/layer_2"}}))
+    spec = one["published[1]"].spec
+    assert (spec.site_in, spec.path) == ("mlp_in.1", str(world / "set" / "layer_2"))
+    trained = ms.Study.load(world / "study.yaml", out=world / "runs" / "trained", say=lambda _: None)
+    trained.run(["train[0]", "train[1]"])
+    folders = dictionary_folders(latest(world / "runs" / "trained"))
+    again = units(study(world, "again", **{"from": "runs/trained"}))
+    assert again["published[1]"].spec.path == str(folders[1])
+
+
+@pytest.mark.parametrize(
+    ("dictionaries", "message"),
+    [
+        ({"from": "nowhere"}, "there is no file or folder"),
+        ({"from": "set", "layers": [1]}, "no dictionary of layer 1"),
+        ({"from": ["set", "set/layer_2"]}, "two dictionaries are of layer 2"),
+        ({"from": {9: "set/layer_2"}}, "layer 9, which the model does not have"),
+        ({"from": {1: "set"}}, "holds 2 dictionaries"),
+        ({"from": "set", "training": {"steps": 5}}, "how to train some"),
+        ({"source": "published"}, "published dictionaries are named by"),
+        ({"from": "saelens:gpt2-small/x"}, "sae-lens is not installed|registry has no"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_at_the_field(world, dictionaries, message):
+    with pytest.raises(MechstudyError, match=message) as error:
+        open_study(study(world, "refused", **dictionaries))
+    assert "refused.yaml" in str(error.value) and "dictionaries" in str(error.value)
+
+
+def test_a_dictionary_of_another_width_is_refused(world):
+    transcoder(8, 1, n_features=12).to(dtype=torch.float32).save(world / "narrow")
+    with pytest.raises(MechstudyError, match="has width 8 at mlp_in, the model 16"):
+        open_study(study(world, "narrow", **{"from": "narrow"}))
+
+
+def test_other_files_are_another_study_and_a_changed_file_is_refused(world):
+    shutil.copytree(world / "set", world / "copy")
+    file = study(world, "changing", **{"from": "copy"})
+    before = units(file)["published[0]"].spec
+    mine = ms.Study.load(file, out=world / "runs" / "changing", say=lambda _: None)
+    finished = mine.run(["published[0]"])
+    source = json.loads((latest(finished.path)["published[0]"].path / "source.json").read_text())
+    assert load_published(source, "cpu").cfg.k == 8
+    transcoder(16, 0, n_features=24, k=7).to(dtype=torch.float32).save(world / "copy" / "layer_0")
+    after = units(file)["published[0]"].spec
+    assert before.sha256 != after.sha256 and finished.path.exists()
+    with pytest.raises(MechstudyError, match="was changed"):
+        load_published(source, "cpu")
+
+
+def test_a_study_without_published_dictionaries_is_stored_as_before(world):
+    canonical = open_study(world / "study.yaml").study.canonical()
+    assert "from" not in canonical["dictionaries"] and "published" not in canonical["dictionaries"]

@@ -71,7 +71,7 @@ class Rebuilding:
         if self._opened.model is None:
             return "the model is not on this machine"
         mine = next((unit.canonical_spec for unit in self._opened.made_by(ModelPhase)), {})
-        same = all(spec.get(key) == mine.get(key) for key in ("source", "fingerprint"))
+        same = all(spec.get(key) == mine.get(key) for key in ("source", "fingerprint", "sha256"))
         return None if same else "the study has another model now"
 
 

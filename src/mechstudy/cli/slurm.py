@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -45,6 +46,7 @@ def submit(
     [dim]mechstudy submit study.yaml --profile-name snellius --dry-run[/]
     """
     asked = _asked(study, overrides(sets), out, profile_name, "submit", fetch=not dry_run)
+    _say_ignored()
     if dry_run:
         show_dry_run(asked, slurm.submission.show(asked))
     else:
@@ -64,6 +66,7 @@ def resume(study: StudyFile, profile_name: ProfileName = None, sets: Sets = None
     if latest is not None:
         changes, profile = changes or latest.overrides, profile or latest.profile
     asked = _asked(study, changes, out, profile, "resume", fetch=True)
+    _say_ignored()
     _show_result(asked, slurm.submission.submit(asked, say))
 
 
@@ -164,6 +167,14 @@ def _asked(
     opened = planning.open_study(file, changes, out=out, fetch=fetch, say=say)
     config, where = slurm.resolved(opened.study.compute, opened.lines, profile)
     return slurm.Asked(opened, config, where, profile, command)
+
+
+def _say_ignored() -> None:
+    """Says which variables of this shell would have changed what jobs ask for."""
+    if ignored := slurm.ignored_requests():
+        say(f"note: not handed on to Slurm, jobs get what compute.slurm says: {', '.join(ignored)}")
+    if job := os.environ.get("SLURM_JOB_ID"):
+        say(f"note: this shell is in job {job}: nothing of that job is handed on")
 
 
 def _show_result(asked: slurm.Asked, result: slurm.Result) -> None:

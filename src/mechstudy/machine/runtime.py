@@ -68,6 +68,7 @@ class Runtime:
         options: of the run; ``device``, ``threads`` and ``batch_tokens`` are what they resolved to for this unit.
         cache: keeps models loaded between units of one process.
         chosen: what the phase decided by measuring, for the manifest.
+        record: what else the manifest's ``runtime`` holds.
         group: the processes that share the unit.
         absent: ``{name, status, reason}`` of each input that does not exist.
     """
@@ -79,6 +80,7 @@ class Runtime:
     progress: Progress = field(default_factory=NullProgress)
     cache: dict[Any, Any] = field(default_factory=dict)
     chosen: dict[str, str] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
     group: ProcessGroup = field(default_factory=ProcessGroup)
     absent: Sequence[Mapping[str, Any]] = ()
 
@@ -97,6 +99,7 @@ class Runtime:
             "profile": self.options.trace_folder is not None,
             **({"world_size": n, "peak_rss_bytes_of_helpers": list(self.group.peaks)} if n > 1 else {}),
             **self.chosen,
+            **self.record,
         }
 
 

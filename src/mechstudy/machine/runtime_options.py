@@ -48,6 +48,7 @@ class RunOptions(RuntimeOptions):
     """The options of one run.
 
     ``base`` is the study file's folder, where relative paths start; ``quota`` bounds the bytes of all artifacts.
+    ``model_revision`` is the commit of a hub's model whose source names a branch or none.
     ``trace_folder`` receives torch profiler traces, ``snapshot_folder`` memory snapshots. ``resume`` gives units a
     checkpoint to start from; ``by_unit`` holds options of units that run differently from the rest.
     """
@@ -55,6 +56,7 @@ class RunOptions(RuntimeOptions):
     quota: int | None = None
     seed: int = 0
     base: Path = Path()
+    model_revision: str | None = None
     trace_folder: Path | None = None
     snapshot_folder: Path | None = None
     resume: Mapping[str, Path] = {}

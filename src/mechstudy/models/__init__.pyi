@@ -7,6 +7,8 @@ from .language_model import Output as Output
 from .loading import load_folder as load_folder
 from .loading import load_model as load_model
 from .local_files import local_folder as local_folder
+from .local_files import other_snapshots as other_snapshots
+from .local_files import pinned_source as pinned_source
 from .precision import faster_dtype as faster_dtype
 from .sites import Site as Site
 from .sites import parse_layers as parse_layers

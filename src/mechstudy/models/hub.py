@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub  # imports its client at the first call
+from huggingface_hub import constants
 
 from mechstudy.core.errors import MechstudyError
 
@@ -64,6 +65,13 @@ def cached_folder(repo: str, *, patterns: Sequence[str], revision: str | None = 
             )
     except Exception:  # the client raises many kinds; each means that the snapshot cannot be used
         return None
+
+
+def cached_snapshots(repo: str) -> list[Path]:
+    """Every snapshot of a model repository in the hub's cache, newest first, complete or not."""
+    folder = Path(constants.HF_HUB_CACHE) / constants.REPO_ID_SEPARATOR.join(["models", *repo.split("/")])
+    snapshots = (path for path in (folder / "snapshots").glob("*") if path.is_dir())
+    return sorted(snapshots, key=lambda path: (path.stat().st_mtime, path.name), reverse=True)
 
 
 def partial_folder(repo: str, *, revision: str | None = None) -> Path | None:

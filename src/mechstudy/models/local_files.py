@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from mechstudy.models.folder import check_config, check_folder, is_converted, re
 from mechstudy.models.known import known_config
 from mechstudy.models.sources import HUB_FILES, gguf_folder, resolve_source, wheel_and_sha256, wheel_folder
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 NOT_FETCHED = "not fetched"  # in place of the fingerprint of files that are not on this machine yet
 
 # Wheels that hold a well-known model, so that a first plan needs no download. A test compares each with its model.
@@ -87,6 +89,26 @@ def _only_config(source: str, base: Path) -> bool:
 
 def _converted(folder: Path) -> Path | None:
     return folder if is_converted(folder) else None
+
+
+def other_snapshots(source: str) -> list[Path]:
+    """Complete snapshots of a hub's model in its cache, of any commit; none where the source names a commit."""
+    kind, _, rest = source.partition(":")
+    repo, _, revision = rest.partition("@")
+    if kind != "hf" or _COMMIT.fullmatch(revision):
+        return []
+    folders: list[Path] = []
+    for snapshot in hub.cached_snapshots(repo):
+        with suppress(MechstudyError):  # a broken snapshot of another commit is not what is asked for
+            if (folder := _hub_folder(f"{repo}@{snapshot.name}")) is not None:
+                folders.append(folder)
+    return folders
+
+
+def pinned_source(source: str, commit: str | None) -> str:
+    """The source with the commit that its branch, tag or default was; other sources are returned unchanged."""
+    kind, _, rest = source.partition(":")
+    return f"hf:{rest.partition('@')[0]}@{commit}" if kind == "hf" and commit else source
 
 
 def _hub_folder(spec: str) -> Path | None:

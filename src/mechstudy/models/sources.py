@@ -5,7 +5,6 @@ Torch and transformers are imported only where a GGUF file has to be converted, 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -23,6 +22,7 @@ from mechstudy.machine.cache import cache_folder
 from mechstudy.models import hub
 from mechstudy.models.folder import CARD, check_folder, is_converted
 from mechstudy.models.known import similar_models
+from mechstudy.store.digests import file_sha256
 
 # sha256 of wheels that hold a model.
 KNOWN_WHEELS = {
@@ -117,7 +117,7 @@ def gguf_folder(file: Path) -> Path:
             where=str(file),
             fix="join them: llama-gguf-split --merge FIRST_PART JOINED.gguf",
         )
-    return cache_folder() / "models" / f"{file.stem}-{_sha256(file)[:12]}"
+    return cache_folder() / "models" / f"{file.stem}-{file_sha256(file)[:12]}"
 
 
 # ------------------------------------------------------------------------------------------ fetching
@@ -197,7 +197,12 @@ def _convert(gguf: Path, folder: Path, source: str) -> Path:
     partial = folder.with_name(folder.name + f".partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     written_name = convert_gguf(gguf, partial)
-    card = {"name": gguf_name(gguf.stem, written_name), "source": source, "gguf": gguf.name, "sha256": _sha256(gguf)}
+    card = {
+        "name": gguf_name(gguf.stem, written_name),
+        "source": source,
+        "gguf": gguf.name,
+        "sha256": file_sha256(gguf),
+    }
     (partial / CARD).write_text(json.dumps(card, indent=2) + "\n")
     try:
         partial.rename(folder)
@@ -225,13 +230,8 @@ def _scratch() -> Iterator[Path]:
         yield Path(name)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
 def _check_sha256(path: Path, expected: str) -> None:
-    actual = _sha256(path)
+    actual = file_sha256(path)
     if actual != expected:
         raise MechstudyError(
             f"{path.name} is not the file that was expected",

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mechstudy.core.config import Lines
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.sizes import human
 from mechstudy.machine.runtime_options import RunOptions, RuntimeOptions
-from mechstudy.models.folder import read_config
-from mechstudy.models.local_files import NOT_FETCHED, config_without_fetching, local_folder
+from mechstudy.models.folder import hub_revision, read_config
+from mechstudy.models.local_files import NOT_FETCHED, config_without_fetching, local_folder, pinned_source
 from mechstudy.models.shapes import ModelShapes, shapes_of
 from mechstudy.models.sources import resolve_source
 from mechstudy.planning.source_choice import Choice, choose_source, with_source
+from mechstudy.store.digests import bytes_to_read
 from mechstudy.store.manifest import MANIFEST, read_manifest
 from mechstudy.study.dag import Evaluation, Graph
-from mechstudy.study.fingerprints import model_fingerprint
+from mechstudy.study.fingerprints import Content, model_files
 from mechstudy.study.phases.base import Phase, made_by
-from mechstudy.study.phases.model import ModelPhase
+from mechstudy.study.phases.model import ModelPhase, content_of
 from mechstudy.study.preflight import check_study, notes, outlines
 from mechstudy.study.published import published_dictionaries, with_published
 from mechstudy.study.run_folder import ARTIFACTS, RunFolder
 from mechstudy.study.study import Study, load_study
 from mechstudy.study.unit import Unit
-from mechstudy.study.units import build_units
+from mechstudy.study.units import build_units, with_earlier_specs
+
+_LONG = 1 << 30  # bytes that take a second or more to read
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class OpenedStudy:
             **{name: getattr(compute, name) for name in RuntimeOptions.model_fields},
             quota=self.study.storage.quota_bytes,
             seed=self.study.seed,
+            model_revision=None if self.model is None else hub_revision(self.model),
             base=self.file.parent.resolve(),
         )
 
@@ -103,23 +109,30 @@ def open_study(
     except MechstudyError as error:
         raise _located(error, lines) from error
     try:
-        folder, shapes = _model(study.model.source, base, fetch, say)
+        source, pin_note = _pinned(out or Path("runs") / study.name, study.model.source, base)
+        folder, shapes = _model(source, base, fetch, say)
     except MechstudyError as error:
         what = error.what if error.where is None else f"{error.what} ({error.where})"
         raise lines.error("model.source", what, facts=error.facts, fix=error.fix) from error
     out = out or Path("runs") / study.name
-    fingerprint = _recorded(out, study.model.source) if folder is None else model_fingerprint(folder)
+    content = _recorded(out, study.model.source) if folder is None else _content(study, folder, say)
+    store = RunFolder(out).store
+
+    def units_of(named: Study) -> list[Unit]:
+        units = build_units(named, shapes, content.fingerprint, base, own_prompts, content.sha256)
+        return with_earlier_specs(units, store, base)
+
     choice: Choice | None = None
     try:
         if study.dictionaries.published is not None:
             study = with_published(study, published_dictionaries(study.dictionaries, shapes, base))
         if study.dictionaries.source == "auto":
-            choice = choose_source(study, lambda named: build_units(named, shapes, fingerprint, base, own_prompts), out)
+            choice = choose_source(study, units_of, out)
             study = with_source(study, choice.source)
-        units = build_units(study, shapes, fingerprint, base, own_prompts)
+        units = units_of(study)
     except MechstudyError as error:
         raise _located(error, lines) from error
-    study_notes = (*notes(study, own_prompts), *([choice.note()] if choice is not None else []))
+    study_notes = (*notes(study, own_prompts), *([choice.note()] if choice is not None else []), *pin_note)
     for note in study_notes if fetch else ():
         say(f"note: {note}")
     return OpenedStudy(file, study, lines, shapes, folder, units, out, tuple(overrides), study_notes, choice)
@@ -135,15 +148,45 @@ def _model(source: str, base: Path, fetch: bool, say: Callable[[str], None]) -> 
     return folder, shapes_of(read_config(folder))
 
 
-def _recorded(run: Path, source: str) -> str:
-    """The fingerprint that the run's artifacts record of a model that is not on this machine.
+def _content(study: Study, folder: Path, say: Callable[[str], None]) -> Content:
+    code = study.model.trust_remote_code
+    if (unread := bytes_to_read(model_files(folder, code=code).values())) > _LONG:
+        say(f"reading the model's files for their checksums ({human(unread)}); this happens once")
+    return content_of(study.model.source, folder, code=code)
+
+
+def _pinned(run: Path, source: str, base: Path) -> tuple[str, list[str]]:
+    """The source at the commit that the run's model unit used, if it is a hub's; and a note where that has moved on."""
+    kind, _, rest = source.partition(":")
+    if kind != "hf":
+        return source, []
+    begun: list[tuple[str, str]] = []
+    for artifact in RunFolder(run).store.others(ModelPhase.name, ModelPhase.name, ""):
+        with suppress(MechstudyError):
+            model = artifact.read_json("model.json")
+            if model.get("source") == source and model.get("revision"):
+                begun.append((str(artifact.manifest.get("started")), str(model["revision"])))
+    if not begun:
+        return source, []
+    commit = max(begun)[1]
+    now = local_folder(source, base)
+    newer = None if now is None else hub_revision(now)
+    moved = f"{source} is commit {commit[:12]} in this run, as it began; in the cache it is now {str(newer)[:12]}"
+    fix = f"name another --out, or model.source: hf:{rest.partition('@')[0]}@{newer}, to study that"
+    return pinned_source(source, commit), [f"{moved}: {fix}"] if newer not in (None, commit) else []
+
+
+def _recorded(run: Path, source: str) -> Content:
+    """The identity that the run's artifacts record of a model that is not on this machine.
 
     An archive may come from another machine. `NOT_FETCHED` where there is no record, or several disagree.
     """
     manifests = [read_manifest(path.parent) for path in (run / ARTIFACTS / ModelPhase.name).glob(f"*/{MANIFEST}")]
     specs = [manifest["spec"] for manifest in manifests if manifest is not None]
-    fingerprints = {str(spec.get("fingerprint")) for spec in specs if spec.get("source") == source}
-    return fingerprints.pop() if len(fingerprints) == 1 else NOT_FETCHED
+    found = {
+        Content(str(spec.get("fingerprint")), spec.get("sha256")) for spec in specs if spec.get("source") == source
+    }
+    return found.pop() if len(found) == 1 else Content(NOT_FETCHED)
 
 
 def _located(error: MechstudyError, lines: Lines) -> MechstudyError:

@@ -60,6 +60,7 @@ def run_unit(job: Job, cache: dict[Any, Any], stream: TextIO | None = None) -> O
 def _publish(job: Job, cache: dict[Any, Any], stream: TextIO | None) -> Artifact:
     unit, phase = job.unit, job.unit.phase
     artifacts = job.load_inputs()
+    _refuse_changed_files(job)
     writer = job.writer(artifacts)
     if (checkpoint := job.options.resume.get(unit.name)) is not None:
         with atomic_path(writer.scratch / CHECKPOINT) as temporary:  # where a training unit looks for its own
@@ -87,7 +88,18 @@ def _publish(job: Job, cache: dict[Any, Any], stream: TextIO | None) -> Artifact
     fits = min(runtime.batch_tokens, learned.tokens or runtime.batch_tokens)
     if fits < job.options.batch_tokens:
         _remember_batch(job, device, fits, asked)
+    _refuse_changed_files(job)  # while it ran
     return writer.publish(runtime.info())
+
+
+def _refuse_changed_files(job: Job) -> None:
+    """Refuses a unit whose files of the user are not those of its spec: its id would be wrong."""
+    if (changed := job.unit.phase.changed(job.unit.spec, job.options.base)) is not None:
+        raise MechstudyError(
+            f"{changed} has changed since the study was opened",
+            where=job.unit.name,
+            fix="the same command again, with what is there now; on Slurm `mechstudy cancel`, then `mechstudy resume`",
+        )
 
 
 def _runtime(

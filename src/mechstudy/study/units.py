@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from mechstudy.behaviours.user import Outline
+from mechstudy.core.config import Config
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.seeds import seed_for
 from mechstudy.core.work import Estimate
 from mechstudy.models.shapes import ModelShapes
 from mechstudy.models.sites import parse_layers
+from mechstudy.store.artifacts import ArtifactStore
 from mechstudy.study.costs import Costs
 from mechstudy.study.dag import Graph
 from mechstudy.study.phases import registry
@@ -28,12 +30,20 @@ class StudyPlan:
         fingerprint: of the model's files, so that other weights under the same name are another study.
         base: the study file's folder; relative paths start there.
         outlines: of the behaviours' own prompt files; only estimates use them.
+        sha256: of what the fingerprint does not read (`fingerprints.Content`).
     """
 
     def __init__(
-        self, study: Study, shapes: ModelShapes, fingerprint: str, base: Path, outlines: Mapping[str, Outline]
+        self,
+        study: Study,
+        shapes: ModelShapes,
+        fingerprint: str,
+        base: Path,
+        outlines: Mapping[str, Outline],
+        sha256: str | None = None,
     ) -> None:
-        self.study, self.shapes, self.fingerprint, self.base = study, shapes, fingerprint, base
+        self.study, self.shapes, self.base = study, shapes, base
+        self.fingerprint, self.sha256 = fingerprint, sha256
         self.costs = Costs(study, shapes, outlines)
         self.layers = layers_of(study.dictionaries.layers, shapes.n_layers, "dictionaries.layers")
         self.units: list[Unit] = []
@@ -89,7 +99,12 @@ def span(layers: Sequence[int]) -> str:
 
 
 def build_units(
-    study: Study, shapes: ModelShapes, fingerprint: str, base: Path, outlines: Mapping[str, Outline] | None = None
+    study: Study,
+    shapes: ModelShapes,
+    fingerprint: str,
+    base: Path,
+    outlines: Mapping[str, Outline] | None = None,
+    sha256: str | None = None,
 ) -> list[Unit]:
     """Every unit of the study, inputs before their readers, wave by wave.
 
@@ -98,16 +113,30 @@ def build_units(
         fingerprint: of the model's files, so that other weights under the same name are another study.
         base: the study file's folder; relative paths in the study start there.
         outlines: of the behaviours' own prompt files (`preflight.outlines`); only estimates use them.
+        sha256: of what the model's fingerprint does not read (`fingerprints.Content`).
 
     Raises:
         MechstudyError: a layer, a width or a file that does not exist; ``where`` is the field of the study.
     """
     assert study.dictionaries.source != "auto", "planning.source_choice comes first"
-    plan = StudyPlan(study, shapes, fingerprint, base, outlines or {})
+    plan = StudyPlan(study, shapes, fingerprint, base, outlines or {}, sha256)
     for phase in registry.phases():
         plan.units.extend(phase.units(plan))
     graph = Graph(plan.units)
     return [graph.units[name] for name in graph.order]
+
+
+def with_earlier_specs(units: Sequence[Unit], store: ArtifactStore, base: Path) -> list[Unit]:
+    """The units; each whose artifact an earlier version made from the same files keeps that artifact's spec and id."""
+    return [replace(unit, spec=spec) if (spec := _earlier(unit, store, base)) is not None else unit for unit in units]
+
+
+def _earlier(unit: Unit, store: ArtifactStore, base: Path) -> Config | None:
+    if type(unit.phase).earlier_spec is Phase.earlier_spec:
+        return None
+    artifacts = store.others(unit.phase.name, unit.name, "")
+    specs = (unit.phase.earlier_spec(unit.spec, artifact, base) for artifact in artifacts)
+    return next((spec for spec in specs if spec is not None), None)
 
 
 def unit_as_json(unit: Unit) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 from . import submission as submission
+from .commands import ignored_requests as ignored_requests
 from .diagnosis import Why as Why
 from .diagnosis import follow as follow
 from .diagnosis import logs_of as logs_of

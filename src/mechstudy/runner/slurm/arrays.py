@@ -13,8 +13,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mechstudy._version import __version__
 from mechstudy.core.errors import MechstudyError
-from mechstudy.runner.slurm.frozen import LOGS, SLURM, Frozen
+from mechstudy.runner.slurm.frozen import LOGS, REFUSALS, SLURM, Frozen
 from mechstudy.runner.slurm.record import SubmittedJob
 from mechstudy.store.manifest import slug
 from mechstudy.study.dag import Graph
@@ -152,6 +153,10 @@ def script_of(frozen: Frozen, group: Group, tasks: Collection[int], comment: str
         count=_count(len(tasks), len(group.units)),
         modules=[shlex.quote(module) for module in config.modules],
         activate=activation(config.activate),
+        activation_failed=shlex.quote(f"compute.slurm.activate failed: {config.activate}"),
+        refusals=shlex.quote(str((frozen.run / SLURM / REFUSALS).resolve())),
+        version=shlex.quote(__version__),
+        python=python,
         environment={name: shlex.quote(os.environ[name]) for name in _HANDED_ON if os.environ.get(name)},
         mechstudy=f"{python} -m mechstudy",
         run=shlex.quote(str(frozen.run.resolve())),
@@ -207,7 +212,10 @@ def activation(activate: str | None) -> str | None:
     if activate is None:
         return None
     script = Path(activate).expanduser().absolute() / "bin" / "activate"
-    return f"source {shlex.quote(str(script))}" if script.is_file() else activate
+    folder = activate.startswith(("/", "~", ".")) and len(activate.split()) == 1 and activate != "."
+    is_program = folder and Path(activate).expanduser().is_file()
+    # A folder may be on the nodes alone.
+    return f"source {shlex.quote(str(script))}" if script.is_file() or (folder and not is_program) else activate
 
 
 def pattern_safe(folder: Path) -> str:

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +22,16 @@ _BUSY = re.compile(
     re.IGNORECASE,
 )
 _UNKNOWN_JOB = re.compile(r"invalid job id|no job found|unknown job", re.IGNORECASE)
+
+
+# Slurm puts variables above the #SBATCH lines of a script, and squeue and sacct read their defaults from others.
+_OF_SLURM = re.compile(r"(SLURM|SBATCH|SRUN|SALLOC|SQUEUE|SACCT|SACCTMGR|SCANCEL|SCONTROL|SINFO|SPRIO|SSTAT|PMIX?)_")
+_NEEDED = ("SLURM_CONF", "SLURM_JWT", "SLURM_SACK_SOCKET")  # where Slurm is, and who asks
+# Of the job that a submitting shell is in, beside Slurm's own: its devices are not those of another job.
+_OF_OUTER_JOB = (
+    "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK",
+)  # fmt: skip
+_OF_REQUESTS = re.compile(r"SBATCH_|SLURM_CLUSTERS$")
 
 
 class SlurmError(MechstudyError):
@@ -46,8 +56,27 @@ def require() -> None:
         )
 
 
+def environment(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of Slurm's commands, and so of jobs: without what changes requests, answers, or is another job's.
+
+    What stays of Slurm's is where its configuration and credentials are.
+    """
+    kept = {name: value for name, value in variables.items() if not _OF_SLURM.match(name) or name in _NEEDED}
+    if job := variables.get("SLURM_JOB_ID"):
+        for name in _OF_OUTER_JOB:
+            kept.pop(name, None)
+        if job in Path(kept.get("TMPDIR", "")).name:  # deleted when that job ends
+            del kept["TMPDIR"]
+    return kept
+
+
+def ignored_requests(variables: Mapping[str, str] = os.environ) -> list[str]:
+    """``NAME=value`` of the variables that would have changed what jobs ask for."""
+    return [f"{name}={value}" for name, value in sorted(variables.items()) if _OF_REQUESTS.match(name)]
+
+
 def call(*words: str, attempts: int = ATTEMPTS) -> str:
-    """What a command prints. A controller that is busy or away is asked again.
+    """What a command prints, whatever the user's variables are. A controller that is busy or away is asked again.
 
     Raises:
         SlurmError: it refused (its words are quoted), is not there, or did not answer.
@@ -55,7 +84,9 @@ def call(*words: str, attempts: int = ATTEMPTS) -> str:
     limit = float(os.environ.get("MECHSTUDY_SLURM_SECONDS") or SECONDS)
     for attempt in range(attempts):
         try:
-            done = subprocess.run(words, capture_output=True, timeout=limit, check=False, stdin=subprocess.DEVNULL)
+            done = subprocess.run(
+                words, capture_output=True, timeout=limit, check=False, stdin=subprocess.DEVNULL, env=environment()
+            )
         except FileNotFoundError:
             raise _error(words, f"there is no {words[0]} on this machine") from None
         except subprocess.TimeoutExpired:

@@ -27,6 +27,7 @@ from mechstudy.study.units import unit_as_json, unit_from_json
 SLURM = "slurm"
 FROZEN = "frozen.json"
 LOGS = "logs"
+REFUSALS = "refused"  # why jobs ended before their worker began, by job
 STUDY = "study.yaml"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from mechstudy.planning.opened_study import OpenedStudy
 from mechstudy.runner.slurm import commands
 from mechstudy.runner.slurm.accounting import accounting
 from mechstudy.runner.slurm.commands import SlurmError, is_there
-from mechstudy.runner.slurm.frozen import identities, thaw
+from mechstudy.runner.slurm.frozen import REFUSALS, SLURM, identities, thaw
 from mechstudy.runner.slurm.queue import Queued, queue_of
 from mechstudy.runner.slurm.record import CANCELLED, Record, has_record, read_record, record_lock
 from mechstudy.runner.unit_state import read_state
@@ -29,6 +30,7 @@ _STATES = {
     "DEADLINE": "its deadline had passed",
     "FAILED": "its job failed before the worker began: see its log",
 }
+_REFUSED = 2  # exit status of a script that does not start its worker
 _TAKEN_AWAY = ("CANCELLED", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "REVOKED")
 
 
@@ -39,6 +41,7 @@ class Ended:
     id: str
     state: str
     exit_code: int
+    reason: str = ""  # that its script left, where it could not start the worker
 
     @property
     def failed(self) -> bool:
@@ -47,6 +50,8 @@ class Ended:
 
     def in_words(self) -> str:
         """For people."""
+        if self.reason:
+            return self.reason
         return _STATES.get(self.state, f"its job ended as {self.state.lower()} (exit status {self.exit_code})")
 
 
@@ -170,10 +175,22 @@ def _add_ended(run: Path, record: Record, jobs: JobsNow) -> None:
         state = read_state(run, unit)
         if state is None or state.last is None or state.last.job != id or state.state == "running":
             silent[unit] = id
+    for unit, id in list(silent.items()):
+        if (reason := refusal_of(run, id)) is not None:
+            jobs.ended[unit] = Ended(id, "FAILED", _REFUSED, reason)
+            del silent[unit]
     last = {row.job: row for row in accounting({id.partition("_")[0] for id in silent.values()}) or []}
     for unit, id in silent.items():
         if (row := last.get(id)) is not None and row.state not in ("COMPLETED", "PENDING", "RUNNING", "REQUEUED"):
             jobs.ended[unit] = Ended(id, row.state, row.exit_code)
+
+
+def refusal_of(run: Path, job: str) -> str | None:
+    """Why a job's script did not start its worker; None where it did."""
+    with suppress(OSError):
+        what, _, fix = (run / SLURM / REFUSALS / job).read_text(errors="replace").strip().partition("\n")
+        return f"{what} (fix: {fix})" if fix else what
+    return None
 
 
 def cancel(run: Path, units: Collection[str] = ()) -> list[str]:

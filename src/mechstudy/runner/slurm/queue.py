@@ -96,11 +96,13 @@ class Queued:
 def queue_of(jobs: Iterable[str], comment: str) -> list[Queued]:
     """This user's jobs that are among ``jobs`` or whose comment begins with ``comment``; in one call.
 
+    Those of hidden partitions too, whatever the user's SQUEUE_* variables are.
+
     Raises:
         SlurmError: the queue cannot be read.
     """
     ids = set(jobs)
-    printed = call("squeue", "-h", "-r", "-u", str(os.getuid()), "-o", _FORMAT)
+    printed = call("squeue", "-a", "-h", "-r", "-u", str(os.getuid()), "-o", _FORMAT)
     rows = [row for line in printed.splitlines() if (row := _parse(line)) is not None]
     return [row for row in rows if row.job in ids or (comment and row.comment.startswith(comment))]
 

@@ -175,6 +175,13 @@ class Phase(ABC, Generic[S, I]):
         """The user's file that no longer matches the spec; None where all match."""
         return None
 
+    def earlier_spec(self, spec: S, made: Artifact, base: Path) -> S | None:
+        """The spec of a unit's artifact that an earlier version made and that still stands for the same files.
+
+        Such a unit keeps that spec, and so its id. None where the artifact is not of these files.
+        """
+        return None
+
     def obstacle(self, spec: S, base: Path) -> str | None:
         """Why the user's files do not allow an artifact of this spec to be made again; None where they do."""
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from mechstudy import corpus as text
 from mechstudy.core.errors import MechstudyError
@@ -14,8 +14,10 @@ from mechstudy.core.work import Estimate, Work
 from mechstudy.corpus.config import FILE_KINDS, CorpusConfig
 from mechstudy.machine.runtime import Runtime
 from mechstudy.store.artifact_writer import ArtifactWriter
-from mechstudy.study.fingerprints import corpus_fingerprint
-from mechstudy.study.phases.base import Output, Phase
+from mechstudy.store.artifacts import Artifact
+from mechstudy.store.manifest import hashable_spec
+from mechstudy.study.fingerprints import Content, corpus_content, corpus_files, newer_than
+from mechstudy.study.phases.base import Output, Phase, Spec
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.unit import Unit
 from mechstudy.study.units import StudyPlan
@@ -26,10 +28,13 @@ if TYPE_CHECKING:
 TOKENS = "tokens.safetensors"
 
 
-class CorpusSpec(CorpusConfig):
-    """The corpus of a study, and the fingerprint of its text."""
+class CorpusSpec(Spec, CorpusConfig):
+    """The corpus of a study, and the identity of its text (`fingerprints.Content`)."""
+
+    optional: ClassVar[frozenset[str]] = frozenset({"sha256"})
 
     fingerprint: str
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,8 @@ class CorpusPhase(Phase[CorpusSpec, CorpusInputs]):
     def units(self, plan: StudyPlan) -> Iterator[Unit]:
         c = plan.study.corpus
         values = dict(c) | {"seed": plan.seed(self.kind, f"corpus {c.seed}")}
-        spec = CorpusSpec(**values, fingerprint=corpus_fingerprint(c, plan.base))
+        content = corpus_content(c, plan.base)
+        spec = CorpusSpec(**values, fingerprint=content.fingerprint, sha256=content.sha256)
         yield plan.unit(self, self.kind, spec, plan.inputs("model", ModelPhase), estimate=self.estimate(plan))
 
     def estimate(self, plan: StudyPlan) -> Estimate:
@@ -99,8 +105,17 @@ class CorpusPhase(Phase[CorpusSpec, CorpusInputs]):
 
     def changed(self, spec: CorpusSpec, base: Path) -> str | None:
         """The corpus, if its text has changed."""
-        same = corpus_fingerprint(spec, base) == spec.fingerprint
+        now, made = corpus_content(spec, base), Content(spec.fingerprint, spec.sha256)
+        # A corpus that an earlier version made has no sha256 of a large file (`earlier_spec`).
+        same = now == made or (spec.sha256 is None and now.fingerprint == made.fingerprint)
         return None if same else f"corpus.source ({spec.source})"
+
+    def earlier_spec(self, spec: CorpusSpec, made: Artifact, base: Path) -> CorpusSpec | None:
+        """The spec without ``sha256``, where no file was written since an artifact without it was begun."""
+        earlier = spec.model_copy(update={"sha256": None})
+        if spec.sha256 is None or hashable_spec(earlier.canonical()) != made.manifest["spec"]:
+            return None
+        return None if newer_than(corpus_files(spec, base), made.manifest) else earlier
 
     def obstacle(self, spec: CorpusSpec, base: Path) -> str | None:
         """A text that is gone, has changed, or comes from a hub without a revision."""

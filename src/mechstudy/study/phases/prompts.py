@@ -16,7 +16,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.core.work import Estimate
 from mechstudy.machine.runtime import Runtime
 from mechstudy.store.artifact_writer import ArtifactWriter
-from mechstudy.study.fingerprints import file_fingerprint
+from mechstudy.store.digests import file_sha256
 from mechstudy.study.phases.base import Command, Flag, Output, Phase, Spec
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.study import BehaviourConfig, Study
@@ -86,7 +86,7 @@ class PromptsPhase(Phase[PromptsSpec, PromptsInputs]):
                 n={"train": b.n_train, "test": b.n_test},
                 seed=plan.seed(unit, "prompts"),
                 file=b.file,
-                sha256=None if b.file is None else file_fingerprint(plan.base / b.file),
+                sha256=None if b.file is None else file_sha256(plan.base / b.file),
             )
             yield plan.unit(
                 self, unit, spec, plan.inputs("model", ModelPhase), behaviour=b.name, estimate=self.estimate(plan, b)
@@ -133,7 +133,7 @@ class PromptsPhase(Phase[PromptsSpec, PromptsInputs]):
 
     def changed(self, spec: PromptsSpec, base: Path) -> str | None:
         """The prompts' file, if it has changed."""
-        if spec.file is None or file_fingerprint(base / spec.file) == spec.sha256:
+        if spec.file is None or file_sha256(base / spec.file) == spec.sha256:
             return None
         return str(base / spec.file)
 

@@ -4,6 +4,9 @@
 State is a JSON file in $FAKE_SLURM. Nothing runs by itself: tests run an element with `FakeSlurm.run`. ``behave.json``
 there makes a command refuse (``{"sbatch": "error: ..."}``), hang (``{"sbatch": "hang"}``), or hang after it has worked
 (``{"sbatch": "hang after"}``); ``{"sbatch": {"3": "error: ..."}}`` the third call alone.
+
+Variables work as Slurm's do: SBATCH_* are above a script's lines, SQUEUE_* filter what squeue shows, and a job's record
+has the environment of its sbatch.
 """
 
 from __future__ import annotations
@@ -38,6 +41,12 @@ def main() -> int:
     return 1
 
 
+OVERRIDES = {
+    "SBATCH_TIMELIMIT": "time", "SBATCH_PARTITION": "partition", "SBATCH_MEM_PER_NODE": "mem",
+    "SBATCH_SIGNAL": "signal", "SBATCH_ACCOUNT": "account",
+}  # fmt: skip
+
+
 def fresh() -> dict:
     return {"next": 100, "jobs": {}, "calls": []}
 
@@ -55,12 +64,16 @@ def sbatch(state: dict, words: list[str]) -> int:
     script = Path(words[-1])
     given = [line[len("#SBATCH ") :] for line in script.read_text().splitlines() if line.startswith("#SBATCH ")]
     asked: dict[str, str] = {}
-    for word in [*given, *words[:-1]]:
+    variables = [f"--{name}={os.environ[variable]}" for variable, name in OVERRIDES.items() if os.environ.get(variable)]
+    for word in [*given, *variables, *words[:-1]]:
         name, _, value = word.removeprefix("--").partition("=")
         asked[name] = value.strip('"')
     job, state["next"] = str(state["next"]), state["next"] + 1
     tasks = {str(i): {"state": "PENDING", "reason": "Priority"} for i in indices(asked["array"].partition("%")[0])}
-    state["jobs"][job] = {"script": script.read_text(), "asked": asked, "tasks": tasks, "time": 0}
+    inherited = {name: value for name, value in os.environ.items() if name not in ("FAKE_SLURM", "PATH")}
+    state["jobs"][job] = {
+        "script": script.read_text(), "asked": asked, "tasks": tasks, "time": 0, "environment": inherited,
+    }  # fmt: skip
     set_reasons(state)
     print(job)
     return 0
@@ -98,10 +111,22 @@ def set_reasons(state: dict) -> None:
 def squeue(state: dict, words: list[str]) -> int:
     for id, job in state["jobs"].items():
         for index, task in job["tasks"].items():
-            if task["state"] in ("PENDING", "RUNNING", "COMPLETING"):
+            if task["state"] in ("PENDING", "RUNNING", "COMPLETING") and shown(job, task, words):
                 node = "node1" if task["state"] != "PENDING" else ""
                 print("|".join([id, index, task["state"], task["reason"], node, "0:10", job["asked"]["comment"]]))
     return 0
+
+
+def shown(job: dict, task: dict, words: list[str]) -> bool:
+    """What is left by the user's variables, and of hidden partitions without -a."""
+    if os.environ.get("SLURM_CLUSTERS") or os.environ.get("SQUEUE_FORMAT2"):
+        return False
+    if job["asked"].get("partition") == "hidden" and "-a" not in words:
+        return False
+    states = os.environ.get("SQUEUE_STATES", "").split(",")
+    facts = {"PARTITION": job["asked"].get("partition"), "NAMES": job["asked"]["job-name"], "ACCOUNT": "mine"}
+    same = all(os.environ.get(f"SQUEUE_{name}", fact) == fact for name, fact in facts.items())
+    return same and (states == [""] or task["state"] in states)
 
 
 def elements(state: dict, name: str) -> list[dict]:

@@ -89,16 +89,16 @@ class LanguageModel:
         """The dtype of the weights."""
         return self.unembedding.weight.dtype
 
-    def encode(self, text: str, *, instruction: str | None = None) -> list[int]:
+    def encode(self, text: str, *, instruction: str | None = None, date: str | None = None) -> list[int]:
         """Token ids of ``text``, with a BOS token only where the tokenizer itself adds one.
 
         An ``instruction`` is the user's turn of the model's chat template; the text is then the beginning of the reply,
-        so that an answer can follow it.
+        so that an answer can follow it. A template that writes the date writes ``date`` (``YYYY-MM-DD``), or today's.
 
         Raises:
             MechstudyError: an instruction for a tokenizer without a chat template.
         """
-        return encode(self.tokenizer, text, instruction, self.name)
+        return encode(self.tokenizer, text, instruction, self.name, date)
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """Each token as text; bytes that are not a whole character become the replacement character."""

@@ -9,11 +9,12 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from mechstudy.core.errors import MechstudyError
+from mechstudy.models.chat_clock import fixed_clock
 
 FILE = "tokenizer.json"
 
 
-def encode(tokenizer: Any, text: str, instruction: str | None, name: str) -> list[int]:
+def encode(tokenizer: Any, text: str, instruction: str | None, name: str, date: str | None = None) -> list[int]:
     """Token ids of ``text``, or of the beginning of a reply to ``instruction`` that ``text`` begins.
 
     Args:
@@ -21,6 +22,7 @@ def encode(tokenizer: Any, text: str, instruction: str | None, name: str) -> lis
         text: the text to encode.
         instruction: the user's turn of the chat template; None encodes ``text`` alone.
         name: the model's name, for the error.
+        date: ``YYYY-MM-DD``, for templates that write one; None is the clock's.
 
     Raises:
         MechstudyError: an instruction for a tokenizer without a chat template.
@@ -29,9 +31,10 @@ def encode(tokenizer: Any, text: str, instruction: str | None, name: str) -> lis
         return list(tokenizer(text).input_ids)
     if not getattr(tokenizer, "chat_template", None):
         raise MechstudyError(f"{name} has no chat template", fix="set model.chat: false")
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": instruction}], tokenize=False, add_generation_prompt=True
-    )
+    with fixed_clock(date):
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "user", "content": instruction}], tokenize=False, add_generation_prompt=True
+        )
     return list(tokenizer(rendered + text, add_special_tokens=False).input_ids)
 
 

@@ -17,6 +17,7 @@ from mechstudy.models.folder import hub_revision, read_config
 from mechstudy.models.local_files import NOT_FETCHED, config_without_fetching, local_folder, pinned_source
 from mechstudy.models.shapes import ModelShapes, shapes_of
 from mechstudy.models.sources import resolve_source
+from mechstudy.planning.chat_date import with_chat_date
 from mechstudy.planning.source_choice import Choice, choose_source, with_source
 from mechstudy.store.digests import bytes_to_read
 from mechstudy.store.manifest import MANIFEST, read_manifest
@@ -115,6 +116,7 @@ def open_study(
         what = error.what if error.where is None else f"{error.what} ({error.where})"
         raise lines.error("model.source", what, facts=error.facts, fix=error.fix) from error
     out = out or Path("runs") / study.name
+    study, date_notes = with_chat_date(study, folder, out)
     content = _recorded(out, study.model.source) if folder is None else _content(study, folder, say)
     store = RunFolder(out).store
 
@@ -132,7 +134,7 @@ def open_study(
         units = units_of(study)
     except MechstudyError as error:
         raise _located(error, lines) from error
-    study_notes = (*notes(study, own_prompts), *([choice.note()] if choice is not None else []), *pin_note)
+    study_notes = (*notes(study, own_prompts), *([choice.note()] if choice is not None else []), *pin_note, *date_notes)
     for note in study_notes if fetch else ():
         say(f"note: {note}")
     return OpenedStudy(file, study, lines, shapes, folder, units, out, tuple(overrides), study_notes, choice)

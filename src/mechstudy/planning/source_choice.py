@@ -25,6 +25,7 @@ from mechstudy.study.study import Study
 from mechstudy.study.unit import Unit
 
 RESOLVED = "resolved.json"
+_FIELD = "dictionaries.source"
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,21 @@ def with_source(study: Study, source: str) -> Study:
 
 def record(folder: Path, choice: Choice) -> None:
     """Writes the choice to a run's folder, for good."""
-    write_json_atomic(folder / RESOLVED, {"dictionaries.source": asdict(choice)})
+    keep(folder, _FIELD, asdict(choice))
+
+
+def keep(folder: Path, field: str, value: Any) -> None:
+    """Writes what a field of the study resolved to, beside what other fields did."""
+    file = folder / RESOLVED
+    write_json_atomic(file, {**(read_json(file) if file.exists() else {}), field: value})
 
 
 def _read(folder: Path) -> Choice | None:
     if not (folder / RESOLVED).exists():
         return None
-    recorded: Any = read_json(folder / RESOLVED)["dictionaries.source"]
+    recorded: Any = read_json(folder / RESOLVED).get(_FIELD)
+    if recorded is None:
+        return None
     why = str(recorded["why"])
     begun = f"as this run began ({RESOLVED}): "
     return Choice(str(recorded["source"]), why if why.startswith(begun) else begun + why)

@@ -10,6 +10,7 @@ from mechstudy.behaviours.user import load_jsonl
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
 from mechstudy.models.tokenizer import bare_encode, encode, load_tokenizer
+from mechstudy.planning.chat_date import record_chat_date
 from mechstudy.planning.disk import disk_need, disk_refusal
 from mechstudy.planning.opened_study import OpenedStudy
 from mechstudy.planning.source_choice import record
@@ -45,6 +46,7 @@ def execute(
         if (refusal := disk_refusal(disk, run.folder.path)) is not None:
             raise refusal
         run.folder.keep_study(opened.file)
+        record_chat_date(run.folder.path, opened.study)
         if opened.choice is not None:
             record(run.folder.path, opened.choice)
 
@@ -84,7 +86,9 @@ def prompts_refusal(opened: OpenedStudy, names: Collection[str]) -> MechstudyErr
             tokenizer = load_tokenizer(opened.model, trust_remote_code=model.trust_remote_code)
             instruction = model.chat_instruction if model.chat else None
             try:
-                load_jsonl(path, partial(encode, tokenizer, instruction=instruction, name=model.source))
+                load_jsonl(
+                    path, partial(encode, tokenizer, instruction=instruction, date=model.chat_date, name=model.source)
+                )
             except MechstudyError as error:
                 return error
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -31,14 +32,28 @@ class ModelConfig(Config):
 
     ``dtype`` is the precision in which behaviour, graphs and interventions are computed (graphs need
     float32); ``chat`` makes every prompt the beginning of the reply to the user's turn ``chat_instruction``, in the
-    model's chat template.
+    model's chat template. ``chat_date`` (``YYYY-MM-DD``) is the date that a template with a clock writes, by default
+    that of the day on which a run begins.
     """
 
     source: str
     dtype: Dtype = "float32"
     chat: bool = False
     chat_instruction: str = "Continue the text."
+    chat_date: str | None = None
     trust_remote_code: bool = False
+
+    @field_validator("chat_date", mode="before")
+    @classmethod
+    def _is_a_date(cls, value: object) -> object:
+        if value is None:
+            return None
+        try:
+            return date.fromisoformat(str(value)).isoformat()
+        except ValueError:
+            raise MechstudyError(
+                f"{value!r} is not a date", where="chat_date", fix="YYYY-MM-DD, for example 2025-01-31"
+            ) from None
 
 
 class BehaviourConfig(Config):

@@ -27,13 +27,14 @@ from mechstudy.study.units import StudyPlan
 class PromptsSpec(Spec):
     """Prompts of a behaviour: ``n`` per split, from templates or from a file."""
 
-    optional: ClassVar[frozenset[str]] = frozenset({"file", "sha256"})
+    optional: ClassVar[frozenset[str]] = frozenset({"file", "sha256", "chat_date"})
 
     behaviour: str
     n: Mapping[str, int]
     seed: int
     file: str | None = None
     sha256: str | None = None
+    chat_date: str | None = None  # of a chat template that writes the date
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class PromptsPhase(Phase[PromptsSpec, PromptsInputs]):
                 seed=plan.seed(unit, "prompts"),
                 file=b.file,
                 sha256=None if b.file is None else file_sha256(plan.base / b.file),
+                chat_date=plan.study.model.chat_date if plan.study.model.chat else None,
             )
             yield plan.unit(
                 self, unit, spec, plan.inputs("model", ModelPhase), behaviour=b.name, estimate=self.estimate(plan, b)
@@ -101,7 +103,7 @@ class PromptsPhase(Phase[PromptsSpec, PromptsInputs]):
     def run(self, spec: PromptsSpec, inputs: PromptsInputs, out: ArtifactWriter, runtime: Runtime) -> None:
         """Writes ``train.jsonl``, ``test.jsonl``, ``tokens.json`` (id -> text) and ``summary.json``."""
         model = inputs.model.load(runtime)
-        encode = partial(model.encode, instruction=inputs.model.chat_instruction)
+        encode = partial(model.encode, instruction=inputs.model.chat_instruction, date=spec.chat_date)
         if spec.file:
             read = load_jsonl(runtime.base / spec.file, encode)
             pairs: dict[str, list[PromptPair]] = {split: read.get(split, [])[: spec.n[split]] for split in SPLITS}

@@ -11,14 +11,15 @@ from typing import Any
 
 from mechstudy.core.config import Lines
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.jsonio import read_json
 from mechstudy.core.sizes import human
 from mechstudy.machine.runtime_options import RunOptions, RuntimeOptions
 from mechstudy.models.folder import hub_revision, read_config
 from mechstudy.models.local_files import NOT_FETCHED, config_without_fetching, local_folder, pinned_source
 from mechstudy.models.shapes import ModelShapes, shapes_of
 from mechstudy.models.sources import resolve_source
-from mechstudy.planning.chat_date import with_chat_date
-from mechstudy.planning.source_choice import Choice, choose_source, with_source
+from mechstudy.planning.chat_date import record_chat_date, with_chat_date
+from mechstudy.planning.source_choice import RESOLVED, Choice, choose_source, keep, with_source
 from mechstudy.store.digests import bytes_to_read
 from mechstudy.store.manifest import MANIFEST, read_manifest
 from mechstudy.study.dag import Evaluation, Graph
@@ -32,6 +33,7 @@ from mechstudy.study.study import Study, load_study
 from mechstudy.study.unit import Unit
 from mechstudy.study.units import build_units, with_earlier_specs
 
+REVISION = "model.revision"  # in resolved.json
 _LONG = 1 << 30  # bytes that take a second or more to read
 
 
@@ -140,6 +142,14 @@ def open_study(
     return OpenedStudy(file, study, lines, shapes, folder, units, out, tuple(overrides), study_notes, choice)
 
 
+def record_resolved(opened: OpenedStudy) -> None:
+    """Keeps in a run that begins what the study left open: the commit of a hub's model, and the prompts' date."""
+    record_chat_date(opened.folder, opened.study)
+    if opened.study.model.source.startswith("hf:") and opened.options.model_revision is not None:
+        pin = {"source": opened.study.model.source, "commit": opened.options.model_revision}
+        keep(opened.folder, REVISION, pin)
+
+
 def _model(source: str, base: Path, fetch: bool, say: Callable[[str], None]) -> tuple[Path | None, ModelShapes]:
     folder = local_folder(source, base)
     if folder is None and not fetch and (config := config_without_fetching(source, base)) is not None:
@@ -163,6 +173,10 @@ def _pinned(run: Path, source: str, base: Path) -> tuple[str, list[str]]:
     if kind != "hf":
         return source, []
     begun: list[tuple[str, str]] = []
+    with suppress(MechstudyError, KeyError, TypeError):
+        kept = read_json(run / RESOLVED)[REVISION] if (run / RESOLVED).exists() else {}
+        if kept.get("source") == source:
+            begun.append(("recorded", str(kept["commit"])))  # after every time
     for artifact in RunFolder(run).store.others(ModelPhase.name, ModelPhase.name, ""):
         with suppress(MechstudyError):
             model = artifact.read_json("model.json")

@@ -10,9 +10,8 @@ from mechstudy.behaviours.user import load_jsonl
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
 from mechstudy.models.tokenizer import bare_encode, encode, load_tokenizer
-from mechstudy.planning.chat_date import record_chat_date
 from mechstudy.planning.disk import disk_need, disk_refusal
-from mechstudy.planning.opened_study import OpenedStudy
+from mechstudy.planning.opened_study import OpenedStudy, record_resolved
 from mechstudy.planning.source_choice import record
 from mechstudy.runner.completion import RunResult, conclude
 from mechstudy.runner.run import Run
@@ -46,7 +45,7 @@ def execute(
         if (refusal := disk_refusal(disk, run.folder.path)) is not None:
             raise refusal
         run.folder.keep_study(opened.file)
-        record_chat_date(run.folder.path, opened.study)
+        record_resolved(opened)
         if opened.choice is not None:
             record(run.folder.path, opened.choice)
 

@@ -86,10 +86,8 @@ def test_files_replaced_between_two_jobs_are_refused(world, name):
         save_model(Path("other"), seed=1)
         file.write_bytes((Path("other") / name).read_bytes())
     assert run(world, "prompts") == 2
-    said = mechstudy("why", "study.yaml", "prompts[mine]", "--set", "model.dtype=float32").output
     log = next(Path("runs/tiny/slurm/logs").glob("prompts-*.log")).read_text()
     assert "the model's files have changed since this run checked them" in log and f"changed: {name}" in log
-    assert said
 
 
 @pytest.mark.process
@@ -118,6 +116,8 @@ def test_a_branch_that_moves_while_jobs_wait_is_pinned(world, hub, moves):
     save_model(Path("newer"), seed=1)
     if moves == "before the model's job":
         put_in_hub_cache(hub, Path("newer"), NEW)
+        status = json.loads(mechstudy("status", "study.yaml", "--json").stdout)
+        assert {unit["status"] for unit in status["units"]} == {"queued"}
     assert run(world, "model") == 0
     if moves == "after it":
         put_in_hub_cache(hub, Path("newer"), NEW)

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.files import atomic_path
-from mechstudy.planning.chat_date import record_chat_date
 from mechstudy.planning.disk import disk_need
 from mechstudy.planning.fit import submit_refusal
-from mechstudy.planning.opened_study import OpenedStudy
+from mechstudy.planning.opened_study import OpenedStudy, record_resolved
 from mechstudy.planning.source_choice import record as record_choice
 from mechstudy.runner.slurm import commands
 from mechstudy.runner.slurm.arrays import Group, dependency, groups_of, script_file, script_of, units_file
@@ -199,7 +198,7 @@ class _Sending:
         freeze(self.frozen)
         (run / SLURM / LOGS).mkdir(parents=True, exist_ok=True)
         RunFolder(opened.folder).keep_study(opened.file)
-        record_chat_date(run, opened.study)
+        record_resolved(opened)
         if opened.choice is not None:
             record_choice(run, opened.choice)
         self.record.history.append(self.entry)

@@ -36,6 +36,8 @@ class ModelConfig(Config):
     that of the day on which a run begins.
     """
 
+    optional: ClassVar[frozenset[str]] = frozenset({"chat_date"})
+
     source: str
     dtype: Dtype = "float32"
     chat: bool = False

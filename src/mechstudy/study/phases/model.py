@@ -125,7 +125,7 @@ class ModelArtifact(Output):
         manifest = self.artifact.manifest
         recorded = (manifest.get("runtime") or {}).get(FILES)
         code = bool(self.spec.get("trust_remote_code"))
-        weights = self.read_json("model.json")["files_sha256"]
+        weights = self.read_json("model.json").get("files_sha256") or {}
         changed = changed_files(folder, {**weights, **(recorded or {})}, code=code, complete=recorded is not None)
         if recorded is None and not changed and model_fingerprint(folder) != self.spec["fingerprint"]:
             # Made before all files were recorded: those written since are named.

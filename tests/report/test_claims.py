@@ -52,7 +52,8 @@ def test_a_supported_claim_reads_as_a_sentence_with_both_intervals(tmp_path: Pat
         ({"difference_ci95": None, "control_ci95": [-2.2, 2.0]}, "unspecific"),
         ({"difference_ci95": None}, "supported"),
         ({"p_difference_adjusted": 0.2}, "unspecific"),
-        ({"n_clusters": 4}, "caveat"),
+        ({"n_clusters": 8}, "caveat"),
+        ({"n_clusters": 5}, "unsupported"),
         ({"control_effect": None, "control_ci95": None}, "caveat"),
         ({"control_ci95": [-0.1, -0.01]}, "caveat"),
         ({"n": 12}, "caveat"),
@@ -89,3 +90,34 @@ def test_a_raw_interval_beside_zero_that_fails_correction_says_so(tmp_path: Path
     sentence = claim(tmp_path, effect=0.02, ci95=[0.01, 0.05], p_adjusted=0.11).sentence
     assert "does not measurably change" in sentence
     assert "adjusted p = 0.11: not significant among all tests" in sentence
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"n_clusters": 3}, "too few groups: with 3 groups of prompts p cannot fall below 0.25"),
+        ({"n_clusters": 1, "ci95": None}, "too few groups: all prompts are of one group"),
+        ({"ci95": None}, "too few groups: all prompts are of one group"),
+        ({"effect": 0.0, "ci95": [0.0, 0.0]}, "every effect is exactly zero"),
+        ({"effect": 0.0, "ci95": None, "ci95_missing": "equal in every group", "n_clusters": 24}, "exactly zero"),
+        ({"ci95": [-2.31, -2.31]}, "the effect is equal in every group"),
+        ({"ci95": [-4.0, 0.1]}, "these data do not distinguish the effect from zero"),
+    ],
+)
+def test_a_claim_not_shown_names_its_reason(tmp_path: Path, change: dict[str, Any], why: str) -> None:
+    not_shown = claim(tmp_path, **change)
+    assert not_shown.verdict == "unsupported" and why in not_shown.why
+    assert "None" not in not_shown.sentence and "nan" not in not_shown.sentence.lower()
+
+
+def test_an_effect_without_an_interval_says_why_beside_its_value(tmp_path: Path) -> None:
+    sentence = claim(tmp_path, ci95=None, n_clusters=1).sentence
+    assert "does not measurably change the logit difference: −2.31, interval n/a (one group)" in sentence
+    assert claim(tmp_path, effect=0.0, ci95=[0.0, 0.0]).effect.interval == "n/a (equal in every group)"
+
+
+def test_controls_that_change_nothing_at_all_still_tell_an_effect_from_themselves(tmp_path: Path) -> None:
+    silent = claim(tmp_path, control_effect=0.0, control_ci95=None, control_ci95_missing="equal in every group")
+    assert silent.verdict == "supported" and not silent.control.excludes_zero
+    same = claim(tmp_path, difference=0.0, difference_ci95=None, difference_ci95_missing="equal in every group")
+    assert same.verdict == "unspecific"

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mechstudy.statistics import cluster_bootstrap, ratio
+from mechstudy.statistics import cluster_bootstrap, cluster_share, ratio, wilson
+from mechstudy.statistics.clusters import ALL_EQUAL, ONE_GROUP
 
 
 def rng(seed=0):
@@ -63,4 +64,42 @@ def test_a_ratio_of_means_lies_within_its_interval():
 def test_one_cluster_has_a_mean_and_no_interval():
     estimate = cluster_bootstrap([1.0, 3.0], ["a", "a"], rng())
     assert (estimate.value, estimate.ci, estimate.n, estimate.n_clusters) == (2.0, None, 2, 1)
+    assert estimate.missing == ONE_GROUP and cluster_share([1, 1], ["a", "a"], rng()).missing == ONE_GROUP
     assert cluster_bootstrap([], [], rng()).value is None
+
+
+@pytest.mark.parametrize("n", [2, 5, 24, 200])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_share_at_the_end_has_an_interval_with_width(n, share):
+    names = [str(i) for i in range(n)]
+    estimate = cluster_share([share] * n, names, rng())
+    low, high = estimate.ci
+    far = n / (n + stats.norm.isf(0.025) ** 2)  # Wilson's, by hand
+    assert (low, high) == pytest.approx((far, 1.0) if share else (0.0, 1 - far))
+    assert estimate.missing is None
+    tenfold = cluster_share([share] * 10 * n, names * 10, rng())
+    assert tenfold.ci == pytest.approx(estimate.ci)  # ten prompts of one group count as one trial
+
+
+def test_wilson_intervals_equal_scipys_and_contain_their_share():
+    for right, n, level in ((24, 24, 0.95), (0, 7, 0.9), (13, 24, 0.99), (1, 2, 0.5)):
+        expected = stats.binomtest(right, n).proportion_ci(level, method="wilson")
+        assert wilson(right / n, n, level) == pytest.approx((expected.low, expected.high))
+
+
+def test_a_share_inside_keeps_its_bootstrap_interval():
+    correct, names = [1.0] * 20 + [0.0] * 4, [str(i) for i in range(24)]
+    assert cluster_share(correct, names, rng(5)) == cluster_bootstrap(correct, names, rng(5))
+
+
+@pytest.mark.parametrize("values", [[0.0] * 12, [-0.1] * 12, [0.3, -0.3] * 6])
+def test_effects_equal_in_every_group_are_said_to_be_and_have_no_interval(values):
+    groups = [str(i // 2) for i in range(12)]  # mirrored pairs cancel within each group
+    estimate = cluster_bootstrap(values, groups, rng())
+    assert (estimate.ci, estimate.missing) == (None, ALL_EQUAL)
+    assert estimate.missing_fields("ci95") == {"ci95_missing": ALL_EQUAL}
+
+
+def test_effects_that_differ_in_one_group_have_an_interval():
+    estimate = cluster_bootstrap([0.0] * 11 + [1e-6], [str(i) for i in range(12)], rng())
+    assert estimate.ci[0] < estimate.ci[1] and estimate.missing_fields("ci95") == {}

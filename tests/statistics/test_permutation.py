@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mechstudy.statistics import sign_flip_p
+from mechstudy.statistics import sign_flip_p, smallest_p
 
 
 def rng(seed=0):
@@ -29,3 +29,10 @@ def test_p_is_never_zero_and_is_one_where_nothing_moved():
 def test_the_sign_of_an_effect_does_not_change_its_p():
     x, names = rng(9).normal(0.4, 1, 25), [str(i) for i in range(25)]
     assert sign_flip_p(x, names, rng(1)) == sign_flip_p(-x, names, rng(1))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 6])
+def test_no_effect_however_large_falls_below_the_smallest_p(n):
+    p = sign_flip_p(np.full(n, 1e6), [str(i) for i in range(n)], rng())
+    assert p == pytest.approx(smallest_p(n), rel=0.15) == pytest.approx(2.0 ** (1 - n), rel=0.15)
+    assert (smallest_p(n) < 0.05) == (n >= 6)

@@ -13,7 +13,7 @@ PROMPT = {"clean": "One cat", "corrupted": "Two cat", "answer": " is", "wrong_an
 
 
 def study(**changes) -> Study:
-    own = {"name": "mine", "file": "mine.jsonl", "n_train": 5, "n_test": 5}
+    own = {"name": "mine", "file": "mine.jsonl", "n_train": 5, "n_test": 6}
     return Study.model_validate({"name": "s", "model": {"source": "path:m"}, "behaviours": [own]} | changes)
 
 
@@ -53,7 +53,7 @@ def test_a_file_with_fewer_prompts_than_asked_for_gives_a_note(tmp_path):
     file(tmp_path, *rows(3, "train"), *rows(9, "test"))
     asked = study(attribution={"n_prompts": 4})
     given = outlines(asked, tmp_path)
-    assert n_prompts(asked.behaviours[0], given) == {"train": 3, "test": 5}
+    assert n_prompts(asked.behaviours[0], given) == {"train": 3, "test": 6}
     assert list(notes(asked, given)) == ["mine has 3 train prompts: 3 graphs, not 4 (attribution.n_prompts)"]
     assert list(notes(study(), given)) == []  # defaults are upper bounds
 
@@ -74,3 +74,23 @@ def test_what_is_left_out_is_noted_in_one_line_with_the_reason():
     assert list(notes(study(behaviours=()), {})) == [
         "attribute, features and intervene are left out: no behaviours are named"
     ]
+
+
+@pytest.mark.parametrize(
+    ("n", "says"),
+    [(1, "one group: there are no intervals, and p is 1"), (3, "p cannot fall below 0.25"), (5, "0.063"), (6, None)],
+)
+def test_too_few_groups_for_any_claim_are_noted_before_anything_runs(tmp_path, n, says):
+    test = [row for i in range(4 * n) for row in rows(1, f"test {i}", group=f"g{i % n}")]
+    file(tmp_path, *rows(9, "train"), *({**row, "split": "test"} for row in test))
+    asked = study(behaviours=[{"name": "mine", "file": "mine.jsonl"}])
+    noted = list(notes(asked, outlines(asked, tmp_path)))
+    assert len(noted) == (says is not None)
+    if says:
+        assert says in noted[0] and "no claim can hold" in noted[0] and "6 groups or more" in noted[0]
+
+
+def test_a_built_in_behaviour_has_at_most_as_many_groups_as_prompts():
+    few = study(behaviours=[{"name": "antonym"}], interventions={"n_samples": 4})
+    assert [note for note in notes(few, {}) if "antonym: the test prompts are of 4 groups" in note]
+    assert list(notes(study(behaviours=[{"name": "antonym"}]), {})) == []

@@ -11,7 +11,7 @@ import numpy as np
 import polars
 
 from mechstudy.behaviours.scoring import Score
-from mechstudy.statistics.bootstrap import cluster_bootstrap
+from mechstudy.statistics.bootstrap import cluster_bootstrap, cluster_share
 
 
 def write_scores(scores: Sequence[Score], path: Path) -> None:
@@ -22,14 +22,16 @@ def write_scores(scores: Sequence[Score], path: Path) -> None:
 def summarise_scores(
     scores: Sequence[Score], *, seed: int, split: int, n_resamples: int, min_accuracy: float
 ) -> dict[str, Any]:
-    """Accuracy and logit difference of a split with 95% intervals by cluster bootstrap, and whether it passes.
+    """Accuracy and logit difference of a split with 95% intervals over groups, and whether it passes.
+
+    Where an interval is null, ``accuracy_ci95_missing`` or ``ci95_missing`` says why.
 
     Args:
         seed: of the bootstrap; ``split`` numbers the split, so that each has its own draws.
     """
     rng = np.random.default_rng([seed, split])
     groups = [score.group for score in scores]
-    accuracy = cluster_bootstrap([float(s.correct) for s in scores], groups, rng, n_resamples=n_resamples)
+    accuracy = cluster_share([float(s.correct) for s in scores], groups, rng, n_resamples=n_resamples)
     difference = cluster_bootstrap([s.logit_difference for s in scores], groups, rng, n_resamples=n_resamples)
     share = fmean(float(s.correct) for s in scores)
     return {
@@ -40,4 +42,6 @@ def summarise_scores(
         "ci95": difference.ci,
         "median_rank": median(s.rank_answer for s in scores),
         "passed": share >= min_accuracy,
+        **accuracy.missing_fields("accuracy_ci95"),
+        **difference.missing_fields("ci95"),
     }

@@ -79,10 +79,12 @@ class Outline:
     Attributes:
         n: prompts per split.
         positions: names of the positions that all prompts have.
+        n_groups: distinct groups per split.
     """
 
     n: Mapping[str, int]
     positions: tuple[str, ...]
+    n_groups: Mapping[str, int]
 
 
 def outline_jsonl(path: Path) -> Outline:
@@ -100,7 +102,12 @@ def outline_jsonl(path: Path) -> Outline:
     splits = [stated[group][0] if group in stated else _hashed(group) for group in groups]
     named = [row["positions"] if isinstance(row.get("positions"), dict) else {} for row in rows.values()]
     common = [name for name in named[0] if all(name in others for others in named)]
-    return Outline({split: splits.count(split) for split in SPLITS}, (*common, "last"))
+    split_of = dict(zip(groups, splits, strict=True))
+    return Outline(
+        n={split: splits.count(split) for split in SPLITS},
+        positions=(*common, "last"),
+        n_groups={split: list(split_of.values()).count(split) for split in SPLITS},
+    )
 
 
 def joined_words(pairs: Iterable[PromptPair]) -> list[PromptPair]:

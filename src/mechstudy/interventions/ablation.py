@@ -104,8 +104,14 @@ class Ablation:
         noun = "feature" if len(self.features) == 1 else "features"
         return (
             f"{len(self.features)} {noun} set to {_WORDS[self.to]} on {len(self.prompts)} prompts: change of the logit "
-            "difference"
+            f"difference{self._missing()}"
         )
+
+    def _missing(self) -> str:
+        """Why intervals are missing."""
+        named = {"features": self.test.effect, "controls": self.test.control, "difference": self.test.difference}
+        reasons = [f"{name} {e.missing}" for name, e in named.items() if e is not None and e.missing]
+        return f" (no interval: {', '.join(reasons)})" if reasons else ""
 
 
 def ablate(

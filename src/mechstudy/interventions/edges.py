@@ -283,6 +283,7 @@ def summarise_edges(path: Path, config: InterventionConfig, behaviour: str) -> d
             values = [float(r[name]) for r in group]
             estimate = cluster_bootstrap(values, clusters, rng, n_resamples=config.bootstrap, level=config.ci)
             entry[name], entry[f"{name}_ci95"] = estimate.value, estimate.ci
+            entry |= estimate.missing_fields(f"{name}_ci95")
         rows.append(entry)
         for r in group:
             size = max(abs(float(r["predicted"])), _FLOOR * largest)

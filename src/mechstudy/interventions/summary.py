@@ -18,7 +18,7 @@ from mechstudy.interventions.results import read_csv, write_csv
 from mechstudy.interventions.samples import GRID, SHAM, Plan
 from mechstudy.statistics.association import slopes
 from mechstudy.statistics.bootstrap import Estimate, cluster_bootstrap
-from mechstudy.statistics.clusters import Array
+from mechstudy.statistics.clusters import ALL_EQUAL, Array
 from mechstudy.statistics.false_discovery import benjamini_hochberg
 from mechstudy.statistics.permutation import sign_flip_p
 
@@ -171,7 +171,14 @@ def _test(
         "difference_ci95": test.difference and test.difference.ci,
         "p": test.p,
         "p_difference": test.p_difference,
+        **_missing(test),
     }
+
+
+def _missing(test: PairedTest) -> dict[str, str]:
+    """Why intervals of the test are null: ``ci95_missing``, ``control_ci95_missing``, ``difference_ci95_missing``."""
+    named = {"ci95": test.effect, "control_ci95": test.control, "difference_ci95": test.difference}
+    return {k: v for name, e in named.items() if e is not None for k, v in e.missing_fields(name).items()}
 
 
 def _adjust(entries: Sequence[dict[str, Any]]) -> None:
@@ -213,7 +220,12 @@ def _dose_response(rows: Sequence[Mapping[str, str]], statistics: Statistics, ou
         assert effects is not None
         e = statistics.estimate(f"dose {direction} {alpha}", effects.values, effects.clusters)
         kl = _mean([float(r["kl"]) for r in part])
-        entries.append({"direction": direction, "alpha": alpha, "effect": e.value, "ci95": e.ci, "n": e.n, "kl": kl})
+        entry = {"direction": direction, "alpha": alpha, "effect": e.value, "ci95": e.ci, "n": e.n, "kl": kl}
+        if alpha:
+            entry |= e.missing_fields("ci95")
+        elif e.missing == ALL_EQUAL:  # steering by 0 changes nothing: its interval is the value
+            entry["ci95"] = (e.value, e.value)
+        entries.append(entry)
     columns = ("direction", "alpha", "effect", "ci_low", "ci_high", "n", "kl")
     table = [(e["direction"], e["alpha"], e["effect"], *_ends(e["ci95"]), e["n"], e["kl"]) for e in entries]
     write_csv(out / "dose_response.csv", columns, table)
@@ -251,7 +263,7 @@ def _patching(
             large = np.abs(gap) > 0.1 * np.abs(gap).mean() if len(gap) else np.zeros(0, dtype=bool)
             median = float(np.median(removed[large] / gap[large])) if large.any() else None
             kl = _mean([float(r["kl"]) for r in part])
-            table.append((site, layer, position, e.value, *_ends(e.ci), median, _mean(gap), kl, e.n))
+            table.append((site, layer, position, e.value, *_ends(_cell_interval(e)), median, _mean(gap), kl, e.n))
             line.append(e.value)
         effect.append(line)
     columns = ("site", "layer", "position", "effect", "ci_low", "ci_high", "median", "mean_gap", "kl", "n")
@@ -262,6 +274,11 @@ def _patching(
 
 def _mean(values: Sequence[float] | Array) -> float | None:
     return float(np.mean(values)) if len(values) else None
+
+
+def _cell_interval(e: Estimate) -> tuple[float, float] | None:
+    """A cell's interval; where patching does the same to every prompt (mostly: nothing), both ends are the value."""
+    return (e.value, e.value) if e.missing == ALL_EQUAL and e.value is not None else e.ci
 
 
 def _ends(ci: tuple[float, float] | None) -> tuple[float | None, float | None]:

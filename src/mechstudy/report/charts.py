@@ -14,7 +14,7 @@ import altair as alt
 
 from mechstudy.report.claims import Measured
 from mechstudy.report.data import UnitFiles
-from mechstudy.report.formatting import plain, real
+from mechstudy.report.formatting import ends_of, interval, interval_or_reason, no_interval, plain, real
 
 MAX_CURVE_POINTS = 160  # per layer: more than a screen shows
 DIRECTIONS = {
@@ -22,10 +22,8 @@ DIRECTIONS = {
     "random": "random (control)",
     "difference_of_means": "difference of means",
 }
-_MEAN_AND_INTERVAL = (
-    alt.Tooltip("v:Q", title="mean", format=".3f"), alt.Tooltip("low:Q", format=".3f"),
-    alt.Tooltip("high:Q", format=".3f"), "n:Q",
-)  # fmt: skip
+_CI = alt.Tooltip("ci:N", title="interval")
+_MEAN_AND_INTERVAL = (alt.Tooltip("v:Q", title="mean", format=".3f"), _CI, "n:Q")
 
 
 def chart(rows: list[dict[str, Any]]) -> alt.Chart:
@@ -74,20 +72,24 @@ def logit_differences(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> alt.
 def accuracy(splits: Mapping[str, Mapping[str, Any]], gate: float | None) -> alt.TopLevelMixin | None:
     """Accuracy with its 95% CI per split, against the gate."""
     rows = [
-        {"split": f"{name} (n = {s.get('n')})", "accuracy": s["accuracy"], "low": ci[0], "high": ci[1]}
+        {"split": f"{name} (n = {s.get('n')})", "accuracy": s["accuracy"]}
+        | _ends(*interval_or_reason(s, "accuracy_ci95", "accuracy"))
         for name, s in splits.items()
-        if s.get("accuracy") is not None and (ci := s.get("accuracy_ci95") or [s["accuracy"]] * 2)
+        if s.get("accuracy") is not None
     ]
     if not rows:
         return None
     base = chart(rows).encode(y=alt.Y("split:N", title=None, sort=None))
-    scale = alt.Scale(domain=[min(0.4, *(r["low"] for r in rows)), 1])
-    x = alt.X("accuracy:Q", title="accuracy (95% CI)", scale=scale, axis=alt.Axis(format="%"))
-    tooltip = ["split:N", alt.Tooltip("accuracy:Q", format=".1%")]
-    bars = base.mark_rule(color="@effect", strokeWidth=2.5).encode(x=alt.X("low:Q", scale=scale), x2="high:Q")
+    scale = alt.Scale(domain=[min(0.4, *(r.get("low", r["accuracy"]) for r in rows)), 1])
+    x = alt.X("accuracy:Q", title=f"accuracy ({_shown(rows, '95% CI')})", scale=scale, axis=alt.Axis(format="%"))
+    tooltip = ["split:N", alt.Tooltip("accuracy:Q", format=".1%"), _CI]
+    bars = (
+        _with_ends(base).mark_rule(color="@effect", strokeWidth=2.5).encode(x=alt.X("low:Q", scale=scale), x2="high:Q")
+    )
     points = base.mark_point(color="@effect", size=90).encode(x=x, tooltip=tooltip)
     rule = chart([{"gate": gate}]).mark_rule(color="@neg", strokeDash=[5, 4]).encode(x=alt.X("gate:Q", scale=scale))
-    return sized(alt.layer(*([] if gate is None else [rule]), bars, points), 36 * len(rows) + 24)
+    marks = [*([] if gate is None else [rule]), bars, points, *_reasons(rows, base, x)]
+    return sized(alt.layer(*marks), 36 * len(rows) + 24)
 
 
 # Fields of evaluation.json: the label of the axis, and its range.
@@ -192,10 +194,12 @@ def unit_bars(units: Sequence[UnitFiles], field: str, label: str, scale: float) 
     return sized(bars + texts, max(80, 18 * len(rows)))
 
 
-def forest(tests: Iterable[tuple[str, int | None, Measured, Measured]], metric: str) -> alt.TopLevelMixin | None:
-    """Effect and matched control of each test or group (its name and n before them), with 95% CIs around zero."""
+def forest(
+    tests: Iterable[tuple[str, int | None, Measured, Measured]], metric: str, ci_name: str = "95% CI"
+) -> alt.TopLevelMixin | None:
+    """Effect and matched control of each test or group (its name and n before them), with intervals around zero."""
     rows = [
-        {"test": _wrapped(name), "role": role, "v": measured.mean, **_ends(measured.ci95, measured.mean), "n": n}
+        {"test": _wrapped(name), "role": role, "v": measured.mean, **_ends(measured.ci95, measured.missing), "n": n}
         for name, n, *both in tests
         for role, measured in zip(("circuit", "matched control"), both, strict=True)
         if measured.mean is not None
@@ -210,11 +214,12 @@ def forest(tests: Iterable[tuple[str, int | None, Measured, Measured]], metric: 
     base = chart(rows).encode(y=y, yOffset=offset, color=color)
     tooltip = ["test:N", "role:N", *_MEAN_AND_INTERVAL]
     shape = alt.Shape("role:N", title=None, scale=alt.Scale(domain=roles, range=["circle", "diamond"]))
-    x = alt.X("low:Q", title=f"mean change of the {metric} (95% CI)", axis=alt.Axis(tickCount=8))
-    bars = base.mark_rule(strokeWidth=2.5).encode(x=x, x2="high:Q", tooltip=tooltip)
-    points = base.mark_point(size=70, opacity=1).encode(x="v:Q", shape=shape, tooltip=tooltip)
+    x = alt.X("v:Q", title=f"mean change of the {metric} ({_shown(rows, ci_name)})", axis=alt.Axis(tickCount=8))
+    bars = _with_ends(base).mark_rule(strokeWidth=2.5).encode(x=alt.X("low:Q"), x2="high:Q", tooltip=tooltip)
+    points = base.mark_point(size=70, opacity=1).encode(x=x, shape=shape, tooltip=tooltip)
     n_tests = len({r["test"] for r in rows})
-    return sized(zero_rule("x") + bars + points, max(90, (46 if n_tests < 8 else 34) * n_tests))
+    marks = [zero_rule("x"), bars, points, *_reasons(rows, base, x)]
+    return sized(alt.layer(*marks), max(90, (46 if n_tests < 8 else 34) * n_tests))
 
 
 def _wrapped(label: str) -> str:
@@ -222,17 +227,37 @@ def _wrapped(label: str) -> str:
     return "\n".join(textwrap.wrap(plain(label), 30, max_lines=3, placeholder="…"))
 
 
-def _ends(ci: Sequence[float] | None, value: float | None) -> dict[str, Any]:
-    """Both ends of an interval; the value itself where there is none."""
-    low, high = ci or (value, value)
-    return {"low": low, "high": high}
+def _ends(ends: Sequence[float] | None, missing: str | None) -> dict[str, Any]:
+    """Both ends of an interval and their text; only the reason where there is none."""
+    if ends is None:
+        return {"ci": no_interval(missing)}
+    return {"low": ends[0], "high": ends[1], "ci": interval(ends, 3)}
 
 
-def dose_response(summary: Mapping[str, Any]) -> alt.TopLevelMixin | None:
+def _with_ends(base: alt.Chart) -> alt.Chart:
+    """The rows that have an interval, for the marks that draw one."""
+    kept: alt.Chart = base.transform_filter("isValid(datum.low)")
+    return kept
+
+
+def _shown(rows: Sequence[Mapping[str, Any]], ci_name: str) -> str:
+    """What an axis says of the rows' intervals."""
+    return ci_name if any("low" in row for row in rows) else "no interval"
+
+
+def _reasons(rows: Sequence[Mapping[str, Any]], base: alt.Chart, x: alt.X) -> list[alt.Chart]:
+    """Beside each point without an interval, why it has none; nothing where all have one."""
+    if all("low" in row for row in rows):
+        return []
+    texts = base.transform_filter("!isValid(datum.low)").mark_text(align="left", dx=9, fontSize=10, color="@muted")
+    return [texts.encode(x=x, text=alt.Text("ci:N"))]
+
+
+def dose_response(summary: Mapping[str, Any], ci_name: str = "95% CI") -> alt.TopLevelMixin | None:
     """Change of the metric over the steering coefficient, features against both baselines."""
     rows = [
         {"direction": DIRECTIONS.get(str(r.get("direction")), str(r.get("direction"))), "alpha": r["alpha"]}
-        | {"v": effect, **_ends(r.get("ci95"), effect), "n": r.get("n")}
+        | {"v": effect, **_ends(*_band(r)), "n": r.get("n")}
         for r in summary.get("dose_response") or [] if (effect := real(r.get("effect"))) is not None
     ]  # fmt: skip
     if not rows:
@@ -241,13 +266,20 @@ def dose_response(summary: Mapping[str, Any]) -> alt.TopLevelMixin | None:
     scale = alt.Scale(domain=names, range=["@effect", "@control", "@compare"])
     colour = alt.Color("direction:N", title=None, scale=scale)
     base = chart(rows).encode(x=alt.X("alpha:Q", title="steering coefficient α"), color=colour)
-    y = alt.Y("low:Q", title=f"change of the {summary.get('metric', 'logit difference')} (95% CI)")
-    band = base.mark_area(opacity=0.18).encode(y=y, y2="high:Q")
+    y = alt.Y("v:Q", title=f"change of the {summary.get('metric', 'logit difference')} ({_shown(rows, ci_name)})")
+    band = _with_ends(base).mark_area(opacity=0.18).encode(y=alt.Y("low:Q"), y2="high:Q")
     dash = alt.StrokeDash("direction:N", legend=None, scale=alt.Scale(domain=names, range=[[1, 0], [5, 3], [2, 2]]))
-    line = base.mark_line(strokeWidth=2).encode(y="v:Q", strokeDash=dash)
+    line = base.mark_line(strokeWidth=2).encode(y=y, strokeDash=dash)
     tooltip = ["direction:N", "alpha:Q", *_MEAN_AND_INTERVAL]
     points = base.mark_point(size=36, opacity=1).encode(y="v:Q", tooltip=tooltip)
     return sized(zero_rule("y") + zero_rule("x") + band + line + points, 280)
+
+
+def _band(entry: Mapping[str, Any]) -> tuple[Sequence[float] | None, str | None]:
+    """The interval of a dose; of dose 0, which changes nothing, the two equal ends that close the band."""
+    if entry.get("alpha") == 0 and (ends := ends_of(entry.get("ci95"))):
+        return ends, None
+    return interval_or_reason(entry, "ci95", "effect")
 
 
 def patching(summary: Mapping[str, Any]) -> alt.TopLevelMixin | None:
@@ -273,11 +305,11 @@ def patching(summary: Mapping[str, Any]) -> alt.TopLevelMixin | None:
     return sized(drawn, max(160, 20 * len(layers)))
 
 
-def edges(summary: Mapping[str, Any], measured: str) -> alt.TopLevelMixin | None:
+def edges(summary: Mapping[str, Any], measured: str, ci_name: str = "95% CI") -> alt.TopLevelMixin | None:
     """Predicted edge against the measured one, `frozen` or `live`, with CIs and the diagonal."""
     rows: list[dict[str, Any]] = [
         {"edge": plain(f"{r['source']} → {r['target']}"), "p": predicted, "m": value}
-        | _ends(r.get(f"{measured}_ci95"), value)
+        | _ends(*interval_or_reason(r, f"{measured}_ci95", measured))
         for r in (summary.get("edges") or {}).get("rows") or []
         if (value := real(r.get(measured))) is not None and (predicted := real(r.get("predicted"))) is not None
     ]
@@ -288,12 +320,12 @@ def edges(summary: Mapping[str, Any], measured: str) -> alt.TopLevelMixin | None
     base = chart(rows).encode(x=alt.X("p:Q", title="predicted by the graph's edge"))
     corners = chart([{"p": end, "m": end} for end in ends])
     diagonal = corners.mark_line(color="@control", strokeDash=[5, 4], strokeWidth=1).encode(x="p:Q", y="m:Q")
-    y = alt.Y("m:Q", title="measured by intervention (95% CI)")
+    y = alt.Y("m:Q", title=f"measured by intervention ({_shown(rows, ci_name)})")
     tooltip = [
         "edge:N", alt.Tooltip("p:Q", title="predicted", format=".3g"),
-        alt.Tooltip("m:Q", title="measured", format=".3g"),
+        alt.Tooltip("m:Q", title="measured", format=".3g"), _CI,
     ]  # fmt: skip
-    bars = base.mark_rule(color=colour, opacity=0.4).encode(y=alt.Y("low:Q"), y2="high:Q")
+    bars = _with_ends(base).mark_rule(color=colour, opacity=0.4).encode(y=alt.Y("low:Q"), y2="high:Q")
     points = base.mark_point(color=colour, size=40, opacity=0.85).encode(y=y, tooltip=tooltip)
     return sized(zero_rule("x") + zero_rule("y") + diagonal + bars + points, 300)
 

@@ -1,7 +1,8 @@
 """What the interventions allow one to claim, in plain words, and what they do not.
 
 A claim holds only if the effect's confidence interval excludes zero, the multiplicity-adjusted p-value is
-below 0.05, and the effect differs from matched controls. All numbers are the intervention artifact's.
+below 0.05, and the effect differs from matched controls. All numbers are the intervention artifact's. A test of too
+few groups of prompts cannot reach such a p-value and is never more than "not shown".
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any, Literal
 
 from mechstudy.report import formatting
 from mechstudy.report.data import Address, UnitFiles
+from mechstudy.statistics.clusters import ALL_EQUAL, ONE_GROUP
+from mechstudy.statistics.permutation import smallest_p
 
 ALPHA = 0.05
 Verdict = Literal["supported", "caveat", "unspecific", "unsupported"]
@@ -28,35 +31,57 @@ _LOWERING = ("ablation", "resampling")  # kinds of tests that lower the metric i
 
 @dataclass(frozen=True)
 class Measured:
-    """A mean and its 95% confidence interval; None where it was not measured."""
+    """A mean and its confidence interval; None where it was not measured.
+
+    ``missing`` is why a mean has no interval (`statistics.clusters`: one group, equal in every group).
+    """
 
     mean: float | None
     ci95: tuple[float, float] | None
+    missing: str | None = None
 
     @classmethod
     def of(cls, record: Mapping[str, Any], field: str = "effect") -> Measured:
         """The effect of a test or group, its ``control_effect``, or its ``difference`` from the control."""
         interval = {"effect": "ci95", "control_effect": "control_ci95"}.get(field, f"{field}_ci95")
-        return cls(record.get(field), formatting.ends_of(record.get(interval)))
+        return cls(record.get(field), *formatting.interval_or_reason(record, interval, field))
+
+    @property
+    def constant(self) -> bool:
+        """Whether every group of prompts has this mean, so that there is no spread to make an interval of."""
+        return self.missing == ALL_EQUAL
+
+    @property
+    def interval(self) -> str:
+        """``[low, high]``, or ``n/a (one group)``."""
+        return formatting.interval(self.ci95) if self.ci95 else formatting.no_interval(self.missing)
 
     @property
     def excludes_zero(self) -> bool:
         """Whether the interval lies wholly on one side of zero (an end at zero does not)."""
+        if self.constant:
+            return bool(self.mean)
         return self.ci95 is not None and (self.ci95[0] > 0 or self.ci95[1] < 0)
+
+    @property
+    def has_ends(self) -> bool:
+        """Whether it has an interval, or one without width."""
+        return self.ci95 is not None or self.constant
 
 
 @dataclass(frozen=True)
 class Claim:
     """One test of a behaviour's circuit, with its verdict and the sentence that states it.
 
-    ``number`` is where the test's numbers are kept; ``share`` is the part of the clean metric that the intervention
-    takes away, where it lowers it.
+    ``number`` is where the test's numbers are kept; ``why`` explains the verdict; ``share`` is the part of the clean
+    metric that the intervention takes away, where it lowers it.
     """
 
     number: Address
     kind: str
     title: str
     verdict: Verdict
+    why: str
     sentence: str
     effect: Measured
     control: Measured
@@ -79,6 +104,8 @@ def claims(interventions: UnitFiles) -> list[Claim]:
 def _claim(number: Address, kind: str, test: Mapping[str, Any], summary: Mapping[str, Any]) -> Claim:
     effect, control, difference = (Measured.of(test, f) for f in ("effect", "control_effect", "difference"))
     verdict = judge(effect, control, difference, test.get("p_adjusted"), test.get("p_difference_adjusted"))
+    obstacle = _obstacle(effect, test.get("n_clusters"))
+    verdict = "unsupported" if obstacle else verdict
     caveats = _caveats(kind, test, verdict, effect, control)
     if verdict == "supported" and caveats:
         verdict = "caveat"
@@ -89,6 +116,7 @@ def _claim(number: Address, kind: str, test: Mapping[str, Any], summary: Mapping
         kind=kind,
         title=formatting.title(label.rstrip(", ")),
         verdict=verdict,
+        why=obstacle or VERDICT_WORDS[verdict][1],
         sentence=_sentence(label, metric, test, effect, control, verdict),
         effect=effect,
         control=control,
@@ -111,18 +139,36 @@ def judge(
     """The verdict of a test.
 
     Against the controls, the CI of the paired difference decides; where it is missing, the two CIs must not
-    overlap. An effect smaller than the controls' is not specific, whatever its p-value; nor is one whose
-    difference from them has an adjusted p-value of 0.05 or more.
+    overlap. Controls whose effects are all equal count as an interval without width. An effect smaller than the
+    controls' is not specific, whatever its p-value; nor is one whose difference from them has an adjusted p-value of
+    0.05 or more.
     """
     ci, control_ci = effect.ci95, control.ci95
+    if control.constant and control.mean is not None:
+        control_ci = (control.mean, control.mean)
     if effect.mean is None or ci is None or not effect.excludes_zero or p_adjusted is None or p_adjusted >= ALPHA:
         return "unsupported"
     if control.mean is None or control_ci is None:
         return "caveat"
     overlap = ci[0] <= control_ci[1] and ci[1] >= control_ci[0]
-    apart = difference.excludes_zero if difference.ci95 else not overlap
+    apart = difference.excludes_zero if difference.has_ends else not overlap
     apart = apart and (p_difference_adjusted is None or p_difference_adjusted < ALPHA)
     return "supported" if apart and abs(effect.mean) > abs(control.mean) else "unspecific"
+
+
+def _obstacle(effect: Measured, n_clusters: int | None) -> str | None:
+    """Why the data cannot show the effect, whatever its size; None where they can."""
+    if effect.mean is None:
+        return None
+    if n_clusters == 1 or (effect.missing == ONE_GROUP and not n_clusters):
+        return "too few groups: all prompts are of one group, so chance cannot be told from an effect"
+    if n_clusters and (least := smallest_p(n_clusters)) >= ALPHA:
+        return f"too few groups: with {n_clusters} groups of prompts p cannot fall below {least:.2g}"
+    if effect.constant and effect.mean == 0:
+        return "every effect is exactly zero"
+    if effect.constant:
+        return "the effect is equal in every group, so there is no spread to judge it by"
+    return None
 
 
 def _share(kind: str, effect: float | None, clean: float | None) -> float | None:
@@ -134,8 +180,10 @@ def _share(kind: str, effect: float | None, clean: float | None) -> float | None
 
 def _caveats(kind: str, test: Mapping[str, Any], verdict: Verdict, effect: Measured, control: Measured) -> list[str]:
     caveats = []
-    if control.mean is None or control.ci95 is None:
+    if control.mean is None:
         caveats.append("No matched control was measured.")
+    elif effect.ci95 is not None and not control.has_ends:
+        caveats.append("The controls have no interval.")
     elif control.excludes_zero:
         share = f", {abs(control.mean / effect.mean):.0%} of the effect" if effect.mean else ""
         share = share if verdict in ("supported", "caveat") else ""
@@ -143,7 +191,7 @@ def _caveats(kind: str, test: Mapping[str, Any], verdict: Verdict, effect: Measu
     if kind.startswith(_LOWERING) and verdict != "unsupported" and (effect.mean or 0) > 0:
         caveats.append("The effect points the other way: a necessary circuit would lower the metric.")
     for field, least, words in (("n", 30, "prompts"), ("n_clusters", 10, "independent clusters of prompts")):
-        if test.get(field) is not None and test[field] < least:
+        if test.get(field) is not None and test[field] < least and effect.ci95 is not None:
             caveats.append(f"Only {test[field]} {words}, so the interval is rough.")
     return caveats
 
@@ -169,6 +217,8 @@ def _sentence(
 
 def _signed(measured: Measured, sign: int) -> str:
     """A mean and its interval, both multiplied by ``sign``."""
-    ends = None if measured.ci95 is None else sorted(sign * end for end in measured.ci95)
     assert measured.mean is not None
-    return f"{formatting.beside(sign * measured.mean, measured.ci95)} {formatting.interval(ends)}"
+    value = formatting.beside(sign * measured.mean, measured.ci95)
+    if measured.ci95 is None:
+        return f"{value}, interval {formatting.no_interval(measured.missing)}"
+    return f"{value} {formatting.interval(sorted(sign * end for end in measured.ci95))}"

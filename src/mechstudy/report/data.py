@@ -210,6 +210,12 @@ class ReportData:
         return str(self.model.json("model.json").get("name") or source)
 
     @property
+    def interval_name(self) -> str:
+        """What intervals of interventions are called, by the study's ``interventions.ci``: ``95% CI``."""
+        level = (self.study.get("interventions") or {}).get("ci") or 0.95
+        return f"{100 * level:.4g}% CI"
+
+    @property
     def seconds(self) -> float:
         """Wall time of all units, summed."""
         return float(sum(unit.record.get("seconds") or 0 for unit in self.units))

@@ -11,7 +11,7 @@ import math
 import re
 import shlex
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 
 from mechstudy.core.jsonio import jsonable
 from mechstudy.core.sizes import human
+from mechstudy.statistics.clusters import ALL_EQUAL, ONE_GROUP
 
 NOT_AVAILABLE = "n/a"
 _SYMBOLS = {"\n": "↵", "\t": "⇥", "\r": "␍"}
@@ -119,10 +120,43 @@ def ends_of(ci: Sequence[float | None] | None) -> tuple[float, float] | None:
 
 
 def interval(ci: Sequence[float | None] | None, digits: int = 2) -> str:
-    """`[low, high]`, with `decimals`."""
+    """`[low, high]`, with `decimals`; `[n/a]` where there is none."""
     ends = ends_of(ci)
     shown = [number(end, decimals(ends, digits), scientific=False) for end in ends] if ends else [NOT_AVAILABLE]
     return f"[{', '.join(shown)}]"
+
+
+def interval_of(record: Mapping[str, Any] | None, field: str, value: str, digits: int = 2) -> str:
+    """The interval in a record's ``field``, or why its ``value`` has none: `n/a (one group)`."""
+    ends, missing = interval_or_reason(record, field, value)
+    return interval(ends, digits) if ends else no_interval(missing)
+
+
+def share_interval_of(record: Mapping[str, Any] | None, field: str, value: str, digits: int = 1) -> str:
+    """`interval_of` for a share, in per cent."""
+    ends, missing = interval_or_reason(record, field, value)
+    return f"[{', '.join(percent(end, digits) for end in ends)}]" if ends else no_interval(missing)
+
+
+def interval_or_reason(
+    record: Mapping[str, Any] | None, field: str, value: str
+) -> tuple[tuple[float, float] | None, str | None]:
+    """The interval in a record's ``field``, or None and why its ``value`` has none.
+
+    Statistics write ``<field>_missing`` beside an interval that they leave out because all values are equal. Earlier
+    versions wrote an interval without width there. One that is null without a reason is of a single group.
+    """
+    record = record or {}
+    ends = ends_of(record.get(field))
+    if ends is None:
+        measured = field in record and record.get(value) is not None
+        return None, str(record.get(f"{field}_missing") or ONE_GROUP) if measured else None
+    return (None, ALL_EQUAL) if ends[0] == ends[1] else (ends, None)
+
+
+def no_interval(reason: str | None) -> str:
+    """`n/a`, with the reason."""
+    return f"{NOT_AVAILABLE} ({reason})" if reason else NOT_AVAILABLE
 
 
 def p_value(p: float | None) -> str:

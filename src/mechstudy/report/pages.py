@@ -209,18 +209,18 @@ def interventions_page(site: Site, behaviour: str) -> None:
     for g in summary.get("groups") or []:
         effects = (str(g.get("name")), g.get("n"), Measured.of(g), Measured.of(g, "control_effect"))
         groups.setdefault(str(g.get("kind")), []).append(effects)
-    metric = str(summary.get("metric") or "logit difference")
-    frozen, live = (charts.edges(summary, measured) for measured in ("frozen", "live"))
+    metric, ci_name = str(summary.get("metric") or "logit difference"), site.data.interval_name
+    frozen, live = (charts.edges(summary, measured, ci_name) for measured in ("frozen", "live"))
     for name, drawn, heading in (
-        ("interventions", charts.forest(tests, metric), "Effects against matched controls"),
-        ("dose-response", charts.dose_response(summary), "Dose-response"),
+        ("interventions", charts.forest(tests, metric, ci_name), "Effects against matched controls"),
+        ("dose-response", charts.dose_response(summary, ci_name), "Dose-response"),
         ("patching", charts.patching(summary), "Where the information is"),
         ("edges-frozen", frozen, "Edges: predicted and measured, attention and norms frozen"),
         ("edges-live", live, "Edges: predicted and measured, live model"),
     ):
         site.figures.add(f"{name}-{key}", drawn, heading, unit)
     for kind, of_kind in groups.items():
-        drawn = charts.forest(of_kind, metric)
+        drawn = charts.forest(of_kind, metric, ci_name)
         site.figures.add(f"groups-{slug(kind)}-{key}", drawn, f"Groups: {title(kind).lower()}", unit)
     site.render(
         "interventions",

@@ -40,7 +40,8 @@ class Site:
         filters: dict[str, Callable[..., Any]] = {
             "visible": formatting.visible, "plain": formatting.plain, "title_": formatting.title,
             "num": formatting.number, "beside": formatting.beside, "int_": formatting.integer,
-            "pct": formatting.percent, "share": "{:.0%}".format, "ci": formatting.interval, "p": formatting.p_value,
+            "pct": formatting.percent, "share": "{:.0%}".format, "ci_of": formatting.interval_of,
+            "share_ci_of": formatting.share_interval_of, "p": formatting.p_value,
             "duration": formatting.duration, "size": formatting.size, "slug": formatting.slug,
             "capitalised": formatting.capitalised, "yaml": formatting.yaml_text, "moment": formatting.moment,
             "command": formatting.command_line,
@@ -52,6 +53,7 @@ class Site:
             model_name=formatting.plain(data.model_name),
             no_graphs=data.no_graphs,
             verdicts=VERDICT_WORDS,
+            ci_name=data.interval_name,
             chip=self.chip,
             number=self.number,
             strip=strip,

@@ -8,7 +8,7 @@ from typing import Any
 from mechstudy.core.jsonio import jsonable
 from mechstudy.report.claims import VERDICT_WORDS, claims
 from mechstudy.report.data import Address, ReportData
-from mechstudy.report.formatting import interval, number, percent, plain
+from mechstudy.report.formatting import interval_of, number, percent, plain
 
 _BASELINE_FIELDS = ("n", "accuracy", "mean_logit_difference", "ci95", "passed")
 _DICTIONARY_FIELDS = (
@@ -94,9 +94,10 @@ def _baseline_finding(splits: Mapping[str, Any], below: str) -> str:
     """``below``: what followed from a gate that was not passed."""
     if not (split := splits.get("test") or next(iter(splits.values()), None)):
         return ""
+    ends = interval_of(split, "ci95", "mean_logit_difference")
     line = (
         f"the model is right on {percent(split['accuracy'], 0)} of {split['n']} prompts, "
-        f"mean logit difference {number(split['mean_logit_difference'])} {interval(split['ci95'])}"
+        f"mean logit difference {number(split['mean_logit_difference'])} {ends}"
     )
     return line + (f"; below the gate{below}" if any(s.get("passed") is False for s in splits.values()) else "")
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 BLOCK = 4_000_000  # resampled cells held at a time
+ONE_GROUP, ALL_EQUAL = "one group", "equal in every group"  # why a mean has no interval
 
 
 def cluster_sums(values: Array, clusters: Sequence[str]) -> Array:

@@ -9,6 +9,8 @@ from pathlib import Path
 from mechstudy.behaviours.registry import BEHAVIOURS
 from mechstudy.behaviours.user import Outline, outline_jsonl
 from mechstudy.core.errors import MechstudyError, nearest
+from mechstudy.report.claims import ALPHA
+from mechstudy.statistics.permutation import smallest_p
 from mechstudy.study.study import BehaviourConfig, Study
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -71,6 +73,8 @@ def notes(study: Study, own_prompts: Mapping[str, Outline]) -> Iterator[str]:
         yield f"attribute, features and intervene are left out: {study.no_graphs}"
         return
     for behaviour in study.behaviours:
+        if (few := _too_few_groups(study, behaviour, own_prompts)) is not None:
+            yield few
         n = dict(n_prompts(behaviour, own_prompts))
         asked = (
             ("attribution.n_prompts", study.attribution.n_prompts, "train", "graphs"),
@@ -81,6 +85,26 @@ def notes(study: Study, own_prompts: Mapping[str, Outline]) -> Iterator[str]:
             explicit = field.partition(".")[2] in getattr(study, field.partition(".")[0]).model_fields_set
             if explicit and number > n[split]:
                 yield f"{behaviour.name} has {n[split]} {split} prompts: {n[split]} {what}, not {number} ({field})"
+
+
+def _too_few_groups(study: Study, behaviour: BehaviourConfig, own_prompts: Mapping[str, Outline]) -> str | None:
+    """Why no claim about the behaviour can hold, if its prompts for interventions are of too few groups."""
+    n = min(n_prompts(behaviour, own_prompts)["test"], study.interventions.n_samples)
+    if behaviour.name in own_prompts:
+        n = min(n, own_prompts[behaviour.name].n_groups["test"])
+    if (least := smallest_p(n, study.interventions.permutations)) < ALPHA:
+        return None
+    groups = (
+        "one group: there are no intervals, and p is 1" if n == 1 else f"{n} groups: p cannot fall below {least:.2g}"
+    )
+    return (
+        f"{behaviour.name}: the test prompts are of {groups}, so no claim can hold (needs p < {ALPHA}; "
+        f"{_enough_groups()} groups or more can reach it)"
+    )
+
+
+def _enough_groups() -> int:
+    return next(n for n in range(1, 100) if smallest_p(n) < ALPHA)
 
 
 def n_prompts(behaviour: BehaviourConfig, own_prompts: Mapping[str, Outline]) -> Mapping[str, int]:

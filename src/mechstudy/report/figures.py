@@ -6,6 +6,7 @@ Charts name colours by token (`@effect`); the page's script and the exporter put
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ DARK = {
     "@mid": "#232b35", "@seq0": "#8ab8ff", "@seq1": "#4fd1b8", "@seq2": "#f6c667", "@paper": "#151b23",
 }  # fmt: skip
 
-PAGE_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-EXPORT_FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
+# The package's own family comes first, so that a figure is the same on every machine. The others are for readers of an
+# SVG outside the report.
+FONTS = Path(__file__).parent / "fonts"
+FONT = "Mechstudy Sans, Inter, Liberation Sans, Arial, Helvetica, sans-serif"
 
 
 def chart_config(font: str) -> dict[str, Any]:
@@ -74,7 +77,7 @@ def themed(value: Any, palette: dict[str, str]) -> Any:
 
 def chart_themes() -> dict[str, Any]:
     """Palettes and configurations for drawing charts in a page, light and dark."""
-    config = chart_config(PAGE_FONT)
+    config = chart_config(FONT)
     return {
         name: {"palette": palette, "config": themed(config, palette)}
         for name, palette in (("light", LIGHT), ("dark", DARK))
@@ -102,6 +105,7 @@ class Figures(dict[str, Figure]):
     def __init__(self, out: Path):
         super().__init__()
         self.out = out
+        _register_fonts()
         (out / "figures").mkdir(parents=True, exist_ok=True)
 
     def add(self, name: str, chart: alt.TopLevelMixin | None, title: str, *units: UnitFiles) -> None:
@@ -110,7 +114,7 @@ class Figures(dict[str, Figure]):
             return
         spec: dict[str, Any] = {k: v for k, v in chart.to_dict().items() if k not in ("config", "$schema")}
         write_data(self.out, f"chart-{name}", spec)
-        looks = {"width": EXPORT_WIDTH, "config": chart_config(EXPORT_FONT), "title": title, "background": "#ffffff"}
+        looks = {"width": EXPORT_WIDTH, "config": chart_config(FONT), "title": title, "background": "#ffffff"}
         self.write_svg(name, vl_convert.vegalite_to_svg(themed({**spec, **looks}, LIGHT), vl_version=_VEGA_LITE))
         self[name] = Figure(name, title, tuple(unit.name for unit in units), spec["height"])
 
@@ -119,6 +123,12 @@ class Figures(dict[str, Figure]):
         (self.out / "figures" / f"{name}.svg").write_text(svg, encoding="utf-8")
         png = vl_convert.svg_to_png(svg, ppi=PNG_PPI)
         (self.out / "figures" / f"{name}.png").write_bytes(png)
+
+
+@cache
+def _register_fonts() -> None:
+    """Makes the package's fonts known to the renderer, once per process."""
+    vl_convert.register_font_directory(str(FONTS))
 
 
 def write_data(out: Path, name: str, value: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from mechstudy.report.claims import Claim
-from mechstudy.report.figures import EXPORT_FONT, LIGHT
+from mechstudy.report.figures import FONT, LIGHT
 from mechstudy.report.formatting import clip, number, plain
 from mechstudy.report.viewer import TYPES
 
@@ -61,7 +61,7 @@ def circuit_svg(view: Mapping[str, Any], *, boxes: bool, theme: Theme, max_nodes
         parts.append(_text(columns[cell[1]] + _BOX_W / 2, low + 20, f"+ {n} more", theme["@muted"], 9, "end"))
     return _element(
         "svg", "".join(parts), xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width} {height}", role="img",
-        aria_label="Aggregated circuit", font_family=EXPORT_FONT, **size,
+        aria_label="Aggregated circuit", font_family=FONT, **size,
     )  # fmt: skip
 
 

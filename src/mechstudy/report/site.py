@@ -20,7 +20,7 @@ from mechstudy.report.pictures import strip
 # so that no script is made from a string either.
 CSP = (
     "default-src 'none'; script-src 'self' file:; style-src 'self' file: 'unsafe-inline'; "
-    "img-src 'self' file: data:; base-uri 'none'; form-action 'none'"
+    "img-src 'self' file: data:; font-src 'self' file:; base-uri 'none'; form-action 'none'"
 )
 
 
@@ -83,10 +83,11 @@ class Site:
         )
 
     def write_assets(self, vega: str) -> None:
-        """Copies the style sheets and scripts, and writes the Vega bundle."""
+        """Copies the style sheets, scripts and fonts, and writes the Vega bundle."""
         folder = self.out / "assets"
         folder.mkdir(parents=True, exist_ok=True)
-        for asset in resources.files("mechstudy.report").joinpath("assets").iterdir():
+        package = resources.files("mechstudy.report")
+        for asset in (*package.joinpath("assets").iterdir(), *package.joinpath("fonts").iterdir()):
             (folder / asset.name).write_bytes(asset.read_bytes())
         (folder / "vega.js").write_text(vega, encoding="utf-8")
 

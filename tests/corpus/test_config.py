@@ -12,6 +12,8 @@ from mechstudy.corpus.config import CorpusConfig, Source
     ("text", "source"),
     [
         ("bundled", Source("bundled")),
+        ("self", Source("sampled")),
+        ("sampled", Source("sampled")),
         ("text:a:b.txt", Source("text", "a:b.txt")),
         ("hf:org/set", Source("hf", "org/set")),
         ("hf:org/set:en", Source("hf", "org/set", config="en")),

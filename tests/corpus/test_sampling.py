@@ -62,6 +62,12 @@ def test_more_rows_leave_the_first_ones_as_they_are():
     assert not torch.equal(many[:4], many[4:8])
 
 
+def test_a_seed_of_a_study_gives_other_text_than_its_neighbour():
+    model = tiny_model(n_layers=1)
+    rows = [sample_rows(model, 4, 20, temperature=5.0, seed=2**62 + i, batch=4) for i in (0, 0, 1)]
+    assert torch.equal(rows[0], rows[1]) and not torch.equal(rows[0], rows[2])
+
+
 def test_finished_batches_are_read_and_not_sampled_again(tmp_path):
     model = tiny_model(n_layers=1)
     rows = sample_rows(model, 8, 6, batch=4, folder=tmp_path)
@@ -89,7 +95,7 @@ def test_samples_of_other_settings_or_damaged_ones_are_refused(tmp_path):
 
 def test_a_sampled_corpus_has_train_and_held_out_rows_as_asked(tmp_path):
     model = tiny_model(n_layers=1)
-    config = CorpusConfig(source="sampled", tokens=30, held_out_tokens=12, context=6, sample_batch=4)
+    config = CorpusConfig(source="self", tokens=30, held_out_tokens=12, context=6, sample_batch=4)
     corpus = build_corpus(config, model.tokenizer, model=model, scratch=tmp_path)
     rows = sample_rows(model, 7, 6, batch=4)
     assert torch.equal(corpus.held_out, rows[:2]) and torch.equal(corpus.train, rows[2:])

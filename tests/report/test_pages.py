@@ -204,3 +204,21 @@ def test_variants_are_a_table_of_their_own_and_no_layers(report: Path) -> None:
     assert cells[:4] == ["k16", "skip transcoder, topk", "1,152", "16"] and len(cells) == 12
     assert cells[-4:] == ["n/a", "0.650", "25.0%", "0.200"]
     assert "k16" not in page.partition("<h2>All dictionaries</h2>")[2].partition("</section>")[0]
+
+
+def test_pages_name_a_loss_recovered_that_is_undefined_and_text_of_another_model(
+    quick_bundle: None, tmp_path: Path
+) -> None:
+    study = FakeStudy(tmp_path / "study", prompts=1, big=False, features_per_layer=12)
+    file = study.data.dictionaries[LAYERS[0]].folder / "evaluation.json"
+    foreign = {"ce_model": 3.41, "ce_dictionary": 3.2, "ce_zero": 3.38, "ce_loss_recovered": 1.31}
+    file.write_text(json.dumps(json.loads(file.read_text()) | foreign))
+    study.study["corpus"], study.study["model"] = {"source": "bundled"}, {"source": "hf:other/model"}
+    named = study.data.model.folder / "model.json"
+    named.write_text(json.dumps(json.loads(named.read_text()) | {"name": "other/model"}))
+    build_report(study.data, tmp_path / "report")
+    page = (tmp_path / "report" / "dictionaries.html").read_text()
+    assert "CE recovered is undefined, zeros at the site lower the loss." in page and "1.31" not in page
+    assert "model 3.410, reconstruction 3.200, zeros 3.380" in page
+    for name in ("dictionaries", "index"):
+        assert "text of SmolLM2-135M-Instruct, not of this model" in (tmp_path / "report" / f"{name}.html").read_text()

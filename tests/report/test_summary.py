@@ -59,3 +59,22 @@ def test_findings_state_effect_interval_and_control(fake: FakeStudy) -> None:
 def test_timing_joins_the_evaluation(fake: FakeStudy) -> None:
     summary = build_summary(fake.data, 1.0, 1)
     assert summary["dictionaries"]["10"]["rows_per_second"] == 19_400.0
+
+
+def test_a_loss_recovered_that_is_no_share_is_reported_as_undefined_with_the_losses(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    study = FakeStudy(tmp_path_factory.mktemp("undefined"), prompts=1, big=False, features_per_layer=12)
+    layer = LAYERS[0]
+    file = study.data.dictionaries[layer].folder / "evaluation.json"
+    foreign = {"ce_model": 3.41, "ce_dictionary": 3.2, "ce_zero": 3.38, "ce_loss_recovered": 1.31}
+    file.write_text(json.dumps(json.loads(file.read_text()) | foreign))
+    study.study["corpus"] = {"source": "bundled"}
+    study.study["model"] = {"source": "hf:other/model"}
+    summary = build_summary(study.data, 1.0, 1)
+    scores = summary["dictionaries"][str(layer)]
+    assert scores["ce_loss_recovered"] is None
+    assert scores["ce_loss_recovered_undefined"] == "zeros at the site lower the loss"
+    assert (scores["ce_model"], scores["ce_dictionary"], scores["ce_zero"]) == (3.41, 3.2, 3.38)
+    [line] = [f["text"] for f in summary["findings"] if "dictionaries: held-out R2" in f["text"]]
+    assert f"(undefined in layer {layer})" in line and "1.31" not in line

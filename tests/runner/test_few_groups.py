@@ -1,4 +1,7 @@
-"""A study whose test prompts are of one group, or of three: the plan's notes, and every page of the report."""
+"""A study whose test prompts are of one group, or of three, and whose corpus is the model's own text.
+
+The plan's notes, and every page of the report.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,13 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from mechstudy.cli.app import app
+from mechstudy.corpus.sampling import sample_rows
+from mechstudy.corpus.token_rows import Corpus
+from mechstudy.models.loading import load_folder
 from tests.support.tiny_study import write_study
 
 ONE, THREE = "one", "three"
@@ -30,6 +37,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (file.parent / f"{name}.jsonl").write_text("\n".join(map(json.dumps, grouped)))
         behaviours.append(f"{{name: {name}, file: {name}.jsonl}}")
     text = re.sub(r"behaviours: .*", f"behaviours: [{', '.join(behaviours)}]", file.read_text())
+    text = text.replace("source: 'text:text.txt'", "source: self, sample_batch: 32")
     file.write_text(text.replace("attribution: {n_prompts: 6,", "attribution: {n_prompts: 2,") + INTERVENTIONS)
     return file
 
@@ -60,6 +68,26 @@ def test_the_plan_says_beforehand_that_no_claim_can_hold(study: Path) -> None:
     assert any(note.startswith("three: ") and "p cannot fall below 0.26" in note for note in notes)
 
 
+def test_text_of_another_model_is_noted_where_the_study_uses_it(study: Path) -> None:
+    of_self, of_bundled = (
+        json.loads(CliRunner().invoke(app, ["plan", str(study), "--json", *sets]).stdout)
+        for sets in ([], ["--set", "corpus.source=bundled"])
+    )
+    assert not any("not of this model" in note for note in of_self["notes"])
+    assert any("text of SmolLM2-135M-Instruct, not of this model" in note for note in of_bundled["notes"])
+    [unit] = [unit for unit in of_self["units"] if unit["unit"] == "corpus"]
+    assert unit["flops"] > 0 and unit["note"] == "5 batches of text sampled from the model"
+
+
+def test_the_corpus_is_sampled_from_the_studys_model(study: Path, run: Path) -> None:
+    [folder] = [file.parent for file in (run / "artifacts" / "corpus").glob("*/corpus.json")]
+    corpus = Corpus.load(folder)
+    spec = json.loads((folder / "manifest.json").read_text())["spec"]
+    model = load_folder(study.parent / "model", dtype="bfloat16")
+    rows = sample_rows(model, 160, 32, temperature=0.8, seed=spec["seed"], batch=32)
+    assert torch.equal(torch.cat([corpus.held_out, corpus.train]), rows)
+
+
 def test_numbers_of_one_group_have_no_interval(run: Path) -> None:
     tests = summary(run, "intervene", ONE)["tests"].values()
     assert tests and all(test["ci95"] is None and test["p"] == 1 and test["n_clusters"] == 1 for test in tests)
@@ -69,7 +97,7 @@ def test_numbers_of_one_group_have_no_interval(run: Path) -> None:
 
 def test_every_page_gives_a_reason_where_there_is_no_interval(run: Path) -> None:
     for name, text in pages(run).items():
-        assert not re.search(r"\b(None|NaN|nan|undefined)\b", text.replace("None in this view", "")), name
+        assert not re.search(r"\b(None|NaN|nan)\b", text.replace("None in this view", "")), name
     texts = pages(run)
     assert "n/a (one group)" in texts["behaviour-one.html"] and "n/a (one group)" in texts["interventions-one.html"]
     assert "99% CI" in texts["interventions-three.html"] and "95% CI" not in texts["interventions-three.html"]

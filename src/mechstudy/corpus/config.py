@@ -28,24 +28,24 @@ class Source:
 
     @classmethod
     def parse(cls, text: str) -> Source:
-        """Parses ``bundled``, ``sampled``, ``text:PATH``, ``jsonl:PATH``, ``parquet:PATH`` or ``hf:...``.
+        """Parses ``bundled``, ``self``, ``text:PATH``, ``jsonl:PATH``, ``parquet:PATH`` or ``hf:...``.
 
         ``hf:DATASET[:CONFIG][:SPLIT][@REVISION]``: a single name after the dataset is a split if it is one of the
-        usual split names, else a configuration.
+        usual split names, else a configuration. ``sampled`` is an earlier spelling of ``self``.
 
         Raises:
             MechstudyError: unknown kind, or nothing after the colon.
         """
         kind, _, rest = text.partition(":")
-        if kind in ("bundled", "sampled"):
+        if kind in ("bundled", "self", "sampled"):
             if rest:
                 raise MechstudyError(f"{kind!r} takes nothing after it", fix=f"write {kind}")
             return cls("bundled" if kind == "bundled" else "sampled")
         if kind not in (*FILE_KINDS, "hf"):
-            guess = nearest(kind, ["bundled", "sampled", *FILE_KINDS, "hf"])
+            guess = nearest(kind, ["bundled", "self", "sampled", *FILE_KINDS, "hf"])
             raise MechstudyError(
                 f"{text!r} is not a corpus source",
-                facts={"sources": "bundled, sampled, text:PATH, jsonl:PATH, parquet:PATH, hf:DATASET[:CONFIG]"},
+                facts={"sources": "bundled, self, text:PATH, jsonl:PATH, parquet:PATH, hf:DATASET[:CONFIG]"},
                 fix=f"did you mean {guess!r}?" if guess else None,
             )
         if not rest:
@@ -78,8 +78,11 @@ class Source:
 class CorpusConfig(Config):
     """Text for dictionary training, as rows of exactly ``context`` tokens.
 
+    ``source``: ``self`` is text sampled from the study's own model, ``bundled`` the text of the quickstart model that
+    ships with the package; ``text:``, ``jsonl:``, ``parquet:`` and ``hf:`` name text to read.
     ``tokens`` are for training and ``held_out_tokens`` for evaluation. Both are rounded up to whole rows and come from
-    different source documents.
+    different source documents. ``self`` draws rows of ``context`` tokens, ``sample_batch`` at a time, at
+    ``temperature``.
     """
 
     source: str = "bundled"

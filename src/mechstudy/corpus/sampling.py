@@ -79,7 +79,7 @@ def sample_rows(
             if file is not None and file.exists():
                 rows.append(torch.tensor(read_batch(file, context), dtype=torch.int32))
             else:
-                generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+                generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**64)  # torch takes no more
                 rows.append(_sample_batch(model, batch, context, temperature, start, generator, fast))
                 if file is not None:
                     with atomic_path(file) as temporary:

@@ -98,8 +98,8 @@ def build_corpus(
     Args:
         config: the source, and how many rows of how many tokens.
         tokenizer: the model's.
-        model: the model that a ``sampled`` source needs.
-        scratch: where finished batches of a ``sampled`` source are kept.
+        model: the model that ``self`` needs.
+        scratch: where finished batches of ``self`` are kept.
         progress: reports tokens.
 
     Raises:

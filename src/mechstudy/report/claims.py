@@ -161,7 +161,7 @@ def _obstacle(effect: Measured, n_clusters: int | None) -> str | None:
     if effect.mean is None:
         return None
     if n_clusters == 1 or (effect.missing == ONE_GROUP and not n_clusters):
-        return "too few groups: all prompts are of one group, so chance cannot be told from an effect"
+        return "too few groups: all prompts are of one group, so an effect cannot be distinguished from chance"
     if n_clusters and (least := smallest_p(n_clusters)) >= ALPHA:
         return f"too few groups: with {n_clusters} groups of prompts p cannot fall below {least:.2g}"
     if effect.constant and effect.mean == 0:

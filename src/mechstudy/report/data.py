@@ -19,6 +19,8 @@ from typing import Any
 
 from mechstudy.circuits.config import no_graphs
 from mechstudy.core.errors import MechstudyError
+from mechstudy.corpus.bundled import foreign_text
+from mechstudy.dictionaries.evaluation import loss_recovered
 from mechstudy.monitoring.expected_usage import PhaseProfile
 from mechstudy.monitoring.record import usage_file
 
@@ -107,7 +109,8 @@ class UnitFiles:
     def evaluation(self) -> dict[str, Any]:
         """A dictionary's evaluation.json with its timing.json and ``agreement``; empty where it did not run."""
         evaluation = self.json("evaluation.json")
-        return evaluation and {**self.json("timing.json"), "agreement": self.json("agreement.json"), **evaluation}
+        beside = {**self.json("timing.json"), "agreement": self.json("agreement.json")}
+        return evaluation and {**beside, **loss_recovered.checked(evaluation)}
 
     @property
     def done(self) -> bool:
@@ -208,6 +211,12 @@ class ReportData:
         """The model by its artifact, or as the study names it where that is absent."""
         source = (self.study.get("model") or {}).get("source") or "unknown model"
         return str(self.model.json("model.json").get("name") or source)
+
+    @property
+    def foreign_corpus(self) -> str | None:
+        """That the bundled corpus is another model's text, where the study uses it."""
+        corpus, source = self.study.get("corpus") or {}, str((self.study.get("model") or {}).get("source") or "")
+        return None if corpus.get("source") != "bundled" else foreign_text(source, self.model_name)
 
     @property
     def interval_name(self) -> str:

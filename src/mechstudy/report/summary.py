@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mechstudy.core.jsonio import jsonable
+from mechstudy.dictionaries.evaluation.loss_recovered import LOSSES, UNDEFINED
 from mechstudy.report.claims import VERDICT_WORDS, claims
 from mechstudy.report.data import Address, ReportData
 from mechstudy.report.formatting import interval_of, number, percent, plain
@@ -45,7 +46,7 @@ def build_summary(data: ReportData, wall_seconds: float, peak_rss_bytes: int) ->
         "wall_seconds": wall_seconds,
         "peak_rss_bytes": peak_rss_bytes,
         "baseline": {b: _each(s.get("splits"), _BASELINE_FIELDS) for b, s in baselines.items() if s},
-        "dictionaries": {str(layer): _part(e, _DICTIONARY_FIELDS) for layer, e in evaluations.items() if e},
+        "dictionaries": {str(layer): _of_dictionary(e) for layer, e in evaluations.items() if e},
         "graphs": {b: _part(s, _GRAPH_FIELDS) for b, u in data.graphs.items() if (s := u.json("scores.json"))},
         "interventions": {b: _each(s.get("tests"), _TEST_FIELDS) for b, s in interventions.items() if s},
         "edges": {b: _part(edges, _EDGE_FIELDS) for b, s in interventions.items() if (edges := s.get("edges"))},
@@ -65,6 +66,12 @@ def _part(record: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
     return {field: record.get(field) for field in fields}
 
 
+def _of_dictionary(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Its fields; where the loss recovered is undefined, also the reason and the three losses."""
+    more = (UNDEFINED, *LOSSES) if evaluation.get(UNDEFINED) else ()
+    return _part(evaluation, (*_DICTIONARY_FIELDS, *more))
+
+
 def _each(records: Mapping[str, Mapping[str, Any]] | None, fields: Sequence[str]) -> dict[str, Any]:
     return {key: _part(record, fields) for key, record in (records or {}).items()}
 
@@ -80,7 +87,8 @@ def _behaviour_findings(data: ReportData, summary: Mapping[str, Any]) -> Iterato
         if line := _baseline_finding(summary["baseline"].get(behaviour) or {}, after):
             yield f"{behaviour}: {line}", data.baselines[behaviour].address("summary.json", "/splits")
         for claim in claims(data.interventions[behaviour])[:_CLAIMS]:
-            hedge = VERDICT_WORDS[claim.verdict][0].lower()
+            hedge, usual = VERDICT_WORDS[claim.verdict]
+            hedge = hedge.lower() + (f": {claim.why}" if claim.why != usual else "")
             if claim.verdict == "caveat":
                 hedge += f": {claim.caveats[0][:1].lower()}{claim.caveats[0][1:].rstrip('.')}"
             hedge = "" if claim.verdict == "supported" else f" ({hedge})"
@@ -120,5 +128,10 @@ def _dictionary_finding(data: ReportData, dictionaries: Mapping[str, Any]) -> It
     line = f"{len(dictionaries)} dictionaries: held-out R2 {number(min(r2.values()))} to {number(max(r2.values()))}"
     if recovered:
         line += f", CE loss recovered {number(min(recovered))} to {number(max(recovered))}"
+    if undefined := [layer for layer, d in dictionaries.items() if d.get(UNDEFINED)]:
+        line += f"{'' if recovered else ', CE loss recovered'} (undefined in layer{'s' if undefined[1:] else ''} "
+        line += f"{', '.join(undefined)})"
+    if foreign := data.foreign_corpus:
+        line += f"; {foreign}"
     worst = min(r2, key=r2.__getitem__)
     yield line, data.dictionaries[int(worst)].address("evaluation.json", "/r2")

@@ -9,6 +9,7 @@ from pathlib import Path
 from mechstudy.behaviours.registry import BEHAVIOURS
 from mechstudy.behaviours.user import Outline, outline_jsonl
 from mechstudy.core.errors import MechstudyError, nearest
+from mechstudy.corpus.bundled import foreign_text
 from mechstudy.report.claims import ALPHA
 from mechstudy.statistics.permutation import smallest_p
 from mechstudy.study.study import BehaviourConfig, Study
@@ -68,7 +69,9 @@ def position_names(behaviour: BehaviourConfig, own_prompts: Mapping[str, Outline
 
 
 def notes(study: Study, own_prompts: Mapping[str, Outline]) -> Iterator[str]:
-    """What the study will leave out, and its numbers that the prompts cannot reach."""
+    """What the study will leave out, whose text its corpus is, and its numbers that the prompts cannot reach."""
+    if study.corpus.source == "bundled" and (foreign := foreign_text(study.model.source)) is not None:
+        yield foreign
     if study.no_graphs is not None:
         yield f"attribute, features and intervene are left out: {study.no_graphs}"
         return

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.evaluation.loss_recovered import FIELD, UNDEFINED, loss_recovered
 from mechstudy.models.batches import length_buckets
 from mechstudy.models.sites import Site
 
@@ -32,7 +33,7 @@ def language_model_effect(
     token_rows: Sequence[Sequence[int]] | Tensor,
     *,
     batch_tokens: int = 1_024,
-) -> dict[str, float | None]:
+) -> dict[str, float | str | None]:
     """The model's next-token loss with a dictionary's reconstruction in place of the activation.
 
     Three forwards per batch: unchanged, with the reconstruction at `site_out` (of the input at `site_in` in the
@@ -46,8 +47,9 @@ def language_model_effect(
         batch_tokens: tokens of a forward pass.
 
     Returns:
-        ce_model, ce_dictionary, ce_zero (nats per token), ce_loss_recovered = (zero - dictionary) / (zero - model)
-        or None if zeros do no harm, kl = KL(model || dictionary) in nats, n_tokens predicted.
+        ce_model, ce_dictionary, ce_zero (nats per token), ce_loss_recovered = (zero - dictionary) / (zero - model),
+        kl = KL(model || dictionary) in nats, n_tokens predicted. Where the losses are not in the order model <=
+        dictionary <= zero, ce_loss_recovered is None and ce_loss_recovered_undefined says why.
     """
     site_in, site_out = Site.parse(dictionary.cfg.site_in), Site.parse(dictionary.cfg.site_out)
     entry = Site("resid_pre", site_in.layer)
@@ -72,12 +74,13 @@ def language_model_effect(
                 totals["kl"] += float((logp_clean.exp() * (logp_clean - logp)).sum(dtype=torch.float64))
         n_tokens += tokens_BT.numel() - len(tokens_BT)
     mean = {name: total / n_tokens for name, total in totals.items()}
-    harm = mean["zero"] - mean["model"]
+    recovered, undefined = loss_recovered(mean["model"], mean["dictionary"], mean["zero"])
     return {
         "ce_model": mean["model"],
         "ce_dictionary": mean["dictionary"],
         "ce_zero": mean["zero"],
-        "ce_loss_recovered": (mean["zero"] - mean["dictionary"]) / harm if abs(harm) > 1e-9 else None,
+        FIELD: recovered,
+        **({} if undefined is None else {UNDEFINED: undefined}),
         "kl": mean["kl"],
         "n_tokens": n_tokens,
     }

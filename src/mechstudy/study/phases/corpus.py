@@ -74,17 +74,15 @@ class CorpusPhase(Phase[CorpusSpec, CorpusInputs]):
         yield plan.unit(self, self.kind, spec, plan.inputs("model", ModelPhase), estimate=self.estimate(plan))
 
     def estimate(self, plan: StudyPlan) -> Estimate:
-        """One file of token ids, exactly."""
+        """One file of token ids, exactly; for ``self`` also a forward pass for each token of whole batches."""
         c = plan.study.corpus
         size = safetensors_bytes({"tokens": (c.n_rows, c.context)}, "int32")
-        return Estimate(
-            size,
-            3 * size,
-            exact=True,
-            shapes={"tokens": f"{c.n_rows:,} x {c.context}"},
-            payload={TOKENS: size},
-            work=(Work("write", size), Work("read", size)),
-        )
+        files = (Work("write", size), Work("read", size))
+        estimate = Estimate(size, 3 * size, work=files)
+        if c.parsed().kind == "sampled":
+            estimate = _sampling(plan, size, files)
+        shapes = {"tokens": f"{c.n_rows:,} x {c.context}"}
+        return replace(estimate, exact=True, shapes=shapes, payload={TOKENS: size})
 
     def run(self, spec: CorpusSpec, inputs: CorpusInputs, out: ArtifactWriter, runtime: Runtime) -> None:
         """Writes ``tokens.safetensors`` and ``corpus.json``."""
@@ -128,3 +126,16 @@ class CorpusPhase(Phase[CorpusSpec, CorpusInputs]):
             return f"the text it was read from is gone ({error.what})"
         text = source.path.name if source.kind in FILE_KINDS else source.kind
         return None if changed is None else f"the text it was read from has changed: {text}"
+
+
+def _sampling(plan: StudyPlan, size: int, files: tuple[Work, ...]) -> Estimate:
+    """Sampling from the model in bfloat16, one token of each of ``sample_batch`` rows at a time."""
+    c, x, costs = plan.study.corpus, plan.shapes, plan.costs
+    n_batches = -(-c.n_rows // c.sample_batch)
+    tokens = n_batches * c.sample_batch * (c.context - 1)
+    steps = n_batches * (c.context - 1)
+    forward = costs.forward(tokens, x.n_layers, "bfloat16", batches=steps, logits=tokens, context=c.context)
+    cache = 2 * 2 * x.n_layers * c.sample_batch * c.context * x.n_kv_heads * x.head_dim
+    working = 3 * size + cache + costs.block_bytes(c.sample_batch) + 3 * 4 * c.sample_batch * x.vocab_size
+    estimate = costs.of_model(costs.model("bfloat16"), size, working, [*forward, *files])
+    return replace(estimate, note=f"{n_batches} batches of text sampled from the model")

@@ -1,5 +1,7 @@
 """Milliseconds per optimisation step of TopK and BatchTopK autoencoders, ours and the peers', in one run.
 
+Our own peak memory is a row of its own, in MB.
+
 Every round runs each contender once in a process of its own, in turn; the table gives medians over the rounds. Rows
 are random: the time of a step does not depend on them. Peers run in float32 and under bfloat16 autocast, and
 the faster counts; ours chooses by itself.
@@ -28,15 +30,20 @@ def main() -> None:
     contenders = a.only or ("mechstudy", *PEERS)
     results = {}
     for shape in a.shape or SHAPES:
-        times: dict[str, list[float]] = defaultdict(list)
+        numbers: dict[tuple[str, str], list[float]] = defaultdict(list)
         for _ in range(a.rounds):
             for name in contenders:
                 for line in run_worker(name, "step", *SHAPES[shape]):
-                    times[f"{name} {line['what']}"].append(line["ms"])
-        results[shape] = {what: {"median_ms": statistics.median(ms), "ms": ms} for what, ms in times.items()}
+                    unit = "ms" if "ms" in line else "mb"
+                    numbers[f"{name} {line['what']}", unit].append(line[unit])
+        results[shape] = {
+            what: {f"median_{unit}": statistics.median(values), unit: values}
+            for (what, unit), values in numbers.items()
+        }
         print(f"\n{shape}: d, F, k, batch, steps = {SHAPES[shape]}")
-        for what, found in sorted(results[shape].items(), key=lambda item: item[1]["median_ms"]):
-            print(f"  {what:<50} {found['median_ms']:8.1f} ms")
+        for what, found in sorted(results[shape].items(), key=lambda item: item[1].get("median_ms", 0.0)):
+            number, unit = (found["median_ms"], "ms") if "median_ms" in found else (found["median_mb"], "MB")
+            print(f"  {what:<50} {number:8.1f} {unit}")
     write(a.out, rounds=a.rounds, shapes=results)
 
 

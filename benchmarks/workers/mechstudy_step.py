@@ -53,4 +53,4 @@ for dtype in (torch.float32, torch.bfloat16):
     for fresh in (True, False):
         what = f"encoder product alone, {str(dtype)[6:]}, {'fresh' if fresh else 'reused'} memory"
         print(json.dumps({"what": what, "ms": product(dtype, fresh)}))
-print(json.dumps({"what": "peak memory (MB)", "ms": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+print(json.dumps({"what": "peak memory", "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))

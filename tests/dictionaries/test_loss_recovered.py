@@ -1,8 +1,11 @@
 """The share of the loss recovered, and where it is none."""
 
+import json
+
 import pytest
 
 from mechstudy.dictionaries.evaluation.loss_recovered import checked, loss_recovered
+from mechstudy.dictionaries.formats.describe import metrics_of
 
 
 def test_the_share_is_one_for_the_models_loss_and_zero_for_that_of_zeros():
@@ -33,3 +36,9 @@ def test_a_defined_share_is_left_as_it_was_recorded():
     recorded = {"ce_model": 3.0, "ce_dictionary": 3.25, "ce_zero": 4.0, "ce_loss_recovered": 0.75, "fvu": 0.2}
     assert checked(recorded) == recorded
     assert checked({"ce_loss_recovered": None}) == {"ce_loss_recovered": None}  # not evaluated in the model
+
+
+def test_summaries_and_cards_of_a_dictionary_leave_out_a_quotient_that_is_no_share(tmp_path):
+    losses = {"ce_model": 3.41, "ce_dictionary": 3.2, "ce_zero": 3.38}
+    (tmp_path / "evaluation.json").write_text(json.dumps(losses | {"ce_loss_recovered": 1.31, "r2": 0.5}))
+    assert metrics_of(tmp_path) == losses | {"r2": 0.5}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mechstudy.dictionaries.evaluation import loss_recovered
 from mechstudy.dictionaries.formats.cross_layer import read_clt
 from mechstudy.dictionaries.formats.fields import read_json
 from mechstudy.dictionaries.formats.registry import dictionary_paths, format_of, is_cross_layer, local_path, read
@@ -39,7 +40,7 @@ def metrics_of(folder: AnyPath) -> dict[str, float]:
     folder = Path(folder)
     for path in (folder / METRICS, folder.absolute().parent / METRICS):
         if path.is_file():
-            content = read_json(path)
+            content = loss_recovered.checked(read_json(path))
             return {
                 name: value
                 for name, value in content.items()

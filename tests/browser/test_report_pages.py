@@ -67,6 +67,14 @@ def test_every_page_loads_without_error_request_or_foreign_script(
     assert browser.dialogs == []
 
 
+def test_pages_and_their_charts_are_set_in_the_reports_own_font(browser: Browser, report: Path) -> None:
+    browser.open(report / f"interventions-{BEHAVIOURS[0]}.html")
+    assert browser.evaluate("[...document.fonts].map((f) => f.family + ' ' + f.status).join()").count("loaded") == 2
+    text = "document.querySelector('.chart svg text')"
+    assert browser.evaluate(f"getComputedStyle({text}).fontFamily").startswith('"Mechstudy Sans"')
+    assert browser.evaluate("getComputedStyle(document.body).fontFamily").startswith('"Mechstudy Sans"')
+
+
 def test_no_page_scrolls_sideways_on_a_phone(browser: Browser, report: Path) -> None:
     browser.size(390, 844, mobile=True)
     try:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from mechstudy.report.figures import FONT, FONTS, chart_themes
+from mechstudy.report import charts
+from mechstudy.report.figures import FONT, FONTS, Figures, chart_themes
 from mechstudy.report.formatting import visible
 
 FONTS_CONF = '<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd"><fontconfig><dir>{}</dir></fontconfig>'
@@ -70,6 +71,17 @@ def test_the_charts_of_pages_use_the_font_that_travels_with_them() -> None:
     assert f'"{family}"' in (FONTS.parent / "assets" / "report.css").read_text()
     files = re.findall(r'url\("([^"]+)"\)', style)
     assert len(files) == 2 and all((FONTS / file).is_file() for file in files)
+
+
+def test_the_dose_response_names_its_directions_in_a_legend(tmp_path: Path) -> None:
+    doses = [
+        {"direction": direction, "alpha": a, "effect": 0.5 * a, "ci95": None, "n": 5}
+        for direction in charts.DIRECTIONS for a in (-1, 0, 1)
+    ]  # fmt: skip
+    Figures(tmp_path).add("dose", charts.dose_response({"dose_response": doses}), "Dose-response")
+    svg = (tmp_path / "figures" / "dose.svg").read_text()
+    legend = re.findall(r'role-legend-label".*?<text[^>]*>([^<]*)</text>', svg)
+    assert legend == list(charts.DIRECTIONS.values()) and "(no interval)" in svg
 
 
 def test_the_fonts_are_small_and_carry_their_licence() -> None:

@@ -268,7 +268,7 @@ def dose_response(summary: Mapping[str, Any], ci_name: str = "95% CI") -> alt.To
     base = chart(rows).encode(x=alt.X("alpha:Q", title="steering coefficient α"), color=colour)
     y = alt.Y("v:Q", title=f"change of the {summary.get('metric', 'logit difference')} ({_shown(rows, ci_name)})")
     band = _with_ends(base).mark_area(opacity=0.18).encode(y=alt.Y("low:Q"), y2="high:Q")
-    dash = alt.StrokeDash("direction:N", legend=None, scale=alt.Scale(domain=names, range=[[1, 0], [5, 3], [2, 2]]))
+    dash = alt.StrokeDash("direction:N", title=None, scale=alt.Scale(domain=names, range=[[1, 0], [5, 3], [2, 2]]))
     line = base.mark_line(strokeWidth=2).encode(y=y, strokeDash=dash)
     tooltip = ["direction:N", "alpha:Q", *_MEAN_AND_INTERVAL]
     points = base.mark_point(size=36, opacity=1).encode(y="v:Q", tooltip=tooltip)

@@ -296,7 +296,7 @@ def test_saelens_gated_is_the_jumprelu_it_computes(tmp_path):
 
 
 def test_a_path_with_nothing_known_says_so(tmp_path):
-    with pytest.raises(MechstudyError, match=r"cfg\.json is missing"):
+    with pytest.raises(MechstudyError, match="no dictionary of a known tool"):
         Dictionary.load(tmp_path)
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(MechstudyError, match="this is no dictionary"):

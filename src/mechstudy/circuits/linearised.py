@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.hookpoints import refuse_other_tensor
 from mechstudy.models.architectures import AttentionWeights, LinearNorm
 from mechstudy.models.attention import recorded_patterns
 from mechstudy.models.language_model import LanguageModel
@@ -113,7 +114,7 @@ def linearise(
             f"attribution needs fp32 weights; the model is loaded as {model.dtype}",
             fix="set model.dtype: float32",
         )
-    require_transcoders(dictionaries, "graphs")
+    require_transcoders(dictionaries, "graphs", model)
     kinds = ("resid_pre", "attn_out", "mlp_in", "mlp_out", "resid_post")
     sites_wanted = [Site(kind, layer) for layer in range(model.n_layers) for kind in kinds]
     with recorded_patterns(model.hf) as patterns:
@@ -141,8 +142,8 @@ def linearise(
     )
 
 
-def require_transcoders(dictionaries: Mapping[int, Dictionary], purpose: str) -> None:
-    """Refuse dictionaries that are no transcoders of their layer's MLP.
+def require_transcoders(dictionaries: Mapping[int, Dictionary], purpose: str, model: LanguageModel) -> None:
+    """Refuse dictionaries that are no transcoders of their layer's MLP in this model.
 
     Raises:
         MechstudyError: the first such dictionary, and that ``purpose`` (a plural) need another.
@@ -155,6 +156,7 @@ def require_transcoders(dictionaries: Mapping[int, Dictionary], purpose: str) ->
                 f"this dictionary maps {sites[0]} to {sites[1]}",
                 fix="set dictionaries.architecture.kind: transcoder (or skip_transcoder)",
             )
+        refuse_other_tensor(model, dictionary)
 
 
 def _linear_layer(

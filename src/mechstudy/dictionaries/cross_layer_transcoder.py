@@ -13,7 +13,9 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json, write_json_atomic
 from mechstudy.dictionaries.architectures.cross_layer import pair
 from mechstudy.dictionaries.arrays import Array, rows_like
+from mechstudy.dictionaries.formats import gemma_scope
 from mechstudy.dictionaries.formats.cross_layer import META, read_clt, write_clt
+from mechstudy.dictionaries.formats.sets import clt_files
 from mechstudy.dictionaries.stored import AnyPath
 from mechstudy.dictionaries.training.initialise import Normalisation
 from mechstudy.dictionaries.weights import Weights
@@ -124,13 +126,14 @@ class CrossLayerTranscoder(nn.Module):
 
     @classmethod
     def load(cls, folder: AnyPath) -> CrossLayerTranscoder:
-        """Read what `save` or circuit-tracer wrote.
+        """Read what `save` or circuit-tracer wrote, or a cross-layer transcoder of Gemma Scope 2.
 
         Raises:
             MechstudyError: a file or tensor is missing, damaged or misshapen.
         """
         folder = Path(folder)
-        clt = read_clt(folder)
+        files = clt_files(folder) if folder.is_dir() else None
+        clt = read_clt(folder) if files is None else gemma_scope.read_clt(files)
         ours = read_json(folder / META) if (folder / META).exists() else {}
         b_enc = torch.stack(clt["b_enc"])
         return cls(

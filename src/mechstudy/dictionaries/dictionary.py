@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.arrays import Array, rows_like
 from mechstudy.dictionaries.formats import hub, registry, saelens
+from mechstudy.dictionaries.formats.recognise import Source
 from mechstudy.dictionaries.kernels import top_k
 from mechstudy.dictionaries.stored import AnyPath, DictionaryMeta, StoredDictionary, check_tensors
 
@@ -155,6 +157,14 @@ class Dictionary(nn.Module):
         """Same as `reconstruct`."""
         return self.reconstruct(x)
 
+    def encoder_rows(self, features: Tensor | Sequence[int]) -> Float[Tensor, "n d_in"]:
+        """What each of some features reads, [n, d_in]: its column of W_enc."""
+        return self.W_enc[:, features].T
+
+    def decoder_rows(self, features: Tensor | Sequence[int]) -> Float[Tensor, "n d_out"]:
+        """What each of some features writes, [n, d_out]: its row of W_dec."""
+        return self.W_dec[features]
+
     def active(self, x_TD: Array) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"], Float[Tensor, " m"]]:
         """Active features of x [T, d_in] as (positions [M], features [M], values [M]), by position, then by feature."""
         f_TF = self.encode(x_TD)
@@ -172,8 +182,8 @@ class Dictionary(nn.Module):
         saelens.write(self, folder)
 
     @classmethod
-    def load(cls, folder: AnyPath, device: str = "cpu", dtype: torch.dtype | None = None) -> Dictionary:
-        """Read a dictionary of `save`, SAELens, sparsify, dictionary_learning, circuit-tracer or Gemma Scope.
+    def load(cls, folder: AnyPath | Source, device: str = "cpu", dtype: torch.dtype | None = None) -> Dictionary:
+        """Read a dictionary of any supported format (docs/reference/dictionaries.md lists them).
 
         Args:
             folder: a path, or ``hf:owner/name/folder@revision`` (see `formats.registry.read`).
@@ -195,13 +205,18 @@ class Dictionary(nn.Module):
         return hub.push(self, repo, path_in_repo=path_in_repo, **options)
 
     @property
+    def _like(self) -> Tensor:
+        """A tensor of the weights' dtype, on their device."""
+        return self.W_enc
+
+    @property
     def _k(self) -> int:
         assert self.cfg.k is not None  # the constructor checks it for topk
         return self.cfg.k
 
     def _rows(self, x: Array) -> Tensor:
         """X as a tensor [..., d_in] of the weights' dtype; a NumPy array's also on their device."""
-        rows = rows_like(x, self.W_enc, self.cfg.site_in)
+        rows = rows_like(x, self._like, self.cfg.site_in)
         d_in = self.cfg.d_in
         if rows.shape[-1:] != (d_in,):
             by_site = (self.n_sites, d_in // self.n_sites)

@@ -11,13 +11,16 @@ import torch
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder
 from mechstudy.dictionaries.dictionary import Dictionary
-from mechstudy.dictionaries.formats.registry import dictionary_paths, is_cross_layer, local_path
+from mechstudy.dictionaries.formats.recognise import Source
+from mechstudy.dictionaries.formats.registry import local_path
+from mechstudy.dictionaries.formats.sets import is_cross_layer, sources
+from mechstudy.dictionaries.lazy import LazyDictionary
 from mechstudy.dictionaries.stored import AnyPath
 from mechstudy.models.sites import Site
 
 
 def load_dictionary(
-    place: AnyPath, *, device: str = "cpu", dtype: torch.dtype | None = None
+    place: AnyPath, *, device: str = "cpu", dtype: torch.dtype | None = None, lazy: bool = False
 ) -> Dictionary | CrossLayerTranscoder:
     """Load a dictionary of any supported format.
 
@@ -25,6 +28,7 @@ def load_dictionary(
         place: a folder, a file of a set, or ``hf:owner/name/folder@revision`` (see docs/reference/dictionaries.md).
         device: where its tensors go.
         dtype: of its tensors; None keeps the file's.
+        lazy: leave its encoder and decoder in the file (`lazy.LazyDictionary`); not for cross-layer transcoders.
 
     Raises:
         MechstudyError: no dictionary of a known format is there, or it is damaged or cannot be represented.
@@ -32,7 +36,7 @@ def load_dictionary(
     path = local_path(place)
     if is_cross_layer(path):
         return CrossLayerTranscoder.load(path).to(device=device, dtype=dtype)
-    return Dictionary.load(path, device=device, dtype=dtype)
+    return _loaded(path, device, dtype, lazy)
 
 
 class MissingLayer(MechstudyError, KeyError):
@@ -42,14 +46,20 @@ class MissingLayer(MechstudyError, KeyError):
 class DictionarySet(Mapping[int, Dictionary]):
     """One dictionary for each of some layers: ``dicts[13]`` is layer 13's; ``frame`` lists them.
 
-    Those passed as a path are read when they are first used.
+    Those passed as a path are read when they are first used, and then kept. If the set is ``lazy``, their matrices are
+    not (`lazy.LazyDictionary`): a set of any size needs the memory of the layer in use.
     """
 
     def __init__(
-        self, by_layer: Mapping[int, Dictionary | AnyPath], *, device: str = "cpu", dtype: torch.dtype | None = None
+        self,
+        by_layer: Mapping[int, Dictionary | AnyPath | Source],
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        lazy: bool = False,
     ) -> None:
         self._by_layer = dict(sorted(by_layer.items()))
-        self._device, self._dtype = device, dtype
+        self._device, self._dtype, self._lazy = device, dtype, lazy
 
     def __getitem__(self, layer: int) -> Dictionary:
         if layer not in self._by_layer:
@@ -59,7 +69,7 @@ class DictionarySet(Mapping[int, Dictionary]):
             )
         held = self._by_layer[layer]
         if not isinstance(held, Dictionary):
-            held = self._by_layer[layer] = Dictionary.load(held, device=self._device, dtype=self._dtype)
+            held = self._by_layer[layer] = _loaded(held, self._device, self._dtype, self._lazy)
         return held
 
     def __iter__(self) -> Iterator[int]:
@@ -90,29 +100,32 @@ def load_dictionaries(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    lazy: bool = False,
 ) -> DictionarySet:
     """Load several dictionaries by the layer they read.
 
     Args:
         places: a dictionary or its path (see `load_dictionary`); a folder of dictionaries (a circuit-tracer set, or one
-            folder for each); a list of these; or a mapping from layers, where the files do not name theirs.
+            folder for each), or a set on the hub, such as ``hf:mntss/gemma-scope-transcoders``; a list of these; or a
+            mapping from layers, where the files do not name theirs.
         device: where their tensors go.
         dtype: of their tensors; None keeps the files'.
+        lazy: leave encoders and decoders in their files (`lazy.LazyDictionary`).
 
     Raises:
         MechstudyError: there is none, one cannot be read or names no layer, or two read the same layer.
     """
 
-    def loaded(place: Place) -> Dictionary:
+    def loaded(place: Place | Source) -> Dictionary:
         if isinstance(place, Dictionary):
             return place.to(device=str(device), dtype=dtype)
-        return Dictionary.load(local_path(place), device=str(device), dtype=dtype)
+        return _loaded(place, str(device), dtype, lazy)
 
     if isinstance(places, Mapping):
         return DictionarySet({int(layer): loaded(place) for layer, place in places.items()})
     by_layer: dict[int, Dictionary] = {}
     for place in [places] if isinstance(places, str | os.PathLike | Dictionary) else places:
-        for one in [place] if isinstance(place, Dictionary) else dictionary_paths(local_path(place)):
+        for one in [place] if isinstance(place, Dictionary) else sources(local_path(place)):
             dictionary = loaded(one)
             layer, where = _layer_of(dictionary, one), _name(one)
             if layer in by_layer:
@@ -125,7 +138,13 @@ def load_dictionaries(
     return DictionarySet(by_layer)
 
 
-def _layer_of(dictionary: Dictionary, place: Place) -> int:
+def _loaded(place: AnyPath | Source, device: str, dtype: torch.dtype | None, lazy: bool) -> Dictionary:
+    if lazy:
+        return LazyDictionary(place, device=device, dtype=dtype)
+    return Dictionary.load(place, device=device, dtype=dtype)
+
+
+def _layer_of(dictionary: Dictionary, place: Place | Source) -> int:
     try:
         return Site.parse(dictionary.cfg.site_in).layer
     except MechstudyError as error:
@@ -136,5 +155,5 @@ def _layer_of(dictionary: Dictionary, place: Place) -> int:
         ) from error
 
 
-def _name(place: Place) -> str:
+def _name(place: Place | Source) -> str:
     return "a Dictionary" if isinstance(place, Dictionary) else str(place)

@@ -6,8 +6,10 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
@@ -15,6 +17,7 @@ from mechstudy.core.errors import MechstudyError
 AnyPath = str | os.PathLike[str]
 DictionaryKind = Literal["sae", "transcoder", "skip_transcoder"]
 StoredActivation = Literal["topk", "jumprelu"]
+HOOKPOINT = "hookpoint"  # in metadata: the module of the model's own code whose output the file says it is of
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,35 @@ class DictionaryLike(Protocol):
 
 
 @dataclass(frozen=True)
+class FileTensor:
+    """A matrix that is a file's tensor as it stands there, or its transpose."""
+
+    path: Path
+    name: str
+    transposed: bool = False
+
+    def tensor(self) -> Tensor:
+        """The matrix, mapped from the file: values are read as they are used, and forgotten with the tensor.
+
+        Raises:
+            MechstudyError: the file is gone or damaged.
+        """
+        try:
+            with safe_open(self.path, "pt") as file:
+                tensor: Tensor = file.get_tensor(self.name)
+        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+            raise MechstudyError(
+                "the weights can no longer be read", where=str(self.path),
+                facts={"reason": str(error)[:200], "tensor": self.name}, fix="the file as it was when it was opened",
+            ) from error  # fmt: skip
+        return tensor.T if self.transposed else tensor
+
+
+@dataclass(frozen=True)
 class StoredDictionary:
     """Config and tensors of a dictionary, with the shapes of `expected_shapes`.
+
+    ``files`` says which of W_enc and W_dec can be read again from a file without the rest.
 
     Raises:
         MechstudyError: a tensor is missing, superfluous or misshapen, or k is impossible.
@@ -94,6 +124,7 @@ class StoredDictionary:
     b_dec: Tensor
     W_skip: Tensor | None = None
     threshold: Tensor | None = None
+    files: Mapping[str, FileTensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_tensors(self.cfg, all_tensors(self))

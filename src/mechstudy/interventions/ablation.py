@@ -157,7 +157,7 @@ def ablate(
     pairs, members = list(pairs), tuple(features_at(features))
     _check(dictionaries, pairs, members, to)
     dictionaries = {layer: dictionaries[layer] for layer in sorted({m.layer for m in members})}
-    require_transcoders(dictionaries, "ablations")
+    require_transcoders(dictionaries, "ablations", model)
     activations = NamedActivations(model, dictionaries, discovery or pairs, batch_tokens=batch_tokens)
     controls = tuple(matched_controls(members, activations, dictionaries, excluded, n_controls))
     every = [f for group in (members, *controls) for f in group]

@@ -2,9 +2,10 @@
 
 A transcoder set is ``layer_N.safetensors`` for every layer from 0 on, and one ``config.yaml``. A file holds
 W_enc [F, d], W_dec [F, d], b_enc [F], b_dec [d], and optionally ``activation_function.threshold`` [F] and
-W_skip [d, d], used as x @ W_skip.T. Without a threshold the activation is a ReLU, or TopK where config.yaml says
-``activation: topk`` with ``k``. circuit-tracer's TopK keeps negative values among the k largest, a `Dictionary` only
-positive ones: the two agree wherever k features are positive. Cross-layer transcoders: see `cross_layer`.
+W_skip [d, d], used as x @ W_skip.T. Without a threshold the activation is a ReLU, or TopK where the file holds a scalar
+``k`` or config.yaml says ``activation: topk`` with ``k``; where both do, they must agree. circuit-tracer's TopK keeps
+negative values among the k largest, a `Dictionary` only positive ones: the two agree wherever k features are positive.
+Cross-layer transcoders: see `cross_layer`. Sets whose config.yaml lists their files: see `sets`.
 """
 
 from __future__ import annotations
@@ -29,46 +30,69 @@ from mechstudy.dictionaries.formats.tensors import (
     read_safetensors,
     require,
     shape_of,
+    transposed,
+    whole_tensor,
     write_safetensors,
     write_text,
 )
-from mechstudy.dictionaries.stored import AnyPath, DictionaryKind, DictionaryLike, DictionaryMeta, StoredDictionary
+from mechstudy.dictionaries.stored import (
+    AnyPath,
+    DictionaryKind,
+    DictionaryLike,
+    DictionaryMeta,
+    FileTensor,
+    StoredDictionary,
+)
 
 CONFIG = "config.yaml"
 THRESHOLD = "activation_function.threshold"
+K = ("k", "activation_function.k")
 
 
-def read(path: AnyPath) -> StoredDictionary:
-    """Read one layer's file, and the config.yaml beside it if there is one.
+def read(
+    path: AnyPath, *, mapped: bool = False, config: Fields | None = None, layer: int | None = None
+) -> StoredDictionary:
+    """Read one layer's file.
+
+    Args:
+        path: the file.
+        mapped: leave the matrices in the file, with values unread and unchecked.
+        config: of the set; None takes the config.yaml beside the file, if there is one.
+        layer: None takes the last number in the file's name; without one, sites name no layer.
 
     Raises:
         MechstudyError: it is damaged, or lacks a tensor, or its activation cannot be represented.
     """
     path = Path(path)
     t = read_safetensors(path)
-    config = read_config(path.parent) if (path.parent / CONFIG).exists() else Fields({}, path.parent / CONFIG)
+    if config is None:
+        config = read_config(path.parent) if (path.parent / CONFIG).exists() else Fields({}, path.parent / CONFIG)
     d_sae, d_in = shape_of(t, "W_enc", path)
     shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_sae, d_in), "W_dec": (d_sae, d_in), "b_enc": (d_sae,)}
     shapes["b_dec"] = (d_in,)
     shapes |= {"W_skip": (d_in, d_in)} if "W_skip" in t else {}
     shapes |= {THRESHOLD: (d_sae,)} if THRESHOLD in t else {}
-    require(t, shapes, path)
-    k = _k(config, d_sae)
+    require(t, shapes, path, mapped=mapped)
+    k = _k(config, t, d_sae, path)
     if THRESHOLD in t and k is None:
         refuse_negative(t[THRESHOLD], path)
     threshold = t.get(THRESHOLD, torch.zeros_like(t["b_enc"]))
     match = re.search(r"(\d+)(?!.*\d)", path.stem)
-    layer = int(match[1]) if match else 0
-    site_in, site_out = (
-        site_name(f"blocks.{layer}.{config.text(f'feature_{end}_hook', default)}")
+    layer = int(match[1]) if layer is None and match else layer
+    hooks = (
+        config.text(f"feature_{end}_hook", default)
         for end, default in (("input", "mlp.hook_in"), ("output", "hook_mlp_out"))
     )
-    weights = {"W_enc": t["W_enc"].T.contiguous(), "b_enc": t["b_enc"], "W_dec": t["W_dec"], "b_dec": t["b_dec"]}
+    site_in, site_out = (hook if layer is None else site_name(f"blocks.{layer}.{hook}") for hook in hooks)
+    W_enc = transposed(t["W_enc"], mapped=mapped)
+    weights = {"W_enc": W_enc, "b_enc": t["b_enc"], "W_dec": t["W_dec"], "b_dec": t["b_dec"]}
     metadata = {"model_name": config.text("model_name")} if "model_name" in config else {}
     kind: DictionaryKind = "skip_transcoder" if "W_skip" in t else "transcoder"
     meta = DictionaryMeta(kind, "topk" if k else "jumprelu", d_in, d_in, d_sae, k, site_in, site_out, metadata)
     weights |= {"W_skip": t["W_skip"]} if "W_skip" in t else {}
-    return StoredDictionary(meta, **of_one_dtype(weights if k else weights | {"threshold": threshold}))
+    weights |= {} if k else {"threshold": threshold}
+    files = {"W_enc": FileTensor(path, "W_enc", transposed=True), "W_dec": FileTensor(path, "W_dec")}
+    return StoredDictionary(meta, **of_one_dtype(weights), files=files)
 
 
 def read_set(folder: AnyPath) -> dict[int, StoredDictionary]:
@@ -160,6 +184,8 @@ def write_set(
             }  # fmt: skip
             if dictionary.threshold is not None:
                 tensors[THRESHOLD] = dictionary.threshold.clamp_min(0.0)
+            else:  # a layer's file alone is a topk too
+                tensors["k"] = torch.tensor(dictionary.cfg.k)
             if dictionary.W_skip is not None:
                 tensors["W_skip"] = dictionary.W_skip
             write_safetensors(tensors, place / f"layer_{layer}.safetensors")
@@ -208,17 +234,36 @@ def _refuse_gaps(layers: Mapping[int, object], folder: Path) -> None:
         )
 
 
-def _k(config: Fields, d_sae: int) -> int | None:
-    activation = config.text("activation", "jump_relu")
+def _k(config: Fields, t: Mapping[str, Tensor], d_sae: int, path: Path) -> int | None:
+    """K of a TopK; None for ReLU and JumpReLU. What config.yaml and the file's tensors say must agree."""
+    claims: dict[str, tuple[str, int | None]] = {}
+    if "activation" in config or "k" in config:
+        claims[CONFIG] = _stated(config)
+    claims |= {f"tensor {name}": ("topk", whole_tensor(t, name, path)) for name in K if name in t}
+    if THRESHOLD in t:
+        claims[f"tensor {THRESHOLD}"] = ("jump_relu", None)
+    if len(set(claims.values())) > 1:
+        raise MechstudyError(
+            "the activation is not one: config.yaml and the file do not agree", where=str(path),
+            facts={where: name if k is None else f"{name}, k {k}" for where, (name, k) in claims.items()},
+            fix="the config and the weights of one set",
+        )  # fmt: skip
+    k = next((k for _, k in claims.values()), None)
+    if k is not None and not 1 <= k <= d_sae:
+        raise MechstudyError(
+            f"k = {k} active features of {d_sae} is impossible", where=str(path), fix="the k of the training"
+        )
+    return k
+
+
+def _stated(config: Fields) -> tuple[str, int | None]:
+    """The activation that config.yaml names, and its k."""
+    activation = config.text("activation", "topk")
     if activation in ("jump_relu", "jumprelu", "relu"):
-        return None
+        return activation.replace("jumprelu", "jump_relu"), None
     if activation != "topk":
         raise MechstudyError(
             f"activation {activation!r} cannot be represented here", where=str(config.where),
             facts={"known": "relu, jump_relu, topk"}, fix="a set with one of these",
         )  # fmt: skip
-    if (k := config.whole("k")) > d_sae:
-        raise MechstudyError(
-            f"k = {k} is more than the {d_sae} features", where=str(config.where), fix="the k of the training"
-        )
-    return k
+    return activation, config.whole("k")

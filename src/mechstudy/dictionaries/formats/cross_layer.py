@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.formats.circuit_tracer import CONFIG, read_config, refuse_negative, write_config
+from mechstudy.dictionaries.formats.fields import Fields
 from mechstudy.dictionaries.formats.folders import replacing
 from mechstudy.dictionaries.formats.hooks import site_name
 from mechstudy.dictionaries.formats.tensors import read_safetensors, require, shape_of, write_safetensors
@@ -123,6 +124,7 @@ def read_clt(folder: AnyPath) -> Clt:
         raise MechstudyError(
             f"model_kind is {kind!r}", where=str(folder / CONFIG), fix="model_kind: cross_layer_transcoder"
         )
+    _refuse_topk(config, layers, folder)
     hooks = [
         config.text(f"feature_{end}_hook", default)
         for end, default in (("input", "hook_resid_mid"), ("output", "hook_mlp_out"))
@@ -133,6 +135,18 @@ def read_clt(folder: AnyPath) -> Clt:
         "threshold": of("threshold") if jumps else None, "model_name": config.text("model_name"),
         "site_in": sites[0], "site_out": sites[1],
     }  # fmt: skip
+
+
+def _refuse_topk(config: Fields, layers: Sequence[dict[str, Tensor]], folder: Path) -> None:
+    """Refuse activations other than the thresholds that the files hold, or none (ReLU)."""
+    activation = config.text("activation", "relu")
+    if "k" in config or any(name == "k" or name.startswith("k_") for tensors in layers for name in tensors):
+        activation = "topk"
+    if activation not in ("relu", "jump_relu", "jumprelu"):
+        raise MechstudyError(
+            f"a cross-layer transcoder with {activation} cannot be represented here", where=str(folder),
+            facts={"known": "relu, jump_relu"}, fix="one with thresholds, or a ReLU",
+        )  # fmt: skip
 
 
 def _named(layer: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from mechstudy.dictionaries.evaluation import loss_recovered
+from mechstudy.dictionaries.formats import gemma_scope
 from mechstudy.dictionaries.formats.cross_layer import read_clt
 from mechstudy.dictionaries.formats.fields import read_json
-from mechstudy.dictionaries.formats.registry import dictionary_paths, format_of, is_cross_layer, local_path, read
+from mechstudy.dictionaries.formats.recognise import Source
+from mechstudy.dictionaries.formats.registry import local_path, read
+from mechstudy.dictionaries.formats.sets import clt_files, is_cross_layer, sources
 from mechstudy.dictionaries.stored import AnyPath
 
 METRICS = "evaluation.json"  # beside the folder of a study's dictionary
@@ -28,7 +31,7 @@ def describe(place: AnyPath) -> list[dict[str, Any]]:
     path = local_path(place)
     if is_cross_layer(path):
         return [_describe_clt(path)]
-    return [_describe_one(source) for source in dictionary_paths(path)]
+    return [_describe_one(source) for source in sources(path)]
 
 
 def metrics_of(folder: AnyPath) -> dict[str, float]:
@@ -49,12 +52,12 @@ def metrics_of(folder: AnyPath) -> dict[str, float]:
     return {}
 
 
-def _describe_one(path: Path) -> dict[str, Any]:
-    stored = read(path)
+def _describe_one(source: Source) -> dict[str, Any]:
+    stored, path = read(source), source.path
     cfg = stored.cfg
     return {
         "place": str(path),
-        "format": format_of(path)[0],
+        "format": source.format,
         "architecture": cfg.metadata.get("architecture") or cfg.metadata.get("trained_as"),
         "kind": cfg.kind if cfg.n_sites == 1 else f"crosscoder of {cfg.n_sites} sites",
         "activation": cfg.activation,
@@ -71,11 +74,12 @@ def _describe_one(path: Path) -> dict[str, Any]:
 
 
 def _describe_clt(folder: Path) -> dict[str, Any]:
-    clt = read_clt(folder)
+    files = clt_files(folder)
+    clt = read_clt(folder) if files is None else gemma_scope.read_clt(files)
     d_sae, d = clt["enc"][0].shape
     return {
         "place": str(folder),
-        "format": "circuit-tracer",
+        "format": "circuit-tracer" if files is None else "Gemma Scope 2",
         "architecture": "cross_layer_transcoder",
         "kind": f"cross-layer transcoder of {len(clt['enc'])} layers",
         "activation": "relu" if clt["threshold"] is None else "jumprelu",

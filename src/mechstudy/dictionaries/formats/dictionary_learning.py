@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.formats.fields import Fields, read_json
+from mechstudy.dictionaries.formats.pickles import read_state_dict
 from mechstudy.dictionaries.formats.tensors import (
     gated_as_jumprelu,
     of_one_dtype,
@@ -26,23 +27,29 @@ from mechstudy.dictionaries.stored import DictionaryMeta, StoredDictionary
 CFG, WEIGHTS = "config.json", "ae.pt"
 
 
-def read(folder: Path) -> StoredDictionary:
-    """Read a folder that dictionary_learning's training wrote.
+def read(folder: Path, *, mapped: bool = False) -> StoredDictionary:
+    """Read a folder that dictionary_learning's training wrote, or an older one's ``ae.pt`` alone.
+
+    Matrices are read whole, ``mapped`` or not: nearly every class is centred.
 
     Raises:
         MechstudyError: a file or tensor is missing or damaged, the pickle holds more than tensors, or the class is
-            unknown.
+            unknown: without config.json, if the tensors fit several classes or none.
     """
-    trainer = Fields(read_json(folder / CFG), folder / CFG).table("trainer")
-    name = trainer.text("dict_class")
-    if name not in CLASSES:
+    old = not (folder / CFG).is_file()
+    trainer = Fields({}, folder / CFG) if old else Fields(read_json(folder / CFG), folder / CFG).table("trainer")
+    tensors = None
+    if old:
+        tensors = _load(folder / WEIGHTS, f"dictionary_learning's, without {CFG}")
+        name = _class_of(tensors, folder)
+    elif (name := trainer.text("dict_class")) not in CLASSES:
         raise MechstudyError(
             f"dict_class {name!r} is not known",
             where=str(folder / CFG),
             facts={"known": ", ".join(CLASSES)},
             fix="a dictionary of one of these classes",
         )
-    tensors = _load(folder / WEIGHTS)
+    tensors = tensors or _load(folder / WEIGHTS, "dictionary_learning's")
     weights = CLASSES[name](tensors, folder / WEIGHTS)
     d_in, d_sae = weights["W_enc"].shape
     topk = name == "AutoEncoderTopK"
@@ -55,7 +62,7 @@ def read(folder: Path) -> StoredDictionary:
             fix="the config and the weights of one dictionary",
         )  # fmt: skip
     layer = trainer.whole("layer", least=0) if "layer" in trainer else None
-    site = trainer.text("submodule_name") or f"layer {layer}"
+    site = trainer.text("submodule_name") or ("unknown" if layer is None else f"layer {layer}")
     meta = DictionaryMeta(
         kind="sae",
         activation="topk" if topk else "jumprelu",
@@ -67,29 +74,32 @@ def read(folder: Path) -> StoredDictionary:
         site_out=site,
         metadata={"model_name": trainer.text("lm_name") or None, "architecture": name},
     )
-    return StoredDictionary(meta, **of_one_dtype({n: tensor for n, tensor in weights.items() if tensor is not None}))
+    named = of_one_dtype({n: tensor for n, tensor in weights.items() if tensor is not None})
+    return StoredDictionary(meta, **named, files={})
 
 
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises whatever a damaged or hostile file provokes
-        raise MechstudyError(
-            "ae.pt is damaged, or holds more than tensors and is not trusted",
-            where=str(path),
-            facts={"reason": (str(error).splitlines() or [type(error).__name__])[0][:200]},
-            fix="save its state_dict() again with torch.save",
-        ) from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise MechstudyError(
-            "ae.pt holds no state dict", where=str(path), fix="save its state_dict() again with torch.save"
-        )
-    tensors = {str(name): tensor for name, tensor in content.items()}
+def _load(path: Path, what: str) -> dict[str, Tensor]:
+    tensors = read_state_dict(path, what)
     if "k" in tensors and (tensors["k"].numel() != 1 or tensors["k"].is_floating_point()):
         raise MechstudyError(
             "tensor k is not an integer", where=str(path), fix="save its state_dict() again with torch.save"
         )
     return tensors
+
+
+def _class_of(tensors: dict[str, Tensor], folder: Path) -> str:
+    """The one class whose state dict has these tensors."""
+    names = frozenset(tensors)
+    fits = [name for name, kinds in _TENSORS.items() if names in kinds]
+    if len(fits) != 1:
+        raise MechstudyError(
+            f"a dictionary_learning dictionary without its {CFG}, and ae.pt does not tell its class", where=str(folder),
+            facts={"missing": "dict_class" + ("" if "k" in names or fits else " (and k)"),
+                   "tensors": ", ".join(sorted(names)) or "none",
+                   "fits": ", ".join(fits) or "no known class"},
+            fix=f'{CFG} of its training, or one with {{"trainer": {{"dict_class": "...", "k": ..., "layer": ...}}}}',
+        )  # fmt: skip
+    return fits[0]
 
 
 def _linear(t: dict[str, Tensor], where: Path, bias: str, decoder_bias: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -158,6 +168,20 @@ def _weights(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, thresho
     return {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": threshold}
 
 
+_LINEAR = frozenset({"encoder.weight", "encoder.bias", "decoder.weight"})
+_TOPK = _LINEAR | {"b_dec", "k"}
+_OWN = frozenset({"W_enc", "b_enc", "W_dec", "b_dec", "threshold"})
+# State dicts of each class, by the names of their tensors. A TopK of later versions has BatchTopK's.
+_TENSORS: dict[str, tuple[frozenset[str], ...]] = {
+    "AutoEncoder": (_LINEAR | {"bias"},),
+    "AutoEncoderNew": (_LINEAR | {"decoder.bias"},),
+    "GatedAutoEncoder": (frozenset({"encoder.weight", "decoder.weight", "decoder_bias", "r_mag", "gate_bias",
+                                    "mag_bias"}),),
+    "AutoEncoderTopK": (_TOPK, _TOPK | {"threshold"}),
+    "BatchTopKSAE": (_TOPK | {"threshold"},),
+    "JumpReluAutoEncoder": (_OWN,),
+    "MatryoshkaBatchTopKSAE": (_OWN | {"k", "group_sizes"},),
+}  # fmt: skip
 CLASSES = {
     "AutoEncoder": _standard,
     "AutoEncoderNew": _new_standard,

@@ -16,7 +16,9 @@ WEIGHTS = {  # file names that identify the format of a folder
     "SAELens": r"sae_weights\.safetensors",
     "sparsify": r"sae\.safetensors",
     "dictionary_learning": r"ae\.pt",
-    "Gemma Scope": r"params\.(npz|safetensors)",
+    "Gemma Scope": r"params\.(npz|safetensors)|params_layer_\d+\.safetensors",
+    "Llama Scope": r"hyperparams\.json",
+    "Qwen-Scope": r"layer\d+\.sae\.pt",
     "a transcoder set": r"layer_\d+\.safetensors",
     "a cross-layer transcoder": r"W_(enc|dec)_\d+\.safetensors",
 }

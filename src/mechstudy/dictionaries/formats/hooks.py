@@ -1,8 +1,13 @@
-"""TransformerLens' hook names of sites, which other tools use."""
+"""Names that other tools have for sites: TransformerLens' hooks, and modules of Hugging Face's models."""
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
+
+from mechstudy.models import hub
+from mechstudy.models.architectures import ARCHITECTURES
 
 _HOOKS = {
     "resid_pre": "hook_resid_pre",
@@ -13,6 +18,10 @@ _HOOKS = {
     "mlp_act": "mlp.hook_post",
     "mlp_out": "hook_mlp_out",
 }
+_HEAD = re.compile(r"(.+) head (\d+)")
+_MODULE = re.compile(
+    r"(?:(?:model|transformer|gpt_neox|language_model)\.)*(?:layers|h)\.(\d+)(?:\.(?!input|output)([\w.]+?))?(?:\.(input|output))?"
+)
 
 
 def hook_name(site: str) -> str:
@@ -28,3 +37,88 @@ def site_name(hook: str) -> str:
     if match is None or match[2] not in kinds:
         return hook
     return f"{kinds[match[2]]}.{match[1]}"
+
+
+def with_head(site: str, head: int | None) -> str:
+    """The site of one attention head's slice: "blocks.1.attn.hook_z head 3"; without a head, the site itself."""
+    return site if head is None else f"{site} head {head}"
+
+
+def split_head(site: str) -> tuple[str, int | None]:
+    """Inverse of `with_head`."""
+    match = _HEAD.fullmatch(site)
+    return (match[1], int(match[2])) if match else (site, None)
+
+
+def module_site(module: str, model: str = "") -> str:
+    """The site of a Hugging Face module's output, such as ``layers.3.mlp``; other names stay as they are.
+
+    `mlp_out` and `attn_out` are what is added to the residual stream. Where a family norms the output of the module
+    first (`norms_outputs`), the module's own output is another tensor, and its name stays. The same is true of
+    ``post_attention_layernorm`` if the model is not known: it stands after attention in some families, and before
+    the MLP in others.
+
+    Args:
+        module: a name within the model, perhaps with ``.output`` behind it (``.input`` is another tensor).
+        model: the model's name or folder; "" if it is not known.
+    """
+    match = _MODULE.fullmatch(module)
+    if match is None or match[3] == "input":
+        return site_name(module)
+    layer, part = match[1], match[2]
+    normed = norms_outputs(model)
+    kinds: dict[str | None, str] = {None: "resid_post", "pre_feedforward_layernorm": "mlp_in"}
+    kinds["post_feedforward_layernorm"] = "mlp_out"
+    if normed is not None:
+        kinds["post_attention_layernorm"] = "attn_out" if normed else "mlp_in"
+    if not normed:
+        kinds |= {"mlp": "mlp_out", "attn": "attn_out", "self_attn": "attn_out", "attention": "attn_out"}
+    return f"{kinds[part]}.{layer}" if part in kinds else module
+
+
+def is_module_output(module: str) -> bool:
+    """Whether a name is that of a block's MLP or attention module, whose output some families norm."""
+    match = _MODULE.fullmatch(module)
+    return match is not None and match[2] in ("mlp", "attn", "self_attn", "attention") and match[3] != "input"
+
+
+def norms_outputs(model: str) -> bool | None:
+    """Whether a model's family norms what MLP and attention write before adding it (Gemma 2 and 3).
+
+    Args:
+        model: a folder, or ``owner/name``; its config.json is read where it is here, else the name decides.
+
+    Returns:
+        None if the family is not known.
+    """
+    model_type = _model_type(model)
+    for arch in ARCHITECTURES:
+        for known in arch.model_types:
+            same = model_type in (known, known.removesuffix("_text"))
+            if same or (model_type is None and _names(known, model)):
+                return arch.norm_mlp_post is not None
+    return None
+
+
+def _names(model_type: str, model: str) -> bool:
+    """Whether a model's name contains a model type: "gemma2" is in "gemma-2-2b", and not in "gemma-2b"."""
+    parts = re.fullmatch(r"([a-z_]*[a-z])_?(\d*)(?:_text)?", model_type)
+    if parts is None:
+        return False
+    pattern = parts[1].replace("_", "[-_ ]?") + "[-_ ]?" + parts[2] + r"(?![0-9a-z])"
+    return re.search(r"(?<![a-z])" + pattern, model.lower()) is not None
+
+
+def _model_type(model: str) -> str | None:
+    """``model_type`` of a folder's config.json, or of a cached snapshot's; None if there is none here."""
+    folders = [Path(model)] if model else []
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and (cached := hub.cached_folder(model)) is not None:
+        folders.append(cached)
+    for folder in folders:
+        try:
+            content = json.loads((folder / "config.json").read_bytes())
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(content, dict) and isinstance(content.get("model_type"), str):
+            return str(content["model_type"])
+    return None

@@ -1,19 +1,21 @@
-"""Dictionaries on the Hugging Face hub: one folder of a repository each, in SAELens' format, with a model card.
+"""Dictionaries on the Hugging Face hub: one folder of a repository each, or a set that circuit-tracer describes.
 
-Only named files are downloaded: configs, safetensors and NumPy arrays. Pickles (``ae.pt``) and code are not.
+Ours are pushed in SAELens' format, with a model card. Only named files are downloaded: configs, safetensors and NumPy
+arrays. Code is not, and of pickles only a Qwen-Scope file (``layer3.sae.pt``) that is asked for; it is read with
+torch's weights-only loader.
 """
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.formats import saelens
+from mechstudy.dictionaries.formats import circuit_tracer, saelens
 from mechstudy.dictionaries.formats.card import model_card
 from mechstudy.dictionaries.stored import DictionaryLike
 from mechstudy.models import hub
@@ -22,8 +24,11 @@ PREFIX = "hf:"
 CARD = "README.md"
 _FOLDER_FILES = (
     "cfg.json", "sae_weights.safetensors", "sae.safetensors", "params.npz", "params.safetensors",
-    "activation_scaler.json", "activation_whitening.safetensors",
+    "activation_scaler.json", "activation_whitening.safetensors", "hyperparams.json", "checkpoints/final.safetensors",
 )  # fmt: skip
+_SET = "config.yaml"
+_SET_FILES = ("layer_[0-9]*.safetensors", "W_enc_[0-9]*.safetensors", "W_dec_[0-9]*.safetensors",
+              "params_layer_[0-9]*.safetensors", "mechstudy.json")  # fmt: skip
 _PART = re.compile(r"[A-Za-z0-9_][\w.=+-]*")
 _REVISION = re.compile(r"[A-Za-z0-9_][\w./-]*")
 _FORM = "hf:owner/name, hf:owner/name/sub/folder, either with @revision"
@@ -62,7 +67,9 @@ def is_hub(text: str) -> bool:
 
 
 def pull(place: str, *, token: str | None = None) -> Path:
-    """Download one dictionary into the hub's cache and return its local folder or file.
+    """Download one dictionary, or a circuit-tracer set, into the hub's cache and return its local folder or file.
+
+    Of a set whose config.yaml lists its files, only config.yaml is downloaded (see `sets.listed`).
 
     Args:
         place: see `HubPath.parse`; the last part may be a file of a set, such as ``layer_3.safetensors``.
@@ -72,21 +79,38 @@ def pull(place: str, *, token: str | None = None) -> Path:
         MechstudyError: the repository, revision or files do not exist, may not be read, or cannot be reached.
     """
     path = HubPath.parse(place)
-    if path.inside.endswith((".safetensors", ".npz")):
-        folder = path.inside.rpartition("/")[0]
-        names = [path.inside, f"{folder}/config.yaml".lstrip("/")]
+    folder, _, name = path.inside.rpartition("/")
+    if name.endswith((".safetensors", ".npz", ".sae.pt")):
+        looked_for = [name]
+        found = _fetch(path, folder, [name, _SET, "config.json"], token)
     else:
-        names = [f"{path.inside}/{name}".lstrip("/") for name in _FOLDER_FILES]
-    with hub.hub_errors(str(path)):
-        snapshot = hub.download_folder(path.repo, patterns=names, revision=path.revision, token=token)
-    if not any((snapshot / name).exists() for name in names):
+        folder, looked_for = path.inside, [*_FOLDER_FILES, _SET]
+        found = _fetch(path, folder, [*_FOLDER_FILES, "config.json", _SET], token)
+        if (found / _SET).exists() and not any((found / name).exists() for name in _FOLDER_FILES):
+            if "transcoders" not in circuit_tracer.read_config(found):
+                found = _fetch(path, folder, [_SET, *_SET_FILES], token)
+            return found
+        name = ""
+        if not any((found / looked).exists() for looked in looked_for):  # a set without a config.yaml
+            found = _fetch(path, folder, _SET_FILES, token)
+            if any(found.glob("*_[0-9]*.safetensors")):
+                return found
+    if not any((found / looked).exists() for looked in looked_for):
         raise MechstudyError(
             f"there is no dictionary at {path.inside or 'the top of the repository'}",
             where=str(path),
-            facts={"looked for": ", ".join(names), "folders with one": _folders(path, token) or "none"},
+            facts={"looked for": ", ".join(looked_for), "folders with one": _folders(path, token) or "none"},
             fix="hf:owner/name/<folder>; a dictionary in a pickle (ae.pt) is not fetched: download it yourself",
         )
-    return snapshot / path.inside
+    return found / name
+
+
+def _fetch(path: HubPath, folder: str, names: Sequence[str], token: str | None) -> Path:
+    """The local folder, with those of the files that the repository has."""
+    patterns = [f"{folder}/{name}".lstrip("/") for name in names]
+    with hub.hub_errors(str(path)):
+        snapshot = hub.download_folder(path.repo, patterns=patterns, revision=path.revision, token=token)
+    return snapshot / folder
 
 
 def push(

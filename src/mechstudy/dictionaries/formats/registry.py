@@ -2,45 +2,61 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.formats import circuit_tracer, dictionary_learning, gemma_scope, hub, saelens, sparsify
+from mechstudy.dictionaries.formats import (
+    circuit_tracer,
+    dictionary_learning,
+    gemma_scope,
+    hub,
+    llama_scope,
+    qwen_scope,
+    saelens,
+    sparsify,
+)
+from mechstudy.dictionaries.formats.fields import Fields
+from mechstudy.dictionaries.formats.hooks import site_name
+from mechstudy.dictionaries.formats.recognise import QWEN, Source, source_of
 from mechstudy.dictionaries.stored import AnyPath, StoredDictionary
 
-WEIGHTS = (saelens.WEIGHTS, sparsify.WEIGHTS, dictionary_learning.WEIGHTS, *gemma_scope.FILES)
-_READERS: dict[str, Callable[[Path], StoredDictionary]] = {
+_READERS: dict[str, Callable[..., StoredDictionary]] = {
     "SAELens": saelens.read,
     "sparsify": sparsify.read,
     "dictionary_learning": dictionary_learning.read,
     "circuit-tracer": circuit_tracer.read,
     "Gemma Scope": gemma_scope.read,
+    "Llama Scope": llama_scope.read,
+    "Llama Scope 2": llama_scope.read_2,
+    QWEN: qwen_scope.read,
 }
 
 
-def read(path: AnyPath) -> StoredDictionary:
-    """Read one dictionary of mechstudy, SAELens, sparsify, dictionary_learning, circuit-tracer or Gemma Scope.
+def read(place: AnyPath | Source, *, mapped: bool = False) -> StoredDictionary:
+    """Read one dictionary of a supported format (docs/reference/dictionaries.md lists them).
 
     Args:
-        path: a folder with ``sae_weights.safetensors``, ``sae.safetensors`` or ``ae.pt``; or one file of a
-            transcoder set (``layer_3.safetensors``) or of Gemma Scope (``params.npz``, ``params.safetensors``); or
-            ``hf:owner/name/folder@revision`` for one of these on the Hugging Face hub.
+        place: a folder or a file of a set; or ``hf:owner/name/folder@revision`` for one of these on the Hugging Face
+            hub; or what `sets.sources` found.
+        mapped: leave matrices in their file where the format allows: they are read as they are used, and their values
+            are not checked.
 
     Raises:
         MechstudyError: no dictionary of a known format is there, or it is damaged or cannot be represented. No pickle
             is executed, whatever the file says.
     """
-    local = local_path(path)
-    name, source = format_of(local)
+    source = place if isinstance(place, Source) else source_of(local_path(place))
     try:
-        return _READERS[name](source)
+        if source.listed is None:
+            return _READERS[source.format](source.path, mapped=mapped)
+        return _member(source, source.listed, mapped)
     except MechstudyError as error:
         if error.where is not None:
             raise
         fix = error.fix or "the config and the weights of one dictionary"
-        raise MechstudyError(error.what, where=str(local), facts=error.facts, fix=fix) from error
+        raise MechstudyError(error.what, where=str(source), facts=error.facts, fix=fix) from error
 
 
 def local_path(place: AnyPath) -> Path:
@@ -48,72 +64,23 @@ def local_path(place: AnyPath) -> Path:
     return hub.pull(str(place)) if hub.is_hub(str(place)) else Path(place)
 
 
-def format_of(path: AnyPath) -> tuple[str, Path]:
-    """The format of the dictionary at a path, and the folder or file to read.
-
-    Raises:
-        MechstudyError: it is a file of no known format, or a folder of several dictionaries.
-    """
-    path = Path(path)
-    if path.is_file():
-        if path.suffix == ".npz" or path.name in gemma_scope.FILES:
-            return "Gemma Scope", path
-        if path.suffix == ".safetensors" and path.name not in (saelens.WEIGHTS, sparsify.WEIGHTS):
-            return "circuit-tracer", path
-        if path.name in (saelens.WEIGHTS, saelens.CFG, sparsify.WEIGHTS, dictionary_learning.WEIGHTS):
-            return format_of(path.parent)
-        raise MechstudyError(
-            "this is no dictionary", where=str(path), fix="a folder, or a .safetensors or .npz file of a set"
-        )
-    for name in gemma_scope.FILES:
-        if (path / name).exists():
-            return "Gemma Scope", path / name
-    if (path / sparsify.WEIGHTS).exists():
-        return "sparsify", path
-    if (path / dictionary_learning.WEIGHTS).exists():
-        return "dictionary_learning", path
-    if not (path / saelens.CFG).exists():
-        _refuse_several(path)
-    return "SAELens", path
-
-
-def is_cross_layer(path: Path) -> bool:
-    """Whether a folder holds a cross-layer transcoder of circuit-tracer's format."""
-    return path.is_dir() and any(path.glob("W_enc_*.safetensors"))
-
-
-def dictionary_paths(path: Path) -> list[Path]:
-    """Every dictionary at a local path, ordered by the numbers in their names.
-
-    It is the path itself where that holds one, else its ``layer_N.safetensors``, else its folders that hold one.
-
-    Raises:
-        MechstudyError: there is none.
-    """
-    if not path.is_dir() or _holds_one(path):
-        return [path]
-    inside = [child for child in path.iterdir() if re.fullmatch(r"layer_\d+\.safetensors", child.name)]
-    inside = inside or [child for child in path.iterdir() if child.is_dir() and _holds_one(child)]
-    if not inside:
-        raise MechstudyError(
-            "there is no dictionary here, nor one folder down",
-            where=str(path),
-            facts={"looked for": ", ".join(WEIGHTS) + ", layer_*.safetensors, W_enc_*.safetensors"},
-            fix="the folder that holds one",
-        )
-    return sorted(inside, key=lambda child: [int(n) for n in re.findall(r"\d+", child.name)] or [0])
-
-
-def _holds_one(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (*WEIGHTS, saelens.CFG))
-
-
-def _refuse_several(path: Path) -> None:
-    if (path / "W_enc_0.safetensors").exists():
-        raise MechstudyError(
-            "this is a cross-layer transcoder", where=str(path), fix="CrossLayerTranscoder.load, which reads all layers"
-        )
-    if files := sorted(path.glob("layer_*.safetensors")):
-        raise MechstudyError(
-            f"this is a set of {len(files)} transcoders", where=str(path), fix=f"one of them: {path / files[0].name}"
-        )
+def _member(source: Source, config: Fields, mapped: bool) -> StoredDictionary:
+    """A dictionary of a list, which has the sites that the list's config.yaml names."""
+    if source.format == "circuit-tracer":
+        return circuit_tracer.read(source.path, mapped=mapped, config=config, layer=source.layer)
+    stored = _READERS[source.format](source.path, mapped=mapped)
+    cfg = stored.cfg
+    for site in (cfg.site_in, cfg.site_out):
+        kind, _, layer = site.rpartition(".")
+        if kind and layer.isdigit() and int(layer) != source.layer:
+            raise MechstudyError(
+                f"entry {source.layer} of the list is a dictionary of {site}", where=str(config.where),
+                facts={"file": str(source.path)}, fix="one transcoder for each layer, from 0 on and in order",
+            )  # fmt: skip
+    hooks = [config.text(f"feature_{end}_hook") for end in ("input", "output")]
+    sites = [site_name(f"blocks.{source.layer}.{hook}") if hook else None for hook in hooks]
+    metadata = dict(cfg.metadata)
+    if "model_name" in config:
+        metadata["model_name"] = config.text("model_name")
+    meta = replace(cfg, site_in=sites[0] or cfg.site_in, site_out=sites[1] or cfg.site_out, metadata=metadata)
+    return replace(stored, cfg=meta)

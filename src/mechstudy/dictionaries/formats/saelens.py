@@ -25,13 +25,14 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.formats import saelens_foreign
 from mechstudy.dictionaries.formats.fields import Fields, read_json
 from mechstudy.dictionaries.formats.folders import replacing
-from mechstudy.dictionaries.formats.hooks import hook_name
+from mechstudy.dictionaries.formats.hooks import hook_name, split_head
 from mechstudy.dictionaries.formats.tensors import read_safetensors, require, write_safetensors, write_text
 from mechstudy.dictionaries.stored import (
     AnyPath,
     DictionaryKind,
     DictionaryLike,
     DictionaryMeta,
+    FileTensor,
     StoredDictionary,
     all_tensors,
     expected_shapes,
@@ -81,11 +82,12 @@ def write(dictionary: DictionaryLike, folder: AnyPath) -> None:
         content["d_out"] = cfg.d_out
     if cfg.activation == "topk":
         content |= {"k": cfg.k, "rescale_acts_by_decoder_norm": False}
+    site_in, head = split_head(cfg.site_in)
     content["metadata"] = {
         "sae_lens_version": SAELENS_VERSION,
         "model_name": cfg.metadata.get("model_name"),
-        "hook_name": hook_name(cfg.site_in),
-        "hook_head_index": None,
+        "hook_name": hook_name(site_in),
+        "hook_head_index": head,
         "mechstudy": {
             "format": FORMAT,
             "kind": cfg.kind,
@@ -97,7 +99,10 @@ def write(dictionary: DictionaryLike, folder: AnyPath) -> None:
         },
     }
     if cfg.kind != "sae":
-        content["metadata"]["hook_name_out"] = hook_name(cfg.site_out)
+        site_out, head_out = split_head(cfg.site_out)
+        content["metadata"]["hook_name_out"] = hook_name(site_out)
+        if head_out is not None:
+            content["metadata"]["hook_head_index_out"] = head_out
     try:
         text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
@@ -113,8 +118,10 @@ def write(dictionary: DictionaryLike, folder: AnyPath) -> None:
         write_text(text, place / CFG)
 
 
-def read(folder: AnyPath) -> StoredDictionary:
+def read(folder: AnyPath, *, mapped: bool = False) -> StoredDictionary:
     """Read a folder that mechstudy or SAELens wrote (see `saelens_foreign.convert`).
+
+    Where ``mapped``, matrices stay in the file, with values unread and unchecked.
 
     Raises:
         MechstudyError: a file or tensor is missing or damaged, or SAELens' architecture cannot be represented.
@@ -123,12 +130,13 @@ def read(folder: AnyPath) -> StoredDictionary:
     fields = Fields(read_json(folder / CFG), folder / CFG)
     ours = fields.table("metadata").table("mechstudy")
     if not ours.content:
-        return saelens_foreign.convert(fields, folder)
+        return saelens_foreign.convert(fields, folder, mapped=mapped)
     meta = _our_meta(fields, ours)
     tensors = read_safetensors(folder / WEIGHTS)
     shapes = expected_shapes(meta)
-    require(tensors, shapes, folder / WEIGHTS)
-    return StoredDictionary(meta, **{name: tensors[name] for name in shapes})
+    require(tensors, shapes, folder / WEIGHTS, mapped=mapped)
+    files = {name: FileTensor(folder / WEIGHTS, name) for name in ("W_enc", "W_dec")}
+    return StoredDictionary(meta, **{name: tensors[name] for name in shapes}, files=files)
 
 
 def _our_meta(fields: Fields, ours: Fields) -> DictionaryMeta:

@@ -12,13 +12,14 @@ and, at F + i, its opposite, of which at most one is positive.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.formats.fields import Fields, read_json, shown
-from mechstudy.dictionaries.formats.hooks import site_name
+from mechstudy.dictionaries.formats.hooks import site_name, with_head
 from mechstudy.dictionaries.formats.tensors import (
     gated_as_jumprelu,
     of_one_dtype,
@@ -26,7 +27,7 @@ from mechstudy.dictionaries.formats.tensors import (
     require,
     without_centring,
 )
-from mechstudy.dictionaries.stored import DictionaryKind, DictionaryMeta, StoredDictionary, expected_shapes
+from mechstudy.dictionaries.stored import DictionaryKind, DictionaryMeta, FileTensor, StoredDictionary, expected_shapes
 
 WEIGHTS = "sae_weights.safetensors"
 SCALER, WHITENING = "activation_scaler.json", "activation_whitening.safetensors"
@@ -54,8 +55,8 @@ _BY_ROW = {
 }
 
 
-def convert(fields: Fields, folder: Path) -> StoredDictionary:
-    """The dictionary of a cfg.json that SAELens wrote, and the weights beside it.
+def convert(fields: Fields, folder: Path, *, mapped: bool = False) -> StoredDictionary:
+    """The dictionary of a cfg.json that SAELens wrote, and the weights beside it; see `saelens.read`.
 
     Raises:
         MechstudyError: a tensor is missing or damaged, a field has another type than SAELens', or the architecture
@@ -67,7 +68,8 @@ def convert(fields: Fields, folder: Path) -> StoredDictionary:
     d_in, d_sae = fields.whole("d_in"), fields.whole("d_sae")
     d_out = d_in if kind == "sae" else fields.whole("d_out", d_in)
     k = _k(fields, activation, d_sae)
-    t = _tensors(folder, kind, activation, d_in, d_out, d_sae)
+    t = _tensors(folder, kind, activation, d_in, d_out, d_sae, mapped=mapped)
+    as_stored = dict(t)
     if activation in ("topk", "abstopk", "batchtopk"):
         rescales = fields.flag("rescale_acts_by_decoder_norm", activation == "batchtopk")
     else:
@@ -90,10 +92,12 @@ def convert(fields: Fields, folder: Path) -> StoredDictionary:
         t |= {"W_enc": torch.cat([t["W_enc"], -t["W_enc"]], 1), "b_enc": torch.cat([t["b_enc"], -t["b_enc"]])}
         t["W_dec"] = torch.cat([t["W_dec"], -t["W_dec"]])
     metadata = fields.table("metadata")
-    site_in, site_out = _sites(fields, metadata)
-    more = {"model_name": metadata.text("model_name") or fields.text("model_name") or None}
+    site_in, site_out, head = _sites(fields, metadata)
+    more: dict[str, Any] = {"model_name": metadata.text("model_name") or fields.text("model_name") or None}
     more["architecture"] = architecture
-    if "hook_z" in (fields.text("reshape_activations"), site_in.rpartition(".")[2]):
+    if head is not None:
+        more["hook_head_index"] = head  # a row is one head's slice, which has no heads to put side by side
+    elif "hook_z" in (fields.text("reshape_activations"), site_in.rpartition(".")[2]):
         more["reshape_activations"] = "hook_z"
     exact = activation in ("topk", "abstopk")
     meta = DictionaryMeta(
@@ -107,7 +111,9 @@ def convert(fields: Fields, folder: Path) -> StoredDictionary:
         site_out=site_out,
         metadata=more,
     )
-    return StoredDictionary(meta, **of_one_dtype({name: t[name] for name in expected_shapes(meta)}))
+    path = folder / WEIGHTS
+    files = {name: FileTensor(path, name) for name in ("W_enc", "W_dec") if t[name] is as_stored[name]}
+    return StoredDictionary(meta, **of_one_dtype({name: t[name] for name in expected_shapes(meta)}), files=files)
 
 
 def _architecture(fields: Fields) -> tuple[str, str]:
@@ -173,7 +179,7 @@ def _k(fields: Fields, activation: str, d_sae: int) -> int | None:
 
 
 def _tensors(
-    folder: Path, kind: DictionaryKind, activation: str, d_in: int, d_out: int, d_sae: int
+    folder: Path, kind: DictionaryKind, activation: str, d_in: int, d_out: int, d_sae: int, *, mapped: bool
 ) -> dict[str, Tensor]:
     path = folder / WEIGHTS
     t = read_safetensors(path)
@@ -188,7 +194,7 @@ def _tensors(
         shapes["threshold"] = one
     if activation == "batchtopk":
         shapes["topk_threshold"] = ()
-    require(t, shapes, path)
+    require(t, shapes, path, mapped=mapped)
     scaling = t.get("scaling_factor")
     if scaling is not None and not bool((scaling == 1).all()):
         raise MechstudyError(
@@ -240,7 +246,23 @@ def _fold_norms(t: dict[str, Tensor]) -> None:
     t |= {"W_enc": t["W_enc"] * norms, "b_enc": t["b_enc"] * norms, "W_dec": t["W_dec"] / norms[:, None]}
 
 
-def _sites(fields: Fields, metadata: Fields) -> tuple[str, str]:
+def _sites(fields: Fields, metadata: Fields) -> tuple[str, str, int | None]:
+    """Sites, and the attention head whose slice of the hook is a row; None if rows hold all heads."""
     hook = metadata.text("hook_name") or fields.text("hook_name") or fields.text("hook_point") or "unknown"
     hook_out = metadata.text("hook_name_out") or fields.text("hook_name_out") or hook
-    return site_name(hook), site_name(hook_out)
+    head, head_out = (_head(fields, metadata, end) for end in ("", "_out"))
+    if hook_out == hook:
+        head_out = head
+    return with_head(site_name(hook), head), with_head(site_name(hook_out), head_out), head
+
+
+def _head(fields: Fields, metadata: Fields, end: str) -> int | None:
+    """The head's index. Before version 6 it stood outside metadata, at first as hook_point_head_index."""
+    for place, name in (
+        (metadata, f"hook_head_index{end}"),
+        (fields, f"hook_head_index{end}"),
+        (fields, f"hook_point_head_index{end}"),
+    ):
+        if name in place:
+            return place.whole(name, least=0)
+    return None

@@ -1,6 +1,8 @@
 """EleutherAI's sparsify: a folder per hookpoint with ``cfg.json`` and ``sae.safetensors``. TopK only.
 
 Its autoencoders subtract b_dec from their input; that is folded into b_enc when reading, and undone when writing.
+The folder's name is the module whose output it is of. In families that norm the outputs of MLP and attention before
+adding them (Gemma 2 and 3), ``layers.3.mlp`` is not `mlp_out.3`, and stays its name (`hooks.module_site`).
 """
 
 from __future__ import annotations
@@ -12,21 +14,33 @@ from pathlib import Path
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.formats.fields import Fields, read_json
 from mechstudy.dictionaries.formats.folders import replacing
+from mechstudy.dictionaries.formats.hooks import is_module_output, module_site, norms_outputs
 from mechstudy.dictionaries.formats.tensors import (
     of_one_dtype,
     read_safetensors,
     require,
+    transposed,
     without_centring,
     write_safetensors,
     write_text,
 )
-from mechstudy.dictionaries.stored import AnyPath, DictionaryKind, DictionaryLike, DictionaryMeta, StoredDictionary
+from mechstudy.dictionaries.stored import (
+    HOOKPOINT,
+    AnyPath,
+    DictionaryKind,
+    DictionaryLike,
+    DictionaryMeta,
+    FileTensor,
+    StoredDictionary,
+)
+from mechstudy.models.sites import SITES
 
 CFG, WEIGHTS = "cfg.json", "sae.safetensors"
+RUN = "config.json"  # of a training run, beside its hookpoints' folders
 
 
-def read(folder: AnyPath) -> StoredDictionary:
-    """Read one hookpoint's folder.
+def read(folder: AnyPath, *, mapped: bool = False) -> StoredDictionary:
+    """Read one hookpoint's folder; ``mapped`` leaves the matrices in the file, with values unchecked.
 
     Raises:
         MechstudyError: a file or tensor is missing or damaged, or the activation is not topk.
@@ -45,33 +59,39 @@ def read(folder: AnyPath) -> StoredDictionary:
     transcode, skip = fields.flag("transcode", False), fields.flag("skip_connection", False)
     if skip:
         shapes["W_skip"] = (d_in, d_in)
-    require(tensors, shapes, folder / WEIGHTS)
+    require(tensors, shapes, folder / WEIGHTS, mapped=mapped)
     kind: DictionaryKind = "skip_transcoder" if skip else "transcoder" if transcode else "sae"
-    site_in, site_out = _sites(folder.absolute().name, transcode)
-    W_enc, b_enc = tensors["encoder.weight"].T.contiguous(), tensors["encoder.bias"]
-    meta = DictionaryMeta(kind, "topk", d_in, d_in, d_sae, fields.whole("k", 32), site_in, site_out)
+    hookpoint, model = folder.absolute().name, _model(folder, fields)
+    site_in, site_out = _sites(hookpoint, transcode, model)
+    metadata = {"model_name": model} if model else {}
+    metadata |= {HOOKPOINT: hookpoint} if is_module_output(hookpoint) else {}
+    W_enc, b_enc = transposed(tensors["encoder.weight"], mapped=mapped), tensors["encoder.bias"]
+    meta = DictionaryMeta(kind, "topk", d_in, d_in, d_sae, fields.whole("k", 32), site_in, site_out, metadata)
     weights = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": tensors["W_dec"], "b_dec": tensors["b_dec"]}
     if not transcode:
         weights["b_enc"] = without_centring(b_enc, tensors["b_dec"], W_enc)
     if skip:
         weights["W_skip"] = tensors["W_skip"]
-    return StoredDictionary(meta, **of_one_dtype(weights))
+    path = folder / WEIGHTS
+    files = {"W_enc": FileTensor(path, "encoder.weight", transposed=True), "W_dec": FileTensor(path, "W_dec")}
+    return StoredDictionary(meta, **of_one_dtype(weights), files=files)
 
 
 def write(dictionary: DictionaryLike, folder: AnyPath) -> None:
     """Write one hookpoint's folder, in place of an earlier dictionary's.
 
     Raises:
-        MechstudyError: the dictionary is not topk, or its input and output differ in width; the folder cannot be
-            written, or holds another tool's dictionary.
+        MechstudyError: the dictionary is not topk, or its input and output differ in width; the folder's name is the
+            hookpoint of another tensor; the folder cannot be written, or holds another tool's dictionary.
     """
-    cfg = dictionary.cfg
+    cfg, folder = dictionary.cfg, Path(folder)
     if cfg.activation != "topk" or cfg.d_in != cfg.d_out:
         raise MechstudyError(
             f"sparsify has no {cfg.activation} dictionary from {cfg.d_in} to {cfg.d_out}",
             where=str(folder),
             fix="activation: topk and one width, or SAELens' format",
         )
+    _refuse_other_tensor(cfg, folder)
     b_enc = dictionary.b_enc
     if cfg.kind == "sae":
         b_enc = without_centring(b_enc, -dictionary.b_dec, dictionary.W_enc)
@@ -90,18 +110,43 @@ def write(dictionary: DictionaryLike, folder: AnyPath) -> None:
         "normalize_decoder": False,
         "d_in": cfg.d_in,
     }
+    if cfg.metadata.get("model_name"):
+        content["model_name"] = cfg.metadata["model_name"]  # sparsify ignores fields that it does not know
     with replacing(folder, "sparsify", CFG) as place:
         write_safetensors(tensors, place / WEIGHTS)
         write_text(json.dumps(content, indent=1) + "\n", place / CFG)
 
 
-def _sites(hookpoint: str, transcode: bool) -> tuple[str, str]:
-    """Sites of a hookpoint such as ``layers.3.mlp``; other names stay as they are."""
-    match = re.fullmatch(
-        r"(?:model\.|transformer\.|gpt_neox\.)?(?:layers|h)\.(\d+)(?:\.(mlp|attn|self_attn))?", hookpoint
+def _sites(hookpoint: str, transcode: bool, model: str) -> tuple[str, str]:
+    """Sites of a hookpoint such as ``layers.3.mlp``; names that are no hookpoints stay as they are."""
+    out = module_site(hookpoint, model)
+    layer = re.fullmatch(r"(?:.*\.)?(?:layers|h)\.(\d+)\.mlp", hookpoint)
+    return (f"mlp_in.{layer[1]}", out) if transcode and layer else (out, out)
+
+
+def _model(folder: Path, fields: Fields) -> str:
+    """The model that cfg.json or the run's config.json, one folder up, names; "" if none does."""
+    if "model_name" in fields:
+        return fields.text("model_name")
+    run = folder.absolute().parent / RUN
+    return Fields(read_json(run), run).text("model") if run.is_file() else ""
+
+
+def _refuse_other_tensor(cfg: DictionaryMeta, folder: Path) -> None:
+    """Refuse a folder whose name is the hookpoint of another tensor than the dictionary's."""
+    name = folder.absolute().name
+    model = str(cfg.metadata.get("model_name") or "")
+    sites = _sites(name, cfg.kind != "sae", model)
+    if sites[1] == cfg.site_out or module_site(name) == name:
+        return
+    kind, _, layer = cfg.site_out.partition(".")
+    if kind not in SITES:
+        return
+    norms = {"mlp_out": "post_feedforward_layernorm", "attn_out": "post_attention_layernorm"}
+    better = f"layers.{layer}.{norms[kind]}" if norms_outputs(model) and kind in norms else "a name of that module"
+    raise MechstudyError(
+        f"a folder named {name} holds dictionaries of that module's output, and this one is of {cfg.site_out}",
+        where=str(folder),
+        facts={"model": model or "not recorded"},
+        fix=f"a folder named {better}, or SAELens' format",
     )
-    if match is None:
-        return hookpoint, hookpoint
-    layer, part = match[1], match[2]
-    out = f"{'resid_post' if part is None else 'mlp_out' if part == 'mlp' else 'attn_out'}.{layer}"
-    return (f"mlp_in.{layer}", out) if transcode and part == "mlp" else (out, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.architectures.gated import gate_as_threshold
+from mechstudy.dictionaries.formats.fields import shown
 
+_COPIED = 2**26  # numbers of a matrix that are copied at a time
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -74,8 +77,12 @@ def _whole(path: Path) -> Iterator[Path]:
         ) from error
 
 
-def require(tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], where: Path) -> None:
+def require(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], where: Path, *, mapped: bool = False
+) -> None:
     """Refuse missing and misshapen tensors, integers, and NaN. A threshold may be infinite: its feature is off.
+
+    Values of matrices are not looked at if they are only ``mapped``, which would read the whole file.
 
     Raises:
         MechstudyError: names the tensor.
@@ -103,6 +110,8 @@ def require(tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], 
                 facts={"known": ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)},
                 fix="save the dictionary again in one of these",
             )
+        if mapped and tensor.ndim > 1:
+            continue
         bad = int((tensor.isnan() if "threshold" in name else ~tensor.isfinite()).sum())
         if bad:
             raise MechstudyError(
@@ -131,14 +140,41 @@ def shape_of(tensors: Mapping[str, Tensor], name: str, where: Path) -> tuple[int
     return rows, columns
 
 
+def whole_tensor(tensors: Mapping[str, Tensor], name: str, where: Path) -> int:
+    """The value of a tensor that holds one whole number.
+
+    Raises:
+        MechstudyError: it holds several numbers, or none that is whole.
+    """
+    tensor = tensors[name]
+    value = float(tensor) if tensor.numel() == 1 and not tensor.is_complex() else math.nan
+    if not value.is_integer():
+        raise MechstudyError(
+            f"tensor {name} is not one whole number", where=str(where),
+            facts={"shape": str(list(tensor.shape)), "values": shown(tensor.flatten()[:4].tolist())},
+            fix="copy or download the file again",
+        )  # fmt: skip
+    return int(value)
+
+
 def of_one_dtype(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All tensors in W_enc's dtype: some trainings keep thresholds in another one."""
     return {name: tensor.to(tensors["W_enc"].dtype) for name, tensor in tensors.items()}
 
 
 def without_centring(b_enc: Tensor, b_dec: Tensor, W_enc: Tensor) -> Tensor:
-    """The bias for x that equals `b_enc` for x - b_dec: b_enc - b_dec @ W_enc, W_enc [d_in, F]."""
-    return (b_enc.double() - b_dec.double() @ W_enc.double()).to(b_enc.dtype)
+    """The bias for x that equals `b_enc` for x - b_dec: b_enc - b_dec @ W_enc, W_enc [d_in, F].
+
+    Products are float64, some columns at a time: a second copy of a large encoder may not fit.
+    """
+    width = max(1, _COPIED // len(W_enc))
+    shift = [b_dec.double() @ W_enc[:, i : i + width].double() for i in range(0, W_enc.shape[1], width)]
+    return (b_enc.double() - torch.cat(shift)).to(b_enc.dtype)
+
+
+def transposed(tensor: Tensor, *, mapped: bool = False) -> Tensor:
+    """The transpose, as a matrix of its own unless it is to stay ``mapped`` from its file."""
+    return tensor.T if mapped else tensor.T.contiguous()
 
 
 def gated_as_jumprelu(W_enc: Tensor, b_gate: Tensor, r_mag: Tensor, b_mag: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,6 +26,7 @@ def load_dictionaries(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    lazy: bool = False,
 ) -> DictionarySet:
     """Load dictionaries (SAEs or transcoders) by layer.
 
@@ -34,20 +35,22 @@ def load_dictionaries(
         ms.load_dictionaries("transcoders")  # a folder of such folders, or of layer_*.safetensors
         ms.load_dictionaries(["layer12", "hf:owner/name/layer13", dictionary])
         ms.load_dictionaries({12: "a", 13: "b"})  # where the files do not name their layer
+        ms.load_dictionaries("hf:mwhanna/qwen3-4b-transcoders", lazy=True)  # a set larger than memory
 
     Args:
         source: as in the examples; a run's latest artifact of each layer is loaded.
         device: where the weights go; the model's, for graphs and interventions.
         dtype: None keeps the file's.
+        lazy: leave encoders and decoders in their files, and read what each use needs.
 
     Raises:
         MechstudyError: nothing is there, a file is damaged, two read one layer, or one names no layer.
     """
     if isinstance(source, Mapping):
-        return dictionaries.load_dictionaries(source, device=device, dtype=dtype)
+        return dictionaries.load_dictionaries(source, device=device, dtype=dtype, lazy=lazy)
     listed = [source] if isinstance(source, str | os.PathLike | Dictionary) else source
     places = [place for one in listed for place in _places(one)]
-    return dictionaries.load_dictionaries(places, device=device, dtype=dtype)
+    return dictionaries.load_dictionaries(places, device=device, dtype=dtype, lazy=lazy)
 
 
 def _places(source: Place) -> list[Place]:

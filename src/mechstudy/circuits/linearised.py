@@ -220,7 +220,7 @@ def applies_at(
 
 def active_features(dictionary: Dictionary, mlp_in_TD: Tensor, valid_T: Tensor) -> ActiveFeatures:
     """Features that are active at valid positions, with what each writes."""
-    acts_TF = dictionary.encode(mlp_in_TD.to(dictionary.W_enc)) * valid_T[:, None]
+    acts_TF = dictionary.encode(mlp_in_TD.to(dictionary.b_enc)) * valid_T[:, None]
     position, feature = acts_TF.nonzero(as_tuple=True)
     value = acts_TF[position, feature].to(mlp_in_TD)
-    return ActiveFeatures(position, feature, value, value[:, None] * dictionary.W_dec[feature].to(mlp_in_TD))
+    return ActiveFeatures(position, feature, value, value[:, None] * dictionary.decoder_rows(feature).to(mlp_in_TD))

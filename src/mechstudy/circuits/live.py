@@ -59,7 +59,7 @@ def live_effects(
         gradients = live_gradients(model, tokens, answer, wrong_answer, sorted(dictionaries), checkpointing)
     for layer, gradient_TD in gradients.items():
         columns = graph.index.feature_slices[layer]
-        rows = dictionaries[layer].W_dec[graph.feature_id_S[columns]].to(gradient_TD)
+        rows = dictionaries[layer].decoder_rows(graph.feature_id_S[columns]).to(gradient_TD)
         at = gradient_TD[graph.feature_position_S[columns]]
         effects[columns] = ((rows * at).sum(-1).cpu() * graph.activation_S[columns]).to(effects)
     return effects

@@ -156,7 +156,7 @@ def feature_targets(
     dictionary = dictionaries[layer]
     positions = x.features.position_M[list(which_M)]
     features = x.features.feature_M[list(which_M)]
-    directions = dictionary.W_enc[:, features].T.to(x.mlp_in_TD)
+    directions = dictionary.encoder_rows(features).to(x.mlp_in_TD)
     constants = dictionary.b_enc[features].to(x.mlp_in_TD)
     values = (directions * x.mlp_in_TD[positions]).sum(-1) + constants
     return [

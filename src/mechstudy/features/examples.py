@@ -59,7 +59,7 @@ class _Collector:
 
     def encode(self, x_BTD: Tensor) -> Tensor:
         """Activations of the chosen features [B, T, n], zero at first positions."""
-        x = x_BTD.to(self.dictionary.W_enc)
+        x = x_BTD.to(self.dictionary.b_enc)
         acts = self.dictionary.encode(x.flatten(0, 1))[:, list(self.features)]
         acts = acts.view(*x.shape[:2], -1).clone()
         acts[:, 0] = 0
@@ -203,7 +203,7 @@ def logit_effects(
     Returns:
         {top_logits, bottom_logits} of each feature, lists of {token, value}.
     """
-    rows = dictionary.W_dec[list(features)].to(model.unembedding.weight)
+    rows = dictionary.decoder_rows(list(features)).to(model.unembedding.weight)
     norm = model.linear_norm(model.final_norm, rows)
     centred = rows - rows.mean(-1, keepdim=True) if norm.centred else rows
     logits_nV = ((centred * norm.weight_D) @ model.unembedding.weight.T).float() * model.logit_scale

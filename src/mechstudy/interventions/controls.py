@@ -11,6 +11,8 @@ from torch import Tensor
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.interventions.features import FeatureAt, NamedActivations
 
+_ROWS_AT_ONCE = 8192  # of a decoder, copied in float64
+
 
 def matched_controls(
     members: Sequence[FeatureAt],
@@ -54,7 +56,9 @@ def activation_sizes(
     discovery: NamedActivations, dictionary: Dictionary, layer: int, name: str
 ) -> Float64[Tensor, " f"]:
     """Mean activation x decoder norm of every feature at a named position."""
-    norms_F: Tensor = dictionary.W_dec.double().norm(dim=-1).cpu()
+    W_FD = dictionary.W_dec
+    parts = [W_FD[i : i + _ROWS_AT_ONCE].double().norm(dim=-1) for i in range(0, len(W_FD), _ROWS_AT_ONCE)]
+    norms_F: Tensor = torch.cat(parts).cpu()
     return discovery.means(layer, name) * norms_F
 
 

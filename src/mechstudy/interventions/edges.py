@@ -328,5 +328,5 @@ def _minus_written(prompt: LinearisedPrompt, source: FeatureAt, position: int) -
 
 def _along(dictionaries: Mapping[int, Dictionary], target: FeatureAt, change_TD: Tensor) -> float:
     """Change of the target's pre-activation, summed over positions, by the change of its MLP input."""
-    direction_D = dictionaries[target.layer].W_enc[:, target.feature]
+    direction_D = dictionaries[target.layer].encoder_rows([target.feature])[0]
     return float((change_TD @ direction_D.to(change_TD)).sum())

@@ -127,7 +127,7 @@ def site_edits(dictionaries: Mapping[int, Dictionary], rows: Sequence[Sequence[R
 def encode_rows(dictionary: Dictionary, x_ND: Float[Tensor, "n d"]) -> Iterable[tuple[int, Float[Tensor, "rows f"]]]:
     """Dense activations [n, F] a few rows at a time, each with the number of its first row."""
     for start in range(0, x_ND.shape[0], _ENCODE_ROWS):
-        yield start, dictionary.encode(x_ND[start : start + _ENCODE_ROWS].to(dictionary.W_enc))
+        yield start, dictionary.encode(x_ND[start : start + _ENCODE_ROWS].to(dictionary.b_enc))
 
 
 def _chain(edits: Sequence[SiteEdit]) -> SiteEdit:
@@ -182,7 +182,7 @@ def _feature_edit(dictionary: Dictionary, sets: Sequence[tuple[int, SetFeature]]
         for turn in edit_turns:
             members = torch.tensor(turn, device=device)
             row, position = row_N[which_M[members]], position_N[which_M[members]]
-            written = change_M[members, None] * dictionary.W_dec[feature_M[members]]
+            written = change_M[members, None] * dictionary.decoder_rows(feature_M[members])
             edited[row, position] += written.to(out_BTD)
         return edited
 

@@ -122,7 +122,7 @@ def steering_vectors(
                 f"{name}: generated text has no named positions", fix=f'"{feature.layer}/{feature.feature}"'
             )
         dictionary = dictionaries[feature.layer]
-        site, written_D = Site.parse(dictionary.cfg.site_out), strength * dictionary.W_dec[feature.feature]
+        site, written_D = Site.parse(dictionary.cfg.site_out), strength * dictionary.decoder_rows([feature.feature])[0]
         vectors[site] = vectors[site] + written_D if site in vectors else written_D
     return vectors
 

@@ -30,7 +30,7 @@ def feature_direction(
     """Per layer, the sum of mean activation x decoder row over the group's features (float64)."""
     direction: dict[int, Tensor] = {}
     for m in members:
-        row = dictionaries[m.layer].W_dec[m.feature].double().cpu()
+        row = dictionaries[m.layer].decoder_rows([m.feature])[0].double().cpu()
         written = float(discovery.means(m.layer, m.position)[m.feature]) * row
         direction[m.layer] = direction[m.layer] + written if m.layer in direction else written
     return direction

@@ -103,7 +103,7 @@ class _Splice:
         def replace(y_BTD: Tensor) -> Tensor:
             x_BTD = y_BTD if self._in == self._out else self._x_BTD
             assert x_BTD is not None  # site_in runs before site_out
-            x_BTD = x_BTD.to(self._dictionary.W_enc)
+            x_BTD = x_BTD.to(self._dictionary.b_enc)
             keep = ~self._dictionary.is_valid(x_BTD, y_BTD)
             keep[:, 0] = True
             return torch.where(keep[..., None].to(y_BTD.device), y_BTD, replacement(x_BTD, y_BTD))

@@ -124,7 +124,7 @@ def evaluate(
     )
     mean_D, count = _mean_and_counts(dictionary, batches, non_finite)
     scores = _RowScores(mean_D)
-    active_F = torch.zeros(dictionary.cfg.d_sae, dtype=torch.int64, device=dictionary.W_enc.device)
+    active_F = torch.zeros(dictionary.cfg.d_sae, dtype=torch.int64, device=dictionary.b_enc.device)
     for _, x, y, _ in _usable(dictionary, batches, non_finite):
         f_NF = dictionary.encode(x)
         y_hat = dictionary.decode(f_NF)
@@ -145,7 +145,7 @@ def _usable(
     dictionary: Dictionary, batches: Iterable[Batch], non_finite: str
 ) -> Iterator[tuple[int, Tensor, Tensor, int]]:
     """Per batch: rows that are not finite, x and y of the valid rows, and sinks."""
-    for bad, x, y in _finite(batches, dictionary.W_enc, dictionary.cfg.site_out, non_finite):
+    for bad, x, y in _finite(batches, dictionary.b_enc, dictionary.cfg.site_out, non_finite):
         valid = dictionary.is_valid(x, y)
         yield bad, x[valid], y[valid], int((~valid).sum())
 
@@ -172,7 +172,7 @@ def _mean_and_counts(
     dictionary: Dictionary, batches: Iterable[Batch], non_finite: str
 ) -> tuple[Tensor, dict[str, int]]:
     """The targets' mean [d_out], float64, and how many rows there are of which kind."""
-    total_D = torch.zeros(dictionary.cfg.d_out, dtype=torch.float64, device=dictionary.W_enc.device)
+    total_D = torch.zeros(dictionary.cfg.d_out, dtype=torch.float64, device=dictionary.b_enc.device)
     count = {"rows": 0, "sinks": 0, "not_finite": 0}
     for bad, _, y, sinks in _usable(dictionary, batches, non_finite):
         total_D += y.double().sum(0)

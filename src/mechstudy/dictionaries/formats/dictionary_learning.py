@@ -105,7 +105,8 @@ def _class_of(tensors: dict[str, Tensor], folder: Path) -> str:
 def _linear(t: dict[str, Tensor], where: Path, bias: str, decoder_bias: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(W_enc, b_enc, W_dec, b_dec) of an encoder and a decoder that are torch's linear layers."""
     d_sae, d_in = shape_of(t, "encoder.weight", where)
-    require(t, {"decoder.weight": (d_in, d_sae), bias: (d_sae,), decoder_bias: (d_in,)}, where)
+    shapes = {"encoder.weight": (d_sae, d_in), "decoder.weight": (d_in, d_sae), bias: (d_sae,), decoder_bias: (d_in,)}
+    require(t, shapes, where)
     return t["encoder.weight"].T.contiguous(), t[bias], t["decoder.weight"].T.contiguous(), t[decoder_bias]
 
 
@@ -143,14 +144,15 @@ def _batchtopk(t: dict[str, Tensor], where: Path) -> dict[str, Any]:
 
 def _matryoshka(t: dict[str, Tensor], where: Path) -> dict[str, Any]:
     d_in, d_sae = shape_of(t, "W_enc", where)
-    require(t, {"b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}, where)
+    require(t, {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}, where)
     b_enc = without_centring(t["b_enc"], t["b_dec"], t["W_enc"])
     return _thresholded(t, where, t["W_enc"], b_enc, t["W_dec"], t["b_dec"])
 
 
 def _jumprelu(t: dict[str, Tensor], where: Path) -> dict[str, Any]:
     d_in, d_sae = shape_of(t, "W_enc", where)
-    require(t, {"b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,), "threshold": (d_sae,)}, where)
+    shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+    require(t, shapes | {"threshold": (d_sae,)}, where)
     return _weights(t["W_enc"], t["b_enc"], t["W_dec"], t["b_dec"], t["threshold"])
 
 

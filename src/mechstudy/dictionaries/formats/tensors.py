@@ -123,12 +123,12 @@ def require(
 
 
 def shape_of(tensors: Mapping[str, Tensor], name: str, where: Path) -> tuple[int, int]:
-    """The two sizes of a matrix.
+    """The two sizes of a matrix, whose values are not looked at.
 
     Raises:
         MechstudyError: it is missing, not a matrix, or empty.
     """
-    require(tensors, {name: tensors[name].shape if name in tensors else (0, 0)}, where)
+    require(tensors, {name: tensors[name].shape if name in tensors else (0, 0)}, where, mapped=True)
     if tensors[name].ndim != 2 or not tensors[name].numel():
         raise MechstudyError(
             f"tensor {name} has the wrong shape: it is not a matrix",

@@ -84,6 +84,8 @@ def test_a_copied_file_of_a_topk_set_that_we_wrote_is_a_topk(tmp_path):
     circuit_tracer.write_set([Dictionary(meta, **t)], tmp_path / "set", model_name="m")
     (tmp_path / "set" / "layer_0.safetensors").rename(tmp_path / "layer_0.safetensors")
     assert Dictionary.load(tmp_path / "layer_0.safetensors").cfg.k == K
+    # circuit-tracer's loader takes no other tensors.
+    assert set(load_file(tmp_path / "layer_0.safetensors")) == {"W_enc", "b_enc", "W_dec", "b_dec"}
 
 
 @pytest.mark.parametrize("sign", ["activation: topk\nk: 3\n", "k: 3\n", "tensor"])

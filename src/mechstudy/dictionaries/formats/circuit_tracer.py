@@ -26,6 +26,7 @@ from mechstudy.dictionaries.formats.fields import Fields
 from mechstudy.dictionaries.formats.folders import replacing
 from mechstudy.dictionaries.formats.hooks import hook_name, site_name
 from mechstudy.dictionaries.formats.tensors import (
+    header_text,
     of_one_dtype,
     read_safetensors,
     require,
@@ -47,6 +48,7 @@ from mechstudy.dictionaries.stored import (
 CONFIG = "config.yaml"
 THRESHOLD = "activation_function.threshold"
 K = ("k", "activation_function.k")
+_HEADER_K = "mechstudy.k"
 
 
 def read(
@@ -184,11 +186,11 @@ def write_set(
             }  # fmt: skip
             if dictionary.threshold is not None:
                 tensors[THRESHOLD] = dictionary.threshold.clamp_min(0.0)
-            else:  # a layer's file alone is a topk too
-                tensors["k"] = torch.tensor(dictionary.cfg.k)
             if dictionary.W_skip is not None:
                 tensors["W_skip"] = dictionary.W_skip
-            write_safetensors(tensors, place / f"layer_{layer}.safetensors")
+            # In the header, so that a copied file is a topk too: circuit-tracer refuses a tensor k, which it writes.
+            header = {_HEADER_K: str(dictionary.cfg.k)} if dictionary.threshold is None else {}
+            write_safetensors(tensors, place / f"layer_{layer}.safetensors", header)
         write_config(place, "transcoder_set", model_name, scan, cfg.site_in, cfg.site_out, **topk)
 
 
@@ -240,6 +242,8 @@ def _k(config: Fields, t: Mapping[str, Tensor], d_sae: int, path: Path) -> int |
     if "activation" in config or "k" in config:
         claims[CONFIG] = _stated(config)
     claims |= {f"tensor {name}": ("topk", whole_tensor(t, name, path)) for name in K if name in t}
+    if (header := header_text(path, _HEADER_K)).isdigit():
+        claims["header"] = ("topk", int(header))
     if THRESHOLD in t:
         claims[f"tensor {THRESHOLD}"] = ("jump_relu", None)
     if len(set(claims.values())) > 1:

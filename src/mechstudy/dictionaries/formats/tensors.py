@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -42,14 +42,27 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a file whole or not at all. A link in its place is replaced, not followed.
+def header_text(path: Path, name: str) -> str:
+    """A text of a safetensors file's header; "" if it has none of that name."""
+    try:
+        with safe_open(path, "pt") as file:
+            return str((file.metadata() or {}).get(name, ""))
+    except (SafetensorError, OSError, ValueError):
+        return ""
+
+
+def write_safetensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, str] | None = None) -> None:
+    """Write a file whole or not at all, with texts in its header. A link in its place is replaced, not followed.
 
     Raises:
         MechstudyError: it cannot be written.
     """
     with _whole(path) as partial:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            partial,
+            dict(header or {}) or None,
+        )
 
 
 def write_text(text: str, path: Path) -> None:

@@ -30,7 +30,7 @@ from benchmarks.peers import HERE
 from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.dictionaries.loading import load_dictionaries
-from mechstudy.models.architectures import architecture_for
+from mechstudy.models.families import family_of
 from mechstudy.models.language_model import LanguageModel
 
 BAR = 0.25
@@ -61,7 +61,7 @@ def random_model(n_layers: int, width: int) -> LanguageModel:
     )  # fmt: skip
     config._attn_implementation = "sdpa"
     hf = transformers.AutoModelForCausalLM.from_config(config).float().eval()
-    return LanguageModel(hf, tiny_tokenizer(), architecture_for("llama"), "random")
+    return LanguageModel(hf, tiny_tokenizer(), family_of("llama"), "random")
 
 
 def measure(a: argparse.Namespace) -> dict[str, Any]:

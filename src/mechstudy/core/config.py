@@ -55,7 +55,8 @@ class Config(BaseModel):
 
     def canonical(self) -> dict[str, Any]:
         """A JSON-able dict of every field, defaults included, tuples as lists. Ids are computed from it."""
-        return _without_unset(self, self.model_dump(mode="json", by_alias=True))
+        values: dict[str, Any] = _without_unset(self, self.model_dump(mode="json", by_alias=True))
+        return values
 
 
 def _without_unset(value: Any, dumped: Any) -> Any:

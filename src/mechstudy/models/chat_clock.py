@@ -53,12 +53,13 @@ def fixed_clock(date: str | None) -> Iterator[None]:
     if date is None:
         yield
         return
+    today = date  # as a text for good, also inside the class
     from transformers.utils import chat_template_utils  # imports torch
 
     class Clock(datetime):
         @classmethod
         def now(cls, tz: tzinfo | None = None) -> Self:
-            return cls.fromisoformat(date).replace(tzinfo=tz)
+            return cls.fromisoformat(today).replace(tzinfo=tz)
 
     module: Any = chat_template_utils
     before = module.datetime

@@ -49,8 +49,10 @@ def published_dictionaries(config: DictionariesConfig, shapes: ModelShapes, base
     """
     given = config.published
     assert given is not None
-    given = [given] if isinstance(given, str) else given
-    listed = given.items() if isinstance(given, Mapping) else [(None, address) for address in given]
+    addresses = (given,) if isinstance(given, str) else given
+    listed: list[tuple[int | None, str]] = (
+        [*addresses.items()] if isinstance(addresses, dict) else [(None, address) for address in addresses]
+    )
     by_layer: dict[int, Published] = {}
     for layer, address in listed:
         for one in _read(address, base, layer):
@@ -85,7 +87,7 @@ def with_published(study: Study, found: Sequence[Published]) -> Study:
     update = {
         "source": "published",
         "layers": tuple(one.layer for one in found),
-        "architecture": DictionaryConfig(kind=kind, d_sae=d_sae, k=k),  # type: ignore[arg-type]  # one of the kinds
+        "architecture": DictionaryConfig(kind=kind, d_sae=d_sae, k=k),
         "site": str(found[0].about["site_in"]).partition(".")[0] if kind == "sae" else study.dictionaries.site,
     }
     return study.model_copy(update={"dictionaries": study.dictionaries.model_copy(update=update)})

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from mechstudy.models import hub
-from mechstudy.models.architectures import ARCHITECTURES
+from mechstudy.models.families import FAMILIES
 
 _HOOKS = {
     "resid_pre": "hook_resid_pre",
@@ -92,11 +92,11 @@ def norms_outputs(model: str) -> bool | None:
         None if the family is not known.
     """
     model_type = _model_type(model)
-    for arch in ARCHITECTURES:
-        for known in arch.model_types:
+    for family in FAMILIES:
+        for known in family.model_types:
             same = model_type in (known, known.removesuffix("_text"))
             if same or (model_type is None and _names(known, model)):
-                return arch.norm_mlp_post is not None
+                return family.norm_mlp_post is not None
     return None
 
 
@@ -112,7 +112,7 @@ def _names(model_type: str, model: str) -> bool:
 def _model_type(model: str) -> str | None:
     """``model_type`` of a folder's config.json, or of a cached snapshot's; None if there is none here."""
     folders = [Path(model)] if model else []
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and (cached := hub.cached_folder(model)) is not None:
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and (cached := hub.partial_folder(model)) is not None:
         folders.append(cached)
     for folder in folders:
         try:

@@ -155,7 +155,7 @@ def _hub_place(uri: str) -> HubPath:
 
 
 def _cached(place: HubPath) -> Path | None:
-    snapshot = hub.cached_folder(place.repo, revision=place.revision)
+    snapshot = hub.cached_folder(place.repo, patterns=[place.inside], revision=place.revision)
     return None if snapshot is None or not (snapshot / place.inside).exists() else snapshot / place.inside
 
 

@@ -58,8 +58,8 @@ def test_a_dictionary_that_names_no_layer_asks_for_it(tmp_path):
     assert list(ms.load_dictionaries({12: tmp_path / "sae"})) == [12]
 
 
-@pytest.mark.parametrize("name", ["nothing", "."])
-def test_where_there_is_none_the_error_says_so(tmp_path, monkeypatch, name):
+@pytest.mark.parametrize(("name", "what"), [("nothing", "no such file or folder"), (".", "no dictionary here")])
+def test_where_there_is_none_the_error_says_so(tmp_path, monkeypatch, name, what):
     monkeypatch.chdir(tmp_path)
     text = error_of(lambda: ms.load_dictionaries(name))
-    assert "no dictionary here" in text and "fix:" in text
+    assert what in text and "fix:" in text

@@ -62,10 +62,12 @@ class Config(BaseModel):
 def _without_unset(value: Any, dumped: Any) -> Any:
     """The dump of a value without the unset optional fields of the configs in it."""
     if isinstance(value, Config):
-        kept = {}
+        kept = dict(dumped)
         for name, field in type(value).model_fields.items():
             key, inner = field.alias or name, getattr(value, name)
-            if inner is not None or key not in value.optional:
+            if inner is None and key in value.optional:
+                del kept[key]
+            else:
                 kept[key] = _without_unset(inner, dumped[key])
         return kept
     if isinstance(value, tuple | list):

@@ -231,7 +231,8 @@ def frozen_effects(
     runner = FrozenForward(model, prompt)
     clean = runner.run([])
     unembedding = model.unembedding.weight
-    answer_D = (unembedding[pair.answer_tokens[0]] - unembedding[pair.wrong_tokens[0]]).double()
+    difference_D = (unembedding[pair.answer_tokens[0]] - unembedding[pair.wrong_tokens[0]]).double()
+    answer_D = difference_D * model.logit_scale
     # Frozen, the model is affine: removing several positions is the sum of removing each.
     deltas = [(n, _minus_written(prompt, r.source, at)) for n, r in enumerate(removals) for at in r.sources]
 

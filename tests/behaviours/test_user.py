@@ -8,9 +8,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mechstudy.behaviours.remarks import too_long
 from mechstudy.behaviours.schema import PromptPair
-from mechstudy.behaviours.user import joined_words, load_jsonl, outline_jsonl
+from mechstudy.behaviours.user import (
+    PromptSource,
+    UserPrompts,
+    joined_words,
+    load_jsonl,
+    outline,
+    outline_jsonl,
+    read_prompts,
+)
 from mechstudy.core.errors import MechstudyError
+from mechstudy.models.context import ContextLength
 from tests.support.fake_tokenizer import FakeTokenizer
 
 GOOD = {
@@ -248,3 +258,70 @@ def test_any_line_is_either_read_or_refused_with_a_message(tmp_path, row: bytes)
         load(write(tmp_path, *lines(20), row))
     except MechstudyError as error:
         assert "mine.jsonl" in str(error)
+
+
+def lenient(path: Path, bos: bool = False, context: ContextLength | None = None) -> UserPrompts:
+    return read_prompts(PromptSource(path, strict=False), FakeTokenizer(bos=bos), context)
+
+
+def test_lines_that_cannot_be_used_are_left_out_and_counted(tmp_path):
+    path = write(tmp_path, *lines(9), {**GOOD, "corrupted": "The cats"}, b"{", {**GOOD, "zzz": 1}, *lines(1))
+    read = lenient(path)
+    assert sum(map(len, read.pairs.values())) == 9 and read.n_lines == 13
+    assert {number: error.kind for number, error in read.left_out.items()} == {
+        10: "clean and corrupted of unequal token length",
+        11: "not a prompt pair",
+        12: "unknown keys",
+        13: "repeated pair",
+    }
+    found = outline(PromptSource(path, strict=False))
+    assert found.left_out == {"not a prompt pair": 1, "unknown keys": 1} and found.n_lines == 13
+
+
+def test_a_file_without_a_usable_line_in_a_split_is_refused_with_its_lines(tmp_path):
+    rows = [*lines(3, split="train"), {**GOOD, "corrupted": "The cats", "split": "test"}]
+    with pytest.raises(MechstudyError, match=r"mine\.jsonl:4: clean has 5 tokens, corrupted 2"):
+        lenient(write(tmp_path, *rows))
+    rows = [*lines(3, split="train"), *({**GOOD, "clean": f"A{i}", "split": "test"} for i in range(2))]
+    with pytest.raises(MechstudyError, match="2 of 5 lines are broken, and no test prompts are left"):
+        lenient(write(tmp_path, *rows))
+
+
+def test_one_defect_of_all_lines_is_reported_once(tmp_path):
+    path = write(tmp_path, *({"clean_prefix": "a", "patch_prefix": f"b{i}"} for i in range(30)))
+    with pytest.raises(MechstudyError) as error:
+        outline(PromptSource(path, strict=False))
+    assert error.value.what == "unknown keys 'clean_prefix', 'patch_prefix' (on all 30 lines)"
+    assert error.value.where == f"{path}:1"
+
+
+def test_a_prompt_with_its_own_bos_token_ends_a_study_that_is_not_strict(tmp_path):
+    words = FakeTokenizer(bos=False)
+
+    def encode(text: str) -> list[int]:
+        return [token for part in ("<bos>" + text).split("<bos>")[1:] for token in (0, *words(part))]
+
+    rows = [{**row, "clean": "<bos>" + row["clean"], "corrupted": "<bos>" + row["corrupted"]} for row in lines(6)]
+    path = write(tmp_path, *lines(9)[6:], *rows)
+    with pytest.raises(MechstudyError, match="6 of 9 lines are broken") as error:
+        read_prompts(PromptSource(path, strict=False), encode)
+    assert "clean begins with '<bos>', which the encoding adds itself" in str(error.value)
+
+
+def test_prompts_beyond_learned_positions_are_refused_by_line(tmp_path):
+    rows = [*lines(8), {**GOOD, "clean": GOOD["clean"] + " a b c", "corrupted": GOOD["corrupted"] + " a b c"}]
+    path = write(tmp_path, *rows)
+    with pytest.raises(MechstudyError, match=r"mine\.jsonl:9: 8 tokens, the model has 7 positions \(n_positions\)"):
+        lenient(path, context=ContextLength(7, "n_positions", True))
+    assert lenient(path, context=ContextLength(8, "n_positions", True)).left_out == {}
+    rotary = ContextLength(7, "max_position_embeddings", False)
+    pairs = [pair for pairs in lenient(path, context=rotary).pairs.values() for pair in pairs]
+    assert too_long(pairs, rotary) == (
+        "1 of 9 prompts are longer than the model's context: line-0009 has 8 tokens, the model has 7 positions"
+        " (max_position_embeddings)"
+    )
+
+
+def test_answers_that_share_a_beginning_may_leave_it_to_the_prompt(tmp_path):
+    row = {**GOOD, "answer": " abcdefghij", "wrong_answer": " abcdezzzzz"}
+    assert "end both prompts with the part that the answers share, ' abcde'" in (broken(tmp_path, row).fix or "")

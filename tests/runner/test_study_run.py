@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from mechstudy.planning.opened_study import OpenedStudy, open_study
 from mechstudy.runner import study_run
 from mechstudy.runner.study_run import prompts_refusal
+from tests.support.tiny import tiny_tokenizer
 from tests.support.tiny_study import write_study
 
 
@@ -31,7 +33,8 @@ def test_a_broken_line_is_named_and_a_unit_that_is_done_is_not_looked_at(file):
     bad = file.parent / "bad.jsonl"
     lines = good.splitlines()
     bad.write_text("\n".join([*lines[:6], lines[6].replace("abe ", "abee "), *lines[7:]]))
-    said = refusal(file, "behaviours.0.file=bad.jsonl")
+    assert refusal(file, "behaviours.0.file=bad.jsonl") is None
+    said = refusal(file, "behaviours.0.file=bad.jsonl", "behaviours.0.strict=true")
     assert said is not None and "bad.jsonl:7: " in said and "same number of tokens" in said
     assert prompts_refusal(open_study(file, ["behaviours.0.file=bad.jsonl"]), ["model"]) is None
 
@@ -53,3 +56,28 @@ def test_good_prompts_are_looked_at_without_torch(file):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_chat_markup_in_prompts_is_refused_before_a_chat_study_is_submitted(tmp_path):
+    file = write_study(tmp_path)
+    tokenizer = tiny_tokenizer(bos=True)
+    tokenizer.chat_template = "<|bos|>{% for m in messages %}[INST]{{ m['content'] }}[/INST]{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "model")
+    assert refusal(file, "model.chat=true") is None
+    rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    marked = [row | {key: f"[INST]{row[key]}[/INST]" for key in ("clean", "corrupted")} for row in rows]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, marked)))
+    assert refusal(file) is None
+    said = refusal(file, "model.chat=true")
+    assert said is not None and "clean holds '[INST]', which the chat template writes too" in said
+
+
+def test_a_bos_token_that_only_settings_add_is_found_before_submitting(tmp_path, monkeypatch):
+    file = write_study(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    marked = [row | {key: "<|bos|>" + row[key] for key in ("clean", "corrupted")} for row in rows]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, marked)))
+    assert refusal(file) is None  # this tokenizer adds none
+    monkeypatch.setattr(study_run, "load_tokenizer", lambda *_, **__: tiny_tokenizer(bos=True))
+    said = refusal(file)
+    assert said is not None and "clean begins with '<|bos|>', which the encoding adds itself" in said

@@ -7,8 +7,9 @@ import pytest
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.study.preflight import check_study, n_prompts, notes, outlines
-from mechstudy.study.study import Study
+from mechstudy.study.study import BehaviourConfig, Study
 
+SAMPLE = "a seeded sample that keeps the shares of templates and groups"
 PROMPT = {"clean": "One cat", "corrupted": "Two cat", "answer": " is", "wrong_answer": " are"}
 
 
@@ -60,8 +61,55 @@ def test_a_file_with_fewer_prompts_than_asked_for_gives_a_note(tmp_path):
     asked = study(attribution={"n_prompts": 4})
     given = outlines(asked, tmp_path)
     assert n_prompts(asked.behaviours[0], given) == {"train": 3, "test": 6}
-    assert list(notes(asked, given)) == ["mine has 3 train prompts: 3 graphs, not 4 (attribution.n_prompts)"]
-    assert list(notes(study(), given)) == []  # defaults are upper bounds
+    sampled = f"mine: 6 of 9 test prompts are used, {SAMPLE} (behaviours.0.n_test)"
+    assert list(notes(asked, given)) == [sampled, "mine has 3 train prompts: 3 graphs, not 4 (attribution.n_prompts)"]
+    assert list(notes(study(), given)) == [sampled]  # defaults are upper bounds
+
+
+def test_a_sample_of_the_prompts_is_noted_for_every_phase_that_takes_one(tmp_path):
+    file(tmp_path, *rows(5, "train"), *rows(5, "test"))
+    asked = study(attribution={"n_prompts": 4}, interventions={"n_discovery": 3, "n_samples": 2})
+    assert list(notes(asked, outlines(asked, tmp_path))) == [
+        f"mine: graphs of 4 of 5 train prompts, {SAMPLE} (attribution.n_prompts)",
+        f"mine: discovery on 3 of 5 train prompts, {SAMPLE} (interventions.n_discovery)",
+        f"mine: interventions on 2 of 5 test prompts, {SAMPLE} (interventions.n_samples)",
+    ]
+
+
+def test_lines_left_out_and_answers_without_a_space_are_noted(tmp_path):
+    file(
+        tmp_path, *rows(3, "train"), *rows(3, "test"), {**PROMPT, "zzz": 1}, {**PROMPT, "split": "test", "answer": "is"}
+    )
+    words = " ".join(notes(study(), outlines(study(), tmp_path)))
+    assert "mine: 1 of 8 lines of mine.jsonl are left out: 1 unknown keys" in words
+    assert "mine: 1 of 7 answers continue the prompt's last word, as in 'cat|is' (line-0008)" in words
+    with pytest.raises(MechstudyError, match="unknown key 'zzz'"):
+        outlines(study(behaviours=[{"name": "mine", "file": "mine.jsonl", "strict": True}]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"format": "feature-circuit"}, "there is no format 'feature-circuit'"),
+        ({"columns": {"cleen": "a"}}, "prompts have no 'cleen'"),
+        ({"format": "ioi", "columns": {"clean": "a"}}, "both say how to read the file"),
+        ({"counterfactual": "abc"}, "counterfactual is one of a format's"),
+        ({"file": None, "name": "antonym", "strict": True}, "strict is about a file of prompts"),
+    ],
+)
+def test_ways_of_reading_a_file_are_checked(fields, message):
+    with pytest.raises(MechstudyError, match=message):
+        BehaviourConfig(**({"name": "mine", "file": "mine.jsonl"} | fields))
+
+
+def test_unset_ways_of_reading_are_not_part_of_a_study():
+    assert BehaviourConfig(name="mine", file="a.jsonl").canonical() == {
+        "name": "mine",
+        "file": "a.jsonl",
+        "n_train": 100,
+        "n_test": 100,
+    }
+    assert BehaviourConfig(name="mine", file="a.jsonl", format="ioi").canonical()["format"] == "ioi"
 
 
 def test_a_broken_line_is_named_before_any_tokenizer_is_there(tmp_path):

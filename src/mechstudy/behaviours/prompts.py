@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import overload
@@ -10,9 +10,10 @@ from typing import overload
 import polars as pl
 
 from mechstudy.behaviours.registry import BEHAVIOURS, behaviour
+from mechstudy.behaviours.sampling import sample
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.behaviours.scoring import score_pairs
-from mechstudy.behaviours.user import load_jsonl
+from mechstudy.behaviours.user import PromptSource, read_prompts
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.language_model import LanguageModel
 
@@ -61,20 +62,28 @@ def load_prompts(
     split: str | None = None,
     seed: int = 0,
     instruction: str | None = None,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    strict: bool = True,
 ) -> Prompts:
-    """Prompt pairs of a built-in behaviour, or of a JSONL file, tokenised for the model.
+    """Prompt pairs of a built-in behaviour, or of a file, tokenised for the model.
 
         pairs = ms.load_prompts("subject_verb_agreement", model, n=50)
         pairs = ms.load_prompts("prompts.jsonl", model)
+        pairs = ms.load_prompts("simple_train.json", model, format="feature-circuits", strict=False)
 
     Args:
-        source: a behaviour's name, or a file of one JSON object a line with ``clean``, ``corrupted``, ``answer`` and
-            ``wrong_answer`` (docs/reference/behaviours.md).
+        source: a behaviour's name, or a file (JSON Lines, JSON, CSV, TSV, Parquet) of rows with ``clean``,
+            ``corrupted``, ``answer`` and ``wrong_answer`` (docs/reference/behaviours.md).
         model: whose tokenizer decides which words make a pair.
         n: how many; by default 100 of a built-in behaviour, or all of a file.
         split: ``train`` or ``test``; by default ``train`` of a built-in behaviour, or both of a file.
-        seed: chooses the pairs of a built-in behaviour.
+        seed: chooses the pairs of a built-in behaviour, and ``n`` of a file's pairs: templates and groups keep their
+            shares.
         instruction: the user's turn of the model's chat template, which the prompts then begin to answer.
+        format: the published shape of the file.
+        columns: key -> column of the file, or a text with columns in braces.
+        strict: whether a line that cannot be used is an error; otherwise it is left out.
 
     Raises:
         MechstudyError: no such behaviour, fewer pairs than ``n``, or broken lines in the file.
@@ -83,7 +92,8 @@ def load_prompts(
     if str(source) in BEHAVIOURS or not _is_file(source):
         pairs = behaviour(str(source)).generate(encode, 100 if n is None else n, split or "train", seed)
         return Prompts(pairs, str(source))
-    by_split = load_jsonl(Path(source).expanduser(), encode)
+    reading = {"format": format, "columns": columns, "strict": strict}
+    by_split = read_prompts(PromptSource.of(Path(source).expanduser(), reading), encode).pairs
     if split is not None and split not in by_split:
         raise MechstudyError(f"unknown split {split!r}", facts={"splits": ", ".join(by_split)})
     pairs = [pair for name in by_split if split in (None, name) for pair in by_split[name]]
@@ -93,7 +103,7 @@ def load_prompts(
             where=str(source),
             fix=f"n={len(pairs)}, or more lines",
         )
-    return Prompts(pairs[:n], Path(source).stem)
+    return Prompts(pairs if n is None or n == len(pairs) else sample(pairs, n, seed), Path(source).stem)
 
 
 def score(model: LanguageModel, pairs: Iterable[PromptPair], *, batch_tokens: int = 4096) -> pl.DataFrame:
@@ -130,4 +140,9 @@ def checked_pairs(pairs: Iterable[PromptPair]) -> list[PromptPair]:
 
 def _is_file(source: str | Path) -> bool:
     text = str(source)
-    return isinstance(source, Path) or Path(text).expanduser().is_file() or "/" in text or text.endswith(".jsonl")
+    return (
+        isinstance(source, Path)
+        or Path(text).expanduser().is_file()
+        or "/" in text
+        or Path(text).suffix in (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+    )

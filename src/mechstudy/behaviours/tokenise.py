@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from mechstudy.behaviours.schema import Encode
 from mechstudy.core.errors import MechstudyError
+from mechstudy.models.context import ContextLength
+
+TOO_LONG = "longer than the model's context"
 
 
 class Unsuitable(ValueError):
@@ -62,6 +65,16 @@ def require_open_end(tokens: Tokens) -> None:
             facts={"added": "most likely an end-of-sequence token of the tokenizer's settings"},
             fix="a tokenizer that adds nothing at the end",
         )
+
+
+def require_positions(context: ContextLength | None, n_tokens: int) -> None:
+    """Checks that a text fits into a model with a learned vector for each position.
+
+    Raises:
+        Unsuitable: it does not.
+    """
+    if context is not None and context.learned and n_tokens > context.n:
+        raise Unsuitable(TOO_LONG, context.exceeded(n_tokens), f"at most {context.n} tokens with the answer")
 
 
 def token_at(tokens: Tokens, text: str, end: int) -> int:
@@ -131,9 +144,18 @@ def pair_tokens(tokens: Tokens, clean: str, corrupted: str, answer: str, wrong: 
         raise Unsuitable(
             "answers begin with the same token",
             f"answers {answer!r} and {wrong!r} begin with the same token, so one logit cannot tell them apart",
-            "choose answers with different first tokens (and mind the leading space)",
+            "choose answers with different first tokens (and mind the leading space)" + _shared(answer, wrong),
         )
     return PairTokens(clean_ids, corrupted_ids, answers[0], answers[1])
+
+
+def _shared(answer: str, wrong: str) -> str:
+    """The hint that both prompts may end with what the answers share, such as the 4 of 43 and 44."""
+    same = [a == b for a, b in zip(answer, wrong, strict=False)]
+    shared = answer[: (*same, False).index(False)]
+    if not shared.strip() or shared in (answer, wrong):
+        return ""
+    return f", or end both prompts with the part that the answers share, {shared!r}"
 
 
 def same_positions(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from mechstudy.study.preflight import check_study, notes, outlines
 from mechstudy.study.published import published_dictionaries, with_published
 from mechstudy.study.run_folder import ARTIFACTS, RunFolder
 from mechstudy.study.study import Study, load_study
+from mechstudy.study.token_check import token_notes
 from mechstudy.study.unit import Unit
 from mechstudy.study.units import build_units, with_earlier_specs
 
@@ -113,7 +114,8 @@ def open_study(
         raise _located(error, lines) from error
     try:
         source, pin_note = _pinned(out or Path("runs") / study.name, study.model.source, base)
-        folder, shapes = _model(source, base, fetch, say)
+        folder, config = _model(source, base, fetch, say)
+        shapes = shapes_of(config)
     except MechstudyError as error:
         what = error.what if error.where is None else f"{error.what} ({error.where})"
         raise lines.error("model.source", what, facts=error.facts, fix=error.fix) from error
@@ -128,6 +130,7 @@ def open_study(
 
     choice: Choice | None = None
     try:
+        lengths = tuple(token_notes(study, config, folder, base))
         if study.dictionaries.published is not None:
             study = with_published(study, published_dictionaries(study.dictionaries, shapes, base))
         if study.dictionaries.source == "auto":
@@ -136,7 +139,13 @@ def open_study(
         units = units_of(study)
     except MechstudyError as error:
         raise _located(error, lines) from error
-    study_notes = (*notes(study, own_prompts), *([choice.note()] if choice is not None else []), *pin_note, *date_notes)
+    study_notes = (
+        *notes(study, own_prompts),
+        *lengths,
+        *([choice.note()] if choice is not None else []),
+        *pin_note,
+        *date_notes,
+    )
     for note in study_notes if fetch else ():
         say(f"note: {note}")
     return OpenedStudy(file, study, lines, shapes, folder, units, out, tuple(overrides), study_notes, choice)
@@ -150,14 +159,15 @@ def record_resolved(opened: OpenedStudy) -> None:
         keep(opened.folder, REVISION, pin)
 
 
-def _model(source: str, base: Path, fetch: bool, say: Callable[[str], None]) -> tuple[Path | None, ModelShapes]:
+def _model(source: str, base: Path, fetch: bool, say: Callable[[str], None]) -> tuple[Path | None, Mapping[str, Any]]:
+    """The model's folder, None before it is fetched, and its ``config.json``."""
     folder = local_folder(source, base)
     if folder is None and not fetch and (config := config_without_fetching(source, base)) is not None:
-        return None, shapes_of(config)
+        return None, config
     if folder is None:
         say(f"fetching {source}; this happens once")
         folder = resolve_source(source, base=base)
-    return folder, shapes_of(read_config(folder))
+    return folder, read_config(folder)
 
 
 def _content(study: Study, folder: Path, say: Callable[[str], None]) -> Content:

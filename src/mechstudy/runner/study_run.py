@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from mechstudy.behaviours.user import load_jsonl
+from mechstudy.behaviours.user import read_prompts
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
+from mechstudy.models.context import context_length
+from mechstudy.models.folder import read_config
 from mechstudy.models.tokenizer import bare_encode, encode, load_tokenizer
 from mechstudy.planning.disk import disk_need, disk_refusal
 from mechstudy.planning.opened_study import OpenedStudy, record_resolved
@@ -67,27 +71,42 @@ def _refuse_beside_jobs(opened: OpenedStudy) -> None:
 
 
 def prompts_refusal(opened: OpenedStudy, names: Collection[str]) -> MechstudyError | None:
-    """The error of the first broken file of these units; None where there is none, or no tokenizer yet.
+    """The error of the first file of these units that cannot be used; None where there is none, or no tokenizer yet.
 
-    A file that fails with the bare tokenizer is checked again with the tokenizer that the unit will use, which loads
-    torch.
+    A file that fails with the bare tokenizer, or whose prompts it may see otherwise, is checked with the tokenizer that
+    the unit will use, which loads torch.
     """
-    model = opened.study.model
+    model, folder = opened.study.model, opened.model
     specs = [PromptsSpec.of(unit) for unit in opened.made_by(PromptsPhase) if unit.name in names]
-    files = [spec.file for spec in specs if spec.file]
-    if not files or opened.model is None or (bare := bare_encode(opened.model)) is None:
+    files = [spec for spec in specs if spec.file]
+    if not files or folder is None or (bare := bare_encode(folder)) is None:
         return None
-    for file in files:
-        path = opened.options.base / file
+    context = context_length(read_config(folder))
+    for spec in files:
+        source = spec.source(opened.options.base)
         try:
-            load_jsonl(path, bare)
+            read = read_prompts(source, bare, context)
         except MechstudyError:
-            tokenizer = load_tokenizer(opened.model, trust_remote_code=model.trust_remote_code)
-            instruction = model.chat_instruction if model.chat else None
-            try:
-                load_jsonl(
-                    path, partial(encode, tokenizer, instruction=instruction, date=model.chat_date, name=model.source)
-                )
-            except MechstudyError as error:
-                return error
+            pass
+        else:
+            texts = (pair.clean for pairs in read.pairs.values() for pair in pairs)
+            if not model.chat and not _bring_bos(folder, texts):
+                continue
+        tokenizer = load_tokenizer(folder, trust_remote_code=model.trust_remote_code)
+        instruction = model.chat_instruction if model.chat else None
+        whole = partial(encode, tokenizer, instruction=instruction, date=model.chat_date, name=model.source)
+        try:
+            read_prompts(source, whole, context)
+        except MechstudyError as error:
+            return error
     return None
+
+
+def _bring_bos(folder: Path, texts: Iterable[str]) -> bool:
+    """Whether prompts begin with the BOS token's text, which settings beside ``tokenizer.json`` may add too."""
+    try:
+        bos = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("bos_token")
+    except (OSError, ValueError, AttributeError):
+        return False
+    bos = bos.get("content") if isinstance(bos, dict) else bos
+    return isinstance(bos, str) and bool(bos) and any(text.startswith(bos) for text in texts)

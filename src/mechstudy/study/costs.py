@@ -58,6 +58,16 @@ class Costs:
         """Prompts per split."""
         return n_prompts(behaviour, self.outlines)
 
+    def more_in_file(self, behaviour: BehaviourConfig) -> bool:
+        """Whether the behaviour's own file has more prompts than are asked for, in any split."""
+        outline = self.outlines.get(behaviour.name)
+        return outline is not None and any(outline.n[split] > n for split, n in self.n_prompts(behaviour).items())
+
+    def chosen_from_file(self, behaviour: BehaviourConfig, **asked: int) -> bool:
+        """Whether fewer prompts are asked for than the behaviour takes from its own file, in any of these splits."""
+        n = self.n_prompts(behaviour)
+        return behaviour.name in self.outlines and any(number < n[split] for split, number in asked.items())
+
     def total_prompts(self, behaviour: BehaviourConfig) -> int:
         """Prompts of both splits."""
         return sum(self.n_prompts(behaviour).values())

@@ -7,14 +7,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mechstudy.behaviours.registry import BEHAVIOURS
-from mechstudy.behaviours.user import Outline, outline_jsonl
+from mechstudy.behaviours.user import Outline, PromptSource, outline
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.corpus.bundled import foreign_text
 from mechstudy.report.claims import ALPHA
 from mechstudy.statistics.permutation import smallest_p
-from mechstudy.study.study import BehaviourConfig, Study
+from mechstudy.study.study import READING, BehaviourConfig, Study
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_WORDS = {
+    "attribution.n_prompts": "graphs of",
+    "interventions.n_discovery": "discovery on",
+    "interventions.n_samples": "interventions on",
+}
+_SAMPLED = "a seeded sample that keeps the shares of templates and groups"
 _NOT_A_NAME = re.compile(r"all|last(-\d+)?")
 
 
@@ -35,7 +41,8 @@ def outlines(study: Study, base: Path) -> dict[str, Outline]:
                 where=f"behaviours.{number}.file",
                 fix="a path relative to the study file's folder, or an absolute one",
             )
-        result[behaviour.name] = outline_jsonl(path)
+        reading = {name: getattr(behaviour, name) for name in READING}
+        result[behaviour.name] = outline(PromptSource.of(path, reading))
     return result
 
 
@@ -69,9 +76,12 @@ def position_names(behaviour: BehaviourConfig, own_prompts: Mapping[str, Outline
 
 
 def notes(study: Study, own_prompts: Mapping[str, Outline]) -> Iterator[str]:
-    """What the study will leave out, whose text its corpus is, and its numbers that the prompts cannot reach."""
+    """What the study will leave out, whose text its corpus is, samples of users' prompts, and numbers out of reach."""
     if study.corpus.source == "bundled" and (foreign := foreign_text(study.model.source)) is not None:
         yield foreign
+    for number, behaviour in enumerate(study.behaviours):
+        if behaviour.name in own_prompts:
+            yield from _file_notes(f"behaviours.{number}", behaviour, own_prompts[behaviour.name])
     if study.no_graphs is not None:
         yield f"attribute, features and intervene are left out: {study.no_graphs}"
         return
@@ -84,10 +94,25 @@ def notes(study: Study, own_prompts: Mapping[str, Outline]) -> Iterator[str]:
             ("interventions.n_discovery", study.interventions.n_discovery, "train", "prompts to discover on"),
             ("interventions.n_samples", study.interventions.n_samples, "test", "prompts to intervene on"),
         )
-        for field, number, split, what in asked:
+        for field, count, split, what in asked:
             explicit = field.partition(".")[2] in getattr(study, field.partition(".")[0]).model_fields_set
-            if explicit and number > n[split]:
-                yield f"{behaviour.name} has {n[split]} {split} prompts: {n[split]} {what}, not {number} ({field})"
+            if explicit and count > n[split]:
+                yield f"{behaviour.name} has {n[split]} {split} prompts: {n[split]} {what}, not {count} ({field})"
+            if count < n[split] and behaviour.name in own_prompts:
+                yield f"{behaviour.name}: {_WORDS[field]} {count} of {n[split]} {split} prompts, {_SAMPLED} ({field})"
+
+
+def _file_notes(field: str, behaviour: BehaviourConfig, outline: Outline) -> Iterator[str]:
+    """Lines of the behaviour's file that are left out or not asked for, and remarks on them."""
+    name = behaviour.name
+    if outline.left_out:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in outline.left_out.items())
+        total = sum(outline.left_out.values())
+        yield f"{name}: {total} of {outline.n_lines} lines of {behaviour.file} are left out: {kinds}"
+    for split, asked in (("train", behaviour.n_train), ("test", behaviour.n_test)):
+        if (n := outline.n[split]) > asked:
+            yield f"{name}: {asked} of {n} {split} prompts are used, {_SAMPLED} ({field}.n_{split})"
+    yield from (f"{name}: {remark}" for remark in outline.remarks)
 
 
 def _too_few_groups(study: Study, behaviour: BehaviourConfig, own_prompts: Mapping[str, Outline]) -> str | None:

@@ -11,7 +11,9 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from mechstudy.activations.config import PromptCaptureConfig
 from mechstudy.activations.quota import parse_size
+from mechstudy.behaviours.formats import FORMATS
 from mechstudy.behaviours.registry import BEHAVIOURS
+from mechstudy.behaviours.row_checks import KEYS
 from mechstudy.circuits.config import AttributionConfig, no_graphs
 from mechstudy.core.config import Config, Lines, load_config_with_lines
 from mechstudy.core.errors import MechstudyError, nearest
@@ -24,6 +26,7 @@ from mechstudy.study.phases import registry
 from mechstudy.study.slurm_config import SlurmConfig
 from mechstudy.study.unit import Retention
 
+READING = ("format", "counterfactual", "columns", "strict")  # fields of a behaviour on how its file is read
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -59,12 +62,51 @@ class ModelConfig(Config):
 
 
 class BehaviourConfig(Config):
-    """A built-in behaviour by name, or prompts of the user in a JSONL ``file`` (docs/reference/behaviours.md)."""
+    """A built-in behaviour by name, or prompts of the user in a ``file`` (docs/reference/behaviours.md).
+
+    A file has mechstudy's own keys, the shape of a published ``format`` (and ``counterfactual``, where it has several),
+    or other keys that ``columns`` maps. Lines that cannot be used are left out and counted; with ``strict: true`` they
+    are errors.
+    """
+
+    optional: ClassVar[frozenset[str]] = frozenset(READING)
 
     name: str = Field(pattern=r"^[A-Za-z0-9_\-]+$")
     file: str | None = None
     n_train: int = Field(100, ge=1)
     n_test: int = Field(100, ge=1)
+    format: str | None = None
+    counterfactual: str | None = None
+    columns: dict[str, str] | None = None
+    strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _readable(self) -> BehaviourConfig:
+        asked = [name for name in READING if getattr(self, name) is not None]
+        if asked and self.file is None:
+            raise MechstudyError(f"{asked[0]} is about a file of prompts", where=asked[0], fix="file: <prompts>.jsonl")
+        if self.format is not None and self.columns is not None:
+            raise MechstudyError("format and columns both say how to read the file", where="columns", fix="one of them")
+        if self.format is not None and self.format not in FORMATS:
+            guess = nearest(self.format, FORMATS)
+            raise MechstudyError(
+                f"there is no format {self.format!r}",
+                where="format",
+                facts={"formats": ", ".join(FORMATS)},
+                fix=f"did you mean {guess!r}?" if guess else "one of these, or columns:",
+            )
+        if self.counterfactual is not None and self.format is None:
+            raise MechstudyError("counterfactual is one of a format's", where="counterfactual", fix="with format:")
+        for key in self.columns or {}:
+            if key not in KEYS:
+                guess = nearest(key, KEYS)
+                raise MechstudyError(
+                    f"prompts have no {key!r}",
+                    where="columns",
+                    facts={"keys": ", ".join(KEYS)},
+                    fix=f"did you mean {guess!r}?" if guess else "key: column",
+                )
+        return self
 
     @model_validator(mode="after")
     def _known(self) -> BehaviourConfig:

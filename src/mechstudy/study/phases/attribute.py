@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mechstudy import circuits
+from mechstudy.behaviours.sampling import sample
+from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.costs import graph_cost
 from mechstudy.core.jsonio import read_json, write_json_atomic
@@ -17,7 +19,7 @@ from mechstudy.machine.runtime import Runtime
 from mechstudy.monitoring.expected_usage import PhaseProfile
 from mechstudy.store.artifact_writer import ArtifactWriter
 from mechstudy.study.costs import TYPICAL_PROMPT
-from mechstudy.study.phases.base import Command, Output, Phase, count
+from mechstudy.study.phases.base import Command, Output, Phase, Spec, count
 from mechstudy.study.phases.baseline import BaselinePhase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.phases.prompts import PromptsArtifact, PromptsPhase, positions_in_order
@@ -25,6 +27,20 @@ from mechstudy.study.phases.train import DictionaryArtifact, load_all
 from mechstudy.study.study import BehaviourConfig
 from mechstudy.study.unit import Unit
 from mechstudy.study.units import StudyPlan
+
+
+class AttributeSpec(Spec, AttributionConfig):
+    """The study's settings; ``sample`` seeds the choice of prompts where a file holds more than are explained."""
+
+    optional: ClassVar[frozenset[str]] = frozenset({"sample"})
+
+    sample: int | None = None
+
+    def prompts(self, pairs: Sequence[PromptPair]) -> list[PromptPair]:
+        """The pairs that are explained: the first ones, which are balanced in built-in families, or a sample."""
+        if self.sample is not None:
+            return sample(pairs, self.n_prompts, self.sample)
+        return list(pairs[: self.n_prompts])
 
 
 @dataclass(frozen=True)
@@ -45,14 +61,14 @@ class GraphsArtifact(Output):
         return aggregate
 
 
-class AttributePhase(Phase[AttributionConfig, AttributeInputs]):
+class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
     """Explains every prompt, and aggregates the graphs."""
 
     kind = name = "attribute"
     per = "behaviour"
     title, report_field = "Graphs", "graphs"
     version = 2  # live effects
-    spec, inputs = AttributionConfig, AttributeInputs
+    spec, inputs = AttributeSpec, AttributeInputs
     resumes = True
     pilots, warms_up = 2, True
     usage = PhaseProfile(gpu=(0.85, 0.95))
@@ -66,7 +82,10 @@ class AttributePhase(Phase[AttributionConfig, AttributeInputs]):
     def units(self, plan: StudyPlan) -> Iterator[Unit]:
         if plan.study.no_graphs is not None:
             return
+        a = plan.study.attribution
         for b in plan.study.behaviours:
+            unit = f"attribute[{b.name}]"
+            chosen = plan.costs.chosen_from_file(b, train=a.n_prompts)
             inputs = [
                 *plan.inputs("model", ModelPhase),
                 *plan.inputs("prompts", PromptsPhase, behaviour=b.name),
@@ -74,8 +93,8 @@ class AttributePhase(Phase[AttributionConfig, AttributeInputs]):
             ]
             yield plan.unit(
                 self,
-                f"attribute[{b.name}]",
-                plan.study.attribution,
+                unit,
+                AttributeSpec(**a.canonical(), sample=plan.seed(unit, "sample") if chosen else None),
                 inputs,
                 gates=plan.gates(BaselinePhase, b),
                 behaviour=b.name,
@@ -109,7 +128,7 @@ class AttributePhase(Phase[AttributionConfig, AttributeInputs]):
         estimate = costs.of_model(held, disk, working, work, costs.dictionaries(len(plan.layers)))
         return replace(estimate, note=f"{n} prompts x {graph.rows - 1:,} feature rows at most")
 
-    def run(self, spec: AttributionConfig, inputs: AttributeInputs, out: ArtifactWriter, runtime: Runtime) -> None:
+    def run(self, spec: AttributeSpec, inputs: AttributeInputs, out: ArtifactWriter, runtime: Runtime) -> None:
         """Writes ``graphs/``, ``aggregate.json``, ``scores.json`` and ``timing.json``.
 
         An interrupted unit resumes with the next prompt.
@@ -117,7 +136,7 @@ class AttributePhase(Phase[AttributionConfig, AttributeInputs]):
         with runtime.group.sharing():
             self.share(spec, inputs, out, runtime)
         behaviour = inputs.prompts.behaviour
-        pairs = inputs.prompts.pairs("train")[: spec.n_prompts]
+        pairs = spec.prompts(inputs.prompts.pairs("train"))
         done = [read_json(_record(out, behaviour, number)) for number in range(len(pairs))]
         out.write_json("graphs/graph-metadata.json", {"graphs": [item["metadata"] for item in done]})
         out.write_json("scores.json", circuits.scores_of([item["score"] for item in done]))
@@ -132,12 +151,12 @@ class AttributePhase(Phase[AttributionConfig, AttributeInputs]):
         out.write_json("aggregate.json", aggregate)
         out.write_json("timing.json", {"seconds_per_prompt": {i["score"]["slug"]: i["seconds"] for i in done}})
 
-    def share(self, spec: AttributionConfig, inputs: AttributeInputs, out: ArtifactWriter, runtime: Runtime) -> None:
+    def share(self, spec: AttributeSpec, inputs: AttributeInputs, out: ArtifactWriter, runtime: Runtime) -> None:
         """Writes the graphs of this process' prompts, and a record of each for the process that assembles them."""
         behaviour = inputs.prompts.behaviour
         model = inputs.model.load(runtime, exact=True)
         dictionaries = load_all(inputs.dictionaries, runtime)
-        mine = runtime.group.mine(list(enumerate(inputs.prompts.pairs("train")[: spec.n_prompts])))
+        mine = runtime.group.mine(list(enumerate(spec.prompts(inputs.prompts.pairs("train")))))
         checkpointing = runtime.options.checkpointing
         left = [(number, pair) for number, pair in mine if not _record(out, behaviour, number).exists()]
         done = len(mine) - len(left)

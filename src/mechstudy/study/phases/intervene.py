@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 from mechstudy import interventions
+from mechstudy.behaviours.sampling import sample
 from mechstudy.core.jsonio import read_json, write_json_atomic
 from mechstudy.core.work import Estimate, Work
 from mechstudy.interventions.config import InterventionConfig
@@ -15,7 +17,7 @@ from mechstudy.monitoring.expected_usage import PhaseProfile
 from mechstudy.store.artifact_writer import ArtifactWriter
 from mechstudy.study.costs import LENGTHS, TYPICAL_POSITIONS, TYPICAL_PROMPT
 from mechstudy.study.phases.attribute import AttributePhase, GraphsArtifact
-from mechstudy.study.phases.base import Command, Phase, count
+from mechstudy.study.phases.base import Command, Phase, Spec, count
 from mechstudy.study.phases.baseline import BaselinePhase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.phases.prompts import PromptsArtifact, PromptsPhase
@@ -25,6 +27,14 @@ from mechstudy.study.unit import Unit
 from mechstudy.study.units import StudyPlan
 
 _BATCHES = "batches.json"  # in the scratch folder
+
+
+class InterveneSpec(Spec, InterventionConfig):
+    """The study's settings; ``sample`` where a file holds more prompts than are used, chosen by ``seed``."""
+
+    optional: ClassVar[frozenset[str]] = frozenset({"sample"})
+
+    sample: Literal["proportional"] | None = None
 
 
 @dataclass(frozen=True)
@@ -37,14 +47,14 @@ class InterveneInputs:
     graphs: GraphsArtifact
 
 
-class IntervenePhase(Phase[InterventionConfig, InterveneInputs]):
+class IntervenePhase(Phase[InterveneSpec, InterveneInputs]):
     """Measures the circuit's effects on prompts that discovery did not use."""
 
     kind = name = "intervene"
     per = "behaviour"
     title, report_field = "Interventions", "interventions"
     version = 2  # edits of one place are added in a fixed order
-    spec, inputs = InterventionConfig, InterveneInputs
+    spec, inputs = InterveneSpec, InterveneInputs
     resumes = True
     usage = PhaseProfile(gpu=(0.60, 0.80))
     command = Command(
@@ -65,10 +75,13 @@ class IntervenePhase(Phase[InterventionConfig, InterveneInputs]):
                 *plan.dictionaries(),
                 *plan.inputs("graphs", AttributePhase, behaviour=b.name),
             ]
+            settings = i.canonical() | {"seed": plan.seed(unit, f"draws {i.seed}")}
+            tested = min(i.n_samples, i.patching.n_pairs) if "patching" in i.kinds else i.n_samples
+            chosen = plan.costs.chosen_from_file(b, train=i.n_discovery, test=tested)
             yield plan.unit(
                 self,
                 unit,
-                i.model_copy(update={"seed": plan.seed(unit, f"draws {i.seed}")}),
+                InterveneSpec(**settings, sample="proportional" if chosen else None),
                 inputs,
                 gates=plan.gates(BaselinePhase, b),
                 behaviour=b.name,
@@ -105,7 +118,7 @@ class IntervenePhase(Phase[InterventionConfig, InterveneInputs]):
         estimate = costs.of_model(held, disk, working, work, costs.dictionaries(len(plan.layers)))
         return replace(estimate, note=f"about {forwards:,} forward passes")
 
-    def run(self, spec: InterventionConfig, inputs: InterveneInputs, out: ArtifactWriter, runtime: Runtime) -> None:
+    def run(self, spec: InterveneSpec, inputs: InterveneInputs, out: ArtifactWriter, runtime: Runtime) -> None:
         """Writes ``results.csv``, ``results_partial_N.csv``, ``edges.csv``, ``dose_response.csv``, ``patching.csv``.
 
         ``summary.json`` sums them up. Features come from train prompts, effects from test prompts; edges are measured
@@ -122,10 +135,13 @@ class IntervenePhase(Phase[InterventionConfig, InterveneInputs]):
             group_size=spec.group_size,
             rank_by=spec.rank_by,
         )
+        discovery = train
+        if spec.sample is not None:
+            discovery, test = (sample(pairs, len(pairs), spec.seed) for pairs in (train, test))
         plan = interventions.build_plan(
             model,
             dictionaries,
-            train,
+            discovery,
             test,
             groups,
             {(node["layer"], node["feature"]) for node in nodes},

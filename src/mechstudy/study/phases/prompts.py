@@ -7,27 +7,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from mechstudy.behaviours.registry import behaviour
+from mechstudy.behaviours.remarks import Texts, remarks, too_long
+from mechstudy.behaviours.sampling import sample
 from mechstudy.behaviours.schema import SPLITS, PromptPair, from_jsonl, to_jsonl
-from mechstudy.behaviours.user import joined_words, load_jsonl
+from mechstudy.behaviours.tokenise import Unsuitable, require_positions
+from mechstudy.behaviours.user import PromptSource, UserPrompts, count_kinds, read_prompts
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.work import Estimate
 from mechstudy.machine.runtime import Runtime
+from mechstudy.models.context import ContextLength, context_length
 from mechstudy.store.artifact_writer import ArtifactWriter
 from mechstudy.store.digests import file_sha256
 from mechstudy.study.phases.base import Command, Flag, Output, Phase, Spec
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
-from mechstudy.study.study import BehaviourConfig, Study
+from mechstudy.study.study import READING, BehaviourConfig, Study
 from mechstudy.study.unit import Unit
 from mechstudy.study.units import StudyPlan
 
 
 class PromptsSpec(Spec):
-    """Prompts of a behaviour: ``n`` per split, from templates or from a file."""
+    """Prompts of a behaviour: ``n`` per split, from templates or from a file.
 
-    optional: ClassVar[frozenset[str]] = frozenset({"file", "sha256", "chat_date"})
+    ``sample`` where the file has more than that; ``format`` and the fields after it say how the file is read.
+    """
+
+    optional: ClassVar[frozenset[str]] = frozenset({"file", "sha256", "chat_date", "sample", *READING})
 
     behaviour: str
     n: Mapping[str, int]
@@ -35,6 +42,16 @@ class PromptsSpec(Spec):
     file: str | None = None
     sha256: str | None = None
     chat_date: str | None = None  # of a chat template that writes the date
+    sample: Literal["proportional"] | None = None
+    format: str | None = None
+    counterfactual: str | None = None
+    columns: dict[str, str] | None = None
+    strict: bool | None = None
+
+    def source(self, base: Path) -> PromptSource:
+        """The file and how to read it."""
+        assert self.file is not None, "built-in prompts have no file"
+        return PromptSource.of(base / self.file, {name: getattr(self, name) for name in READING})
 
 
 @dataclass(frozen=True)
@@ -89,6 +106,8 @@ class PromptsPhase(Phase[PromptsSpec, PromptsInputs]):
                 file=b.file,
                 sha256=None if b.file is None else file_sha256(plan.base / b.file),
                 chat_date=plan.study.model.chat_date if plan.study.model.chat else None,
+                sample="proportional" if plan.costs.more_in_file(b) else None,
+                **{name: getattr(b, name) for name in READING},
             )
             yield plan.unit(
                 self, unit, spec, plan.inputs("model", ModelPhase), behaviour=b.name, estimate=self.estimate(plan, b)
@@ -104,34 +123,26 @@ class PromptsPhase(Phase[PromptsSpec, PromptsInputs]):
         """Writes ``train.jsonl``, ``test.jsonl``, ``tokens.json`` (id -> text) and ``summary.json``."""
         model = inputs.model.load(runtime)
         encode = partial(model.encode, instruction=inputs.model.chat_instruction, date=spec.chat_date)
+        context = context_length(model.hf.config.to_dict())
+        more: dict[str, Any] = {}
         if spec.file:
-            read = load_jsonl(runtime.base / spec.file, encode)
-            pairs: dict[str, list[PromptPair]] = {split: read.get(split, [])[: spec.n[split]] for split in SPLITS}
-            description = f"prompts from {spec.file}"
-            for split in SPLITS:
-                if not pairs[split]:
-                    raise MechstudyError(
-                        f"{spec.behaviour}: no {split} prompts",
-                        where=spec.file,
-                        fix=f'give some lines "split": "{split}"',
-                    )
+            read = read_prompts(spec.source(runtime.base), encode, context)
+            pairs = {str(split): chosen(read.pairs[split], spec.n[split], spec) for split in SPLITS}
+            description, more = f"prompts from {spec.file}", _file_summary(read, pairs)
+            for note in [*notes_of(more), *_remarks(pairs, context)]:
+                runtime.progress.log(note)
         else:
             family = behaviour(spec.behaviour)
             pairs = {str(split): family.generate(encode, spec.n[split], split, spec.seed) for split in SPLITS}
             description = family.description
         everything = [pair for split in SPLITS for pair in pairs[split]]
-        if spec.file and (joined := joined_words(everything)):
-            first = joined[0]
-            runtime.progress.log(
-                f"{len(joined)} of {len(everything)} answers continue the prompt's last word, as in"
-                f" {first.clean.split()[-1] + '|' + first.answer!r} ({first.id}): give them a leading space"
-                " unless that is meant"
-            )
+        for pair in everything if not spec.file else ():
+            _require_positions(pair, context)
         for split in SPLITS:
             out.write_text(f"{split}.jsonl", to_jsonl(pairs[split]))
         used = sorted({t for pair in everything for t in (*pair.clean_tokens, *pair.corrupted_tokens)})
         out.write_json("tokens.json", dict(zip(map(str, used), model.token_strings(used), strict=True)), indent=None)
-        out.write_json("summary.json", _summary(spec.behaviour, description, pairs))
+        out.write_json("summary.json", _summary(spec.behaviour, description, pairs) | more)
 
     def changed(self, spec: PromptsSpec, base: Path) -> str | None:
         """The prompts' file, if it has changed."""
@@ -146,6 +157,64 @@ class PromptsPhase(Phase[PromptsSpec, PromptsInputs]):
         except MechstudyError:
             return f"the file it was read from is gone: {Path(spec.file or '').name}"
         return None if changed is None else f"the file it was read from has changed: {Path(changed).name}"
+
+
+def chosen(pairs: Sequence[PromptPair], n: int, spec: PromptsSpec) -> list[PromptPair]:
+    """The pairs that are used: all in the file's order, or a sample of ``n``."""
+    if len(pairs) <= n:
+        return list(pairs)
+    return list(pairs[:n]) if spec.sample is None else sample(pairs, n, spec.seed)
+
+
+def notes_of(summary: Mapping[str, Any]) -> list[str]:
+    """Sentences on the lines that were left out and the samples, of a prompts' ``summary.json``."""
+    notes = []
+    if left_out := summary.get("left_out"):
+        kinds = ", ".join(f"{count} {kind}" for kind, count in left_out["kinds"].items())
+        notes.append(f"{left_out['n']} of {left_out['n_lines']} lines are left out: {kinds}")
+    for split, used in (summary.get("sampled") or {}).items():
+        notes.append(
+            f"{used['n']} of {used['of']} {split} prompts are used: a seeded sample that keeps the shares of"
+            f" templates ({', '.join(f'{name} {count}' for name, count in used['templates'].items())}) and groups"
+        )
+    return notes
+
+
+def _remarks(pairs: Mapping[str, list[PromptPair]], context: ContextLength | None) -> Iterator[str]:
+    everything = [pair for split in SPLITS for pair in pairs[split]]
+    yield from remarks([Texts(pair.id, pair.clean, (pair.answer, pair.wrong_answer)) for pair in everything])
+    if (long := too_long(everything, context)) is not None:
+        yield long
+
+
+def _file_summary(read: UserPrompts, pairs: Mapping[str, list[PromptPair]]) -> dict[str, Any]:
+    """Lines left out and samples, where there are any."""
+    sampled = {
+        split: {
+            "n": len(pairs[split]),
+            "of": len(read.pairs[split]),
+            "templates": dict(sorted(Counter(pair.template for pair in pairs[split]).items())),
+        }
+        for split in SPLITS
+        if len(pairs[split]) < len(read.pairs[split])
+    }
+    left_out = {
+        "n": len(read.left_out),
+        "n_lines": read.n_lines,
+        "kinds": count_kinds(read.left_out),
+        "lines": [{"line": n, "what": error.what, "fix": error.fix} for n, error in read.left_out.items()],
+    }
+    return {
+        **({"left_out": left_out} if read.left_out else {}),
+        **({"sampled": sampled} if sampled else {}),
+    }
+
+
+def _require_positions(pair: PromptPair, context: ContextLength | None) -> None:
+    try:
+        require_positions(context, len(pair.clean_tokens) + len(pair.answer_tokens) - 1)
+    except Unsuitable as error:
+        raise MechstudyError(f"prompt {pair.id}: {error.what}", fix="a model with a longer context") from error
 
 
 def _summary(name: str, description: str, pairs: Mapping[str, list[PromptPair]]) -> dict[str, Any]:

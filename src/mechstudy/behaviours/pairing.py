@@ -1,0 +1,97 @@
+"""One row of a prompts file as a tokenised prompt pair."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mechstudy.behaviours.readers import Broken
+from mechstudy.behaviours.row_checks import check_text
+from mechstudy.behaviours.schema import PromptPair
+from mechstudy.behaviours.special_text import Opening
+from mechstudy.behaviours.splits import group_of
+from mechstudy.behaviours.tokenise import Tokens, Unsuitable, pair_tokens, require_positions, token_at
+from mechstudy.models.context import ContextLength
+
+
+def tokenised(
+    row: Mapping[str, Any],
+    default_id: str,
+    tokens: Tokens,
+    opening: Opening,
+    context: ContextLength | None = None,
+) -> PromptPair:
+    """The pair of a checked row.
+
+    Args:
+        default_id: the pair's id, if the row names none.
+        opening: what the encoding puts before every prompt.
+        context: the model's positions, if they are known.
+
+    Raises:
+        Broken: it makes no pair with this tokenizer and model.
+    """
+    clean, corrupted = row["clean"], row["corrupted"]
+    try:
+        for name in ("clean", "corrupted"):
+            opening.check(name, row[name])
+        ids = pair_tokens(tokens, clean, corrupted, row["answer"], row["wrong_answer"])
+        require_positions(context, len(ids.clean) + max(len(ids.answer), len(ids.wrong)) - 1)
+    except Unsuitable as error:
+        raise Broken(error.what, error.fix, error.kind) from error
+    return PromptPair(
+        id=row.get("id", default_id),
+        template=row.get("template", "user"),
+        group=group_of(row),
+        clean=clean,
+        corrupted=corrupted,
+        answer=row["answer"],
+        wrong_answer=row["wrong_answer"],
+        positions=_positions(row.get("positions", {}), clean, tokens),
+        clean_tokens=ids.clean,
+        corrupted_tokens=ids.corrupted,
+        answer_tokens=ids.answer,
+        wrong_tokens=ids.wrong,
+    )
+
+
+def _positions(named: object, clean: str, tokens: Tokens) -> dict[str, int]:
+    """Token index of each named substring or index of the clean prompt, plus `last`."""
+    if not isinstance(named, dict):
+        raise Broken("positions is not an object", 'positions: {"name": "substring" or token index}')
+    last = len(tokens(clean)) - 1
+    indices: dict[str, int] = {}
+    for name, place in named.items():
+        check_text("a position's name", name)
+        if isinstance(place, int) and not isinstance(place, bool):
+            index = place if place >= 0 else last + 1 + place
+            if not 0 <= index <= last:
+                raise Broken(f"position {name}: no token {place}", f"an index from 0 to {last}, or from the end")
+        elif isinstance(place, str) and place.strip():
+            index = _find(name, place, clean, tokens)
+        else:
+            raise Broken(
+                f"position {name} is {json.dumps(place)[:40]}", "a substring of the clean prompt, or a token index"
+            )
+        indices[name] = index
+    if indices.setdefault("last", last) != last:
+        raise Broken(
+            f"position last is token {indices['last']}, but the prompt ends with token {last}",
+            "leave `last` out (it is added to every prompt), or use another name",
+        )
+    return indices
+
+
+def _find(name: str, substring: str, clean: str, tokens: Tokens) -> int:
+    start = clean.find(substring)
+    if start < 0:
+        raise Broken(
+            f"position {name}: {substring!r} is not in the clean prompt", "copy it from `clean`, or give an index"
+        )
+    if clean.find(substring, start + 1) >= 0:
+        raise Broken(
+            f"position {name}: {substring!r} is in the clean prompt more than once",
+            "a longer substring that ends at the same word, or a token index",
+        )
+    return token_at(tokens, clean, start + len(substring.rstrip()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,11 +58,11 @@ class PromptBatches:
         documents, prompts, chosen = [], [], []
         for number, pair in enumerate(pairs):
             for offset, tokens in enumerate((pair.clean_tokens, pair.corrupted_tokens)):
-                if VERSIONS[offset] not in versions:
+                if VERSIONS[offset] not in versions or not tokens:
                     continue
                 documents.append(2 * number + offset)
                 prompts.append(tokens)
-                chosen.append(_chosen(pair, positions, len(tokens)))
+                chosen.append(_chosen(pair, positions, len(tokens), _named(pair, VERSIONS[offset])))
         return cls(pairs, documents, prompts, chosen, length_buckets([len(tokens) for tokens in prompts], batch_tokens))
 
     @property
@@ -172,9 +172,16 @@ def keep_prompts(
             bar.advance(len(members))
 
 
-def _chosen(pair: PromptPair, positions: Positions, length: int) -> NDArray[np.int64]:
+def _named(pair: PromptPair, version: str) -> Mapping[str, int]:
+    """Token index of each named position in one version of the prompt."""
+    if version == "corrupted" and pair.corrupted_positions is not None:
+        return pair.corrupted_positions
+    return pair.positions
+
+
+def _chosen(pair: PromptPair, positions: Positions, length: int, named: Mapping[str, int]) -> NDArray[np.int64]:
     try:
-        return np.array(positions.resolve(pair.positions, length), dtype=np.int64)
+        return np.array(positions.resolve(named, length), dtype=np.int64)
     except MechstudyError as error:
         raise MechstudyError(error.what, where=f"prompt {pair.id}", facts=error.facts, fix=error.fix) from error
 
@@ -196,6 +203,6 @@ def _write_documents(
                 "length": length,
                 "first_row": int(firsts[i]),
                 "n_rows": int(firsts[i + 1] - firsts[i]),
-                "positions": dict(pair.positions),
+                "positions": dict(_named(pair, VERSIONS[document % 2])),
             }
             out.write(json.dumps(record, ensure_ascii=False) + "\n")

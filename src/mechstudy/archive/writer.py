@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mechstudy.archive.index import OURS, REQUIREMENTS, RESOLVED, Contents, PackedUnit
+from mechstudy.behaviours.hub_files import is_hub
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import json_bytes
 from mechstudy.corpus.config import FILE_KINDS
@@ -105,7 +106,7 @@ def gather(opened: OpenedStudy, *, everything: bool = False, sources: bool = Tru
 def source_files(study: Study, base: Path) -> dict[str, Path]:
     """The user's files that a study reads, without models, by their names in the study (folders file by file)."""
     corpus = study.corpus.parsed()
-    named = [b.file for b in study.behaviours if b.file is not None]
+    named = [b.file for b in study.behaviours if b.file is not None and not is_hub(b.file)]
     if corpus.kind in FILE_KINDS:
         named.append(corpus.location)
     files: dict[str, Path] = {}

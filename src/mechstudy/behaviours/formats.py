@@ -198,7 +198,7 @@ def _docstring(row: Row, _: str | None) -> Row:
 
 def _arithmetic(row: Row, asked: str | None) -> Row:
     other = _other(row, asked, ("random",))
-    operands = " ".join(str(row.get(key, "")) for key in ("operand1", "operator", "operand2")).strip()
+    operands = " ".join(str(row[key]) for key in ("operand1", "operator", "operand2") if row.get(key) is not None)
     return _pair(
         text_of(row, "prompt"),
         text_of(other, "prompt"),

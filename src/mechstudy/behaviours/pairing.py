@@ -8,10 +8,10 @@ from typing import Any
 
 from mechstudy.behaviours.readers import Broken
 from mechstudy.behaviours.row_checks import check_text
-from mechstudy.behaviours.schema import PromptPair
+from mechstudy.behaviours.schema import PromptPair, aligned
 from mechstudy.behaviours.special_text import Opening
 from mechstudy.behaviours.splits import group_of
-from mechstudy.behaviours.tokenise import Tokens, Unsuitable, pair_tokens, require_positions, token_at
+from mechstudy.behaviours.tokenise import PairTokens, Tokens, Unsuitable, pair_tokens, require_positions, token_at
 from mechstudy.models.context import ContextLength
 
 
@@ -21,6 +21,8 @@ def tokenised(
     tokens: Tokens,
     opening: Opening,
     context: ContextLength | None = None,
+    *,
+    align: bool = False,
 ) -> PromptPair:
     """The pair of a checked row.
 
@@ -28,36 +30,62 @@ def tokenised(
         default_id: the pair's id, if the row names none.
         opening: what the encoding puts before every prompt.
         context: the model's positions, if they are known.
+        align: whether the two prompts may have different numbers of tokens; they are then aligned by the positions that
+            the row names in both, and from their ends.
 
     Raises:
         Broken: it makes no pair with this tokenizer and model.
     """
-    clean, corrupted = row["clean"], row["corrupted"]
+    clean, corrupted = row["clean"], row.get("corrupted")
     try:
         for name in ("clean", "corrupted"):
-            opening.check(name, row[name])
-        ids = pair_tokens(tokens, clean, corrupted, row["answer"], row["wrong_answer"])
-        require_positions(context, len(ids.clean) + max(len(ids.answer), len(ids.wrong)) - 1)
+            if name in row:
+                opening.check(name, row[name])
+        ids = pair_tokens(tokens, clean, corrupted, row["answer"], row["wrong_answer"], equal=not align)
+        longest = max(len(ids.clean), len(ids.corrupted))
+        require_positions(context, longest + max(len(ids.answer), len(ids.wrong)) - 1)
     except Unsuitable as error:
         raise Broken(error.what, error.fix, error.kind) from error
+    positions = _positions(row.get("positions", {}), clean, tokens)
+    there = None
+    if align and corrupted is not None and (len(ids.clean) != len(ids.corrupted) or "corrupted_positions" in row):
+        there = _corrupted_positions(row, ids, positions, tokens)
+    elif "corrupted_positions" in row:
+        raise Broken(
+            "corrupted_positions without align: ends",
+            "leave it out, as a position is the same token in both prompts; or align: ends in the study",
+        )
     return PromptPair(
         id=row.get("id", default_id),
         template=row.get("template", "user"),
         group=group_of(row),
         clean=clean,
-        corrupted=corrupted,
+        corrupted=corrupted or "",
         answer=row["answer"],
         wrong_answer=row["wrong_answer"],
-        positions=_positions(row.get("positions", {}), clean, tokens),
+        positions=positions,
         clean_tokens=ids.clean,
         corrupted_tokens=ids.corrupted,
         answer_tokens=ids.answer,
         wrong_tokens=ids.wrong,
+        corrupted_positions=there,
     )
 
 
-def _positions(named: object, clean: str, tokens: Tokens) -> dict[str, int]:
-    """Token index of each named substring or index of the clean prompt, plus `last`."""
+def _corrupted_positions(
+    row: Mapping[str, Any], ids: PairTokens, positions: Mapping[str, int], tokens: Tokens
+) -> dict[str, int]:
+    """Where the named positions are in a corrupted prompt of another length: as the row says, else aligned."""
+    named = row.get("corrupted_positions", {})
+    if isinstance(named, dict) and (other := [name for name in named if name not in positions]):
+        raise Broken(f"corrupted_positions names {other[0]!r}, and positions does not", "the same names in both")
+    there = {name: aligned(ids.clean, ids.corrupted, index) for name, index in positions.items()}
+    found = {name: index for name, index in there.items() if index is not None}
+    return found | _positions(named, row["corrupted"], tokens, "corrupted")
+
+
+def _positions(named: object, clean: str, tokens: Tokens, which: str = "clean") -> dict[str, int]:
+    """Token index of each named substring or index of the prompt, plus `last`."""
     if not isinstance(named, dict):
         raise Broken("positions is not an object", 'positions: {"name": "substring" or token index}')
     last = len(tokens(clean)) - 1
@@ -69,10 +97,11 @@ def _positions(named: object, clean: str, tokens: Tokens) -> dict[str, int]:
             if not 0 <= index <= last:
                 raise Broken(f"position {name}: no token {place}", f"an index from 0 to {last}, or from the end")
         elif isinstance(place, str) and place.strip():
-            index = _find(name, place, clean, tokens)
+            index = _find(name, place, clean, tokens, which)
         else:
             raise Broken(
-                f"position {name} is {json.dumps(place)[:40]}", "a substring of the clean prompt, or a token index"
+                f"position {name} is {json.dumps(place, default=str)[:40]}",
+                f"a substring of the {which} prompt, or a token index",
             )
         indices[name] = index
     if indices.setdefault("last", last) != last:
@@ -83,15 +112,16 @@ def _positions(named: object, clean: str, tokens: Tokens) -> dict[str, int]:
     return indices
 
 
-def _find(name: str, substring: str, clean: str, tokens: Tokens) -> int:
+def _find(name: str, substring: str, clean: str, tokens: Tokens, which: str) -> int:
     start = clean.find(substring)
     if start < 0:
         raise Broken(
-            f"position {name}: {substring!r} is not in the clean prompt", "copy it from `clean`, or give an index"
+            f"position {name}: {substring!r} is not in the {which} prompt",
+            f"copy it from `{which}`, or give an index",
         )
     if clean.find(substring, start + 1) >= 0:
         raise Broken(
-            f"position {name}: {substring!r} is in the clean prompt more than once",
+            f"position {name}: {substring!r} is in the {which} prompt more than once",
             "a longer substring that ends at the same word, or a token index",
         )
     return token_at(tokens, clean, start + len(substring.rstrip()))

@@ -14,7 +14,8 @@ from mechstudy.behaviours.schema import SPLITS
 from mechstudy.core.errors import nearest
 
 REQUIRED = ("clean", "corrupted", "answer", "wrong_answer")
-OPTIONAL = ("id", "template", "group", "split", "positions")
+OPTIONAL = ("id", "template", "group", "split", "positions", "corrupted_positions")
+POSITIONS = ("positions", "corrupted_positions")
 KEYS = REQUIRED + OPTIONAL
 
 # What the keys of published files seem to be.
@@ -58,24 +59,25 @@ def _column(row: Row, name: str) -> Any:
     return row[name]
 
 
-def checked_row(row: Row, *, corrupted: bool = True) -> Row:
+def checked_row(row: Row, required: tuple[str, ...] = REQUIRED) -> Row:
     """The row, after checking its keys and the types of its values.
 
     Args:
-        corrupted: whether a corrupted prompt and a wrong answer are required.
+        row: the row, with mechstudy's keys.
+        required: keys that it must have.
 
     Raises:
         Broken: what is wrong with it; all unknown keys at once.
     """
     if unknown := [key for key in row if key not in KEYS]:
         raise Broken(*_unknown(row, unknown), "unknown keys")
-    required = REQUIRED if corrupted else ("clean", "answer")
     if missing := [key for key in required if key not in row]:
         raise Broken(f"missing {', '.join(missing)}", f"required: {', '.join(required)}", "missing keys")
-    if isinstance(row.get("positions"), str):  # as CSV holds it
-        row = row | {"positions": _parsed(row["positions"])}
+    for name in POSITIONS:
+        if isinstance(row.get(name), str):  # as CSV holds it
+            row = row | {name: _parsed(name, row[name])}
     for key, value in row.items():
-        if key != "positions":
+        if key not in POSITIONS:
             check_text(key, value)
     for prompt in ("clean", "corrupted"):
         for answer in ("answer", "wrong_answer"):
@@ -108,11 +110,11 @@ def check_text(name: str, value: object) -> None:
         raise Broken(f"{name} holds half a surrogate pair", "write the character itself") from error
 
 
-def _parsed(text: str) -> object:
+def _parsed(name: str, text: str) -> object:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise Broken(f"positions is {text[:40]!r}, not JSON", 'positions: {"name": "substring"}') from error
+        raise Broken(f"{name} is {text[:40]!r}, not JSON", f'{name}: {{"name": "substring"}}') from error
 
 
 def _unknown(row: Row, unknown: list[str]) -> tuple[str, str]:

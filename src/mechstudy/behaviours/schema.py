@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -24,10 +24,12 @@ class PromptPair(Config):
 
     The right answer is ``answer`` to the clean prompt and ``wrong_answer`` to the corrupted one. Both are written as
     they follow the prompt, with their leading space. The two prompts have equal numbers of tokens, so a token index in
-    ``positions`` is the same place in both.
+    ``positions`` is the same place in both, unless ``corrupted_positions`` says where a name is in the corrupted one. A
+    pair without a corrupted prompt has an empty one.
 
     Raises:
-        ValueError: unequal lengths, a position outside the prompt, or answers with the same first token.
+        ValueError: unequal lengths without ``corrupted_positions``, a position outside the prompt, or answers with the
+            same first token.
     """
 
     id: str
@@ -43,11 +45,38 @@ class PromptPair(Config):
     corrupted_tokens: tuple[int, ...]
     answer_tokens: tuple[int, ...]
     wrong_tokens: tuple[int, ...]
+    corrupted_positions: dict[str, int] | None = None
+
+    def canonical(self) -> dict[str, Any]:
+        """Every field as plain JSON, without unset ``corrupted_positions``."""
+        values = super().canonical()
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def has_corrupted(self) -> bool:
+        """Whether there is a corrupted prompt."""
+        return bool(self.corrupted_tokens)
+
+    def corrupted_at(self, index: int) -> int | None:
+        """The token of the corrupted prompt at the place of a token of the clean one; None where it has no such place.
+
+        Named positions are where they are named. Others are counted from the start in the part that both prompts begin
+        with, and from the end after it.
+        """
+        if not self.has_corrupted:
+            return None
+        if self.corrupted_positions is None:
+            return index
+        for name, at in self.positions.items():
+            if at == index:
+                return self.corrupted_positions.get(name)
+        return aligned(self.clean_tokens, self.corrupted_tokens, index)
 
     @model_validator(mode="after")
     def _consistent(self) -> PromptPair:
         where = f"prompt {self.id}"
-        if len(self.clean_tokens) != len(self.corrupted_tokens) or not self.clean_tokens:
+        unequal = self.has_corrupted and len(self.clean_tokens) != len(self.corrupted_tokens)
+        if (unequal and self.corrupted_positions is None) or not self.clean_tokens:
             raise MechstudyError(
                 f"clean has {len(self.clean_tokens)} tokens and corrupted {len(self.corrupted_tokens)}",
                 where=where,
@@ -65,7 +94,26 @@ class PromptPair(Config):
                     f"position {name}={index} is outside the prompt's {len(self.clean_tokens)} tokens",
                     where=where,
                 )
+        for name, index in (self.corrupted_positions or {}).items():
+            if not 0 <= index < len(self.corrupted_tokens):
+                raise MechstudyError(
+                    f"position {name}={index} is outside the corrupted prompt's {len(self.corrupted_tokens)} tokens",
+                    where=where,
+                )
         return self
+
+
+def aligned(clean: Sequence[int], corrupted: Sequence[int], index: int) -> int | None:
+    """The index in ``corrupted`` of a token of ``clean``.
+
+    The same in the part that both begin with, else as far from the end; None where that falls into the common part.
+    """
+    same = [a == b for a, b in zip(clean, corrupted, strict=False)]
+    shared = (*same, False).index(False)
+    if index < shared:
+        return index
+    there = index - len(clean) + len(corrupted)
+    return there if there >= shared else None
 
 
 def to_jsonl(pairs: Iterable[PromptPair]) -> str:

@@ -30,7 +30,7 @@ class Unsuitable(ValueError):
 
 @dataclass(frozen=True)
 class PairTokens:
-    """Token ids of a pair: prompts of equal length, answers as they follow the prompts."""
+    """Token ids of a pair: prompts, and answers as they follow the prompts; no corrupted ones where there is none."""
 
     clean: tuple[int, ...]
     corrupted: tuple[int, ...]
@@ -110,21 +110,31 @@ def continuation(tokens: Tokens, prompt: str, answer: str) -> tuple[int, ...]:
     return both[len(before) :]
 
 
-def pair_tokens(tokens: Tokens, clean: str, corrupted: str, answer: str, wrong: str) -> PairTokens:
+def pair_tokens(
+    tokens: Tokens, clean: str, corrupted: str | None, answer: str, wrong: str, *, equal: bool = True
+) -> PairTokens:
     """Token ids of a pair, and of both answers in context.
+
+    Args:
+        tokens: the encoder.
+        clean: the clean prompt.
+        corrupted: the corrupted prompt, if there is one.
+        answer: the right answer to the clean prompt.
+        wrong: the right answer to the corrupted one.
+        equal: whether the two prompts must have the same number of tokens.
 
     Raises:
         Unsuitable: prompts of unequal length, or answers that begin with the same token, merge with the prompt, or are
             tokenised differently after the clean and the corrupted prompt.
     """
-    clean_ids, corrupted_ids = tokens(clean), tokens(corrupted)
-    if len(clean_ids) != len(corrupted_ids):
+    clean_ids, corrupted_ids = tokens(clean), () if corrupted is None else tokens(corrupted)
+    if equal and corrupted is not None and len(clean_ids) != len(corrupted_ids):
         raise Unsuitable(
             "clean and corrupted of unequal token length",
             f"clean has {len(clean_ids)} tokens, corrupted {len(corrupted_ids)}",
             "choose words with the same number of tokens, so that positions match",
         )
-    if not clean_ids:
+    if not clean_ids or (corrupted is not None and not corrupted_ids):
         raise Unsuitable("prompt without a token", "the prompts have no tokens", "give a prompt")
     if clean_ids == corrupted_ids:
         raise Unsuitable(
@@ -132,8 +142,8 @@ def pair_tokens(tokens: Tokens, clean: str, corrupted: str, answer: str, wrong: 
         )
     answers = []
     for text in (answer, wrong):
-        after_clean, after_corrupted = continuation(tokens, clean, text), continuation(tokens, corrupted, text)
-        if after_clean != after_corrupted:
+        after_clean = continuation(tokens, clean, text)
+        if corrupted is not None and continuation(tokens, corrupted, text) != after_clean:
             raise Unsuitable(
                 "answer tokenised differently after clean and corrupted",
                 f"answer {text!r} has different tokens after the clean and the corrupted prompt",

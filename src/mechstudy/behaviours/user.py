@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mechstudy.behaviours.donors import Donors
 from mechstudy.behaviours.formats import converted
+from mechstudy.behaviours.hub_files import DataFile, hub_files, is_hub
 from mechstudy.behaviours.pairing import tokenised
 from mechstudy.behaviours.readers import Broken, Row, Rows, read_rows
 from mechstudy.behaviours.remarks import Texts, continues_a_word, remarks
-from mechstudy.behaviours.row_checks import checked_row, renamed
+from mechstudy.behaviours.row_checks import KEYS, REQUIRED, checked_row, renamed
 from mechstudy.behaviours.schema import SPLITS, Encode, PromptPair
 from mechstudy.behaviours.special_text import CHAT_MARKUP, OWN_BOS, Opening
 from mechstudy.behaviours.splits import group_of, hashed, mark_repeats, splits_of, stated_splits
@@ -21,6 +23,8 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.models.context import ContextLength
 
 MAX_LISTED = 10
+SPLIT = "split of the file"  # a key that no file has
+ANSWERS = ("answer", "wrong_answer")
 # A line with one of these is a mistake about the model, and ends a study that is not strict too.
 FATAL = (TOO_LONG, OWN_BOS, CHAT_MARKUP)
 
@@ -34,6 +38,9 @@ class PromptSource:
         format: name of a published shape (`formats.FORMATS`).
         counterfactual: which of the counterfactuals of that shape is the corrupted prompt.
         columns: key -> column, or a text with columns in braces.
+        align: ``ends`` accepts clean and corrupted prompts of different numbers of tokens (`PromptPair.corrupted_at`).
+        corrupted: ``other-line`` takes each line's corrupted prompt from another one, chosen by ``seed``.
+        parts: the files of a dataset, with the split that each of them is.
         strict: one line that cannot be used is an error; otherwise such lines are left out and counted.
     """
 
@@ -41,32 +48,80 @@ class PromptSource:
     format: str | None = None
     counterfactual: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    align: str | None = None
+    corrupted: str | None = None
     strict: bool = True
+    seed: int = 0
+    parts: tuple[DataFile, ...] = ()
 
     @classmethod
-    def of(cls, path: Path, reading: Mapping[str, Any]) -> PromptSource:
+    def of(cls, path: Path, reading: Mapping[str, Any], seed: int = 0) -> PromptSource:
         """The source as a study names it: fields that are None have their defaults, and ``strict`` is False."""
         given = {name: value for name, value in reading.items() if value is not None}
-        return cls(path, **({"strict": False} | given))
+        return cls(path, seed=seed, **({"strict": False} | given))
+
+    @classmethod
+    def named(cls, name: str, base: Path, reading: Mapping[str, Any], seed: int = 0) -> PromptSource:
+        """As `of`, for a path relative to ``base`` or a dataset ``hf:owner/name`` (`hub_files`).
+
+        Raises:
+            MechstudyError: the dataset cannot be fetched, or has no such configuration or split.
+        """
+        if not is_hub(name):
+            return cls.of(base / name, reading, seed)
+        return replace(cls.of(Path(name), reading, seed), parts=hub_files(name))
 
     def read(self) -> Rows:
         """The checked rows of the file, and the lines that cannot be used, as far as is known without a tokenizer.
 
+        A corrupted prompt is required of every line if any has one.
+
         Raises:
             MechstudyError: the file cannot be read as a whole, or holds no rows.
         """
-        found = read_rows(self.path)
+        found = self._found()
         rows: dict[int, Row] = {}
         for number, row in found.rows.items():
             try:
+                split = {"split": row.pop(SPLIT)} if SPLIT in row else {}
                 if self.format is not None:
                     row = converted(self.format, row, self.counterfactual)
                 elif self.columns:
                     row = renamed(row, self.columns)
-                rows[number] = checked_row(row)
+                if split and "group" in row:  # published splits share groups, which are never in both here
+                    row["group"] = f"{row['group']} ({split['split']})"
+                rows[number] = split | row
             except Broken as error:
                 found.broken[number] = error
+        required = self._required(rows.values())
+        for number, row in list(rows.items()):
+            try:
+                rows[number] = checked_row(row, required)
+            except Broken as error:
+                found.broken[number] = error
+                del rows[number]
         return Rows(rows, found.broken)
+
+    def _found(self) -> Rows:
+        """The rows as they are; those of a dataset's files are numbered on and have the split of their file."""
+        if not self.parts:
+            return read_rows(self.path)
+        every = Rows()
+        for part in self.parts:
+            read = read_rows(part.path)
+            after = max([0, *every.rows, *every.broken])
+            every.broken |= {after + number: error for number, error in read.broken.items()}
+            more = {} if part.split is None else {SPLIT: part.split}
+            every.rows |= {after + number: row | more for number, row in read.rows.items()}
+        return every
+
+    def _required(self, rows: Iterable[Row]) -> tuple[str, ...]:
+        if self.corrupted is not None:
+            return tuple(key for key in REQUIRED if key not in ("corrupted", "wrong_answer"))
+        usable = [row for row in rows if row.keys() <= set(KEYS)]
+        if usable and not any("corrupted" in row for row in usable):
+            return tuple(key for key in REQUIRED if key != "corrupted")
+        return REQUIRED
 
 
 @dataclass(frozen=True)
@@ -104,10 +159,15 @@ def read_prompts(source: PromptSource, encode: Encode, context: ContextLength | 
     opening = Opening(tokens)
     read = source.read()
     rows, broken = read.rows, read.broken
+
+    def pair(row: Row, number: int) -> PromptPair:
+        return tokenised(row, f"line-{number:04d}", tokens, opening, context, align=source.align is not None)
+
     pairs: dict[int, PromptPair] = {}
+    donors = Donors(rows, tokens, source.seed, align=source.align is not None) if source.corrupted else None
     for number, row in rows.items():
         try:
-            pairs[number] = tokenised(row, f"line-{number:04d}", tokens, opening, context)
+            pairs[number] = pair(row, number) if donors is None else donors.first(number, pair)
         except Broken as error:
             broken[number] = error
     split_of = splits_of(rows, pairs, broken)
@@ -145,6 +205,7 @@ class Outline:
         left_out: number of lines that cannot be used, by defect.
         n_lines: lines of the file.
         remarks: sentences on what is most likely not meant.
+        has_corrupted: whether there are corrupted prompts.
     """
 
     n: Mapping[str, int]
@@ -153,6 +214,7 @@ class Outline:
     left_out: Mapping[str, int] = field(default_factory=dict)
     n_lines: int = 0
     remarks: tuple[str, ...] = ()
+    has_corrupted: bool = True
 
 
 def outline(source: PromptSource) -> Outline:
@@ -177,9 +239,10 @@ def outline(source: PromptSource) -> Outline:
     common = [name for name in named[0] if all(name in others for others in named)]
     split_of = dict(zip(groups, splits, strict=True))
     texts = [
-        Texts(str(row.get("id", f"line-{number:04d}")), row["clean"], (row["answer"], row["wrong_answer"]))
+        Texts(str(row.get("id", f"line-{number:04d}")), row["clean"], tuple(row[key] for key in ANSWERS if key in row))
         for number, row in rows.items()
     ]
+    has_corrupted = source.corrupted is not None or all("corrupted" in row for row in rows.values())
     return Outline(
         n,
         (*common, "last"),
@@ -187,6 +250,7 @@ def outline(source: PromptSource) -> Outline:
         left_out=count_kinds(broken),
         n_lines=n_lines,
         remarks=tuple(remarks(texts)),
+        has_corrupted=has_corrupted,
     )
 
 

@@ -46,9 +46,9 @@ _WORDS = {
 class PromptEffect:
     """What ablation does to one prompt's logit difference (answer - wrong answer).
 
-    ``clean`` and ``corrupted`` are those of the two prompts, ``ablated`` the clean prompt's without the features,
-    ``effect = ablated - clean``; ``kl`` is KL(clean || ablated) in nats. Means over draws, and for ``control_effect``
-    over control groups too.
+    ``clean`` and ``corrupted`` are those of the two prompts (NaN without one), ``ablated`` the clean prompt's without
+    the features, ``effect = ablated - clean``; ``kl`` is KL(clean || ablated) in nats. Means over draws, and for
+    ``control_effect`` over control groups too.
     """
 
     prompt_id: str
@@ -227,7 +227,7 @@ def _prompt_effect(pair: PromptPair, rows: Sequence[Mapping[str, Cell]]) -> Prom
         pair.clean,
         pair.group,
         mean("clean"),
-        mean("corrupted"),
+        mean("corrupted") if pair.has_corrupted else float("nan"),
         mean("metric"),
         mean("value"),
         mean("value", control) if control else None,

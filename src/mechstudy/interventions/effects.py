@@ -59,12 +59,20 @@ class LogitEffects:
 
     def __init__(self, model: LanguageModel, pairs: Sequence[PromptPair], progress: Progress | None = None) -> None:
         self.model, self.pairs, self.progress = model, pairs, progress or NullProgress()
-        self._corrupted: list[float] = []
+        self._corrupted: list[float | None] = []
 
     def prepare(self) -> None:
-        """Measure the metric on every pair's corrupted prompt."""
-        tokens_BT = torch.tensor([p.corrupted_tokens for p in self.pairs])
-        answer_B, wrong_B = _answers(self.pairs)
+        """Measure the metric on every pair's corrupted prompt; None for pairs without one."""
+        self._corrupted = [None] * len(self.pairs)
+        for length in dict.fromkeys(len(pair.corrupted_tokens) for pair in self.pairs if pair.has_corrupted):
+            members = [i for i, pair in enumerate(self.pairs) if len(pair.corrupted_tokens) == length]
+            for i, value in zip(members, self._metric([self.pairs[i] for i in members]), strict=True):
+                self._corrupted[i] = value
+
+    def _metric(self, pairs: Sequence[PromptPair]) -> list[float]:
+        """The metric on corrupted prompts of one length."""
+        tokens_BT = torch.tensor([p.corrupted_tokens for p in pairs])
+        answer_B, wrong_B = _answers(pairs)
 
         def run(size: int) -> list[float]:
             values: list[float] = []
@@ -75,7 +83,7 @@ class LogitEffects:
                 values += logit_difference(logits, answer_B[part], wrong_B[part]).tolist()
             return values
 
-        self._corrupted = oom_backoff(run, len(tokens_BT), self.progress, item_tokens=tokens_BT.shape[1])
+        return oom_backoff(run, len(tokens_BT), self.progress, item_tokens=tokens_BT.shape[1])
 
     def measure(self, rows: EditedRows[Variant]) -> list[Values]:
         """Of every row: the clean metric, the edited one, their difference, and the KL divergence."""

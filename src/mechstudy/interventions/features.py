@@ -124,6 +124,19 @@ class FeatureGroup:
     members: tuple[FeatureAt, ...]
 
 
+def require_corrupted(pairs: Iterable[PromptPair]) -> None:
+    """Checks that every pair has a corrupted prompt.
+
+    Raises:
+        MechstudyError: one has none.
+    """
+    if (pair := next((pair for pair in pairs if not pair.has_corrupted), None)) is not None:
+        raise MechstudyError(
+            f"prompt {pair.id} has no corrupted prompt to take activations from",
+            fix="ablate to the mean, to other prompts or to zero; or give corrupted prompts",
+        )
+
+
 def positions_named(pair: PromptPair, name: str) -> list[int]:
     """Token indices that ``name`` means in this pair: one or none; several for ``other`` and ``all``."""
     if name == OTHER:
@@ -196,8 +209,11 @@ class NamedActivations:
         corrupted: bool = False,
         batch_tokens: int = 4096,
     ) -> None:
+        if corrupted:
+            require_corrupted(pairs)
         self._dictionaries = dictionaries
         self.pairs = tuple(pairs)
+        self._corrupted = corrupted
         tokens = [p.corrupted_tokens if corrupted else p.clean_tokens for p in pairs]
         sites = [Site("mlp_in", layer) for layer in sorted(dictionaries)]
         parts: dict[int, list[Tensor]] = defaultdict(list)
@@ -230,28 +246,38 @@ class NamedActivations:
         return self._means[layer, name]
 
     def values(self, features: Iterable[FeatureAt]) -> dict[FeatureAt, dict[int, dict[int, float]]]:
-        """Activations by prompt number and token position; 0 where inactive or where the dictionary does not apply."""
+        """Activations by prompt number and token position; 0 where inactive or where the dictionary does not apply.
+
+        Positions are those of the clean prompt; those that a corrupted prompt lacks have no value.
+        """
         wanted: dict[tuple[int, str], list[FeatureAt]] = defaultdict(list)
         for f in dict.fromkeys(features):
             wanted[f.layer, f.position].append(f)
         result: dict[FeatureAt, dict[int, dict[int, float]]] = {}
         for (layer, name), group in wanted.items():
-            x_ND, valid_N, rows = self._at(layer, name)
+            x_ND, valid_N, places = self._at(layer, name)
             ids = torch.tensor([f.feature for f in group], device=x_ND.device)
             dense = [f_nF[:, ids] for _, f_nF in encode_rows(self._dictionaries[layer], x_ND)]
             table = torch.cat(dense) if dense else x_ND.new_zeros(0, len(group))
             table = torch.where(valid_N[:, None], table.double(), 0.0).cpu()
             for f, column in zip(group, table.T.tolist(), strict=True):
                 by_prompt: dict[int, dict[int, float]] = defaultdict(dict)
-                for row, value in zip(rows, column, strict=True):
-                    by_prompt[int(self.prompt_N[row])][int(self.position_N[row])] = value
+                for (i, at), value in zip(places, column, strict=True):
+                    by_prompt[i][at] = value
                 result[f] = dict(by_prompt)
         return result
 
-    def _at(self, layer: int, name: str) -> tuple[Tensor, Tensor, list[int]]:
-        """MLP inputs [N, D], whether the dictionary applies [N], and row numbers of a named position."""
-        rows = [self._row_of[i, at] for i, pair in enumerate(self.pairs) for at in positions_named(pair, name)]
+    def _at(self, layer: int, name: str) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
+        """MLP inputs [N, D], whether the dictionary applies [N], and prompt and clean position of each row."""
+        places: list[tuple[int, int]] = []
+        rows: list[int] = []
+        for i, pair in enumerate(self.pairs):
+            for place in positions_named(pair, name):
+                there = pair.corrupted_at(place) if self._corrupted else place
+                if there is not None:
+                    places.append((i, place))
+                    rows.append(self._row_of[i, there])
         index = torch.tensor(rows, dtype=torch.long)
         x_ND = self._x[layer][index.to(self._x[layer].device)]
         at = self.position_N[index].to(x_ND.device)
-        return x_ND, applies_at(self._dictionaries[layer], x_ND, at), rows
+        return x_ND, applies_at(self._dictionaries[layer], x_ND, at), places

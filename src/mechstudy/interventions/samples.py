@@ -115,9 +115,12 @@ def build_plan(
 
 
 def set_features(pair: PromptPair, values: Mapping[FeatureAt, float | Mapping[int, float] | None]) -> list[SetFeature]:
-    """Edits that set features at their named positions to a value: one for all, or one per token position."""
+    """Edits that set features at their named positions to a value: one for all, or one per token position.
+
+    A feature keeps its own activation where it has no value.
+    """
     return [
-        SetFeature(f.layer, f.feature, at, v.get(at, 0.0) if isinstance(v, Mapping) else v)
+        SetFeature(f.layer, f.feature, at, v.get(at) if isinstance(v, Mapping) else v)
         for f, v in values.items()
         for at in positions_named(pair, f.position)
     ]
@@ -275,7 +278,8 @@ def _steering_variants(
     for i in range(config.n_controls):
         generator = torch_generator(config.seed, behaviour, f"random direction {i}")
         directions.append(("random", "control", random_like(features, generator), i))
-    directions.append(("difference_of_means", "baseline", difference_of_means(model, train, features), 0))
+    if all(pair.has_corrupted for pair in train):
+        directions.append(("difference_of_means", "baseline", difference_of_means(model, train, features), 0))
 
     def edits(direction: Direction, alpha: float) -> Callable[[int], Sequence[RowEdit]]:
         return lambda i: steer(direction, alpha, test[i])

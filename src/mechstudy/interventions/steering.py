@@ -43,9 +43,11 @@ def difference_of_means(
     sites = [Site("mlp_out", layer) for layer in sorted(like)]
     total = {s.layer: torch.zeros(model.d_model, dtype=torch.float64) for s in sites}
     for batch in length_buckets([len(p.clean_tokens) for p in pairs], batch_tokens):
+        corrupted = [pairs[i].corrupted_tokens for i in batch]
+        lengths = dict.fromkeys(map(len, corrupted))
         for sign, rows in (
             (1.0, [pairs[i].clean_tokens for i in batch]),
-            (-1.0, [pairs[i].corrupted_tokens for i in batch]),
+            *((-1.0, [tokens for tokens in corrupted if len(tokens) == length]) for length in lengths),
         ):
             activations = captured(model, torch.tensor(rows), sites)
             for s in sites:

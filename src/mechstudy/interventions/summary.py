@@ -56,8 +56,9 @@ def summarise(plan: Plan, config: InterventionConfig, out: Path) -> dict[str, An
     statistics = Statistics(config, plan.behaviour)
     groups = _groups(plan, config, rows, statistics)
     _adjust(groups)
-    clean = {r["prompt_id"]: (float(r["clean"]), float(r["corrupted"])) for r in rows if r["kind"] != GRID}
-    clean = clean or {r["prompt_id"]: (float(r["clean"]), float(r["corrupted"])) for r in rows}
+    clean = {r["prompt_id"]: (float(r["clean"]), r["corrupted"]) for r in rows if r["kind"] != GRID}
+    clean = clean or {r["prompt_id"]: (float(r["clean"]), r["corrupted"]) for r in rows}
+    corrupted = [float(value) for _, value in clean.values() if value != ""]
     headline = plan.groups[0].name if plan.groups else ""
     size = len(plan.groups[0].members) if plan.groups else 0
     tests = {
@@ -74,7 +75,7 @@ def summarise(plan: Plan, config: InterventionConfig, out: Path) -> dict[str, An
         "n": len(clean),
         "n_samples": len(rows),
         "clean_mean": _mean([c for c, _ in clean.values()]),
-        "corrupted_mean": _mean([c for _, c in clean.values()]),
+        "corrupted_mean": _mean(corrupted),
         "tests": tests,
         "groups": groups,
         "dose_response": _dose_response(rows, statistics, out),

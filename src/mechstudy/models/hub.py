@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 import huggingface_hub  # imports its client at the first call
@@ -189,3 +190,39 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+def dataset_files(repo: str, *, revision: str | None = None) -> dict[str, int]:
+    """Names and sizes in bytes of all files of a dataset repository.
+
+    Raises:
+        MechstudyError: as `download_folder`.
+    """
+    with hub_errors(place_name(repo, revision=revision)):
+        info = huggingface_hub.HfApi().dataset_info(repo, revision=revision, files_metadata=True)
+    return {file.rfilename: file.size or 0 for file in info.siblings or ()}
+
+
+def download_dataset(repo: str, names: Sequence[str], *, revision: str | None = None) -> Path:
+    """Downloads files of a dataset repository, unless they are in the hub's cache, and returns their folder.
+
+    Raises:
+        MechstudyError: as `download_folder`.
+    """
+    with hub_errors(place_name(repo, revision=revision)):
+        return Path(
+            huggingface_hub.snapshot_download(
+                repo, repo_type="dataset", revision=revision, allow_patterns=[escape(name) for name in names]
+            )
+        )
+
+
+def cached_dataset(repo: str, *, revision: str | None = None) -> Path | None:
+    """As `cached_folder`, of a dataset repository."""
+    try:
+        with _quiet():
+            return Path(
+                huggingface_hub.snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True)
+            )
+    except Exception:  # as above
+        return None

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mechstudy.behaviours.hub_files import hub_files, is_hub
 from mechstudy.core.errors import MechstudyError
 from mechstudy.corpus.bundled import bundled_card
 from mechstudy.corpus.config import CorpusConfig
@@ -45,6 +46,16 @@ def file_fingerprint(path: Path) -> str:
             return digest.hexdigest()
     except OSError as error:
         raise MechstudyError(f"cannot be read: {error.strerror}", where=str(path)) from None
+
+
+def prompts_fingerprint(name: str, base: Path) -> str:
+    """The sha256 of a prompts file, or of the files of a dataset (``hf:owner/name``)."""
+    if not is_hub(name):
+        return file_sha256(base / name)
+    digest = hashlib.sha256()
+    for part in hub_files(name):
+        digest.update(f"{part.path.name} {part.split} {file_sha256(part.path)}\n".encode())
+    return digest.hexdigest()
 
 
 def model_fingerprint(folder: Path) -> str:

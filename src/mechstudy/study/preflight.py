@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from mechstudy.behaviours.hub_files import is_hub
 from mechstudy.behaviours.registry import BEHAVIOURS
 from mechstudy.behaviours.user import Outline, PromptSource, outline
 from mechstudy.core.errors import MechstudyError, nearest
@@ -34,15 +35,21 @@ def outlines(study: Study, base: Path) -> dict[str, Outline]:
     for number, behaviour in enumerate(study.behaviours):
         if behaviour.file is None:
             continue
+        reading = {name: getattr(behaviour, name) for name in READING}
         path = base / behaviour.file
-        if not path.is_file():
+        if not is_hub(behaviour.file) and not path.is_file():
             raise MechstudyError(
                 f"there is no file {path}",
                 where=f"behaviours.{number}.file",
                 fix="a path relative to the study file's folder, or an absolute one",
             )
-        reading = {name: getattr(behaviour, name) for name in READING}
-        result[behaviour.name] = outline(PromptSource.of(path, reading))
+        try:
+            source = PromptSource.named(behaviour.file, base, reading)
+        except MechstudyError as error:
+            what = error.what if error.where is None else f"{error.what} ({error.where})"
+            where = f"behaviours.{number}.file"
+            raise MechstudyError(what, where=where, facts=error.facts, fix=error.fix) from error
+        result[behaviour.name] = outline(source)
     return result
 
 
@@ -109,6 +116,8 @@ def _file_notes(field: str, behaviour: BehaviourConfig, outline: Outline) -> Ite
         kinds = ", ".join(f"{count} {kind}" for kind, count in outline.left_out.items())
         total = sum(outline.left_out.values())
         yield f"{name}: {total} of {outline.n_lines} lines of {behaviour.file} are left out: {kinds}"
+    if not outline.has_corrupted:
+        yield f"{name} has no corrupted prompts: patching, and the baseline of steering, are left out"
     for split, asked in (("train", behaviour.n_train), ("test", behaviour.n_test)):
         if (n := outline.n[split]) > asked:
             yield f"{name}: {asked} of {n} {split} prompts are used, {_SAMPLED} ({field}.n_{split})"

@@ -26,7 +26,14 @@ from mechstudy.study.phases import registry
 from mechstudy.study.slurm_config import SlurmConfig
 from mechstudy.study.unit import Retention
 
-READING = ("format", "counterfactual", "columns", "strict")  # fields of a behaviour on how its file is read
+READING = (
+    "format",
+    "counterfactual",
+    "columns",
+    "align",
+    "corrupted",
+    "strict",
+)  # fields of a behaviour on how its file is read
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -65,8 +72,9 @@ class BehaviourConfig(Config):
     """A built-in behaviour by name, or prompts of the user in a ``file`` (docs/reference/behaviours.md).
 
     A file has mechstudy's own keys, the shape of a published ``format`` (and ``counterfactual``, where it has several),
-    or other keys that ``columns`` maps. Lines that cannot be used are left out and counted; with ``strict: true`` they
-    are errors.
+    or other keys that ``columns`` maps. ``align: ends`` accepts clean and corrupted prompts of different lengths, and
+    ``corrupted: other-line`` takes corrupted prompts from other lines. Lines that cannot be used are left out and
+    counted; with ``strict: true`` they are errors.
     """
 
     optional: ClassVar[frozenset[str]] = frozenset(READING)
@@ -78,6 +86,8 @@ class BehaviourConfig(Config):
     format: str | None = None
     counterfactual: str | None = None
     columns: dict[str, str] | None = None
+    align: Literal["ends"] | None = None
+    corrupted: Literal["other-line"] | None = None
     strict: bool | None = None
 
     @model_validator(mode="after")

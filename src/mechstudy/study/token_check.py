@@ -41,7 +41,7 @@ def token_notes(study: Study, config: Mapping[str, Any], folder: Path | None, ba
         if behaviour.file is not None:
             reading = {name: getattr(behaviour, name) for name in READING}
             yield from _prompt_notes(
-                behaviour.name, PromptSource.of(base / behaviour.file, reading), context, folder, study.model.chat
+                behaviour.name, PromptSource.named(behaviour.file, base, reading), context, folder, study.model.chat
             )
 
 
@@ -79,7 +79,8 @@ def _prompt_notes(
 
 
 def _longest(row: Row) -> list[str]:
-    return [row[prompt] + row[answer] for prompt in ("clean", "corrupted") for answer in ("answer", "wrong_answer")]
+    prompts = [row[key] for key in ("clean", "corrupted") if key in row]
+    return [prompt + row[key] for prompt in prompts for key in ("answer", "wrong_answer") if key in row]
 
 
 def _is_suspect(row: Row, context: ContextLength | None) -> bool:

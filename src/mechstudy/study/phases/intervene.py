@@ -138,6 +138,8 @@ class IntervenePhase(Phase[InterveneSpec, InterveneInputs]):
         discovery = train
         if spec.sample is not None:
             discovery, test = (sample(pairs, len(pairs), spec.seed) for pairs in (train, test))
+        if not all(pair.has_corrupted for pair in (*train, *test)):
+            spec = spec.model_copy(update={"kinds": tuple(kind for kind in spec.kinds if kind != "patching")})
         plan = interventions.build_plan(
             model,
             dictionaries,

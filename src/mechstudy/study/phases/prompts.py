@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from mechstudy.behaviours.hub_files import is_hub
 from mechstudy.behaviours.registry import behaviour
 from mechstudy.behaviours.remarks import Texts, remarks, too_long
 from mechstudy.behaviours.sampling import sample
@@ -20,7 +21,7 @@ from mechstudy.core.work import Estimate
 from mechstudy.machine.runtime import Runtime
 from mechstudy.models.context import ContextLength, context_length
 from mechstudy.store.artifact_writer import ArtifactWriter
-from mechstudy.store.digests import file_sha256
+from mechstudy.study.fingerprints import prompts_fingerprint
 from mechstudy.study.phases.base import Command, Flag, Output, Phase, Spec
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.study import READING, BehaviourConfig, Study
@@ -46,12 +47,14 @@ class PromptsSpec(Spec):
     format: str | None = None
     counterfactual: str | None = None
     columns: dict[str, str] | None = None
+    align: Literal["ends"] | None = None
+    corrupted: Literal["other-line"] | None = None
     strict: bool | None = None
 
     def source(self, base: Path) -> PromptSource:
         """The file and how to read it."""
         assert self.file is not None, "built-in prompts have no file"
-        return PromptSource.of(base / self.file, {name: getattr(self, name) for name in READING})
+        return PromptSource.named(self.file, base, {name: getattr(self, name) for name in READING}, self.seed)
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class PromptsPhase(Phase[PromptsSpec, PromptsInputs]):
                 n={"train": b.n_train, "test": b.n_test},
                 seed=plan.seed(unit, "prompts"),
                 file=b.file,
-                sha256=None if b.file is None else file_sha256(plan.base / b.file),
+                sha256=None if b.file is None else prompts_fingerprint(b.file, plan.base),
                 chat_date=plan.study.model.chat_date if plan.study.model.chat else None,
                 sample="proportional" if plan.costs.more_in_file(b) else None,
                 **{name: getattr(b, name) for name in READING},
@@ -146,9 +149,9 @@ class PromptsPhase(Phase[PromptsSpec, PromptsInputs]):
 
     def changed(self, spec: PromptsSpec, base: Path) -> str | None:
         """The prompts' file, if it has changed."""
-        if spec.file is None or file_sha256(base / spec.file) == spec.sha256:
+        if spec.file is None or prompts_fingerprint(spec.file, base) == spec.sha256:
             return None
-        return str(base / spec.file)
+        return spec.file if is_hub(spec.file) else str(base / spec.file)
 
     def obstacle(self, spec: PromptsSpec, base: Path) -> str | None:
         """A prompts' file that is gone or has changed."""

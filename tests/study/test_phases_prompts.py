@@ -54,7 +54,7 @@ def run(spec: PromptsSpec, base: Path, config: dict[str, Any] | None = None) -> 
     written: dict[str, Any] = {}
     log: list[str] = []
     model = SimpleNamespace(
-        encode=lambda text, *, instruction=None: encode(text),
+        encode=lambda text, *, instruction=None, date=None: encode(text),
         hf=SimpleNamespace(config=SimpleNamespace(to_dict=lambda: config or {})),
         token_strings=lambda ids: [encode.text(i) for i in ids],
     )

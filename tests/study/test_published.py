@@ -12,8 +12,10 @@ import yaml
 
 import mechstudy as ms
 from mechstudy.core.errors import MechstudyError
+from mechstudy.dictionaries.formats import circuit_tracer
+from mechstudy.dictionaries.lazy import LazyDictionary
 from mechstudy.planning.opened_study import open_study
-from mechstudy.study.finished import dictionary_folders, latest
+from mechstudy.study.finished import dictionary_places, latest
 from mechstudy.study.phases.train import load_published
 from tests.support.interventions_world import transcoder
 from tests.support.tiny_study import write_study
@@ -83,9 +85,40 @@ def test_one_layer_and_a_mapping_and_a_run(world, run):
     assert (spec.site_in, spec.path) == ("mlp_in.1", str(world / "set" / "layer_2"))
     trained = ms.Study.load(world / "study.yaml", out=world / "runs" / "trained", say=lambda _: None)
     trained.run(["train[0]", "train[1]"])
-    folders = dictionary_folders(latest(world / "runs" / "trained"))
+    folders = dictionary_places(latest(world / "runs" / "trained"))
     again = units(study(world, "again", **{"from": "runs/trained"}))
     assert again["published[1]"].spec.path == str(folders[1])
+
+
+def test_matrices_stay_in_their_files_and_the_plan_counts_the_layer_in_use(world):
+    planned = units(study(world, "lazy", **{"from": "set"}))
+    held = {one.name: one for one in planned["attribute[mine]"].estimate.holds}["dictionaries"]
+    assert (held.count, held.touched, held.stored) == (2 * 24 * 32, 24 * 32, "float32")
+    assert isinstance(load_published(planned["published[0]"].spec.canonical(), "cpu"), LazyDictionary)
+
+
+def test_a_sets_config_is_part_of_what_a_dictionary_is(world):
+    circuit_tracer.write_set({layer: transcoder(16, layer, n_features=24) for layer in range(3)}, world / "tracer",
+                             model_name="tiny")  # fmt: skip
+    file = study(world, "set", **{"from": "tracer"})
+    before = units(file)["published[1]"].spec
+    config = yaml.safe_load((world / "tracer" / "config.yaml").read_text())
+    (world / "tracer" / "config.yaml").write_text(yaml.safe_dump(config | {"model_name": "other"}))
+    assert units(file)["published[1]"].spec.sha256 != before.sha256
+    with pytest.raises(MechstudyError, match="was changed"):
+        load_published(before.canonical(), "cpu")
+
+
+def test_a_site_that_files_do_not_name_is_the_studys(world):
+    transcoder(16, 1, n_features=24).to(dtype=torch.float32).save(world / "unnamed")
+    cfg = json.loads((world / "unnamed" / "cfg.json").read_text())
+    cfg["metadata"] = {"hook_name": "here", "hook_name_out": "there"}
+    (world / "unnamed" / "cfg.json").write_text(json.dumps(cfg | {"architecture": "transcoder"}))
+    with pytest.raises(MechstudyError, match="no site of the model") as error:
+        units(study(world, "unnamed", **{"from": {1: "unnamed"}}))
+    assert "dictionaries.site" in error.value.fix
+    spec = units(study(world, "named", **{"from": {1: "unnamed"}, "site": "mlp_in"}))["published[1]"].spec
+    assert (spec.site_in, spec.site_out) == ("mlp_in.1", "mlp_in.1")
 
 
 @pytest.mark.parametrize(

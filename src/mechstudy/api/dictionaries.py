@@ -16,6 +16,7 @@ from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
 from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.formats.hub import is_hub
+from mechstudy.dictionaries.formats.recognise import Source
 from mechstudy.dictionaries.loading import DictionarySet, Place
 from mechstudy.dictionaries.stored import AnyPath
 from mechstudy.study import finished as artifacts
@@ -48,24 +49,24 @@ def load_dictionaries(
     """
     if isinstance(source, Mapping):
         return dictionaries.load_dictionaries(source, device=device, dtype=dtype, lazy=lazy)
-    listed = [source] if isinstance(source, str | os.PathLike | Dictionary) else source
+    listed = [source] if isinstance(source, str | os.PathLike | Dictionary | Source) else source
     places = [place for one in listed for place in _places(one)]
     return dictionaries.load_dictionaries(places, device=device, dtype=dtype, lazy=lazy)
 
 
 def _places(source: Place) -> list[Place]:
     """The folders of a run's dictionaries; anything else itself."""
-    if isinstance(source, Dictionary) or is_hub(str(source)):
+    if isinstance(source, Dictionary | Source) or is_hub(str(source)):
         return [source]
     path = Path(source).expanduser()
     if not artifacts.is_run(path):
         return [path]
-    folders = artifacts.dictionary_folders(artifacts.latest(path))
-    if not folders:
+    places = artifacts.dictionary_places(artifacts.latest(path))
+    if not places:
         raise MechstudyError(
             "this run has no finished dictionaries", where=str(path), fix="`mechstudy status` says what it is doing"
         )
-    return [*folders.values()]
+    return [*places.values()]
 
 
 def train(

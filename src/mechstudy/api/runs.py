@@ -215,7 +215,7 @@ class Run:
         """The trained dictionaries by layer, each read when it is first used."""
         from mechstudy.dictionaries.loading import DictionarySet  # torch
 
-        return DictionarySet(artifacts.dictionary_folders(self.artifacts))
+        return DictionarySet(artifacts.dictionary_places(self.artifacts))
 
     # ------------------------------------------------------------------ internals
 

@@ -20,6 +20,9 @@ from .formats.describe import describe as describe
 from .formats.describe import metrics_of as metrics_of
 from .formats.hub import is_hub as is_hub
 from .formats.hub import pull as pull
+from .formats.pinned import checksum as checksum
+from .formats.pinned import is_unchanged as is_unchanged
+from .formats.pinned import pinned as pinned
 from .health_config import HealthConfig as HealthConfig
 from .loading import DictionarySet as DictionarySet
 from .loading import load_dictionaries as load_dictionaries

@@ -42,7 +42,7 @@ class LazyDictionary(Dictionary):
         nn.Module.__init__(self)
         self.source = place if isinstance(place, Source) else source_of(local_path(place))
         stored = read(self.source, mapped=True)
-        self.cfg, self._files = stored.cfg, dict(stored.files)
+        self.cfg, self._files, self.in_file = stored.cfg, dict(stored.files), stored.in_file
         for name in _SMALL:
             tensor = getattr(stored, name)
             parameter = None if tensor is None else nn.Parameter(tensor.detach().clone(), requires_grad=False)

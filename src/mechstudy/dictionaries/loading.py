@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 import polars as pl
 import torch
@@ -20,7 +21,7 @@ from mechstudy.models.sites import Site
 
 
 def load_dictionary(
-    place: AnyPath, *, device: str = "cpu", dtype: torch.dtype | None = None, lazy: bool = False
+    place: AnyPath | Source, *, device: str = "cpu", dtype: torch.dtype | None = None, lazy: bool = False
 ) -> Dictionary | CrossLayerTranscoder:
     """Load a dictionary of any supported format.
 
@@ -33,8 +34,8 @@ def load_dictionary(
     Raises:
         MechstudyError: no dictionary of a known format is there, or it is damaged or cannot be represented.
     """
-    path = local_path(place)
-    if is_cross_layer(path):
+    path = place if isinstance(place, Source) else local_path(place)
+    if isinstance(path, Path) and is_cross_layer(path):
         return CrossLayerTranscoder.load(path).to(device=device, dtype=dtype)
     return _loaded(path, device, dtype, lazy)
 
@@ -92,7 +93,7 @@ class DictionarySet(Mapping[int, Dictionary]):
         return self.frame._repr_html_()
 
 
-Place = AnyPath | Dictionary
+Place = AnyPath | Dictionary | Source
 
 
 def load_dictionaries(
@@ -116,7 +117,7 @@ def load_dictionaries(
         MechstudyError: there is none, one cannot be read or names no layer, or two read the same layer.
     """
 
-    def loaded(place: Place | Source) -> Dictionary:
+    def loaded(place: Place) -> Dictionary:
         if isinstance(place, Dictionary):
             return place.to(device=str(device), dtype=dtype)
         return _loaded(place, str(device), dtype, lazy)
@@ -124,8 +125,8 @@ def load_dictionaries(
     if isinstance(places, Mapping):
         return DictionarySet({int(layer): loaded(place) for layer, place in places.items()})
     by_layer: dict[int, Dictionary] = {}
-    for place in [places] if isinstance(places, str | os.PathLike | Dictionary) else places:
-        for one in [place] if isinstance(place, Dictionary) else sources(local_path(place)):
+    for place in [places] if isinstance(places, str | os.PathLike | Dictionary | Source) else places:
+        for one in [place] if isinstance(place, Dictionary | Source) else sources(local_path(place)):
             dictionary = loaded(one)
             layer, where = _layer_of(dictionary, one), _name(one)
             if layer in by_layer:
@@ -144,7 +145,7 @@ def _loaded(place: AnyPath | Source, device: str, dtype: torch.dtype | None, laz
     return Dictionary.load(place, device=device, dtype=dtype)
 
 
-def _layer_of(dictionary: Dictionary, place: Place | Source) -> int:
+def _layer_of(dictionary: Dictionary, place: Place) -> int:
     try:
         return Site.parse(dictionary.cfg.site_in).layer
     except MechstudyError as error:
@@ -155,5 +156,5 @@ def _layer_of(dictionary: Dictionary, place: Place | Source) -> int:
         ) from error
 
 
-def _name(place: Place | Source) -> str:
+def _name(place: Place) -> str:
     return "a Dictionary" if isinstance(place, Dictionary) else str(place)

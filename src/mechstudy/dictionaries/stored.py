@@ -129,6 +129,11 @@ class StoredDictionary:
     def __post_init__(self) -> None:
         check_tensors(self.cfg, all_tensors(self))
 
+    @property
+    def in_file(self) -> bool:
+        """Whether both matrices can stay in their file, none of them computed from it."""
+        return {"W_enc", "W_dec"} <= set(self.files)
+
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor there is, by name."""
         return {name: tensor for name, tensor in all_tensors(self).items() if tensor is not None}

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 
 from mechstudy.behaviours.user import Outline
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.sizes import ITEM_BYTES
 from mechstudy.core.work import Estimate, Held, Work, flops_of
 from mechstudy.dictionaries import sizes
 from mechstudy.dictionaries.config import DictionaryConfig
 from mechstudy.models.shapes import ModelShapes
 from mechstudy.study.preflight import n_prompts
+from mechstudy.study.published import Published
 from mechstudy.study.study import BehaviourConfig, Study
 
 TYPICAL_PROMPT = 16  # tokens; prompts are known only once they are made
@@ -49,10 +51,17 @@ class Costs:
 
     Args:
         outlines: of the behaviours' own prompt files.
+        published: dictionaries that the study uses instead of training its own.
     """
 
-    def __init__(self, study: Study, shapes: ModelShapes, outlines: Mapping[str, Outline]) -> None:
-        self.study, self.shapes, self.outlines = study, shapes, outlines
+    def __init__(
+        self,
+        study: Study,
+        shapes: ModelShapes,
+        outlines: Mapping[str, Outline],
+        published: Sequence[Published] = (),
+    ) -> None:
+        self.study, self.shapes, self.outlines, self.published = study, shapes, outlines, published
 
     def n_prompts(self, behaviour: BehaviourConfig) -> Mapping[str, int]:
         """Prompts per split."""
@@ -169,5 +178,11 @@ class Costs:
         )
 
     def dictionaries(self, n_layers: int) -> Held:
-        """The dictionaries of this many layers in memory."""
-        return Held("dictionaries", n_layers * self.dictionary().weights // 4)
+        """The dictionaries of this many layers in memory; of published ones whose files are mapped, one at a time."""
+        if not self.published:
+            return Held("dictionaries", n_layers * self.dictionary().weights // 4)
+        counts = [one.n_weights for one in self.published]
+        dtypes = {str(one.about["dtype"]) for one in self.published}
+        dtype = dtypes.pop() if len(dtypes) == 1 and dtypes <= set(ITEM_BYTES) else "float32"
+        mapped = max(counts) if all(one.about["in_file"] for one in self.published) else None
+        return Held("dictionaries", sum(counts), dtype, mapped, dtype)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from mechstudy import dictionaries
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
 from mechstudy.store.artifacts import Artifact, ArtifactStore
 from mechstudy.study.phases import registry
-from mechstudy.study.run_folder import ARTIFACTS
+from mechstudy.study.run_folder import ARTIFACTS, SOURCE
+
+if TYPE_CHECKING:
+    from mechstudy.dictionaries.formats.recognise import Source
 
 
 def is_run(folder: Path) -> bool:
@@ -51,12 +56,16 @@ def of(artifacts: Mapping[str, Artifact], field: str) -> dict[str, Artifact]:
     }
 
 
-def dictionary_folders(artifacts: Mapping[str, Artifact]) -> dict[int, Path]:
-    """The folder or file of each layer's dictionary, trained or published."""
+def dictionary_places(artifacts: Mapping[str, Artifact]) -> dict[int, Path | Source]:
+    """Where each layer's dictionary is, trained or published.
 
-    def place(one: Artifact) -> Path:
-        if "source.json" in one.manifest["files"]:
-            return Path(read_json(one.file("source.json"))["path"])
+    Raises:
+        MechstudyError: a published dictionary's files are gone, or not those that were judged.
+    """
+
+    def place(one: Artifact) -> Path | Source:
+        if SOURCE in one.manifest["files"]:
+            return dictionaries.pinned(read_json(one.file(SOURCE)))
         return one.file("dictionary/cfg.json").parent
 
     return {int(layer): place(one) for layer, one in of(artifacts, "dictionaries").items()}

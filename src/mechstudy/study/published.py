@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from mechstudy import dictionaries
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.config import DictionaryConfig
-from mechstudy.models.sites import Site, parse_layers
+from mechstudy.models.sites import SITES, Site, parse_layers
 from mechstudy.study import finished
-from mechstudy.study.fingerprints import file_fingerprint
 
 if TYPE_CHECKING:
     from mechstudy.models.shapes import ModelShapes
@@ -26,13 +24,24 @@ SAELENS = "saelens:"
 
 @dataclass(frozen=True)
 class Published:
-    """One dictionary: its address, the folder or file it is read from, and what that says of itself."""
+    """One dictionary: its address, the folder or file it is read from, and what that says of itself.
+
+    ``listed`` is the folder of the set whose config.yaml lists it.
+    """
 
     layer: int
     address: str
     path: Path
+    listed: Path | None
     sha256: str
+    site_in: str
+    site_out: str
     about: Mapping[str, Any]
+
+    @property
+    def n_weights(self) -> int:
+        """Numbers in its encoder and decoder."""
+        return int(self.about["d_sae"]) * (int(self.about["d_in"]) + int(self.about["d_out"]))
 
 
 def published_dictionaries(config: DictionariesConfig, shapes: ModelShapes, base: Path) -> tuple[Published, ...]:
@@ -55,7 +64,7 @@ def published_dictionaries(config: DictionariesConfig, shapes: ModelShapes, base
     )
     by_layer: dict[int, Published] = {}
     for layer, address in listed:
-        for one in _read(address, base, layer):
+        for one in _read(address, base, layer, config.site if "site" in config.model_fields_set else None):
             if one.layer in by_layer:
                 raise MechstudyError(
                     f"two dictionaries are of layer {one.layer}",
@@ -88,12 +97,12 @@ def with_published(study: Study, found: Sequence[Published]) -> Study:
         "source": "published",
         "layers": tuple(one.layer for one in found),
         "architecture": DictionaryConfig(kind=kind, d_sae=d_sae, k=k),
-        "site": str(found[0].about["site_in"]).partition(".")[0] if kind == "sae" else study.dictionaries.site,
+        "site": found[0].site_in.partition(".")[0] if kind == "sae" else study.dictionaries.site,
     }
     return study.model_copy(update={"dictionaries": study.dictionaries.model_copy(update=update)})
 
 
-def _read(address: str, base: Path, layer: int | None) -> Iterator[Published]:
+def _read(address: str, base: Path, layer: int | None, site: str | None) -> Iterator[Published]:
     address = _saelens(address) if address.startswith(SAELENS) else address
     place: str | Path = address
     if not address.startswith("hf:"):
@@ -106,10 +115,10 @@ def _read(address: str, base: Path, layer: int | None) -> Iterator[Published]:
             )
     try:
         if isinstance(place, Path) and finished.is_run(place):
-            folders = finished.dictionary_folders(finished.latest(place)).values()
-            entries = [entry for folder in folders for entry in dictionaries.describe(folder)]
+            places = finished.dictionary_places(finished.latest(place)).values()
+            entries = [entry for one in places for entry in dictionaries.describe(one, mapped=True)]
         else:
-            entries = dictionaries.describe(place)
+            entries = dictionaries.describe(place, mapped=True)
     except MechstudyError as error:
         what = error.what if error.where is None else f"{error.what} ({error.where})"
         raise MechstudyError(what, where=FIELD, facts=error.facts, fix=error.fix) from error
@@ -120,8 +129,17 @@ def _read(address: str, base: Path, layer: int | None) -> Iterator[Published]:
             fix="the folder of one",
         )
     for about in entries:
-        path = Path(about["place"])
-        yield Published(_layer(about, layer), address, path, sha256_of(path), about)
+        if str(about["kind"]).startswith("cross-layer"):
+            raise MechstudyError(
+                "studies use dictionaries of one layer each, and this is a cross-layer transcoder",
+                where=FIELD,
+                facts={"folder": str(about["place"])},
+                fix="a set of per-layer transcoders",
+            )
+        path, listed = Path(about["place"]), about["listed"] and Path(about["listed"])
+        at = _layer(about, layer)
+        site_in, site_out = (f"{_kind(str(about[name]), site)}.{at}" for name in ("site_in", "site_out"))
+        yield Published(at, address, path, listed, dictionaries.checksum(path, listed), site_in, site_out, about)
 
 
 def _layer(about: Mapping[str, Any], layer: int | None) -> int:
@@ -138,6 +156,21 @@ def _layer(about: Mapping[str, Any], layer: int | None) -> int:
         ) from None
 
 
+def _kind(named: str, site: str | None) -> str:
+    """The kind of the site that the files name, or the study where they do not."""
+    kind = named.partition(".")[0]
+    if kind in SITES:
+        return kind
+    if site is None:
+        raise MechstudyError(
+            f"the dictionary reads {named!r}, which is no site of the model",
+            where=FIELD,
+            facts={"sites": " ".join(SITES)},
+            fix="dictionaries.site: what it reads and writes",
+        )
+    return site
+
+
 def _check(one: Published, shapes: ModelShapes) -> None:
     if one.layer >= shapes.n_layers:
         raise MechstudyError(
@@ -147,7 +180,7 @@ def _check(one: Published, shapes: ModelShapes) -> None:
             fix="dictionaries of this model",
         )
     for end in ("in", "out"):
-        kind = str(one.about[f"site_{end}"]).partition(".")[0]
+        kind = (one.site_in if end == "in" else one.site_out).partition(".")[0]
         width = shapes.width(kind)
         if one.about[f"d_{end}"] != width:
             raise MechstudyError(
@@ -156,15 +189,6 @@ def _check(one: Published, shapes: ModelShapes) -> None:
                 facts={"dictionary": str(one.path), "made for": str(one.about.get("model") or "not said")},
                 fix="dictionaries of this model",
             )
-
-
-def sha256_of(path: Path) -> str:
-    """Over the names and contents of the files of one dictionary."""
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name} {file_fingerprint(file)}\n".encode())
-    return digest.hexdigest()
 
 
 def _saelens(address: str) -> str:

@@ -23,6 +23,7 @@ SUMMARY = "summary.json"
 STUDY = "study.yaml"
 REPORT = "report"
 ARTIFACTS = "artifacts"
+SOURCE = "source.json"  # of an artifact: where its published dictionary is
 
 
 class RunFolder:

@@ -19,6 +19,7 @@ from mechstudy.study.costs import Costs
 from mechstudy.study.dag import Graph
 from mechstudy.study.phases import registry
 from mechstudy.study.phases.base import Phase, made_by
+from mechstudy.study.published import published_dictionaries
 from mechstudy.study.study import BehaviourConfig, Study
 from mechstudy.study.unit import Input, Unit
 
@@ -44,7 +45,9 @@ class StudyPlan:
     ) -> None:
         self.study, self.shapes, self.base = study, shapes, base
         self.fingerprint, self.sha256 = fingerprint, sha256
-        self.costs = Costs(study, shapes, outlines)
+        d = study.dictionaries
+        self.published = () if d.published is None else published_dictionaries(d, shapes, base)
+        self.costs = Costs(study, shapes, outlines, self.published)
         self.layers = layers_of(study.dictionaries.layers, shapes.n_layers, "dictionaries.layers")
         self.units: list[Unit] = []
 

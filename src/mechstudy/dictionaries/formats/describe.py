@@ -18,20 +18,28 @@ METRICS = "evaluation.json"  # beside the folder of a study's dictionary
 _NO_METRIC = ("layer", "kind", "activation", "site_in", "site_out", "d_in", "d_out", "d_sae", "k")
 
 
-def describe(place: AnyPath) -> list[dict[str, Any]]:
+def describe(place: AnyPath | Source, *, mapped: bool = False) -> list[dict[str, Any]]:
     """One entry for each dictionary at a path: in it, or in its files or folders, one level down.
+
+    Args:
+        place: a path, or ``hf:owner/name/folder@revision``; or what `sets.sources` found.
+        mapped: leave matrices unread and unchecked where the format allows: fast for large sets.
 
     Returns:
         place, format, architecture (as the file names it), kind, activation, d_in, d_sae, d_out, k, site_in, site_out,
-        model, dtype, metrics of each. A cross-layer transcoder is one entry.
+        model, dtype, metrics of each, and in_file: whether both matrices can stay in the file (`lazy.LazyDictionary`);
+        listed: the folder of the set whose config.yaml lists it.
+        A cross-layer transcoder is one entry.
 
     Raises:
         MechstudyError: there is none, or one cannot be read.
     """
+    if isinstance(place, Source):
+        return [_describe_one(place, mapped)]
     path = local_path(place)
     if is_cross_layer(path):
         return [_describe_clt(path)]
-    return [_describe_one(source) for source in sources(path)]
+    return [_describe_one(source, mapped) for source in sources(path)]
 
 
 def metrics_of(folder: AnyPath) -> dict[str, float]:
@@ -52,8 +60,8 @@ def metrics_of(folder: AnyPath) -> dict[str, float]:
     return {}
 
 
-def _describe_one(source: Source) -> dict[str, Any]:
-    stored, path = read(source), source.path
+def _describe_one(source: Source, mapped: bool) -> dict[str, Any]:
+    stored, path = read(source, mapped=mapped), source.path
     cfg = stored.cfg
     return {
         "place": str(path),
@@ -70,6 +78,8 @@ def _describe_one(source: Source) -> dict[str, Any]:
         "model": cfg.metadata.get("model_name"),
         "dtype": str(stored.W_enc.dtype).removeprefix("torch."),
         "metrics": metrics_of(path if path.is_dir() else path.parent),
+        "in_file": stored.in_file,
+        "listed": None if source.listed is None else str(source.listed.where.parent),
     }
 
 
@@ -92,4 +102,6 @@ def _describe_clt(folder: Path) -> dict[str, Any]:
         "model": clt["model_name"] or None,
         "dtype": str(clt["enc"][0].dtype).removeprefix("torch."),
         "metrics": metrics_of(folder),
+        "in_file": False,
+        "listed": None,
     }

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.formats.fields import Fields, read_json
+from mechstudy.dictionaries.formats.hooks import site_name
 from mechstudy.dictionaries.formats.pickles import read_state_dict
 from mechstudy.dictionaries.formats.tensors import (
     gated_as_jumprelu,
@@ -62,7 +63,7 @@ def read(folder: Path, *, mapped: bool = False) -> StoredDictionary:
             fix="the config and the weights of one dictionary",
         )  # fmt: skip
     layer = trainer.whole("layer", least=0) if "layer" in trainer else None
-    site = trainer.text("submodule_name") or ("unknown" if layer is None else f"layer {layer}")
+    site = site_name(trainer.text("submodule_name")) or ("unknown" if layer is None else f"layer {layer}")
     meta = DictionaryMeta(
         kind="sae",
         activation="topk" if topk else "jumprelu",

@@ -18,6 +18,10 @@ _HOOKS = {
     "mlp_act": "mlp.hook_post",
     "mlp_out": "hook_mlp_out",
 }
+_TYPE = re.compile(r"([a-z_]*[a-z])_?(\d*)(?:_text)?")
+_TYPES = [found.groups() for family in FAMILIES for known in family.model_types if (found := _TYPE.fullmatch(known))]
+_NUMBERED = {stem for stem, number in _TYPES if number}
+_RESIDUAL = re.compile(r"(resid_(?:pre|mid|post))_layer_(\d+)")
 _HEAD = re.compile(r"(.+) head (\d+)")
 _MODULE = re.compile(
     r"(?:(?:model|transformer|gpt_neox|language_model)\.)*(?:layers|h)\.(\d+)(?:\.(?!input|output)([\w.]+?))?(?:\.(input|output))?"
@@ -31,7 +35,9 @@ def hook_name(site: str) -> str:
 
 
 def site_name(hook: str) -> str:
-    """Inverse of `hook_name`; other text stays as it is."""
+    """Inverse of `hook_name`, and dictionary_learning's ``resid_post_layer_3``; other text stays as it is."""
+    if named := _RESIDUAL.fullmatch(hook):
+        return f"{named[1]}.{named[2]}"
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook)
     kinds = {name: kind for kind, name in _HOOKS.items()} | {"mlp.hook_out": "mlp_out"}
     if match is None or match[2] not in kinds:
@@ -101,11 +107,18 @@ def norms_outputs(model: str) -> bool | None:
 
 
 def _names(model_type: str, model: str) -> bool:
-    """Whether a model's name contains a model type: "gemma2" is in "gemma-2-2b", and not in "gemma-2b"."""
-    parts = re.fullmatch(r"([a-z_]*[a-z])_?(\d*)(?:_text)?", model_type)
+    """Whether a model's name contains a model type: "gemma2" is in "gemma-2-2b", and not in "gemma-2b".
+
+    A type without a number is not in a name with one where numbered types stand beside it: "gemma" and "gemma-3".
+    """
+    parts = _TYPE.fullmatch(model_type)
     if parts is None:
         return False
-    pattern = parts[1].replace("_", "[-_ ]?") + "[-_ ]?" + parts[2] + r"(?![0-9a-z])"
+    stem, number = parts.groups()
+    end = r"(?![0-9a-z])"
+    if not number and stem in _NUMBERED:
+        end += r"(?![-_ ]?\d+(?![0-9a-z]))"
+    pattern = stem.replace("_", "[-_ ]?") + (f"[-_ ]?{number}" if number else "") + end
     return re.search(r"(?<![a-z])" + pattern, model.lower()) is not None
 
 

@@ -69,7 +69,7 @@ def is_hub(text: str) -> bool:
 def pull(place: str, *, token: str | None = None) -> Path:
     """Download one dictionary, or a circuit-tracer set, into the hub's cache and return its local folder or file.
 
-    Of a set whose config.yaml lists its files, only config.yaml is downloaded (see `sets.listed`).
+    Of a set whose config.yaml lists its files, only config.yaml is downloaded (see `sets.sources`).
 
     Args:
         place: see `HubPath.parse`; the last part may be a file of a set, such as ``layer_3.safetensors``.

@@ -47,13 +47,15 @@ LOOKED_FOR = (
 class Source:
     """Where one dictionary is: its format, and the folder or file that the format's reader takes.
 
-    ``listed`` is its set's config.yaml, and ``layer`` its place in the list there, which decide its sites.
+    ``listed`` is its set's config.yaml, and ``layer`` its place in the list there, which decide its sites. ``sites``
+    are those that its user names (read, written), whatever its files say.
     """
 
     format: str
     path: Path
     layer: int | None = None
     listed: Fields | None = field(default=None, compare=False)
+    sites: tuple[str, str] | None = None
 
     def __str__(self) -> str:
         return str(self.path)

@@ -50,8 +50,12 @@ def read(place: AnyPath | Source, *, mapped: bool = False) -> StoredDictionary:
     source = place if isinstance(place, Source) else source_of(local_path(place))
     try:
         if source.listed is None:
-            return _READERS[source.format](source.path, mapped=mapped)
-        return _member(source, source.listed, mapped)
+            stored = _READERS[source.format](source.path, mapped=mapped)
+        else:
+            stored = _member(source, source.listed, mapped)
+        if source.sites is None:
+            return stored
+        return replace(stored, cfg=replace(stored.cfg, site_in=source.sites[0], site_out=source.sites[1]))
     except MechstudyError as error:
         if error.where is not None:
             raise

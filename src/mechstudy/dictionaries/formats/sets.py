@@ -81,7 +81,7 @@ def clt_files(folder: Path) -> list[Path] | None:
     """Files of a Gemma Scope 2 cross-layer transcoder, in its folder or listed in config.yaml; None for other places.
 
     Raises:
-        MechstudyError: as `listed`; or a layer is missing.
+        MechstudyError: as `sources`; or a layer is missing.
     """
     kinds = [kind for kind, _ in formats_in(folder)]
     if kinds == [GEMMA_CLT]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mechstudy import dictionaries
 from mechstudy.core.config import Config
@@ -17,8 +17,9 @@ from mechstudy.store.artifact_writer import ArtifactWriter
 from mechstudy.study.phases.base import Phase
 from mechstudy.study.phases.corpus import CorpusArtifact, CorpusPhase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
-from mechstudy.study.phases.train import SOURCE, held_out_rows, load_published, training_estimate
-from mechstudy.study.published import Published, published_dictionaries, sha256_of
+from mechstudy.study.phases.train import held_out_rows, load_published, training_estimate
+from mechstudy.study.published import Published
+from mechstudy.study.run_folder import SOURCE
 from mechstudy.study.unit import Unit
 from mechstudy.study.units import StudyPlan
 
@@ -26,9 +27,12 @@ from mechstudy.study.units import StudyPlan
 class PublishedSpec(Config):
     """One published dictionary: its address, the checksum of its files, its sites, and how it is judged."""
 
+    optional: ClassVar[frozenset[str]] = frozenset({"listed"})
+
     layer: int
     address: str
     path: str
+    listed: str | None = None  # the folder of the set whose config.yaml lists it
     sha256: str
     site_in: str
     site_out: str
@@ -58,16 +62,15 @@ class PublishedPhase(Phase[PublishedSpec, PublishedInputs]):
     def units(self, plan: StudyPlan) -> Iterator[Unit]:
         """One unit per layer, if the study names published dictionaries."""
         d = plan.study.dictionaries
-        if d.published is None:
-            return
-        for one in published_dictionaries(d, plan.shapes, plan.base):
+        for one in plan.published:
             spec = PublishedSpec(
                 layer=one.layer,
                 address=one.address,
                 path=str(one.path),
+                listed=None if one.listed is None else str(one.listed),
                 sha256=one.sha256,
-                site_in=f"{str(one.about['site_in']).partition('.')[0]}.{one.layer}",
-                site_out=f"{str(one.about['site_out']).partition('.')[0]}.{one.layer}",
+                site_in=one.site_in,
+                site_out=one.site_out,
                 evaluation_rows=d.evaluation_rows,
                 evaluation_tokens=d.evaluation_tokens,
                 model_dtype=d.model_dtype,
@@ -85,7 +88,7 @@ class PublishedPhase(Phase[PublishedSpec, PublishedInputs]):
 
     def run(self, spec: PublishedSpec, inputs: PublishedInputs, out: ArtifactWriter, runtime: Runtime) -> None:
         """Writes ``evaluation.json``, and ``source.json``: where the dictionary is from and whose it is."""
-        source = spec.canonical() | {"site_in": spec.site_in, "site_out": spec.site_out}
+        source = spec.canonical()
         dictionary = load_published(source, runtime.device)
         model, held_out = inputs.model.load(runtime, spec.model_dtype), inputs.corpus.load().held_out
         sites = Site.parse(spec.site_in), Site.parse(spec.site_out)
@@ -97,12 +100,11 @@ class PublishedPhase(Phase[PublishedSpec, PublishedInputs]):
             runtime.progress.log(f"layer {spec.layer}: {finding['text']}; {finding['fix']}")
         metadata = dictionary.cfg.metadata
         credit = {"made_for": metadata.get("model_name"), "architecture": metadata.get("architecture")}
-        names = ("address", "path", "sha256", "site_in", "site_out")
+        names = [name for name in ("address", "path", "listed", "sha256", "site_in", "site_out") if name in source]
         out.write_json("evaluation.json", record)
         out.write_json(SOURCE, {name: source[name] for name in names} | credit)
 
     def changed(self, spec: PublishedSpec, base: Path) -> str | None:
         """The dictionary, if its files are gone or others."""
-        path = Path(spec.path)
-        same = path.exists() and sha256_of(path) == spec.sha256
+        same = dictionaries.is_unchanged(spec.canonical())
         return None if same else f"the dictionary of layer {spec.layer} ({spec.address})"

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mechstudy import activations, dictionaries
 from mechstudy.core.config import Config
-from mechstudy.core.errors import MechstudyError
 from mechstudy.core.work import Estimate, Work
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
 from mechstudy.machine.runtime import Runtime
@@ -22,7 +21,7 @@ from mechstudy.study.phases.capture import CaptureArtifact, CorpusCapturePhase
 from mechstudy.study.phases.corpus import CorpusArtifact, CorpusPhase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.phases.stream import StreamArtifact, StreamPhase, init_seed
-from mechstudy.study.published import sha256_of as published_sha256
+from mechstudy.study.run_folder import SOURCE
 from mechstudy.study.study import VariantConfig
 from mechstudy.study.unit import Input, Unit
 from mechstudy.study.units import StudyPlan
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.safetensors"
 FOLDER = "dictionary"
-SOURCE = "source.json"  # of a published dictionary, in place of the folder
 _EVALUATED_AT_ONCE = 1024  # tokens
 
 
@@ -103,24 +101,13 @@ class VariantInputs(TrainInputs):
 
 
 def load_published(source: Mapping[str, Any], device: str) -> Dictionary:
-    """The dictionary that ``source.json`` (or a unit's spec) names, at the sites that it names."""
-    path = Path(source["path"])
-    if not path.exists() or published_sha256(path) != source["sha256"]:
-        raise MechstudyError(
-            "the published dictionary was " + ("changed" if path.exists() else "removed"),
-            where=str(path),
-            facts={"from": str(source["address"])},
-            fix="put the same files there again; or run the study again, which judges the new ones",
-        )
-    dictionary = dictionaries.load_dictionary(path, device=device)
-    if isinstance(dictionary, dictionaries.CrossLayerTranscoder):
-        raise MechstudyError(
-            "studies use dictionaries of one layer each, and this is a cross-layer transcoder",
-            where=str(path),
-            fix="a set of per-layer transcoders",
-        )
-    dictionary.cfg = replace(dictionary.cfg, site_in=source["site_in"], site_out=source["site_out"])
-    return dictionary
+    """The dictionary that ``source.json`` (or a unit's spec) names, at the sites that it names.
+
+    On a CPU its matrices stay in the file where they can, as the plan expects: a set may be larger than memory.
+    """
+    pinned = dictionaries.pinned(source)
+    lazy = device == "cpu" and dictionaries.describe(pinned, mapped=True)[0]["in_file"]
+    return cast("Dictionary", dictionaries.load_dictionary(pinned, device=device, lazy=lazy))
 
 
 def load_all(artifacts: Mapping[int, DictionaryArtifact], runtime: Runtime) -> dict[int, Dictionary]:

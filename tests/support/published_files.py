@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -113,11 +114,11 @@ def _qwen_scope(folder: Path) -> str:
     return place.name
 
 
-def _gemma_scope(folder: Path) -> dict[int, str]:
+def _gemma_scope(folder: Path, kind: str = "res") -> dict[int, str]:
     places = {}
     for layer in LAYERS:
         t = {name: tensor.numpy() for name, tensor in _tensors(layer, "W_enc", "W_dec").items()}
-        places[layer] = f"gemma-scope-2b-pt-res/layer_{layer}/width_16k/average_l0_71"
+        places[layer] = f"gemma-scope-2b-pt-{kind}/layer_{layer}/width_16k/average_l0_71"
         (folder / places[layer]).mkdir(parents=True)
         np.savez(folder / places[layer] / "params.npz", threshold=np.full(F, 0.1, dtype=np.float32), **t)
     return places
@@ -147,6 +148,7 @@ LAYOUTS: dict[str, Callable[[Path], str | dict[int, str]]] = {
     "Llama Scope 2": _llama_scope_2,
     "Qwen-Scope": _qwen_scope,
     "Gemma Scope": _gemma_scope,
+    "Gemma Scope transcoders": partial(_gemma_scope, kind="transcoders"),
     "Gemma Scope 2": _gemma_scope_2,
 }
 """Writes the dictionaries into a new folder, and returns what ``dictionaries.from`` names, relative to it."""

@@ -21,6 +21,7 @@ from mechstudy.circuits.question import Question
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
 from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.fitted import all_fitted
 from mechstudy.features.examples import logit_effects
 from mechstudy.models.language_model import LanguageModel
 
@@ -83,6 +84,7 @@ def explain_question(
     Raises:
         MechstudyError: no dictionaries, or dictionaries of another model.
     """
+    dictionaries = all_fitted(model, dictionaries)
     _check(model, dictionaries)
     config = config.model_copy(update={"target": "logits" if question.answers is None else "logit_difference"})
     graph, pruned, live_S = _graph(model, dictionaries, question, config, "auto", progress)

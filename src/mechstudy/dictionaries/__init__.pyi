@@ -16,6 +16,7 @@ from .evaluation.stability import compare_all as compare_all
 from .evaluation.stability import match_directions as match_directions
 from .evaluation.synthetic import SyntheticWorld as SyntheticWorld
 from .evaluation.synthetic import WorldConfig as WorldConfig
+from .fitted import fitted as fitted
 from .formats.describe import describe as describe
 from .formats.describe import metrics_of as metrics_of
 from .formats.hub import is_hub as is_hub

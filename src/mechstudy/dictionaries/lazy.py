@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,7 @@ from mechstudy.dictionaries.arrays import Array
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.formats.recognise import Source, source_of
 from mechstudy.dictionaries.formats.registry import local_path, read
-from mechstudy.dictionaries.stored import AnyPath
+from mechstudy.dictionaries.stored import AnyPath, DictionaryMeta
 
 _SMALL = ("b_enc", "b_dec", "threshold", "W_skip")
 
@@ -23,8 +24,11 @@ class LazyDictionary(Dictionary):
 
     Each use of a matrix maps its file, and the mapping ends with the tensor: what has been read does not accumulate.
     Where a reader has to compute a matrix (a folded norm, a scale; ``.npz``), each use reads the whole file.
-    Results equal those of `Dictionary`. The file must stay as it is while the dictionary is used.
+    ``input_scale`` [d_in], if any, multiplies what the encoder reads (see `fitted`). Results equal those of
+    `Dictionary`. The file must stay as it is while the dictionary is used.
     """
+
+    input_scale: Tensor | None
 
     def __init__(
         self, place: AnyPath | Source, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
@@ -47,12 +51,25 @@ class LazyDictionary(Dictionary):
             tensor = getattr(stored, name)
             parameter = None if tensor is None else nn.Parameter(tensor.detach().clone(), requires_grad=False)
             self.register_parameter(name, parameter)
+        self.register_parameter("input_scale", None)
         self.to(device=device, dtype=dtype)
+
+    def reading(
+        self, cfg: DictionaryMeta, scale_D: Float[Tensor, " d_in"], tensors: Mapping[str, Tensor | None]
+    ) -> LazyDictionary:
+        """A copy with this config and these small tensors whose encoder reads x * scale (see `fitted`)."""
+        copied = copy.deepcopy(self)
+        copied.cfg = cfg
+        for name, tensor in ({"input_scale": scale_D} | dict(tensors)).items():
+            parameter = None if tensor is None else nn.Parameter(tensor.to(self.b_enc), requires_grad=False)
+            setattr(copied, name, parameter)
+        return copied
 
     @property
     def W_enc(self) -> Tensor:  # type: ignore[override]  # an attribute of Dictionary, read-only here
         """[d_in, F], mapped from the file, or a copy where device or dtype differ."""
-        return self._matrix("W_enc").to(self.b_enc)
+        W_enc = self._matrix("W_enc").to(self.b_enc)
+        return W_enc if self.input_scale is None else W_enc * self.input_scale[:, None]
 
     @property
     def W_dec(self) -> Tensor:  # type: ignore[override]  # as W_enc
@@ -61,7 +78,8 @@ class LazyDictionary(Dictionary):
 
     def encoder_rows(self, features: Tensor | Sequence[int]) -> Float[Tensor, "n d_in"]:
         """As `Dictionary.encoder_rows`."""
-        return self._finite(_rows(self._matrix("W_enc").T, features), "W_enc")
+        rows = self._finite(_rows(self._matrix("W_enc").T, features), "W_enc")
+        return rows if self.input_scale is None else rows * self.input_scale
 
     def decoder_rows(self, features: Tensor | Sequence[int]) -> Float[Tensor, "n d_out"]:
         """As `Dictionary.decoder_rows`."""
@@ -74,7 +92,8 @@ class LazyDictionary(Dictionary):
             MechstudyError: rows of another width, or of integers; or the encoder holds values that are not finite.
         """
         rows = self._rows(x)
-        pre = super().pre_activations(rows)
+        scaled = rows if self.input_scale is None else rows * self.input_scale
+        pre = scaled @ self._matrix("W_enc").to(self.b_enc) + self.b_enc
         if bool(rows.isfinite().all()):
             self._finite(pre, "W_enc")
         return pre

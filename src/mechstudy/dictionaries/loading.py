@@ -12,12 +12,12 @@ import torch
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder
 from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.formats.hooks import layer_of
 from mechstudy.dictionaries.formats.recognise import Source
 from mechstudy.dictionaries.formats.registry import local_path
 from mechstudy.dictionaries.formats.sets import is_cross_layer, sources
 from mechstudy.dictionaries.lazy import LazyDictionary
 from mechstudy.dictionaries.stored import AnyPath
-from mechstudy.models.sites import Site
 
 
 def load_dictionary(
@@ -147,7 +147,7 @@ def _loaded(place: AnyPath | Source, device: str, dtype: torch.dtype | None, laz
 
 def _layer_of(dictionary: Dictionary, place: Place) -> int:
     try:
-        return Site.parse(dictionary.cfg.site_in).layer
+        return layer_of(dictionary.cfg.site_in)
     except MechstudyError as error:
         raise MechstudyError(
             f"the dictionary does not name its layer: it reads {dictionary.cfg.site_in!r}",

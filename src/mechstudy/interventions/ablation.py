@@ -15,6 +15,7 @@ from mechstudy.circuits.linearised import require_transcoders
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
 from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.fitted import all_fitted
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.controls import matched_controls
 from mechstudy.interventions.effects import LogitEffects
@@ -157,6 +158,7 @@ def ablate(
     pairs, members = list(pairs), tuple(features_at(features))
     _check(dictionaries, pairs, members, to)
     dictionaries = {layer: dictionaries[layer] for layer in sorted({m.layer for m in members})}
+    dictionaries = all_fitted(model, dictionaries)
     require_transcoders(dictionaries, "ablations", model)
     activations = NamedActivations(model, dictionaries, discovery or pairs, batch_tokens=batch_tokens)
     controls = tuple(matched_controls(members, activations, dictionaries, excluded, n_controls))

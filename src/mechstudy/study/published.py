@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from mechstudy import dictionaries
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.config import DictionaryConfig
-from mechstudy.models.sites import SITES, Site, parse_layers
+from mechstudy.dictionaries.formats.hooks import is_before_weight, layer_of
+from mechstudy.models.sites import SITES, parse_layers
 from mechstudy.study import finished
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def _read(address: str, base: Path, layer: int | None, site: str | None) -> Iter
             )
         path, listed = Path(about["place"]), about["listed"] and Path(about["listed"])
         at = _layer(about, layer)
-        site_in, site_out = (f"{_kind(str(about[name]), site)}.{at}" for name in ("site_in", "site_out"))
+        site_in, site_out = (_site(str(about[name]), site, at) for name in ("site_in", "site_out"))
         yield Published(at, address, path, listed, dictionaries.checksum(path, listed), site_in, site_out, about)
 
 
@@ -146,7 +147,7 @@ def _layer(about: Mapping[str, Any], layer: int | None) -> int:
     if layer is not None:
         return layer
     try:
-        return Site.parse(str(about["site_in"])).layer
+        return layer_of(str(about["site_in"]))
     except MechstudyError:
         raise MechstudyError(
             f"the dictionary does not name its layer: it reads {about['site_in']!r}",
@@ -156,11 +157,13 @@ def _layer(about: Mapping[str, Any], layer: int | None) -> int:
         ) from None
 
 
-def _kind(named: str, site: str | None) -> str:
-    """The kind of the site that the files name, or the study where they do not."""
+def _site(named: str, site: str | None, layer: int) -> str:
+    """The site of the kind that the files name, or the study where they do not."""
     kind = named.partition(".")[0]
     if kind in SITES:
-        return kind
+        return f"{kind}.{layer}"
+    if is_before_weight(named):
+        return f"blocks.{layer}.ln2.hook_normalized"
     if site is None:
         raise MechstudyError(
             f"the dictionary reads {named!r}, which is no site of the model",
@@ -168,7 +171,7 @@ def _kind(named: str, site: str | None) -> str:
             facts={"sites": " ".join(SITES)},
             fix="dictionaries.site: what it reads and writes",
         )
-    return site
+    return f"{site}.{layer}"
 
 
 def _check(one: Published, shapes: ModelShapes) -> None:
@@ -180,7 +183,8 @@ def _check(one: Published, shapes: ModelShapes) -> None:
             fix="dictionaries of this model",
         )
     for end in ("in", "out"):
-        kind = (one.site_in if end == "in" else one.site_out).partition(".")[0]
+        kind = str(one.site_in if end == "in" else one.site_out).partition(".")[0]
+        kind = "mlp_in" if kind not in SITES else kind
         width = shapes.width(kind)
         if one.about[f"d_{end}"] != width:
             raise MechstudyError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mechstudy.models import hub
 from mechstudy.models.families import FAMILIES
+from mechstudy.models.sites import Site
 
 _HOOKS = {
     "resid_pre": "hook_resid_pre",
@@ -43,6 +44,20 @@ def site_name(hook: str) -> str:
     if match is None or match[2] not in kinds:
         return hook
     return f"{kinds[match[2]]}.{match[1]}"
+
+
+def is_before_weight(site: str) -> bool:
+    """Whether a name is TransformerLens' of what the MLP's norm gives before its weight: no site, see `fitted`."""
+    return re.fullmatch(r"blocks\.\d+\.ln2\.hook_normalized", site) is not None
+
+
+def layer_of(site: str) -> int:
+    """The layer of a site's name, or of `is_before_weight`'s.
+
+    Raises:
+        MechstudyError: it is neither.
+    """
+    return int(site.split(".")[1]) if is_before_weight(site) else Site.parse(site).layer
 
 
 def with_head(site: str, head: int | None) -> str:

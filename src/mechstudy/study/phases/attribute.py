@@ -155,7 +155,7 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
         """Writes the graphs of this process' prompts, and a record of each for the process that assembles them."""
         behaviour = inputs.prompts.behaviour
         model = inputs.model.load(runtime, exact=True)
-        dictionaries = load_all(inputs.dictionaries, runtime)
+        dictionaries = load_all(inputs.dictionaries, runtime, model)
         mine = runtime.group.mine(list(enumerate(spec.prompts(inputs.prompts.pairs("train")))))
         checkpointing = runtime.options.checkpointing
         left = [(number, pair) for number, pair in mine if not _record(out, behaviour, number).exists()]

@@ -91,16 +91,16 @@ class FeaturesPhase(Phase[FeaturesSpec, FeaturesInputs]):
 
     def run(self, spec: FeaturesSpec, inputs: FeaturesInputs, out: ArtifactWriter, runtime: Runtime) -> None:
         """Writes ``features.json``: examples with per-token activations, logits, frequencies, and graphs."""
-        dictionaries = load_all(inputs.dictionaries, runtime)
         aggregates = {name: graphs.aggregate() for name, graphs in inputs.graphs.items()}
         in_graphs = features.features_in_graphs(aggregates, spec.per_behaviour)
         if not in_graphs:
             out.write_json(PAGES, {"features": []})
             return
         rows = inputs.corpus.load().train[: spec.documents].long()
+        model = inputs.model.load(runtime, spec.model_dtype)
         pages = features.feature_pages(
-            inputs.model.load(runtime, spec.model_dtype),
-            dictionaries,
+            model,
+            load_all(inputs.dictionaries, runtime, model),
             in_graphs,
             rows,
             n_examples=spec.examples,

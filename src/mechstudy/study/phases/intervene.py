@@ -125,7 +125,7 @@ class IntervenePhase(Phase[InterveneSpec, InterveneInputs]):
         on the prompts of their graphs.
         """
         model = inputs.model.load(runtime, exact=True)
-        dictionaries = load_all(inputs.dictionaries, runtime)
+        dictionaries = load_all(inputs.dictionaries, runtime, model)
         train, test = (inputs.prompts.pairs(split) for split in ("train", "test"))
         aggregate = inputs.graphs.aggregate()
         nodes = [node for node in aggregate["nodes"] if node["type"] == "feature"]

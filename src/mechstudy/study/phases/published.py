@@ -89,9 +89,9 @@ class PublishedPhase(Phase[PublishedSpec, PublishedInputs]):
     def run(self, spec: PublishedSpec, inputs: PublishedInputs, out: ArtifactWriter, runtime: Runtime) -> None:
         """Writes ``evaluation.json``, and ``source.json``: where the dictionary is from and whose it is."""
         source = spec.canonical()
-        dictionary = load_published(source, runtime.device)
         model, held_out = inputs.model.load(runtime, spec.model_dtype), inputs.corpus.load().held_out
-        sites = Site.parse(spec.site_in), Site.parse(spec.site_out)
+        dictionary = dictionaries.fitted(model, load_published(source, runtime.device))
+        sites = Site.parse(dictionary.cfg.site_in), Site.parse(dictionary.cfg.site_out)
         rows = held_out_rows(model, held_out, sites, spec.evaluation_rows, runtime)
         record = dictionaries.published_record(
             dictionary, rows, model, held_out, layer=spec.layer, n_tokens=spec.evaluation_tokens

@@ -65,20 +65,21 @@ class VariantSpec(TrainSpec):
 class DictionaryArtifact(Output):
     """A trained or published dictionary with its evaluation."""
 
-    def load(self, runtime: Runtime) -> Dictionary:
-        """The dictionary; kept loaded between units of one process.
+    def load(self, runtime: Runtime, model: LanguageModel) -> Dictionary:
+        """The dictionary, which reads a site of the model; kept loaded between units of one process.
 
         Raises:
             MechstudyError: a published dictionary's files are gone, or not those that were judged.
         """
         key = ("dictionary", self.id, runtime.device)
         if key not in runtime.cache:
-            if SOURCE in self.artifact.manifest["files"]:
-                runtime.cache[key] = load_published(self.read_json(SOURCE), runtime.device)
-            else:
-                runtime.cache[key] = dictionaries.load_dictionary(
-                    self.artifact.file(f"{FOLDER}/cfg.json").parent, device=runtime.device
-                )
+            folder = self.artifact.path / FOLDER
+            loaded = (
+                load_published(self.read_json(SOURCE), runtime.device)
+                if SOURCE in self.artifact.manifest["files"]
+                else dictionaries.load_dictionary(folder, device=runtime.device)
+            )
+            runtime.cache[key] = dictionaries.fitted(model, cast("Dictionary", loaded))
         dictionary: Dictionary = runtime.cache[key]
         return dictionary
 
@@ -110,9 +111,11 @@ def load_published(source: Mapping[str, Any], device: str) -> Dictionary:
     return cast("Dictionary", dictionaries.load_dictionary(pinned, device=device, lazy=lazy))
 
 
-def load_all(artifacts: Mapping[int, DictionaryArtifact], runtime: Runtime) -> dict[int, Dictionary]:
+def load_all(
+    artifacts: Mapping[int, DictionaryArtifact], runtime: Runtime, model: LanguageModel
+) -> dict[int, Dictionary]:
     """Dictionaries by layer, in order."""
-    return {layer: artifacts[layer].load(runtime) for layer in sorted(artifacts)}
+    return {layer: artifacts[layer].load(runtime, model) for layer in sorted(artifacts)}
 
 
 def training_inputs(plan: StudyPlan, wave: int) -> list[Input]:

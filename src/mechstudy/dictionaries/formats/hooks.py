@@ -22,7 +22,7 @@ _HOOKS = {
 _TYPE = re.compile(r"([a-z_]*[a-z])_?(\d*)(?:_text)?")
 _TYPES = [found.groups() for family in FAMILIES for known in family.model_types if (found := _TYPE.fullmatch(known))]
 _NUMBERED = {stem for stem, number in _TYPES if number}
-_RESIDUAL = re.compile(r"(resid_(?:pre|mid|post))_layer_(\d+)")
+_RESIDUAL = re.compile(r"(resid_(?:pre|mid|post))_(?:layer_)?(\d+)")
 _HEAD = re.compile(r"(.+) head (\d+)")
 _MODULE = re.compile(
     r"(?:(?:model|transformer|gpt_neox|language_model)\.)*(?:layers|h)\.(\d+)(?:\.(?!input|output)([\w.]+?))?(?:\.(input|output))?"

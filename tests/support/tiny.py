@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -16,7 +17,8 @@ OTHERS = tuple(
     for kind in family.model_types
     if kind not in ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "gpt2", "gpt_neox")
 )
-ALL = FAMILIES + OTHERS
+ALL = (*FAMILIES, *(pytest.param(family, marks=pytest.mark.slow) for family in OTHERS))
+"""To parametrise tests: the first eight run in `make check` too."""
 # Where a family's default would leave the tiny model without what makes the family: more than one expert, ...
 _OWN = {
     "granite": {

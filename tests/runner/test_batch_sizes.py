@@ -19,6 +19,8 @@ from mechstudy.study.unit import Unit
 from tests.support.tiny_study import write_study
 from tests.support.toy_units import sums, unit
 
+pytestmark = pytest.mark.slow  # whole studies
+
 
 def run(folder: Path, units: list[Unit], batch_tokens: int = 4096) -> RunResult:
     return Run(folder, units, RunOptions(batch_tokens=batch_tokens), NullProgress()).execute()

@@ -20,6 +20,8 @@ from mechstudy.corpus.token_rows import Corpus
 from mechstudy.models.loading import load_folder
 from tests.support.tiny_study import write_study
 
+pytestmark = pytest.mark.slow  # whole studies
+
 ONE, THREE = "one", "three"
 INTERVENTIONS = (
     "interventions: {bootstrap: 100, permutations: 99, ci: 0.99, n_groups: 1, group_size: 2, min_presence: 0.1,"

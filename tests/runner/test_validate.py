@@ -19,6 +19,8 @@ from mechstudy.runner.pilots import PilotRuns
 from mechstudy.runner.validate import validate
 from tests.support.tiny import tiny_model
 
+pytestmark = pytest.mark.slow  # whole studies
+
 
 @pytest.fixture(scope="module", autouse=True)
 def only_the_models_widths():

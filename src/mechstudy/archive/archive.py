@@ -11,13 +11,13 @@ from typing import IO
 
 from mechstudy.archive.index import CONTENTS, SUFFIX, Compression, Contents, compressed, require
 from mechstudy.archive.tar import disk_too_small, read_archive
-from mechstudy.archive.writer import Item, Packing, gather
+from mechstudy.archive.writer import Item, Packing, gather, nothing_finished
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.files import atomic_path
 from mechstudy.core.progress import Bar, NullProgress, Progress
 from mechstudy.planning.opened_study import OpenedStudy
 from mechstudy.store.manifest import sha256_of
-from mechstudy.study.run_folder import RunFolder
+from mechstudy.study.run_folder import ARTIFACTS, RunFolder
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,10 @@ def archive_run(
     progress = progress or NullProgress()
     require(compression)
     out = out or Path(f"{opened.study.name}{SUFFIX[compression]}")
+    _refuse_existing(out)
+    if not (opened.folder / ARTIFACTS).is_dir():  # before the lock, which is a file in the folder
+        raise nothing_finished(opened)
     with RunFolder(opened.folder).lock():
-        _refuse_existing(out)
         packing = gather(opened, everything=everything, sources=sources)
         _check_space(out, packing, compression, progress)
         with atomic_path(out) as temporary:

@@ -14,6 +14,7 @@ from typing import Any
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.files import disk_errors, not_stale
 from mechstudy.core.progress import NullProgress, Progress
+from mechstudy.machine.devices import resolve_device
 from mechstudy.planning.opened_study import OpenedStudy
 from mechstudy.report.data import FILES, LOGS, Address, addresses, at, content_of, differences, parse_address
 from mechstudy.runner.recorded_options import AsMade, together, unlike
@@ -227,6 +228,7 @@ def run_again(
             fix="remove it, or --again-in <another folder>",
         )
     if from_inputs:
+        resolve_device(run.options.of(unit).device)
         _copy_inputs(run_of(opened, NullProgress()), run, unit)
     result = execute(again, [unit], progress=progress, **changes)
     now = {name: node.artifact for name, node in run.evaluate().nodes.items() if node.artifact is not None}

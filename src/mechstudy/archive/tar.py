@@ -54,7 +54,8 @@ def _contents(path: Path, members: Iterator[tuple[str, Iterator[bytes]]]) -> Con
     name, stream = next(members, ("", iter(())))
     if name != CONTENTS:
         why = f"it begins with {name!r}" if name else "it is empty"
-        raise MechstudyError(f"this is not an archive of mechstudy: {why}", where=str(path))
+        fix = "a file that `mechstudy archive` wrote"
+        raise MechstudyError(f"this is not an archive of mechstudy: {why}", where=str(path), fix=fix)
     data = b""
     for block in stream:
         data += block
@@ -123,7 +124,8 @@ def _as_damage(path: Path) -> Iterator[None]:
     except MechstudyError:
         raise
     except FileNotFoundError:
-        raise MechstudyError("there is no such archive", where=str(path)) from None
+        fix = "a file that `mechstudy archive` wrote"
+        raise MechstudyError("there is no such archive", where=str(path), fix=fix) from None
     except OSError as error:
         if error.errno is not None:  # the disk failed, not the archive
             raise MechstudyError(f"cannot be read: {error.strerror}", where=str(path)) from error

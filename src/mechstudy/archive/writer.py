@@ -46,6 +46,13 @@ class Packing:
     left_out: int
 
 
+def nothing_finished(opened: OpenedStudy) -> MechstudyError:
+    """The error for a run without a finished artifact."""
+    return MechstudyError(
+        "nothing of this study is finished", where=str(opened.folder), fix=f"mechstudy run {opened.file}"
+    )
+
+
 def gather(opened: OpenedStudy, *, everything: bool = False, sources: bool = True) -> Packing:
     """Selects the files: all manifests and usage files, payload to keep, and what a run elsewhere needs.
 
@@ -59,9 +66,7 @@ def gather(opened: OpenedStudy, *, everything: bool = False, sources: bool = Tru
     nodes = opened.evaluate().nodes
     done = {name: node.artifact for name, node in nodes.items() if node.artifact is not None}
     if not done:
-        raise MechstudyError(
-            "nothing of this study is finished", where=str(opened.folder), fix=f"mechstudy run {opened.file}"
-        )
+        raise nothing_finished(opened)
     found = source_files(opened.study, opened.file.parent.resolve())
     read = found if sources else {}
     for name, path in read.items():

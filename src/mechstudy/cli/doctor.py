@@ -18,6 +18,7 @@ from mechstudy.core.progress import duration
 from mechstudy.core.sizes import human
 from mechstudy.machine.cache import cache_folder
 from mechstudy.models.sources import HUB_ID, SOURCE_KINDS
+from mechstudy.study.finished import check_run
 from mechstudy.study.study import load_study
 
 Subject = Annotated[
@@ -108,6 +109,8 @@ def _checked(found: Iterator[checks.Check], as_json: bool) -> int:
 
 
 def _diagnosis(study: Path, sets: list[str] | None, out: Path | None) -> checks.Diagnosis:
+    if study.is_dir():
+        check_run(study)
     file = study / "study.yaml" if study.is_dir() else study
     config, _ = load_study(file, sets or [])
     run = study if study.is_dir() else out or Path("runs") / config.name

@@ -78,6 +78,7 @@ storage:
     capture: discard      # the corpus' activations, deleted once every dictionary is trained
   # quota: 50GB           # limit on the size of all artifacts; checked before anything is written
 """
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 def init(
@@ -112,8 +113,14 @@ def init(
             f"{model!r} is not a model source",
             fix="hf:<id>[@revision], path:<folder>, gguf:<file> or pypi:<package>==<version>",
         )
+    if name is not None and _NOT_IN_NAMES.search(name):
+        raise MechstudyError(
+            f"{name!r} is not a name for a study",
+            where="--name",
+            fix=f"letters, digits, _ . and -: {_NOT_IN_NAMES.sub('-', name)}",
+        )
     text = _TEMPLATE.format(
-        name=name or re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.resolve().name).strip("-") or "study",
+        name=name or _NOT_IN_NAMES.sub("-", folder.resolve().name).strip("-") or "study",
         model=_quoted(model),
         builtin=", ".join(BEHAVIOURS),
         behaviours="".join(f"  - {{name: {asked}, n_train: 100, n_test: 100}}\n" for asked in behaviours),

@@ -19,6 +19,7 @@ from mechstudy.cli.options import Device, HardwareName, Json, Out, Sets, StudyFi
 from mechstudy.cli.show import COLOURS, console, phase_table, print_fitting, print_json, table, time_text
 from mechstudy.core.progress import duration
 from mechstudy.core.sizes import human
+from mechstudy.machine.devices import resolve_device
 from mechstudy.models.known import known_models
 from mechstudy.runner import slurm
 from mechstudy.study.slurm_config import SlurmConfig
@@ -57,6 +58,8 @@ def plan(
     opened = planning.open_study(study, overrides(sets, device, threads), out=out, say=say)
     jobs = _slurm(opened)
     machine = planning.asked_hardware(opened.study.compute, hardware)
+    if machine is None and jobs is None:  # it would run here; a cluster's nodes may have what this machine lacks
+        resolve_device(opened.options.device)
     made = planning.make_plan(opened.evaluate(), opened.folder, opened.options, hardware=machine, slurm=jobs)
     made.notes.extend(opened.notes)
     if opened.model is None:

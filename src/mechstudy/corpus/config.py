@@ -13,6 +13,8 @@ from mechstudy.core.errors import MechstudyError, nearest
 
 FILE_KINDS = ("text", "jsonl", "parquet")
 HUB_SPLITS = ("train", "validation", "valid", "test", "dev")
+SUFFIXES = {"text": (".txt", ".md"), "jsonl": (".jsonl", ".ndjson"), "parquet": (".parquet",)}  # read from a folder
+_COMPRESSED = (".gz", ".xz")
 SEPARATOR = "<|endoftext|>"  # between documents, in plain text files and in token rows
 
 
@@ -73,6 +75,26 @@ class Source:
     def path(self) -> Path:
         """The file, folder or pattern of a local source."""
         return Path(self.location).expanduser()
+
+
+def files_of_folder(kind: str, folder: Path) -> list[Path]:
+    """The files of a source that names a folder: by suffix, compressed or not.
+
+    Raises:
+        MechstudyError: there is none.
+    """
+    suffixes = SUFFIXES[kind]
+    files = (path for path in folder.rglob("*") if path.is_file())
+    found = sorted(p for p in files if (p.with_suffix("") if p.suffix in _COMPRESSED else p).suffix in suffixes)
+    if not found:
+        there = sorted(path.name for path in folder.iterdir())
+        raise MechstudyError(
+            f"no {' or '.join(suffixes)} file in this folder",
+            where=str(folder),
+            facts={"holds": ", ".join(there[:8]) + (", ..." if there[8:] else "") or "nothing"},
+            fix="name one file, or another folder",
+        )
+    return found
 
 
 class CorpusConfig(Config):

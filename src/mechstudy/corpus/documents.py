@@ -16,7 +16,7 @@ import polars as pl
 
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.corpus.bundled import bundled_file
-from mechstudy.corpus.config import SEPARATOR, Source
+from mechstudy.corpus.config import SEPARATOR, Source, files_of_folder
 
 TEXT_DOCUMENT_CHARACTERS = 2_000  # paragraphs are joined into documents of at least this many
 HUB_SHUFFLE_BUFFER = 10_000
@@ -50,13 +50,7 @@ def read_documents(source: Source, text_field: str, seed: int) -> Iterator[str]:
 
 def _files(source: Source) -> list[Path]:
     path = source.path
-    suffixes = {"text": (".txt", ".md"), "jsonl": (".jsonl", ".ndjson"), "parquet": (".parquet",)}[source.kind]
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and _suffix(p) in suffixes)
-        if not files:
-            raise MechstudyError(f"no {' or '.join(suffixes)} file in this folder", where=str(path))
-    else:
-        files = [path] if path.exists() else _matching(path)
+    files = files_of_folder(source.kind, path) if path.is_dir() else [path] if path.exists() else _matching(path)
     if not files:
         others = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         guess = nearest(path.name, others)
@@ -74,11 +68,6 @@ def _matching(path: Path) -> list[Path]:
     if wild is None:
         return []
     return sorted(p for p in Path(*path.parts[:wild]).glob("/".join(path.parts[wild:])) if p.is_file())
-
-
-def _suffix(path: Path) -> str:
-    """The file's suffix, without that of its compression."""
-    return path.with_suffix("").suffix if path.suffix in _OPENERS else path.suffix
 
 
 def _open(path: Path) -> io.BufferedReader | io.BytesIO:

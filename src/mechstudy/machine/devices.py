@@ -12,12 +12,14 @@ from pathlib import Path
 
 from mechstudy.core.errors import MechstudyError
 
+DEVICES = "auto, cpu, cuda or cuda:1"
+
 
 def resolve_device(device: str) -> str:
     """``auto`` is CUDA where there is one, else the CPU.
 
     Raises:
-        MechstudyError: the device does not exist.
+        MechstudyError: the device does not exist here, or is of a kind that nothing was tested on.
     """
     if device == "cpu" or (device == "auto" and not _may_have_gpu()):
         return "cpu"
@@ -28,12 +30,15 @@ def resolve_device(device: str) -> str:
     try:
         named = torch.device(device)
     except RuntimeError as error:
-        raise MechstudyError(f"{device!r} is not a device", fix="auto, cpu, cuda or cuda:1") from error
-    if named.type == "cuda" and (named.index or 0) >= torch.cuda.device_count():
+        raise MechstudyError(f"{device!r} is not a device", fix=DEVICES) from error
+    if named.type not in ("cpu", "cuda", "mps"):
+        raise MechstudyError(f"{device!r} is not a device that mechstudy runs on", fix=DEVICES)
+    n = torch.cuda.device_count()
+    if (named.type == "cuda" and (named.index or 0) >= n) or (named.type == "mps" and not _has_mps()):
         raise MechstudyError(
-            f"there is no device {device}",
-            facts={"CUDA devices": str(torch.cuda.device_count())},
-            fix="compute.device: auto, or --device cpu",
+            f"there is no device {device} on this machine",
+            facts={"CUDA devices": str(n)},
+            fix="auto or cpu (compute.device, --device)",
         )
     return device
 
@@ -85,6 +90,12 @@ def exact_products() -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_float32_matmul_precision("highest")
+
+
+def _has_mps() -> bool:
+    import torch
+
+    return torch.backends.mps.is_available()
 
 
 def _may_have_gpu() -> bool:

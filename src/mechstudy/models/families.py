@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mechstudy.core.errors import MechstudyError, nearest
+from mechstudy.core.errors import MechstudyError
 
 Bias = Literal["none", "always", "attention_bias", "attention_out_bias", "use_bias", "mlp_bias"]
 
@@ -129,9 +129,8 @@ def family_of(model_type: str) -> Family:
     """
     if model_type in _BY_TYPE:
         return _BY_TYPE[model_type]
-    guess = nearest(model_type, _BY_TYPE)
     raise MechstudyError(
         f"models of type {model_type!r} are not supported",
         facts={"supported": ", ".join(f"{f.name} ({'/'.join(f.model_types)})" for f in FAMILIES)},
-        fix=f"did you mean {guess!r}?" if guess else "choose a model of a supported family",
+        fix="a model of one of these families",
     )

@@ -78,6 +78,12 @@ def check_folder(folder: Path) -> None:
     Raises:
         MechstudyError: it does not; the message names the file that is missing, broken, truncated or pickled.
     """
+    if folder.is_file():
+        raise MechstudyError(
+            "this is a file, and a model is a folder",
+            where=str(folder),
+            fix=f"gguf:{folder.name}" if folder.suffix == ".gguf" else f"the folder that holds it: {folder.parent}",
+        )
     if not folder.is_dir():
         raise MechstudyError(
             "no such model folder", where=str(folder), fix="the path of a folder, relative to the study file's folder"
@@ -86,6 +92,10 @@ def check_folder(folder: Path) -> None:
     if (folder / "adapter_config.json").exists():
         raise _is_adapter(folder)
     weights = weight_files(folder)
+    missing = sorted(_indexed(folder) - {p.name for p in weights})
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise MechstudyError(f"{missing[0]} is missing{more}", where=str(folder), fix="fetch the model again")
     if not weights:
         pickles = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt")])
         raise MechstudyError(
@@ -94,8 +104,6 @@ def check_folder(folder: Path) -> None:
             facts={"pickled weights, never read": ", ".join(pickles)} if pickles else None,
             fix="convert them with save_pretrained(safe_serialization=True)" if pickles else "copy them there",
         )
-    if missing := sorted(_indexed(folder) - {p.name for p in weights}):
-        raise MechstudyError(f"{missing[0]} is missing", where=str(folder), fix="fetch the model again")
     for path in weights:
         _check_safetensors(path)
     _check_tokenizer(folder)
@@ -202,6 +210,18 @@ def _check_tokenizer(folder: Path) -> None:
         )
     for path in found:
         check_readable(path)
+        if path.name == "tokenizer.json" and not _is_whole_object(path):
+            raise MechstudyError(
+                "tokenizer.json is not JSON, or it is truncated", where=str(folder), fix="fetch or copy it again"
+            )
+
+
+def _is_whole_object(path: Path) -> bool:
+    """Whether a JSON file begins and ends as an object does; those of large vocabularies take long to parse."""
+    with path.open("rb") as file:
+        head = file.read(64)
+        file.seek(max(0, path.stat().st_size - 64))
+        return head.lstrip().startswith(b"{") and file.read().rstrip().endswith(b"}") and len(head.strip()) > 1
 
 
 def _is_adapter(folder: Path) -> MechstudyError:

@@ -29,14 +29,15 @@ def convert_gguf(gguf: Path, folder: Path) -> str | None:
     log: Any = transformers.utils.logging
     log.disable_progress_bar()
     auto_model: Any = transformers.AutoModelForCausalLM
+    reader = _reader(gguf)
     try:
-        reader = GGUFReader(gguf)
         model = auto_model.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except Exception as error:  # gguf and transformers raise many kinds for a broken file
         raise MechstudyError(
             f"the GGUF file cannot be read: {str(error).splitlines()[0] if str(error) else error!r}",
             where=str(gguf),
+            fix="a GGUF file of a supported family, or the model's safetensors: hf:<id> or path:<folder>",
         ) from error
     config = model.config
     if hasattr(config, "quantization_config"):
@@ -48,6 +49,28 @@ def convert_gguf(gguf: Path, folder: Path) -> str | None:
     tokenizer.save_pretrained(folder)
     name = _field(reader, "general.name")
     return None if name is None else str(name)
+
+
+def _reader(gguf: Path) -> GGUFReader:
+    """The file's fields and tensors.
+
+    Raises:
+        MechstudyError: it is no GGUF file, or ends before what its header lists.
+    """
+    with gguf.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        what = "is a pointer of Git LFS" if magic == b"vers" else f"is not a GGUF file: it begins with {magic!r}"
+        raise MechstudyError(f"{gguf.name} {what}", where=str(gguf), fix="fetch or copy it again")
+    try:
+        return GGUFReader(gguf)
+    except Exception as error:  # of NumPy's, where an array ends early
+        raise MechstudyError(
+            "the GGUF file is truncated or damaged",
+            where=str(gguf),
+            facts={"size": f"{gguf.stat().st_size:,} bytes", "reason": (str(error) or repr(error)).splitlines()[0]},
+            fix="fetch or copy it again",
+        ) from error
 
 
 def _restore_rope_scaling(config: Any, reader: GGUFReader, gguf: Path) -> None:

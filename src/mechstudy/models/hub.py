@@ -16,6 +16,8 @@ from huggingface_hub import constants
 
 from mechstudy.core.errors import MechstudyError
 
+OFFLINE_FIX = "fetch it where there is a network, into that cache (HF_HOME), or copy the folder here and use its path"
+
 
 def download_folder(
     repo: str, *, patterns: Sequence[str], revision: str | None = None, token: str | None = None
@@ -157,7 +159,8 @@ def hub_errors(place: str) -> Iterator[None]:
     except Exception as error:  # the client raises its own errors and those of several libraries
         what, fix = _explanation(error)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise MechstudyError(what, where=place, facts={"reason": reason}, fix=fix) from error
+        facts = {"cache": str(constants.HF_HUB_CACHE)} if fix == OFFLINE_FIX else {"reason": reason}
+        raise MechstudyError(what, where=place, facts=facts, fix=fix) from error
 
 
 def _explanation(error: Exception) -> tuple[str, str]:
@@ -176,6 +179,8 @@ def _explanation(error: Exception) -> tuple[str, str]:
         return "the hub does not accept this name", "owner/name of letters, digits, - _ and ."
     if isinstance(error, errors.LocalTokenNotFoundError) or status in (401, 403):
         return "the hub refuses this account", "`hf auth login` with a token that may do this, or HF_TOKEN"
+    if isinstance(error, errors.LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE:
+        return "the hub is not asked (HF_HUB_OFFLINE), and its cache does not hold it", OFFLINE_FIX
     fix = "check the network; offline, copy the folder here and use its path"
     return "the hub cannot be reached, or something is wrong there", fix
 

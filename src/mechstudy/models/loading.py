@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 
 from mechstudy.core.errors import MechstudyError, nearest
+from mechstudy.machine.devices import resolve_device
 from mechstudy.models.families import family_of
 from mechstudy.models.folder import check_folder, model_name, read_config
 from mechstudy.models.language_model import DTYPES, LanguageModel
@@ -66,7 +66,7 @@ def load_model(
                 "a tokenizer is accepted only with a loaded model", fix="leave it out: the source brings its own"
             )
         folder = resolve_source(full_source(source, base), base=base)
-        device = _device(device)
+        device = resolve_device(device)
         if dtype == "auto":
             shapes = shapes_of(read_config(folder))
             dtype = faster_dtype(shapes.d_model, shapes.d_mlp, device)
@@ -141,17 +141,3 @@ def _wrapped(hf: transformers.PreTrainedModel, tokenizer: Any, name: str | None)
         )
     arch = family_of(hf.config.model_type)
     return LanguageModel(hf, tokenizer, arch, name or Path(hf.config.name_or_path or "").name or arch.name)
-
-
-def _device(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        index = torch.device(device).index
-    except RuntimeError as error:
-        raise MechstudyError(f"{device!r} is not a device", fix="auto, cpu, cuda or cuda:1") from error
-    if device.startswith("cuda") and (index or 0) >= torch.cuda.device_count():
-        raise MechstudyError(
-            f"there is no device {device}", facts={"CUDA devices": str(torch.cuda.device_count())}, fix="auto or cpu"
-        )
-    return device

@@ -110,7 +110,13 @@ def gguf_folder(file: Path) -> Path:
         MechstudyError: there is no such file.
     """
     if not file.is_file():
-        raise MechstudyError("no such GGUF file", where=str(file))
+        near = sorted(path.name for path in file.parent.glob("*.gguf"))[:5]
+        raise MechstudyError(
+            "no such GGUF file",
+            where=str(file),
+            facts={"there": ", ".join(near)} if near else None,
+            fix="a path relative to the study file's folder, or an absolute one",
+        )
     if part := _PART.search(file.stem):
         raise MechstudyError(
             f"{file.name} is one of {int(part['n'])} parts of a split file",
@@ -138,7 +144,11 @@ def _from_hub(spec: str) -> Path:
                 "plans": "need no network for well-known models; `mechstudy plan --models` lists them",
             },
             fix=(f"did you mean {' or '.join(f'hf:{name}' for name in similar)}? Else " if similar else "")
-            + "check the id and the network; offline, copy the folder here and use path:<folder>",
+            + (
+                error.fix
+                if error.fix == hub.OFFLINE_FIX
+                else "check the id and the network; offline, copy the folder here and use path:<folder>"
+            ),
         ) from error
     check_folder(folder)
     return folder

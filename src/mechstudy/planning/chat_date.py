@@ -27,13 +27,24 @@ def with_chat_date(study: Study, model: Path | None, run: Path) -> tuple[Study, 
     Args:
         model: the model's folder; None where it is not on this machine.
         run: the run's folder, which may hold the date of an earlier call.
+
+    Raises:
+        MechstudyError: a chat is asked for, and the model has no chat template.
     """
     own = study.model.chat_date
     if not study.model.chat:
         return _dated(study, None), [f"{FIELD} is not used: model.chat is false"] if own else []
     if model is None:
         return _dated(study, own or _recorded(run)), []
-    if not reads_the_clock(chat_template(model)):
+    template = chat_template(model)
+    if template is None:
+        raise MechstudyError(
+            "the model's folder has no chat template",
+            where="model.chat",
+            facts={"looked for": "chat_template.jinja, chat_template in chat_template.json and tokenizer_config.json"},
+            fix="model.chat: false; or the chat (instruct) version of the model",
+        )
+    if not reads_the_clock(template):
         return _dated(study, None), [f"{FIELD} is not used: the model's chat template has no date"] if own else []
     recorded = None if own else _recorded(run)
     day = own or recorded or date.today().isoformat()

@@ -107,6 +107,8 @@ def open_study(
     file = Path(file)
     study, lines = load_study(file, overrides)
     base = file.parent.resolve()
+    if out is not None and out.exists() and not out.is_dir():
+        raise MechstudyError("a run is a folder, and this is a file", where=str(out), fix="another --out")
     try:
         own_prompts = outlines(study, base)
         check_study(study, own_prompts)
@@ -120,7 +122,10 @@ def open_study(
         what = error.what if error.where is None else f"{error.what} ({error.where})"
         raise lines.error("model.source", what, facts=error.facts, fix=error.fix) from error
     out = out or Path("runs") / study.name
-    study, date_notes = with_chat_date(study, folder, out)
+    try:
+        study, date_notes = with_chat_date(study, folder, out)
+    except MechstudyError as error:
+        raise _located(error, lines) from error
     content = _recorded(out, study.model.source) if folder is None else _content(study, folder, say)
     store = RunFolder(out).store
 

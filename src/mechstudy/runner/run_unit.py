@@ -67,7 +67,8 @@ def _publish(job: Job, cache: dict[Any, Any], stream: TextIO | None) -> Artifact
             shutil.copyfile(find_checkpoint(checkpoint), temporary)
     n = n_processes(unit, job.options)
     threads = max(1, job.options.unit_threads // n_on_this_node(n))
-    device, asked = resolve_device(job.options.device), job.options.batch_tokens
+    device = resolve_device(job.options.device) if phase.uses_device else "cpu"
+    asked = job.options.batch_tokens
     if (tokens := _recalled_batch(job, device)) is not None:
         job = replace(job, options=job.options.replace(batch_tokens=tokens))
     runtime = _runtime(job, writer, n, threads, device, cache, stream)

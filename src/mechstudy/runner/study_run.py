@@ -11,6 +11,7 @@ from typing import Any
 from mechstudy.behaviours.user import read_prompts
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
+from mechstudy.machine.devices import resolve_device
 from mechstudy.models.context import context_length
 from mechstudy.models.folder import read_config
 from mechstudy.models.tokenizer import bare_encode, encode, load_tokenizer
@@ -39,9 +40,11 @@ def execute(
     """Runs a study's units; afterwards its folder holds the newest summary and report.
 
     Raises:
-        MechstudyError: the disk or the quota is too small, or jobs of this study are in the queue.
+        MechstudyError: a device does not exist here, the disk or the quota is too small, or jobs of this study are in
+            the queue.
     """
     run = run_of(opened, progress, **changes)
+    _check_devices(run, targets, force=force)
 
     def before() -> None:
         _refuse_beside_jobs(opened)
@@ -55,6 +58,20 @@ def execute(
 
     after = partial(conclude, run.folder, opened.study.canonical())
     return run.execute(targets, force=force, before=before, after=after)
+
+
+def _check_devices(run: Run, targets: Sequence[str] | None = None, *, force: Sequence[str] = ()) -> None:
+    """Checks the devices of all that would run, before the first unit does.
+
+    Raises:
+        MechstudyError: a device does not exist on this machine.
+    """
+    if {run.options.device, *(run.options.of(name).device for name in run.options.by_unit)} <= {"auto", "cpu"}:
+        return
+    evaluation = run.evaluate(targets, force)
+    units = (evaluation.nodes[name].unit for name in evaluation.to_run)
+    for device in sorted({run.options.of(unit.name).device for unit in units if unit.phase.uses_device}):
+        resolve_device(device)
 
 
 def _refuse_beside_jobs(opened: OpenedStudy) -> None:

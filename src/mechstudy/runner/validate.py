@@ -55,8 +55,9 @@ def validate(opened: OpenedStudy, *, steps: int = 1000, progress: Progress | Non
         ``{go, layer, tests: [{name, go, text, fix, ...the numbers}], calibration, plan}``.
 
     Raises:
-        MechstudyError: a test could not be run at all.
+        MechstudyError: the device does not exist, or a test could not be run at all.
     """
+    resolve_device(opened.options.device)
     progress = progress or Progress()
     layer = opened.shapes.n_layers // 2
     folder = RunFolder(opened.folder)

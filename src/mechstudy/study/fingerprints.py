@@ -16,7 +16,7 @@ from typing import Any
 from mechstudy.behaviours.hub_files import hub_files, is_hub
 from mechstudy.core.errors import MechstudyError
 from mechstudy.corpus.bundled import bundled_card
-from mechstudy.corpus.config import CorpusConfig
+from mechstudy.corpus.config import CorpusConfig, files_of_folder
 from mechstudy.store.digests import file_sha256
 
 _EDGE = 1 << 20
@@ -102,14 +102,24 @@ def corpus_files(config: CorpusConfig, base: Path) -> list[Path]:
     Raises:
         MechstudyError: there is no such file or folder.
     """
-    path = base / config.parsed().path
+    source = config.parsed()
+    path = base / source.path
     if not path.exists():
         raise MechstudyError(
             f"there is no file or folder {path}",
             where="corpus.source",
             fix="a path relative to the study file's folder, or an absolute one",
         )
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    if path.is_dir():
+        try:
+            files_of_folder(source.kind, path)
+        except MechstudyError as error:
+            what = f"{error.what} ({error.where})"
+            raise MechstudyError(what, where="corpus.source", facts=error.facts, fix=error.fix) from error
+        return sorted(p for p in path.rglob("*") if p.is_file())
+    if path.stat().st_size == 0:
+        raise MechstudyError(f"the file is empty: {path}", where="corpus.source", fix="name a file with text in it")
+    return [path]
 
 
 def changed_files(folder: Path, recorded: Mapping[str, str], *, code: bool = False, complete: bool) -> list[str]:

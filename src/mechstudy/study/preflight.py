@@ -79,7 +79,7 @@ def position_names(behaviour: BehaviourConfig, own_prompts: Mapping[str, Outline
     """The names that every prompt of the behaviour has."""
     if behaviour.name in own_prompts:
         return own_prompts[behaviour.name].positions
-    return (*BEHAVIOURS[behaviour.name].positions, "last")
+    return tuple(dict.fromkeys((*BEHAVIOURS[behaviour.name].positions, "last")))
 
 
 def notes(study: Study, own_prompts: Mapping[str, Outline]) -> Iterator[str]:

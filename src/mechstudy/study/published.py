@@ -117,6 +117,10 @@ def _read(address: str, base: Path, layer: int | None, site: str | None) -> Iter
     try:
         if isinstance(place, Path) and finished.is_run(place):
             places = finished.dictionary_places(finished.latest(place)).values()
+            if not places:
+                raise MechstudyError(
+                    "this run has no dictionaries yet", where=str(place), fix="finish it: `mechstudy train` or `run`"
+                )
             entries = [entry for one in places for entry in dictionaries.describe(one, mapped=True)]
         else:
             entries = dictionaries.describe(place, mapped=True)

@@ -193,6 +193,11 @@ def refusal_of(run: Path, job: str) -> str | None:
     return None
 
 
+def _nothing_submitted(run: Path) -> MechstudyError:
+    fix = "mechstudy submit; or --out, if the study was submitted with one"
+    return MechstudyError("nothing of this study was submitted", where=str(run), fix=fix)
+
+
 def cancel(run: Path, units: Collection[str] = ()) -> list[str]:
     """Cancels the jobs of some units, or of all; returns the units, or job ids without a unit, that were cancelled.
 
@@ -202,10 +207,12 @@ def cancel(run: Path, units: Collection[str] = ()) -> list[str]:
         MechstudyError: nothing was submitted, or a unit that no job is of.
     """
     commands.require()
+    if not has_record(run):  # before anything is written
+        raise _nothing_submitted(run)
     with record_lock(run):
         record = read_record(run)
         if not record.history:
-            raise MechstudyError("nothing of this study was submitted", where=str(run))
+            raise _nothing_submitted(run)
         unit_of = {id: element.unit for id, element in record.elements().items()}
         for name in units:
             if name not in unit_of.values():

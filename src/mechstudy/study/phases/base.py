@@ -114,6 +114,7 @@ class Phase(ABC, Generic[S, I]):
         reads_payload: its units need the payload of their inputs, not only the files that are always kept.
         title: the heading of its numbers in the report; ``report_field`` the field of `report.ReportData` it fills.
         per: the subject of each of its units.
+        uses_device: its units compute on the run's device; others run anywhere.
         concludes: its unit ends a run: made again after failures, and linked from the run's folder.
         usage: the expected use of the GPU, and the field that sets its batches.
         command: its command on the command line, if it has one.
@@ -132,6 +133,7 @@ class Phase(ABC, Generic[S, I]):
     resumes: bool = False
     optional_inputs: bool = False
     reads_payload: bool = True
+    uses_device: bool = True
     concludes: bool = False
     title: str
     report_field: str | None = None

@@ -59,6 +59,7 @@ class ReportPhase(Phase[ReportSpec, ReportInputs]):
     spec, inputs = ReportSpec, ReportInputs
     optional_inputs = True
     reads_payload = False
+    uses_device = False
     concludes = True
 
     def units(self, plan: StudyPlan) -> Iterator[Unit]:

@@ -10,10 +10,11 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 from tests.slurm.cluster.cluster import Cluster
@@ -37,12 +38,12 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def local_run(file: Path, run: Path, *overrides: str) -> None:
+def local_run(file: Path, run: Path, *overrides: str, variables: Mapping[str, str] = MappingProxyType({})) -> None:
     """Runs a study without Slurm."""
     words = [word for override in overrides for word in ("--set", override)]
     done = subprocess.run(
         [sys.executable, "-m", "mechstudy", "run", str(file), "--out", str(run), *words],
-        env=environment(), capture_output=True, text=True, check=False, timeout=1200,
+        env=environment() | variables, capture_output=True, text=True, check=False, timeout=1200,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 

@@ -9,7 +9,7 @@ BEHAVIOURS = ("letters", "digits")
 ONE_BEHAVIOUR = "behaviours=[{name: letters, file: letters.jsonl}]"  # an override
 _TEXT = """\
 name: {name}
-model: {{source: 'path:model'}}
+model: {{source: '{source}'}}
 behaviours:
   - {{name: letters, file: letters.jsonl}}
   - {{name: digits, file: digits.jsonl}}
@@ -39,15 +39,21 @@ compute: {{device: cpu, threads: 1, slurm: {{cpus: 1, memory: 900M, signal_lead:
 """
 
 
-def write_study(folder: Path, model: Path, name: str = "tiny") -> Path:
-    """Writes a study's folder and returns its file. The same files wherever it lies, so the same artifacts too."""
+def write_study(folder: Path, model: Path | str, name: str = "tiny") -> Path:
+    """Writes a study's folder and returns its file. The same files wherever it lies, so the same artifacts too.
+
+    Args:
+        model: the model's folder, or a source of a model elsewhere.
+    """
     folder.mkdir(parents=True)
-    (folder / "model").symlink_to(model, target_is_directory=True)
+    if isinstance(model, Path):
+        (folder / "model").symlink_to(model, target_is_directory=True)
     for behaviour, alphabet in zip(BEHAVIOURS, ("abcdefgh", "12345678"), strict=True):
         (folder / f"{behaviour}.jsonl").write_text(prompts(alphabet))
     (folder / "text.txt").write_text("".join(f"A line of text, number {i}, of some length.\n\n" for i in range(400)))
     file = folder / "study.yaml"
-    file.write_text(_TEXT.format(name=name))
+    source = "path:model" if isinstance(model, Path) else model
+    file.write_text(_TEXT.format(name=name, source=source))
     return file
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,16 @@ def test_a_shell_outside_of_jobs_keeps_its_devices_and_folders():
     own = {"CUDA_VISIBLE_DEVICES": "0", "TMPDIR": "/scratch/7", "HOME": "/home/me"}
     assert environment(own) == own
     assert environment(own | {"SLURM_JOB_ID": "8"}) == {"TMPDIR": "/scratch/7", "HOME": "/home/me"}
+
+
+def test_scripts_say_where_models_are_and_hold_no_token(tmp_path, monkeypatch):
+    kept = {"HF_HOME": "/data/hf", "HF_HUB_CACHE": "/data/my hub", "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": "/data/c"}
+    for name, value in (kept | {"HF_TOKEN": "hf_secret"}).items():
+        monkeypatch.setenv(name, value)
+    frozen = Frozen(tmp_path, 1, tmp_path / "study.yaml", (), {"name": "toy"}, layers(1), RunOptions(), SlurmConfig())
+    text = script_of(frozen, Group("model", "model", ["model"]), [0], "c")
+    assert all(f"export {name}={shlex.quote(value)}\n" in text for name, value in kept.items())
+    assert "secret" not in text
 
 
 HIDING = [

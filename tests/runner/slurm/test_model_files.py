@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.fake_slurm import FakeSlurm
+from tests.support.hub_cache import put_in_hub_cache
 from tests.support.slurm_world import ROOT, mechstudy
 from tests.support.tiny import tiny_model
 from tests.support.tiny_study import write_study
@@ -39,19 +40,6 @@ def save_model(folder: Path, seed: int = 0) -> None:
     tiny.tokenizer.save_pretrained(folder)
 
 
-def put_in_hub_cache(home: Path, model: Path, commit: str) -> None:
-    """As a download with patterns leaves it: the listing names files that are not there."""
-    folder = home / "hub" / "models--acme--tiny-lm"
-    snapshot = folder / "snapshots" / commit
-    shutil.copytree(model, snapshot)
-    for name in ("refs", "trees"):
-        (folder / name).mkdir(exist_ok=True)
-    (folder / "refs" / "main").write_text(commit)
-    names = [file.name for file in model.iterdir()] + ["README.md", ".gitattributes"]
-    files = {name: {"size": 1, "blob_id": "b" * 40} for name in names}
-    (folder / "trees" / f"{commit}.json").write_text(json.dumps({"format_version": 1, "files": files}))
-
-
 @pytest.fixture
 def hub(world, tmp_path, monkeypatch) -> Path:
     """A hub cache that holds the study's model, without a network."""
@@ -62,7 +50,7 @@ def hub(world, tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    put_in_hub_cache(home, Path("model"), OLD)
+    put_in_hub_cache(home, Path("model"), "acme/tiny-lm", OLD)
     shutil.rmtree("model")
     study = Path("study.yaml")
     study.write_text(study.read_text().replace("path:model", "hf:acme/tiny-lm"))
@@ -115,12 +103,12 @@ def test_a_branch_that_moves_while_jobs_wait_is_pinned(world, hub, moves):
     mechstudy("submit", "study.yaml")
     save_model(Path("newer"), seed=1)
     if moves == "before the model's job":
-        put_in_hub_cache(hub, Path("newer"), NEW)
+        put_in_hub_cache(hub, Path("newer"), "acme/tiny-lm", NEW)
         status = json.loads(mechstudy("status", "study.yaml", "--json").stdout)
         assert {unit["status"] for unit in status["units"]} == {"queued"}
     assert run(world, "model") == 0
     if moves == "after it":
-        put_in_hub_cache(hub, Path("newer"), NEW)
+        put_in_hub_cache(hub, Path("newer"), "acme/tiny-lm", NEW)
     assert run(world, "prompts") == 0 and run(world, "baseline") == 0
     model = json.loads(next(Path("runs/tiny/artifacts/model").glob("*/model.json")).read_text())
     assert model["revision"] == OLD

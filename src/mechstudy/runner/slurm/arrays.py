@@ -23,7 +23,12 @@ from mechstudy.study.slurm_config import SlurmConfig
 
 TOGETHER = "behaviours"
 TEMPLATE = "batch.sh.j2"
-_HANDED_ON = ("MECHSTUDY_CACHE", "HF_HOME", "HF_HUB_OFFLINE")  # where models are; some sites hand on no environment
+# Where models and data sets are, and whether the hub is asked: some sites hand on no environment. No tokens, which
+# would stand in a file.
+_HANDED_ON = (
+    "MECHSTUDY_CACHE", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE",
+    "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_ENDPOINT",
+)  # fmt: skip
 _LAST_MOMENTS = 60  # seconds before its limit that a worker which cannot stop is killed, so that the job can go on
 
 

@@ -133,7 +133,7 @@ def test_interrupted_interventions_keep_the_batches_they_began_with(monkeypatch,
         graphs=SimpleNamespace(aggregate=lambda: {"nodes": []}),
     )
     for tokens in (4096, 64):
-        IntervenePhase().run(InterventionConfig(n_edges=0), inputs, out, Runtime(batch_tokens=tokens))
+        IntervenePhase().run(IntervenePhase.spec(n_edges=0), inputs, out, Runtime(batch_tokens=tokens))
     assert batches == [4096, 4096]
 
 

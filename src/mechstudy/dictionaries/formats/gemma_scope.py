@@ -159,7 +159,8 @@ def _sites(path: Path) -> tuple[str, str]:
         return path.parent.name, path.parent.name
     names = "/".join(folders)
     if "transcoder" in names:
-        return f"blocks.{layer}.ln2.hook_normalized", f"mlp_out.{layer}"  # before the norm's weight: see `fitted`
+        first = path.suffix == ".npz"  # Gemma Scope 1 read before the norm's weight: see `fitted`
+        return f"blocks.{layer}.ln2.hook_normalized" if first else f"mlp_in.{layer}", f"mlp_out.{layer}"
     if "attn" in names or "-att" in names:  # the heads' outputs, before the output projection
         return f"blocks.{layer}.attn.hook_z", f"blocks.{layer}.attn.hook_z"
     site = f"{'mlp_out' if 'mlp' in names else 'resid_post'}.{layer}"

@@ -256,6 +256,6 @@ def test_columns_are_mapped_and_others_ignored():
         "wrong_answer": "0",
         "id": "a",
     }
-    with pytest.raises(Broken, match="no column 'goood'") as error:
+    with pytest.raises(Broken, match="no value of column 'goood'") as error:
         renamed(row, {"answer": "goood"})
     assert error.value.fix == "'good'?"

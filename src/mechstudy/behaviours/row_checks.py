@@ -55,7 +55,8 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
 def _column(row: Row, name: str) -> Any:
     if name not in row:
         guess = nearest(name, row)
-        raise Broken(f"no column {name!r}", f"{guess!r}?" if guess else f"columns: {', '.join(row)}", "missing column")
+        fix = f"{guess!r}?" if guess else f"this line has {', '.join(row)}"
+        raise Broken(f"no value of column {name!r}", fix, "without a value of a column")
     return row[name]
 
 

@@ -142,10 +142,25 @@ def dictionaries_page(site: Site) -> None:
         "dictionaries",
         units=units,
         evaluations=evaluations,
+        credits=_credits(units),
         errors={layer: e for layer, e in evaluations.items() if e.get("fvu_per_row")},
         alike=_alike(evaluations.values()),
         variants=[(*key, unit.name, e) for key, unit in site.data.variants.items() if (e := unit.evaluation)],
     )
+
+
+def _credits(units: Mapping[int, UnitFiles]) -> list[tuple[str, str, str]]:
+    """Where published dictionaries are from: their layers, their address, and the model they were made for."""
+    layers: dict[tuple[str, str], list[int]] = {}
+    for layer, unit in units.items():
+        if source := unit.json("source.json"):
+            layers.setdefault((source["address"], source.get("made_for") or ""), []).append(layer)
+    return [(_named(at), address, made_for) for (address, made_for), at in layers.items()]
+
+
+def _named(layers: Sequence[int]) -> str:
+    word = "Layer" if len(layers) == 1 else "Layers"
+    return f"{word} {', '.join(map(str, layers))}"
 
 
 def _alike(evaluations: Iterable[dict[str, Any]]) -> str:

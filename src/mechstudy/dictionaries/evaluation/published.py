@@ -72,5 +72,5 @@ def _findings(dictionary: Dictionary, reconstruction: dict[str, Any]) -> list[di
         text = f"no feature is active on {cfg.site_in}"
     if text is None:
         return []
-    fix = f"is it of this model{f' (its file says {made_for})' if made_for else ''}, this site and this normalisation?"
-    return [{"name": "mismatch", "step": 0, "action": "warn", "text": text, "fix": fix}]
+    fix = f"a dictionary of this model{f' (its file names {made_for})' if made_for else ''}, site and normalisation"
+    return [{"name": "mismatch", "step": None, "action": "warn", "text": text, "fix": fix}]

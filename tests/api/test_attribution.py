@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import mechstudy as ms
+from mechstudy.behaviours.contrast import Contrast
 from mechstudy.circuits.attribution import attribute as attribute_tokens
 from mechstudy.circuits.live import live_effects
+from mechstudy.circuits.targets import AnswerContrast
 from tests.support.api_world import PROMPT, error_of
 
 
@@ -27,7 +29,7 @@ def test_the_graph_is_the_one_that_a_study_makes(world, graph):
     [x], [y] = world.model.encode("x"), world.model.encode("y")
     tokens = torch.tensor(world.model.encode(PROMPT))
     theirs = attribute_tokens(world.model, world.dicts, tokens, ms.AttributionConfig(), answer=x, wrong_answer=y)
-    live = live_effects(world.model, world.dicts, theirs, x, y)
+    live = live_effects(world.model, world.dicts, theirs, AnswerContrast(Contrast((x,), (y,))))
     features = graph.nodes.filter(kind="feature")
     expected = {
         (f"{layer}/{feature}", position): float(effect)

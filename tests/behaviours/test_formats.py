@@ -91,7 +91,7 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "clean": "def f(a, b):\n  :param",
             "corrupted": "def f(c, d):\n  :param",
             "answer": " b",
-            "wrong_answer": " d",
+            "wrong_answer": [" d", " e"],
         },
     ),
     "mib-arithmetic": (

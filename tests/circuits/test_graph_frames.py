@@ -16,14 +16,13 @@ def world(request):
     model, prompt = tiny_model("llama"), pair(0)
     with_answers = Question.of_pair(prompt)
     question = with_answers if request.param == "logit_difference" else Question(prompt.clean, prompt.clean_tokens)
-    answer, wrong = with_answers.answers
     graph = attribute(
         model,
         transcoders(model),
         torch.tensor(prompt.clean_tokens),
         CONFIG.model_copy(update={"target": request.param}),
-        answer=answer,
-        wrong_answer=wrong,
+        answer=prompt.answer_tokens[0],
+        wrong_answer=prompt.wrong_tokens[0],
     )
     json, _ = explain_question(model, transcoders(model), question, CONFIG)
     return graph, prune(graph, CONFIG.node_threshold, CONFIG.edge_threshold), PromptFrames(json)

@@ -11,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mechstudy.behaviours.contrast import Contrast
 from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.live import live_effects
+from mechstudy.circuits.targets import AnswerContrast
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.formats import circuit_tracer, sparsify
@@ -216,7 +218,7 @@ def test_a_graph_from_a_lazy_set_equals_that_of_a_loaded_one(family, opened, tmp
         assert torch.equal(getattr(graphs[0], name), getattr(graphs[1], name)), name
     torch.testing.assert_close(graphs[0].A_RS, graphs[1].A_RS)
     assert graphs[1].conservation_residual_max() < 1e-9
-    effects = [live_effects(model, dicts, graphs[0], 2, 7) for dicts in (loaded, lazy)]
+    effects = [live_effects(model, dicts, graphs[0], AnswerContrast(Contrast((2,), (7,)))) for dicts in (loaded, lazy)]
     torch.testing.assert_close(*effects)
     decoders = [name for name in opened if name.endswith("W_dec")]
     assert len(decoders) == 6, decoders  # of each layer once for the graph, and once for live effects

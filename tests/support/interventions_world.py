@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mechstudy.behaviours.schema import PromptPair
+from mechstudy.behaviours.schema import Answers, AnswerSets, PromptPair
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
 from mechstudy.interventions.features import FeatureAt, FeatureGroup, NamedActivations, feature_groups
 
@@ -35,6 +35,22 @@ def pair(number: int, length: int = 7, cluster: str | None = None, seed: int = 0
 def pairs(n: int, lengths: tuple[int, ...] = (7, 9), seed: int = 0) -> list[PromptPair]:
     """Several pairs, of the lengths in turn."""
     return [pair(i, lengths[i % len(lengths)], seed=seed) for i in range(n)]
+
+
+def with_sets(pair: PromptPair, combine: AnswerSets, n_right: int = 3, n_wrong: int = 2) -> PromptPair:
+    """The pair with more right and more wrong answers, of one token each."""
+    first = (pair.answer_tokens[0], pair.wrong_tokens[0])
+    more = [t for t in range(1, 257, 23) if t not in first]
+    right = ((first[0],), *((t,) for t in more[: n_right - 1]))
+    wrong = ((first[1],), *((t,) for t in more[n_right - 1 : n_right + n_wrong - 2]))
+    sets = Answers(
+        combine=combine,
+        right=(pair.answer, *(f" r{t}" for (t,) in right[1:])),
+        wrong=(pair.wrong_answer, *(f" w{t}" for (t,) in wrong[1:])),
+        right_tokens=right,
+        wrong_tokens=wrong,
+    )
+    return pair.model_copy(update={"answer_sets": sets})
 
 
 def transcoder(

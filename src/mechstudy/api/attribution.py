@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mechstudy.api.graphs import PromptGraph
-from mechstudy.behaviours.schema import PromptPair
+from mechstudy.behaviours.schema import AnswerSets, PromptPair
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.prompt_graph import explain_question
 from mechstudy.circuits.question import Question
@@ -19,8 +19,9 @@ def attribute(
     dictionaries: Mapping[int, Dictionary],
     prompt: str | PromptPair,
     *,
-    answer: str | None = None,
-    wrong_answer: str | None = None,
+    answer: str | Sequence[str] | None = None,
+    wrong_answer: str | Sequence[str] | None = None,
+    answer_sets: AnswerSets = "logsumexp",
     instruction: str | None = None,
     config: AttributionConfig | None = None,
     progress: Progress | None = None,
@@ -34,21 +35,23 @@ def attribute(
         model: in float32 or wider.
         dictionaries: transcoders by layer; a layer without one enters as errors.
         prompt: text; or a prompt pair, whose clean prompt and answers are used.
-        answer: the answer as it follows the prompt, with its leading space: one token.
-        wrong_answer: the one to compare it with. With both, logit(answer) - logit(wrong_answer) is explained;
-            without, the top outputs.
+        answer: the answer as it follows the prompt, with its leading space: one token. Several as a list.
+        wrong_answer: the one to compare it with, or several. With both, logit(answer) - logit(wrong_answer) is
+            explained; without, the top outputs.
+        answer_sets: how the logits of several answers are combined: ``logsumexp``, explained to first order (the
+            weights within a set are those of this prompt), or their ``mean``.
         instruction: the user's turn of the model's chat template, which the prompt then begins to answer.
         config: the number of features with a row of their own, and the thresholds of pruning.
         progress: receives messages.
 
     Raises:
         MechstudyError: an empty prompt; one answer without the other; an answer of several tokens, or one that the
-            tokenizer merges with the prompt; both answers the same; dictionaries that are not transcoders.
+            tokenizer merges with the prompt; an answer both right and wrong; dictionaries that are not transcoders.
     """
     question = (
         Question.of_pair(prompt)
         if isinstance(prompt, PromptPair)
-        else Question.of_text(model, prompt, answer, wrong_answer, instruction=instruction)
+        else Question.of_text(model, prompt, answer, wrong_answer, answer_sets=answer_sets, instruction=instruction)
     )
     return PromptGraph(
         *explain_question(model, dictionaries, question, config or AttributionConfig(), progress=progress)

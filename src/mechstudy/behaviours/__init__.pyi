@@ -1,3 +1,6 @@
+from .contrast import DIFFERENCE as DIFFERENCE
+from .contrast import Contrast as Contrast
+from .contrast import metric_name as metric_name
 from .generator import Behaviour as Behaviour
 from .prompts import Prompts as Prompts
 from .prompts import load_prompts as load_prompts

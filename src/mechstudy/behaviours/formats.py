@@ -92,12 +92,12 @@ def _auto_circuit(row: Row) -> Row:
     for listed in answers:
         if not isinstance(listed, Sequence) or isinstance(listed, str) or not listed:
             raise Broken("answers and wrong_answers are not lists of texts", 'answers: [" a"], wrong_answers: [" b"]')
-    right, wrong = (text_of({"answer": listed[0]}, "answer") for listed in answers)
+    right, wrong = ([text_of({"answer": text}, "answer") for text in listed] for listed in answers)
     return {
         "clean": text_of(row, "clean"),
         "corrupted": text_of(row, "corrupt"),
-        "answer": right,
-        "wrong_answer": wrong,
+        "answer": right[0] if len(right) == 1 else right,
+        "wrong_answer": wrong[0] if len(wrong) == 1 else wrong,
     }
 
 

@@ -8,10 +8,18 @@ from typing import Any
 
 from mechstudy.behaviours.readers import Broken
 from mechstudy.behaviours.row_checks import check_text
-from mechstudy.behaviours.schema import PromptPair, aligned
+from mechstudy.behaviours.schema import Answers, AnswerSets, PromptPair, aligned
 from mechstudy.behaviours.special_text import Opening
 from mechstudy.behaviours.splits import group_of
-from mechstudy.behaviours.tokenise import PairTokens, Tokens, Unsuitable, pair_tokens, require_positions, token_at
+from mechstudy.behaviours.tokenise import (
+    PairTokens,
+    Tokens,
+    Unsuitable,
+    pair_tokens,
+    require_positions,
+    texts_of,
+    token_at,
+)
 from mechstudy.models.context import ContextLength
 
 
@@ -23,6 +31,7 @@ def tokenised(
     context: ContextLength | None = None,
     *,
     align: bool = False,
+    answer_sets: AnswerSets | None = None,
 ) -> PromptPair:
     """The pair of a checked row.
 
@@ -32,6 +41,7 @@ def tokenised(
         context: the model's positions, if they are known.
         align: whether the two prompts may have different numbers of tokens; they are then aligned by the positions that
             the row names in both, and from their ends.
+        answer_sets: how the logits of several answers are combined; None is ``logsumexp``.
 
     Raises:
         Broken: it makes no pair with this tokenizer and model.
@@ -43,7 +53,7 @@ def tokenised(
                 opening.check(name, row[name])
         ids = pair_tokens(tokens, clean, corrupted, row["answer"], row["wrong_answer"], equal=not align)
         longest = max(len(ids.clean), len(ids.corrupted))
-        require_positions(context, longest + max(len(ids.answer), len(ids.wrong)) - 1)
+        require_positions(context, longest + max(map(len, ids.answers + ids.wrongs)) - 1)
     except Unsuitable as error:
         raise Broken(error.what, error.fix, error.kind) from error
     positions = _positions(row.get("positions", {}), clean, tokens)
@@ -55,20 +65,30 @@ def tokenised(
             "corrupted_positions without align: ends",
             "leave it out, as a position is the same token in both prompts; or align: ends in the study",
         )
+    right, wrong = texts_of(row["answer"]), texts_of(row["wrong_answer"])
     return PromptPair(
         id=row.get("id", default_id),
         template=row.get("template", "user"),
         group=group_of(row),
         clean=clean,
         corrupted=corrupted or "",
-        answer=row["answer"],
-        wrong_answer=row["wrong_answer"],
+        answer=right[0],
+        wrong_answer=wrong[0],
         positions=positions,
         clean_tokens=ids.clean,
         corrupted_tokens=ids.corrupted,
         answer_tokens=ids.answer,
         wrong_tokens=ids.wrong,
         corrupted_positions=there,
+        answer_sets=Answers(
+            combine=answer_sets or "logsumexp",
+            right=right,
+            wrong=wrong,
+            right_tokens=ids.answers,
+            wrong_tokens=ids.wrongs,
+        )
+        if len(right) + len(wrong) > 2
+        else None,
     )
 
 

@@ -11,7 +11,7 @@ import polars as pl
 
 from mechstudy.behaviours.registry import BEHAVIOURS, behaviour
 from mechstudy.behaviours.sampling import sample
-from mechstudy.behaviours.schema import PromptPair
+from mechstudy.behaviours.schema import AnswerSets, PromptPair
 from mechstudy.behaviours.scoring import score_pairs
 from mechstudy.behaviours.user import PromptSource, read_prompts
 from mechstudy.core.errors import MechstudyError
@@ -64,6 +64,7 @@ def load_prompts(
     instruction: str | None = None,
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
+    answer_sets: AnswerSets | None = None,
     strict: bool = True,
 ) -> Prompts:
     """Prompt pairs of a built-in behaviour, or of a file, tokenised for the model.
@@ -83,6 +84,8 @@ def load_prompts(
         instruction: the user's turn of the model's chat template, which the prompts then begin to answer.
         format: the published shape of the file.
         columns: key -> column of the file, or a text with columns in braces.
+        answer_sets: how the logits of several right or wrong answers are combined: ``logsumexp`` (the default) or
+            ``mean``.
         strict: whether a line that cannot be used is an error; otherwise it is left out.
 
     Raises:
@@ -92,7 +95,7 @@ def load_prompts(
     if str(source) in BEHAVIOURS or not _is_file(source):
         pairs = behaviour(str(source)).generate(encode, 100 if n is None else n, split or "train", seed)
         return Prompts(pairs, str(source))
-    reading = {"format": format, "columns": columns, "strict": strict}
+    reading = {"format": format, "columns": columns, "answer_sets": answer_sets, "strict": strict}
     by_split = read_prompts(PromptSource.of(Path(source).expanduser(), reading), encode).pairs
     if split is not None and split not in by_split:
         raise MechstudyError(f"unknown split {split!r}", facts={"splits": ", ".join(by_split)})

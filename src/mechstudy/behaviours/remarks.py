@@ -52,7 +52,7 @@ def too_long(pairs: Iterable[PromptPair], context: ContextLength | None) -> str 
     """A remark on prompts beyond the positions that a rotary model was trained on; None where there are none."""
     if context is None:
         return None
-    lengths = {pair.id: len(pair.clean_tokens) + len(pair.answer_tokens) - 1 for pair in pairs}
+    lengths = {pair.id: len(pair.clean_tokens) + max(map(len, pair.all_answer_tokens)) - 1 for pair in pairs}
     over = {name: length for name, length in lengths.items() if length > context.n}
     if not over:
         return None

@@ -11,11 +11,13 @@ from typing import Any
 from mechstudy.behaviours.formats import format_of, text_of
 from mechstudy.behaviours.readers import Broken, Row
 from mechstudy.behaviours.schema import SPLITS
+from mechstudy.behaviours.tokenise import texts_of
 from mechstudy.core.errors import nearest
 
 REQUIRED = ("clean", "corrupted", "answer", "wrong_answer")
 OPTIONAL = ("id", "template", "group", "split", "positions", "corrupted_positions")
 POSITIONS = ("positions", "corrupted_positions")
+ANSWERS = ("answer", "wrong_answer")
 KEYS = REQUIRED + OPTIONAL
 
 # What the keys of published files seem to be.
@@ -42,7 +44,8 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
     for key, column in columns.items():
         if "{" not in column:
             value = _column(row, column)
-            result[key] = value if isinstance(value, dict) else text_of(row, column)
+            several = isinstance(value, list) and key in ANSWERS
+            result[key] = value if isinstance(value, dict) or several else text_of(row, column)
         else:
             parts = Formatter().parse(column)
             result[key] = "".join(
@@ -77,12 +80,13 @@ def checked_row(row: Row, required: tuple[str, ...] = REQUIRED) -> Row:
     for name in POSITIONS:
         if isinstance(row.get(name), str):  # as CSV holds it
             row = row | {name: _parsed(name, row[name])}
+    row = row | {key: _answers(key, row[key]) for key in ANSWERS if key in row}
     for key, value in row.items():
-        if key not in POSITIONS:
+        if key not in (*POSITIONS, *ANSWERS):
             check_text(key, value)
     for prompt in ("clean", "corrupted"):
-        for answer in ("answer", "wrong_answer"):
-            if row.get(prompt, "x")[-1] in " \t" and row.get(answer, "x")[0] in " \t":
+        for answer in ANSWERS:
+            if row.get(prompt, "x")[-1] in " \t" and any(text[0] in " \t" for text in texts_of(row.get(answer, "x"))):
                 raise Broken(
                     f"{prompt} ends with a space and {answer} begins with one", f"{prompt} without it", "two spaces"
                 )
@@ -95,6 +99,28 @@ def checked_row(row: Row, required: tuple[str, ...] = REQUIRED) -> Row:
             "unusable id",
         )
     return row
+
+
+def _answers(name: str, value: object) -> str | list[str]:
+    """One answer as a text, several as a list of texts; whole numbers, as tables hold years, become their digits.
+
+    A table holds several as a JSON list.
+    """
+    if isinstance(value, str) and re.match(r'\[\s*"', value):
+        try:
+            listed = json.loads(value)
+        except ValueError:
+            listed = None
+        value = listed if isinstance(listed, list) else value
+    if not isinstance(value, list):
+        check_text(name, value)
+        return str(value)
+    if not value:
+        raise Broken(f"{name} is an empty list", f"{name}: a text, or a list of texts")
+    texts = [text_of({name: item}, name) for item in value]
+    for text in texts:
+        check_text(name, text)
+    return texts[0] if len(texts) == 1 else texts
 
 
 def check_text(name: str, value: object) -> None:

@@ -15,8 +15,25 @@ from mechstudy.core.errors import MechstudyError
 Encode = Callable[[str], list[int]]
 """Text to token ids, with a BOS token where the model needs one (`LanguageModel.encode`)."""
 
+AnswerSets = Literal["logsumexp", "mean"]
+"""How the logits of several right (or several wrong) answers become one number."""
+
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
+
+
+class Answers(Config):
+    """Several right and several wrong answers of a pair, each side with its first, which the pair names alone too.
+
+    ``combine`` says how the logits of a side's first tokens become one number: ``logsumexp``, with which the metric is
+    log p(any right one) - log p(any wrong one), or their ``mean``.
+    """
+
+    combine: AnswerSets
+    right: tuple[str, ...]
+    wrong: tuple[str, ...]
+    right_tokens: tuple[tuple[int, ...], ...]
+    wrong_tokens: tuple[tuple[int, ...], ...]
 
 
 class PromptPair(Config):
@@ -25,11 +42,12 @@ class PromptPair(Config):
     The right answer is ``answer`` to the clean prompt and ``wrong_answer`` to the corrupted one. Both are written as
     they follow the prompt, with their leading space. The two prompts have equal numbers of tokens, so a token index in
     ``positions`` is the same place in both, unless ``corrupted_positions`` says where a name is in the corrupted one. A
-    pair without a corrupted prompt has an empty one.
+    pair without a corrupted prompt has an empty one. A pair with several right or wrong answers has all of them in
+    ``answer_sets``.
 
     Raises:
-        ValueError: unequal lengths without ``corrupted_positions``, a position outside the prompt, or answers with the
-            same first token.
+        ValueError: unequal lengths without ``corrupted_positions``, a position outside the prompt, or a right and a
+            wrong answer with the same first token.
     """
 
     id: str
@@ -46,11 +64,32 @@ class PromptPair(Config):
     answer_tokens: tuple[int, ...]
     wrong_tokens: tuple[int, ...]
     corrupted_positions: dict[str, int] | None = None
+    answer_sets: Answers | None = None
 
     def canonical(self) -> dict[str, Any]:
-        """Every field as plain JSON, without unset ``corrupted_positions``."""
+        """Every field as plain JSON, without those that are None."""
         values = super().canonical()
         return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def all_answers(self) -> tuple[str, ...]:
+        """Every right answer."""
+        return (self.answer,) if self.answer_sets is None else self.answer_sets.right
+
+    @property
+    def all_wrong_answers(self) -> tuple[str, ...]:
+        """Every wrong answer."""
+        return (self.wrong_answer,) if self.answer_sets is None else self.answer_sets.wrong
+
+    @property
+    def all_answer_tokens(self) -> tuple[tuple[int, ...], ...]:
+        """The tokens of every right answer."""
+        return (self.answer_tokens,) if self.answer_sets is None else self.answer_sets.right_tokens
+
+    @property
+    def all_wrong_tokens(self) -> tuple[tuple[int, ...], ...]:
+        """The tokens of every wrong answer."""
+        return (self.wrong_tokens,) if self.answer_sets is None else self.answer_sets.wrong_tokens
 
     @property
     def has_corrupted(self) -> bool:
@@ -82,9 +121,20 @@ class PromptPair(Config):
                 where=where,
                 fix="both must have the same number of tokens, at least one",
             )
-        if not self.answer_tokens or not self.wrong_tokens or self.answer_tokens[0] == self.wrong_tokens[0]:
+        if (several := self.answer_sets) is not None:
+            listed = (several.right[:1], several.wrong[:1], several.right_tokens[:1], several.wrong_tokens[:1])
+            alone = (self.answer, self.wrong_answer, self.answer_tokens, self.wrong_tokens)
+            counts = (len(several.right), len(several.wrong))
+            tokenised = (len(several.right_tokens), len(several.wrong_tokens))
+            if listed != tuple((value,) for value in alone) or counts != tokenised:
+                raise MechstudyError(
+                    "answer_sets does not begin with the pair's own answers, or lacks tokens", where=where
+                )
+        right, wrong = ({t[0] for t in side if t} for side in (self.all_answer_tokens, self.all_wrong_tokens))
+        if not self.answer_tokens or not self.wrong_tokens or right & wrong:
             raise MechstudyError(
-                f"answers {self.answer!r} and {self.wrong_answer!r} do not differ in their first token",
+                f"answers {_quoted(self.all_answers)} and {_quoted(self.all_wrong_answers)} do not differ in their"
+                " first token",
                 where=where,
                 fix="choose answers that the model can tell apart at its next token",
             )
@@ -101,6 +151,10 @@ class PromptPair(Config):
                     where=where,
                 )
         return self
+
+
+def _quoted(texts: Sequence[str]) -> str:
+    return " | ".join(map(repr, texts))
 
 
 def aligned(clean: Sequence[int], corrupted: Sequence[int], index: int) -> int | None:

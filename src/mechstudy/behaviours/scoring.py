@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from mechstudy.behaviours.contrast import Contrast
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.machine.runtime import oom_backoff
@@ -21,9 +22,10 @@ _Run = tuple[int, tuple[int, ...], tuple[int, ...]]  # index of the pair, prompt
 class Score:
     """One clean prompt's result.
 
-    Log-probabilities are natural, teacher-forced, and of whole answers, which ``correct`` compares too.
-    ``logit_difference`` is that of the answers' first tokens, which graphs and interventions explain. ``rank_answer``
-    counts from 1.
+    Log-probabilities are natural, teacher-forced, and of whole answers, which ``correct`` compares too: of several
+    answers, that of any of them. ``logit_difference`` is the `Contrast` of the answers' first tokens, which graphs and
+    interventions explain. ``rank_answer`` counts from 1 and is that of the best right answer; ``prob_answer`` adds up
+    the right first tokens.
     """
 
     id: str
@@ -75,10 +77,15 @@ def score_pairs(
 
 
 def _answers(pair: PromptPair) -> tuple[tuple[int, ...], ...]:
-    """Answers that need a forward pass: both, or one if each is a single token."""
-    if len(pair.answer_tokens) == len(pair.wrong_tokens) == 1:
+    """Answers that need a forward pass: those of several tokens; one if each is a single token.
+
+    A pair with one right and one wrong answer needs both as soon as one has several tokens.
+    """
+    every = (*pair.all_answer_tokens, *pair.all_wrong_tokens)
+    several = tuple(tokens for tokens in every if len(tokens) > 1)
+    if not several:
         return (pair.answer_tokens,)
-    return (pair.answer_tokens, pair.wrong_tokens)
+    return every if pair.answer_sets is None else tuple(dict.fromkeys((pair.answer_tokens, *several)))
 
 
 def _logits(model: LanguageModel, chosen: Sequence[_Run], progress: Progress) -> list[Tensor]:
@@ -100,18 +107,29 @@ def _score(
 ) -> Score:
     wide = logits_V.double()
     log_probs = torch.log_softmax(wide, -1)
-    right, wrong = pair.answer_tokens[0], pair.wrong_tokens[0]
-    of_answer = logprobs[i, pair.answer_tokens]
-    of_wrong = logprobs.get((i, pair.wrong_tokens), float(log_probs[wrong]))
+    contrast = Contrast.of_pair(pair)
+
+    def of_any(answers: Sequence[tuple[int, ...]]) -> float:
+        each = [logprobs.get((i, tokens), float(log_probs[tokens[0]])) for tokens in _disjoint(answers)]
+        return each[0] if len(each) == 1 else float(torch.tensor(each, dtype=torch.float64).logsumexp(0))
+
+    of_answer, of_wrong = of_any(pair.all_answer_tokens), of_any(pair.all_wrong_tokens)
+    right = list(contrast.right)
     return Score(
         id=pair.id,
         template=pair.template,
         group=pair.group,
         logprob_answer=of_answer,
         logprob_wrong=of_wrong,
-        logit_difference=float(wide[right] - wide[wrong]),
-        rank_answer=int((wide > wide[right]).sum()) + 1,
+        logit_difference=float(contrast.value(wide)),
+        rank_answer=int((wide > wide[right].max()).sum()) + 1,
         correct=of_answer > of_wrong,
         top_token=model.token_strings([int(wide.argmax())])[0],
-        prob_answer=float(log_probs[right].exp()),
+        prob_answer=float(log_probs[right].exp().sum()),
     )
+
+
+def _disjoint(answers: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The answers without those that continue another one, whose probability is part of that one's."""
+    each = tuple(dict.fromkeys(answers))
+    return [a for a in each if not any(a != other and a[: len(other)] == other for other in each)]

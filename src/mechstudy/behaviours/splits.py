@@ -67,10 +67,10 @@ def splits_of(
 def mark_repeats(pairs: Mapping[int, PromptPair], broken: dict[int, Broken]) -> None:
     """Marks lines whose id or whole pair another line has."""
     ids: dict[str, int] = {}
-    contents: dict[tuple[str, ...], int] = {}
+    contents: dict[tuple[object, ...], int] = {}
     for number, pair in pairs.items():
         if (first := ids.setdefault(pair.id, number)) != number:
             broken.setdefault(number, Broken(f"id {pair.id!r} is line {first}'s", "another id, or none", "repeated id"))
-        content = (pair.clean, pair.corrupted, pair.answer, pair.wrong_answer)
+        content = (pair.clean, pair.corrupted, pair.all_answers, pair.all_wrong_answers)
         if (first := contents.setdefault(content, number)) != number:
             broken.setdefault(number, Broken(f"the same pair as line {first}", "leave one out", "repeated pair"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mechstudy.behaviours.schema import Encode
@@ -34,8 +34,18 @@ class PairTokens:
 
     clean: tuple[int, ...]
     corrupted: tuple[int, ...]
-    answer: tuple[int, ...]
-    wrong: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+    wrongs: tuple[tuple[int, ...], ...]
+
+    @property
+    def answer(self) -> tuple[int, ...]:
+        """The first right answer."""
+        return self.answers[0]
+
+    @property
+    def wrong(self) -> tuple[int, ...]:
+        """The first wrong answer."""
+        return self.wrongs[0]
 
 
 class Tokens:
@@ -111,21 +121,27 @@ def continuation(tokens: Tokens, prompt: str, answer: str) -> tuple[int, ...]:
 
 
 def pair_tokens(
-    tokens: Tokens, clean: str, corrupted: str | None, answer: str, wrong: str, *, equal: bool = True
+    tokens: Tokens,
+    clean: str,
+    corrupted: str | None,
+    answer: str | Sequence[str],
+    wrong: str | Sequence[str],
+    *,
+    equal: bool = True,
 ) -> PairTokens:
-    """Token ids of a pair, and of both answers in context.
+    """Token ids of a pair, and of the answers in context.
 
     Args:
         tokens: the encoder.
         clean: the clean prompt.
         corrupted: the corrupted prompt, if there is one.
-        answer: the right answer to the clean prompt.
-        wrong: the right answer to the corrupted one.
+        answer: the right answer to the clean prompt, or several.
+        wrong: the right answer to the corrupted one, or several.
         equal: whether the two prompts must have the same number of tokens.
 
     Raises:
-        Unsuitable: prompts of unequal length, or answers that begin with the same token, merge with the prompt, or are
-            tokenised differently after the clean and the corrupted prompt.
+        Unsuitable: prompts of unequal length, a right and a wrong answer that begin with the same token, or answers
+            that merge with the prompt or are tokenised differently after the clean and the corrupted prompt.
     """
     clean_ids, corrupted_ids = tokens(clean), () if corrupted is None else tokens(corrupted)
     if equal and corrupted is not None and len(clean_ids) != len(corrupted_ids):
@@ -140,8 +156,8 @@ def pair_tokens(
         raise Unsuitable(
             "clean and corrupted are the same", "clean and corrupted are the same tokens", "change one of them"
         )
-    answers = []
-    for text in (answer, wrong):
+
+    def following(text: str) -> tuple[int, ...]:
         after_clean = continuation(tokens, clean, text)
         if corrupted is not None and continuation(tokens, corrupted, text) != after_clean:
             raise Unsuitable(
@@ -149,14 +165,23 @@ def pair_tokens(
                 f"answer {text!r} has different tokens after the clean and the corrupted prompt",
                 "let both prompts end with the same characters",
             )
-        answers.append(after_clean)
-    if answers[0][0] == answers[1][0]:
-        raise Unsuitable(
-            "answers begin with the same token",
-            f"answers {answer!r} and {wrong!r} begin with the same token, so one logit cannot tell them apart",
-            "choose answers with different first tokens (and mind the leading space)" + _shared(answer, wrong),
-        )
-    return PairTokens(clean_ids, corrupted_ids, answers[0], answers[1])
+        return after_clean
+
+    right, others = ({text: following(text) for text in texts_of(side)} for side in (answer, wrong))
+    for text, ids in right.items():
+        for other, other_ids in others.items():
+            if ids[0] == other_ids[0]:
+                raise Unsuitable(
+                    "answers begin with the same token",
+                    f"answers {text!r} and {other!r} begin with the same token, so one logit cannot tell them apart",
+                    "choose answers with different first tokens (and mind the leading space)" + _shared(text, other),
+                )
+    return PairTokens(clean_ids, corrupted_ids, tuple(right.values()), tuple(others.values()))
+
+
+def texts_of(answer: str | Sequence[str]) -> tuple[str, ...]:
+    """One answer, or several without repetitions, as a tuple."""
+    return (answer,) if isinstance(answer, str) else tuple(dict.fromkeys(answer))
 
 
 def _shared(answer: str, wrong: str) -> str:

@@ -14,17 +14,16 @@ from mechstudy.behaviours.hub_files import DataFile, hub_files, is_hub
 from mechstudy.behaviours.pairing import tokenised
 from mechstudy.behaviours.readers import Broken, Row, Rows, read_rows
 from mechstudy.behaviours.remarks import Texts, continues_a_word, remarks
-from mechstudy.behaviours.row_checks import KEYS, REQUIRED, checked_row, renamed
-from mechstudy.behaviours.schema import SPLITS, Encode, PromptPair
+from mechstudy.behaviours.row_checks import ANSWERS, KEYS, REQUIRED, checked_row, renamed
+from mechstudy.behaviours.schema import SPLITS, AnswerSets, Encode, PromptPair
 from mechstudy.behaviours.special_text import CHAT_MARKUP, OWN_BOS, Opening
 from mechstudy.behaviours.splits import group_of, hashed, mark_repeats, splits_of, stated_splits
-from mechstudy.behaviours.tokenise import TOO_LONG, Tokens, require_open_end
+from mechstudy.behaviours.tokenise import TOO_LONG, Tokens, require_open_end, texts_of
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.context import ContextLength
 
 MAX_LISTED = 10
 SPLIT = "split of the file"  # a key that no file has
-ANSWERS = ("answer", "wrong_answer")
 # A line with one of these is a mistake about the model, and ends a study that is not strict too.
 FATAL = (TOO_LONG, OWN_BOS, CHAT_MARKUP)
 
@@ -39,6 +38,7 @@ class PromptSource:
         counterfactual: which of the counterfactuals of that shape is the corrupted prompt.
         columns: key -> column, or a text with columns in braces.
         align: ``ends`` accepts clean and corrupted prompts of different numbers of tokens (`PromptPair.corrupted_at`).
+        answer_sets: how the logits of several right or wrong answers are combined (`Answers`).
         corrupted: ``other-line`` takes each line's corrupted prompt from another one, chosen by ``seed``.
         parts: the files of a dataset, with the split that each of them is.
         strict: one line that cannot be used is an error; otherwise such lines are left out and counted.
@@ -50,6 +50,7 @@ class PromptSource:
     columns: Mapping[str, str] = field(default_factory=dict)
     align: str | None = None
     corrupted: str | None = None
+    answer_sets: AnswerSets | None = None
     strict: bool = True
     seed: int = 0
     parts: tuple[DataFile, ...] = ()
@@ -161,7 +162,10 @@ def read_prompts(source: PromptSource, encode: Encode, context: ContextLength | 
     rows, broken = read.rows, read.broken
 
     def pair(row: Row, number: int) -> PromptPair:
-        return tokenised(row, f"line-{number:04d}", tokens, opening, context, align=source.align is not None)
+        align = source.align is not None
+        return tokenised(
+            row, f"line-{number:04d}", tokens, opening, context, align=align, answer_sets=source.answer_sets
+        )
 
     pairs: dict[int, PromptPair] = {}
     donors = Donors(rows, tokens, source.seed, align=source.align is not None) if source.corrupted else None
@@ -239,7 +243,11 @@ def outline(source: PromptSource) -> Outline:
     common = [name for name in named[0] if all(name in others for others in named)]
     split_of = dict(zip(groups, splits, strict=True))
     texts = [
-        Texts(str(row.get("id", f"line-{number:04d}")), row["clean"], tuple(row[key] for key in ANSWERS if key in row))
+        Texts(
+            str(row.get("id", f"line-{number:04d}")),
+            row["clean"],
+            tuple(text for key in ANSWERS if key in row for text in texts_of(row[key])),
+        )
         for number, row in rows.items()
     ]
     has_corrupted = source.corrupted is not None or all("corrupted" in row for row in rows.values())
@@ -270,7 +278,7 @@ def count_kinds(broken: Mapping[int, Broken]) -> dict[str, int]:
 
 def joined_words(pairs: Iterable[PromptPair]) -> list[PromptPair]:
     """Pairs whose answer continues the prompt's last word (`remarks.continues_a_word`)."""
-    return [pair for pair in pairs if continues_a_word(pair.clean, pair.answer, pair.wrong_answer)]
+    return [pair for pair in pairs if continues_a_word(pair.clean, *pair.all_answers, *pair.all_wrong_answers)]
 
 
 def _require_both(path: Path, n: Mapping[str, int], broken: Mapping[int, Broken], n_lines: int) -> None:

@@ -30,3 +30,5 @@ from .rows import SourceIndex as SourceIndex
 from .rows import Target as Target
 from .rows import direct_effects as direct_effects
 from .rows import feature_targets as feature_targets
+from .targets import AnswerContrast as AnswerContrast
+from .targets import Explained as Explained

@@ -8,11 +8,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mechstudy.behaviours.contrast import Contrast
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.graph import Graph, LogitNode
 from mechstudy.circuits.influence import influence, normalised
 from mechstudy.circuits.linearised import LinearisedPrompt, linearise
 from mechstudy.circuits.rows import SourceIndex, Target, direct_effects, feature_targets
+from mechstudy.circuits.targets import AnswerContrast, Explained, explained_targets, top_logit_targets
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.dictionaries.dictionary import Dictionary
@@ -31,6 +33,7 @@ def attribute(
     *,
     answer: int | None = None,
     wrong_answer: int | None = None,
+    explained: Explained | None = None,
     batch_rows: int = 256,
     progress: Progress | None = None,
 ) -> Graph:
@@ -45,6 +48,7 @@ def attribute(
         dictionaries: transcoders (``mlp_in`` -> ``mlp_out``) by layer; other layers enter as errors.
         tokens_T: one prompt.
         answer, wrong_answer: first tokens of the two answers, for ``config.target == "logit_difference"``.
+        explained: what is explained then, instead of the difference of two logits.
 
     Returns:
         The unpruned graph. `graph.prune` prunes it, ``scores()`` says how much it explains, `neuronpedia.graph_json`
@@ -56,9 +60,11 @@ def attribute(
     prompt = linearise(model, dictionaries, tokens_T)
     index = SourceIndex(prompt)
     if config.target == "logit_difference":
-        if answer is None or wrong_answer is None:
-            raise MechstudyError("a logit difference needs both answers")
-        targets, nodes, weights = difference_target(model, prompt, answer, wrong_answer)
+        if explained is None:
+            if answer is None or wrong_answer is None:
+                raise MechstudyError("a logit difference needs both answers")
+            explained = AnswerContrast(Contrast((answer,), (wrong_answer,)))
+        targets, nodes, weights = explained_targets(model, prompt, explained)
     else:
         targets, nodes, weights = top_logit_targets(model, prompt, config.logit_probability, config.max_logits)
 
@@ -127,42 +133,3 @@ def _assemble(
         feature_id_S=gathered("feature_M", torch.long),
         activation_S=gathered("value_M", A.dtype),
     )
-
-
-def difference_target(
-    model: LanguageModel, prompt: LinearisedPrompt, answer: int, wrong_answer: int
-) -> tuple[list[Target], tuple[LogitNode, ...], Tensor]:
-    """One target: logit(answer) - logit(wrong answer) at the last position, before any soft cap."""
-    W, b, scale = model.unembedding.weight, model.unembedding.bias, model.logit_scale
-    direction = (W[answer] - W[wrong_answer]).to(prompt.tokens_TD) * scale
-    constant = 0.0 if b is None else float(b[answer] - b[wrong_answer]) * scale
-    target = _logit_target(prompt, direction, constant)
-    probability = float(torch.softmax(prompt.logits_V.double(), -1)[answer])
-    right, wrong = model.token_strings([answer, wrong_answer])
-    label = f'logit("{right}") - logit("{wrong}") = {target.value:.3f}'
-    return [target], (LogitNode(answer, probability, label),), torch.ones(1)
-
-
-def top_logit_targets(
-    model: LanguageModel, prompt: LinearisedPrompt, share: float, most: int
-) -> tuple[list[Target], tuple[LogitNode, ...], Tensor]:
-    """The fewest top logits whose probability reaches ``share``, at most ``most``, each minus the mean logit."""
-    probabilities = torch.softmax(prompt.logits_V.double(), -1)
-    top = probabilities.topk(most)
-    n = min(most, int((top.values.cumsum(0) < share).sum()) + 1)
-    W, b, scale = model.unembedding.weight, model.unembedding.bias, model.logit_scale
-    mean_D = W.double().mean(0)
-    targets, nodes = [], []
-    for token, p in zip(top.indices[:n].tolist(), top.values[:n].tolist(), strict=True):
-        direction = ((W[token].double() - mean_D) * scale).to(prompt.tokens_TD)
-        constant = 0.0 if b is None else float(b[token].double() - b.double().mean()) * scale
-        targets.append(_logit_target(prompt, direction, constant))
-        nodes.append(LogitNode(token, p, f'Output "{model.token_strings([token])[0]}" (p={p:.3f})'))
-    return targets, tuple(nodes), top.values[:n].cpu().float()
-
-
-def _logit_target(prompt: LinearisedPrompt, direction: Tensor, constant: float) -> Target:
-    last = prompt.n_positions - 1
-    normed = prompt.final_norm.forward(prompt.resid_final_TD)[last]
-    value = float(direction.double() @ normed.double()) + constant
-    return Target(len(prompt.layers), last, direction, constant, value)

@@ -25,10 +25,15 @@ Delta = tuple[int, int, Tensor]
 
 @dataclass(frozen=True)
 class FrozenOutput:
-    """``mlp_in[layer]`` [B, T, D] of the perturbed runs, and the final-normed residual at the last position."""
+    """``mlp_in[layer]`` and ``final_BTD``, the final-normed residual, of the perturbed runs; both [B, T, D]."""
 
     mlp_in: dict[int, Tensor]
-    final_BD: Tensor
+    final_BTD: Tensor
+
+    @property
+    def final_BD(self) -> Tensor:
+        """The final-normed residual at the last position."""
+        return self.final_BTD[:, -1]
 
 
 class FrozenForward:
@@ -60,7 +65,7 @@ class FrozenForward:
             patterns = {layer: x.pattern_QTS[None] for layer, x in enumerate(prompt.layers)}
             stack.enter_context(frozen_patterns(model.hf, patterns))
             final: list[Tensor] = []
-            stack.callback(model.final_norm.register_forward_hook(lambda _m, _a, out: final.append(out[:, -1])).remove)
+            stack.callback(model.final_norm.register_forward_hook(lambda _m, _a, out: final.append(out)).remove)
             model.forward(prompt.tokens_T.expand(rows, -1), edits=edits, logits_at=None)
         return FrozenOutput(mlp_in, final[0])
 

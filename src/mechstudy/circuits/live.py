@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechstudy.circuits.graph import Graph
+from mechstudy.circuits.targets import Explained
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.models.graph_memory import should_checkpoint
 from mechstudy.models.language_model import LanguageModel
@@ -22,12 +23,11 @@ from mechstudy.models.sites import Site
 def live_gradients(
     model: LanguageModel,
     tokens_T: Int[Tensor, " t"],
-    answer: int,
-    wrong_answer: int,
+    explained: Explained,
     layers: Sequence[int],
     checkpointing: str = "auto",
 ) -> dict[int, Float[Tensor, "t d"]]:
-    """Gradient of logit(answer) - logit(wrong answer) with respect to each layer's ``mlp_out``, unfrozen.
+    """Gradient of what is explained with respect to each layer's ``mlp_out``, unfrozen.
 
     ``checkpointing`` (`models.graph_memory.should_checkpoint`): on, off or auto. The gradient is the same.
     """
@@ -37,7 +37,7 @@ def live_gradients(
     again = should_checkpoint(checkpointing, model, 1, len(tokens_T))
     logits = model.forward(tokens_T[None], edits=edits, grad=True, checkpointing=again).logits
     assert logits is not None
-    gradients = torch.autograd.grad(logits[0, answer] - logits[0, wrong_answer], list(added.values()))
+    gradients = torch.autograd.grad(explained.value(logits[0]), list(added.values()))
     return {layer: gradient[0] for layer, gradient in zip(added, gradients, strict=True)}
 
 
@@ -46,17 +46,16 @@ def live_effects(
     model: LanguageModel,
     dictionaries: Mapping[int, Dictionary],
     graph: Graph,
-    answer: int,
-    wrong_answer: int,
+    explained: Explained,
     checkpointing: str = "auto",
 ) -> Float[Tensor, " m"]:
-    """First-order effect of each feature column on the live logit difference: gradient x what the feature writes."""
+    """First-order effect of each feature column on what is explained, live: gradient x what the feature writes."""
     effects = torch.zeros(graph.index.n_features, dtype=graph.A_RS.dtype)
     if not dictionaries:
         return effects
     tokens = torch.tensor(graph.tokens, device=model.device)
     with torch.enable_grad():
-        gradients = live_gradients(model, tokens, answer, wrong_answer, sorted(dictionaries), checkpointing)
+        gradients = live_gradients(model, tokens, explained, sorted(dictionaries), checkpointing)
     for layer, gradient_TD in gradients.items():
         columns = graph.index.feature_slices[layer]
         rows = dictionaries[layer].decoder_rows(graph.feature_id_S[columns]).to(gradient_TD)

@@ -86,7 +86,7 @@ def explain_question(
     """
     dictionaries = all_fitted(model, dictionaries)
     _check(model, dictionaries)
-    config = config.model_copy(update={"target": "logits" if question.answers is None else "logit_difference"})
+    config = config.model_copy(update={"target": "logits" if question.explained is None else "logit_difference"})
     graph, pruned, live_S = _graph(model, dictionaries, question, config, "auto", progress)
     extra = {"scores": graph_score(graph, pruned), "feature_effects": _effects(graph, live_S)}
     json = _json(model, question, "prompt", graph, pruned, config, extra)
@@ -104,11 +104,10 @@ def _graph(
     progress: Progress | None,
 ) -> tuple[Graph, Pruned, Tensor | None]:
     tokens_T = torch.tensor(question.tokens, device=model.device)
-    answer, wrong = question.answers or (None, None)
-    graph = attribute(model, dictionaries, tokens_T, config, answer=answer, wrong_answer=wrong, progress=progress)
+    graph = attribute(model, dictionaries, tokens_T, config, explained=question.explained, progress=progress)
     live_S = None
-    if question.answers is not None:
-        live_S = live_effects(model, dictionaries, graph, *question.answers, checkpointing)
+    if question.explained is not None:
+        live_S = live_effects(model, dictionaries, graph, question.explained, checkpointing)
     return graph, prune(graph, config.node_threshold, config.edge_threshold), live_S
 
 
@@ -123,8 +122,7 @@ def _json(
 ) -> dict[str, Any]:
     about = {
         "positions": dict(question.positions),
-        "answer": question.names[0],
-        "wrong_answer": question.names[1],
+        **question.about,
         "logit_difference": float(graph.value_R[0]) if config.target == "logit_difference" else None,
     }
     return graph_json(

@@ -1,50 +1,72 @@
-"""What a graph explains: a prompt's tokens, and the two answers whose logits are compared."""
+"""What a graph explains: a prompt's tokens, and the answers whose logits are compared."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from mechstudy.behaviours.schema import PromptPair
-from mechstudy.behaviours.tokenise import Tokens, Unsuitable, continuation, require_open_end
+from mechstudy.behaviours.contrast import DIFFERENCE, Contrast, metric_name
+from mechstudy.behaviours.schema import AnswerSets, PromptPair
+from mechstudy.behaviours.tokenise import Tokens, Unsuitable, continuation, require_open_end, texts_of
+from mechstudy.circuits.targets import AnswerContrast, Explained
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
 class Question:
-    """A tokenised prompt; ``answers`` are the first tokens of the right and the wrong answer.
+    """A tokenised prompt, and what is ``explained``; None explains the top outputs.
 
-    Without answers the top outputs are explained. ``names`` are the answers' texts, ``positions`` named token indices.
+    ``right`` and ``wrong`` are the answers' texts, ``metric`` the name of what compares them, ``positions`` named token
+    indices.
     """
 
     prompt: str
     tokens: tuple[int, ...]
-    answers: tuple[int, int] | None = None
-    names: tuple[str | None, str | None] = (None, None)
+    explained: Explained | None = None
+    right: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
+    metric: str = DIFFERENCE
     positions: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The answers, as the graph's file has them; all of them and their metric where there are several."""
+        first = {"answer": next(iter(self.right), None), "wrong_answer": next(iter(self.wrong), None)}
+        if len(self.right) + len(self.wrong) <= 2:
+            return first
+        return first | {"answers": list(self.right), "wrong_answers": list(self.wrong), "metric": self.metric}
 
     @classmethod
     def of_pair(cls, pair: PromptPair) -> Question:
         """The clean prompt of a pair, with its answers."""
-        answers = (pair.answer_tokens[0], pair.wrong_tokens[0])
-        return cls(pair.clean, pair.clean_tokens, answers, (pair.answer, pair.wrong_answer), pair.positions)
+        return cls(
+            pair.clean,
+            pair.clean_tokens,
+            AnswerContrast(Contrast.of_pair(pair)),
+            pair.all_answers,
+            pair.all_wrong_answers,
+            metric_name([pair]),
+            pair.positions,
+        )
 
     @classmethod
     def of_text(
         cls,
         model: LanguageModel,
         prompt: str,
-        answer: str | None = None,
-        wrong_answer: str | None = None,
+        answer: str | Sequence[str] | None = None,
+        wrong_answer: str | Sequence[str] | None = None,
         *,
+        answer_sets: AnswerSets = "logsumexp",
         instruction: str | None = None,
     ) -> Question:
-        """A prompt as text, with both answers or none.
+        """A prompt as text, with right and wrong answers or neither.
 
         Raises:
-            MechstudyError: an empty prompt; one answer without the other; an answer of several tokens, or one that the
-                tokenizer merges with the prompt; both answers the same.
+            MechstudyError: an empty prompt; right answers without wrong ones; an answer of several tokens, or one that
+                the tokenizer merges with the prompt; an answer that is both right and wrong.
         """
         tokens = Tokens(lambda text: model.encode(text, instruction=instruction))
         if not prompt or not tokens(prompt):
@@ -58,12 +80,16 @@ class Question:
                 fix=f"{missing}=..., or neither: then the top outputs are explained",
             )
         require_open_end(tokens)
-        right, wrong = (_only_token(model, tokens, prompt, text) for text in (answer, wrong_answer))
-        if right == wrong:
+        sides = texts_of(answer), texts_of(wrong_answer)
+        if not all(sides):
+            raise MechstudyError("a list of answers is empty", fix='answer=[" are", " were"], wrong_answer=" is"')
+        right, wrong = ({_only_token(model, tokens, prompt, text): text for text in side} for side in sides)
+        for token in right.keys() & wrong.keys():
             raise MechstudyError(
-                f"answers {answer!r} and {wrong_answer!r} are the same token", fix="two different answers"
+                f"answers {right[token]!r} and {wrong[token]!r} are the same token", fix="two different answers"
             )
-        return cls(prompt, tokens(prompt), (right, wrong), (answer, wrong_answer))
+        contrast = Contrast(tuple(right), tuple(wrong), answer_sets)
+        return cls(prompt, tokens(prompt), AnswerContrast(contrast), *sides, contrast.name)
 
 
 def _only_token(model: LanguageModel, tokens: Tokens, prompt: str, answer: str) -> int:

@@ -1,7 +1,8 @@
 """Edges of the graph compared with interventions: the source removed, the change of the target measured.
 
 Frozen: attention patterns, norm scales, gates and MLP outputs are those of the clean run, as the graph assumes; the
-measured effect must equal the prediction. Live: nothing is frozen.
+measured effect must equal the prediction. Live: nothing is frozen. Where the target is a log-sum-exp, frozen has its
+weights within each set frozen too, as the graph has them.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mechstudy.behaviours.contrast import Contrast
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.aggregate import node_id
 from mechstudy.circuits.frozen import Delta, FrozenForward
 from mechstudy.circuits.linearised import LinearisedPrompt, linearise
+from mechstudy.circuits.targets import AnswerContrast
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.core.seeds import numpy_generator
@@ -208,7 +211,7 @@ class EdgeEffects:
 
     def _live(self, rows: EditedRows[SourceRemoval], row: int, removal: SourceRemoval) -> float:
         if removal.target is None:
-            return _of_answers(rows.clean.logits_BV[row], rows.logits_BV[row], self.pair)
+            return Contrast.of_pair(self.pair).change(rows.clean.logits_BV[row], rows.logits_BV[row])
         site = Site("mlp_in", removal.target.layer)
         change_TD = (rows.unedited[site][row] - rows.edited[site][row])[list(removal.targets)]
         return _along(self.dictionaries, removal.target, change_TD)
@@ -230,9 +233,7 @@ def frozen_effects(
     prompt = linearise(model, dictionaries, torch.tensor(pair.clean_tokens))
     runner = FrozenForward(model, prompt)
     clean = runner.run([])
-    unembedding = model.unembedding.weight
-    difference_D = (unembedding[pair.answer_tokens[0]] - unembedding[pair.wrong_tokens[0]]).double()
-    answer_D = difference_D * model.logit_scale
+    forms = AnswerContrast(Contrast.of_pair(pair)).forms(model, prompt)
     # Frozen, the model is affine: removing several positions is the sum of removing each.
     deltas = [(n, _minus_written(prompt, r.source, at)) for n, r in enumerate(removals) for at in r.sources]
 
@@ -244,7 +245,8 @@ def frozen_effects(
             for row, (n, _) in enumerate(part):
                 target, places = removals[n].target, list(removals[n].targets)
                 if target is None:
-                    changes[n] += float((clean.final_BD[0] - run.final_BD[row]).double() @ answer_D)
+                    moved_TD = clean.final_BTD[0] - run.final_BTD[row]
+                    changes[n] += sum(form.change(moved_TD) for form in forms)
                 else:
                     change_TD = clean.mlp_in[target.layer][0, places] - run.mlp_in[target.layer][row, places]
                     changes[n] += _along(dictionaries, target, change_TD)
@@ -252,12 +254,6 @@ def frozen_effects(
 
     size = max(1, batch_tokens // prompt.n_positions)
     return oom_backoff(totals, size, progress or NullProgress(), item_tokens=prompt.n_positions)
-
-
-def _of_answers(clean_V: Tensor, edited_V: Tensor, pair: PromptPair) -> float:
-    """Change of the logit difference."""
-    moved = clean_V.double() - edited_V.double()
-    return float(moved[pair.answer_tokens[0]] - moved[pair.wrong_tokens[0]])
 
 
 def summarise_edges(path: Path, config: InterventionConfig, behaviour: str) -> dict[str, Any] | None:

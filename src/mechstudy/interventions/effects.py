@@ -1,4 +1,4 @@
-"""Effects of interventions on the logit difference, per sample: the recorder of results.csv."""
+"""Effects of interventions on the answers' contrast, per sample: the recorder of results.csv."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from mechstudy.behaviours.contrast import Contrast, contrasts
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.interventions.config import InterventionConfig
-from mechstudy.interventions.metric import kl_divergence, logit_difference
+from mechstudy.interventions.metric import kl_divergence
 from mechstudy.interventions.results import COLUMNS, Cell, PartialTable
 from mechstudy.interventions.runner import EditedRows, Values, save_samples
 from mechstudy.interventions.samples import Plan, Variant
@@ -36,7 +36,7 @@ def run_interventions(
     Writes ``results_partial_N.csv`` after every ``config.save_every`` samples and ``results.csv`` at the end.
 
     Returns:
-        The path of results.csv (columns: `results.COLUMNS`; ``value`` = edited - clean logit difference).
+        The path of results.csv (columns: `results.COLUMNS`; ``value`` = edited - clean `Contrast`).
     """
     table = PartialTable(out, "results", COLUMNS, config.save_every)
     save_samples(
@@ -72,7 +72,7 @@ class LogitEffects:
     def _metric(self, pairs: Sequence[PromptPair]) -> list[float]:
         """The metric on corrupted prompts of one length."""
         tokens_BT = torch.tensor([p.corrupted_tokens for p in pairs])
-        answer_B, wrong_B = _answers(pairs)
+        of_row = [Contrast.of_pair(pair) for pair in pairs]
 
         def run(size: int) -> list[float]:
             values: list[float] = []
@@ -80,16 +80,15 @@ class LogitEffects:
                 part = slice(start, start + size)
                 logits = self.model.forward(tokens_BT[part]).logits
                 assert logits is not None
-                values += logit_difference(logits, answer_B[part], wrong_B[part]).tolist()
+                values += contrasts(logits, of_row[part]).tolist()
             return values
 
         return oom_backoff(run, len(tokens_BT), self.progress, item_tokens=tokens_BT.shape[1])
 
     def measure(self, rows: EditedRows[Variant]) -> list[Values]:
         """Of every row: the clean metric, the edited one, their difference, and the KL divergence."""
-        answers = _answers(rows.pairs)
-        before = logit_difference(rows.clean.logits_BV, *answers)
-        after = logit_difference(rows.logits_BV, *answers)
+        of_row = [Contrast.of_pair(pair) for pair in rows.pairs]
+        before, after = contrasts(rows.clean.logits_BV, of_row), contrasts(rows.logits_BV, of_row)
         kl = kl_divergence(rows.clean.logits_BV, rows.logits_BV)
         return list(zip(before.tolist(), after.tolist(), (after - before).tolist(), kl.tolist(), strict=True))
 
@@ -100,7 +99,3 @@ class LogitEffects:
             variant.kind, variant.item, variant.group, variant.role, variant.draw, variant.alpha, pair.id,
             pair.group, n_edits, clean, self._corrupted[pair_number], metric, value, kl,
         )  # fmt: skip
-
-
-def _answers(pairs: Sequence[PromptPair]) -> tuple[Tensor, Tensor]:
-    return torch.tensor([p.answer_tokens[0] for p in pairs]), torch.tensor([p.wrong_tokens[0] for p in pairs])

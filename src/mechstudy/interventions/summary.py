@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mechstudy.behaviours.contrast import metric_name
 from mechstudy.core.seeds import numpy_generator
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.edges import summarise_edges
@@ -71,7 +72,7 @@ def summarise(plan: Plan, config: InterventionConfig, out: Path) -> dict[str, An
     edges = out / "edges.csv"
     return {
         "behaviour": plan.behaviour,
-        "metric": "logit difference",
+        "metric": metric_name(pair for suite in plan.suites for pair in suite.pairs),
         "n": len(clean),
         "n_samples": len(rows),
         "clean_mean": _mean([c for c, _ in clean.values()]),

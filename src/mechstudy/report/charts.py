@@ -44,8 +44,10 @@ def zero_rule(axis: str) -> alt.Chart:
     return rule
 
 
-def logit_differences(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> alt.TopLevelMixin | None:
-    """Histogram of per-prompt logit differences, one colour per split; right of zero is correct."""
+def logit_differences(
+    splits: Mapping[str, Sequence[Mapping[str, Any]]], metric: str = "logit difference"
+) -> alt.TopLevelMixin | None:
+    """Histogram of per-prompt values of the metric, one colour per split; right of zero is correct."""
     values: list[dict[str, Any]] = [
         {"split": split, "d": d} for split, rows in splits.items() for r in rows
         if (d := real(r.get("logit_difference"))) is not None
@@ -60,7 +62,7 @@ def logit_differences(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> alt.
         for (s, b), c in sorted(counts.items())
     ]
     order = list(splits)
-    x = alt.X("start:Q", title="logit difference: answer − wrong answer (nats)", bin="binned")
+    x = alt.X("start:Q", title=f"{metric}: answer − wrong answer (nats)", bin="binned")
     y = alt.Y("prompts:Q", title="prompts", stack=True, axis=alt.Axis(tickMinStep=1))
     colours = alt.Scale(domain=order, range=["@effect", "@compare"])
     colour = alt.Color("split:N", title="split", sort=order, scale=colours)

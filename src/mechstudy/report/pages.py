@@ -81,7 +81,7 @@ def behaviour_page(site: Site, behaviour: str) -> None:
     scored = {split: rows for split in ("train", "test") if (rows := baseline.rows(f"{split}.csv"))}
     accuracy = charts.accuracy(summary.get("splits") or {}, (summary.get("gate") or {}).get("min_accuracy"))
     site.figures.add(f"baseline-accuracy-{key}", accuracy, "Accuracy per split", baseline)
-    differences = charts.logit_differences(scored)
+    differences = charts.logit_differences(scored, str(summary.get("metric") or "logit difference"))
     site.figures.add(f"baseline-logit-differences-{key}", differences, "Logit differences of all prompts", baseline)
     pairs = {split: rows for split in ("train", "test") if (rows := prompts.rows(f"{split}.jsonl"))}
     site.render(
@@ -108,7 +108,7 @@ def _examples(pairs: Rows, strings: Mapping[str, str]) -> Rows:
         clean, corrupted = pair["clean_tokens"], pair["corrupted_tokens"]
         examples.append(
             {
-                **pair,
+                **_with_all_answers(pair),
                 "marks": {int(i): str(name) for name, i in (pair.get("positions") or {}).items()},
                 "changed": {i for i, (a, b) in enumerate(zip(clean, corrupted, strict=False)) if a != b},
                 "clean_strings": [strings[str(token)] for token in clean],
@@ -118,9 +118,16 @@ def _examples(pairs: Rows, strings: Mapping[str, str]) -> Rows:
     return examples
 
 
+def _with_all_answers(pair: Mapping[str, Any]) -> dict[str, Any]:
+    """The pair with every right and every wrong answer in one text each."""
+    several = pair.get("answer_sets")
+    joined = {"answer": " | ".join(several["right"]), "wrong_answer": " | ".join(several["wrong"])} if several else {}
+    return {**pair, **joined}
+
+
 def _worst(scored: Mapping[str, Rows], pairs: Mapping[str, Any]) -> Rows:
     rows = [
-        {**r, "split": split, "d": d, "pair": pairs.get(str(r.get("id")))}
+        {**r, "split": split, "d": d, "pair": _with_all_answers(pairs.get(str(r.get("id"))) or {})}
         for split, rs in scored.items() for r in rs if (d := real(r.get("logit_difference"))) is not None
     ]  # fmt: skip
     return sorted(rows, key=lambda row: row["d"])[:N_WORST]

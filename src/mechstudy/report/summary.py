@@ -79,12 +79,13 @@ def _each(records: Mapping[str, Mapping[str, Any]] | None, fields: Sequence[str]
 def _behaviour_findings(data: ReportData, summary: Mapping[str, Any]) -> Iterator[tuple[str, Address]]:
     """Per behaviour its baseline, strongest claims, circuit and edges; a claim that does not hold says so."""
     for behaviour in dict.fromkeys([*summary["baseline"], *summary["interventions"]]):
-        gate = data.baselines[behaviour].json("summary.json").get("gate") or {}
+        scored = data.baselines[behaviour].json("summary.json")
+        gate, metric = scored.get("gate") or {}, str(scored.get("metric") or "logit difference")
         if behaviour in summary["interventions"]:
             after = ", studied all the same"
         else:  # where the gate lets it through, something else stopped it
             after = "" if gate.get("on_fail") == "continue" else ", so it was not studied further"
-        if line := _baseline_finding(summary["baseline"].get(behaviour) or {}, after):
+        if line := _baseline_finding(summary["baseline"].get(behaviour) or {}, metric, after):
             yield f"{behaviour}: {line}", data.baselines[behaviour].address("summary.json", "/splits")
         for claim in claims(data.interventions[behaviour])[:_CLAIMS]:
             hedge, usual = VERDICT_WORDS[claim.verdict]
@@ -98,14 +99,14 @@ def _behaviour_findings(data: ReportData, summary: Mapping[str, Any]) -> Iterato
             yield f"{behaviour}: {line}", data.graphs[behaviour].address("scores.json")
 
 
-def _baseline_finding(splits: Mapping[str, Any], below: str) -> str:
+def _baseline_finding(splits: Mapping[str, Any], metric: str, below: str) -> str:
     """``below``: what followed from a gate that was not passed."""
     if not (split := splits.get("test") or next(iter(splits.values()), None)):
         return ""
     ends = interval_of(split, "ci95", "mean_logit_difference")
     line = (
         f"the model is right on {percent(split['accuracy'], 0)} of {split['n']} prompts, "
-        f"mean logit difference {number(split['mean_logit_difference'])} {ends}"
+        f"mean {metric} {number(split['mean_logit_difference'])} {ends}"
     )
     return line + (f"; below the gate{below}" if any(s.get("passed") is False for s in splits.values()) else "")
 

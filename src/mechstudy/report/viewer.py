@@ -49,7 +49,9 @@ def prompt_view(graph: Mapping[str, Any], labels: Labels) -> dict[str, Any]:
         "kind": "prompt",
         "slug": str(meta.get("slug", "")),
         "prompt": str(meta.get("prompt") or "".join(tokens)),
-        **{field: ours.get(field) for field in ("answer", "wrong_answer", "logit_difference")},
+        **{field: " | ".join(ours.get(f"{field}s") or ()) or ours.get(field) for field in ("answer", "wrong_answer")},
+        "logit_difference": ours.get("logit_difference"),
+        **({"target": ours["metric"]} if "metric" in ours else {}),
         **{field: ours.get(field) or {} for field in ("scores", "ledger")},
     }
 
@@ -110,7 +112,7 @@ def aggregate_view(
     return _view(nodes, aggregate.get("edges") or [], columns, checked) | {
         "kind": "aggregate",
         "slug": "aggregate",
-        "target": TARGETS.get(target, target),
+        "target": aggregate.get("metric") or TARGETS.get(target, target),
         "n_prompts": aggregate.get("n_prompts"),
         "scores": scores,
         "ledger": {},

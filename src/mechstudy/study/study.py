@@ -14,6 +14,7 @@ from mechstudy.activations.quota import parse_size
 from mechstudy.behaviours.formats import FORMATS
 from mechstudy.behaviours.registry import BEHAVIOURS
 from mechstudy.behaviours.row_checks import KEYS
+from mechstudy.behaviours.schema import AnswerSets
 from mechstudy.circuits.config import AttributionConfig, no_graphs
 from mechstudy.core.config import Config, Lines, load_config_with_lines
 from mechstudy.core.errors import MechstudyError, nearest
@@ -32,6 +33,7 @@ READING = (
     "columns",
     "align",
     "corrupted",
+    "answer_sets",
     "strict",
 )  # fields of a behaviour on how its file is read
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -73,8 +75,9 @@ class BehaviourConfig(Config):
 
     A file has mechstudy's own keys, the shape of a published ``format`` (and ``counterfactual``, where it has several),
     or other keys that ``columns`` maps. ``align: ends`` accepts clean and corrupted prompts of different lengths, and
-    ``corrupted: other-line`` takes corrupted prompts from other lines. Lines that cannot be used are left out and
-    counted; with ``strict: true`` they are errors.
+    ``corrupted: other-line`` takes corrupted prompts from other lines. ``answer_sets`` says how the logits of several
+    right (or wrong) answers of a line are combined: ``logsumexp``, the default, or ``mean``. Lines that cannot be used
+    are left out and counted; with ``strict: true`` they are errors.
     """
 
     optional: ClassVar[frozenset[str]] = frozenset(READING)
@@ -88,6 +91,7 @@ class BehaviourConfig(Config):
     columns: dict[str, str] | None = None
     align: Literal["ends"] | None = None
     corrupted: Literal["other-line"] | None = None
+    answer_sets: AnswerSets | None = None
     strict: bool | None = None
 
     @model_validator(mode="after")

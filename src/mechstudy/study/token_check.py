@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mechstudy.behaviours.readers import Broken, Row
+from mechstudy.behaviours.row_checks import ANSWERS
 from mechstudy.behaviours.special_text import Opening
-from mechstudy.behaviours.tokenise import Tokens, Unsuitable, require_positions
+from mechstudy.behaviours.tokenise import Tokens, Unsuitable, require_positions, texts_of
 from mechstudy.behaviours.user import PromptSource, report_of
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.context import ContextLength, context_length
@@ -80,7 +81,8 @@ def _prompt_notes(
 
 def _longest(row: Row) -> list[str]:
     prompts = [row[key] for key in ("clean", "corrupted") if key in row]
-    return [prompt + row[key] for prompt in prompts for key in ("answer", "wrong_answer") if key in row]
+    answers = [text for key in ANSWERS if key in row for text in texts_of(row[key])]
+    return [prompt + answer for prompt in prompts for answer in answers]
 
 
 def _is_suspect(row: Row, context: ContextLength | None) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mechstudy import circuits
+from mechstudy.behaviours.contrast import DIFFERENCE, metric_name
 from mechstudy.behaviours.sampling import sample
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.config import AttributionConfig
@@ -148,6 +149,8 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
             layers=inputs.dictionaries,
             n_layers=inputs.model.load(runtime, exact=True).n_layers,
         )
+        if (metric := metric_name(pairs)) != DIFFERENCE and spec.target == "logit_difference":
+            aggregate["metric"] = metric
         out.write_json("aggregate.json", aggregate)
         out.write_json("timing.json", {"seconds_per_prompt": {i["score"]["slug"]: i["seconds"] for i in done}})
 

@@ -72,7 +72,7 @@ class BaselinePhase(Phase[BaselineSpec, BaselineInputs]):
     def run(self, spec: BaselineSpec, inputs: BaselineInputs, out: ArtifactWriter, runtime: Runtime) -> None:
         """Writes ``train.csv``, ``test.csv`` and ``summary.json``. Every split must reach ``min_accuracy``."""
         model = inputs.model.load(runtime)
-        splits = {}
+        splits, every = {}, [pair for split in SPLITS for pair in inputs.prompts.pairs(split)]
         for number, split in enumerate(SPLITS):
             scores = behaviours.score_pairs(
                 model, inputs.prompts.pairs(split), batch_tokens=runtime.batch_tokens, progress=runtime.progress
@@ -84,7 +84,9 @@ class BaselinePhase(Phase[BaselineSpec, BaselineInputs]):
         passed = all(split["passed"] for split in splits.values())
         gate = {"min_accuracy": spec.min_accuracy, "passed": passed, "on_fail": spec.on_fail}
         behaviour = inputs.prompts.behaviour
-        out.write_json(SUMMARY, {"behaviour": behaviour, "gate": gate, "splits": splits})
+        metric = behaviours.metric_name(every)
+        stated = {} if metric == behaviours.DIFFERENCE else {"metric": metric}
+        out.write_json(SUMMARY, {"behaviour": behaviour, **stated, "gate": gate, "splits": splits})
         if not passed:
             accuracy = ", ".join(f"{s['accuracy']:.0%} on {name}" for name, s in splits.items())
             follows = "this behaviour is not studied further (baseline.on_fail: continue would continue)"

@@ -13,7 +13,7 @@ from mechstudy.behaviours.hub_files import is_hub
 from mechstudy.behaviours.registry import behaviour
 from mechstudy.behaviours.remarks import Texts, remarks, too_long
 from mechstudy.behaviours.sampling import sample
-from mechstudy.behaviours.schema import SPLITS, PromptPair, from_jsonl, to_jsonl
+from mechstudy.behaviours.schema import SPLITS, AnswerSets, PromptPair, from_jsonl, to_jsonl
 from mechstudy.behaviours.tokenise import Unsuitable, require_positions
 from mechstudy.behaviours.user import PromptSource, UserPrompts, count_kinds, read_prompts
 from mechstudy.core.errors import MechstudyError
@@ -49,6 +49,7 @@ class PromptsSpec(Spec):
     columns: dict[str, str] | None = None
     align: Literal["ends"] | None = None
     corrupted: Literal["other-line"] | None = None
+    answer_sets: AnswerSets | None = None
     strict: bool | None = None
 
     def source(self, base: Path) -> PromptSource:
@@ -185,7 +186,9 @@ def notes_of(summary: Mapping[str, Any]) -> list[str]:
 
 def _remarks(pairs: Mapping[str, list[PromptPair]], context: ContextLength | None) -> Iterator[str]:
     everything = [pair for split in SPLITS for pair in pairs[split]]
-    yield from remarks([Texts(pair.id, pair.clean, (pair.answer, pair.wrong_answer)) for pair in everything])
+    yield from remarks(
+        [Texts(pair.id, pair.clean, (*pair.all_answers, *pair.all_wrong_answers)) for pair in everything]
+    )
     if (long := too_long(everything, context)) is not None:
         yield long
 
@@ -215,7 +218,7 @@ def _file_summary(read: UserPrompts, pairs: Mapping[str, list[PromptPair]]) -> d
 
 def _require_positions(pair: PromptPair, context: ContextLength | None) -> None:
     try:
-        require_positions(context, len(pair.clean_tokens) + len(pair.answer_tokens) - 1)
+        require_positions(context, len(pair.clean_tokens) + max(map(len, pair.all_answer_tokens)) - 1)
     except Unsuitable as error:
         raise MechstudyError(f"prompt {pair.id}: {error.what}", fix="a model with a longer context") from error
 

@@ -145,6 +145,21 @@ def test_other_line_prompts_take_the_donors_set_as_wrong_answers(tmp_path):
     }
 
 
+def test_whole_answers_may_begin_alike_but_not_with_each_other(tmp_path):
+    row = ROW | {"answer": " abcdefghij", "wrong_answer": " abcdxyzuvw"}  # pieces of five letters
+    with pytest.raises(MechstudyError, match="begin with the same token") as error:
+        read(tmp_path, row)
+    assert "answer_tokens: all" in (error.value.fix or "") or "end both prompts" in (error.value.fix or "")
+    pair = read(tmp_path, row, answer_tokens="all")
+    assert pair.whole_answers and pair.answer_tokens[0] == pair.wrong_tokens[0]
+    assert metric_name([pair]) == "difference of whole answers' log-probabilities"
+    assert "whole_answers" not in read(tmp_path, ROW).canonical()
+    with pytest.raises(MechstudyError, match="the tokens of one begin with those of the other"):
+        read(tmp_path, row | {"wrong_answer": " abcd"}, answer_tokens="all")
+    with pytest.raises(MechstudyError, match="2 right and 1 wrong answers with answer_tokens: all"):
+        read(tmp_path, ROW, answer_tokens="all")
+
+
 def test_sets_that_do_not_begin_with_the_pairs_own_answers_are_refused(tmp_path):
     pair = read(tmp_path, ROW)
     assert pair.answer_sets is not None

@@ -1,4 +1,4 @@
-"""Studies whose prompts have several right and several wrong answers, from prompts to the report."""
+"""Studies whose prompts have several answers, or answers of which all tokens count, from prompts to the report."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sets = [line | {"answer": ["x", "z", "w"], "wrong_answer": ["y", "v"]} for line in lines]
     (file.parent / "sets.jsonl").write_text("\n".join(map(json.dumps, [*sets, sets[0] | {"answer": ["x", "y"]}])))
     behaviours = "{name: sets, file: sets.jsonl}, {name: means, file: sets.jsonl, answer_sets: mean}"
+    whole = [line | {"answer": "xzw", "wrong_answer": "xyv"} for line in lines]
+    (file.parent / "whole.jsonl").write_text("\n".join(map(json.dumps, [*whole, whole[0] | {"wrong_answer": "xz"}])))
+    behaviours += ", {name: wholes, file: whole.jsonl, answer_tokens: all}"
     text = re.sub(r"behaviours: .*", f"behaviours: [{behaviours}]", file.read_text())
     file.write_text(text.replace("attribution: {n_prompts: 6,", "attribution: {n_prompts: 3,") + INTERVENTIONS)
     return file
@@ -43,6 +46,7 @@ def run(study: Path) -> Path:
     done = CliRunner().invoke(app, ["run", str(study), "--out", str(study.parent / "run")])
     assert done.exit_code == 0, done.output
     assert "1 of 13 lines are left out: 1 answers begin with the same token" in done.stderr
+    assert "1 of 13 lines are left out: 1 one answer begins with the other" in done.stderr
     return study.parent / "run"
 
 
@@ -113,22 +117,57 @@ def test_frozen_edges_agree_with_the_graphs(run: Path, behaviour: str) -> None:
     assert edges["n"] and edges["max_relative_error_frozen"] < 1e-4
 
 
+def forced(model: Any, pair: Any) -> tuple[list[float], list[float]]:
+    """Log-probabilities of the tokens of both answers, worked out one token at a time."""
+    sides: list[list[float]] = []
+    for answer in (pair.answer_tokens, pair.wrong_tokens):
+        tokens, values = list(pair.clean_tokens), []
+        for token in answer:
+            logits = model.forward(torch.tensor([tokens])).logits[0].double()
+            values.append(float(torch.log_softmax(logits, 0)[token]))
+            tokens.append(token)
+        sides.append(values)
+    return sides[0], sides[1]
+
+
+def test_whole_answers_are_compared_in_every_phase(study: Path, run: Path) -> None:
+    model = load_folder(study.parent / "model")
+    files = [folder(run, "prompts", "wholes") / f"{s}.jsonl" for s in ("train", "test")]
+    pairs = {pair.id: pair for file in files for pair in from_jsonl(file)}
+    expected = {name: forced(model, pair) for name, pair in pairs.items()}
+    metric = {name: sum(right) - sum(wrong) for name, (right, wrong) in expected.items()}
+    for phase in ("baseline", "intervene"):
+        assert content(run, phase, "wholes")["metric"] == "difference of whole answers' log-probabilities", phase
+    for row in (row for s in ("train", "test") for row in rows(run, "baseline", "wholes", f"{s}.csv")):
+        assert float(row["logit_difference"]) == pytest.approx(metric[row["id"]], abs=1e-4)
+        shares = [float(x) for x in row["token_logprobs_answer"].split()]
+        assert shares == pytest.approx(expected[row["id"]][0], abs=1e-5)
+    for row in rows(run, "intervene", "wholes", "results.csv"):
+        assert float(row["clean"]) == pytest.approx(metric[row["prompt_id"]], abs=1e-4)
+        moved = [sum(map(float, row[name].split())) for name in ("tokens_answer", "tokens_wrong")]
+        assert float(row["value"]) == pytest.approx(moved[0] - moved[1], abs=1e-5)
+    for entry in content(run, "attribute", "wholes", "scores.json")["per_prompt"]:
+        ours = content(run, "attribute", "wholes", f"graphs/{entry['slug']}.json")["metadata"]["mechstudy"]
+        right, wrong = expected[entry["prompt_id"]]
+        stated = sum(right[1:]) - wrong[1]  # the first tokens are the same
+        assert ours["ledger"]["target"] == pytest.approx(stated, abs=1e-4)
+        assert ours["ledger"]["total"] == pytest.approx(stated, rel=1e-4)
+        assert [part["target"] for part in ours["ledgers"]] == pytest.approx([right[1] - wrong[1], right[2]], abs=1e-4)
+
+
+def test_frozen_edges_of_whole_answers_agree(run: Path) -> None:
+    edges = content(run, "intervene", "wholes")["edges"]
+    assert edges["n"] and edges["max_relative_error_frozen"] < 1e-4
+    aggregate = content(run, "attribute", "wholes", "aggregate.json")
+    assert "answer tokens" in aggregate["positions"]
+    assert all("answer tokens" not in str(group) for group in content(run, "intervene", "wholes")["groups"])
+
+
 def test_the_report_names_the_sets_and_the_metric(run: Path) -> None:
     [report] = [index.parent for index in (run / "artifacts" / "report").glob("*/index.html")]
-    page = unescape(re.sub(r"<[^>]*>", " ", (report / "means.html").read_text()))
-    assert "Mean difference of mean logits" in page and "x | z | w" in page and "y | v" in page
+    page = unescape(re.sub(r"<[^>]*>", " ", (report / "behaviour-means.html").read_text()))
+    assert "Mean difference of mean logits" in page and "x|z|w" in page and "y|v" in page
     assert "difference of log-sum-exp logits" in unescape((report / "index.html").read_text())
-
-
-def test_the_field_is_part_of_ids_only_where_it_is_set(study: Path) -> None:
-    def ids(*sets: str) -> dict[str, str]:
-        plan = json.loads(CliRunner().invoke(app, ["plan", str(study), "--json", *sets]).stdout)
-        return {unit["unit"]: unit["id"] for unit in plan["units"]}
-
-    plain, means = ids(), ids("--set", "behaviours.0.answer_sets=mean")
-    assert ids("--set", "behaviours.0.answer_sets=null") == plain
-    changed = {name for name in plain if plain[name] != means[name]}
-    assert "baseline[sets]" in changed and "baseline[means]" not in changed
 
 
 def test_an_unknown_way_to_combine_is_refused_at_its_line(study: Path) -> None:

@@ -96,6 +96,15 @@ def test_a_study_that_takes_all_lines_keeps_its_ids(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("field", [{"answer_sets": "mean"}, {"answer_tokens": "all"}])
+def test_how_answers_are_compared_is_part_of_the_prompts_id_where_it_is_set(
+    tmp_path: Path, field: dict[str, str]
+) -> None:
+    lines = [*rows(8, "cat", "train"), *rows(8, "cat", "test")]
+    plain, other = (specs(tmp_path, lines, behaviour=chosen)["prompts"].canonical() for chosen in ({}, field))
+    assert other == plain | field
+
+
 def test_graphs_and_interventions_sample_prompts_of_a_file(tmp_path: Path) -> None:
     lines = [*rows(4, "cat", "train"), *rows(4, "dog", "train"), *rows(8, "cat", "test")]
     few = {"attribution": {"n_prompts": 4}, "interventions": {"n_samples": 4, "n_discovery": 8}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from mechstudy.api.graphs import PromptGraph
 from mechstudy.behaviours.schema import AnswerSets, PromptPair
@@ -22,6 +23,7 @@ def attribute(
     answer: str | Sequence[str] | None = None,
     wrong_answer: str | Sequence[str] | None = None,
     answer_sets: AnswerSets = "logsumexp",
+    answer_tokens: Literal["first", "all"] = "first",
     instruction: str | None = None,
     config: AttributionConfig | None = None,
     progress: Progress | None = None,
@@ -40,18 +42,29 @@ def attribute(
             explained; without, the top outputs.
         answer_sets: how the logits of several answers are combined: ``logsumexp``, explained to first order (the
             weights within a set are those of this prompt), or their ``mean``.
+        answer_tokens: ``all`` explains the log-probabilities of the right answer's tokens, teacher-forced, against the
+            wrong answer's up to where the two part (`circuits.AnswerTokens`), with a ledger for each token.
         instruction: the user's turn of the model's chat template, which the prompt then begins to answer.
         config: the number of features with a row of their own, and the thresholds of pruning.
         progress: receives messages.
 
     Raises:
-        MechstudyError: an empty prompt; one answer without the other; an answer of several tokens, or one that the
-            tokenizer merges with the prompt; an answer both right and wrong; dictionaries that are not transcoders.
+        MechstudyError: an empty prompt; one answer without the other; an answer of several tokens (unless
+            ``answer_tokens`` is ``all``), or one that the tokenizer merges with the prompt; an answer both right and
+            wrong; dictionaries that are not transcoders.
     """
     question = (
         Question.of_pair(prompt)
         if isinstance(prompt, PromptPair)
-        else Question.of_text(model, prompt, answer, wrong_answer, answer_sets=answer_sets, instruction=instruction)
+        else Question.of_text(
+            model,
+            prompt,
+            answer,
+            wrong_answer,
+            answer_sets=answer_sets,
+            answer_tokens=answer_tokens,
+            instruction=instruction,
+        )
     )
     return PromptGraph(
         *explain_question(model, dictionaries, question, config or AttributionConfig(), progress=progress)

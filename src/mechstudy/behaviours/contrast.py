@@ -1,4 +1,4 @@
-"""The number that compares right answers with wrong ones: of one logit each, or of sets of them."""
+"""The number that compares right answers with wrong ones: of one logit each, of sets of them, of all their tokens."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from mechstudy.behaviours.schema import AnswerSets, PromptPair
 
 DIFFERENCE = "logit difference"
+WHOLE = "difference of whole answers' log-probabilities"
 _NAMES = {"logsumexp": "difference of log-sum-exp logits", "mean": "difference of mean logits"}
 
 
@@ -86,7 +87,50 @@ def contrasts(logits_BV: Float[Tensor, "b v"], of_row: Sequence[Contrast]) -> Fl
     return sides[0] - sides[1]
 
 
+@dataclass(frozen=True)
+class WholeAnswers:
+    """All tokens of a right and a wrong answer, compared by their teacher-forced log-probabilities after a prompt."""
+
+    right: tuple[int, ...]
+    wrong: tuple[int, ...]
+
+    @classmethod
+    def of_pair(cls, pair: PromptPair) -> WholeAnswers | None:
+        """The whole answers of a pair; None where only first tokens are compared."""
+        return cls(pair.answer_tokens, pair.wrong_tokens) if pair.whole_answers else None
+
+    @property
+    def departure(self) -> int:
+        """The index of the first token in which the answers differ."""
+        same = [a == b for a, b in zip(self.right, self.wrong, strict=False)]
+        return (*same, False).index(False)
+
+
+@dataclass(frozen=True)
+class AnswerLogProbs:
+    """Log-probabilities of the tokens of right and wrong answers after the prompts of a batch, [B, tokens] each."""
+
+    right_BT: Tensor
+    wrong_BT: Tensor
+
+    def differences(self) -> Float64[Tensor, " b"]:
+        """Log p(right answer) - log p(wrong answer) of every row."""
+        return self.right_BT.sum(1) - self.wrong_BT.sum(1)
+
+    def to_departure(self, row: int, departure: int) -> float:
+        """Log p(right answer) - log p(wrong answer's tokens up to the first that differs), as graphs explain it."""
+        return float(self.right_BT[row].sum() - self.wrong_BT[row, : departure + 1].sum())
+
+
+def token_logprobs(logits_TV: Float[Tensor, "t v"], answer: Sequence[int]) -> Float64[Tensor, " t"]:
+    """The log-probability of each token of an answer, from the logits that predict it."""
+    return torch.log_softmax(logits_TV.double(), -1)[torch.arange(len(answer)), list(answer)]
+
+
 def metric_name(pairs: Iterable[PromptPair]) -> str:
     """The name of what is compared, as it stands in results."""
+    pairs = list(pairs)
+    if any(pair.whole_answers for pair in pairs):
+        return WHOLE
     combine = {pair.answer_sets.combine for pair in pairs if pair.answer_sets is not None}
     return _NAMES[min(combine)] if combine else DIFFERENCE

@@ -32,6 +32,7 @@ def tokenised(
     *,
     align: bool = False,
     answer_sets: AnswerSets | None = None,
+    whole: bool = False,
 ) -> PromptPair:
     """The pair of a checked row.
 
@@ -42,16 +43,25 @@ def tokenised(
         align: whether the two prompts may have different numbers of tokens; they are then aligned by the positions that
             the row names in both, and from their ends.
         answer_sets: how the logits of several answers are combined; None is ``logsumexp``.
+        whole: whether all tokens of the answers are compared.
 
     Raises:
         Broken: it makes no pair with this tokenizer and model.
     """
     clean, corrupted = row["clean"], row.get("corrupted")
+    right, wrong = texts_of(row["answer"]), texts_of(row["wrong_answer"])
+    several = len(right) + len(wrong) > 2
+    if several and whole:
+        raise Broken(
+            f"{len(right)} right and {len(wrong)} wrong answers with answer_tokens: all",
+            "one of each, or answer_tokens: first",
+            "several answers of which all tokens count",
+        )
     try:
         for name in ("clean", "corrupted"):
             if name in row:
                 opening.check(name, row[name])
-        ids = pair_tokens(tokens, clean, corrupted, row["answer"], row["wrong_answer"], equal=not align)
+        ids = pair_tokens(tokens, clean, corrupted, row["answer"], row["wrong_answer"], equal=not align, whole=whole)
         longest = max(len(ids.clean), len(ids.corrupted))
         require_positions(context, longest + max(map(len, ids.answers + ids.wrongs)) - 1)
     except Unsuitable as error:
@@ -65,7 +75,6 @@ def tokenised(
             "corrupted_positions without align: ends",
             "leave it out, as a position is the same token in both prompts; or align: ends in the study",
         )
-    right, wrong = texts_of(row["answer"]), texts_of(row["wrong_answer"])
     return PromptPair(
         id=row.get("id", default_id),
         template=row.get("template", "user"),
@@ -87,8 +96,9 @@ def tokenised(
             right_tokens=ids.answers,
             wrong_tokens=ids.wrongs,
         )
-        if len(right) + len(wrong) > 2
+        if several
         else None,
+        whole_answers=whole or None,
     )
 
 

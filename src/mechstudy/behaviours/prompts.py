@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import overload
+from typing import Literal, overload
 
 import polars as pl
 
@@ -65,6 +65,7 @@ def load_prompts(
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
     answer_sets: AnswerSets | None = None,
+    answer_tokens: Literal["first", "all"] | None = None,
     strict: bool = True,
 ) -> Prompts:
     """Prompt pairs of a built-in behaviour, or of a file, tokenised for the model.
@@ -86,6 +87,7 @@ def load_prompts(
         columns: key -> column of the file, or a text with columns in braces.
         answer_sets: how the logits of several right or wrong answers are combined: ``logsumexp`` (the default) or
             ``mean``.
+        answer_tokens: ``all`` compares all tokens of the answers; by default their ``first`` ones.
         strict: whether a line that cannot be used is an error; otherwise it is left out.
 
     Raises:
@@ -95,7 +97,13 @@ def load_prompts(
     if str(source) in BEHAVIOURS or not _is_file(source):
         pairs = behaviour(str(source)).generate(encode, 100 if n is None else n, split or "train", seed)
         return Prompts(pairs, str(source))
-    reading = {"format": format, "columns": columns, "answer_sets": answer_sets, "strict": strict}
+    reading = {
+        "format": format,
+        "columns": columns,
+        "answer_sets": answer_sets,
+        "answer_tokens": answer_tokens,
+        "strict": strict,
+    }
     by_split = read_prompts(PromptSource.of(Path(source).expanduser(), reading), encode).pairs
     if split is not None and split not in by_split:
         raise MechstudyError(f"unknown split {split!r}", facts={"splits": ", ".join(by_split)})

@@ -43,11 +43,11 @@ class PromptPair(Config):
     they follow the prompt, with their leading space. The two prompts have equal numbers of tokens, so a token index in
     ``positions`` is the same place in both, unless ``corrupted_positions`` says where a name is in the corrupted one. A
     pair without a corrupted prompt has an empty one. A pair with several right or wrong answers has all of them in
-    ``answer_sets``.
+    ``answer_sets``; one with ``whole_answers`` is about all tokens of its answers, which may begin alike.
 
     Raises:
         ValueError: unequal lengths without ``corrupted_positions``, a position outside the prompt, or a right and a
-            wrong answer with the same first token.
+            wrong answer with the same first token (whole answers: of which one begins with the other).
     """
 
     id: str
@@ -65,6 +65,7 @@ class PromptPair(Config):
     wrong_tokens: tuple[int, ...]
     corrupted_positions: dict[str, int] | None = None
     answer_sets: Answers | None = None
+    whole_answers: Literal[True] | None = None
 
     def canonical(self) -> dict[str, Any]:
         """Every field as plain JSON, without those that are None."""
@@ -130,11 +131,14 @@ class PromptPair(Config):
                 raise MechstudyError(
                     "answer_sets does not begin with the pair's own answers, or lacks tokens", where=where
                 )
-        right, wrong = ({t[0] for t in side if t} for side in (self.all_answer_tokens, self.all_wrong_tokens))
+            if self.whole_answers:
+                raise MechstudyError("whole answers are compared one with one", where=where)
+        n = min(map(len, (self.answer_tokens, self.wrong_tokens))) if self.whole_answers else 1
+        right, wrong = ({t[:n] for t in side if t} for side in (self.all_answer_tokens, self.all_wrong_tokens))
         if not self.answer_tokens or not self.wrong_tokens or right & wrong:
             raise MechstudyError(
                 f"answers {_quoted(self.all_answers)} and {_quoted(self.all_wrong_answers)} do not differ in their"
-                " first token",
+                f" first {'token' if n == 1 else f'{n} tokens'}",
                 where=where,
                 fix="choose answers that the model can tell apart at its next token",
             )

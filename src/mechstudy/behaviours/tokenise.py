@@ -128,6 +128,7 @@ def pair_tokens(
     wrong: str | Sequence[str],
     *,
     equal: bool = True,
+    whole: bool = False,
 ) -> PairTokens:
     """Token ids of a pair, and of the answers in context.
 
@@ -138,6 +139,7 @@ def pair_tokens(
         answer: the right answer to the clean prompt, or several.
         wrong: the right answer to the corrupted one, or several.
         equal: whether the two prompts must have the same number of tokens.
+        whole: whether all tokens of the answers are compared, so that they may begin alike.
 
     Raises:
         Unsuitable: prompts of unequal length, a right and a wrong answer that begin with the same token, or answers
@@ -170,11 +172,18 @@ def pair_tokens(
     right, others = ({text: following(text) for text in texts_of(side)} for side in (answer, wrong))
     for text, ids in right.items():
         for other, other_ids in others.items():
-            if ids[0] == other_ids[0]:
+            if whole and ids[: len(other_ids)] == other_ids[: len(ids)]:
+                raise Unsuitable(
+                    "one answer begins with the other",
+                    f"answers {text!r} and {other!r}: the tokens of one begin with those of the other",
+                    "choose answers that part at some token",
+                )
+            if not whole and ids[0] == other_ids[0]:
                 raise Unsuitable(
                     "answers begin with the same token",
                     f"answers {text!r} and {other!r} begin with the same token, so one logit cannot tell them apart",
-                    "choose answers with different first tokens (and mind the leading space)" + _shared(text, other),
+                    "choose answers with different first tokens (and mind the leading space)"
+                    + (_shared(text, other) or ("" if len(ids) == len(other_ids) == 1 else "; or answer_tokens: all")),
                 )
     return PairTokens(clean_ids, corrupted_ids, tuple(right.values()), tuple(others.values()))
 

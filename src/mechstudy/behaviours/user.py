@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mechstudy.behaviours.donors import Donors
 from mechstudy.behaviours.formats import converted
@@ -39,6 +39,7 @@ class PromptSource:
         columns: key -> column, or a text with columns in braces.
         align: ``ends`` accepts clean and corrupted prompts of different numbers of tokens (`PromptPair.corrupted_at`).
         answer_sets: how the logits of several right or wrong answers are combined (`Answers`).
+        answer_tokens: ``all`` compares all tokens of the answers, and not only their first ones.
         corrupted: ``other-line`` takes each line's corrupted prompt from another one, chosen by ``seed``.
         parts: the files of a dataset, with the split that each of them is.
         strict: one line that cannot be used is an error; otherwise such lines are left out and counted.
@@ -51,6 +52,7 @@ class PromptSource:
     align: str | None = None
     corrupted: str | None = None
     answer_sets: AnswerSets | None = None
+    answer_tokens: Literal["first", "all"] | None = None
     strict: bool = True
     seed: int = 0
     parts: tuple[DataFile, ...] = ()
@@ -162,9 +164,15 @@ def read_prompts(source: PromptSource, encode: Encode, context: ContextLength | 
     rows, broken = read.rows, read.broken
 
     def pair(row: Row, number: int) -> PromptPair:
-        align = source.align is not None
         return tokenised(
-            row, f"line-{number:04d}", tokens, opening, context, align=align, answer_sets=source.answer_sets
+            row,
+            f"line-{number:04d}",
+            tokens,
+            opening,
+            context,
+            align=source.align is not None,
+            answer_sets=source.answer_sets,
+            whole=source.answer_tokens == "all",
         )
 
     pairs: dict[int, PromptPair] = {}

@@ -18,13 +18,18 @@ from mechstudy.circuits.graph import Graph, Pruned
 from mechstudy.circuits.influence import total_effects
 
 OTHER = "other"
+ANSWER = "answer tokens"  # the tokens of a whole answer that are read after the prompt
 _MEANS = ("replacement", "completeness", "replacement_pruned", "completeness_pruned")
 _INSTANCES = 200  # strongest edges that carry their per-prompt weights, for the causal checks
 
 
-def position_names(positions: Mapping[str, int], n_positions: int) -> list[str]:
-    """The name of every token position; where two names share a token, the first one counts."""
-    names = [OTHER] * n_positions
+def position_names(positions: Mapping[str, int], n_positions: int, n_prompt: int | None = None) -> list[str]:
+    """The name of every token position; where two names share a token, the first one counts.
+
+    Tokens after the ``n_prompt`` of the prompt are those of an answer.
+    """
+    n_prompt = n_positions if n_prompt is None else n_prompt
+    names = [OTHER] * n_prompt + [ANSWER] * (n_positions - n_prompt)
     for name, index in reversed(list(positions.items())):
         names[index] = name
     return names
@@ -42,15 +47,21 @@ def node_id(kind: str, layer: int | None = None, feature: int | None = None, pos
 
 
 def prompt_record(
-    prompt_id: str, graph: Graph, pruned: Pruned, positions: Mapping[str, int], live_S: Tensor | None = None
+    prompt_id: str,
+    graph: Graph,
+    pruned: Pruned,
+    positions: Mapping[str, int],
+    live_S: Tensor | None = None,
+    n_prompt: int | None = None,
 ) -> dict[str, Any]:
     """One prompt's part of the aggregate: JSON of its nodes and of its pruned graph's edges.
 
     Every expanded feature is a node (``kept`` marks those that survive pruning), so that a feature's mean effect over
-    prompts does not depend on where pruning cut. ``live_S`` are `live.live_effects` of the feature columns.
+    prompts does not depend on where pruning cut. ``live_S`` are `live.live_effects` of the feature columns,
+    ``n_prompt`` the tokens of the prompt, if an answer's follow.
     """
     x = graph.index
-    names = position_names(positions, x.n_positions)
+    names = position_names(positions, x.n_positions, n_prompt)
     source_I, _ = graph.influence()
     effects = total_effects(graph.A_RS, graph.weights_R, graph.column_R, graph.value_R)
     keys = _source_keys(graph, names)
@@ -174,7 +185,7 @@ def _chosen(nodes: Iterable[dict[str, Any]], config: AttributionConfig, n: int) 
     needed = min(config.aggregate_min_prompts, n) / n
     recurring = [node for node in ordered if node["frequency"] >= needed or node["type"] in ("logit", "token")]
     kept = {node["id"]: node for node in recurring[: config.aggregate_nodes]}
-    named = [node for node in ordered if node["type"] == "feature" and node["position"] != OTHER]
+    named = [node for node in ordered if node["type"] == "feature" and node["position"] not in (OTHER, ANSWER)]
     for effect in ("total_effect", "live_effect"):
         largest = sorted(named, key=lambda node: (-abs(node[effect]), node["id"]))
         kept |= {node["id"]: node for node in largest[: config.aggregate_nodes]}
@@ -213,11 +224,11 @@ def _edges(records: Sequence[Mapping[str, Any]], kept: set[str], n: int) -> list
 def _checkable(edge: Mapping[str, Any]) -> bool:
     """Whether interventions can measure the edge: from a feature at a named position to another or to the target."""
     source, target = edge["source"], edge["target"]
-    other = f"@{OTHER}"
+    unnamed = (f"@{OTHER}", f"@{ANSWER}")
     return (
         source.startswith("f.")
         and target.startswith(("f.", "logit"))
-        and not (source.endswith(other) or target.endswith(other))
+        and not (source.endswith(unnamed) or target.endswith(unnamed))
     )
 
 

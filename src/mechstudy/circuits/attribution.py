@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from jaxtyping import Int
@@ -100,7 +101,8 @@ def attribute(
         values += [t.value for t in batch]
         columns += chosen.tolist()
         pending[chosen] = False
-    return _assemble(prompt, index, rows, weights, columns, values, nodes, layer_of)
+    summed = config.target == "logit_difference" and len(targets) > 1
+    return replace(_assemble(prompt, index, rows, weights, columns, values, nodes, layer_of), summed=summed)
 
 
 def _assemble(

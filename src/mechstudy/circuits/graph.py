@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 import torch
@@ -49,11 +49,12 @@ class Source:
 
 @dataclass(frozen=True)
 class LogitNode:
-    """A logit target: its token, its probability and its label."""
+    """A logit target: its token, its probability, its label and, unless it is the last, its position."""
 
     token: int
     probability: float
     label: str
+    position: int | None = None
 
 
 @dataclass
@@ -61,7 +62,8 @@ class Graph:
     """Direct effects of one prompt: R rows (logits first, then expanded features), S sources.
 
     ``column_R`` is the source column of the feature a row explains, -1 for logits; ``feature_layer_S``,
-    ``feature_position_S``, ``feature_id_S`` and ``activation_S`` describe the feature columns.
+    ``feature_position_S``, ``feature_id_S`` and ``activation_S`` describe the feature columns. ``summed``: the logit
+    rows add up to one target.
     """
 
     tokens: tuple[int, ...]
@@ -75,6 +77,7 @@ class Graph:
     feature_position_S: Tensor
     feature_id_S: Tensor
     activation_S: Tensor
+    summed: bool = False
 
     # ------------------------------------------------------------------ columns
 
@@ -123,10 +126,23 @@ class Graph:
             float(self.value_R[row]),
         )
 
+    def target_ledger(self) -> Ledger:
+        """The ledger of the first target, or of the sum that the targets add up to."""
+        if not self.summed:
+            return self.ledger(0)
+        rows = [self.ledger(row) for row in range(len(self.logits))]
+        return Ledger(*(sum(values) for values in zip(*map(astuple, rows), strict=True)))
+
     def conservation_residual_max(self) -> float:
-        """Largest |sum of a row - its target's value| / |the value| over all rows, summed in float64."""
-        value = self.value_R.double()
-        return float(((self.A_RS.double().sum(1) - value).abs() / value.abs().clamp_min(1e-30)).max())
+        """Largest |sum of a row - its target's value| / |the value| over all rows, summed in float64.
+
+        Logit rows that add up to one target count as one.
+        """
+        value, total = self.value_R.double(), self.A_RS.double().sum(1)
+        if self.summed:
+            n = len(self.logits)
+            value, total = (torch.cat([x[:n].sum()[None], x[n:]]) for x in (value, total))
+        return float(((total - value).abs() / value.abs().clamp_min(1e-30)).max())
 
     # ---------------------------------------------------------------- influence
 

@@ -35,9 +35,13 @@ def live_gradients(
     added = {layer: torch.zeros(shape, dtype=model.dtype, device=model.device, requires_grad=True) for layer in layers}
     edits = {Site("mlp_out", layer): (lambda x, zero=zero: x + zero) for layer, zero in added.items()}
     again = should_checkpoint(checkpointing, model, 1, len(tokens_T))
-    logits = model.forward(tokens_T[None], edits=edits, grad=True, checkpointing=again).logits
+    n = explained.n_logits
+    logits = model.forward(
+        tokens_T[None], edits=edits, grad=True, checkpointing=again, logits_at="last" if n == 1 else n
+    ).logits
     assert logits is not None
-    gradients = torch.autograd.grad(explained.value(logits[0]), list(added.values()))
+    value = explained.value(logits if n == 1 else logits[0])
+    gradients = torch.autograd.grad(value, list(added.values()))
     return {layer: gradient[0] for layer, gradient in zip(added, gradients, strict=True)}
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mechstudy._version import __version__
 from mechstudy.circuits.config import AttributionConfig
-from mechstudy.circuits.graph import Graph, Pruned, Source
+from mechstudy.circuits.graph import Graph, Ledger, Pruned, Source
 
 _REVERSED = 0  # reverse_ctx_idx: circuit-tracer writes 0 everywhere
 
@@ -47,14 +47,16 @@ def graph_json(
     for column in pruned.sources_S.nonzero()[:, 0].tolist():
         activation = float(graph.activation_S[column]) if column < graph.index.errors else None
         nodes.append(_source_node(sources[column], ids[column], float(share_S[column]), activation))
-    nodes += [_bias_node(graph, layer) for layer in range(graph.index.n_layers) if _bias(graph, layer) != 0]
+    rows_with_biases = range(len(graph.logits) if graph.summed else 1)
+    biases = [(layer, row) for layer in range(graph.index.n_layers) for row in rows_with_biases]
+    biases = [(layer, row) for layer, row in biases if _bias(graph, layer, row) != 0]
+    nodes += [_bias_node(layer) for layer in dict.fromkeys(layer for layer, _ in biases)]
     links = [
         {"source": ids[column], "target": row_ids[row], "weight": float(graph.A_RS[row, column])}
         for row, column in pruned.edges_RS.nonzero().tolist()
     ]
-    for layer in range(graph.index.n_layers):
-        if _bias(graph, layer) != 0:
-            links.append({"source": f"b_{layer}", "target": row_ids[0], "weight": _bias(graph, layer)})
+    for layer, row in biases:
+        links.append({"source": f"b_{layer}", "target": row_ids[row], "weight": _bias(graph, layer, row)})
     return {
         "metadata": {
             "slug": slug,
@@ -79,7 +81,7 @@ def graph_json(
                 "node_threshold": config.node_threshold,
                 "edge_threshold": config.edge_threshold,
             },
-            "mechstudy": dict(extra) | {"ledger": _ledger(graph)},
+            "mechstudy": dict(extra) | _ledgers(graph),
         },
         "qParams": {
             "pinnedIds": [],
@@ -105,9 +107,17 @@ def _cumulative_shares(graph: Graph) -> Tensor:
     return shares
 
 
-def _ledger(graph: Graph) -> dict[str, float]:
-    ledger = graph.ledger(0)
-    return asdict(ledger) | {"total": ledger.total, "residual": ledger.residual}
+def _ledgers(graph: Graph) -> dict[str, Any]:
+    """The target's ledger and, where it is a sum, those of its parts."""
+
+    def entries(ledger: Ledger) -> dict[str, float]:
+        return asdict(ledger) | {"total": ledger.total, "residual": ledger.residual}
+
+    ledgers: dict[str, Any] = {"ledger": entries(graph.target_ledger())}
+    if graph.summed:
+        parts = [{"label": logit.label} | entries(graph.ledger(row)) for row, logit in enumerate(graph.logits)]
+        ledgers["ledgers"] = parts
+    return ledgers
 
 
 def _source_id(source: Source) -> str:
@@ -160,7 +170,7 @@ def _source_node(source: Source, node_id: str, influence: float, activation: flo
 
 def _logit_node(graph: Graph, row: int, token_strings: Sequence[str]) -> dict[str, Any]:
     logit, layer = graph.logits[row], graph.index.n_layers + 1
-    position = len(token_strings) - 1
+    position = len(token_strings) - 1 if logit.position is None else logit.position
     return _node(
         f"{layer}_{logit.token}_{position}", logit.token, str(layer), position, "logit",
         f"L_{logit.token}-{position}", token_prob=logit.probability, is_target_logit=True, clerp=logit.label,
@@ -168,9 +178,9 @@ def _logit_node(graph: Graph, row: int, token_strings: Sequence[str]) -> dict[st
     )  # fmt: skip
 
 
-def _bias(graph: Graph, layer: int) -> float:
-    return float(graph.A_RS[0, graph.index.biases + layer])
+def _bias(graph: Graph, layer: int, row: int) -> float:
+    return float(graph.A_RS[row, graph.index.biases + layer])
 
 
-def _bias_node(graph: Graph, layer: int) -> dict[str, Any]:
+def _bias_node(layer: int) -> dict[str, Any]:
     return _node(f"b_{layer}", -2, str(layer), 0, "bias", f"b_{layer}-0", clerp=f"constants of layer {layer}")

@@ -59,11 +59,13 @@ def explain_prompt(
         slug: the graph's name, which is also its file's.
         checkpointing: recompute activations in the backward pass of live effects (auto, on, off).
     """
-    question = Question.of_pair(pair)
+    question = Question.of_pair(pair, continued=config.target == "logit_difference")
     graph, pruned, live_S = _graph(model, dictionaries, question, config, checkpointing, progress)
     score = {"slug": slug, "prompt": pair.clean, "prompt_id": pair.id} | graph_score(graph, pruned)
     json = _json(model, question, slug, graph, pruned, config, {"scores": score})
-    return ExplainedPrompt(json, score, prompt_record(pair.id, graph, pruned, pair.positions, live_S))
+    return ExplainedPrompt(
+        json, score, prompt_record(pair.id, graph, pruned, pair.positions, live_S, len(pair.clean_tokens))
+    )
 
 
 def explain_question(
@@ -123,7 +125,7 @@ def _json(
     about = {
         "positions": dict(question.positions),
         **question.about,
-        "logit_difference": float(graph.value_R[0]) if config.target == "logit_difference" else None,
+        "logit_difference": graph.target_ledger().target if config.target == "logit_difference" else None,
     }
     return graph_json(
         graph,

@@ -1,15 +1,15 @@
-"""What a graph explains: a prompt's tokens, and the answers whose logits are compared."""
+"""What a graph explains: a prompt's tokens, and the answers that are compared."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from mechstudy.behaviours.contrast import DIFFERENCE, Contrast, metric_name
+from mechstudy.behaviours.contrast import DIFFERENCE, WHOLE, Contrast, WholeAnswers, metric_name
 from mechstudy.behaviours.schema import AnswerSets, PromptPair
-from mechstudy.behaviours.tokenise import Tokens, Unsuitable, continuation, require_open_end, texts_of
-from mechstudy.circuits.targets import AnswerContrast, Explained
+from mechstudy.behaviours.tokenise import Tokens, Unsuitable, continuation, pair_tokens, require_open_end, texts_of
+from mechstudy.circuits.targets import AnswerContrast, AnswerTokens, Explained
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.language_model import LanguageModel
 
@@ -34,17 +34,28 @@ class Question:
     def about(self) -> dict[str, Any]:
         """The answers, as the graph's file has them; all of them and their metric where there are several."""
         first = {"answer": next(iter(self.right), None), "wrong_answer": next(iter(self.wrong), None)}
+        if isinstance(self.explained, AnswerTokens):
+            return first | {"metric": self.metric}
         if len(self.right) + len(self.wrong) <= 2:
             return first
         return first | {"answers": list(self.right), "wrong_answers": list(self.wrong), "metric": self.metric}
 
     @classmethod
-    def of_pair(cls, pair: PromptPair) -> Question:
-        """The clean prompt of a pair, with its answers."""
+    def of_pair(cls, pair: PromptPair, *, continued: bool = True) -> Question:
+        """The clean prompt of a pair, with its answers.
+
+        Args:
+            continued: where whole answers are compared, the tokens of the right one but its last are read too.
+                Otherwise first tokens are compared; nothing, if they are the same.
+        """
+        tokens: tuple[int, ...] = pair.clean_tokens
+        explained: Explained | None = _explained(pair)
+        if (whole := WholeAnswers.of_pair(pair)) is not None and continued:
+            tokens, explained = (*tokens, *whole.right[:-1]), AnswerTokens(whole)
         return cls(
             pair.clean,
-            pair.clean_tokens,
-            AnswerContrast(Contrast.of_pair(pair)),
+            tokens,
+            explained,
             pair.all_answers,
             pair.all_wrong_answers,
             metric_name([pair]),
@@ -60,13 +71,15 @@ class Question:
         wrong_answer: str | Sequence[str] | None = None,
         *,
         answer_sets: AnswerSets = "logsumexp",
+        answer_tokens: Literal["first", "all"] = "first",
         instruction: str | None = None,
     ) -> Question:
         """A prompt as text, with right and wrong answers or neither.
 
         Raises:
-            MechstudyError: an empty prompt; right answers without wrong ones; an answer of several tokens, or one that
-                the tokenizer merges with the prompt; an answer that is both right and wrong.
+            MechstudyError: an empty prompt; right answers without wrong ones; an answer that the tokenizer merges with
+                the prompt, or one of several tokens unless ``answer_tokens`` is ``all``; an answer that is both right
+                and wrong.
         """
         tokens = Tokens(lambda text: model.encode(text, instruction=instruction))
         if not prompt or not tokens(prompt):
@@ -83,6 +96,8 @@ class Question:
         sides = texts_of(answer), texts_of(wrong_answer)
         if not all(sides):
             raise MechstudyError("a list of answers is empty", fix='answer=[" are", " were"], wrong_answer=" is"')
+        if answer_tokens == "all":
+            return cls._whole(tokens, prompt, sides)
         right, wrong = ({_only_token(model, tokens, prompt, text): text for text in side} for side in sides)
         for token in right.keys() & wrong.keys():
             raise MechstudyError(
@@ -90,6 +105,22 @@ class Question:
             )
         contrast = Contrast(tuple(right), tuple(wrong), answer_sets)
         return cls(prompt, tokens(prompt), AnswerContrast(contrast), *sides, contrast.name)
+
+    @classmethod
+    def _whole(cls, tokens: Tokens, prompt: str, sides: tuple[tuple[str, ...], tuple[str, ...]]) -> Question:
+        if len(sides[0]) + len(sides[1]) > 2:
+            raise MechstudyError("whole answers are compared one with one", fix='answer_tokens="first", or one of each')
+        try:
+            ids = pair_tokens(tokens, prompt, None, *sides, whole=True)
+        except Unsuitable as error:
+            raise MechstudyError(error.what, fix=error.fix) from error
+        whole = WholeAnswers(ids.answer, ids.wrong)
+        return cls(prompt, (*ids.clean, *ids.answer[:-1]), AnswerTokens(whole), *sides, WHOLE)
+
+
+def _explained(pair: PromptPair) -> AnswerContrast | None:
+    contrast = Contrast.of_pair(pair)
+    return None if set(contrast.right) & set(contrast.wrong) else AnswerContrast(contrast)
 
 
 def _only_token(model: LanguageModel, tokens: Tokens, prompt: str, answer: str) -> int:
@@ -102,6 +133,6 @@ def _only_token(model: LanguageModel, tokens: Tokens, prompt: str, answer: str) 
         raise MechstudyError(
             f"answer {answer!r} is {len(ids)} tokens, and a graph explains one",
             facts={"tokens": " | ".join(map(repr, strings))},
-            fix=f"its first token: {strings[0]!r}",
+            fix=f'its first token: {strings[0]!r}; or answer_tokens="all"',
         )
     return ids[0]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from mechstudy.behaviours.contrast import Contrast
+from mechstudy.behaviours.contrast import Contrast, WholeAnswers
 from mechstudy.circuits.graph import LogitNode
 from mechstudy.circuits.linearised import LinearisedPrompt
 from mechstudy.circuits.rows import Target
@@ -45,18 +46,22 @@ class LinearForm:
 
     def node(self, value: float) -> LogitNode:
         """Its node, labelled with its value."""
-        return LogitNode(self.token, self.probability, f"{self.label} = {value:.3f}")
+        return LogitNode(self.token, self.probability, f"{self.label} = {value:.3f}", self.position)
 
 
 @runtime_checkable
 class Explained(Protocol):
     """A function of the model's output whose first-order form at a prompt is a sum of linear ones."""
 
+    @property
+    def n_logits(self) -> int:
+        """The number of last positions whose logits it is a function of."""
+
     def forms(self, model: LanguageModel, prompt: LinearisedPrompt) -> list[LinearForm]:
         """The linear forms, which add up to the function's value on the clean prompt."""
 
-    def value(self, logits_V: Float[Tensor, " v"]) -> Float64[Tensor, ""]:
-        """The function of the model's own logits at the last position; gradients flow through it."""
+    def value(self, logits_PV: Float[Tensor, "p v"]) -> Float64[Tensor, ""]:
+        """The function of the model's own logits at the last positions; gradients flow through it."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class AnswerContrast:
     """
 
     contrast: Contrast
+    n_logits: int = 1
 
     def forms(self, model: LanguageModel, prompt: LinearisedPrompt) -> list[LinearForm]:
         """The one form of the contrast."""
@@ -89,9 +95,9 @@ class AnswerContrast:
             )
         ]
 
-    def value(self, logits_V: Float[Tensor, " v"]) -> Float64[Tensor, ""]:
+    def value(self, logits_PV: Float[Tensor, "p v"]) -> Float64[Tensor, ""]:
         """The contrast."""
-        return self.contrast.value(logits_V)
+        return self.contrast.value(logits_PV[-1])
 
     def _label(self, model: LanguageModel) -> str:
         def of_side(tokens: Sequence[int]) -> str:
@@ -102,6 +108,69 @@ class AnswerContrast:
             return f"{self.contrast.combine}({', '.join(texts + more)})"
 
         return f"{of_side(self.contrast.right)} - {of_side(self.contrast.wrong)}"
+
+
+@dataclass(frozen=True)
+class AnswerTokens:
+    """A whole right answer, teacher-forced, against the tokens of the wrong one up to where the two part.
+
+    It is log p(right answer) - log p(wrong answer's tokens up to the first that differs), after the prompt. The graph
+    is of the prompt and the right answer's tokens but the last; what the wrong answer's later tokens add needs other
+    tokens in the context, and is no part of it. There is one form for each token: where the answers part, it is the
+    difference of the two logits, since both have the same normaliser; after it, the token's log-probability. Tokens
+    before it are the same on both sides and cancel. Forms are of first order at the clean prompt (softmax frozen), with
+    a constant that makes values exact, and are of the model's own logits, after any soft cap.
+    """
+
+    answers: WholeAnswers
+
+    @property
+    def n_logits(self) -> int:
+        """Tokens of the right answer from where it departs from the wrong one."""
+        return len(self.answers.right) - self.answers.departure
+
+    def forms(self, model: LanguageModel, prompt: LinearisedPrompt) -> list[LinearForm]:
+        """One form for each token."""
+        a, first = self.answers, prompt.n_positions - self.n_logits
+        forms = []
+        for k, token in enumerate(a.right[a.departure :]):
+            text, other = model.token_strings([token, a.wrong[a.departure]])
+            label = f'log p("{text}")' if k else f'logit("{text}") - logit("{other}")'
+            forms.append(function_form(model, prompt, first + k, partial(self._share, k), token, label))
+        return forms
+
+    def value(self, logits_PV: Float[Tensor, "p v"]) -> Float64[Tensor, ""]:
+        """The sum over tokens."""
+        return torch.stack([self._share(k, row_V) for k, row_V in enumerate(logits_PV)]).sum()
+
+    def _share(self, k: int, logits_V: Tensor) -> Tensor:
+        a, z_V = self.answers, logits_V.double()
+        token = a.right[a.departure + k]
+        return torch.log_softmax(z_V, 0)[token] if k else z_V[token] - z_V[a.wrong[a.departure]]
+
+
+def function_form(
+    model: LanguageModel,
+    prompt: LinearisedPrompt,
+    position: int,
+    function: Callable[[Tensor], Tensor],
+    token: int,
+    label: str,
+) -> LinearForm:
+    """The first-order form of a function of one position's logits, exact in value on the clean prompt.
+
+    Args:
+        function: the model's own logits [V] -> a scalar, differentiable.
+        token: the token that its node names.
+    """
+    normed_D = prompt.final_norm.forward(prompt.resid_final_TD)[position].detach().requires_grad_()
+    with torch.enable_grad():
+        logits_V = model.unembed(normed_D)
+        value = function(logits_V)
+        [direction_D] = torch.autograd.grad(value, [normed_D])
+    constant = float(value.detach()) - float(direction_D.double() @ normed_D.detach().double())
+    probability = float(torch.softmax(logits_V.detach().double(), 0)[token])
+    return LinearForm(position, direction_D, 1.0, constant, token, probability, label)
 
 
 @dataclass(frozen=True)

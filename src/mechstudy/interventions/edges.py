@@ -2,7 +2,7 @@
 
 Frozen: attention patterns, norm scales, gates and MLP outputs are those of the clean run, as the graph assumes; the
 measured effect must equal the prediction. Live: nothing is frozen. Where the target is a log-sum-exp, frozen has its
-weights within each set frozen too, as the graph has them.
+weights within each set frozen too, as the graph has them; likewise the softmax of whole answers' log-probabilities.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechstudy.behaviours.contrast import Contrast
+from mechstudy.behaviours.contrast import Contrast, WholeAnswers
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.aggregate import node_id
 from mechstudy.circuits.frozen import Delta, FrozenForward
 from mechstudy.circuits.linearised import LinearisedPrompt, linearise
-from mechstudy.circuits.targets import AnswerContrast
+from mechstudy.circuits.question import Question
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.core.seeds import numpy_generator
@@ -210,6 +210,10 @@ class EdgeEffects:
         return variant.edge, variant.instance, self._frozen[variant], *values
 
     def _live(self, rows: EditedRows[SourceRemoval], row: int, removal: SourceRemoval) -> float:
+        if removal.target is None and rows.clean_answers is not None and rows.edited_answers is not None:
+            departure = WholeAnswers(self.pair.answer_tokens, self.pair.wrong_tokens).departure
+            before, after = (x.to_departure(row, departure) for x in (rows.clean_answers, rows.edited_answers))
+            return before - after
         if removal.target is None:
             return Contrast.of_pair(self.pair).change(rows.clean.logits_BV[row], rows.logits_BV[row])
         site = Site("mlp_in", removal.target.layer)
@@ -230,10 +234,11 @@ def frozen_effects(
     The unembedding is linear too, so it is applied to the difference of the normed residuals: the difference of two
     logits would keep the rounding of both. Fewer removals at a time where memory runs out.
     """
-    prompt = linearise(model, dictionaries, torch.tensor(pair.clean_tokens))
+    question = Question.of_pair(pair)
+    prompt = linearise(model, dictionaries, torch.tensor(question.tokens))
     runner = FrozenForward(model, prompt)
     clean = runner.run([])
-    forms = AnswerContrast(Contrast.of_pair(pair)).forms(model, prompt)
+    forms = question.explained.forms(model, prompt) if question.explained is not None else []
     # Frozen, the model is affine: removing several positions is the sum of removing each.
     deltas = [(n, _minus_written(prompt, r.source, at)) for n, r in enumerate(removals) for at in r.sources]
 

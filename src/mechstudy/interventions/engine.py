@@ -60,11 +60,15 @@ SiteEdit = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class CleanRun:
-    """Rows without interventions: ``resid[layer]`` [B, T, D] enters that layer, ``logits_BV`` at the last position."""
+    """Rows without interventions: ``resid[layer]`` [B, T, D] enters that layer.
+
+    ``logits_BV`` are those of the last position, or [B, n, V] of the n last ones, which ``logits_at`` then is.
+    """
 
     tokens_BT: Tensor
     resid: Mapping[int, Tensor]
     logits_BV: Tensor
+    logits_at: str | int = "last"
 
 
 def layer_of(edit: RowEdit) -> int:
@@ -72,12 +76,18 @@ def layer_of(edit: RowEdit) -> int:
     return edit.layer if isinstance(edit, SetFeature) else edit.site.layer
 
 
-def clean_run(model: LanguageModel, tokens_BT: Int[Tensor, "b t"], start_layers: Iterable[int]) -> CleanRun:
+def clean_run(
+    model: LanguageModel,
+    tokens_BT: Int[Tensor, "b t"],
+    start_layers: Iterable[int],
+    *,
+    logits_at: str | int = "last",
+) -> CleanRun:
     """Run the rows without edits, keeping the residual stream where edited runs may start."""
     sites = [Site("resid_pre", layer) for layer in sorted(set(start_layers))]
-    out = model.forward(tokens_BT, capture=sites)
+    out = model.forward(tokens_BT, capture=sites, logits_at=logits_at)
     assert out.logits is not None
-    return CleanRun(tokens_BT, {s.layer: out.activations[s] for s in sites}, out.logits)
+    return CleanRun(tokens_BT, {s.layer: out.activations[s] for s in sites}, out.logits, logits_at)
 
 
 def edited_run(
@@ -100,6 +110,7 @@ def edited_run(
         clean.tokens_BT,
         capture=capture,
         edits=site_edits(dictionaries, rows),
+        logits_at=clean.logits_at,
         start=None if start is None else (start, clean.resid[start]),
     )
 

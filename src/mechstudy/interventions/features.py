@@ -14,7 +14,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from mechstudy.behaviours.schema import PromptPair
-from mechstudy.circuits.aggregate import OTHER, node_id
+from mechstudy.circuits.aggregate import ANSWER, OTHER, node_id
 from mechstudy.circuits.linearised import applies_at
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
@@ -162,7 +162,7 @@ def feature_groups(
     Raises:
         MechstudyError: no feature node, or nodes without ``total_effect``.
     """
-    features = [n for n in nodes if n.get("type") == "feature"]
+    features = [n for n in nodes if n.get("type") == "feature" and n["position"] != ANSWER]
     if not features:
         raise MechstudyError(
             "the aggregated graph has no feature, so there is nothing to intervene on",
@@ -187,7 +187,7 @@ def recurring_features(nodes: Iterable[Mapping[str, Any]], config: InterventionC
 
     All feature nodes where those at named positions would not fill one group.
     """
-    features = [node for node in nodes if node["type"] == "feature"]
+    features = [node for node in nodes if node["type"] == "feature" and node["position"] != ANSWER]
     recurring = [node for node in features if node["presence"] >= config.min_presence]
     enough = sum(node["position"] != OTHER for node in recurring) >= config.group_size
     return recurring if enough else features

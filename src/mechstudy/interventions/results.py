@@ -14,6 +14,8 @@ COLUMNS = (
     "sample", "kind", "item", "group", "role", "draw", "alpha", "prompt_id", "cluster", "n_edits",
     "clean", "corrupted", "metric", "value", "kl",
 )  # fmt: skip
+SHARES = ("tokens_answer", "tokens_wrong")
+"""Changes of the log-probability of each token of the right and the wrong answer, as numbers with spaces."""
 Cell = str | int | float | None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, runtime_checkable
@@ -9,9 +10,11 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from mechstudy.behaviours.contrast import AnswerLogProbs
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.interventions.continued import Continued, answer_kind, clean_answers, continued_runs, edited_answers
 from mechstudy.interventions.engine import CleanRun, RowEdit, clean_run, edited_run
 from mechstudy.interventions.results import Cell, PartialTable
 from mechstudy.machine.runtime import oom_backoff
@@ -79,7 +82,8 @@ class Chunk(Generic[V]):
 class EditedRows(Generic[V]):
     """Rows run together, clean and edited; ``variants`` holds None for rows that only fill the batch up.
 
-    ``unedited`` and ``edited`` are the captured sites' activations, [B, T, width].
+    ``unedited`` and ``edited`` are the captured sites' activations, [B, T, width]. Where whole answers are compared,
+    ``clean_answers`` and ``edited_answers`` hold their tokens' log-probabilities.
     """
 
     variants: Sequence[V | None]
@@ -88,6 +92,8 @@ class EditedRows(Generic[V]):
     logits_BV: Tensor
     unedited: Mapping[Site, Tensor]
     edited: Mapping[Site, Tensor]
+    clean_answers: AnswerLogProbs | None = None
+    edited_answers: AnswerLogProbs | None = None
 
 
 @runtime_checkable
@@ -166,10 +172,15 @@ def save_samples(
 def chunks(suites: Sequence[Suite[V]], batch_tokens: int) -> Iterator[Chunk[V]]:
     """The suites cut into chunks of pairs of one length, in a fixed order."""
     for suite in suites:
-        for numbers in length_buckets([len(p.clean_tokens) for p in suite.pairs], batch_tokens):
-            tokens = len(numbers) * len(suite.pairs[numbers[0]].clean_tokens)
-            width = max(1, min(batch_tokens // tokens, len(suite.variants)))
-            yield Chunk(suite, tuple(numbers), width)
+        alike: dict[tuple[int, int], list[int]] = defaultdict(list)  # pairs whose whole answers are equally long
+        for i, pair in enumerate(suite.pairs):
+            alike[answer_kind(pair)].append(i)
+        for longest, group in sorted((max(1, *answers), group) for answers, group in alike.items()):
+            lengths = [len(suite.pairs[i].clean_tokens) + longest - 1 for i in group]
+            for numbers in length_buckets(lengths, batch_tokens):
+                tokens = len(numbers) * lengths[numbers[0]]
+                width = max(1, min(batch_tokens // tokens, len(suite.variants)))
+                yield Chunk(suite, tuple(group[n] for n in numbers), width)
 
 
 def n_samples(suites: Sequence[Suite[V]]) -> int:
@@ -212,7 +223,7 @@ class _ChunkRuns(Generic[V]):
         self._size = chunk.width * len(self.pairs)
         self._prepared = False
         self._starts = {v.start for v in chunk.suite.variants}
-        self._reference: tuple[tuple[int, ...], CleanRun, Mapping[Site, Tensor]] | None = None
+        self._reference: _Reference | None = None
 
     def edits(self, batch: Sequence[V]) -> list[Sequence[RowEdit]]:
         """The edits of every row, filled up to the chunk's fixed number of rows."""
@@ -250,16 +261,30 @@ class _ChunkRuns(Generic[V]):
 
     def _run(self, start: int, variants: Sequence[V | None], edits: Sequence[Sequence[RowEdit]]) -> list[Values]:
         numbers = tuple((start + i) % len(self.pairs) for i in range(len(edits)))
-        clean, unedited = self._clean(numbers)
-        capture = self.recorder.capture
+        reference = self._clean(numbers)
+        clean, capture = reference.clean, self.recorder.capture
         edited = edited_run(self.model, self.dictionaries, clean, edits, capture=capture)
         assert edited.logits is not None
         pairs = [self.pairs[p] for p in numbers]
-        return self.recorder.measure(EditedRows(variants, pairs, clean, edited.logits, unedited, edited.activations))
+        answers = None
+        if reference.continued is not None:
+            answers = edited_answers(self.model, self.dictionaries, reference.continued, edits, edited.logits, pairs)
+        return self.recorder.measure(
+            EditedRows(
+                variants,
+                pairs,
+                clean,
+                edited.logits,
+                reference.unedited,
+                edited.activations,
+                reference.answers,
+                answers,
+            )
+        )
 
-    def _clean(self, numbers: tuple[int, ...]) -> tuple[CleanRun, Mapping[Site, Tensor]]:
-        """The clean run of these pairs and its captured activations; the last one is kept."""
-        if self._reference is None or self._reference[0] != numbers:
+    def _clean(self, numbers: tuple[int, ...]) -> _Reference:
+        """The clean runs of these pairs; the last ones are kept."""
+        if self._reference is None or self._reference.numbers != numbers:
             self._reference = None
             tokens_BT = torch.tensor([self.pairs[p].clean_tokens for p in numbers])
             clean = clean_run(self.model, tokens_BT, self._starts)
@@ -267,5 +292,19 @@ class _ChunkRuns(Generic[V]):
             if capture := self.recorder.capture:
                 nothing: list[Sequence[RowEdit]] = [()] * len(numbers)
                 unedited = edited_run(self.model, self.dictionaries, clean, nothing, capture=capture).activations
-            self._reference = numbers, clean, unedited
-        return self._reference[1], self._reference[2]
+            pairs = [self.pairs[p] for p in numbers]
+            continued = continued_runs(self.model, pairs, self._starts) if pairs[0].whole_answers else None
+            answers = None if continued is None else clean_answers(clean, continued, pairs)
+            self._reference = _Reference(numbers, clean, unedited, continued, answers)
+        return self._reference
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """Clean runs of the pairs ``numbers``; with those of whole answers where these are compared."""
+
+    numbers: tuple[int, ...]
+    clean: CleanRun
+    unedited: Mapping[Site, Tensor]
+    continued: Continued | None
+    answers: AnswerLogProbs | None

@@ -118,7 +118,7 @@ class LanguageModel:
         edits: Mapping[Site, Edit] | None = None,
         start: tuple[int, Float[Tensor, "rows t d"]] | None = None,
         stop_after: int | None = None,
-        logits_at: str | Int[Tensor, " b"] | None = "last",
+        logits_at: str | int | Int[Tensor, " b"] | None = "last",
         grad: bool = False,
         checkpointing: bool = False,
     ) -> Output:
@@ -130,7 +130,8 @@ class LanguageModel:
             edits: for each site, a function from its [B, T, width] activations to their replacement.
             start: ``(layer, resid_pre_BTD)``: blocks below ``layer`` are skipped.
             stop_after: the last block to run; the logits are then None.
-            logits_at: ``"last"``, ``"all"``, one position per row, or None for no unembedding.
+            logits_at: ``"last"``, ``"all"``, a number of last positions, one position per row, or None for no
+                unembedding.
             grad: let gradients flow to tensors that edits introduce; weights never have gradients.
             checkpointing: with ``grad``, compute each block again in the backward pass instead of keeping its tensors.
                 Edits inside a block are then called twice and must do the same both times.
@@ -177,7 +178,9 @@ class LanguageModel:
 
     # ------------------------------------------------------------------- hooks
 
-    def _unembed(self, hidden_BTD: Tensor, logits_at: str | Tensor) -> Tensor:
+    def _unembed(self, hidden_BTD: Tensor, logits_at: str | int | Tensor) -> Tensor:
+        if isinstance(logits_at, int):
+            return self.unembed(hidden_BTD[:, -logits_at:])
         if isinstance(logits_at, Tensor):
             rows = torch.arange(hidden_BTD.shape[0], device=hidden_BTD.device)
             return self.unembed(hidden_BTD[rows, logits_at.to(hidden_BTD.device)])

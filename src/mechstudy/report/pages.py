@@ -121,7 +121,7 @@ def _examples(pairs: Rows, strings: Mapping[str, str]) -> Rows:
 def _with_all_answers(pair: Mapping[str, Any]) -> dict[str, Any]:
     """The pair with every right and every wrong answer in one text each."""
     several = pair.get("answer_sets")
-    joined = {"answer": " | ".join(several["right"]), "wrong_answer": " | ".join(several["wrong"])} if several else {}
+    joined = {"answer": "|".join(several["right"]), "wrong_answer": "|".join(several["wrong"])} if several else {}
     return {**pair, **joined}
 
 

@@ -49,7 +49,7 @@ def prompt_view(graph: Mapping[str, Any], labels: Labels) -> dict[str, Any]:
         "kind": "prompt",
         "slug": str(meta.get("slug", "")),
         "prompt": str(meta.get("prompt") or "".join(tokens)),
-        **{field: " | ".join(ours.get(f"{field}s") or ()) or ours.get(field) for field in ("answer", "wrong_answer")},
+        **{field: "|".join(ours.get(f"{field}s") or ()) or ours.get(field) for field in ("answer", "wrong_answer")},
         "logit_difference": ours.get("logit_difference"),
         **({"target": ours["metric"]} if "metric" in ours else {}),
         **{field: ours.get(field) or {} for field in ("scores", "ledger")},

@@ -34,6 +34,7 @@ READING = (
     "align",
     "corrupted",
     "answer_sets",
+    "answer_tokens",
     "strict",
 )  # fields of a behaviour on how its file is read
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -76,7 +77,8 @@ class BehaviourConfig(Config):
     A file has mechstudy's own keys, the shape of a published ``format`` (and ``counterfactual``, where it has several),
     or other keys that ``columns`` maps. ``align: ends`` accepts clean and corrupted prompts of different lengths, and
     ``corrupted: other-line`` takes corrupted prompts from other lines. ``answer_sets`` says how the logits of several
-    right (or wrong) answers of a line are combined: ``logsumexp``, the default, or ``mean``. Lines that cannot be used
+    right (or wrong) answers of a line are combined: ``logsumexp``, the default, or ``mean``. ``answer_tokens: all``
+    compares all tokens of the answers, teacher-forced, and not only their first ones. Lines that cannot be used
     are left out and counted; with ``strict: true`` they are errors.
     """
 
@@ -92,6 +94,7 @@ class BehaviourConfig(Config):
     align: Literal["ends"] | None = None
     corrupted: Literal["other-line"] | None = None
     answer_sets: AnswerSets | None = None
+    answer_tokens: Literal["first", "all"] | None = None
     strict: bool | None = None
 
     @model_validator(mode="after")

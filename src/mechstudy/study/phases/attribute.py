@@ -12,6 +12,7 @@ from mechstudy import circuits
 from mechstudy.behaviours.contrast import DIFFERENCE, metric_name
 from mechstudy.behaviours.sampling import sample
 from mechstudy.behaviours.schema import PromptPair
+from mechstudy.circuits.aggregate import ANSWER
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.costs import graph_cost
 from mechstudy.core.jsonio import read_json, write_json_atomic
@@ -145,7 +146,7 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
             [item["record"] for item in done],
             spec,
             behaviour=behaviour,
-            positions=positions_in_order(pairs),
+            positions=[*positions_in_order(pairs), *([ANSWER] if _continued(spec, pairs) else [])],
             layers=inputs.dictionaries,
             n_layers=inputs.model.load(runtime, exact=True).n_layers,
         )
@@ -174,6 +175,11 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
                 record = {"score": graph.score, "metadata": graph.metadata, "record": graph.record, "seconds": seconds}
                 write_json_atomic(_record(out, behaviour, number), record, indent=None)
                 bar.advance(1, features=graph.score["n_features_active"])
+
+
+def _continued(spec: AttributeSpec, pairs: Sequence[PromptPair]) -> bool:
+    """Whether graphs hold tokens of whole answers."""
+    return spec.target == "logit_difference" and any(pair.whole_answers for pair in pairs)
 
 
 def _slug(behaviour: str, number: int) -> str:

@@ -94,7 +94,7 @@ class IntervenePhase(Phase[InterveneSpec, InterveneInputs]):
         n = costs.n_prompts(b)
         samples = min(i.n_samples, n["test"])
         edited, grid = forwards_of(i, samples, x.n_layers, TYPICAL_POSITIONS)
-        forwards = edited + grid
+        forwards = (edited + grid) * (3 if b.answer_tokens == "all" else 1)  # once more after each answer
         tokens = forwards * TYPICAL_PROMPT
         batches = LENGTHS + tokens // costs.batch
         half = -(-x.n_layers // 2)  # edited forwards begin at the lowest edited layer: half-way, on average

@@ -50,6 +50,7 @@ class PromptsSpec(Spec):
     align: Literal["ends"] | None = None
     corrupted: Literal["other-line"] | None = None
     answer_sets: AnswerSets | None = None
+    answer_tokens: Literal["first", "all"] | None = None
     strict: bool | None = None
 
     def source(self, base: Path) -> PromptSource:

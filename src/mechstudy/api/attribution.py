@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from torch import Tensor
+
 from mechstudy.api.graphs import PromptGraph
 from mechstudy.behaviours.schema import AnswerSets, PromptPair
 from mechstudy.circuits.config import AttributionConfig
+from mechstudy.circuits.custom_targets import LogitFunction
 from mechstudy.circuits.prompt_graph import explain_question
 from mechstudy.circuits.question import Question
+from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.models.language_model import LanguageModel
@@ -24,6 +28,8 @@ def attribute(
     wrong_answer: str | Sequence[str] | None = None,
     answer_sets: AnswerSets = "logsumexp",
     answer_tokens: Literal["first", "all"] = "first",
+    target: Tensor | LogitFunction | None = None,
+    position: int | str = "last",
     instruction: str | None = None,
     config: AttributionConfig | None = None,
     progress: Progress | None = None,
@@ -32,6 +38,7 @@ def attribute(
 
         graph = ms.attribute(model, dicts, "The keys to the cabinet", answer=" are", wrong_answer=" is")
         graph = ms.attribute(model, dicts, "The capital of France is")  # explains the top outputs
+        graph = ms.attribute(model, dicts, "The capital of France is", target=lambda z: z[11] - z.logsumexp(0))
 
     Args:
         model: in float32 or wider.
@@ -44,6 +51,10 @@ def attribute(
             weights within a set are those of this prompt), or their ``mean``.
         answer_tokens: ``all`` explains the log-probabilities of the right answer's tokens, teacher-forced, against the
             wrong answer's up to where the two part (`circuits.AnswerTokens`), with a ledger for each token.
+        target: something else to explain instead: a direction of the final normed residual, [d_model], exactly; or a
+            function of the model's logits [vocabulary] that returns a scalar tensor, to first order at this prompt,
+            with a constant that makes its value exact.
+        position: where ``target`` is read: ``last``, a token's index, or a position that the pair names.
         instruction: the user's turn of the model's chat template, which the prompt then begins to answer.
         config: the number of features with a row of their own, and the thresholds of pruning.
         progress: receives messages.
@@ -51,8 +62,13 @@ def attribute(
     Raises:
         MechstudyError: an empty prompt; one answer without the other; an answer of several tokens (unless
             ``answer_tokens`` is ``all``), or one that the tokenizer merges with the prompt; an answer both right and
-            wrong; dictionaries that are not transcoders.
+            wrong; a target of another shape or kind, or beside answers; dictionaries that are not transcoders.
     """
+    if target is not None:
+        if answer is not None or wrong_answer is not None:
+            raise MechstudyError("both answers and a target are to be explained", fix="one of them")
+        question = Question.of_target(model, prompt, target, position, instruction=instruction)
+        return _graph(model, dictionaries, question, config, progress)
     question = (
         Question.of_pair(prompt)
         if isinstance(prompt, PromptPair)
@@ -66,6 +82,16 @@ def attribute(
             instruction=instruction,
         )
     )
+    return _graph(model, dictionaries, question, config, progress)
+
+
+def _graph(
+    model: LanguageModel,
+    dictionaries: Mapping[int, Dictionary],
+    question: Question,
+    config: AttributionConfig | None,
+    progress: Progress | None,
+) -> PromptGraph:
     return PromptGraph(
         *explain_question(model, dictionaries, question, config or AttributionConfig(), progress=progress)
     )

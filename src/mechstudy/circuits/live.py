@@ -36,11 +36,16 @@ def live_gradients(
     edits = {Site("mlp_out", layer): (lambda x, zero=zero: x + zero) for layer, zero in added.items()}
     again = should_checkpoint(checkpointing, model, 1, len(tokens_T))
     n = explained.n_logits
-    logits = model.forward(
-        tokens_T[None], edits=edits, grad=True, checkpointing=again, logits_at="last" if n == 1 else n
-    ).logits
+    normed: list[Tensor] = []
+    hook = model.final_norm.register_forward_hook(lambda _m, _a, out: normed.append(out))
+    try:
+        logits = model.forward(
+            tokens_T[None], edits=edits, grad=True, checkpointing=again, logits_at="last" if n == 1 else n
+        ).logits
+    finally:
+        hook.remove()
     assert logits is not None
-    value = explained.value(logits if n == 1 else logits[0])
+    value = explained.value(logits if n == 1 else logits[0], normed[0][0, -n:])
     gradients = torch.autograd.grad(value, list(added.values()))
     return {layer: gradient[0] for layer, gradient in zip(added, gradients, strict=True)}
 

@@ -125,7 +125,9 @@ def _json(
     about = {
         "positions": dict(question.positions),
         **question.about,
-        "logit_difference": graph.target_ledger().target if config.target == "logit_difference" else None,
+        "logit_difference": graph.target_ledger().target
+        if config.target == "logit_difference" and question.right
+        else None,
     }
     return graph_json(
         graph,

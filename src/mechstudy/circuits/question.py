@@ -9,6 +9,7 @@ from typing import Any, Literal
 from mechstudy.behaviours.contrast import DIFFERENCE, WHOLE, Contrast, WholeAnswers, metric_name
 from mechstudy.behaviours.schema import AnswerSets, PromptPair
 from mechstudy.behaviours.tokenise import Tokens, Unsuitable, continuation, pair_tokens, require_open_end, texts_of
+from mechstudy.circuits.custom_targets import own_target
 from mechstudy.circuits.targets import AnswerContrast, AnswerTokens, Explained
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.language_model import LanguageModel
@@ -32,13 +33,12 @@ class Question:
 
     @property
     def about(self) -> dict[str, Any]:
-        """The answers, as the graph's file has them; all of them and their metric where there are several."""
-        first = {"answer": next(iter(self.right), None), "wrong_answer": next(iter(self.wrong), None)}
-        if isinstance(self.explained, AnswerTokens):
-            return first | {"metric": self.metric}
-        if len(self.right) + len(self.wrong) <= 2:
-            return first
-        return first | {"answers": list(self.right), "wrong_answers": list(self.wrong), "metric": self.metric}
+        """The answers, as the graph's file has them, and the metric unless it is the difference of two logits."""
+        first: dict[str, Any] = {"answer": next(iter(self.right), None), "wrong_answer": next(iter(self.wrong), None)}
+        if len(self.right) + len(self.wrong) > 2:
+            first |= {"answers": list(self.right), "wrong_answers": list(self.wrong)}
+        stated = self.explained is not None and self.metric != DIFFERENCE
+        return first | ({"metric": self.metric} if stated else {})
 
     @classmethod
     def of_pair(cls, pair: PromptPair, *, continued: bool = True) -> Question:
@@ -105,6 +105,43 @@ class Question:
             )
         contrast = Contrast(tuple(right), tuple(wrong), answer_sets)
         return cls(prompt, tokens(prompt), AnswerContrast(contrast), *sides, contrast.name)
+
+    @classmethod
+    def of_target(
+        cls,
+        model: LanguageModel,
+        prompt: str | PromptPair,
+        target: object,
+        position: int | str = "last",
+        *,
+        instruction: str | None = None,
+    ) -> Question:
+        """A prompt with a direction of the final normed residual, or a function of the logits, at one position.
+
+        Args:
+            target: a tensor [d_model], or a function from logits [vocabulary] to a scalar tensor.
+            position: ``last``, a token's index (negative: from the end), or a position that the pair names.
+
+        Raises:
+            MechstudyError: an empty prompt, a target of another shape or kind, or no such position.
+        """
+        if isinstance(prompt, PromptPair):
+            text, tokens, named = prompt.clean, prompt.clean_tokens, prompt.positions
+        else:
+            text, named = prompt, {}
+            tokens = tuple(model.encode(prompt, instruction=instruction)) if prompt else ()
+        if not tokens:
+            raise MechstudyError("the prompt is empty", fix='a text such as "The keys to the cabinet"')
+        n, names = len(tokens), {**named, "last": len(tokens) - 1}
+        index = names.get(position) if isinstance(position, str) else position % n if -n <= position < n else None
+        if index is None:
+            raise MechstudyError(
+                f"the prompt has no position {position!r}",
+                facts={"positions": ", ".join(names)},
+                fix=f"one of these, or an index from 0 to {n - 1}",
+            )
+        explained = own_target(model, target, n - index)
+        return cls(text, tokens, explained, metric=explained.label, positions=named)
 
     @classmethod
     def _whole(cls, tokens: Tokens, prompt: str, sides: tuple[tuple[str, ...], tuple[str, ...]]) -> Question:

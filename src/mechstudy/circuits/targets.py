@@ -55,13 +55,13 @@ class Explained(Protocol):
 
     @property
     def n_logits(self) -> int:
-        """The number of last positions whose logits it is a function of."""
+        """The number of last positions that it is a function of."""
 
     def forms(self, model: LanguageModel, prompt: LinearisedPrompt) -> list[LinearForm]:
         """The linear forms, which add up to the function's value on the clean prompt."""
 
-    def value(self, logits_PV: Float[Tensor, "p v"]) -> Float64[Tensor, ""]:
-        """The function of the model's own logits at the last positions; gradients flow through it."""
+    def value(self, logits_PV: Float[Tensor, "p v"], normed_PD: Float[Tensor, "p d"]) -> Float[Tensor, ""]:
+        """The function of the model's own logits and final normed residual at the last positions, with its gradient."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class AnswerContrast:
             )
         ]
 
-    def value(self, logits_PV: Float[Tensor, "p v"]) -> Float64[Tensor, ""]:
+    def value(self, logits_PV: Float[Tensor, "p v"], normed_PD: Float[Tensor, "p d"]) -> Float64[Tensor, ""]:
         """The contrast."""
         return self.contrast.value(logits_PV[-1])
 
@@ -139,7 +139,7 @@ class AnswerTokens:
             forms.append(function_form(model, prompt, first + k, partial(self._share, k), token, label))
         return forms
 
-    def value(self, logits_PV: Float[Tensor, "p v"]) -> Float64[Tensor, ""]:
+    def value(self, logits_PV: Float[Tensor, "p v"], normed_PD: Float[Tensor, "p d"]) -> Float64[Tensor, ""]:
         """The sum over tokens."""
         return torch.stack([self._share(k, row_V) for k, row_V in enumerate(logits_PV)]).sum()
 

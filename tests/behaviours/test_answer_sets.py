@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mechstudy.behaviours.contrast import DIFFERENCE, Contrast, metric_name
+from mechstudy.behaviours.contrast import Contrast
+from mechstudy.behaviours.metrics import DIFFERENCE, metric_name
 from mechstudy.behaviours.schema import PromptPair, from_jsonl, to_jsonl
 from mechstudy.behaviours.user import PromptSource, outline, read_prompts
 from mechstudy.core.errors import MechstudyError

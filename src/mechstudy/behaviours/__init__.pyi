@@ -1,7 +1,7 @@
-from .contrast import DIFFERENCE as DIFFERENCE
 from .contrast import Contrast as Contrast
-from .contrast import metric_name as metric_name
 from .generator import Behaviour as Behaviour
+from .metrics import DIFFERENCE as DIFFERENCE
+from .metrics import metric_name as metric_name
 from .prompts import Prompts as Prompts
 from .prompts import load_prompts as load_prompts
 from .prompts import score as score

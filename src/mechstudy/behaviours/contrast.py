@@ -9,11 +9,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from mechstudy.behaviours.metrics import DIFFERENCE, OF_SETS
 from mechstudy.behaviours.schema import AnswerSets, PromptPair
-
-DIFFERENCE = "logit difference"
-WHOLE = "difference of whole answers' log-probabilities"
-_NAMES = {"logsumexp": "difference of log-sum-exp logits", "mean": "difference of mean logits"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class Contrast:
     @property
     def name(self) -> str:
         """Its name, as it stands in results."""
-        return DIFFERENCE if self.is_single else _NAMES[self.combine]
+        return DIFFERENCE if self.is_single else OF_SETS[self.combine]
 
     def value(self, logits_V: Float[Tensor, " v"]) -> Float64[Tensor, ""]:
         """The contrast of one row of logits; gradients flow through it."""
@@ -125,12 +122,3 @@ class AnswerLogProbs:
 def token_logprobs(logits_TV: Float[Tensor, "t v"], answer: Sequence[int]) -> Float64[Tensor, " t"]:
     """The log-probability of each token of an answer, from the logits that predict it."""
     return torch.log_softmax(logits_TV.double(), -1)[torch.arange(len(answer)), list(answer)]
-
-
-def metric_name(pairs: Iterable[PromptPair]) -> str:
-    """The name of what is compared, as it stands in results."""
-    pairs = list(pairs)
-    if any(pair.whole_answers for pair in pairs):
-        return WHOLE
-    combine = {pair.answer_sets.combine for pair in pairs if pair.answer_sets is not None}
-    return _NAMES[min(combine)] if combine else DIFFERENCE

@@ -1,3 +1,4 @@
+from .aggregate import ANSWER as ANSWER
 from .aggregate import aggregate_of as aggregate_of
 from .aggregate import node_id as node_id
 from .aggregate import prompt_record as prompt_record

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mechstudy.behaviours.contrast import DIFFERENCE, WHOLE, Contrast, WholeAnswers, metric_name
+from mechstudy.behaviours.contrast import Contrast, WholeAnswers
+from mechstudy.behaviours.metrics import DIFFERENCE, WHOLE, metric_name
 from mechstudy.behaviours.schema import AnswerSets, PromptPair
 from mechstudy.behaviours.tokenise import Tokens, Unsuitable, continuation, pair_tokens, require_open_end, texts_of
 from mechstudy.circuits.custom_targets import own_target

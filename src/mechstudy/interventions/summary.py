@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mechstudy.behaviours.contrast import metric_name
+from mechstudy.behaviours.metrics import metric_name
 from mechstudy.core.seeds import numpy_generator
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.edges import summarise_edges

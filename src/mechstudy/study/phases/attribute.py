@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mechstudy import circuits
-from mechstudy.behaviours.contrast import DIFFERENCE, metric_name
+from mechstudy.behaviours.metrics import DIFFERENCE, metric_name
 from mechstudy.behaviours.sampling import sample
 from mechstudy.behaviours.schema import PromptPair
-from mechstudy.circuits.aggregate import ANSWER
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.costs import graph_cost
 from mechstudy.core.jsonio import read_json, write_json_atomic
@@ -146,7 +145,7 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
             [item["record"] for item in done],
             spec,
             behaviour=behaviour,
-            positions=[*positions_in_order(pairs), *([ANSWER] if _continued(spec, pairs) else [])],
+            positions=[*positions_in_order(pairs), *([circuits.ANSWER] if _continued(spec, pairs) else [])],
             layers=inputs.dictionaries,
             n_layers=inputs.model.load(runtime, exact=True).n_layers,
         )

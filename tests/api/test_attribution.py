@@ -116,3 +116,40 @@ def test_dictionaries_of_another_model_are_refused(world):
     assert "32 wide" in error_of(lambda: ms.attribute(world.model, {0: transcoder(8, 0)}, PROMPT))
     assert "layers 0-2" in error_of(lambda: ms.attribute(world.model, {9: transcoder(32, 9)}, PROMPT))
     assert "ms.load_dictionaries" in error_of(lambda: ms.attribute(world.model, {}, PROMPT))
+
+
+def test_sets_of_answers_are_compared(world):
+    graph = ms.attribute(
+        world.model, world.dicts, PROMPT, answer=["x", "z"], wrong_answer=["y"], answer_sets="mean",
+        config=ms.AttributionConfig(max_features=20),
+    )  # fmt: skip
+    logits = world.model.forward(torch.tensor([world.model.encode(PROMPT)])).logits[0]
+    x, y, z = (float(logits[world.model.encode(text)[-1]]) for text in "xyz")
+    assert graph.ledger["target"] == pytest.approx((x + z) / 2 - y, abs=1e-4)
+
+
+def test_whole_answers_are_compared_token_by_token(world):
+    graph = ms.attribute(
+        world.model, world.dicts, PROMPT, answer="xz", wrong_answer="yw", answer_tokens="all",
+        config=ms.AttributionConfig(max_features=20),
+    )  # fmt: skip
+    prompt = world.model.encode(PROMPT)
+    x, y, z = (world.model.encode(text)[-1] for text in "xyz")
+    first = world.model.forward(torch.tensor([prompt])).logits[0]
+    then = torch.log_softmax(world.model.forward(torch.tensor([[*prompt, x]])).logits[0], 0)
+    assert graph.ledger["target"] == pytest.approx(float(first[x] - first[y] + then[z]), abs=1e-4)
+    assert graph.ledger["total"] == pytest.approx(graph.ledger["target"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("answers", "what"),
+    [
+        ({"answer": ["x", "y"], "wrong_answer": "y"}, "'y' and 'y' are the same token"),
+        ({"answer": [], "wrong_answer": "y"}, "a list of answers is empty"),
+        ({"answer": ["x", "z"], "wrong_answer": "y", "answer_tokens": "all"}, "compared one with one"),
+        ({"answer": "xy", "wrong_answer": "x", "answer_tokens": "all"}, "begin with those of the other"),
+    ],
+)
+def test_answers_that_cannot_be_compared_are_refused(world, answers, what):
+    with pytest.raises(ms.MechstudyError, match=what):
+        ms.attribute(world.model, world.dicts, PROMPT, **answers)

@@ -128,7 +128,7 @@ def test_a_graph_in_python_is_of_the_target_at_its_position():
         ({"target": torch.full((32,), torch.nan)}, "not finite, or zero"),
         ({"target": "entropy"}, "a str is no target"),
         ({"target": lambda z: z[:2]}, r"returned a tensor of shape \(2,\), not a scalar"),
-        ({"target": lambda z: float(z[0])}, "returned float, not a scalar tensor"),
+        ({"target": lambda z: z[0].item()}, "returned float, not a scalar tensor"),
         ({"target": lambda z: z.argmax().double()}, "does not change with the logits"),
         ({"target": lambda z: z[0] * torch.inf}, "the target is -?inf on this prompt"),
         ({"target": entropy, "position": "verb"}, "has no position 'verb'"),

@@ -80,6 +80,7 @@ def _files(folder) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.slow
 def test_training_saves_the_step_it_is_at_and_ends_with_the_same_bytes(tmp_path):
     from mechstudy.dictionaries.config import DictionaryConfig
     from mechstudy.dictionaries.training.trainer import train
@@ -100,6 +101,7 @@ def test_training_saves_the_step_it_is_at_and_ends_with_the_same_bytes(tmp_path)
     assert _files(tmp_path / "whole") == _files(tmp_path / "resumed")
 
 
+@pytest.mark.slow
 def test_a_stop_asked_for_during_the_last_step_leaves_a_finished_training(tmp_path):
     from mechstudy.dictionaries.config import DictionaryConfig
     from mechstudy.dictionaries.training.trainer import train
@@ -144,6 +146,7 @@ def test_trainings_of_one_pass_all_stop_after_the_same_step(tmp_path):
         assert _files(tmp_path / "whole" / site / "dictionary") == _files(tmp_path / "resumed" / site / "dictionary")
 
 
+@pytest.mark.slow
 def test_a_stopped_corpus_capture_resumes_to_the_same_bytes(tmp_path):
     from mechstudy.activations.capture import capture_corpus
     from mechstudy.models.sites import Site

@@ -28,6 +28,7 @@ def sample_without_cache(model, n_rows, context, temperature, seed):
     return rows.int()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sampled_tokens_are_those_of_whole_forwards_in_every_family(family):
     model = tiny_model(family)

@@ -56,6 +56,7 @@ def test_batch_top_k_cuts_ties_to_the_number_wanted():
     assert len(values) == 13 == offsets[-1]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(n=st.integers(1, 9), f=st.integers(1, 80), seed=seeds, dtype=dtypes, open_end=st.booleans())
 def test_between_finds_what_the_mask_finds(n, f, seed, dtype, open_end):
@@ -72,6 +73,7 @@ def test_between_finds_what_the_mask_finds(n, f, seed, dtype, open_end):
     assert cpu.between(pre, low, high, len(found[1]) - 0.5) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("n", "f", "d", "share"), [(30, 50, 7, 0.1), (64, 33, 65, 0.3), (5, 9, 1, 0.5), (40, 300, 16, 0.01)]

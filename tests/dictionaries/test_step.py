@@ -23,6 +23,7 @@ SITES = {"site_in": "mlp_in.1", "site_out": "mlp_out.1"}
 SHORT = TrainConfig(steps=30, batch_size=64, lr=3e-3, tensorboard=False, log_every=5, precision="float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["topk", "relu", "gated"])
 def test_a_batch_in_parts_gives_the_weights_of_the_whole(activation):
     cfg = DictionaryConfig(kind="transcoder", d_sae=64, k=4, activation=activation)

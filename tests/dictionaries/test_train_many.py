@@ -76,6 +76,7 @@ def test_each_dictionary_of_a_pass_is_what_training_it_alone_gives(tmp_path):
         assert saved(found[job.name], tmp_path / "a") == saved(alone, tmp_path / "b"), job.name
 
 
+@pytest.mark.slow
 def test_a_killed_pass_goes_on_with_trainings_at_different_steps(tmp_path):
     straight = train_many(jobs(tmp_path / "straight"), WorldPass())
     planned = jobs(tmp_path / "resumed")
@@ -197,6 +198,7 @@ def test_mixing_is_measured(model, tokens):
     assert whole.mixing() > source.mixing()
 
 
+@pytest.mark.slow
 def test_a_stream_trains_what_the_same_stream_trains_alone(model, tokens, tmp_path):
     cfg = DictionaryConfig(kind="transcoder", d_sae=32, k=3)
     recipe = RECIPE.model_copy(update={"batch_size": 16})

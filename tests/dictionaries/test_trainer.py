@@ -39,6 +39,7 @@ def world(kind: str, cls: type[SparseWorld] = SparseWorld, **options) -> SparseW
     return cls(other_target=kind != "sae", batch_size=64, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_recovers_most_variance_of_a_sparse_world(kind, activation, tmp_path):
@@ -51,6 +52,7 @@ def test_training_recovers_most_variance_of_a_sparse_world(kind, activation, tmp
     assert 1.0 < scores["l0"] <= 4.5  # the calibrated threshold stands for k
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", EVERY_ARCHITECTURE, ids=lambda c: "-".join(map(str, c.values())))
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -149,6 +151,7 @@ def test_dead_features_come_back_through_the_auxiliary_loss():
     assert alive[1 / 32] > alive[0.0] + 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["input", "target"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_non_finite_activations_are_named_by_step_and_row(where, value, tmp_path):

@@ -21,6 +21,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_identity_is_shown_in_each_precision(folder):
     checks = {c["name"]: c for c in json.loads(mechstudy("doctor", folder, "--json").output)}
     names = identities(tiny_model("mixtral", dtype="float32"))

@@ -87,6 +87,7 @@ def layered_world(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x, y * scale - 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["batchtopk", "jumprelu"])
 def test_a_clt_learns_what_crosses_layers_and_survives_its_file(activation, tmp_path):
     cfg = DictionaryConfig(kind="clt", n_sites=L, activation=activation, expansion=2, k=3)
@@ -131,6 +132,7 @@ def test_a_killed_cross_layer_training_goes_on_to_the_same_bytes(tmp_path):
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_crosscoder_tells_shared_features_from_those_of_one_site():
     generator = torch.Generator().manual_seed(0)
     d, n = 20, 20_000

@@ -57,6 +57,7 @@ def evaluations(study: Path, folder: Path, *overrides: str) -> dict[int, dict]:
     }
 
 
+@pytest.mark.slow
 def test_streamed_dictionaries_evaluate_like_stored_ones_without_a_store(study, tmp_path):
     streamed = evaluations(study, tmp_path / "streamed")
     stored = evaluations(study, tmp_path / "stored", "dictionaries.source=store")

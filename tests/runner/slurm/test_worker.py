@@ -44,6 +44,7 @@ def sums(run: Path, unit: str) -> dict[str, str]:
     return {name: file["sha256"] for name, file in artifact.manifest["files"].items() if not name.startswith(LOGS)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("unit", "stops"),
     [

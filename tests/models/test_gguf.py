@@ -8,8 +8,11 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 
 from mechstudy.core.errors import MechstudyError
+from mechstudy.models import gguf_conversion
 from mechstudy.models.folder import read_config
 from mechstudy.models.loading import load_model
 from mechstudy.models.sources import gguf_name, resolve_source
@@ -38,7 +41,16 @@ def test_the_name_is_the_files_without_its_quantisation(stem, name):
     assert gguf_name(stem) in (name, stem)
 
 
-def write(path: Path, *, linear: float | None = None, yarn: bool = False, freqs: np.ndarray | None = None) -> Path:
+def write(
+    path: Path,
+    *,
+    linear: float | None = None,
+    yarn: bool = False,
+    freqs: np.ndarray | None = None,
+    old_linear: float | None = None,
+    without: str | None = None,
+    experts: int | None = None,
+) -> Path:
     """A tiny random Llama; always the same weights."""
     draw = np.random.default_rng(0)
     w = gguf.GGUFWriter(str(path), "llama")
@@ -63,6 +75,10 @@ def write(path: Path, *, linear: float | None = None, yarn: bool = False, freqs:
     if linear or yarn:
         w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR if linear else gguf.RopeScalingType.YARN)
         w.add_rope_scaling_factor(linear or 4.0)
+    if old_linear:
+        w.add_float32("llama.rope.scale_linear", old_linear)
+    if experts:
+        w.add_expert_count(experts)
     if freqs is not None:
         w.add_tensor("rope_freqs.weight", freqs.astype(np.float32))
     shapes = {
@@ -72,7 +88,9 @@ def write(path: Path, *, linear: float | None = None, yarn: bool = False, freqs:
         "blk.0.ffn_gate": (FEED, WIDTH), "blk.0.ffn_up": (FEED, WIDTH), "blk.0.ffn_down": (WIDTH, FEED),
     }  # fmt: skip
     for name, shape in shapes.items():
-        w.add_tensor(f"{name}.weight", draw.normal(size=shape).astype(np.float32) * shape[-1] ** -0.5)
+        values = draw.normal(size=shape).astype(np.float32) * shape[-1] ** -0.5
+        if name != without:
+            w.add_tensor(f"{name}.weight", values)
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
@@ -100,8 +118,9 @@ def rope(path: Path) -> dict:
     return read_config(resolve_source(f"gguf:{path}"))["rope_parameters"]
 
 
-def test_a_linear_factor_is_kept(cache):
-    plain, scaled = write(cache / "plain.gguf"), write(cache / "linear.gguf", linear=8.0)
+@pytest.mark.parametrize("written", ["linear", "old_linear"])
+def test_a_linear_factor_is_kept(cache, written):
+    plain, scaled = write(cache / "plain.gguf"), write(cache / "linear.gguf", **{written: 8.0})
     assert rope(plain)["rope_type"] == "default"
     assert (rope(scaled)["rope_type"], rope(scaled)["factor"]) == ("linear", 8.0)
     tokens = torch.arange(1, 60)[None]
@@ -123,6 +142,37 @@ def test_other_scalings_are_refused(cache, scaling):
     with pytest.raises(MechstudyError, match="scales its rotary positions") as error:
         resolve_source(f"gguf:{write(cache / 'other.gguf', **scaling)}")
     assert "safetensors" in str(error.value)
+
+
+def test_a_file_that_lacks_a_tensor_is_refused(cache):
+    path = write(cache / "holes.gguf", without="blk.0.attn_q")
+    with pytest.raises(MechstudyError, match="incomplete: 1 tensors are missing") as error:
+        resolve_source(f"gguf:{path}")
+    assert "self_attn.q_proj" in str(error.value)
+    assert resolve_source(f"gguf:{write(cache / 'tied.gguf', without='output')}").is_dir()  # the embedding, again
+
+
+def test_a_mixture_of_experts_written_as_a_llama_is_refused(cache):
+    path = write(cache / "experts.gguf", without="blk.0.ffn_up", experts=8)
+    with pytest.raises(MechstudyError, match="incomplete") as error:
+        resolve_source(f"gguf:{path}")
+    assert "8, which are not read" in str(error.value)
+
+
+def test_the_factor_of_gemma_3_is_of_its_layers_that_see_everything(cache, monkeypatch):
+    fields = {"general.architecture": "gemma3", "gemma3.rope.scaling.type": "linear", "gemma3.rope.scaling.factor": 8.0}
+    monkeypatch.setattr(gguf_conversion, "_field", lambda reader, name: fields.get(name))
+    config = transformers.Gemma3TextConfig(num_hidden_layers=6)
+    windowed = dict(config.rope_parameters["sliding_attention"])
+    path = write(cache / "gemma.gguf")
+    gguf_conversion._restore_rope_scaling(config, gguf_conversion._reader(path), path)
+    whole = config.rope_parameters["full_attention"]
+    assert (whole["rope_type"], whole["factor"], whole["rope_theta"]) == ("linear", 8.0, 1_000_000.0)
+    assert config.rope_parameters == {"sliding_attention": windowed, "full_attention": whole}
+    rotary = Gemma3RotaryEmbedding(config)
+    plain = Gemma3RotaryEmbedding(transformers.Gemma3TextConfig(num_hidden_layers=6))
+    torch.testing.assert_close(rotary.full_attention_inv_freq * 8, plain.full_attention_inv_freq)
+    torch.testing.assert_close(rotary.sliding_attention_inv_freq, plain.sliding_attention_inv_freq)
 
 
 def test_a_part_of_a_split_file_is_refused(cache):

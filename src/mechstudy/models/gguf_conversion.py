@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,24 @@ from mechstudy.core.errors import MechstudyError
 def convert_gguf(gguf: Path, folder: Path) -> str | None:
     """Writes the model and tokenizer of a GGUF file into a folder, with float32 weights.
 
-    transformers drops the scaling of rotary positions that a file asks for, so it is put into the config here.
+    transformers drops the scaling of rotary positions that a file asks for, so it is put into the config here, and it
+    fills tensors that the file lacks with random numbers, so those are refused.
 
     Returns:
         The name that the file gives its model, if it does.
 
     Raises:
-        MechstudyError: the file cannot be read, or scales its rotary positions in a way that is not known here.
+        MechstudyError: the file cannot be read, lacks tensors, or scales its rotary positions in a way that is not
+            known here.
     """
     log: Any = transformers.utils.logging
     log.disable_progress_bar()
     auto_model: Any = transformers.AutoModelForCausalLM
     reader = _reader(gguf)
     try:
-        model = auto_model.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        model, report = auto_model.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+        )
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except Exception as error:  # gguf and transformers raise many kinds for a broken file
         raise MechstudyError(
@@ -39,6 +44,7 @@ def convert_gguf(gguf: Path, folder: Path) -> str | None:
             where=str(gguf),
             fix="a GGUF file of a supported family, or the model's safetensors: hf:<id> or path:<folder>",
         ) from error
+    _refuse_missing(report["missing_keys"], reader, gguf)
     config = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the weights are plain float32 from here on
@@ -73,17 +79,36 @@ def _reader(gguf: Path) -> GGUFReader:
         ) from error
 
 
+def _refuse_missing(missing: Collection[str], reader: GGUFReader, gguf: Path) -> None:
+    if not missing:
+        return
+    experts = _field(reader, f"{_field(reader, 'general.architecture')}.expert_count")
+    raise MechstudyError(
+        f"the weights are incomplete: {len(missing)} tensors are missing",
+        where=str(gguf),
+        facts={"first": min(missing)}
+        | ({"experts": f"{experts}, which are not read of this family"} if experts else {}),
+        fix="fetch or copy the file again, or use the model's safetensors: hf:<id> or path:<folder>",
+    )
+
+
 def _restore_rope_scaling(config: Any, reader: GGUFReader, gguf: Path) -> None:
     architecture = _field(reader, "general.architecture")
     prefix = f"{architecture}.rope.scaling"
     kind, factor = _field(reader, f"{prefix}.type"), _field(reader, f"{prefix}.factor")
+    before = _field(reader, f"{architecture}.rope.scale_linear")  # of files from before the type was written
+    if kind is None and before is not None and float(before) != 1.0:
+        kind, factor = "linear", before
     frequencies = {t.name: t for t in reader.tensors if t.name.startswith("rope_")}
     if kind in (None, "none") and not frequencies:
         return
-    if config.rope_parameters.get("rope_type", "default") != "default":
+    # Gemma 3 has rotary positions of two kinds: those of its windowed layers are never scaled.
+    by_layer = config.rope_parameters.get("full_attention")
+    if (by_layer or config.rope_parameters).get("rope_type", "default") != "default":
         return  # transformers has read it
     if kind == "linear" and factor is not None and not frequencies:
-        config.rope_parameters = config.rope_parameters | {"rope_type": "linear", "factor": float(factor)}
+        scaled = (by_layer or config.rope_parameters) | {"rope_type": "linear", "factor": float(factor)}
+        config.rope_parameters = config.rope_parameters | {"full_attention": scaled} if by_layer else scaled
         return
     if kind in (None, "none") and set(frequencies) == {"rope_freqs.weight"}:
         divisors = np.asarray(frequencies["rope_freqs.weight"].data, dtype=np.float64)

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.folder import check_folder, hub_revision, model_name
@@ -128,7 +130,40 @@ def test_a_broken_index_is_named(folder):
     assert "model.safetensors.index.json cannot be read" in refusal(folder)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model-00002"])
+def test_a_quantised_language_model_in_a_larger_one_is_refused(folder):
+    set_config(folder, text_config={"quantization_config": {"quant_method": "awq", "bits": 4}})
+    assert "the weights are quantised (awq)" in refusal(folder)
+
+
+def test_mlx_quantisation_is_refused(folder):
+    set_config(folder, quantization={"group_size": 64, "bits": 4})
+    assert "the weights are quantised (4 bits)" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("x.qweight", torch.int32), ("x.weight", torch.uint8), ("x.weight", torch.float8_e4m3fn),
+     ("x.weight_packed", torch.int32)],
+)  # fmt: skip
+def test_packed_weights_are_refused_where_the_config_says_nothing(folder, name, dtype):
+    save_file({name: torch.zeros(4, 4).to(dtype)}, folder / "more.safetensors")
+    message = refusal(folder)
+    assert f"the weights are quantised ({name} is " in message and "more.safetensors" in message
+
+
+def test_a_mask_of_whole_numbers_is_no_quantised_weight(folder):
+    save_file({"attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8)}, folder / "more.safetensors")
+    check_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "chat_template.jinja"])
+def test_a_small_file_that_is_a_dangling_link_is_named(folder, name):
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("/scratch/purged/blob")
+    assert f"{name} is a link to /scratch/purged/blob, which is not there" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model-00002"])
 def test_a_pointer_of_git_lfs_is_not_the_file(folder, name):
     path = next(folder.glob(f"{name}*"))
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
@@ -203,5 +238,6 @@ def test_a_path_into_the_hub_cache_has_the_repositorys_name(saved, cache, tmp_pa
     link = tmp_path / "current-model"
     link.symlink_to(target)
     assert model_name(target) == model_name(link) == "acme/tiny-lm"
+    assert model_name(snapshot(cache, saved, "gpt2", "d" * 40)) == "gpt2"
     assert model_name(saved) == "tiny" and hub_revision(saved) is None
     check_folder(link)

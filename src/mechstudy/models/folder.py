@@ -19,8 +19,10 @@ _TOKENIZERS = (
     "tokenizer.json", "tokenizer.model", "tokenizer.model.v3", "tekken.json", "vocab.json", "vocab.txt", "spiece.model",
     "sentencepiece.bpe.model", "*.tiktoken",
 )  # fmt: skip
-_SNAPSHOT = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[^/]+)$")
+_SNAPSHOT = re.compile(r"models--(?P<repo>[^/]+)/snapshots/(?P<commit>[^/]+)$")
 _POINTER = b"version https://git-lfs"
+_QUANTISATION = ("quantization_config", "compression_config", "quantization")  # the last is MLX's
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -56,18 +58,25 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
     """Refuses a model whose weights are quantised.
 
     Raises:
-        MechstudyError: the config has a ``quantization_config``; the message names its method.
+        MechstudyError: the config, or that of its language model in it, says so; the message names the method.
     """
-    quantised = config.get("quantization_config") or config.get("compression_config")
+    parts = (config, *(part for part in config.values() if isinstance(part, Mapping)))
+    found = ((key, part[key]) for part in parts for key in _QUANTISATION if part.get(key))
+    key, quantised = next(found, ("", None))
     if not quantised:
         return
     method = quantised.get("quant_method", "an unnamed method") if isinstance(quantised, Mapping) else "unknown"
     if method == "an unnamed method" and isinstance(quantised, Mapping):
-        method = next((kind for kind in ("bitsandbytes",) if any("bit" in key for key in quantised)), method)
-    raise MechstudyError(
+        bits = quantised.get("bits")
+        method = f"{bits} bits" if bits else "bitsandbytes" if any("bit" in name for name in quantised) else method
+    raise _is_quantised(method, where, {key: "in config.json"})
+
+
+def _is_quantised(method: str, where: str, facts: Mapping[str, str]) -> MechstudyError:
+    return MechstudyError(
         f"the weights are quantised ({method}): graphs and interventions need them in float32 or bfloat16",
         where=where,
-        facts={"quantization_config": "in config.json"},
+        facts=facts,
         fix="use the unquantised model; a GGUF file is dequantised: gguf:<file>",
     )
 
@@ -107,6 +116,8 @@ def check_folder(folder: Path) -> None:
     for path in weights:
         _check_safetensors(path)
     _check_tokenizer(folder)
+    for path in (*folder.glob("*.json"), *folder.glob("*.jinja")):  # each is read where it is there
+        check_readable(path)
 
 
 def check_readable(path: Path) -> None:
@@ -141,12 +152,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def model_name(folder: Path) -> str:
-    """The model's name: ``owner/name`` in a hub cache, that of the file it was converted from, else its folder's."""
+    """The model's name: ``owner/name`` (or ``gpt2``, of old) in a hub cache, that of the file it was converted from, else its folder's."""
     card = folder / CARD
     if card.exists():
         return str(json.loads(card.read_text())["name"])
     snapshot = _SNAPSHOT.search(os.path.realpath(folder))
-    return f"{snapshot['owner']}/{snapshot['name']}" if snapshot else Path(os.path.realpath(folder)).name
+    return snapshot["repo"].replace("--", "/", 1) if snapshot else Path(os.path.realpath(folder)).name
 
 
 def hub_revision(folder: Path) -> str | None:
@@ -173,7 +184,10 @@ def _indexed(folder: Path) -> set[str]:
 
 
 def _check_safetensors(path: Path) -> None:
-    """Compares the file's size with the one its header implies."""
+    """Compares the file's size with the one its header implies, and refuses weights that are no floats.
+
+    Older quantised checkpoints say nothing of it in config.json.
+    """
     check_readable(path)
     size = path.stat().st_size
     with path.open("rb") as f:
@@ -197,6 +211,9 @@ def _check_safetensors(path: Path) -> None:
             where=str(path),
             fix="fetch or copy it again",
         )
+    for name, tensor in header.items():
+        if name != "__metadata__" and "weight" in name.rpartition(".")[2] and tensor["dtype"] not in _FLOATS:
+            raise _is_quantised(f"{name} is {tensor['dtype']}", str(path.parent), {"file": path.name})
 
 
 def _check_tokenizer(folder: Path) -> None:

@@ -91,6 +91,27 @@ def shard(folder: Path) -> Path:
     return sorted(folder.glob("*.safetensors"))[1]
 
 
+def test_the_tokenizer_of_a_larger_vocabulary_is_refused(folder):
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary |= {f"more{number}": 100_000 + number for number in range(1000)}
+    path.write_text(json.dumps(content))
+    with pytest.raises(MechstudyError, match="tokens, and the model's embedding"):
+        load_model(folder, device="cpu")
+
+
+def test_an_added_token_without_an_embedding_is_refused_where_it_occurs(folder):
+    model = load_model(folder, device="cpu")
+    more = 1 + model.vocab_size - len(model.tokenizer)
+    model.tokenizer.add_tokens([f"<image{number}>" for number in range(more)], special_tokens=True)
+    model.tokenizer.save_pretrained(folder)
+    model = load_model(folder, device="cpu")
+    assert model.encode("The cat")
+    with pytest.raises(MechstudyError, match=f"token '<image{more - 1}>' has no row in the embedding"):
+        model.encode(f"The <image{more - 1}>")
+
+
 def test_a_dangling_link_names_its_target(folder):
     path = shard(folder)
     path.unlink()

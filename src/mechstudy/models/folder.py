@@ -152,7 +152,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def model_name(folder: Path) -> str:
-    """The model's name: ``owner/name`` (or ``gpt2``, of old) in a hub cache, that of the file it was converted from, else its folder's."""
+    """The model's name: its repository's in a hub cache, that of the file it was converted from, else its folder's."""
     card = folder / CARD
     if card.exists():
         return str(json.loads(card.read_text())["name"])

@@ -96,9 +96,17 @@ class LanguageModel:
         so that an answer can follow it. A template that writes the date writes ``date`` (``YYYY-MM-DD``), or today's.
 
         Raises:
-            MechstudyError: an instruction for a tokenizer without a chat template.
+            MechstudyError: an instruction for a tokenizer without a chat template, or a token without an embedding.
         """
-        return encode(self.tokenizer, text, instruction, self.name, date)
+        ids = encode(self.tokenizer, text, instruction, self.name, date)
+        rows = self.hf.get_input_embeddings().weight.shape[0]
+        if ids and max(ids) >= rows:
+            raise MechstudyError(
+                f"token {self.tokenizer.convert_ids_to_tokens(max(ids))!r} has no row in the embedding of {self.name}",
+                facts={"token": str(max(ids)), "rows": str(rows), "text": text[-60:]},
+                fix="a text without it, or the tokenizer that belongs to these weights",
+            )
+        return ids
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """Each token as text; bytes that are not a whole character become the replacement character."""

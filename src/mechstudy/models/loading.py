@@ -15,7 +15,7 @@ from mechstudy.models.language_model import DTYPES, LanguageModel
 from mechstudy.models.precision import faster_dtype
 from mechstudy.models.shapes import shapes_of
 from mechstudy.models.sources import full_source, resolve_source
-from mechstudy.models.tokenizer import load_tokenizer
+from mechstudy.models.tokenizer import check_vocabulary, load_tokenizer
 from mechstudy.models.validate import validate_model
 
 
@@ -92,7 +92,8 @@ def load_folder(
     Weights are read from safetensors only; code shipped with the model runs only with ``trust_remote_code``.
 
     Raises:
-        MechstudyError: no config, unsupported family, no weights, truncated or incomplete weights.
+        MechstudyError: no config, unsupported family, no weights, truncated or incomplete weights, another model's
+            tokenizer.
     """
     if dtype not in DTYPES:
         guess = nearest(dtype, DTYPES)
@@ -131,6 +132,7 @@ def load_folder(
             facts={"first": missing[0]},
             fix="fetch the model again",
         )
+    check_vocabulary(tokenizer, hf.get_input_embeddings().weight.shape[0], str(folder))
     return LanguageModel(hf.to(device), tokenizer, arch, name or model_name(folder))
 
 

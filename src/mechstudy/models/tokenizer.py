@@ -63,6 +63,22 @@ def check_encodes(tokenizer: Any, where: str) -> None:
         )
 
 
+def check_vocabulary(tokenizer: Any, n_rows: int, where: str) -> None:
+    """Checks that every token of the vocabulary has a row in the model's embedding.
+
+    Tokens that were added to the vocabulary may have none (Gemma 3's for images): `LanguageModel.encode` refuses those.
+
+    Raises:
+        MechstudyError: the tokenizer is another model's.
+    """
+    if tokenizer.vocab_size > n_rows:
+        raise MechstudyError(
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, and the model's embedding {n_rows:,} rows",
+            where=where,
+            fix="the tokenizer that belongs to these weights, or resize_token_embeddings before training",
+        )
+
+
 def bare_encode(folder: Path) -> Callable[[str], list[int]] | None:
     """A function that encodes with ``tokenizer.json`` alone; None if there is no such file or it cannot be read.
 

@@ -42,6 +42,27 @@ def test_numbers_of_a_csv_stay_the_text_they_are(tmp_path):
     }
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_the_header_of_a_csv_says_what_parts_its_fields(tmp_path, delimiter: str, mark: str):
+    path = tmp_path / "mine.csv"
+    lines = [["clean", "answer", "group"], ["One, two,", " three", "a"], ['"A; B"', " c", "b"]]
+    path.write_bytes((mark + "\r\n".join(delimiter.join(line) for line in lines)).encode())
+    rows = read_rows(path).rows
+    assert rows[2] == {"clean": "One, two,", "answer": " three", "group": "a"}
+    assert rows[3] == {"clean": "A; B", "answer": " c", "group": "b"}
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_utf_16_is_named_once(tmp_path, name: str, encoding: str):
+    text = "clean,answer\n" if name == "a.csv" else '{"clean": "a"}\n'
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / name).write_bytes((mark + text).encode(encoding))
+    with pytest.raises(MechstudyError, match="UTF-16"):
+        read_rows(tmp_path / name)
+
+
 def test_a_csv_line_is_numbered_where_it_begins_and_a_short_one_is_broken(tmp_path):
     path = tmp_path / "mine.csv"
     path.write_text('clean,answer\n"two\nlines",x\nonly one field\nc,d\n')

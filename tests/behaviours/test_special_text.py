@@ -9,6 +9,7 @@ import pytest
 
 from mechstudy.behaviours.special_text import Opening
 from mechstudy.behaviours.tokenise import Tokens, Unsuitable
+from mechstudy.behaviours.user import FATAL
 
 SPECIAL = re.compile(r"<\|\w+\|>|<bos>|\[/?INST\]| ?\w+|.", re.DOTALL)
 CHATML = "<|im_start|>user\nContinue the text.<|im_end|>\n<|im_start|>assistant\n"
@@ -55,3 +56,23 @@ def test_plain_text_is_accepted_inside_a_chat(text: str):
 
 def test_chat_markup_without_a_chat_is_the_users_own():
     opening("<|bos|>").check("clean", "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize("before", ["", "<bos>"])
+@pytest.mark.parametrize("text", ["<s>The cat", "[CLS] The cat", "<\uff5cbegin\u2581of\u2581sentence\uff5c>The cat"])
+def test_a_prompt_that_begins_with_another_models_bos_is_refused(before: str, text: str):
+    with pytest.raises(Unsuitable, match=r"clean begins with .* which is no token of this model") as error:
+        opening(before).check("clean", text)
+    assert error.value.kind in FATAL
+
+
+@pytest.mark.parametrize("text", ["<b>bold</b>", "[1] a list", "<| a", "a <s>"])
+def test_marks_of_other_kinds_are_text(text: str):
+    opening("<bos>").check("clean", text)
+
+
+def test_a_space_before_the_first_token_is_no_part_of_it():
+    def encode(text: str) -> list[int]:
+        return encoder("\u2581")(text)
+
+    Opening(Tokens(encode)).check("clean", "<|im_start|>user\nHello")

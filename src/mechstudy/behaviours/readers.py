@@ -15,6 +15,8 @@ from mechstudy.core.errors import MechstudyError
 Row = dict[str, Any]
 _INDEX = ("", "Unnamed: 0")  # the column of row numbers that pandas writes
 _BOM = b"\xef\xbb\xbf"  # the byte order mark that Windows editors write
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")  # its marks, in either byte order
+_DELIMITERS = (",", ";", "\t")  # tables saved where the comma is the decimal mark have semicolons
 
 
 class Broken(ValueError):
@@ -66,11 +68,14 @@ def read_rows(path: Path) -> Rows:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes().removeprefix(_BOM)
+        content = path.read_bytes()
     except OSError as error:
         raise MechstudyError(
             f"cannot read the prompts: {error.strerror}", where=str(path), fix="the path of a file of prompts"
         ) from error
+    if content.startswith(_UTF16):
+        raise MechstudyError("the file is UTF-16", where=str(path), fix="save the file as UTF-8")
+    return content.removeprefix(_BOM)
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, Row | Broken]]:
@@ -133,6 +138,20 @@ def _json(path: Path) -> Iterator[tuple[int, Row | Broken]]:
             yield number, error
 
 
+def _delimiter(path: Path, text: str) -> str:
+    """What parts the fields of the table: a tab in a .tsv, else what parts most fields of the header."""
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+
+    def fields(delimiter: str) -> int:
+        try:
+            return len(next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), []))
+        except csv.Error:
+            return 0
+
+    return max(_DELIMITERS, key=fields)
+
+
 def _csv(path: Path) -> Iterator[tuple[int, Row | Broken]]:
     """Every value stays the text that the file holds: ``04`` is not the number 4. Empty fields are absent."""
     try:
@@ -141,7 +160,7 @@ def _csv(path: Path) -> Iterator[tuple[int, Row | Broken]]:
         raise MechstudyError(
             f"not UTF-8 at byte {error.start + 1}", where=str(path), fix="save the file as UTF-8"
         ) from error
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(path, text))
     header: list[str] | None = None
     while True:
         number = lines.line_num + 1
@@ -159,7 +178,7 @@ def _csv(path: Path) -> Iterator[tuple[int, Row | Broken]]:
                     f"two columns are called {repeated[0]!r}", where=f"{path}:1", fix="a name of its own for each"
                 )
         elif values and len(values) != len(header):
-            yield number, Broken(f"{len(values)} fields, not {len(header)}", "quote fields that hold commas")
+            yield number, Broken(f"{len(values)} fields, not {len(header)}", "quote fields that hold what parts them")
         elif values:
             named = zip(header, values, strict=True)
             yield number, {name: value for name, value in named if value and name not in _INDEX}

@@ -1,4 +1,4 @@
-"""Prompts that bring what the encoding adds itself: a BOS token, or the markup of a chat."""
+"""Prompts that bring what the encoding adds itself, a BOS token or the markup of a chat; or another model's BOS."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import re
 from mechstudy.behaviours.tokenise import Tokens, Unsuitable
 
 OWN_BOS, CHAT_MARKUP = "prompt with a BOS token of its own", "chat markup inside a chat"
+FOREIGN = "special token of another model"
+# How texts of the common tokenizers begin; a model that has not this token reads it as several pieces of text.
+_FIRST = re.compile(r"</?s>|<bos>|<BOS>|\[CLS\]|\[BOS\]|\[gMASK\]|<[|\uff5c][^<>\s]{1,40}[|\uff5c]>")
 # How chat templates mark turns: <|im_start|> (DeepSeek: with fullwidth bars), <start_of_turn>, [INST], <<SYS>>,
 # ### Instruction:, USER:
 _MARKUP = re.compile(
@@ -35,6 +38,13 @@ class Opening:
         Raises:
             Unsuitable: it does.
         """
+        first = _FIRST.match(text)
+        if first is not None and not self._is_token(first[0]):
+            raise Unsuitable(
+                FOREIGN,
+                f"{name} begins with {first[0]!r}, which is no token of this model",
+                "leave it out: the model would read it as text",
+            )
         if not self._opening:
             return
         if self._own(text)[:1] == self._opening[:1]:
@@ -52,6 +62,10 @@ class Opening:
                         f"{name} holds {markup!r}, which the chat template writes too",
                         "the prompt without the markup of the chat, or model.chat: false",
                     )
+
+    def _is_token(self, text: str) -> bool:
+        """Whether a text is one token: written twice, it has one more. Some tokenizers put a space before the first."""
+        return len(self._tokens(2 * text)) - len(self._tokens(text)) == 1
 
     def _own(self, text: str) -> tuple[int, ...]:
         """The tokens of a text without those before it; all of them where they merge."""

@@ -16,7 +16,7 @@ from mechstudy.behaviours.readers import Broken, Row, Rows, read_rows
 from mechstudy.behaviours.remarks import Texts, continues_a_word, remarks
 from mechstudy.behaviours.row_checks import ANSWERS, KEYS, REQUIRED, checked_row, renamed
 from mechstudy.behaviours.schema import SPLITS, AnswerSets, Encode, PromptPair
-from mechstudy.behaviours.special_text import CHAT_MARKUP, OWN_BOS, Opening
+from mechstudy.behaviours.special_text import CHAT_MARKUP, FOREIGN, OWN_BOS, Opening
 from mechstudy.behaviours.splits import group_of, hashed, mark_repeats, splits_of, stated_splits
 from mechstudy.behaviours.tokenise import TOO_LONG, Tokens, require_open_end, texts_of
 from mechstudy.core.errors import MechstudyError
@@ -25,7 +25,7 @@ from mechstudy.models.context import ContextLength
 MAX_LISTED = 10
 SPLIT = "split of the file"  # a key that no file has
 # A line with one of these is a mistake about the model, and ends a study that is not strict too.
-FATAL = (TOO_LONG, OWN_BOS, CHAT_MARKUP)
+FATAL = (TOO_LONG, OWN_BOS, CHAT_MARKUP, FOREIGN)
 
 
 @dataclass(frozen=True)

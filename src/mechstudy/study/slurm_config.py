@@ -85,6 +85,11 @@ def _extra(lines: tuple[str, ...]) -> tuple[str, ...]:
         match = re.fullmatch(r"--([a-z][a-z0-9-]*)(?:[= ]\S.*)?", line)
         if match is None:
             raise MechstudyError(f"{line!r} is not an option of sbatch", fix="for example --constraint=a100")
+        if match[1] in ("cluster", "clusters"):
+            raise MechstudyError(
+                f"--{match[1]}: jobs of another cluster cannot be followed from here",
+                fix="submit on a login node of that cluster",
+            )
         if match[1] in _OURS:
             raise MechstudyError(f"--{match[1]} is set by mechstudy itself", fix="leave it out")
         if match[1] in _FIELDS:

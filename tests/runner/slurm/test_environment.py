@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mechstudy._version import __version__
+from mechstudy.core.errors import MechstudyError
 from mechstudy.machine.runtime_options import RunOptions
 from mechstudy.runner.slurm.arrays import Group, script_of
 from mechstudy.runner.slurm.commands import environment
@@ -62,6 +63,19 @@ def test_a_shell_outside_of_jobs_keeps_its_devices_and_folders():
     own = {"CUDA_VISIBLE_DEVICES": "0", "TMPDIR": "/scratch/7", "HOME": "/home/me"}
     assert environment(own) == own
     assert environment(own | {"SLURM_JOB_ID": "8"}) == {"TMPDIR": "/scratch/7", "HOME": "/home/me"}
+
+
+def test_a_job_is_no_rank_of_the_shell_that_submits_it():
+    torchrun = {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "MASTER_ADDR": "node1", "MASTER_PORT": "29500",
+                "TORCHELASTIC_RUN_ID": "none"}  # fmt: skip
+    own = {"MASTER": "x", "RANKING": "y", "NCCL_SOCKET_IFNAME": "ib0"}
+    assert environment(own | torchrun) == own
+
+
+@pytest.mark.parametrize("option", ["--clusters=other", "--cluster other"])
+def test_jobs_of_another_cluster_are_refused(option):
+    with pytest.raises(MechstudyError, match="cannot be followed from here"):
+        SlurmConfig(extra=(option,))
 
 
 def test_scripts_say_where_models_are_and_hold_no_token(tmp_path, monkeypatch):

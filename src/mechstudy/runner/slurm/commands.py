@@ -31,6 +31,11 @@ _NEEDED = ("SLURM_CONF", "SLURM_JWT", "SLURM_SACK_SOCKET")  # where Slurm is, an
 _OF_OUTER_JOB = (
     "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK",
 )  # fmt: skip
+# Of a process that torchrun started: a job that inherits them waits for ranks that are not there.
+_OF_TORCHRUN = re.compile(
+    r"(RANK|LOCAL_RANK|GROUP_RANK|ROLE_RANK|ROLE_NAME|WORLD_SIZE|LOCAL_WORLD_SIZE|GROUP_WORLD_SIZE|ROLE_WORLD_SIZE"
+    r"|MASTER_ADDR|MASTER_PORT|TORCHELASTIC_\w+)$"
+)
 _OF_REQUESTS = re.compile(r"SBATCH_|SLURM_CLUSTERS$")
 
 
@@ -61,7 +66,12 @@ def environment(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
 
     What stays of Slurm's is where its configuration and credentials are.
     """
-    kept = {name: value for name, value in variables.items() if not _OF_SLURM.match(name) or name in _NEEDED}
+    dropped = (_OF_SLURM, _OF_TORCHRUN)
+    kept = {
+        name: value
+        for name, value in variables.items()
+        if name in _NEEDED or not any(pattern.match(name) for pattern in dropped)
+    }
     if job := variables.get("SLURM_JOB_ID"):
         for name in _OF_OUTER_JOB:
             kept.pop(name, None)

@@ -207,7 +207,7 @@ def test_ten_broken_lines_are_listed_and_the_rest_counted(tmp_path):
     error = broken(tmp_path, *([{**GOOD, "corrupted": "The cats"}] * 12))
     assert error.what == "12 of 13 lines are broken; the first 10 are"
     assert list(error.facts) == [f"mine.jsonl:{number}" for number in range(2, 12)]
-    assert re.search(r"\n  mine\.jsonl:2: +clean has 5 tokens, corrupted 2\n +fix: choose words", str(error))
+    assert re.search(r"\n  mine\.jsonl:2: +clean has 5 tokens, corrupted 2\n +fix: words", str(error))
 
 
 def test_two_broken_lines_are_listed_without_a_count_of_the_rest(tmp_path):

@@ -137,7 +137,7 @@ def test_lines_left_out_are_listed_in_the_summary(tmp_path: Path) -> None:
             {
                 "line": 7,
                 "what": "clean has 4 tokens, corrupted 1",
-                "fix": "choose words with the same number of tokens, so that positions match",
+                "fix": "words with the same number of tokens, so that positions match; or align: ends in the study",
             }
         ],
     }

@@ -150,7 +150,7 @@ def pair_tokens(
         raise Unsuitable(
             "clean and corrupted of unequal token length",
             f"clean has {len(clean_ids)} tokens, corrupted {len(corrupted_ids)}",
-            "choose words with the same number of tokens, so that positions match",
+            "words with the same number of tokens, so that positions match; or align: ends in the study",
         )
     if not clean_ids or (corrupted is not None and not corrupted_ids):
         raise Unsuitable("prompt without a token", "the prompts have no tokens", "give a prompt")

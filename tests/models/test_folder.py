@@ -14,6 +14,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.models.folder import check_folder, hub_revision, model_name
 from mechstudy.models.loading import load_model
 from mechstudy.models.local_files import config_without_fetching, local_folder
+from mechstudy.models.sources import resolve_source
 from tests.support.tiny import tiny_model
 
 HEADER = (2).to_bytes(8, "little") + b"{}"
@@ -236,6 +237,21 @@ def test_a_filtered_download_in_the_hub_cache_is_the_model(saved, cache):
         assert local_folder(source, Path()) == target
     model = load_model("hf:acme/tiny-lm", device="cpu")
     assert model.name == "acme/tiny-lm" and hub_revision(target) == "a" * 40
+
+
+def test_a_commit_may_be_abbreviated_where_only_one_begins_so(saved, cache):
+    target = snapshot(cache, saved, "acme/tiny-lm", "abcdef0" + "1" * 33)
+    assert local_folder("hf:acme/tiny-lm@abcdef0", Path()) == target == resolve_source("hf:acme/tiny-lm@abcdef0")
+    snapshot(cache, saved, "acme/tiny-lm", "abcdef0" + "2" * 33)
+    assert local_folder("hf:acme/tiny-lm@abcdef0", Path()) is None
+    assert local_folder("hf:acme/tiny-lm@abcdef01", Path()) == target
+
+
+@pytest.mark.parametrize("name", ["acme/tiny-lm/", " acme/tiny-lm", "a/b/c", "acme/-x"])
+def test_a_name_that_no_repository_has_is_refused(cache, name):
+    assert local_folder(f"hf:{name}", Path()) is None
+    with pytest.raises(MechstudyError, match="does not accept this name"):
+        resolve_source(f"hf:{name}")
 
 
 def test_a_snapshot_without_its_weights_is_not_the_model(saved, cache):

@@ -6,6 +6,7 @@ Every call to `huggingface_hub` in mechstudy is made here.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from glob import escape
@@ -37,7 +38,9 @@ def download_folder(
     """
     with hub_errors(place_name(repo, revision=revision)):
         return Path(
-            huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(patterns), token=token)
+            huggingface_hub.snapshot_download(
+                repo, revision=_whole_commit(repo, revision), allow_patterns=list(patterns), token=token
+            )
         )
 
 
@@ -63,7 +66,10 @@ def cached_folder(repo: str, *, patterns: Sequence[str], revision: str | None = 
         with _quiet():
             return Path(
                 huggingface_hub.snapshot_download(
-                    repo, revision=revision, allow_patterns=list(patterns), local_files_only=True
+                    repo,
+                    revision=_whole_commit(repo, revision),
+                    allow_patterns=list(patterns),
+                    local_files_only=True,
                 )
             )
     except Exception:  # the client raises many kinds; each means that the snapshot cannot be used
@@ -77,9 +83,20 @@ def cached_snapshots(repo: str) -> list[Path]:
     return sorted(snapshots, key=lambda path: (path.stat().st_mtime, path.name), reverse=True)
 
 
+def _whole_commit(repo: str, revision: str | None) -> str | None:
+    """The cached commit that a revision abbreviates, if it is the only one; else the revision itself."""
+    if revision is None or not re.fullmatch(r"[0-9a-f]{7,39}", revision):
+        return revision
+    found = [path.name for path in cached_snapshots(repo) if path.name.startswith(revision)]
+    return found[0] if len(found) == 1 else revision
+
+
 def partial_folder(repo: str, *, revision: str | None = None) -> Path | None:
     """The snapshot in the hub's cache that holds the repository's config.json, whatever else is missing from it."""
-    path = huggingface_hub.try_to_load_from_cache(repo, "config.json", revision=revision)
+    try:
+        path = huggingface_hub.try_to_load_from_cache(repo, "config.json", revision=_whole_commit(repo, revision))
+    except Exception:  # as above: of a name that is none
+        return None
     return Path(path).parent if isinstance(path, str) else None
 
 

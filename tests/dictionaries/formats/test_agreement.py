@@ -78,6 +78,12 @@ def test_an_impossible_k_in_a_file_is_refused(value, tmp_path):
         Dictionary.load(layer(tmp_path, k=value))
 
 
+@pytest.mark.parametrize("name", ["topk", "activation_function.top_k"])
+def test_a_number_of_unknown_meaning_is_refused(name, tmp_path):
+    with pytest.raises(MechstudyError, match=f"holds the number '{name}', whose meaning is not known"):
+        Dictionary.load(layer(tmp_path, **{name: torch.tensor(K)}))
+
+
 def test_a_copied_file_of_a_topk_set_that_we_wrote_is_a_topk(tmp_path):
     meta = DictionaryMeta("transcoder", "topk", D, D, F, K, "mlp_in.0", "mlp_out.0")
     t = LAYER | {"W_enc": LAYER["W_enc"].T.contiguous()}
@@ -192,6 +198,12 @@ def test_module_outputs_of_other_families_are_mlp_out(model, tmp_path):
         ("layers.3.post_attention_layernorm", "google/gemma-2-2b", "attn_out.3"),
         ("layers.3.post_attention_layernorm", "meta-llama/Llama-3.2-1B", "mlp_in.3"),
         ("layers.3.post_attention_layernorm", "", "layers.3.post_attention_layernorm"),
+        ("layers.3.post_attention_layernorm", "zai-org/GLM-4-9B-0414", "mlp_in.3"),
+        ("layers.3.post_self_attn_layernorm", "zai-org/GLM-4-9B-0414", "attn_out.3"),
+        ("layers.3.post_mlp_layernorm", "zai-org/GLM-4-9B-0414", "mlp_out.3"),
+        ("layers.3.self_attn", "zai-org/GLM-4-9B-0414", "layers.3.self_attn"),
+        ("layers.3.post_attention_layernorm", "allenai/OLMo-2-0425-1B", "attn_out.3"),
+        ("h.3.ln_2", "openai-community/gpt2", "mlp_in.3"),
         ("model.layers.3.output", "google/gemma-3-1b-pt", "resid_post.3"),
         ("h.3", "openai-community/gpt2", "resid_post.3"),
         ("gpt_neox.layers.3.attention", "EleutherAI/pythia-70m", "attn_out.3"),
@@ -200,6 +212,14 @@ def test_module_outputs_of_other_families_are_mlp_out(model, tmp_path):
 )
 def test_modules_are_the_sites_that_their_family_makes_of_them(module, model, site):
     assert module_site(module, model) == site
+
+
+def test_signed_latents_are_refused_and_not_read_as_a_topk(tmp_path):
+    folder = hookpoint(tmp_path / "run" / "layers.1.mlp")
+    cfg = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps(cfg | {"signed": True}))
+    with pytest.raises(MechstudyError, match="signed latents"):
+        Dictionary.load(folder)
 
 
 def test_a_model_folder_says_its_family_itself(tmp_path):

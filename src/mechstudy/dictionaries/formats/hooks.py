@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from mechstudy.models import hub
-from mechstudy.models.families import FAMILIES
+from mechstudy.models.families import FAMILIES, Family
 from mechstudy.models.sites import Site
 
 _HOOKS = {
@@ -75,9 +75,9 @@ def module_site(module: str, model: str = "") -> str:
     """The site of a Hugging Face module's output, such as ``layers.3.mlp``; other names stay as they are.
 
     `mlp_out` and `attn_out` are what is added to the residual stream. Where a family norms the output of the module
-    first (`norms_outputs`), the module's own output is another tensor, and its name stays. The same is true of
-    ``post_attention_layernorm`` if the model is not known: it stands after attention in some families, and before
-    the MLP in others.
+    first, the module's own output is another tensor, and its name stays. The norms themselves are sites too, under
+    their family's names: ``post_attention_layernorm`` stands after attention in Gemma 2, and before the MLP in Llama
+    and GLM-4. If the model is not known, that name stays.
 
     Args:
         module: a name within the model, perhaps with ``.output`` behind it (``.input`` is another tensor).
@@ -87,12 +87,14 @@ def module_site(module: str, model: str = "") -> str:
     if match is None or match[3] == "input":
         return site_name(module)
     layer, part = match[1], match[2]
-    normed = norms_outputs(model)
-    kinds: dict[str | None, str] = {None: "resid_post", "pre_feedforward_layernorm": "mlp_in"}
-    kinds["post_feedforward_layernorm"] = "mlp_out"
-    if normed is not None:
-        kinds["post_attention_layernorm"] = "attn_out" if normed else "mlp_in"
-    if not normed:
+    family = _family(model)
+    kinds: dict[str | None, str] = {None: "resid_post"}
+    if family is None:
+        kinds |= {"pre_feedforward_layernorm": "mlp_in", "post_feedforward_layernorm": "mlp_out"}
+    else:
+        norms = {family.norm_mlp: "mlp_in", family.norm_attn_post: "attn_out", family.norm_mlp_post: "mlp_out"}
+        kinds |= {norm: kind for norm, kind in norms.items() if norm is not None}
+    if family is None or family.norm_mlp_post is None:
         kinds |= {"mlp": "mlp_out", "attn": "attn_out", "self_attn": "attn_out", "attention": "attn_out"}
     return f"{kinds[part]}.{layer}" if part in kinds else module
 
@@ -112,12 +114,26 @@ def norms_outputs(model: str) -> bool | None:
     Returns:
         None if the family is not known.
     """
+    family = _family(model)
+    return None if family is None else family.norm_mlp_post is not None
+
+
+def norm_after(kind: str, model: str) -> str | None:
+    """The module whose output is `mlp_out` or `attn_out` in a family that norms them; None in others."""
+    family = _family(model)
+    if family is None:
+        return None
+    return {"mlp_out": family.norm_mlp_post, "attn_out": family.norm_attn_post}.get(kind)
+
+
+def _family(model: str) -> Family | None:
+    """The family of a folder or ``owner/name``; None if it is not known."""
     model_type = _model_type(model)
     for family in FAMILIES:
         for known in family.model_types:
             same = model_type in (known, known.removesuffix("_text"))
             if same or (model_type is None and _names(known, model)):
-                return family.norm_mlp_post is not None
+                return family
     return None
 
 

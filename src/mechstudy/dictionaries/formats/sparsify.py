@@ -14,7 +14,7 @@ from pathlib import Path
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.formats.fields import Fields, read_json
 from mechstudy.dictionaries.formats.folders import replacing
-from mechstudy.dictionaries.formats.hooks import is_module_output, module_site, norms_outputs
+from mechstudy.dictionaries.formats.hooks import is_module_output, module_site, norm_after
 from mechstudy.dictionaries.formats.tensors import (
     of_one_dtype,
     read_safetensors,
@@ -51,6 +51,11 @@ def read(folder: AnyPath, *, mapped: bool = False) -> StoredDictionary:
         raise MechstudyError(
             f"activation {activation!r} cannot be represented here", where=str(folder / CFG), fix="a topk dictionary"
         )
+    if fields.flag("signed", False):  # of older versions
+        raise MechstudyError(
+            "signed latents, the k of largest magnitude, cannot be represented here", where=str(folder / CFG),
+            fix="a dictionary without signed",
+        )  # fmt: skip
     d_in = fields.whole("d_in")
     d_sae = fields.whole("num_latents", 0, least=0) or d_in * fields.whole("expansion_factor", 32)
     shapes: dict[str, tuple[int, ...]] = {
@@ -142,8 +147,8 @@ def _refuse_other_tensor(cfg: DictionaryMeta, folder: Path) -> None:
     kind, _, layer = cfg.site_out.partition(".")
     if kind not in SITES:
         return
-    norms = {"mlp_out": "post_feedforward_layernorm", "attn_out": "post_attention_layernorm"}
-    better = f"layers.{layer}.{norms[kind]}" if norms_outputs(model) and kind in norms else "a name of that module"
+    norm = norm_after(kind, model)
+    better = "a name of that module" if norm is None else f"layers.{layer}.{norm}"
     raise MechstudyError(
         f"a folder named {name} holds dictionaries of that module's output, and this one is of {cfg.site_out}",
         where=str(folder),

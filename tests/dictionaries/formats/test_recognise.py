@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -235,3 +236,16 @@ def test_a_list_that_is_none_is_refused(entries, tmp_path):
     folder = listing(tmp_path / "set", transcoders=entries)
     with pytest.raises(MechstudyError):
         load_dictionaries(folder)
+
+
+@pytest.mark.parametrize("name", ["sae.safetensors", "sae_weights.safetensors", "layer_0.safetensors"])
+def test_weights_that_are_a_pointer_or_lead_nowhere_are_named(name, tmp_path):
+    path = tmp_path / name
+    (tmp_path / "cfg.json").write_text(json.dumps({"architecture": "standard", "d_in": 4, "d_sae": 8, "k": 2}))
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(MechstudyError, match=f"{name} is a pointer of Git LFS"):
+        Dictionary.load(path)
+    path.unlink()
+    path.symlink_to("../../blobs/gone")
+    with pytest.raises(MechstudyError, match=r"is a link to \.\./\.\./blobs/gone, which is not there"):
+        Dictionary.load(tmp_path if name != "layer_0.safetensors" else path)

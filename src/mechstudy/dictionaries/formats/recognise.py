@@ -19,6 +19,7 @@ from mechstudy.dictionaries.formats import (
 )
 from mechstudy.dictionaries.formats.circuit_tracer import CONFIG, read_config
 from mechstudy.dictionaries.formats.fields import Fields, read_json
+from mechstudy.models.folder import check_readable
 
 SET_FILE = re.compile(r"layer_(\d+)\.safetensors")
 CLT_FILE = re.compile(r"W_(enc|dec)_(\d+)\.safetensors")
@@ -147,6 +148,8 @@ def formats_in(folder: Path) -> list[tuple[str, Path]]:
 
 def _of_file(path: Path) -> Source:
     name = path.name
+    if path.is_symlink():
+        check_readable(path)
     if not path.exists():
         raise MechstudyError("there is no such file or folder", where=str(path), fix="the folder that holds one")
     if path.suffix == ".npz" or name in gemma_scope.FILES:

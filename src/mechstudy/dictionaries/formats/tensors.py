@@ -16,6 +16,7 @@ from torch import Tensor
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.architectures.gated import gate_as_threshold
 from mechstudy.dictionaries.formats.fields import shown
+from mechstudy.models.folder import check_readable
 
 _COPIED = 2**26  # numbers of a matrix that are copied at a time
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -25,12 +26,13 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Every tensor of a file.
 
     Raises:
-        MechstudyError: the file is absent, truncated or damaged.
+        MechstudyError: the file is absent, a dangling link, a pointer of Git LFS, truncated or damaged.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         raise MechstudyError(
             f"no dictionary here: {path.name} is missing", where=str(path.parent), fix="the folder that holds it"
         )
+    check_readable(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,15 @@ def test_a_study_of_saelens_saes(saelens, tmp_path):
     options = {"d_in": D, "d_sae": F, "k": K, "dtype": "float32", "device": "cpu"}
     saelens("make", folder=folder, architecture="topk", options=options)
     assert_same_features(run_study(tmp_path, "sae"), x, {2: folder})
+
+
+def test_an_entry_of_saelens_registry_is_asked_for_on_the_hub(python, tmp_path):
+    """Beside an installed SAELens ``saelens:RELEASE/ID`` is an address of its registry; nothing is fetched here."""
+    file = write_study(tmp_path, n_prompts=3, tokens=2048, d=D)
+    config = yaml.safe_load(file.read_text())
+    config["dictionaries"] = {"from": {1: "saelens:gpt2-small-res-jb/blocks.8.hook_resid_pre"}}
+    file.write_text(yaml.safe_dump(config))
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    command = [str(python), "-m", "mechstudy", "plan", str(file)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "hf:jbloom/GPT2-Small-SAEs-Reformatted" in done.stderr + done.stdout

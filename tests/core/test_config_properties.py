@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 from ruamel.yaml import YAML
@@ -47,10 +47,12 @@ roots = st.builds(
 def written(config: Config, path: Path) -> None:
     yaml = YAML(typ="safe", pure=True)
     yaml.allow_unicode = True
+    yaml.default_flow_style = False  # in a flow list, ruamel writes the text "?0" without quotes: a key
     yaml.dump(config.canonical(), path)
 
 
 @settings(deadline=None)
+@example(Root(text="", number=0.0, leaves=(Leaf(n=0, words=("?0",)),)))
 @given(roots)
 def test_a_dumped_config_loads_back_equal(root):
     with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,8 @@ from mechstudy.models.attention import frozen_patterns
 from mechstudy.models.language_model import Edit, LanguageModel
 from mechstudy.models.sites import Site
 
-# (layer, position, vector): added to what the layer's MLP site writes at the position.
+# (layer, position, vector): added to what the layer's MLP site writes at the position; of vectors [n, D] the first is,
+# and the others to what the next layers' sites write there.
 Delta = tuple[int, int, Tensor]
 
 
@@ -90,8 +91,10 @@ class FrozenForward:
             if x.skip_DD is not None:
                 out += ((mlp_in[layer] - x.mlp_in_TD) @ x.skip_DD.T) * x.valid_T[:, None]
             for row, (at, position, vector) in enumerate(deltas):
-                if at == layer:
+                if vector.ndim == 1 and at == layer:
                     out[row, position] += vector
+                elif vector.ndim == 2 and 0 <= layer - at < len(vector):
+                    out[row, position] += vector[layer - at]
             return out
 
         return edit

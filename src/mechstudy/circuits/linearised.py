@@ -7,8 +7,8 @@ contributions add up to the target; skip paths; layers without a transcoder as e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,13 +28,20 @@ class ActiveFeatures:
     """Features of one layer that are active on the prompt, sorted by position.
 
     ``position_M``, ``feature_M`` and ``value_M`` describe them; ``vector_MD`` is value x decoder row: what
-    each writes into the residual stream.
+    each writes into the residual stream. ``later_MD`` is what those of a cross-layer transcoder write at the next
+    layer, the one after, and so on.
     """
 
     position_M: Tensor
     feature_M: Tensor
     value_M: Tensor
     vector_MD: Tensor
+    later_MD: tuple[Tensor, ...] = ()
+
+    @property
+    def written_MD(self) -> tuple[Tensor, ...]:
+        """What each writes at its own layer, at the next, and so on."""
+        return (self.vector_MD, *self.later_MD)
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,8 @@ class LinearLayer:
     """The affine maps and the sources of one layer. T positions, D model width.
 
     ``error_TD`` is what the MLP wrote and the dictionary did not explain: all of it where the layer has no dictionary
-    and at positions where it does not apply (`applies_at`). ``bias_TD`` collects the constants
+    and at positions where it does not apply (`applies_at`). ``below`` is what features of lower layers wrote at
+    ``mlp_out`` (cross-layer transcoders), by layer; that is explained too. ``bias_TD`` collects the constants
     written at ``mlp_out``, ``attention_bias_TD`` those written at ``attn_out``. ``skip_DD`` maps ``mlp_in``
     to ``mlp_out`` at the positions in ``valid_T``.
     """
@@ -60,6 +68,7 @@ class LinearLayer:
     attention_bias_TD: Tensor
     skip_DD: Tensor | None
     valid_T: Tensor
+    below: Mapping[int, Tensor] = field(default_factory=dict)
 
     def through_attention(self, g_RTD: Tensor) -> Tensor:
         """Gradient at ``attn_out`` -> gradient at the residual stream that attention read."""
@@ -120,10 +129,10 @@ def linearise(
     with recorded_patterns(model.hf) as patterns:
         out = model.forward(tokens_T[None], capture=sites_wanted, logits_at="last")
     activations = {site: value[0] for site, value in out.activations.items()}
-    layers = tuple(
-        _linear_layer(model, layer, activations, patterns[layer][0], dictionaries.get(layer))
-        for layer in range(model.n_layers)
-    )
+    layers: list[LinearLayer] = []
+    for layer in range(model.n_layers):
+        dictionary = dictionaries.get(layer)
+        layers.append(_linear_layer(model, layer, activations, patterns[layer][0], dictionary, layers))
     final = activations[Site("resid_post", model.n_layers - 1)]
     embedded, positions = activations[Site("resid_pre", 0)], None
     if model.arch.position_embedding:
@@ -133,7 +142,7 @@ def linearise(
     assert out.logits is not None
     return LinearisedPrompt(
         tokens_T,
-        layers,
+        tuple(layers),
         embedded,
         positions,
         model.linear_norm(model.final_norm, final),
@@ -146,7 +155,8 @@ def require_transcoders(dictionaries: Mapping[int, Dictionary], purpose: str, mo
     """Refuse dictionaries that are no transcoders of their layer's MLP in this model.
 
     Raises:
-        MechstudyError: the first such dictionary, and that ``purpose`` (a plural) need another.
+        MechstudyError: the first such dictionary, or a cross-layer transcoder of more layers than the model, and that
+            ``purpose`` (a plural) need another.
     """
     for layer, dictionary in dictionaries.items():
         sites = (dictionary.cfg.site_in, dictionary.cfg.site_out)
@@ -155,6 +165,13 @@ def require_transcoders(dictionaries: Mapping[int, Dictionary], purpose: str, mo
                 f"layer {layer}: {purpose} need a transcoder from mlp_in.{layer} to mlp_out.{layer}; "
                 f"this dictionary maps {sites[0]} to {sites[1]}",
                 fix="set dictionaries.architecture.kind: transcoder (or skip_transcoder)",
+            )
+        if int(dictionary.sites_out[-1].partition(".")[2]) >= model.n_layers:
+            raise MechstudyError(
+                f"layer {layer}: the cross-layer transcoder writes up to {dictionary.sites_out[-1]}, and the model has "
+                f"{model.n_layers} layers",
+                facts={"model": model.name},
+                fix="one of this model",
             )
         refuse_other_tensor(model, dictionary)
 
@@ -165,6 +182,7 @@ def _linear_layer(
     activations: Mapping[Site, Tensor],
     pattern: Tensor,
     dictionary: Dictionary | None,
+    lower: Sequence[LinearLayer],
 ) -> LinearLayer:
     block = model.blocks[layer]
     pre, attn_out, mlp_in, mlp_out = (
@@ -195,9 +213,14 @@ def _linear_layer(
             explained = explained + (mlp_in @ skip.T) * valid[:, None]
             bias = bias + (norm_mlp.forward(torch.zeros_like(pre)) @ skip.T) * valid[:, None]
         error = mlp_out - explained
+    below = {}
+    for at, x in enumerate(lower):
+        if x.features is not None and layer - at < len(x.features.written_MD):
+            below[at] = x.features.written_MD[layer - at]
+            error = error.index_add(0, x.features.position_M, below[at], alpha=-1)
     return LinearLayer(
         pattern, attention, norm_attn, norm_post, norm_mlp, block.parallel, mlp_in, features, error, bias,
-        attention_bias, skip, valid,
+        attention_bias, skip, valid, below,
     )  # fmt: skip
 
 
@@ -223,4 +246,5 @@ def active_features(dictionary: Dictionary, mlp_in_TD: Tensor, valid_T: Tensor) 
     acts_TF = dictionary.encode(mlp_in_TD.to(dictionary.b_enc)) * valid_T[:, None]
     position, feature = acts_TF.nonzero(as_tuple=True)
     value = acts_TF[position, feature].to(mlp_in_TD)
-    return ActiveFeatures(position, feature, value, value[:, None] * dictionary.decoder_rows(feature).to(mlp_in_TD))
+    own, *later = (value[:, None] * rows.to(mlp_in_TD) for rows in dictionary.writes(feature))
+    return ActiveFeatures(position, feature, value, own, tuple(later))

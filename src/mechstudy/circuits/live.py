@@ -7,6 +7,8 @@ edge for that. The gradient of the unfrozen model has that path too (attribution
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
 
 import torch
 from jaxtyping import Float, Int
@@ -64,10 +66,15 @@ def live_effects(
         return effects
     tokens = torch.tensor(graph.tokens, device=model.device)
     with torch.enable_grad():
-        gradients = live_gradients(model, tokens, explained, sorted(dictionaries), checkpointing)
-    for layer, gradient_TD in gradients.items():
+        layers = {layer + ahead for layer, one in dictionaries.items() for ahead in range(len(one.sites_out))}
+        gradients = live_gradients(model, tokens, explained, sorted(layers), checkpointing)
+    for layer, dictionary in dictionaries.items():
         columns = graph.index.feature_slices[layer]
-        rows = dictionaries[layer].decoder_rows(graph.feature_id_S[columns]).to(gradient_TD)
-        at = gradient_TD[graph.feature_position_S[columns]]
-        effects[columns] = ((rows * at).sum(-1).cpu() * graph.activation_S[columns]).to(effects)
+        position_M = graph.feature_position_S[columns]
+        parts = [
+            (rows.to(gradient_TD) * gradient_TD[position_M]).sum(-1).cpu()
+            for ahead, rows in enumerate(dictionary.writes(graph.feature_id_S[columns]))
+            for gradient_TD in (gradients[layer + ahead],)
+        ]
+        effects[columns] = (reduce(add, parts) * graph.activation_S[columns]).to(effects)
     return effects

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechstudy.circuits.linearised import LinearisedPrompt, LinearLayer
+from mechstudy.circuits.linearised import LinearisedPrompt
 from mechstudy.dictionaries.dictionary import Dictionary
 
 
@@ -89,7 +89,7 @@ def direct_effects(prompt: LinearisedPrompt, index: SourceIndex, targets: Sequen
     for layer in reversed(range(index.n_layers)):
         x = prompt.layers[layer]
         if n:
-            _collect_mlp(rows[:n], index, layer, x, g_RTD[:n])
+            _collect_mlp(rows[:n], index, layer, prompt, g_RTD[:n])
         g_mid = g_RTD[:n].clone()
         if n and x.skip_DD is not None:
             g_mid += x.through_skip(g_RTD[:n])
@@ -113,21 +113,27 @@ def direct_effects(prompt: LinearisedPrompt, index: SourceIndex, targets: Sequen
     return out
 
 
-def _collect_mlp(rows_RS: Tensor, index: SourceIndex, layer: int, x: LinearLayer, g_RTD: Tensor) -> None:
-    """Inner products with everything the layer's MLP site wrote."""
+def _collect_mlp(rows_RS: Tensor, index: SourceIndex, layer: int, prompt: LinearisedPrompt, g_RTD: Tensor) -> None:
+    """Inner products with everything written at the layer's MLP site."""
+    x = prompt.layers[layer]
     rows_RS[:, index.error_slice(layer)] = torch.einsum("rtd,td->rt", g_RTD, x.error_TD)
     if x.bias_TD is not None:
         rows_RS[:, index.biases + layer] += torch.einsum("rtd,td->r", g_RTD, x.bias_TD)
-    if x.features is None:
-        return
-    columns = rows_RS[:, index.feature_slices[layer]]
-    per_position = torch.bincount(x.features.position_M, minlength=g_RTD.shape[1]).tolist()
-    start = 0
-    for position, count in enumerate(per_position):
-        if count:
-            vectors = x.features.vector_MD[start : start + count]
-            columns[:, start : start + count] = g_RTD[:, position] @ vectors.T
-        start += count
+    written = dict(x.below) if x.features is None else {**x.below, layer: x.features.vector_MD}
+    for source, vector_MD in written.items():
+        features = prompt.layers[source].features
+        assert features is not None
+        columns = rows_RS[:, index.feature_slices[source]]
+        per_position = torch.bincount(features.position_M, minlength=g_RTD.shape[1]).tolist()
+        start = 0
+        for position, count in enumerate(per_position):
+            if count:
+                effect_RM = g_RTD[:, position] @ vector_MD[start : start + count].T
+                if features.later_MD:
+                    columns[:, start : start + count] += effect_RM
+                else:
+                    columns[:, start : start + count] = effect_RM
+            start += count
 
 
 def _count(ranked: Sequence[Target], layer: int) -> int:

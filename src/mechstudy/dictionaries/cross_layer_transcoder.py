@@ -13,6 +13,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json, write_json_atomic
 from mechstudy.dictionaries.architectures.cross_layer import pair
 from mechstudy.dictionaries.arrays import Array, rows_like
+from mechstudy.dictionaries.clt_layer import CltLayer, clt_layer
 from mechstudy.dictionaries.formats import gemma_scope
 from mechstudy.dictionaries.formats.cross_layer import META, read_clt, write_clt
 from mechstudy.dictionaries.formats.sets import clt_files
@@ -76,6 +77,31 @@ class CrossLayerTranscoder(nn.Module):
             f"CrossLayerTranscoder({n_layers} layers, {d_in} -> {n_features} -> {self.b_dec.shape[1]} in each, "
             f"k={self.k}, {self.site_in} -> {self.site_out})"
         )
+
+    def layer(self, layer: int) -> CltLayer:
+        """The features of one layer, for graphs and interventions; its tensors are views of this one's.
+
+        Raises:
+            MechstudyError: there is no such layer.
+        """
+        if not 0 <= layer < self.n_sites:
+            raise MechstudyError(f"there is no layer {layer}", facts={"layers": f"0-{self.n_sites - 1}"})
+        return clt_layer(
+            layer,
+            W_enc=self.W_enc[layer],
+            b_enc=self.b_enc[layer],
+            threshold=self.threshold[layer],
+            W_writes=self.W_dec[layer],
+            b_dec=self.b_dec[layer],
+            site_in=self.site_in,
+            site_out=self.site_out,
+            k=self.k,
+            model_name=str(self.metadata.get("model_name") or ""),
+        )
+
+    def layers(self) -> dict[int, CltLayer]:
+        """The features of every layer."""
+        return {layer: self.layer(layer) for layer in range(self.n_sites)}
 
     def encode(self, x: Array) -> Float[Tensor, "*rows l f"]:
         """Feature activations of x [..., L, d_in]: [..., L, F], zero where a feature is not active.

@@ -165,6 +165,20 @@ class Dictionary(nn.Module):
         """What each of some features writes, [n, d_out]: its row of W_dec."""
         return self.W_dec[features]
 
+    @property
+    def sites_out(self) -> tuple[str, ...]:
+        """Sites that its features write, from their own layer up: one, except for a layer of a clt (`clt_layer`)."""
+        return (self.cfg.site_out,)
+
+    @property
+    def W_dec_all(self) -> Tensor:
+        """What features write at all of `sites_out`, side by side: [F, n * d_out]."""
+        return self.W_dec
+
+    def writes(self, features: Tensor | Sequence[int]) -> tuple[Float[Tensor, "n d_out"], ...]:
+        """What each of some features writes at each of `sites_out`, rows [n, d_out]."""
+        return (self.decoder_rows(features),)
+
     def active(self, x_TD: Array) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"], Float[Tensor, " m"]]:
         """Active features of x [T, d_in] as (positions [M], features [M], values [M]), by position, then by feature."""
         f_TF = self.encode(x_TD)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -192,7 +194,8 @@ def logit_effects(
 ) -> list[dict[str, list[dict[str, Any]]]]:
     """Tokens whose logits a feature raises and lowers most by its direct path: decoder row through the unembedding.
 
-    The final norm's weight is applied but not its scale, so values are comparable within a feature only.
+    The final norm's weight is applied but not its scale, so values are comparable within a feature only. For a layer of
+    a cross-layer transcoder, the decoder rows of all layers that a feature writes to are added up.
 
     Args:
         model: the model.
@@ -203,7 +206,7 @@ def logit_effects(
     Returns:
         {top_logits, bottom_logits} of each feature, lists of {token, value}.
     """
-    rows = dictionary.decoder_rows(list(features)).to(model.unembedding.weight)
+    rows = reduce(add, dictionary.writes(list(features))).to(model.unembedding.weight)
     norm = model.linear_norm(model.final_norm, rows)
     centred = rows - rows.mean(-1, keepdim=True) if norm.centred else rows
     logits_nV = ((centred * norm.weight_D) @ model.unembedding.weight.T).float() * model.logit_scale

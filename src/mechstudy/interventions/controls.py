@@ -55,8 +55,8 @@ def matched_controls(
 def activation_sizes(
     discovery: NamedActivations, dictionary: Dictionary, layer: int, name: str
 ) -> Float64[Tensor, " f"]:
-    """Mean activation x decoder norm of every feature at a named position."""
-    W_FD = dictionary.W_dec
+    """Mean activation x decoder norm of every feature at a named position; over all layers that a feature writes."""
+    W_FD = dictionary.W_dec_all
     parts = [W_FD[i : i + _ROWS_AT_ONCE].double().norm(dim=-1) for i in range(0, len(W_FD), _ROWS_AT_ONCE)]
     norms_F: Tensor = torch.cat(parts).cpu()
     return discovery.means(layer, name) * norms_F

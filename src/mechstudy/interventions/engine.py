@@ -27,7 +27,8 @@ _ENCODE_ROWS = 512  # rows whose dense feature activations are held at a time
 class SetFeature:
     """Set a feature's activation to ``value`` at one token position; None keeps the one it has (a sham).
 
-    The activation it has is computed live, from the MLP input of the edited run.
+    The activation it has is computed live, from the MLP input of the edited run. The change is added wherever the
+    feature writes: those of a cross-layer transcoder in every layer from their own on.
     """
 
     layer: int
@@ -56,6 +57,7 @@ class ReplaceVector:
 
 RowEdit = SetFeature | AddVector | ReplaceVector
 SiteEdit = Callable[[Tensor], Tensor]
+_Written = tuple[Tensor, Tensor, Tensor]  # rows and positions, and what is added there
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,8 @@ def site_edits(dictionaries: Mapping[int, Dictionary], rows: Sequence[Sequence[R
     for layer, sets in features.items():
         mlp_in: list[Tensor] = []
         chains[Site("mlp_in", layer)].append(_recorder(mlp_in))
-        chains[Site("mlp_out", layer)].append(_feature_edit(dictionaries[layer], sets, mlp_in))
+        for site, edit in _feature_edits(dictionaries[layer], layer, sets, mlp_in).items():
+            chains[site].append(edit)
     return {site: _chain(edits) for site, edits in chains.items()}
 
 
@@ -169,11 +172,18 @@ def _vector_edit(placed: Sequence[tuple[int, AddVector | ReplaceVector]]) -> Sit
     return edit
 
 
-def _feature_edit(dictionary: Dictionary, sets: Sequence[tuple[int, SetFeature]], mlp_in: list[Tensor]) -> SiteEdit:
-    """Adds (new - live activation) x decoder row for every feature set, where the dictionary applies."""
+def _feature_edits(
+    dictionary: Dictionary, layer: int, sets: Sequence[tuple[int, SetFeature]], mlp_in: list[Tensor]
+) -> dict[Site, SiteEdit]:
+    """Adds (new - live activation) x what the feature writes for every feature set, where the dictionary applies.
+
+    The change is computed at the dictionary's own layer, and added at every layer that the feature writes to.
+    """
     places = list(dict.fromkeys((row, e.position) for row, e in sets))
     number = {place: i for i, place in enumerate(places)}
     edit_turns = turns([number[row, e.position] for row, e in sets])
+    own, *above = (Site("mlp_out", layer + ahead) for ahead in range(len(dictionary.sites_out)))
+    later: dict[Site, list[_Written]] = {}
 
     def edit(out_BTD: Tensor) -> Tensor:
         device = out_BTD.device
@@ -190,14 +200,26 @@ def _feature_edit(dictionary: Dictionary, sets: Sequence[tuple[int, SetFeature]]
         keep_M = own_M | ~applies_at(dictionary, x_ND, position_N)[which_M]
         change_M = torch.where(keep_M, torch.zeros_like(live_M), new_M - live_M)
         edited = out_BTD.clone()
+        later.update((site, []) for site in above)
         for turn in edit_turns:
             members = torch.tensor(turn, device=device)
             row, position = row_N[which_M[members]], position_N[which_M[members]]
-            written = change_M[members, None] * dictionary.decoder_rows(feature_M[members])
+            written, *others = (change_M[members, None] * rows for rows in dictionary.writes(feature_M[members]))
             edited[row, position] += written.to(out_BTD)
+            for site, other in zip(above, others, strict=True):
+                later[site].append((row, position, other))
         return edited
 
-    return edit
+    def later_edit(site: Site) -> SiteEdit:
+        def add(out_BTD: Tensor) -> Tensor:
+            edited = out_BTD.clone()
+            for row, position, written in later.pop(site):
+                edited[row, position] += written.to(out_BTD)
+            return edited
+
+        return add
+
+    return {own: edit} | {site: later_edit(site) for site in above}
 
 
 def turns(which: Sequence[int]) -> list[list[int]]:

@@ -77,7 +77,8 @@ def generate_tokens(
 
     Args:
         steer: by feature (``"13/1741"`` or ``(13, 1741)``), the activation added to it at every position but the
-            first: that times its decoder row is added to the site that its dictionary writes.
+            first: that times its decoder row is added to the site that its dictionary writes (of a cross-layer
+            transcoder, in each layer that the feature writes to).
         dictionaries: by layer, for ``steer``.
         temperature: 0 takes the most probable token; otherwise tokens are drawn, with ``seed``.
         stop: token ids after which nothing follows (such as the end-of-text token), kept in the result.
@@ -122,8 +123,9 @@ def steering_vectors(
                 f"{name}: generated text has no named positions", fix=f'"{feature.layer}/{feature.feature}"'
             )
         dictionary = dictionaries[feature.layer]
-        site, written_D = Site.parse(dictionary.cfg.site_out), strength * dictionary.decoder_rows([feature.feature])[0]
-        vectors[site] = vectors[site] + written_D if site in vectors else written_D
+        for name_out, rows in zip(dictionary.sites_out, dictionary.writes([feature.feature]), strict=True):
+            site, written_D = Site.parse(name_out), strength * rows[0]
+            vectors[site] = vectors[site] + written_D if site in vectors else written_D
     return vectors
 
 

@@ -27,12 +27,13 @@ Direction = Mapping[int, Float[Tensor, " d"]]
 def feature_direction(
     members: Sequence[FeatureAt], discovery: NamedActivations, dictionaries: Mapping[int, Dictionary]
 ) -> dict[int, Float[Tensor, " d"]]:
-    """Per layer, the sum of mean activation x decoder row over the group's features (float64)."""
+    """Per layer, the sum of mean activation x what each of the group's features writes there (float64)."""
     direction: dict[int, Tensor] = {}
     for m in members:
-        row = dictionaries[m.layer].decoder_rows([m.feature])[0].double().cpu()
-        written = float(discovery.means(m.layer, m.position)[m.feature]) * row
-        direction[m.layer] = direction[m.layer] + written if m.layer in direction else written
+        mean = float(discovery.means(m.layer, m.position)[m.feature])
+        for ahead, rows in enumerate(dictionaries[m.layer].writes([m.feature])):
+            layer, written = m.layer + ahead, mean * rows[0].double().cpu()
+            direction[layer] = direction[layer] + written if layer in direction else written
     return direction
 
 

@@ -21,6 +21,8 @@ from mechstudy.dictionaries.loading import DictionarySet, Place
 from mechstudy.dictionaries.stored import AnyPath
 from mechstudy.study import finished as artifacts
 
+_ONE = (str, os.PathLike, Dictionary, CrossLayerTranscoder, Source)
+
 
 def load_dictionaries(
     source: Place | Iterable[Place] | Mapping[int, Place],
@@ -34,6 +36,7 @@ def load_dictionaries(
         ms.load_dictionaries("runs/demo")  # all that a run trained
         ms.load_dictionaries("my-dictionary")  # one folder, of any format that is read
         ms.load_dictionaries("transcoders")  # a folder of such folders, or of layer_*.safetensors
+        ms.load_dictionaries("my-clt")  # every layer of a cross-layer transcoder
         ms.load_dictionaries(["layer12", "hf:owner/name/layer13", dictionary])
         ms.load_dictionaries({12: "a", 13: "b"})  # where the files do not name their layer
         ms.load_dictionaries("hf:mwhanna/qwen3-4b-transcoders", lazy=True)  # a set larger than memory
@@ -49,14 +52,14 @@ def load_dictionaries(
     """
     if isinstance(source, Mapping):
         return dictionaries.load_dictionaries(source, device=device, dtype=dtype, lazy=lazy)
-    listed = [source] if isinstance(source, str | os.PathLike | Dictionary | Source) else source
+    listed = [source] if isinstance(source, _ONE) else source
     places = [place for one in listed for place in _places(one)]
     return dictionaries.load_dictionaries(places, device=device, dtype=dtype, lazy=lazy)
 
 
 def _places(source: Place) -> list[Place]:
     """The folders of a run's dictionaries; anything else itself."""
-    if isinstance(source, Dictionary | Source) or is_hub(str(source)):
+    if isinstance(source, Dictionary | CrossLayerTranscoder | Source) or is_hub(str(source)):
         return [source]
     path = Path(source).expanduser()
     if not artifacts.is_run(path):

@@ -76,7 +76,7 @@ class CltLayer(Dictionary):
     def _refuse(self, verb: str) -> NoReturn:
         raise MechstudyError(
             f"this is one layer of a cross-layer transcoder ({self.cfg.site_in}), and {verb} all of them",
-            fix="the whole: ms.load_dictionary(folder), a CrossLayerTranscoder",
+            fix="the whole: mechstudy.dictionaries.load_dictionary(folder), a CrossLayerTranscoder",
         )
 
 

@@ -15,7 +15,7 @@ from mechstudy.dictionaries.architectures.cross_layer import pair
 from mechstudy.dictionaries.arrays import Array, rows_like
 from mechstudy.dictionaries.clt_layer import CltLayer, clt_layer
 from mechstudy.dictionaries.formats import gemma_scope
-from mechstudy.dictionaries.formats.cross_layer import META, read_clt, write_clt
+from mechstudy.dictionaries.formats.cross_layer import META, Clt, read_clt, write_clt
 from mechstudy.dictionaries.formats.sets import clt_files
 from mechstudy.dictionaries.stored import AnyPath
 from mechstudy.dictionaries.training.initialise import Normalisation
@@ -157,10 +157,7 @@ class CrossLayerTranscoder(nn.Module):
         Raises:
             MechstudyError: a file or tensor is missing, damaged or misshapen.
         """
-        folder = Path(folder)
-        files = clt_files(folder) if folder.is_dir() else None
-        clt = read_clt(folder) if files is None else gemma_scope.read_clt(files)
-        ours = read_json(folder / META) if (folder / META).exists() else {}
+        clt, ours = _read(Path(folder))
         b_enc = torch.stack(clt["b_enc"])
         return cls(
             torch.stack(clt["enc"]),
@@ -200,3 +197,32 @@ class CrossLayerTranscoder(nn.Module):
         ]
         bound = torch.zeros_like(b_enc) if threshold_F is None else threshold_F.view(n_sites, -1)
         return cls(enc, b_enc, bound, dec, b_dec, **fields)
+
+
+def load_layer(folder: AnyPath, layer: int) -> CltLayer:
+    """One layer of a cross-layer transcoder; the tensors of other layers are not read.
+
+    Raises:
+        MechstudyError: as `CrossLayerTranscoder.load`, or there is no such layer.
+    """
+    clt, ours = _read(Path(folder), only=layer)
+    [b_enc] = clt["b_enc"]
+    return clt_layer(
+        layer,
+        W_enc=clt["enc"][0],
+        b_enc=b_enc,
+        threshold=torch.zeros_like(b_enc) if clt["threshold"] is None else clt["threshold"][0],
+        W_writes=clt["dec"][0],
+        b_dec=clt["b_dec"][0],
+        site_in=clt["site_in"],
+        site_out=clt["site_out"],
+        k=ours.get("k"),
+        model_name=str((ours.get("metadata") or {}).get("model_name") or clt["model_name"]),
+    )
+
+
+def _read(folder: Path, only: int | None = None) -> tuple[Clt, dict[str, Any]]:
+    """Tensors of all layers or of one, and the fields of mechstudy.json."""
+    files = clt_files(folder) if folder.is_dir() else None
+    clt = read_clt(folder, only) if files is None else gemma_scope.read_clt(files, only)
+    return clt, read_json(folder / META) if (folder / META).exists() else {}

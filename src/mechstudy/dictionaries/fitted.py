@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
+from mechstudy.dictionaries.clt_layer import CltLayer
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.formats.hooks import is_before_weight, layer_of
 from mechstudy.dictionaries.lazy import LazyDictionary
@@ -60,6 +61,11 @@ def fitted(model: LanguageModel, dictionary: Dictionary) -> Dictionary:
     W_enc = dictionary.W_enc.double() / weight_D.to(dictionary.W_enc.device)[:, None]
     like = dictionary.W_enc
     moved = {name: tensor.to(like) for name, tensor in tensors.items() if tensor is not None}
+    if isinstance(dictionary, CltLayer):
+        assert dictionary.threshold is not None
+        return CltLayer(
+            cfg, W_enc=W_enc.to(like), threshold=dictionary.threshold, W_writes=dictionary.W_writes, **moved
+        )
     return Dictionary(cfg, W_enc=W_enc.to(like), W_dec=dictionary.W_dec, threshold=dictionary.threshold, **moved)
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import torch
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder
+from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder, load_layer
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.formats.hooks import layer_of
-from mechstudy.dictionaries.formats.recognise import Source
+from mechstudy.dictionaries.formats.recognise import CROSS_LAYER, Source
 from mechstudy.dictionaries.formats.registry import local_path
 from mechstudy.dictionaries.formats.sets import is_cross_layer, sources
 from mechstudy.dictionaries.lazy import LazyDictionary
@@ -93,7 +94,7 @@ class DictionarySet(Mapping[int, Dictionary]):
         return self.frame._repr_html_()
 
 
-Place = AnyPath | Dictionary | Source
+Place = AnyPath | Dictionary | CrossLayerTranscoder | Source
 
 
 def load_dictionaries(
@@ -111,24 +112,43 @@ def load_dictionaries(
             mapping from layers, where the files do not name theirs.
         device: where their tensors go.
         dtype: of their tensors; None keeps the files'.
-        lazy: leave encoders and decoders in their files (`lazy.LazyDictionary`).
+        lazy: leave encoders and decoders in their files (`lazy.LazyDictionary`); not those of cross-layer transcoders.
+
+    Of a cross-layer transcoder, every layer is one dictionary whose features write to that layer and those above
+    (`clt_layer.CltLayer`).
 
     Raises:
         MechstudyError: there is none, one cannot be read or names no layer, or two read the same layer.
     """
 
-    def loaded(place: Place) -> Dictionary:
+    def loaded(place: Place, layer: int | None = None) -> Dictionary:
         if isinstance(place, Dictionary):
             return place.to(device=str(device), dtype=dtype)
+        if (clt := _cross_layer(place)) is not None:
+            assert layer is not None
+            one = clt.layer(layer) if isinstance(clt, CrossLayerTranscoder) else load_layer(clt, layer)
+            return one.to(device=str(device), dtype=dtype)
+        assert not isinstance(place, CrossLayerTranscoder)
         return _loaded(place, str(device), dtype, lazy)
 
-    if isinstance(places, Mapping):
-        return DictionarySet({int(layer): loaded(place) for layer, place in places.items()})
-    by_layer: dict[int, Dictionary] = {}
-    for place in [places] if isinstance(places, str | os.PathLike | Dictionary | Source) else places:
+    def layers(place: Place) -> Iterator[tuple[int, Dictionary, Place]]:
+        if (clt := _cross_layer(place)) is not None:
+            whole = clt if isinstance(clt, CrossLayerTranscoder) else CrossLayerTranscoder.load(clt)
+            for layer, part in whole.to(device=str(device), dtype=dtype).layers().items():
+                yield layer, part, place
+            return
+        assert not isinstance(place, CrossLayerTranscoder)
         for one in [place] if isinstance(place, Dictionary | Source) else sources(local_path(place)):
             dictionary = loaded(one)
-            layer, where = _layer_of(dictionary, one), _name(one)
+            yield _layer_of(dictionary, one), dictionary, one
+
+    if isinstance(places, Mapping):
+        return DictionarySet({int(layer): loaded(place, int(layer)) for layer, place in places.items()})
+    by_layer: dict[int, Dictionary] = {}
+    alone = isinstance(places, str | os.PathLike | Dictionary | CrossLayerTranscoder | Source)
+    for place in [places] if alone else places:  # type: ignore[list-item,union-attr]
+        for layer, dictionary, one in layers(place):
+            where = _name(one)
             if layer in by_layer:
                 raise MechstudyError(
                     f"two dictionaries read layer {layer}", where=where, fix="one dictionary for each layer"
@@ -139,7 +159,23 @@ def load_dictionaries(
     return DictionarySet(by_layer)
 
 
+def _cross_layer(place: Place) -> CrossLayerTranscoder | Path | None:
+    """The cross-layer transcoder at a place, or its folder; None where another dictionary is."""
+    if isinstance(place, CrossLayerTranscoder):
+        return place
+    if isinstance(place, Dictionary | Source):
+        return None
+    path = local_path(place)
+    return path if is_cross_layer(path) else None
+
+
 def _loaded(place: AnyPath | Source, device: str, dtype: torch.dtype | None, lazy: bool) -> Dictionary:
+    if isinstance(place, Source) and place.format in CROSS_LAYER:
+        assert place.layer is not None
+        one = load_layer(place.path, place.layer)
+        if place.sites is not None:
+            one.cfg = replace(one.cfg, site_in=place.sites[0], site_out=place.sites[1])
+        return one.to(device=device, dtype=dtype)
     if lazy:
         return LazyDictionary(place, device=device, dtype=dtype)
     return Dictionary.load(place, device=device, dtype=dtype)
@@ -157,4 +193,4 @@ def _layer_of(dictionary: Dictionary, place: Place) -> int:
 
 
 def _name(place: Place) -> str:
-    return "a Dictionary" if isinstance(place, Dictionary) else str(place)
+    return f"a {type(place).__name__}" if isinstance(place, Dictionary | CrossLayerTranscoder) else str(place)

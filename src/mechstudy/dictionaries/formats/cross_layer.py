@@ -30,7 +30,10 @@ META = "mechstudy.json"  # our own fields, beside circuit-tracer's files
 
 
 class Clt(TypedDict):
-    """Content of a folder. A ReLU has no `threshold`. Sites are kinds (``mlp_in``), or names of other hooks."""
+    """Content of a folder, of all L layers or of one. A ReLU has no `threshold`.
+
+    Sites are kinds (``mlp_in``), or names of other hooks.
+    """
 
     enc: list[Tensor]  # of every layer [F, d]
     b_enc: list[Tensor]  # [F]
@@ -86,8 +89,8 @@ def write_clt(
         write_config(place, "cross_layer_transcoder", model_name, scan, site_in, site_out)
 
 
-def read_clt(folder: AnyPath) -> Clt:
-    """Read what `write_clt` or circuit-tracer wrote.
+def read_clt(folder: AnyPath, only: int | None = None) -> Clt:
+    """Read what `write_clt` or circuit-tracer wrote, or ``only`` one layer of it.
 
     Raises:
         MechstudyError: a file or tensor is missing, damaged or misshapen, layers are missing, or thresholds negative.
@@ -103,21 +106,23 @@ def read_clt(folder: AnyPath) -> Clt:
             facts={"missing": ", ".join(map(str, sorted(set(range(L)) - present))) or "all"},
             fix="copy or download the folder again",
         )
+    wanted = chosen_layers(L, only, folder)
     layers = [
         read_safetensors(folder / f"W_enc_{layer}.safetensors")
         | read_safetensors(folder / f"W_dec_{layer}.safetensors")
-        for layer in range(L)
+        for layer in wanted
     ]
-    size = shape_of(layers[0], "W_enc_0", folder / "W_enc_0.safetensors")
-    jumps = "threshold_0" in layers[0]
-    for layer, tensors in enumerate(layers):
+    first = wanted[0]
+    size = shape_of(layers[0], f"W_enc_{first}", folder / f"W_enc_{first}.safetensors")
+    jumps = f"threshold_{first}" in layers[0]
+    for layer, tensors in zip(wanted, layers, strict=True):
         path = folder / f"W_enc_{layer}.safetensors"
         require(tensors, _shapes(layer, L, *size, jumps), path)
         if jumps:
             refuse_negative(tensors[f"threshold_{layer}"], path)
 
     def of(name: str) -> list[Tensor]:
-        return [tensors[f"{name}_{layer}"] for layer, tensors in enumerate(layers)]
+        return [tensors[f"{name}_{layer}"] for layer, tensors in zip(wanted, layers, strict=True)]
 
     config = read_config(folder)
     if (kind := config.text("model_kind")) != "cross_layer_transcoder":
@@ -135,6 +140,23 @@ def read_clt(folder: AnyPath) -> Clt:
         "threshold": of("threshold") if jumps else None, "model_name": config.text("model_name"),
         "site_in": sites[0], "site_out": sites[1],
     }  # fmt: skip
+
+
+def chosen_layers(n_layers: int, only: int | None, where: Path) -> range:
+    """All layers, or the only one that is wanted.
+
+    Raises:
+        MechstudyError: there is no such layer.
+    """
+    if only is None:
+        return range(n_layers)
+    if not 0 <= only < n_layers:
+        raise MechstudyError(
+            f"the cross-layer transcoder has no layer {only}",
+            where=str(where),
+            facts={"layers": f"0-{n_layers - 1}"},
+        )
+    return range(only, only + 1)
 
 
 def _refuse_topk(config: Fields, layers: Sequence[dict[str, Tensor]], folder: Path) -> None:

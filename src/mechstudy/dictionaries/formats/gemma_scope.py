@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.formats.cross_layer import Clt
+from mechstudy.dictionaries.formats.cross_layer import Clt, chosen_layers
 from mechstudy.dictionaries.formats.fields import Fields, read_json
 from mechstudy.dictionaries.formats.hooks import module_site
 from mechstudy.dictionaries.formats.tensors import of_one_dtype, read_safetensors, require, shape_of
@@ -83,14 +83,16 @@ def clt_files(folder: Path) -> list[Path]:
     return [by_layer[layer] for layer in sorted(by_layer)]
 
 
-def read_clt(files: Sequence[Path]) -> Clt:
-    """Read a cross-layer transcoder from the files of layers 0, 1, ....
+def read_clt(files: Sequence[Path], only: int | None = None) -> Clt:
+    """Read a cross-layer transcoder from the files of layers 0, 1, ..., or ``only`` one layer of it.
 
     Raises:
         MechstudyError: a tensor is missing, damaged or misshapen, or there is an affine connection.
     """
-    layers = [read_safetensors(path) for path in files]
     L = len(files)
+    wanted = chosen_layers(L, only, files[0].parent)
+    files = [files[layer] for layer in wanted]
+    layers = [read_safetensors(path) for path in files]
     d, d_sae = shape_of(layers[0], "w_enc", files[0])
     shapes = {"w_enc": (d, d_sae), "b_enc": (d_sae,), "w_dec": (d_sae, L, d), "b_dec": (d,), "threshold": (d_sae,)}
     for path, t in zip(files, layers, strict=True):
@@ -103,7 +105,7 @@ def read_clt(files: Sequence[Path]) -> Clt:
     config = _config(files[0].parent)
     return {
         "enc": [t["w_enc"].T for t in layers], "b_enc": [t["b_enc"] for t in layers],
-        "dec": [t["w_dec"][:, layer:] for layer, t in enumerate(layers)],
+        "dec": [t["w_dec"][:, layer:] for layer, t in zip(wanted, layers, strict=True)],
         "b_dec": torch.stack([t["b_dec"] for t in layers]), "threshold": [t["threshold"] for t in layers],
         "model_name": "" if config is None else _model(config), "site_in": "mlp_in", "site_out": "mlp_out",
     }  # fmt: skip

@@ -25,6 +25,7 @@ SET_FILE = re.compile(r"layer_(\d+)\.safetensors")
 CLT_FILE = re.compile(r"W_(enc|dec)_(\d+)\.safetensors")
 SET, CLT, GEMMA_CLT, QWEN = "a transcoder set", "a cross-layer transcoder", "a Gemma Scope 2 CLT", "Qwen-Scope"
 LISTED = "a list of transcoders"
+CROSS_LAYER = (CLT, GEMMA_CLT)
 SEVERAL = (SET, CLT, GEMMA_CLT, QWEN, LISTED)  # places that hold several dictionaries, or all layers of one
 _SIGNS = {
     "SAELens": saelens.WEIGHTS,
@@ -73,7 +74,9 @@ def source_of(path: Path) -> Source:
     kind, place = only_format(path)
     if kind in (CLT, GEMMA_CLT):
         raise MechstudyError(
-            "this is a cross-layer transcoder", where=str(path), fix="CrossLayerTranscoder.load, which reads all layers"
+            "this is a cross-layer transcoder",
+            where=str(path),
+            fix="load_dictionaries, which gives every layer; or the whole: CrossLayerTranscoder.load",
         )
     if kind in SEVERAL:
         files = sorted(p for p in path.iterdir() if SET_FILE.fullmatch(p.name) or qwen_scope.FILE.fullmatch(p.name))

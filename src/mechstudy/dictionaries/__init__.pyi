@@ -1,3 +1,5 @@
+from .clt_layer import CltLayer as CltLayer
+from .clt_layer import CltOutput as CltOutput
 from .config import DictionaryConfig as DictionaryConfig
 from .config import TrainConfig as TrainConfig
 from .cross_layer_transcoder import CrossLayerTranscoder as CrossLayerTranscoder

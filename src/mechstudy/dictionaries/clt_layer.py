@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NoReturn
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechstudy.core.errors import MechstudyError
+from mechstudy.dictionaries.arrays import Array
 from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.formats.hooks import clt_site
 from mechstudy.dictionaries.stored import DictionaryMeta, check_tensors
 
 ARCHITECTURE = "cross_layer_transcoder"
@@ -105,13 +108,56 @@ def clt_layer(
         b_dec.shape[0],
         len(W_enc),
         k,
-        site_of(site_in, layer),
-        site_of(site_out, layer),
+        clt_site(site_in, layer),
+        clt_site(site_out, layer),
         {"architecture": ARCHITECTURE, "model_name": model_name or None},
     )
     return CltLayer(cfg, W_enc=W_enc.T, b_enc=b_enc, threshold=threshold, W_writes=W_writes, b_dec=b_dec)
 
 
-def site_of(kind: str, layer: int) -> str:
-    """The name of a cross-layer transcoder's site at a layer: ``mlp_in.3``, or TransformerLens' of another hook."""
-    return f"blocks.{layer}.{kind}" if "hook_" in kind else f"{kind}.{layer}"
+class CltOutput(Dictionary):
+    """What a cross-layer transcoder reconstructs at one layer: from its features and those of the layers below.
+
+    A row holds the inputs of layers 0 to l side by side. `encode` gives the features of layer l alone; what features of
+    the layers below write at layer l is added to the reconstruction.
+
+    Args:
+        layers: in order, from layer 0 to l.
+    """
+
+    def __init__(self, layers: Iterable[CltLayer]) -> None:
+        nn.Module.__init__(self)
+        *below, own = layers
+        self.own, self.below = own, nn.ModuleList(below)
+        self.cfg = replace(own.cfg, d_in=own.cfg.d_in + sum(one.cfg.d_in for one in below))
+        self._inputs_below = tuple(one.cfg.site_in for one in below)
+        self.register_parameter("W_skip", None)
+
+    @property
+    def b_enc(self) -> Tensor:  # type: ignore[override]  # an attribute of Dictionary, read-only here
+        """[F], of layer l."""
+        return self.own.b_enc
+
+    @property
+    def inputs_below(self) -> tuple[str, ...]:
+        """As `Dictionary.inputs_below`: what layers 0 to l - 1 read."""
+        return self._inputs_below
+
+    def encode(self, x: Array) -> Float[Tensor, "*rows f"]:
+        """As `Dictionary.encode`: activations of layer l's features."""
+        return self.own.encode(self._rows(x)[..., -self.own.cfg.d_in :])
+
+    def completed(self, f: Float[Tensor, "*rows f"], x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
+        """As `Dictionary.completed`."""
+        out, start = f @ self.own.W_dec + self.own.b_dec, 0
+        n = len(self.below)
+        for layer, one in enumerate(self.below):
+            assert isinstance(one, CltLayer)
+            part = x[..., start : start + one.cfg.d_in]
+            out = out + one.encode(part) @ one.W_writes[:, n - layer]
+            start += one.cfg.d_in
+        return out
+
+    @property
+    def _like(self) -> Tensor:
+        return self.own.b_enc

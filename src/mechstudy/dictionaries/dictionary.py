@@ -148,10 +148,18 @@ class Dictionary(nn.Module):
         A crosscoder's [..., n_sites, d] keep their shape. Accepted inputs and errors are those of `encode`.
         """
         rows = self._rows(x)
-        out = self.decode(self.encode(rows))
-        if self.W_skip is not None:
-            out = out + rows @ self.W_skip.T
+        out = self.completed(self.encode(rows), rows)
         return out if rows.ndim == x.ndim else out.view(*x.shape)
+
+    def completed(self, f: Float[Tensor, "*rows f"], x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
+        """The reconstruction from features f of x: `decode`, and the skip path of x if there is one."""
+        out = self.decode(f)
+        return out if self.W_skip is None else out + x @ self.W_skip.T
+
+    @property
+    def inputs_below(self) -> tuple[str, ...]:
+        """Sites of lower layers whose rows precede ``site_in``'s in a row: none but for `clt_layer.CltOutput`."""
+        return ()
 
     def forward(self, x: Array) -> Float[Tensor, "*rows d_out"]:
         """Same as `reconstruct`."""

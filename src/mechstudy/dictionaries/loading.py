@@ -145,8 +145,8 @@ def load_dictionaries(
     if isinstance(places, Mapping):
         return DictionarySet({int(layer): loaded(place, int(layer)) for layer, place in places.items()})
     by_layer: dict[int, Dictionary] = {}
-    alone = isinstance(places, str | os.PathLike | Dictionary | CrossLayerTranscoder | Source)
-    for place in [places] if alone else places:  # type: ignore[list-item,union-attr]
+    single = (str, os.PathLike, Dictionary, CrossLayerTranscoder, Source)
+    for place in [places] if isinstance(places, single) else places:
         for layer, dictionary, one in layers(place):
             where = _name(one)
             if layer in by_layer:

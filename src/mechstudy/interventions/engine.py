@@ -133,8 +133,8 @@ def site_edits(dictionaries: Mapping[int, Dictionary], rows: Sequence[Sequence[R
     for layer, sets in features.items():
         mlp_in: list[Tensor] = []
         chains[Site("mlp_in", layer)].append(_recorder(mlp_in))
-        for site, edit in _feature_edits(dictionaries[layer], layer, sets, mlp_in).items():
-            chains[site].append(edit)
+        for site, change in _feature_edits(dictionaries[layer], layer, sets, mlp_in).items():
+            chains[site].append(change)
     return {site: _chain(edits) for site, edits in chains.items()}
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mechstudy import dictionaries
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.config import DictionaryConfig
-from mechstudy.dictionaries.formats.hooks import is_before_weight, layer_of
+from mechstudy.dictionaries.formats.hooks import clt_site, is_before_weight, layer_of
 from mechstudy.models.sites import SITES, parse_layers
 from mechstudy.study import finished
 
@@ -27,7 +27,8 @@ SAELENS = "saelens:"
 class Published:
     """One dictionary: its address, the folder or file it is read from, and what that says of itself.
 
-    ``listed`` is the folder of the set whose config.yaml lists it.
+    ``listed`` is the folder of the set whose config.yaml lists it. ``clt_layer`` is its layer in the cross-layer
+    transcoder that it is part of.
     """
 
     layer: int
@@ -38,11 +39,22 @@ class Published:
     site_in: str
     site_out: str
     about: Mapping[str, Any]
+    clt_layer: int | None = None
 
     @property
     def n_weights(self) -> int:
         """Numbers in its encoder and decoder."""
-        return int(self.about["d_sae"]) * (int(self.about["d_in"]) + int(self.about["d_out"]))
+        n_written = 1 if self.clt_layer is None else int(self.about["n_layers"]) - self.clt_layer
+        return int(self.about["d_sae"]) * (int(self.about["d_in"]) + n_written * int(self.about["d_out"]))
+
+    @property
+    def n_evaluated(self) -> int:
+        """Numbers in memory while it is judged: with a cross-layer transcoder, those of the layers below too."""
+        if self.clt_layer is None:
+            return self.n_weights
+        n_read = self.clt_layer + 1
+        n_written = sum(int(self.about["n_layers"]) - layer for layer in range(n_read))
+        return int(self.about["d_sae"]) * (n_read * int(self.about["d_in"]) + n_written * int(self.about["d_out"]))
 
 
 def published_dictionaries(config: DictionariesConfig, shapes: ModelShapes, base: Path) -> tuple[Published, ...]:
@@ -134,17 +146,29 @@ def _read(address: str, base: Path, layer: int | None, site: str | None) -> Iter
             fix="the folder of one",
         )
     for about in entries:
-        if str(about["kind"]).startswith("cross-layer"):
-            raise MechstudyError(
-                "studies use dictionaries of one layer each, and this is a cross-layer transcoder",
-                where=FIELD,
-                facts={"folder": str(about["place"])},
-                fix="a set of per-layer transcoders",
-            )
+        if "n_layers" in about:
+            yield from _of_clt(about, address, layer, site)
+            continue
         path, listed = Path(about["place"]), about["listed"] and Path(about["listed"])
         at = _layer(about, layer)
         site_in, site_out = (_site(str(about[name]), site, at) for name in ("site_in", "site_out"))
         yield Published(at, address, path, listed, dictionaries.checksum(path, listed), site_in, site_out, about)
+
+
+def _of_clt(about: Mapping[str, Any], address: str, layer: int | None, site: str | None) -> Iterator[Published]:
+    """The layers of a cross-layer transcoder: all, or the one that the study or another run's record names."""
+    path, n_layers = Path(about["place"]), int(about["n_layers"])
+    only = about.get("layer") if layer is None else layer
+    if only is not None and only >= n_layers:
+        raise MechstudyError(
+            f"{address} is a cross-layer transcoder of {n_layers} layers, and has no layer {only}",
+            where=FIELD,
+            facts={"layers": f"0-{n_layers - 1}"},
+        )
+    sha256 = dictionaries.checksum(path)
+    for at in range(n_layers) if only is None else (only,):
+        site_in, site_out = (_site(clt_site(str(about[name]), at), site, at) for name in ("site_in", "site_out"))
+        yield Published(at, address, path, None, sha256, site_in, site_out, about, at)
 
 
 def _layer(about: Mapping[str, Any], layer: int | None) -> int:

@@ -63,7 +63,9 @@ def language_model_effect(
         if tokens_BT.shape[1] < 2:
             continue
         splice = _Splice(dictionary, site_in, site_out)
-        clean = model.forward(tokens_BT, capture=[entry], logits_at="all")
+        below = [Site.parse(site) for site in dictionary.inputs_below]
+        clean = model.forward(tokens_BT, capture=[entry, *below], logits_at="all")
+        splice.below = [clean.activations[site] for site in below]
         logp_clean = _log_probs(clean.logits)
         start = (entry.layer, clean.activations[entry])
         totals["model"] += _loss(logp_clean, tokens_BT)
@@ -92,6 +94,7 @@ class _Splice:
     def __init__(self, dictionary: Dictionary, site_in: Site, site_out: Site) -> None:
         self._dictionary, self._in, self._out = dictionary, site_in, site_out
         self._x_BTD: Tensor | None = None
+        self.below: list[Tensor] = []  # inputs of lower layers, which the edit does not change
 
     def reconstructing(self) -> dict[Site, Any]:
         return self._with(lambda x, y: self._dictionary.reconstruct(x).to(y))
@@ -103,7 +106,7 @@ class _Splice:
         def replace(y_BTD: Tensor) -> Tensor:
             x_BTD = y_BTD if self._in == self._out else self._x_BTD
             assert x_BTD is not None  # site_in runs before site_out
-            x_BTD = x_BTD.to(self._dictionary.b_enc)
+            x_BTD = (torch.cat([*self.below, x_BTD], -1) if self.below else x_BTD).to(self._dictionary.b_enc)
             keep = ~self._dictionary.is_valid(x_BTD, y_BTD)
             keep[:, 0] = True
             return torch.where(keep[..., None].to(y_BTD.device), y_BTD, replacement(x_BTD, y_BTD))

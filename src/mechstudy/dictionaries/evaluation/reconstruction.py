@@ -127,9 +127,7 @@ def evaluate(
     active_F = torch.zeros(dictionary.cfg.d_sae, dtype=torch.int64, device=dictionary.b_enc.device)
     for _, x, y, _ in _usable(dictionary, batches, non_finite):
         f_NF = dictionary.encode(x)
-        y_hat = dictionary.decode(f_NF)
-        if dictionary.W_skip is not None:
-            y_hat = y_hat + x @ dictionary.W_skip.T
+        y_hat = dictionary.completed(f_NF, x)
         on_NF = f_NF > 0
         scores.add(y, y_hat, on_NF.sum(1))
         active_F += on_NF.sum(0)

@@ -9,7 +9,7 @@ from mechstudy.dictionaries.evaluation import loss_recovered
 from mechstudy.dictionaries.formats import gemma_scope
 from mechstudy.dictionaries.formats.cross_layer import read_clt
 from mechstudy.dictionaries.formats.fields import read_json
-from mechstudy.dictionaries.formats.recognise import Source
+from mechstudy.dictionaries.formats.recognise import CROSS_LAYER, Source
 from mechstudy.dictionaries.formats.registry import local_path, read
 from mechstudy.dictionaries.formats.sets import clt_files, is_cross_layer, sources
 from mechstudy.dictionaries.stored import AnyPath
@@ -29,12 +29,14 @@ def describe(place: AnyPath | Source, *, mapped: bool = False) -> list[dict[str,
         place, format, architecture (as the file names it), kind, activation, d_in, d_sae, d_out, k, site_in, site_out,
         model, dtype, metrics of each, and in_file: whether both matrices can stay in the file (`lazy.LazyDictionary`);
         listed: the folder of the set whose config.yaml lists it.
-        A cross-layer transcoder is one entry.
+        A cross-layer transcoder is one entry, with n_layers; also where one layer of it is meant (layer).
 
     Raises:
         MechstudyError: there is none, or one cannot be read.
     """
     if isinstance(place, Source):
+        if place.format in CROSS_LAYER:
+            return [_describe_clt(place.path) | {"layer": place.layer}]
         return [_describe_one(place, mapped)]
     path = local_path(place)
     if is_cross_layer(path):
@@ -104,4 +106,5 @@ def _describe_clt(folder: Path) -> dict[str, Any]:
         "metrics": metrics_of(folder),
         "in_file": False,
         "listed": None,
+        "n_layers": len(clt["enc"]),
     }

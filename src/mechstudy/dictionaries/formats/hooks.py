@@ -51,6 +51,11 @@ def is_before_weight(site: str) -> bool:
     return re.fullmatch(r"blocks\.\d+\.ln2\.hook_normalized", site) is not None
 
 
+def clt_site(kind: str, layer: int) -> str:
+    """The name of a cross-layer transcoder's site at a layer: ``mlp_in.3``, or TransformerLens' of another hook."""
+    return f"blocks.{layer}.{kind}" if "hook_" in kind else f"{kind}.{layer}"
+
+
 def layer_of(site: str) -> int:
     """The layer of a site's name, or of `is_before_weight`'s.
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.formats.circuit_tracer import CONFIG
-from mechstudy.dictionaries.formats.recognise import Source, source_of
+from mechstudy.dictionaries.formats.recognise import CLT, Source, source_of
+from mechstudy.dictionaries.formats.sets import clt_files, is_cross_layer
 from mechstudy.dictionaries.formats.sets import listed as listed_in
 from mechstudy.store.digests import file_sha256
 
@@ -23,6 +24,8 @@ def checksum(path: Path, listed: Path | None = None) -> str:
         listed: the folder of the set that lists it, if any does.
     """
     files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
+    if is_cross_layer(path):
+        files += [p for p in clt_files(path) or () if p.parent != path]
     config = (path.parent if listed is None else listed) / CONFIG
     if path.is_file() and config.is_file():
         files.append(config)
@@ -42,7 +45,8 @@ def pinned(record: Mapping[str, Any]) -> Source:
     """The dictionary of a record, at the sites that it names.
 
     Args:
-        record: path, listed (optional), sha256, site_in, site_out, and the address it came from.
+        record: path, listed (optional), sha256, site_in, site_out, and the address it came from; of one layer of a
+            cross-layer transcoder also clt_layer.
 
     Raises:
         MechstudyError: its files are gone, or are not those of the checksum.
@@ -55,6 +59,9 @@ def pinned(record: Mapping[str, Any]) -> Source:
             facts={"from": str(record["address"])},
             fix="put the same files there again; or run the study again, which judges the new ones",
         )
+    if (layer := record.get("clt_layer")) is not None:
+        sites = str(record["site_in"]), str(record["site_out"])
+        return Source(CLT, path, int(layer), sites=sites)
     source = source_of(path) if listed is None else next(one for one in listed_in(listed) if one.path == path)
     return replace(source, sites=(str(record["site_in"]), str(record["site_out"])))
 

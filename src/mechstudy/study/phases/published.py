@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from mechstudy import dictionaries
 from mechstudy.core.config import Config
+from mechstudy.core.sizes import ITEM_BYTES
 from mechstudy.core.work import Estimate
 from mechstudy.machine.runtime import Runtime
 from mechstudy.models.sites import Site
@@ -23,16 +25,22 @@ from mechstudy.study.run_folder import SOURCE
 from mechstudy.study.unit import Unit
 from mechstudy.study.units import StudyPlan
 
+if TYPE_CHECKING:
+    from mechstudy.dictionaries.clt_layer import CltLayer
+    from mechstudy.dictionaries.dictionary import Dictionary
+    from mechstudy.models.language_model import LanguageModel
+
 
 class PublishedSpec(Config):
     """One published dictionary: its address, the checksum of its files, its sites, and how it is judged."""
 
-    optional: ClassVar[frozenset[str]] = frozenset({"listed"})
+    optional: ClassVar[frozenset[str]] = frozenset({"listed", "clt_layer"})
 
     layer: int
     address: str
     path: str
     listed: str | None = None  # the folder of the set whose config.yaml lists it
+    clt_layer: int | None = None  # its layer in the cross-layer transcoder that the path holds
     sha256: str
     site_in: str
     site_out: str
@@ -68,6 +76,7 @@ class PublishedPhase(Phase[PublishedSpec, PublishedInputs]):
                 address=one.address,
                 path=str(one.path),
                 listed=None if one.listed is None else str(one.listed),
+                clt_layer=one.clt_layer,
                 sha256=one.sha256,
                 site_in=one.site_in,
                 site_out=one.site_out,
@@ -84,7 +93,17 @@ class PublishedPhase(Phase[PublishedSpec, PublishedInputs]):
         """Evaluation on held-out documents."""
         estimate = training_estimate(plan, plan.study.dictionaries.architecture)
         shapes = {"width": f"{one.about['d_in']} > {one.about['d_sae']:,} > {one.about['d_out']}"}
-        return replace(estimate, bytes_on_disk=40_000, note=f"from {one.address}", shapes=shapes, payload={})
+        memory = estimate.bytes_in_memory
+        if one.clt_layer is not None:
+            memory += ITEM_BYTES.get(str(one.about["dtype"]), 4) * one.n_evaluated
+        return replace(
+            estimate,
+            bytes_on_disk=40_000,
+            bytes_in_memory=memory,
+            note=f"from {one.address}",
+            shapes=shapes,
+            payload={},
+        )
 
     def run(self, spec: PublishedSpec, inputs: PublishedInputs, out: ArtifactWriter, runtime: Runtime) -> None:
         """Writes ``evaluation.json``, and ``source.json``: where the dictionary is from and whose it is."""
@@ -92,19 +111,43 @@ class PublishedPhase(Phase[PublishedSpec, PublishedInputs]):
         model, held_out = inputs.model.load(runtime, spec.model_dtype), inputs.corpus.load().held_out
         dictionary = dictionaries.fitted(model, load_published(source, runtime.device))
         sites = Site.parse(dictionary.cfg.site_in), Site.parse(dictionary.cfg.site_out)
-        rows = held_out_rows(model, held_out, sites, spec.evaluation_rows, runtime)
+        judged = self._judged(spec, dictionary, model, runtime)
+        below = tuple(map(Site.parse, judged.inputs_below))
+        rows = held_out_rows(model, held_out, sites, spec.evaluation_rows, runtime, below=below)
         record = dictionaries.published_record(
-            dictionary, rows, model, held_out, layer=spec.layer, n_tokens=spec.evaluation_tokens
+            judged, rows, model, held_out, layer=spec.layer, n_tokens=spec.evaluation_tokens
         )
+        if spec.clt_layer is not None:
+            record |= {"d_in": dictionary.cfg.d_in, "layers_read": spec.clt_layer + 1}
         for finding in record["health"]:
             runtime.progress.log(f"layer {spec.layer}: {finding['text']}; {finding['fix']}")
         metadata = dictionary.cfg.metadata
         credit = {"made_for": metadata.get("model_name"), "architecture": metadata.get("architecture")}
-        names = [name for name in ("address", "path", "listed", "sha256", "site_in", "site_out") if name in source]
+        names = [
+            name
+            for name in ("address", "path", "listed", "clt_layer", "sha256", "site_in", "site_out")
+            if name in source
+        ]
         out.write_json("evaluation.json", record)
         out.write_json(SOURCE, {name: source[name] for name in names} | credit)
+
+    def _judged(
+        self, spec: PublishedSpec, dictionary: Dictionary, model: LanguageModel, runtime: Runtime
+    ) -> Dictionary:
+        """The dictionary; of a cross-layer transcoder, what it reconstructs at the layer with those below."""
+        if spec.clt_layer is None:
+            return dictionary
+        below = [load_published(_lower_layer(spec, layer), runtime.device) for layer in range(spec.clt_layer)]
+        layers = [*(dictionaries.fitted(model, one) for one in below), dictionary]
+        return dictionaries.CltOutput([cast("CltLayer", one) for one in layers])
 
     def changed(self, spec: PublishedSpec, base: Path) -> str | None:
         """The dictionary, if its files are gone or others."""
         same = dictionaries.is_unchanged(spec.canonical())
         return None if same else f"the dictionary of layer {spec.layer} ({spec.address})"
+
+
+def _lower_layer(spec: PublishedSpec, layer: int) -> dict[str, Any]:
+    """The record of a lower layer of the same cross-layer transcoder."""
+    site_in, site_out = (re.sub(r"\.\d+(?=\.|$)", f".{layer}", site, count=1) for site in (spec.site_in, spec.site_out))
+    return spec.canonical() | {"clt_layer": layer, "site_in": site_in, "site_out": site_out}

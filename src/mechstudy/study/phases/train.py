@@ -107,7 +107,7 @@ def load_published(source: Mapping[str, Any], device: str) -> Dictionary:
     On a CPU its matrices stay in the file where they can, as the plan expects: a set may be larger than memory.
     """
     pinned = dictionaries.pinned(source)
-    lazy = device == "cpu" and dictionaries.describe(pinned, mapped=True)[0]["in_file"]
+    lazy = device == "cpu" and "clt_layer" not in source and dictionaries.describe(pinned, mapped=True)[0]["in_file"]
     return cast("Dictionary", dictionaries.load_dictionary(pinned, device=device, lazy=lazy))
 
 
@@ -335,22 +335,41 @@ def _take(
 
 
 def held_out_rows(
-    model: LanguageModel, documents: Tensor, sites: tuple[Site, Site], n_rows: int, runtime: Runtime
+    model: LanguageModel,
+    documents: Tensor,
+    sites: tuple[Site, Site],
+    n_rows: int,
+    runtime: Runtime,
+    *,
+    below: tuple[Site, ...] = (),
 ) -> dictionaries.FirstBatches:
-    """Rows of two sites of held-out documents [n, T], as forward passes make them."""
+    """Rows of two sites of held-out documents [n, T], as forward passes make them.
+
+    Those of the sites ``below`` precede the inputs, side by side.
+    """
     documents = documents[: max(1, n_rows // documents.shape[1])]
     n_rows = documents.shape[0] * (documents.shape[1] - 1)
     source = activations.StreamBatches(
         model,
         documents,
-        list(dict.fromkeys(sites)),
+        list(dict.fromkeys((*below, *sites))),
         min(dictionaries.EVALUATION_BATCH, n_rows),
         window_rows=n_rows,
         sink_ratio=None,
         batch_tokens=runtime.batch_tokens,
     )
-    view = dictionaries.View(source, *map(str, sites))
-    return dictionaries.FirstBatches(view.batches, max(1, n_rows // source.batch_size))
+    n_batches = max(1, n_rows // source.batch_size)
+    if not below:
+        return dictionaries.FirstBatches(dictionaries.View(source, *map(str, sites)).batches, n_batches)
+    read, written = [*map(str, below), str(sites[0])], str(sites[1])
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        import torch  # plans are made without it
+
+        for rows in source.batches():
+            yield torch.cat([rows[site].float() for site in read], 1), rows[written].float()
+
+    return dictionaries.FirstBatches(batches, n_batches)
 
 
 def _steps(

@@ -187,3 +187,37 @@ def test_a_transcoder_of_more_layers_than_the_model_is_refused():
     clt = random_clt(tiny_model(n_layers=4))
     with pytest.raises(MechstudyError, match=r"writes up to mlp_out.3, and the model has 3 layers"):
         graph_of(tiny_model(), {0: clt.layer(0)})
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_features_that_read_the_residual_stream_close_the_ledger_and_doubling_holds(family):
+    """circuit-tracer's own transcoders read hook_resid_mid, before the MLP's norm."""
+    model = tiny_model(family)
+    clt = random_clt(model, site_in="resid_mid")
+    graph, prompt = graph_of(model, clt.layers()), linearise(model, clt.layers(), TOKENS)
+    assert len(graph.value_R) > 40
+    assert torch.allclose(graph.A_RS.sum(1), graph.value_R, rtol=0, atol=1e-8)
+    acts = model.forward(TOKENS[None], capture=[Site("resid_mid", 1)]).activations[Site("resid_mid", 1)][0]
+    assert torch.allclose(prompt.layers[1].read_TD, acts, rtol=0, atol=1e-5)
+    frozen = FrozenForward(model, prompt)
+    here = graph.index.feature_slices[0]
+    column = here.start + int(graph.A_RS[1:, here].abs().sum(0).argmax())
+    position, feature = int(graph.feature_position_S[column]), int(graph.feature_id_S[column])
+    delta = (0, position, graph.activation_S[column] * written(clt, 0, feature))
+    doubled, clean = frozen.run([delta]), frozen.run([])
+    largest = 0.0
+    for row in range(1, len(graph.value_R)):
+        target = int(graph.column_R[row])
+        layer, at = int(graph.feature_layer_S[target]), int(graph.feature_position_S[target])
+        step = doubled.read[layer][0, at] - clean.read[layer][0, at]
+        expected = float(step @ clt.W_enc[layer, graph.feature_id_S[target]])
+        assert float(graph.A_RS[row, column]) == pytest.approx(expected, abs=1e-8)
+        largest = max(largest, abs(expected))
+    assert largest > 1e-3
+
+
+def test_a_residual_stream_that_parallel_blocks_do_not_have_is_refused():
+    model = tiny_model("neox")
+    with pytest.raises(MechstudyError, match=r"maps resid_mid.0 to mlp_out.0") as error:
+        graph_of(model, random_clt(model, site_in="resid_mid").layers())
+    assert "in parallel" in error.value.facts["model"]

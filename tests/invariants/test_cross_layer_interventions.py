@@ -33,6 +33,7 @@ def hooked(model, tokens, clt, new):
 
     Each layer's encoder reads the MLP's input as the edited run has it, and its decoder adds to MLPs from there up.
     """
+    residual = clt.site_in == "resid_mid"
     carried = [torch.zeros(*tokens.shape, model.d_model, dtype=torch.float64) for _ in range(model.n_layers)]
 
     def before(layer):
@@ -51,17 +52,21 @@ def hooked(model, tokens, clt, new):
 
     with ExitStack() as stack:
         for layer, block in enumerate(model.blocks):
-            stack.callback(block.mlp.register_forward_pre_hook(before(layer)).remove)
+            reader = block.norm_mlp if residual else block.mlp
+            stack.callback(reader.register_forward_pre_hook(before(layer)).remove)
             writer = block.norm_mlp_post or block.mlp
             hook = writer.register_forward_hook(lambda _m, _a, out, layer=layer: out + carried[layer])
             stack.callback(hook.remove)
         return model.hf(tokens).logits[:, -1]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_ablation_equals_hooks_written_by_hand(family):
+@pytest.mark.parametrize(
+    ("family", "site_in"),
+    [*((family, "mlp_in") for family in FAMILIES), *((family, "resid_mid") for family in ("llama", "gemma2", "gpt2"))],
+)
+def test_ablation_equals_hooks_written_by_hand(family, site_in):
     model = tiny_model(family)
-    clt = random_clt(model)
+    clt = random_clt(model, site_in=site_in)
     new = {(0, 2): {3: 0.0, 5: 2.0}, (0, 6): {1: 0.0}, (1, 6): dict.fromkeys(range(12), 0.0), (2, 6): {4: 1.0}}
     edits = [SetFeature(at, f, place, value) for (at, place), values in new.items() for f, value in values.items()]
     clean = clean_run(model, TOKENS, range(3))
@@ -92,10 +97,10 @@ def test_the_same_edits_serve_several_forward_passes():
     assert torch.equal(model.forward(TOKENS, edits=edits).logits, model.forward(TOKENS, edits=edits).logits)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_frozen_edges_equal_the_graphs_predictions(family, tmp_path):
+@pytest.mark.parametrize(("family", "site_in"), [*((f, "mlp_in") for f in FAMILIES), ("gemma2", "resid_mid")])
+def test_frozen_edges_equal_the_graphs_predictions(family, site_in, tmp_path):
     model = tiny_model(family)
-    dicts = random_clt(model).layers()
+    dicts = random_clt(model, site_in=site_in).layers()
     checks = {}
     for p in pairs(2):
         graph = attribute(

@@ -72,22 +72,21 @@ def test_layers_are_judged_by_the_whole_reconstruction(run, world):
     assert len({e["fvu"] for e in evaluations}) == 3 and all(e["ce_dictionary"] > 0 for e in evaluations)
 
 
-def test_scores_of_one_layer_equal_those_of_the_whole():
+@pytest.mark.parametrize("read", ["mlp_in", "resid_mid"])
+def test_scores_of_one_layer_equal_those_of_the_whole(read):
     model = tiny_model()
-    clt = random_clt(model)
+    clt = random_clt(model, site_in=read)
     tokens = torch.randint(1, 257, (6, 9), generator=torch.Generator().manual_seed(0))
-    sites = [Site(kind, layer) for layer in range(3) for kind in ("mlp_in", "mlp_out")]
+    sites = [Site(kind, layer) for layer in range(3) for kind in (read, "mlp_out")]
     acts = model.forward(tokens, capture=sites).activations
-    x, y = (
-        torch.stack([acts[Site(kind, i)] for i in range(3)], 2)[:, 1:].flatten(0, 1) for kind in ("mlp_in", "mlp_out")
-    )
+    x, y = (torch.stack([acts[Site(kind, i)] for i in range(3)], 2)[:, 1:].flatten(0, 1) for kind in (read, "mlp_out"))
     whole = evaluate(clt, (x, y))
     for layer in range(3):
         one = CltOutput([clt.layer(i) for i in range(layer + 1)])
         scores = evaluate(one, (x[:, : layer + 1].flatten(1), y[:, layer]))
         assert scores["fvu"] == pytest.approx(whole["fvu_per_layer"][layer], rel=1e-9)
         assert scores["l0"] == pytest.approx(whole["l0_per_layer"][layer], rel=1e-9)
-        x_wide = torch.stack([acts[Site("mlp_in", i)] for i in range(3)], 2)
+        x_wide = torch.stack([acts[Site(read, i)] for i in range(3)], 2)
         expected = clt.reconstruct(x_wide)[:, 1:, layer]
 
         def splice(value, expected=expected):

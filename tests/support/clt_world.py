@@ -33,4 +33,4 @@ def without_later_writes(clt: CrossLayerTranscoder) -> CrossLayerTranscoder:
         own = torch.zeros_like(W)
         own[:, 0] = W[:, 0]
         decoders.append(own)
-    return CrossLayerTranscoder(clt.W_enc, clt.b_enc, clt.threshold, decoders, clt.b_dec)
+    return CrossLayerTranscoder(clt.W_enc, clt.b_enc, clt.threshold, decoders, clt.b_dec, site_in=clt.site_in)

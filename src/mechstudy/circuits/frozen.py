@@ -26,10 +26,14 @@ Delta = tuple[int, int, Tensor]
 
 @dataclass(frozen=True)
 class FrozenOutput:
-    """``mlp_in[layer]`` and ``final_BTD``, the final-normed residual, of the perturbed runs; both [B, T, D]."""
+    """``mlp_in[layer]`` and ``final_BTD``, the final-normed residual, of the perturbed runs; both [B, T, D].
+
+    ``read[layer]`` is what the layer's features read: ``mlp_in``, or ``resid_mid``.
+    """
 
     mlp_in: dict[int, Tensor]
     final_BTD: Tensor
+    read: dict[int, Tensor]
 
     @property
     def final_BD(self) -> Tensor:
@@ -67,8 +71,9 @@ class FrozenForward:
             stack.enter_context(frozen_patterns(model.hf, patterns))
             final: list[Tensor] = []
             stack.callback(model.final_norm.register_forward_hook(lambda _m, _a, out: final.append(out)).remove)
-            model.forward(prompt.tokens_T.expand(rows, -1), edits=edits, logits_at=None)
-        return FrozenOutput(mlp_in, final[0])
+            mid = [Site("resid_mid", layer) for layer, x in enumerate(prompt.layers) if x.mid_TD is not None]
+            out = model.forward(prompt.tokens_T.expand(rows, -1), capture=mid, edits=edits, logits_at=None)
+        return FrozenOutput(mlp_in, final[0], mlp_in | {site.layer: out.activations[site] for site in mid})
 
     def _freeze_norm(self, stack: ExitStack, module: nn.Module | None, norm: LinearNorm) -> None:
         if module is None:

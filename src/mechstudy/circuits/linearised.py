@@ -52,7 +52,8 @@ class LinearLayer:
     and at positions where it does not apply (`applies_at`). ``below`` is what features of lower layers wrote at
     ``mlp_out`` (cross-layer transcoders), by layer; that is explained too. ``bias_TD`` collects the constants
     written at ``mlp_out``, ``attention_bias_TD`` those written at ``attn_out``. ``skip_DD`` maps ``mlp_in``
-    to ``mlp_out`` at the positions in ``valid_T``.
+    to ``mlp_out`` at the positions in ``valid_T``. ``mid_TD`` is ``resid_mid`` where the features read that instead of
+    ``mlp_in``.
     """
 
     pattern_QTS: Tensor
@@ -69,6 +70,12 @@ class LinearLayer:
     skip_DD: Tensor | None
     valid_T: Tensor
     below: Mapping[int, Tensor] = field(default_factory=dict)
+    mid_TD: Tensor | None = None
+
+    @property
+    def read_TD(self) -> Tensor:
+        """What the layer's features read."""
+        return self.mlp_in_TD if self.mid_TD is None else self.mid_TD
 
     def through_attention(self, g_RTD: Tensor) -> Tensor:
         """Gradient at ``attn_out`` -> gradient at the residual stream that attention read."""
@@ -112,7 +119,7 @@ def linearise(
 
     Args:
         model: weights in fp32 or wider; bf16 attribution is irreproducible.
-        dictionaries: transcoders (``mlp_in`` -> ``mlp_out``) by layer; other layers enter as errors.
+        dictionaries: transcoders (``mlp_in`` or ``resid_mid`` -> ``mlp_out``) by layer; other layers enter as errors.
         tokens_T: one prompt.
 
     Raises:
@@ -160,10 +167,16 @@ def require_transcoders(dictionaries: Mapping[int, Dictionary], purpose: str, mo
     """
     for layer, dictionary in dictionaries.items():
         sites = (dictionary.cfg.site_in, dictionary.cfg.site_out)
+        residual = sites[0] == f"resid_mid.{layer}"
+        if residual and dictionary.W_skip is None and layer < model.n_layers and not model.blocks[layer].parallel:
+            sites = (f"mlp_in.{layer}", sites[1])
         if sites != (f"mlp_in.{layer}", f"mlp_out.{layer}"):
             raise MechstudyError(
                 f"layer {layer}: {purpose} need a transcoder from mlp_in.{layer} to mlp_out.{layer}; "
                 f"this dictionary maps {sites[0]} to {sites[1]}",
+                facts={"model": f"attention and MLP of {model.name} run in parallel: there is no {sites[0]}"}
+                if residual and layer < model.n_layers and model.blocks[layer].parallel
+                else None,
                 fix="set dictionaries.architecture.kind: transcoder (or skip_transcoder)",
             )
         if int(dictionary.sites_out[-1].partition(".")[2]) >= model.n_layers:
@@ -174,6 +187,11 @@ def require_transcoders(dictionaries: Mapping[int, Dictionary], purpose: str, mo
                 fix="one of this model",
             )
         refuse_other_tensor(model, dictionary)
+
+
+def site_read(dictionary: Dictionary, layer: int) -> Site:
+    """The site that the features of a layer's transcoder read: ``mlp_in``, or ``resid_mid``."""
+    return Site("resid_mid" if dictionary.cfg.site_in == f"resid_mid.{layer}" else "mlp_in", layer)
 
 
 def _linear_layer(
@@ -199,12 +217,14 @@ def _linear_layer(
     attention_bias = at_zero if norm_post is None else norm_post.forward(at_zero)
     norm_mlp = model.linear_norm(block.norm_mlp, pre if block.parallel else pre + attn_out)
 
-    features = bias = skip = None
+    features = bias = skip = mid = None
     valid = torch.zeros(pre.shape[0], dtype=torch.bool, device=pre.device)
     error = mlp_out
     if dictionary is not None:
-        valid = applies_at(dictionary, mlp_in, torch.arange(pre.shape[0], device=pre.device), mlp_out)
-        features = active_features(dictionary, mlp_in, valid)
+        mid = pre + attn_out if site_read(dictionary, layer).kind == "resid_mid" else None
+        read = mlp_in if mid is None else mid
+        valid = applies_at(dictionary, read, torch.arange(pre.shape[0], device=pre.device), mlp_out)
+        features = active_features(dictionary, read, valid)
         explained = torch.zeros_like(mlp_out).index_add(0, features.position_M, features.vector_MD)
         bias = dictionary.b_dec.to(pre) * valid[:, None]
         explained = explained + bias
@@ -220,7 +240,7 @@ def _linear_layer(
             error = error.index_add(0, x.features.position_M, below[at], alpha=-1)
     return LinearLayer(
         pattern, attention, norm_attn, norm_post, norm_mlp, block.parallel, mlp_in, features, error, bias,
-        attention_bias, skip, valid, below,
+        attention_bias, skip, valid, below, mid,
     )  # fmt: skip
 
 
@@ -241,10 +261,10 @@ def applies_at(
     return (position_N > 0) & dictionary.is_valid(x_ND, y_ND)
 
 
-def active_features(dictionary: Dictionary, mlp_in_TD: Tensor, valid_T: Tensor) -> ActiveFeatures:
-    """Features that are active at valid positions, with what each writes."""
-    acts_TF = dictionary.encode(mlp_in_TD.to(dictionary.b_enc)) * valid_T[:, None]
+def active_features(dictionary: Dictionary, x_TD: Tensor, valid_T: Tensor) -> ActiveFeatures:
+    """Features of inputs x that are active at valid positions, with what each writes."""
+    acts_TF = dictionary.encode(x_TD.to(dictionary.b_enc)) * valid_T[:, None]
     position, feature = acts_TF.nonzero(as_tuple=True)
-    value = acts_TF[position, feature].to(mlp_in_TD)
-    own, *later = (value[:, None] * rows.to(mlp_in_TD) for rows in dictionary.writes(feature))
+    value = acts_TF[position, feature].to(x_TD)
+    own, *later = (value[:, None] * rows.to(x_TD) for rows in dictionary.writes(feature))
     return ActiveFeatures(position, feature, value, own, tuple(later))

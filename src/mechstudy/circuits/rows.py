@@ -22,7 +22,8 @@ from mechstudy.dictionaries.dictionary import Dictionary
 class Target:
     """A scalar that is explained: ``value = <direction, reading point> + constant``.
 
-    ``layer`` is the block whose ``mlp_in`` is read, or the number of layers for the final normed residual.
+    ``layer`` is the block whose ``mlp_in`` (or ``resid_mid``) is read, or the number of layers for the final normed
+    residual.
     """
 
     layer: int
@@ -96,8 +97,11 @@ def direct_effects(prompt: LinearisedPrompt, index: SourceIndex, targets: Sequen
         first, n = n, _count(ranked, layer)
         g_pre = g_RTD[:n]
         if n > first:
-            new = x.norm_mlp.backward(_placed(ranked[first:n], like))
-            rows[first:n, index.own_bias] = _own_bias(ranked[first:n], x.norm_mlp.forward(zero))
+            new = _placed(ranked[first:n], like)
+            at_zero = zero
+            if x.mid_TD is None:
+                new, at_zero = x.norm_mlp.backward(new), x.norm_mlp.forward(zero)
+            rows[first:n, index.own_bias] = _own_bias(ranked[first:n], at_zero)
             g_mid = torch.cat([g_mid, new])
         if not n:
             continue
@@ -162,9 +166,9 @@ def feature_targets(
     dictionary = dictionaries[layer]
     positions = x.features.position_M[list(which_M)]
     features = x.features.feature_M[list(which_M)]
-    directions = dictionary.encoder_rows(features).to(x.mlp_in_TD)
-    constants = dictionary.b_enc[features].to(x.mlp_in_TD)
-    values = (directions * x.mlp_in_TD[positions]).sum(-1) + constants
+    directions = dictionary.encoder_rows(features).to(x.read_TD)
+    constants = dictionary.b_enc[features].to(x.read_TD)
+    values = (directions * x.read_TD[positions]).sum(-1) + constants
     return [
         Target(layer, int(p), d, float(c), float(v))
         for p, d, c, v in zip(positions, directions, constants, values, strict=True)

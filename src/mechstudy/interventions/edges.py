@@ -21,7 +21,7 @@ from mechstudy.behaviours.contrast import Contrast, WholeAnswers
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.aggregate import node_id
 from mechstudy.circuits.frozen import Delta, FrozenForward
-from mechstudy.circuits.linearised import LinearisedPrompt, linearise
+from mechstudy.circuits.linearised import LinearisedPrompt, linearise, site_read
 from mechstudy.circuits.question import Question
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress, Progress
@@ -34,7 +34,6 @@ from mechstudy.interventions.results import Cell, PartialTable, read_csv, write_
 from mechstudy.interventions.runner import EditedRows, Suite, Values, save_samples
 from mechstudy.machine.runtime import oom_backoff
 from mechstudy.models.language_model import LanguageModel
-from mechstudy.models.sites import Site
 from mechstudy.statistics.association import spearman
 from mechstudy.statistics.bootstrap import cluster_bootstrap
 
@@ -189,7 +188,7 @@ class EdgeEffects:
         [self.pair] = suite.pairs
         self.batch_tokens, self.progress = batch_tokens, progress
         layers = sorted({r.target.layer for r in self.removals if r.target is not None})
-        self.capture = [Site("mlp_in", layer) for layer in layers]
+        self.capture = [site_read(dictionaries[layer], layer) for layer in layers]
         self._frozen: dict[SourceRemoval, float] = {}
 
     def prepare(self) -> None:
@@ -216,7 +215,7 @@ class EdgeEffects:
             return before - after
         if removal.target is None:
             return Contrast.of_pair(self.pair).change(rows.clean.logits_BV[row], rows.logits_BV[row])
-        site = Site("mlp_in", removal.target.layer)
+        site = site_read(self.dictionaries[removal.target.layer], removal.target.layer)
         change_TD = (rows.unedited[site][row] - rows.edited[site][row])[list(removal.targets)]
         return _along(self.dictionaries, removal.target, change_TD)
 
@@ -253,7 +252,7 @@ def frozen_effects(
                     moved_TD = clean.final_BTD[0] - run.final_BTD[row]
                     changes[n] += sum(form.change(moved_TD) for form in forms)
                 else:
-                    change_TD = clean.mlp_in[target.layer][0, places] - run.mlp_in[target.layer][row, places]
+                    change_TD = clean.read[target.layer][0, places] - run.read[target.layer][row, places]
                     changes[n] += _along(dictionaries, target, change_TD)
         return changes
 
@@ -330,6 +329,6 @@ def _minus_written(prompt: LinearisedPrompt, source: FeatureAt, position: int) -
 
 
 def _along(dictionaries: Mapping[int, Dictionary], target: FeatureAt, change_TD: Tensor) -> float:
-    """Change of the target's pre-activation, summed over positions, by the change of its MLP input."""
+    """Change of the target's pre-activation, summed over positions, by the change of what it reads."""
     direction_D = dictionaries[target.layer].encoder_rows([target.feature])[0]
     return float((change_TD @ direction_D.to(change_TD)).sum())

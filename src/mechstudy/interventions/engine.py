@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechstudy.circuits.linearised import applies_at
+from mechstudy.circuits.linearised import applies_at, site_read
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.models.language_model import LanguageModel, Output
+from mechstudy.models.reading import SiteReader
 from mechstudy.models.sites import Site
 
 _ENCODE_ROWS = 512  # rows whose dense feature activations are held at a time
@@ -131,9 +132,10 @@ def site_edits(dictionaries: Mapping[int, Dictionary], rows: Sequence[Sequence[R
     for site, placed in vectors.items():
         chains[site].append(_vector_edit(placed))
     for layer, sets in features.items():
-        mlp_in: list[Tensor] = []
-        chains[Site("mlp_in", layer)].append(_recorder(mlp_in))
-        for site, change in _feature_edits(dictionaries[layer], layer, sets, mlp_in).items():
+        reader = SiteReader(site_read(dictionaries[layer], layer))
+        for site, keep in reader.edits.items():
+            chains[site].append(keep)
+        for site, change in _feature_edits(dictionaries[layer], layer, sets, reader).items():
             chains[site].append(change)
     return {site: _chain(edits) for site, edits in chains.items()}
 
@@ -153,14 +155,6 @@ def _chain(edits: Sequence[SiteEdit]) -> SiteEdit:
     return run
 
 
-def _recorder(into: list[Tensor]) -> SiteEdit:
-    def edit(x_BTD: Tensor) -> Tensor:
-        into.append(x_BTD)
-        return x_BTD
-
-    return edit
-
-
 def _vector_edit(placed: Sequence[tuple[int, AddVector | ReplaceVector]]) -> SiteEdit:
     def edit(x_BTD: Tensor) -> Tensor:
         x = x_BTD.clone()
@@ -173,7 +167,7 @@ def _vector_edit(placed: Sequence[tuple[int, AddVector | ReplaceVector]]) -> Sit
 
 
 def _feature_edits(
-    dictionary: Dictionary, layer: int, sets: Sequence[tuple[int, SetFeature]], mlp_in: list[Tensor]
+    dictionary: Dictionary, layer: int, sets: Sequence[tuple[int, SetFeature]], reader: SiteReader
 ) -> dict[Site, SiteEdit]:
     """Adds (new - live activation) x what the feature writes for every feature set, where the dictionary applies.
 
@@ -191,7 +185,7 @@ def _feature_edits(
         which_M = torch.tensor([number[row, e.position] for row, e in sets], device=device)
         feature_M = torch.tensor([e.feature for _, e in sets], device=device)
         own_M = torch.tensor([e.value is None for _, e in sets], device=device)
-        x_ND = mlp_in.pop()[row_N, position_N]
+        x_ND = reader.take()[row_N, position_N]
         live_M = x_ND.new_zeros(len(sets))
         for start, f_nF in encode_rows(dictionary, x_ND):
             here = (which_M >= start) & (which_M < start + f_nF.shape[0])

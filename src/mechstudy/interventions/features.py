@@ -15,14 +15,13 @@ from torch import Tensor
 
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.aggregate import ANSWER, OTHER, node_id
-from mechstudy.circuits.linearised import applies_at
+from mechstudy.circuits.linearised import applies_at, site_read
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.engine import encode_rows
 from mechstudy.models.batches import captured, length_buckets
 from mechstudy.models.language_model import LanguageModel
-from mechstudy.models.sites import Site
 
 ALL = "all"  # the position name that means every token
 
@@ -196,8 +195,8 @@ def recurring_features(nodes: Iterable[Mapping[str, Any]], config: InterventionC
 class NamedActivations:
     """Activations of features on some prompts, by named position.
 
-    Stored as MLP inputs (width D) of every token, so that any feature can be asked for later: row ``n`` is token
-    ``position_N[n]`` of prompt ``prompt_N[n]``.
+    Stored as the rows (width D) that dictionaries read, of every token, so that any feature can be asked for later: row
+    ``n`` is token ``position_N[n]`` of prompt ``prompt_N[n]``.
     """
 
     def __init__(
@@ -215,7 +214,7 @@ class NamedActivations:
         self.pairs = tuple(pairs)
         self._corrupted = corrupted
         tokens = [p.corrupted_tokens if corrupted else p.clean_tokens for p in pairs]
-        sites = [Site("mlp_in", layer) for layer in sorted(dictionaries)]
+        sites = [site_read(dictionaries[layer], layer) for layer in sorted(dictionaries)]
         parts: dict[int, list[Tensor]] = defaultdict(list)
         prompt: list[int] = []
         position: list[int] = []
@@ -268,7 +267,7 @@ class NamedActivations:
         return result
 
     def _at(self, layer: int, name: str) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
-        """MLP inputs [N, D], whether the dictionary applies [N], and prompt and clean position of each row."""
+        """Rows that the dictionary reads [N, D], whether it applies [N], and prompt and clean position of each."""
         places: list[tuple[int, int]] = []
         rows: list[int] = []
         for i, pair in enumerate(self.pairs):

@@ -12,6 +12,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.evaluation.loss_recovered import FIELD, UNDEFINED, loss_recovered
 from mechstudy.models.batches import length_buckets
+from mechstudy.models.reading import SiteReader
 from mechstudy.models.sites import Site
 
 
@@ -93,7 +94,7 @@ class _Splice:
 
     def __init__(self, dictionary: Dictionary, site_in: Site, site_out: Site) -> None:
         self._dictionary, self._in, self._out = dictionary, site_in, site_out
-        self._x_BTD: Tensor | None = None
+        self._reader = SiteReader(site_in)
         self.below: list[Tensor] = []  # inputs of lower layers, which the edit does not change
 
     def reconstructing(self) -> dict[Site, Any]:
@@ -104,18 +105,13 @@ class _Splice:
 
     def _with(self, replacement: Any) -> dict[Site, Any]:
         def replace(y_BTD: Tensor) -> Tensor:
-            x_BTD = y_BTD if self._in == self._out else self._x_BTD
-            assert x_BTD is not None  # site_in runs before site_out
+            x_BTD = y_BTD if self._in == self._out else self._reader.take()
             x_BTD = (torch.cat([*self.below, x_BTD], -1) if self.below else x_BTD).to(self._dictionary.b_enc)
             keep = ~self._dictionary.is_valid(x_BTD, y_BTD)
             keep[:, 0] = True
             return torch.where(keep[..., None].to(y_BTD.device), y_BTD, replacement(x_BTD, y_BTD))
 
-        return {self._out: replace} if self._in == self._out else {self._in: self._watch, self._out: replace}
-
-    def _watch(self, x_BTD: Tensor) -> Tensor:
-        self._x_BTD = x_BTD
-        return x_BTD
+        return {self._out: replace} if self._in == self._out else self._reader.edits | {self._out: replace}
 
 
 def _log_probs(logits_BTV: Tensor) -> Tensor:

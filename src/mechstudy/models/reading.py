@@ -1,0 +1,34 @@
+"""Records what a site holds in a pass with edits, for edits that depend on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from mechstudy.models.sites import Site
+
+
+class SiteReader:
+    """Remembers a site's activations of the running pass, by ``edits`` that change nothing; `take` returns them.
+
+    ``resid_mid`` has no edits of its own: it is the sum of ``resid_pre`` and ``attn_out``.
+    """
+
+    def __init__(self, site: Site) -> None:
+        parts = ("resid_pre", "attn_out") if site.kind == "resid_mid" else (site.kind,)
+        self._held: dict[Site, Tensor] = {}
+        self._sites = [Site(kind, site.layer) for kind in parts]
+        self.edits: dict[Site, Callable[[Tensor], Tensor]] = {part: self._keeping(part) for part in self._sites}
+
+    def take(self) -> Tensor:
+        """The activations [B, T, d], which are then forgotten."""
+        first, *others = (self._held.pop(site) for site in self._sites)
+        return first + others[0] if others else first
+
+    def _keeping(self, site: Site) -> Callable[[Tensor], Tensor]:
+        def keep(x_BTD: Tensor) -> Tensor:
+            self._held[site] = x_BTD
+            return x_BTD
+
+        return keep

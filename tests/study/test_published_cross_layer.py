@@ -109,6 +109,8 @@ def test_some_layers_and_another_runs_layers(world, run):
     planned = units(study(world, "planned", **{"from": "clt"}))
     held = {h.name: h for h in planned["attribute[mine]"].estimate.holds}["dictionaries"]
     assert held.count == 24 * 16 * (3 + 3 + 2 + 1)  # encoders, and what features of each layer write
+    estimates = [planned[f"published[{layer}]"].estimate.bytes_in_memory for layer in range(3)]
+    assert estimates[2] - estimates[0] == 4 * 24 * 16 * (2 + 2 + 1)  # two more layers are read to judge the last
 
 
 def test_changed_files_and_other_models_are_refused(world, tmp_path):

@@ -33,13 +33,17 @@ def graph_cost(
     with_skip: bool,
     max_features: int,
     tokens: int,
+    n_written: int = 1,
 ) -> GraphCost:
-    """The cost of a prompt of ``tokens`` tokens with such dictionaries on ``n_layers`` layers."""
+    """The cost of a prompt of ``tokens`` tokens with such dictionaries on ``n_layers`` layers.
+
+    ``n_written``: layers that a feature writes to, on average.
+    """
     active = min(k, n_features) * tokens * n_layers
     rows = min(max_features, active) + 1
     heads = x.head_dim * (x.n_heads + x.n_kv_heads)
     # A row passes the layers below the feature it explains: half of them.
-    per_row = tokens * x.d_model * heads * x.n_layers + 2.0 * active * x.d_model
+    per_row = tokens * x.d_model * heads * x.n_layers + 2.0 * active * n_written * x.d_model
     if with_skip:
         per_row += tokens * x.d_model**2 * n_layers
     sources = active + (x.n_layers + 1) * tokens
@@ -50,7 +54,7 @@ def graph_cost(
     numbers = (
         4 * rows * sources
         + _BUFFERS * min(rows, _ROWS_AT_ONCE) * tokens * x.d_model
-        + 2 * active * x.d_model
+        + (1 + n_written) * active * x.d_model
         + 6 * tokens * x.d_model * x.n_layers
     )
     return GraphCost(rows, rows * per_row + influence + encoding, moved, batches * x.n_layers, 4 * numbers)

@@ -44,8 +44,12 @@ class Published:
     @property
     def n_weights(self) -> int:
         """Numbers in its encoder and decoder."""
-        n_written = 1 if self.clt_layer is None else int(self.about["n_layers"]) - self.clt_layer
-        return int(self.about["d_sae"]) * (int(self.about["d_in"]) + n_written * int(self.about["d_out"]))
+        return int(self.about["d_sae"]) * (int(self.about["d_in"]) + self.n_written * int(self.about["d_out"]))
+
+    @property
+    def n_written(self) -> int:
+        """Layers that its features write to."""
+        return 1 if self.clt_layer is None else int(self.about["n_layers"]) - self.clt_layer
 
     @property
     def n_evaluated(self) -> int:

@@ -116,6 +116,7 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
             with_skip=architecture.kind == "skip_transcoder",
             max_features=a.max_features,
             tokens=TYPICAL_PROMPT,
+            n_written=max(1, -(-sum(one.n_written for one in plan.published) // max(1, len(plan.published)))),
         )
         forward = costs.forward(n * TYPICAL_PROMPT * 4, x.n_layers, "float32", batches=4 * n, logits=2 * n)
         work = [

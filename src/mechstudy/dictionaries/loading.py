@@ -121,25 +121,34 @@ def load_dictionaries(
         MechstudyError: there is none, one cannot be read or names no layer, or two read the same layer.
     """
 
-    def loaded(place: Place, layer: int | None = None) -> Dictionary:
+    def moved(one: Dictionary) -> Dictionary:
+        return one.to(device=str(device), dtype=dtype)
+
+    def loaded(place: Place, layer: int) -> Dictionary:
+        if isinstance(place, CrossLayerTranscoder):
+            return moved(place.layer(layer))
         if isinstance(place, Dictionary):
-            return place.to(device=str(device), dtype=dtype)
-        if (clt := _cross_layer(place)) is not None:
-            assert layer is not None
-            one = clt.layer(layer) if isinstance(clt, CrossLayerTranscoder) else load_layer(clt, layer)
-            return one.to(device=str(device), dtype=dtype)
-        assert not isinstance(place, CrossLayerTranscoder)
-        return _loaded(place, str(device), dtype, lazy)
+            return moved(place)
+        path = place if isinstance(place, Source) else local_path(place)
+        if isinstance(path, Path) and is_cross_layer(path):
+            return moved(load_layer(path, layer))
+        return _loaded(path, str(device), dtype, lazy)
 
     def layers(place: Place) -> Iterator[tuple[int, Dictionary, Place]]:
-        if (clt := _cross_layer(place)) is not None:
-            whole = clt if isinstance(clt, CrossLayerTranscoder) else CrossLayerTranscoder.load(clt)
-            for layer, part in whole.to(device=str(device), dtype=dtype).layers().items():
-                yield layer, part, place
+        if isinstance(place, CrossLayerTranscoder):
+            yield from ((layer, moved(one), place) for layer, one in place.layers().items())
             return
-        assert not isinstance(place, CrossLayerTranscoder)
-        for one in [place] if isinstance(place, Dictionary | Source) else sources(local_path(place)):
-            dictionary = loaded(one)
+        if isinstance(place, Dictionary):
+            yield _layer_of(place, place), moved(place), place
+            return
+        path = place if isinstance(place, Source) else local_path(place)
+        if isinstance(path, Path) and is_cross_layer(path):
+            first = load_layer(path, 0)
+            yield 0, moved(first), path
+            yield from ((layer, moved(load_layer(path, layer)), path) for layer in range(1, len(first.sites_out)))
+            return
+        for one in [path] if isinstance(path, Source) else sources(path):
+            dictionary = _loaded(one, str(device), dtype, lazy)
             yield _layer_of(dictionary, one), dictionary, one
 
     if isinstance(places, Mapping):
@@ -157,16 +166,6 @@ def load_dictionaries(
     if not by_layer:
         raise MechstudyError("no dictionaries are named", fix="a folder, or a list of folders")
     return DictionarySet(by_layer)
-
-
-def _cross_layer(place: Place) -> CrossLayerTranscoder | Path | None:
-    """The cross-layer transcoder at a place, or its folder; None where another dictionary is."""
-    if isinstance(place, CrossLayerTranscoder):
-        return place
-    if isinstance(place, Dictionary | Source):
-        return None
-    path = local_path(place)
-    return path if is_cross_layer(path) else None
 
 
 def _loaded(place: AnyPath | Source, device: str, dtype: torch.dtype | None, lazy: bool) -> Dictionary:

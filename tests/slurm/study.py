@@ -12,7 +12,7 @@ name: {name}
 model: {{source: '{source}'}}
 behaviours:
   - {{name: letters, file: letters.jsonl}}
-  - {{name: digits, file: digits.jsonl}}
+  - {{name: digits, file: digits.jsonl, strict: true}}
 baseline: {{on_fail: continue, bootstrap: 100}}
 capture: {{layers: 0-3, positions: last-2}}
 corpus: {{source: 'text:text.txt', tokens: 4096, held_out_tokens: 1024, context: 32}}

@@ -23,4 +23,4 @@ def test_a_folder_computes_here_what_it_computes_there(name, threshold, dictiona
     dictionary_learning("make", folder=tmp_path, name=name, d=D, width=F, k=K, threshold=threshold)
     dictionary = Dictionary.load(tmp_path)
     assert_computes(dictionary, x, tmp_path)
-    assert dictionary.cfg.site_in == "resid_post_8" and dictionary.metadata["model_name"] == "some/model"
+    assert dictionary.cfg.site_in == "resid_post.8" and dictionary.metadata["model_name"] == "some/model"

@@ -43,7 +43,7 @@ class BaselinePhase(Phase[BaselineSpec, BaselineInputs]):
     kind = name = "baseline"
     per = "behaviour"
     title, report_field = "Baseline", "baselines"
-    version = 1
+    version = 2
     spec, inputs = BaselineSpec, BaselineInputs
     usage = PhaseProfile(gpu=(0.60, 0.80))
     command = Command(

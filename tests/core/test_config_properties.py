@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 from ruamel.yaml import YAML
@@ -44,20 +44,23 @@ roots = st.builds(
 )
 
 
-def written(config: Config, path: Path) -> None:
+def written(config: Config, path: Path, *, flow: bool) -> None:
     yaml = YAML(typ="safe", pure=True)
     yaml.allow_unicode = True
-    yaml.default_flow_style = False  # in a flow list, ruamel writes the text "?0" without quotes: a key
+    yaml.default_flow_style = None if flow else False  # None: the innermost lists in brackets
     yaml.dump(config.canonical(), path)
 
 
 @settings(deadline=None)
-@example(Root(text="", number=0.0, leaves=(Leaf(n=0, words=("?0",)),)))
-@given(roots)
-def test_a_dumped_config_loads_back_equal(root):
+@example(Root(text="", number=0.0, leaves=(Leaf(n=0, words=("?0",)),)), False)
+@given(roots, st.booleans())
+def test_a_dumped_config_loads_back_equal(root, flow):
+    words = [word for leaf in (*root.leaves, *root.by_name.values()) for word in leaf.words]
+    # ruamel writes the text "?0" in brackets without quotes, and reads it as a key there.
+    assume(not (flow and any(word.startswith("?") for word in words)))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "c.yaml"
-        written(root, path)
+        written(root, path, flow=flow)
         assert load_config(path, Root) == root
 
 

@@ -107,7 +107,8 @@ def open_study(
     file = Path(file)
     study, lines = load_study(file, overrides)
     base = file.parent.resolve()
-    if out is not None and out.exists() and not out.is_dir():
+    out = out or Path("runs") / study.name
+    if out.exists() and not out.is_dir():
         raise MechstudyError("a run is a folder, and this is a file", where=str(out), fix="another --out")
     try:
         own_prompts = outlines(study, base)
@@ -115,13 +116,12 @@ def open_study(
     except MechstudyError as error:
         raise _located(error, lines) from error
     try:
-        source, pin_note = _pinned(out or Path("runs") / study.name, study.model.source, base)
+        source, pin_note = _pinned(out, study.model.source, base)
         folder, config = _model(source, base, fetch, say)
         shapes = shapes_of(config)
     except MechstudyError as error:
         what = error.what if error.where is None else f"{error.what} ({error.where})"
         raise lines.error("model.source", what, facts=error.facts, fix=error.fix) from error
-    out = out or Path("runs") / study.name
     try:
         study, date_notes = with_chat_date(study, folder, out)
     except MechstudyError as error:

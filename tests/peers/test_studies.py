@@ -13,6 +13,7 @@ import yaml
 import mechstudy as ms
 from mechstudy.dictionaries.loading import load_dictionaries
 from mechstudy.study.finished import dictionary_places, latest
+from tests.peers.environment import ROOT
 from tests.peers.exchange import D, F, K, assert_computes, write_rows
 from tests.support.tiny_study import write_study
 
@@ -73,7 +74,7 @@ def test_an_entry_of_saelens_registry_is_asked_for_on_the_hub(python, tmp_path):
     config = yaml.safe_load(file.read_text())
     config["dictionaries"] = {"from": {1: "saelens:gpt2-small-res-jb/blocks.8.hook_resid_pre"}}
     file.write_text(yaml.safe_dump(config))
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"), "PYTHONPATH": str(ROOT / "src")}
     command = [str(python), "-m", "mechstudy", "plan", str(file)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "hf:jbloom/GPT2-Small-SAEs-Reformatted" in done.stderr + done.stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -50,6 +50,8 @@ class PromptPair(Config):
             wrong answer with the same first token (whole answers: of which one begins with the other).
     """
 
+    optional: ClassVar[frozenset[str]] = frozenset({"corrupted_positions", "answer_sets", "whole_answers"})
+
     id: str
     template: str
     group: str
@@ -66,11 +68,6 @@ class PromptPair(Config):
     corrupted_positions: dict[str, int] | None = None
     answer_sets: Answers | None = None
     whole_answers: Literal[True] | None = None
-
-    def canonical(self) -> dict[str, Any]:
-        """Every field as plain JSON, without those that are None."""
-        values = super().canonical()
-        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def all_answers(self) -> tuple[str, ...]:

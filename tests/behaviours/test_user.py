@@ -8,12 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mechstudy.behaviours.remarks import too_long
+from mechstudy.behaviours.remarks import continues_a_word, too_long
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.behaviours.user import (
     PromptSource,
     UserPrompts,
-    joined_words,
     load_jsonl,
     outline,
     outline_jsonl,
@@ -157,14 +156,10 @@ def test_a_broken_line_is_named_with_its_defect_and_fix(tmp_path, row: object, w
     assert fix in (error.fix or "")
 
 
-def test_answers_that_continue_the_last_word_are_found(tmp_path):
-    def pair(clean: str, answer: str) -> PromptPair:
-        base = load_one(tmp_path, GOOD)
-        return base.model_copy(update={"clean": clean, "answer": answer, "wrong_answer": answer})
-
-    suspect = [pair("the city of", "Paris"), pair("un", "able")]
-    fine = [pair("the city of", " Paris"), pair("2 + 2 = ", "4"), pair("A:\n", "Yes"), pair("首都是", "北京")]
-    assert joined_words([*suspect, *fine]) == suspect
+def test_answers_that_continue_the_last_word_are_found():
+    suspect = [("the city of", "Paris"), ("un", "able"), ("un", " able", "able")]
+    fine = [("the city of", " Paris"), ("2 + 2 = ", "4"), ("A:\n", "Yes"), ("首都是", "北京")]
+    assert [texts for texts in [*suspect, *fine] if continues_a_word(*texts)] == suspect
 
 
 @given(st.lists(st.sampled_from(["train", "test", None]), min_size=4, max_size=12))

@@ -13,7 +13,7 @@ from mechstudy.behaviours.formats import converted
 from mechstudy.behaviours.hub_files import DataFile, hub_files, is_hub
 from mechstudy.behaviours.pairing import tokenised
 from mechstudy.behaviours.readers import Broken, Row, Rows, read_rows
-from mechstudy.behaviours.remarks import Texts, continues_a_word, remarks
+from mechstudy.behaviours.remarks import Texts, remarks
 from mechstudy.behaviours.row_checks import ANSWERS, KEYS, REQUIRED, checked_row, renamed
 from mechstudy.behaviours.schema import SPLITS, AnswerSets, Encode, PromptPair
 from mechstudy.behaviours.special_text import CHAT_MARKUP, FOREIGN, OWN_BOS, Opening
@@ -282,11 +282,6 @@ def outline_jsonl(path: Path) -> Outline:
 def count_kinds(broken: Mapping[int, Broken]) -> dict[str, int]:
     """Number of lines with each defect, the most frequent first."""
     return dict(Counter(error.kind for _, error in sorted(broken.items())).most_common())
-
-
-def joined_words(pairs: Iterable[PromptPair]) -> list[PromptPair]:
-    """Pairs whose answer continues the prompt's last word (`remarks.continues_a_word`)."""
-    return [pair for pair in pairs if continues_a_word(pair.clean, *pair.all_answers, *pair.all_wrong_answers)]
 
 
 def _require_both(path: Path, n: Mapping[str, int], broken: Mapping[int, Broken], n_lines: int) -> None:

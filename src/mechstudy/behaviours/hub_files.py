@@ -8,12 +8,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from mechstudy.behaviours.readers import ENDINGS
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.sizes import human
 from mechstudy.models import hub
 
 PREFIX = "hf:"
-ENDINGS = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 MOST_BYTES = 1 << 30
 _SPLITS = ("train", "validation", "valid", "val", "dev", "test")
 _TEST = ("test", "validation", "valid", "val", "dev")  # by preference

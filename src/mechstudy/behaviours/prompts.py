@@ -9,6 +9,7 @@ from typing import Literal, overload
 
 import polars as pl
 
+from mechstudy.behaviours.readers import ENDINGS
 from mechstudy.behaviours.registry import BEHAVIOURS, behaviour
 from mechstudy.behaviours.sampling import sample
 from mechstudy.behaviours.schema import AnswerSets, PromptPair
@@ -151,9 +152,4 @@ def checked_pairs(pairs: Iterable[PromptPair]) -> list[PromptPair]:
 
 def _is_file(source: str | Path) -> bool:
     text = str(source)
-    return (
-        isinstance(source, Path)
-        or Path(text).expanduser().is_file()
-        or "/" in text
-        or Path(text).suffix in (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-    )
+    return isinstance(source, Path) or Path(text).expanduser().is_file() or "/" in text or Path(text).suffix in ENDINGS

@@ -197,4 +197,5 @@ def _parquet(path: Path) -> Iterator[tuple[int, Row | Broken]]:
     yield from enumerate(frame.iter_rows(named=True), start=1)
 
 
-_READERS = {".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
+_READERS = {".parquet": _parquet, ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv}
+ENDINGS = tuple(_READERS)

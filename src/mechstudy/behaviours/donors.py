@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from mechstudy.behaviours.readers import Broken, Row
 from mechstudy.behaviours.schema import PromptPair
-from mechstudy.behaviours.splits import group_of, hashed, stated_splits
+from mechstudy.behaviours.splits import group_of, split_of, stated_splits
 from mechstudy.behaviours.tokenise import Tokens
 
 TRIES = 50
@@ -59,8 +59,7 @@ class Donors:
         )
 
     def _kind(self, row: Row) -> tuple[str, str, int]:
-        group = group_of(row)
-        split = self._stated[group][0] if group in self._stated else hashed(group)
+        split = split_of(group_of(row), self._stated)
         return split, row.get("template", "user"), 0 if self._align else len(self._tokens(row["clean"]))
 
     def _rank(self, clean: str, other: int) -> bytes:

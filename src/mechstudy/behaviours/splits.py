@@ -15,9 +15,9 @@ def group_of(row: Mapping[str, Any]) -> str:
     return str(row.get("group", row["clean"]))
 
 
-def hashed(group: str) -> str:
-    """The split of a group that states none."""
-    return SPLITS[hashlib.sha256(group.encode()).digest()[0] % 2]
+def split_of(group: str, stated: Mapping[str, tuple[str, int]]) -> str:
+    """The split of a group: the stated one (`stated_splits`), else the one of its hash."""
+    return stated[group][0] if group in stated else SPLITS[hashlib.sha256(group.encode()).digest()[0] % 2]
 
 
 def stated_splits(rows: Mapping[int, Mapping[str, Any]], broken: dict[int, Broken]) -> dict[str, tuple[str, int]]:
@@ -42,17 +42,14 @@ def stated_splits(rows: Mapping[int, Mapping[str, Any]], broken: dict[int, Broke
 def splits_of(
     rows: Mapping[int, Mapping[str, Any]], pairs: Mapping[int, PromptPair], broken: dict[int, Broken]
 ) -> dict[int, str]:
-    """The split of each line: the one its group states, else the one of the group's hash.
-
-    A line whose clean prompt is in the other split is broken.
-    """
+    """The split of each line. A line whose clean prompt is in the other split is broken."""
     stated = stated_splits({number: rows[number] for number in pairs}, broken)
-    split_of = {}
+    splits = {}
     first_lines: dict[str, int] = {}
     for number, pair in pairs.items():
-        split_of[number] = stated[pair.group][0] if pair.group in stated else hashed(pair.group)
+        splits[number] = split_of(pair.group, stated)
         first = first_lines.setdefault(pair.clean, number)
-        if split_of[first] != split_of[number]:
+        if splits[first] != splits[number]:
             broken.setdefault(
                 number,
                 Broken(
@@ -61,7 +58,7 @@ def splits_of(
                     "clean prompt in both splits",
                 ),
             )
-    return split_of
+    return splits
 
 
 def mark_repeats(pairs: Mapping[int, PromptPair], broken: dict[int, Broken]) -> None:

@@ -17,7 +17,7 @@ from mechstudy.behaviours.remarks import Texts, remarks
 from mechstudy.behaviours.row_checks import ANSWERS, KEYS, REQUIRED, checked_row, renamed
 from mechstudy.behaviours.schema import SPLITS, AnswerSets, Encode, PromptPair
 from mechstudy.behaviours.special_text import CHAT_MARKUP, FOREIGN, OWN_BOS, Opening
-from mechstudy.behaviours.splits import group_of, hashed, mark_repeats, splits_of, stated_splits
+from mechstudy.behaviours.splits import group_of, mark_repeats, split_of, splits_of, stated_splits
 from mechstudy.behaviours.tokenise import TOO_LONG, Tokens, require_open_end, texts_of
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.context import ContextLength
@@ -182,7 +182,7 @@ def read_prompts(source: PromptSource, encode: Encode, context: ContextLength | 
             pairs[number] = pair(row, number) if donors is None else donors.first(number, pair)
         except Broken as error:
             broken[number] = error
-    split_of = splits_of(rows, pairs, broken)
+    splits = splits_of(rows, pairs, broken)
     mark_repeats(pairs, broken)
     n_lines = len(rows.keys() | broken.keys())
     if broken and source.strict:
@@ -190,7 +190,7 @@ def read_prompts(source: PromptSource, encode: Encode, context: ContextLength | 
     if fatal := {number: error for number, error in broken.items() if error.kind in FATAL}:
         raise report_of(source.path, fatal, n_lines)
     result: dict[str, list[PromptPair]] = {
-        split: [pairs[number] for number in pairs if number not in broken and split_of[number] == split]
+        split: [pairs[number] for number in pairs if number not in broken and splits[number] == split]
         for split in SPLITS
     }
     _require_both(source.path, {split: len(result[split]) for split in SPLITS}, broken, n_lines)
@@ -243,13 +243,13 @@ def outline(source: PromptSource) -> Outline:
         raise report_of(source.path, broken, n_lines)
     rows = {number: row for number, row in read.rows.items() if number not in broken}
     groups = [group_of(row) for row in rows.values()]
-    splits = [stated[group][0] if group in stated else hashed(group) for group in groups]
+    splits = [split_of(group, stated) for group in groups]
     n: dict[str, int] = {split: splits.count(split) for split in SPLITS}
     if broken:
         _require_both(source.path, n, broken, n_lines)
     named = [row["positions"] if isinstance(row.get("positions"), dict) else {} for row in rows.values()]
     common = [name for name in named[0] if all(name in others for others in named)]
-    split_of = dict(zip(groups, splits, strict=True))
+    by_group = dict(zip(groups, splits, strict=True))
     texts = [
         Texts(
             str(row.get("id", f"line-{number:04d}")),
@@ -262,7 +262,7 @@ def outline(source: PromptSource) -> Outline:
     return Outline(
         n,
         (*common, "last"),
-        n_groups={split: list(split_of.values()).count(split) for split in SPLITS},
+        n_groups={split: list(by_group.values()).count(split) for split in SPLITS},
         left_out=count_kinds(broken),
         n_lines=n_lines,
         remarks=tuple(remarks(texts)),

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from mechstudy.behaviours.metrics import DIFFERENCE, OF_SETS
-from mechstudy.behaviours.schema import AnswerSets, PromptPair
+from mechstudy.behaviours.schema import AnswerSets, PromptPair, n_shared
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,7 @@ class WholeAnswers:
     @property
     def departure(self) -> int:
         """The index of the first token in which the answers differ."""
-        same = [a == b for a, b in zip(self.right, self.wrong, strict=False)]
-        return (*same, False).index(False)
+        return n_shared(self.right, self.wrong)
 
 
 @dataclass(frozen=True)

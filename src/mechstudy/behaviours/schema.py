@@ -158,13 +158,17 @@ def _quoted(texts: Sequence[str]) -> str:
     return " | ".join(map(repr, texts))
 
 
+def n_shared(one: Sequence[object], other: Sequence[object]) -> int:
+    """Number of items with which both sequences begin."""
+    return [*(a == b for a, b in zip(one, other, strict=False)), False].index(False)
+
+
 def aligned(clean: Sequence[int], corrupted: Sequence[int], index: int) -> int | None:
     """The index in ``corrupted`` of a token of ``clean``.
 
     The same in the part that both begin with, else as far from the end; None where that falls into the common part.
     """
-    same = [a == b for a, b in zip(clean, corrupted, strict=False)]
-    shared = (*same, False).index(False)
+    shared = n_shared(clean, corrupted)
     if index < shared:
         return index
     there = index - len(clean) + len(corrupted)

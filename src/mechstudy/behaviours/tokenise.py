@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mechstudy.behaviours.schema import Encode
+from mechstudy.behaviours.schema import Encode, n_shared
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.context import ContextLength
 
@@ -195,8 +195,7 @@ def texts_of(answer: str | Sequence[str]) -> tuple[str, ...]:
 
 def _shared(answer: str, wrong: str) -> str:
     """The hint that both prompts may end with what the answers share, such as the 4 of 43 and 44."""
-    same = [a == b for a, b in zip(answer, wrong, strict=False)]
-    shared = answer[: (*same, False).index(False)]
+    shared = answer[: n_shared(answer, wrong)]
     if not shared.strip() or shared in (answer, wrong):
         return ""
     return f", or end both prompts with the part that the answers share, {shared!r}"

@@ -28,11 +28,11 @@ def tokenised(
     default_id: str,
     tokens: Tokens,
     opening: Opening,
-    context: ContextLength | None = None,
+    context: ContextLength | None,
     *,
-    align: bool = False,
-    answer_sets: AnswerSets | None = None,
-    whole: bool = False,
+    align: bool,
+    answer_sets: AnswerSets | None,
+    whole: bool,
 ) -> PromptPair:
     """The pair of a checked row.
 

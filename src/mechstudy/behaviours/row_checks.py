@@ -102,7 +102,7 @@ def checked_row(row: Row, required: tuple[str, ...] = REQUIRED) -> Row:
 
 
 def _answers(name: str, value: object) -> str | list[str]:
-    """One answer as a text, several as a list of texts; whole numbers, as tables hold years, become their digits.
+    """One answer as a text, several as a list of texts, in which whole numbers become their digits.
 
     A table holds several as a JSON list.
     """

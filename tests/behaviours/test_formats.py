@@ -187,6 +187,17 @@ def test_the_shape_of_a_row_is_recognised(name: str):
     assert format_of(ROWS[name][0]) == name
 
 
+@pytest.mark.parametrize("name", ["docstring", "ioi", "greater-than", "gendered-pronouns"])
+def test_auto_circuits_shape_is_read_under_each_of_its_names(name: str):
+    row, pair = ROWS["docstring"]
+    assert converted(name, row, None) == pair
+
+
+def test_a_key_of_another_shape_is_no_reason_to_read_a_row_as_that_one():
+    row, pair = ROWS["greater-than"]
+    assert converted("greater-than", row | {"answers": ["52"]}, None) == pair
+
+
 def test_a_row_with_our_own_keys_is_of_no_format():
     assert format_of({"clean": "a", "corrupted": "b", "answer": "c", "wrong_answer": "d", "label": 1}) is None
 

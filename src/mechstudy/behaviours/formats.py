@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mechstudy.behaviours.readers import Broken, Row
@@ -13,51 +12,37 @@ COUNTERFACTUAL = "_counterfactual"
 _GLUED = ("\n", "\t", '"', "'", "(", "[", "{", "/", "-", "_", "$")  # an answer follows these without a space
 
 
-@dataclass(frozen=True)
-class Format:
-    """A published shape.
-
-    Attributes:
-        origin: who publishes files of this shape.
-        shapes: the keys by which a row is recognised; one of them suffices.
-        convert: function of (row, name of the counterfactual, or None for the shape's usual one) that returns a row
-            with mechstudy's keys.
-
-    Raises:
-        Broken: ``convert`` finds a key or a value that is not of the shape.
-    """
-
-    origin: str
-    shapes: tuple[frozenset[str], ...]
-    convert: Callable[[Row, str | None], Row]
-
-    def fits(self, row: Mapping[str, Any]) -> bool:
-        """Whether the row has the keys of the shape."""
-        return any(shape <= row.keys() for shape in self.shapes)
+Convert = Callable[[Row, str | None], Row]
+"""Of a row and the name of the counterfactual (None for the shape's usual one), the row with mechstudy's keys."""
 
 
 def converted(name: str, row: Row, counterfactual: str | None) -> Row:
     """The row with mechstudy's keys.
 
     Raises:
-        Broken: the row is not of this shape.
+        Broken: the row is not of this shape, or has a value that is not of it.
     """
-    shape = FORMATS[name]
-    if not shape.fits(row):
-        expected = " | ".join(", ".join(sorted(keys)) for keys in shape.shapes)
+    convert = _conversion(name, row)
+    if convert is None:
+        expected = " | ".join(", ".join(sorted(keys)) for keys in FORMATS[name])
         raise Broken(
             f"not of the shape {name}, whose keys are {expected}",
             f"this line has {', '.join(map(str, row)) or 'no keys'}: another format, or columns:",
             f"not of the shape {name}",
         )
-    return shape.convert(row, counterfactual)
+    return convert(row, counterfactual)
 
 
 def format_of(row: Mapping[str, Any]) -> str | None:
     """The name of the first shape that the row has, None if it has none of them."""
     if row.keys() >= _OURS:
         return None
-    return next((name for name, shape in FORMATS.items() if shape.fits(row)), None)
+    return next((name for name in FORMATS if _conversion(name, row) is not None), None)
+
+
+def _conversion(name: str, row: Mapping[str, Any]) -> Convert | None:
+    """The conversion of the first shape of a format whose keys the row has."""
+    return next((convert for keys, convert in FORMATS[name].items() if keys <= row.keys()), None)
 
 
 def text_of(row: Mapping[str, Any], key: str) -> str:
@@ -87,7 +72,7 @@ def _feature_circuits(row: Row, _: str | None) -> Row:
     return _pair(*values, template=row.get("case"))
 
 
-def _auto_circuit(row: Row) -> Row:
+def _auto_circuit(row: Row, _: str | None) -> Row:
     answers = [row["answers"], row["wrong_answers"]]
     for listed in answers:
         if not isinstance(listed, Sequence) or isinstance(listed, str) or not listed:
@@ -130,16 +115,17 @@ def _choice(row: Row, key: object) -> str:
     raise Broken(f"answerKey {key!r} is none of the {len(texts)} choices", "the choice's number from 0, or its label")
 
 
+def _ioi_table(row: Row, _: str | None) -> Row:
+    """The answers are token ids of another tokenizer, so the names are those of the prompt."""
+    clean = text_of(row, "clean")
+    names = re.search(r"\b([A-Z]\w+) and ([A-Z]\w+)\b", clean)
+    if names is None or (clean.count(names[1]) > 1) == (clean.count(names[2]) > 1):
+        raise Broken("no two names of which one recurs", "columns:, with the answers as texts")
+    io, subject = names.groups() if clean.count(names[2]) > 1 else reversed(names.groups())
+    return _pair(clean, text_of(row, "corrupted"), io, subject, group=" ".join(sorted((io, subject))))
+
+
 def _ioi(row: Row, asked: str | None) -> Row:
-    if "answers" in row:
-        return _auto_circuit(row)
-    if "correct_idx" in row:
-        clean = text_of(row, "clean")
-        names = re.search(r"\b([A-Z]\w+) and ([A-Z]\w+)\b", clean)
-        if names is None or (clean.count(names[1]) > 1) == (clean.count(names[2]) > 1):
-            raise Broken("no two names of which one recurs", "columns:, with the answers as texts")
-        io, subject = names.groups() if clean.count(names[2]) > 1 else reversed(names.groups())
-        return _pair(clean, text_of(row, "corrupted"), io, subject, group=" ".join(sorted((io, subject))))
     other = _other(row, asked, ("s2_io_flip", "abc"))
     right, key = _choice(row, row["answerKey"]), row["answerKey"]
     wrong = next((str(name) for number, name in enumerate(row["choices"]) if number != key and name != right), "")
@@ -160,11 +146,9 @@ def _ioi(row: Row, asked: str | None) -> Row:
 
 
 def _greater_than(row: Row, _: str | None) -> Row:
-    if "answers" in row:
-        return _auto_circuit(row)
     clean = text_of(row, "clean").rstrip(" ")
     years = re.findall(r"\d{4}", clean)
-    label = str(row.get("label", years[0][2:] if years else ""))
+    label = str(row["label"])
     if not label.isdecimal() or not 1 <= int(label) <= 97:
         raise Broken(
             f"the year {label or 'is missing'} leaves no later and earlier one", "a two-digit year from 1 to 97"
@@ -180,8 +164,6 @@ def _greater_than(row: Row, _: str | None) -> Row:
 
 
 def _gendered_pronouns(row: Row, _: str | None) -> Row:
-    if "answers" in row:
-        return _auto_circuit(row)
     for right, wrong in (("answer", "wrong_answer"), ("clean_answer", "corrupted_answer"), ("correct", "incorrect")):
         if right in row and wrong in row:
             return _pair(*(text_of(row, key) for key in ("clean", "corrupted", right, wrong)))
@@ -190,10 +172,6 @@ def _gendered_pronouns(row: Row, _: str | None) -> Row:
         raise Broken("the answers are token ids of another tokenizer", "columns:, with the pronouns as texts")
     other = {"he": "she", "she": "he", "him": "her", "her": "him", "his": "her"}[ending[1]]
     return _pair(text_of(row, "clean"), text_of(row, "corrupted"), ending[1], other)
-
-
-def _docstring(row: Row, _: str | None) -> Row:
-    return _auto_circuit(row)
 
 
 def _arithmetic(row: Row, asked: str | None) -> Row:
@@ -260,46 +238,36 @@ def _keys(*names: str) -> frozenset[str]:
 _OURS = _keys("clean", "corrupted", "answer", "wrong_answer")
 _AUTO_CIRCUIT = _keys("clean", "corrupt", "answers", "wrong_answers")
 _INDICES = _keys("clean", "corrupted", "correct_idx", "incorrect_idx")
-FORMATS: Mapping[str, Format] = {
-    "feature-circuits": Format(
-        "saprmarks/feature-circuits, data/*.json",
-        (_keys("clean_prefix", "patch_prefix", "clean_answer", "patch_answer"),),
-        _feature_circuits,
-    ),
-    "mib-arithmetic": Format(
-        "mib-bench/arithmetic_addition, arithmetic_subtraction",
-        (_keys("prompt", "label", "operand1", "operand2"),),
-        _arithmetic,
-    ),
-    "ravel": Format("mib-bench/ravel", (_keys("prompt", "entity", "attribute"),), _ravel),
-    "arc": Format(
-        "mib-bench/arc_easy, arc_challenge; allenai/ai2_arc",
-        (_keys("question", "choices", "answerKey"),),
-        _arc,
-    ),
-    "ioi": Format(
-        "mib-bench/ioi; hannamw/EAP-IG ioi.csv; UFO101/auto-circuit",
-        (_keys("prompt", "choices", "answerKey", "metadata"), _INDICES, _AUTO_CIRCUIT),
-        _ioi,
-    ),
-    "mcqa": Format("mib-bench/copycolors_mcqa", (_keys("prompt", "choices", "answerKey"),), _mcqa),
-    "docstring": Format("UFO101/auto-circuit docstring_prompts.json", (_AUTO_CIRCUIT,), _docstring),
-    "greater-than": Format(
-        "hannamw/EAP-IG greater_than_data.csv; UFO101/auto-circuit",
-        (_keys("clean", "corrupted", "label"), _AUTO_CIRCUIT),
-        _greater_than,
-    ),
-    "gendered-pronouns": Format(
-        "hannamw/EAP-IG gender.csv; UFO101/auto-circuit",
-        (
-            _keys("clean", "corrupted", "pronoun"),
-            _keys("clean", "corrupted", "clean_answer", "corrupted_answer"),
-            _keys("clean", "corrupted", "correct", "incorrect"),
-            _keys("clean", "corrupted", "answer", "wrong_answer"),
-            _keys("clean", "corrupted", "label"),
-            _INDICES,
-            _AUTO_CIRCUIT,
-        ),
-        _gendered_pronouns,
-    ),
+_PRONOUNS = (
+    _keys("clean", "corrupted", "pronoun"),
+    _keys("clean", "corrupted", "clean_answer", "corrupted_answer"),
+    _keys("clean", "corrupted", "correct", "incorrect"),
+    _OURS,
+    _keys("clean", "corrupted", "label"),
+    _INDICES,
+)
+# The conversion for each set of keys that rows of a format have; the first set that a row has decides.
+FORMATS: Mapping[str, Mapping[frozenset[str], Convert]] = {
+    # saprmarks/feature-circuits, data/*.json
+    "feature-circuits": {_keys("clean_prefix", "patch_prefix", "clean_answer", "patch_answer"): _feature_circuits},
+    # mib-bench/arithmetic_addition, arithmetic_subtraction
+    "mib-arithmetic": {_keys("prompt", "label", "operand1", "operand2"): _arithmetic},
+    # mib-bench/ravel
+    "ravel": {_keys("prompt", "entity", "attribute"): _ravel},
+    # mib-bench/arc_easy, arc_challenge; allenai/ai2_arc
+    "arc": {_keys("question", "choices", "answerKey"): _arc},
+    # mib-bench/ioi; hannamw/EAP-IG ioi.csv; UFO101/auto-circuit
+    "ioi": {
+        _keys("prompt", "choices", "answerKey", "metadata"): _ioi,
+        _INDICES: _ioi_table,
+        _AUTO_CIRCUIT: _auto_circuit,
+    },
+    # mib-bench/copycolors_mcqa
+    "mcqa": {_keys("prompt", "choices", "answerKey"): _mcqa},
+    # UFO101/auto-circuit docstring_prompts.json
+    "docstring": {_AUTO_CIRCUIT: _auto_circuit},
+    # hannamw/EAP-IG greater_than_data.csv; UFO101/auto-circuit
+    "greater-than": {_keys("clean", "corrupted", "label"): _greater_than, _AUTO_CIRCUIT: _auto_circuit},
+    # hannamw/EAP-IG gender.csv; UFO101/auto-circuit
+    "gendered-pronouns": {**dict.fromkeys(_PRONOUNS, _gendered_pronouns), _AUTO_CIRCUIT: _auto_circuit},
 }

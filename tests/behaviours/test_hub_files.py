@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,33 @@ def test_files_are_fetched_unless_they_are_large(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "dataset_files", lambda *_, **__: {"train.csv": 1 << 31})
     with pytest.raises(MechstudyError, match="its files are 2"):
         hub_files("hf:a/b")
+
+
+@pytest.fixture
+def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The snapshot of a dataset of which train.csv and test.csv were fetched, without a network."""
+    commit = "a" * 40
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    names = ("README.md", "train.csv", "test.csv", "validation.csv", "x/train.csv")
+    listing = {"format_version": 1, "files": {name: {"size": 1, "blob_id": "b" * 40} for name in names}}
+    written = {f"snapshots/{commit}/{name}": "" for name in ("train.csv", "test.csv")}
+    for place, text in (written | {"refs/main": commit, f"trees/{commit}.json": json.dumps(listing)}).items():
+        file = tmp_path / "datasets--acme--set" / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return tmp_path / "datasets--acme--set" / "snapshots" / commit
+
+
+def test_files_that_were_fetched_alone_are_read_without_a_network(fetched):
+    assert files("hf:acme/set", fetched) == [("train.csv", "train"), ("test.csv", "test")]
+    assert files("hf:acme/set:train", fetched) == [("train.csv", None)]
+
+
+@pytest.mark.parametrize("name", ["hf:acme/set:validation", "hf:acme/set:x"])
+def test_files_that_were_not_fetched_are_not_replaced_by_others(fetched, name: str):
+    with pytest.raises(MechstudyError, match="the hub"):
+        hub_files(name)
 
 
 def test_prompts_of_a_dataset_are_in_the_splits_of_its_files(cache):

@@ -67,9 +67,12 @@ def hub_files(name: str) -> tuple[DataFile, ...]:
     dataset = _Dataset.parse(name)
     folder = hub.cached_dataset(dataset.repo, revision=dataset.revision)
     if folder is not None:
-        cached = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
         with suppress(MechstudyError):  # other files of it were fetched
-            return tuple(DataFile(folder / file, split) for file, split in _chosen(name, dataset, cached))
+            cached = [
+                DataFile(folder / file, split) for file, split in _chosen(name, dataset, hub.listed_files(folder))
+            ]
+            if all(file.path.exists() for file in cached):
+                return tuple(cached)
     sizes = hub.dataset_files(dataset.repo, revision=dataset.revision)
     chosen = _chosen(name, dataset, sizes)
     if (total := sum(sizes[file] for file, _ in chosen)) > MOST_BYTES:

@@ -16,6 +16,7 @@ import huggingface_hub  # imports its client at the first call
 from huggingface_hub import constants
 
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.jsonio import read_json
 
 OFFLINE_FIX = "fetch it where there is a network, into that cache (HF_HOME), or copy the folder here and use its path"
 
@@ -108,6 +109,52 @@ def list_files(repo: str, *, revision: str | None = None, token: str | None = No
     """
     with hub_errors(place_name(repo, revision=revision)):
         return list(huggingface_hub.HfApi(token=token).list_repo_files(repo, revision=revision))
+
+
+def dataset_files(repo: str, *, revision: str | None = None) -> dict[str, int]:
+    """Names and sizes in bytes of all files of a dataset repository.
+
+    Raises:
+        MechstudyError: as `download_folder`.
+    """
+    with hub_errors(place_name(repo, revision=revision)):
+        info = huggingface_hub.HfApi().dataset_info(repo, revision=revision, files_metadata=True)
+    return {file.rfilename: file.size or 0 for file in info.siblings or ()}
+
+
+def download_dataset(repo: str, names: Sequence[str], *, revision: str | None = None) -> Path:
+    """Downloads files of a dataset repository, unless they are in the hub's cache, and returns their folder.
+
+    Raises:
+        MechstudyError: as `download_folder`.
+    """
+    with hub_errors(place_name(repo, revision=revision)):
+        return Path(
+            huggingface_hub.snapshot_download(
+                repo, repo_type="dataset", revision=revision, allow_patterns=[escape(name) for name in names]
+            )
+        )
+
+
+def cached_dataset(repo: str, *, revision: str | None = None) -> Path | None:
+    """The cached snapshot of a dataset repository, complete or not; None if there is none. Never uses the network."""
+    try:
+        with _quiet():
+            return Path(
+                huggingface_hub.snapshot_download(
+                    repo, repo_type="dataset", revision=revision, allow_patterns=[], local_files_only=True
+                )
+            )
+    except Exception:  # as in `cached_folder`
+        return None
+
+
+def listed_files(snapshot: Path) -> list[str]:
+    """Names of all files of a cached snapshot's repository; without the client's listing, of those that are there."""
+    try:
+        return list(read_json(snapshot.parents[1] / "trees" / f"{snapshot.name}.json")["files"])
+    except (OSError, MechstudyError, KeyError, TypeError):
+        return [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
 
 
 def file_exists(repo: str, name: str, *, revision: str | None = None, token: str | None = None) -> bool:
@@ -212,39 +259,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def dataset_files(repo: str, *, revision: str | None = None) -> dict[str, int]:
-    """Names and sizes in bytes of all files of a dataset repository.
-
-    Raises:
-        MechstudyError: as `download_folder`.
-    """
-    with hub_errors(place_name(repo, revision=revision)):
-        info = huggingface_hub.HfApi().dataset_info(repo, revision=revision, files_metadata=True)
-    return {file.rfilename: file.size or 0 for file in info.siblings or ()}
-
-
-def download_dataset(repo: str, names: Sequence[str], *, revision: str | None = None) -> Path:
-    """Downloads files of a dataset repository, unless they are in the hub's cache, and returns their folder.
-
-    Raises:
-        MechstudyError: as `download_folder`.
-    """
-    with hub_errors(place_name(repo, revision=revision)):
-        return Path(
-            huggingface_hub.snapshot_download(
-                repo, repo_type="dataset", revision=revision, allow_patterns=[escape(name) for name in names]
-            )
-        )
-
-
-def cached_dataset(repo: str, *, revision: str | None = None) -> Path | None:
-    """As `cached_folder`, of a dataset repository."""
-    try:
-        with _quiet():
-            return Path(
-                huggingface_hub.snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True)
-            )
-    except Exception:  # as above
-        return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from mechstudy import models
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.sizes import human
 from mechstudy.doctor.machine import Check
+from mechstudy.machine.devices import free_memory
 from mechstudy.models.folder import hub_revision, model_name, read_config, weight_files
 from mechstudy.models.shapes import shapes_of
 from mechstudy.models.sources import full_source, resolve_source
@@ -75,7 +75,7 @@ def _loaded(folder: Path, dtype: str, device: str, *, first: bool) -> Iterator[C
             "" if good else "this variant of the family is not supported: please report it",
         )
     del model
-    gc.collect()
+    free_memory()
 
 
 def _tokenizer(model: models.LanguageModel) -> Check:

@@ -34,7 +34,8 @@ def resolve_device(device: str) -> str:
     if named.type not in ("cpu", "cuda", "mps"):
         raise MechstudyError(f"{device!r} is not a device that mechstudy runs on", fix=DEVICES)
     n = torch.cuda.device_count()
-    if (named.type == "cuda" and (named.index or 0) >= n) or (named.type == "mps" and not _has_mps()):
+    has_mps = torch.backends.mps.is_available()
+    if (named.type == "cuda" and (named.index or 0) >= n) or (named.type == "mps" and not has_mps):
         raise MechstudyError(
             f"there is no device {device} on this machine",
             facts={"CUDA devices": str(n)},
@@ -90,12 +91,6 @@ def exact_products() -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_float32_matmul_precision("highest")
-
-
-def _has_mps() -> bool:
-    import torch
-
-    return torch.backends.mps.is_available()
 
 
 def _may_have_gpu() -> bool:

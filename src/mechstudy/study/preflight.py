@@ -11,6 +11,7 @@ from mechstudy.behaviours.registry import BEHAVIOURS
 from mechstudy.behaviours.user import Outline, PromptSource, outline
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.corpus.bundled import foreign_text
+from mechstudy.machine.devices import DEVICES
 from mechstudy.report.claims import ALPHA
 from mechstudy.statistics.permutation import smallest_p
 from mechstudy.study.study import READING, BehaviourConfig, Study
@@ -61,7 +62,7 @@ def check_study(study: Study, own_prompts: Mapping[str, Outline]) -> None:
     """
     device = study.compute.device
     if not _DEVICE.fullmatch(device):
-        raise MechstudyError(f"{device!r} is not a device", where="compute.device", fix="auto, cpu, cuda or cuda:1")
+        raise MechstudyError(f"{device!r} is not a device", where="compute.device", fix=DEVICES)
     for behaviour in study.behaviours:
         names = position_names(behaviour, own_prompts)
         for item in study.capture.positions.items:

@@ -8,16 +8,14 @@ import pytest
 
 from mechstudy.doctor.model import human_count
 from mechstudy.models.validate import identities
-from tests.support.tiny import tiny_model
+from tests.support.tiny import save_tiny, tiny_model
 from tests.support.toy_model import mechstudy
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny-mixtral"
-    model = tiny_model("mixtral", dtype="float32")
-    model.hf.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
+    save_tiny(folder, "mixtral")
     return folder
 
 

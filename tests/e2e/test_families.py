@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import mechstudy as ms
-from tests.support.tiny import ALL, tiny_model
+from tests.support.tiny import ALL, save_tiny
 
 pytestmark = pytest.mark.slow
 
@@ -44,9 +44,7 @@ compute: {device: cpu, threads: 1, monitor: false}
 
 
 def write_study(folder: Path, family: str) -> Path:
-    tiny = tiny_model(family, dtype="float32", n_layers=2)
-    tiny.hf.save_pretrained(folder / "model")
-    tiny.tokenizer.save_pretrained(folder / "model")
+    save_tiny(folder / "model", family, n_layers=2)
     rows = [
         {"clean": f"{a} then {a}", "corrupted": f"{a} then {b}", "answer": "x", "wrong_answer": "y", "split": split}
         for a, b, split in (("a", "b", "train"), ("b", "c", "train"), ("c", "d", "test"), ("d", "a", "test"))

@@ -15,6 +15,7 @@ from mechstudy.models.folder import check_folder, hub_revision, model_name
 from mechstudy.models.loading import load_model
 from mechstudy.models.local_files import config_without_fetching, local_folder
 from mechstudy.models.sources import resolve_source
+from tests.support.hub_cache import put_in_hub_cache
 from tests.support.tiny import tiny_model
 
 HEADER = (2).to_bytes(8, "little") + b"{}"
@@ -204,22 +205,6 @@ def test_an_adapter_is_no_model(folder, tmp_path):
     assert "an adapter" in message and "acme/base" in message and "merge" in message
 
 
-def snapshot(home: Path, folder: Path, repo: str, commit: str) -> Path:
-    """A hub cache as a filtered download leaves it: the listing names files that were not fetched."""
-    root = home / "hub" / f"models--{repo.replace('/', '--')}"
-    target = root / "snapshots" / commit
-    shutil.copytree(folder, target)
-    for name, text in {"refs/main": commit, f"trees/{commit}.json": json.dumps(_listing(target))}.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return target
-
-
-def _listing(target: Path) -> dict:
-    names = [*(path.name for path in target.iterdir()), "README.md", ".gitattributes"]
-    return {"format_version": 1, "files": {name: {"size": 1, "blob_id": "b" * 40} for name in names}}
-
-
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
     import huggingface_hub.constants
@@ -232,7 +217,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def test_a_filtered_download_in_the_hub_cache_is_the_model(saved, cache):
-    target = snapshot(cache, saved, "acme/tiny-lm", "a" * 40)
+    target = put_in_hub_cache(cache, saved, "acme/tiny-lm", "a" * 40)
     for source in ("hf:acme/tiny-lm", f"hf:acme/tiny-lm@{'a' * 40}"):
         assert local_folder(source, Path()) == target
     model = load_model("hf:acme/tiny-lm", device="cpu")
@@ -240,9 +225,9 @@ def test_a_filtered_download_in_the_hub_cache_is_the_model(saved, cache):
 
 
 def test_a_commit_may_be_abbreviated_where_only_one_begins_so(saved, cache):
-    target = snapshot(cache, saved, "acme/tiny-lm", "abcdef0" + "1" * 33)
+    target = put_in_hub_cache(cache, saved, "acme/tiny-lm", "abcdef0" + "1" * 33)
     assert local_folder("hf:acme/tiny-lm@abcdef0", Path()) == target == resolve_source("hf:acme/tiny-lm@abcdef0")
-    snapshot(cache, saved, "acme/tiny-lm", "abcdef0" + "2" * 33)
+    put_in_hub_cache(cache, saved, "acme/tiny-lm", "abcdef0" + "2" * 33)
     assert local_folder("hf:acme/tiny-lm@abcdef0", Path()) is None
     assert local_folder("hf:acme/tiny-lm@abcdef01", Path()) == target
 
@@ -255,14 +240,14 @@ def test_a_name_that_no_repository_has_is_refused(cache, name):
 
 
 def test_a_snapshot_without_its_weights_is_not_the_model(saved, cache):
-    target = snapshot(cache, saved, "acme/tiny-lm", "a" * 40)
+    target = put_in_hub_cache(cache, saved, "acme/tiny-lm", "a" * 40)
     for path in target.glob("*.safetensors"):
         path.unlink()
     assert local_folder("hf:acme/tiny-lm", Path()) is None
 
 
 def test_a_snapshot_whose_blob_is_gone_is_refused_by_name(saved, cache):
-    path = shard(snapshot(cache, saved, "acme/tiny-lm", "a" * 40))
+    path = shard(put_in_hub_cache(cache, saved, "acme/tiny-lm", "a" * 40))
     path.unlink()
     path.symlink_to("../../blobs/gone")
     assert local_folder("hf:acme/tiny-lm", Path()) is None  # with a network it would be fetched again
@@ -271,10 +256,10 @@ def test_a_snapshot_whose_blob_is_gone_is_refused_by_name(saved, cache):
 
 
 def test_a_path_into_the_hub_cache_has_the_repositorys_name(saved, cache, tmp_path):
-    target = snapshot(cache, saved, "acme/tiny-lm", "c" * 40)
+    target = put_in_hub_cache(cache, saved, "acme/tiny-lm", "c" * 40)
     link = tmp_path / "current-model"
     link.symlink_to(target)
     assert model_name(target) == model_name(link) == "acme/tiny-lm"
-    assert model_name(snapshot(cache, saved, "gpt2", "d" * 40)) == "gpt2"
+    assert model_name(put_in_hub_cache(cache, saved, "gpt2", "d" * 40)) == "gpt2"
     assert model_name(saved) == "tiny" and hub_revision(saved) is None
     check_folder(link)

@@ -7,18 +7,15 @@ import torch
 
 from mechstudy.models.loading import load_model
 from mechstudy.models.validate import TOLERANCE
-from tests.support.tiny import ALL, tiny_model
+from tests.support.tiny import ALL, save_tiny
 
 WITHOUT_SDPA = ("gemma2",)
 
 
 @pytest.fixture(scope="module", params=ALL)
 def family(request, tmp_path_factory):
-    model = tiny_model(request.param, dtype="float32")
     folder = tmp_path_factory.mktemp("files") / request.param
-    model.hf.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
-    return model, folder, request.param
+    return save_tiny(folder, request.param), folder, request.param
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

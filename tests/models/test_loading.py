@@ -8,7 +8,7 @@ import torch
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.loading import load_model
 from mechstudy.models.sources import full_source
-from tests.support.tiny import tiny_model
+from tests.support.tiny import save_tiny
 
 TOKENS = torch.tensor([[5, 17, 200, 33, 9, 120]])
 
@@ -17,10 +17,7 @@ TOKENS = torch.tensor([[5, 17, 200, 33, 9, 120]])
 def saved(tmp_path_factory):
     """A tiny Llama, and the folder that it was saved into."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    model = tiny_model("llama", dtype="float32")
-    model.hf.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
-    return model, folder
+    return save_tiny(folder), folder
 
 
 def test_a_source_a_bare_path_and_a_loaded_model_are_the_same_model(saved):

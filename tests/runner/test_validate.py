@@ -17,7 +17,7 @@ from mechstudy.planning.plan import make_plan
 from mechstudy.runner import validate as validating
 from mechstudy.runner.pilots import PilotRuns
 from mechstudy.runner.validate import validate
-from tests.support.tiny import tiny_model
+from tests.support.tiny import save_tiny
 
 pytestmark = pytest.mark.slow  # whole studies
 
@@ -33,9 +33,7 @@ def only_the_models_widths():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    tiny = tiny_model("llama", dtype="float32", n_layers=3, d=16)
-    tiny.hf.save_pretrained(folder)
-    tiny.tokenizer.save_pretrained(folder)
+    save_tiny(folder, d=16)
     return folder
 
 

@@ -75,8 +75,6 @@ def prompts(alphabet: str) -> str:
 
 def save_model(folder: Path) -> None:
     """Writes the random model, the same weights every time."""
-    from tests.support.tiny import tiny_model
+    from tests.support.tiny import save_tiny
 
-    tiny = tiny_model("llama", dtype="float32", n_layers=4, d=32)
-    tiny.hf.save_pretrained(folder)
-    tiny.tokenizer.save_pretrained(folder)
+    save_tiny(folder, n_layers=4)

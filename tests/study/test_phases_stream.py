@@ -12,15 +12,13 @@ from mechstudy.core.jsonio import read_json
 from mechstudy.core.progress import NullProgress
 from mechstudy.planning.opened_study import open_study
 from mechstudy.runner.study_run import execute
-from tests.support.tiny import tiny_model
+from tests.support.tiny import save_tiny
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("study")
-    tiny = tiny_model("llama", dtype="float32", n_layers=3, d=16)
-    tiny.hf.save_pretrained(folder / "model")
-    tiny.tokenizer.save_pretrained(folder / "model")
+    save_tiny(folder / "model", d=16)
     row = {"answer": "x", "wrong_answer": "y"}
     pairs = [
         row | {"clean": f"abc {i}", "corrupted": f"abd {i}", "split": s} for i, s in enumerate(["train", "test"] * 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
@@ -107,6 +109,14 @@ def tiny_model(
         _exact_norms(hf)
     arch = families.family_of(config.model_type)
     return LanguageModel(hf, tiny_tokenizer(bos), arch, f"tiny-{family}")
+
+
+def save_tiny(folder: Path, family: str = "llama", **how: int) -> LanguageModel:
+    """A `tiny_model` in float32, which is written into a folder with its tokenizer."""
+    model = tiny_model(family, dtype="float32", **how)
+    model.hf.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return model
 
 
 def _exact_norms(hf) -> None:

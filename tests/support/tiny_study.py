@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.support.tiny import tiny_model
+from tests.support.tiny import save_tiny
 
 
 def write_study(folder: Path, *, n_prompts: int = 5, tokens: int = 4096, steps: int = 30, d: int = 16) -> Path:
     """Model, prompts, text and the study file itself, whose path is returned."""
-    tiny = tiny_model("llama", dtype="float32", n_layers=3, d=d)
-    tiny.hf.save_pretrained(folder / "model")
-    tiny.tokenizer.save_pretrained(folder / "model")
+    save_tiny(folder / "model", d=d)
     row = {"answer": "x", "wrong_answer": "y"}
     pairs = [
         row

@@ -12,7 +12,7 @@ import pytest
 from tests.support.fake_slurm import FakeSlurm
 from tests.support.hub_cache import put_in_hub_cache
 from tests.support.slurm_world import ROOT, mechstudy
-from tests.support.tiny import tiny_model
+from tests.support.tiny import save_tiny
 from tests.support.tiny_study import write_study
 
 OLD, NEW = "a" * 40, "b" * 40
@@ -32,12 +32,6 @@ def world(tmp_path, monkeypatch) -> FakeSlurm:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}:{ROOT}")
     return FakeSlurm(tmp_path / "slurm", monkeypatch)
-
-
-def save_model(folder: Path, seed: int = 0) -> None:
-    tiny = tiny_model("llama", dtype="float32", n_layers=3, d=16, seed=seed)
-    tiny.hf.save_pretrained(folder)
-    tiny.tokenizer.save_pretrained(folder)
 
 
 @pytest.fixture
@@ -71,7 +65,7 @@ def test_files_replaced_between_two_jobs_are_refused(world, name):
     if name == "tokenizer.json":
         file.write_text(json.dumps(json.loads(file.read_text()), indent=1))
     else:
-        save_model(Path("other"), seed=1)
+        save_tiny(Path("other"), d=16, seed=1)
         file.write_bytes((Path("other") / name).read_bytes())
     assert run(world, "prompts") == 2
     log = next(Path("runs/tiny/slurm/logs").glob("prompts-*.log")).read_text()
@@ -81,7 +75,7 @@ def test_files_replaced_between_two_jobs_are_refused(world, name):
 @pytest.mark.process
 def test_weights_replaced_before_the_models_job_are_refused(world):
     mechstudy("submit", "study.yaml")
-    save_model(Path("other"), seed=1)
+    save_tiny(Path("other"), d=16, seed=1)
     shutil.copy("other/model.safetensors", "model/model.safetensors")
     assert run(world, "model") == 2
     assert not list(Path("runs/tiny/artifacts").glob("model/*/manifest.json"))
@@ -101,7 +95,7 @@ def test_a_hub_study_runs_from_a_local_cache(world, hub):
 @pytest.mark.parametrize("moves", ["before the model's job", "after it"])
 def test_a_branch_that_moves_while_jobs_wait_is_pinned(world, hub, moves):
     mechstudy("submit", "study.yaml")
-    save_model(Path("newer"), seed=1)
+    save_tiny(Path("newer"), d=16, seed=1)
     if moves == "before the model's job":
         put_in_hub_cache(hub, Path("newer"), "acme/tiny-lm", NEW)
         status = json.loads(mechstudy("status", "study.yaml", "--json").stdout)

@@ -11,7 +11,7 @@ from typing import Any
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.formats.circuit_tracer import CONFIG
 from mechstudy.dictionaries.formats.recognise import CLT, Source, source_of
-from mechstudy.dictionaries.formats.sets import clt_files, is_cross_layer
+from mechstudy.dictionaries.formats.sets import clt_files
 from mechstudy.dictionaries.formats.sets import listed as listed_in
 from mechstudy.store.digests import file_sha256
 
@@ -23,12 +23,12 @@ def checksum(path: Path, listed: Path | None = None) -> str:
         path: its folder or file.
         listed: the folder of the set that lists it, if any does.
     """
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
-    if is_cross_layer(path):
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.is_file())
         files += [p for p in clt_files(path) or () if p.parent != path]
-    config = (path.parent if listed is None else listed) / CONFIG
-    if path.is_file() and config.is_file():
-        files.append(config)
+    else:
+        config = (path.parent if listed is None else listed) / CONFIG
+        files = [path, config] if config.is_file() else [path]
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name} {file_sha256(file)}\n".encode())

@@ -26,7 +26,7 @@ CLT_FILE = re.compile(r"W_(enc|dec)_(\d+)\.safetensors")
 SET, CLT, GEMMA_CLT, QWEN = "a transcoder set", "a cross-layer transcoder", "a Gemma Scope 2 CLT", "Qwen-Scope"
 LISTED = "a list of transcoders"
 CROSS_LAYER = (CLT, GEMMA_CLT)
-SEVERAL = (SET, CLT, GEMMA_CLT, QWEN, LISTED)  # places that hold several dictionaries, or all layers of one
+SEVERAL = (*CROSS_LAYER, SET, QWEN, LISTED)  # places that hold several dictionaries, or all layers of one
 _SIGNS = {
     "SAELens": saelens.WEIGHTS,
     "sparsify": sparsify.WEIGHTS,
@@ -72,7 +72,7 @@ def source_of(path: Path) -> Source:
     if not path.is_dir():
         return _of_file(path)
     kind, place = only_format(path)
-    if kind in (CLT, GEMMA_CLT):
+    if kind in CROSS_LAYER:
         raise MechstudyError(
             "this is a cross-layer transcoder",
             where=str(path),
@@ -132,11 +132,9 @@ def formats_in(folder: Path) -> list[tuple[str, Path]]:
     found += [("Gemma Scope", folder / name) for name in gemma_scope.FILES if name in names]
     if llama_scope.CFG in names or (folder / llama_scope.WEIGHTS).exists():
         found.append(("Llama Scope", folder))
-    layers = [name for name in names if SET_FILE.fullmatch(name)]
-    multi = [name for name in names if gemma_scope.CLT_FILE.fullmatch(name) and "w_enc" in _tensors(folder / name)]
-    if multi:
+    if any(gemma_scope.CLT_FILE.fullmatch(name) and "w_enc" in _tensors(folder / name) for name in names):
         found.append((GEMMA_CLT, folder))
-    elif layers:
+    elif any(SET_FILE.fullmatch(name) for name in names):
         found.append((SET, folder))
     elif CONFIG in names and "transcoders" in read_config(folder):
         found.append((LISTED, folder))

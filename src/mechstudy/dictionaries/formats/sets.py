@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from mechstudy.core.errors import MechstudyError
@@ -13,13 +14,14 @@ from mechstudy.dictionaries.formats.circuit_tracer import CONFIG, read_config
 from mechstudy.dictionaries.formats.fields import Fields
 from mechstudy.dictionaries.formats.hub import HubPath
 from mechstudy.dictionaries.formats.recognise import (
-    CLT,
+    CROSS_LAYER,
     GEMMA_CLT,
     LISTED,
     LOOKED_FOR,
     QWEN,
     SET,
     SET_FILE,
+    SEVERAL,
     Source,
     formats_in,
     listing,
@@ -70,11 +72,7 @@ def listed(folder: Path) -> list[Source]:
     """
     config = read_config(folder)
     files = _fetched(_entries(config), folder)
-    found = []
-    for layer, path in enumerate(files):
-        source = source_of(path)
-        found.append(Source(source.format, source.path, layer, config))
-    return found
+    return [replace(source_of(path), layer=layer, listed=config) for layer, path in enumerate(files)]
 
 
 def clt_files(folder: Path) -> list[Path] | None:
@@ -83,22 +81,23 @@ def clt_files(folder: Path) -> list[Path] | None:
     Raises:
         MechstudyError: as `sources`; or a layer is missing.
     """
-    kinds = [kind for kind, _ in formats_in(folder)]
-    if kinds == [GEMMA_CLT]:
+    kind = _cross_layer_format(folder)
+    if kind == GEMMA_CLT:
         return gemma_scope.clt_files(folder)
-    if kinds == [LISTED] and read_config(folder).text("model_kind") == "cross_layer_transcoder":
-        return _fetched(_entries(read_config(folder)), folder)
-    return None
+    return _fetched(_entries(read_config(folder)), folder) if kind == LISTED else None
 
 
 def is_cross_layer(path: Path) -> bool:
     """Whether a folder holds one cross-layer transcoder, of circuit-tracer's format or Gemma Scope 2."""
-    if not path.is_dir():
-        return False
-    kinds = [kind for kind, _ in formats_in(path)]
+    return path.is_dir() and _cross_layer_format(path) is not None
+
+
+def _cross_layer_format(folder: Path) -> str | None:
+    """The format of a folder that holds one cross-layer transcoder; None for other folders."""
+    kinds = [kind for kind, _ in formats_in(folder)]
     if kinds == [LISTED]:
-        return read_config(path).text("model_kind") == "cross_layer_transcoder"
-    return kinds in ([CLT], [GEMMA_CLT])
+        return LISTED if read_config(folder).text("model_kind") == "cross_layer_transcoder" else None
+    return kinds[0] if len(kinds) == 1 and kinds[0] in CROSS_LAYER else None
 
 
 def _entries(config: Fields) -> list[str]:
@@ -165,7 +164,7 @@ def _offline() -> bool:
 
 def _holds_one(folder: Path) -> bool:
     """Whether a folder holds one dictionary by itself, and not a set or all layers of one."""
-    return any(kind not in (SET, CLT, GEMMA_CLT, QWEN, LISTED) for kind, _ in formats_in(folder))
+    return any(kind not in SEVERAL for kind, _ in formats_in(folder))
 
 
 def _ordered(paths: Iterable[Path]) -> list[Path]:

@@ -18,7 +18,7 @@ from mechstudy.planning.opened_study import open_study
 from mechstudy.study.finished import dictionary_places, latest
 from mechstudy.study.phases.train import load_published
 from tests.support.interventions_world import transcoder
-from tests.support.tiny_study import write_study
+from tests.support.tiny_study import published_study, units_of, write_study
 
 pytestmark = pytest.mark.slow
 
@@ -33,27 +33,14 @@ def world(tmp_path_factory) -> Path:
     return folder
 
 
-def study(folder: Path, name: str, **dictionaries: object) -> Path:
-    config = yaml.safe_load((folder / "study.yaml").read_text())
-    kept = {key: config["dictionaries"][key] for key in ("model_dtype", "evaluation_rows", "evaluation_tokens")}
-    config["dictionaries"] = kept | dictionaries
-    file = folder / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(config | {"name": name}))
-    return file
-
-
-def units(file: Path) -> dict[str, object]:
-    return {unit.name: unit for unit in open_study(file).units}
-
-
 @pytest.fixture(scope="module")
 def run(world) -> ms.Run:
-    file = study(world, "whole", **{"from": "set"})
+    file = published_study(world, "whole", **{"from": "set"})
     return ms.Study.load(file, out=world / "runs" / "whole", say=lambda _: None).run()
 
 
 def test_nothing_is_captured_or_trained(world):
-    planned = units(study(world, "planned", **{"from": "set"}))
+    planned = units_of(published_study(world, "planned", **{"from": "set"}))
     kinds = {unit.phase.kind for unit in planned.values()}
     assert "published" in kinds and not kinds & {"capture", "train", "stream", "variant"}
     assert [name for name in planned if name.startswith("published")] == ["published[0]", "published[2]"]
@@ -79,19 +66,19 @@ def test_graphs_are_of_the_published_features(run, world):
 
 
 def test_one_layer_and_a_mapping_and_a_run(world, run):
-    assert list(units(study(world, "one", **{"from": "set", "layers": [2]})))[-5:]
-    one = units(study(world, "one", **{"from": {1: "set/layer_2"}}))
+    assert list(units_of(published_study(world, "one", **{"from": "set", "layers": [2]})))[-5:]
+    one = units_of(published_study(world, "one", **{"from": {1: "set/layer_2"}}))
     spec = one["published[1]"].spec
     assert (spec.site_in, spec.path) == ("mlp_in.1", str(world / "set" / "layer_2"))
     trained = ms.Study.load(world / "study.yaml", out=world / "runs" / "trained", say=lambda _: None)
     trained.run(["train[0]", "train[1]"])
     folders = dictionary_places(latest(world / "runs" / "trained"))
-    again = units(study(world, "again", **{"from": "runs/trained"}))
+    again = units_of(published_study(world, "again", **{"from": "runs/trained"}))
     assert again["published[1]"].spec.path == str(folders[1])
 
 
 def test_matrices_stay_in_their_files_and_the_plan_counts_the_layer_in_use(world):
-    planned = units(study(world, "lazy", **{"from": "set"}))
+    planned = units_of(published_study(world, "lazy", **{"from": "set"}))
     held = {one.name: one for one in planned["attribute[mine]"].estimate.holds}["dictionaries"]
     assert (held.count, held.touched, held.stored) == (2 * 24 * 32, 24 * 32, "float32")
     assert isinstance(load_published(planned["published[0]"].spec.canonical(), "cpu"), LazyDictionary)
@@ -100,11 +87,11 @@ def test_matrices_stay_in_their_files_and_the_plan_counts_the_layer_in_use(world
 def test_a_sets_config_is_part_of_what_a_dictionary_is(world):
     circuit_tracer.write_set({layer: transcoder(16, layer, n_features=24) for layer in range(3)}, world / "tracer",
                              model_name="tiny")  # fmt: skip
-    file = study(world, "set", **{"from": "tracer"})
-    before = units(file)["published[1]"].spec
+    file = published_study(world, "set", **{"from": "tracer"})
+    before = units_of(file)["published[1]"].spec
     config = yaml.safe_load((world / "tracer" / "config.yaml").read_text())
     (world / "tracer" / "config.yaml").write_text(yaml.safe_dump(config | {"model_name": "other"}))
-    assert units(file)["published[1]"].spec.sha256 != before.sha256
+    assert units_of(file)["published[1]"].spec.sha256 != before.sha256
     with pytest.raises(MechstudyError, match="was changed"):
         load_published(before.canonical(), "cpu")
 
@@ -115,9 +102,9 @@ def test_a_site_that_files_do_not_name_is_the_studys(world):
     cfg["metadata"] = {"hook_name": "here", "hook_name_out": "there"}
     (world / "unnamed" / "cfg.json").write_text(json.dumps(cfg | {"architecture": "transcoder"}))
     with pytest.raises(MechstudyError, match="no site of the model") as error:
-        units(study(world, "unnamed", **{"from": {1: "unnamed"}}))
+        units_of(published_study(world, "unnamed", **{"from": {1: "unnamed"}}))
     assert "dictionaries.site" in error.value.fix
-    spec = units(study(world, "named", **{"from": {1: "unnamed"}, "site": "mlp_in"}))["published[1]"].spec
+    spec = units_of(published_study(world, "named", **{"from": {1: "unnamed"}, "site": "mlp_in"}))["published[1]"].spec
     assert (spec.site_in, spec.site_out) == ("mlp_in.1", "mlp_in.1")
 
 
@@ -136,26 +123,26 @@ def test_a_site_that_files_do_not_name_is_the_studys(world):
 )
 def test_what_cannot_be_used_is_refused_at_the_field(world, dictionaries, message):
     with pytest.raises(MechstudyError, match=message) as error:
-        open_study(study(world, "refused", **dictionaries))
+        open_study(published_study(world, "refused", **dictionaries))
     assert "refused.yaml" in str(error.value) and "dictionaries" in str(error.value)
 
 
 def test_a_dictionary_of_another_width_is_refused(world):
     transcoder(8, 1, n_features=12).to(dtype=torch.float32).save(world / "narrow")
     with pytest.raises(MechstudyError, match="has width 8 at mlp_in, the model 16"):
-        open_study(study(world, "narrow", **{"from": "narrow"}))
+        open_study(published_study(world, "narrow", **{"from": "narrow"}))
 
 
 def test_other_files_are_another_study_and_a_changed_file_is_refused(world):
     shutil.copytree(world / "set", world / "copy")
-    file = study(world, "changing", **{"from": "copy"})
-    before = units(file)["published[0]"].spec
+    file = published_study(world, "changing", **{"from": "copy"})
+    before = units_of(file)["published[0]"].spec
     mine = ms.Study.load(file, out=world / "runs" / "changing", say=lambda _: None)
     finished = mine.run(["published[0]"])
     source = json.loads((latest(finished.path)["published[0]"].path / "source.json").read_text())
     assert load_published(source, "cpu").cfg.k == 8
     transcoder(16, 0, n_features=24, k=7).to(dtype=torch.float32).save(world / "copy" / "layer_0")
-    after = units(file)["published[0]"].spec
+    after = units_of(file)["published[0]"].spec
     assert before.sha256 != after.sha256 and finished.path.exists()
     with pytest.raises(MechstudyError, match="was changed"):
         load_published(source, "cpu")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 import mechstudy as ms
 from mechstudy.core.errors import MechstudyError
@@ -18,7 +17,7 @@ from mechstudy.study.finished import latest
 from mechstudy.study.phases.train import load_published
 from tests.support.clt_world import random_clt
 from tests.support.tiny import tiny_model
-from tests.support.tiny_study import write_study
+from tests.support.tiny_study import published_study, units_of, write_study
 
 pytestmark = pytest.mark.slow
 
@@ -32,22 +31,9 @@ def world(tmp_path_factory) -> Path:
     return folder
 
 
-def study(folder: Path, name: str, **dictionaries: object) -> Path:
-    config = yaml.safe_load((folder / "study.yaml").read_text())
-    kept = {key: config["dictionaries"][key] for key in ("model_dtype", "evaluation_rows", "evaluation_tokens")}
-    config["dictionaries"] = kept | dictionaries
-    file = folder / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(config | {"name": name}))
-    return file
-
-
-def units(file: Path) -> dict[str, object]:
-    return {unit.name: unit for unit in open_study(file).units}
-
-
 @pytest.fixture(scope="module")
 def run(world) -> ms.Run:
-    file = study(world, "whole", **{"from": "clt"})
+    file = published_study(world, "whole", **{"from": "clt"})
     return ms.Study.load(file, out=world / "runs" / "whole", say=lambda _: None).run()
 
 
@@ -98,15 +84,15 @@ def test_scores_of_one_layer_equal_those_of_the_whole(read):
 
 
 def test_some_layers_and_another_runs_layers(world, run):
-    few = units(study(world, "few", **{"from": "clt", "layers": [1]}))
+    few = units_of(published_study(world, "few", **{"from": "clt", "layers": [1]}))
     assert [name for name in few if name.startswith("published")] == ["published[1]"]
     spec = few["published[1]"].spec
     assert (spec.site_in, spec.clt_layer, spec.path) == ("mlp_in.1", 1, str(world / "clt"))
-    one = units(study(world, "mapped", **{"from": {2: "clt"}}))
+    one = units_of(published_study(world, "mapped", **{"from": {2: "clt"}}))
     assert [name for name in one if name.startswith("published")] == ["published[2]"]
-    again = units(study(world, "again", **{"from": "runs/whole"}))
+    again = units_of(published_study(world, "again", **{"from": "runs/whole"}))
     assert again["published[1]"].spec.clt_layer == 1 and again["published[1]"].spec.sha256 == spec.sha256
-    planned = units(study(world, "planned", **{"from": "clt"}))
+    planned = units_of(published_study(world, "planned", **{"from": "clt"}))
     held = {h.name: h for h in planned["attribute[mine]"].estimate.holds}["dictionaries"]
     assert held.count == 24 * 16 * (3 + 3 + 2 + 1)  # encoders, and what features of each layer write
     estimates = [planned[f"published[{layer}]"].estimate.bytes_in_memory for layer in range(3)]
@@ -116,11 +102,11 @@ def test_some_layers_and_another_runs_layers(world, run):
 def test_changed_files_and_other_models_are_refused(world, tmp_path):
     random_clt(tiny_model(d=16, n_layers=4)).to(torch.float32).save(world / "deeper")
     with pytest.raises(MechstudyError, match="layer 3, which the model does not have"):
-        open_study(study(world, "deeper", **{"from": "deeper"}))
+        open_study(published_study(world, "deeper", **{"from": "deeper"}))
     with pytest.raises(MechstudyError, match="has no layer 9"):
-        open_study(study(world, "beyond", **{"from": {9: "clt"}}))
+        open_study(published_study(world, "beyond", **{"from": {9: "clt"}}))
     random_clt(tiny_model(d=16), seed=1).to(torch.float32).save(world / "other")
-    record = units(study(world, "other", **{"from": "other"}))["published[0]"].spec.canonical()
+    record = units_of(published_study(world, "other", **{"from": "other"}))["published[0]"].spec.canonical()
     assert load_published(record, "cpu").cfg.site_in == "mlp_in.0"
     random_clt(tiny_model(d=16), seed=2).to(torch.float32).save(world / "other")
     with pytest.raises(MechstudyError, match="was changed"):

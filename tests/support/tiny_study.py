@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import yaml
+
+from mechstudy.planning.opened_study import open_study
+from mechstudy.study.unit import Unit
 from tests.support.tiny import save_tiny
 
 
@@ -45,3 +49,18 @@ def write_study(folder: Path, *, n_prompts: int = 5, tokens: int = 4096, steps: 
         "compute: {device: cpu, threads: 1, batch_tokens: 64}\n"
     )
     return folder / "study.yaml"
+
+
+def published_study(folder: Path, name: str, **dictionaries: object) -> Path:
+    """The study of `write_study` under another name, with these fields of `dictionaries` in place of a training."""
+    config = yaml.safe_load((folder / "study.yaml").read_text())
+    kept = {key: config["dictionaries"][key] for key in ("model_dtype", "evaluation_rows", "evaluation_tokens")}
+    config["dictionaries"] = kept | dictionaries
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(config | {"name": name}))
+    return file
+
+
+def units_of(file: Path) -> dict[str, Unit]:
+    """The units of a study's plan, by name."""
+    return {unit.name: unit for unit in open_study(file).units}

@@ -16,7 +16,7 @@ from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.evaluation.stability import compare
 from mechstudy.dictionaries.formats import circuit_tracer, sparsify
 from mechstudy.dictionaries.formats.cross_layer import write_clt
-from mechstudy.dictionaries.formats.hooks import module_site, norms_outputs
+from mechstudy.dictionaries.formats.hooks import module_site, norm_after
 from mechstudy.dictionaries.hookpoints import refuse_other_tensor
 from mechstudy.dictionaries.stored import DictionaryMeta
 from mechstudy.models.sites import Site
@@ -224,7 +224,8 @@ def test_signed_latents_are_refused_and_not_read_as_a_topk(tmp_path):
 
 def test_a_model_folder_says_its_family_itself(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma2"}))
-    assert norms_outputs(str(tmp_path)) is True and norms_outputs("somebody/finetune") is None
+    assert norm_after("mlp_out", str(tmp_path)) == "post_feedforward_layernorm"
+    assert norm_after("mlp_out", "somebody/finetune") is None
 
 
 @pytest.mark.parametrize("name", ["model.layers.1.mlp", "layers.1.mlp"])

@@ -110,21 +110,13 @@ def is_module_output(module: str) -> bool:
     return match is not None and match[2] in ("mlp", "attn", "self_attn", "attention") and match[3] != "input"
 
 
-def norms_outputs(model: str) -> bool | None:
-    """Whether a model's family norms what MLP and attention write before adding it (Gemma 2 and 3).
+def norm_after(kind: str, model: str) -> str | None:
+    """The module whose output is `mlp_out` or `attn_out` in a family that norms them (Gemma 2 and 3); None in others.
 
     Args:
+        kind: of the site.
         model: a folder, or ``owner/name``; its config.json is read where it is here, else the name decides.
-
-    Returns:
-        None if the family is not known.
     """
-    family = _family(model)
-    return None if family is None else family.norm_mlp_post is not None
-
-
-def norm_after(kind: str, model: str) -> str | None:
-    """The module whose output is `mlp_out` or `attn_out` in a family that norms them; None in others."""
     family = _family(model)
     if family is None:
         return None

@@ -37,20 +37,20 @@ def read(folder: Path, *, mapped: bool = False) -> StoredDictionary:
         MechstudyError: a file or tensor is missing or damaged, the pickle holds more than tensors, or the class is
             unknown: without config.json, if the tensors fit several classes or none.
     """
-    old = not (folder / CFG).is_file()
-    trainer = Fields({}, folder / CFG) if old else Fields(read_json(folder / CFG), folder / CFG).table("trainer")
-    tensors = None
-    if old:
+    if (folder / CFG).is_file():
+        trainer = Fields(read_json(folder / CFG), folder / CFG).table("trainer")
+        if (name := trainer.text("dict_class")) not in CLASSES:
+            raise MechstudyError(
+                f"dict_class {name!r} is not known",
+                where=str(folder / CFG),
+                facts={"known": ", ".join(CLASSES)},
+                fix="a dictionary of one of these classes",
+            )
+        tensors = _load(folder / WEIGHTS, "dictionary_learning's")
+    else:
+        trainer = Fields({}, folder / CFG)
         tensors = _load(folder / WEIGHTS, f"dictionary_learning's, without {CFG}")
         name = _class_of(tensors, folder)
-    elif (name := trainer.text("dict_class")) not in CLASSES:
-        raise MechstudyError(
-            f"dict_class {name!r} is not known",
-            where=str(folder / CFG),
-            facts={"known": ", ".join(CLASSES)},
-            fix="a dictionary of one of these classes",
-        )
-    tensors = tensors or _load(folder / WEIGHTS, "dictionary_learning's")
     weights = CLASSES[name](tensors, folder / WEIGHTS)
     d_in, d_sae = weights["W_enc"].shape
     topk = name == "AutoEncoderTopK"

@@ -40,7 +40,8 @@ def read(path: Path, *, mapped: bool = False) -> StoredDictionary:
         MechstudyError: it is damaged, or lacks an array, or config.json names another architecture.
     """
     stored = _arrays(path) if path.suffix == ".npz" else read_safetensors(path)
-    t = {_NAMES.get(name, name): tensor for name, tensor in stored.items()}
+    names = {_NAMES.get(name, name): name for name in stored}
+    t = {name: stored[theirs] for name, theirs in names.items()}
     d_in, d_sae = shape_of(t, "W_enc", path)
     d_out = shape_of(t, "W_dec", path)[1]
     shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out), "b_enc": (d_sae,)}
@@ -59,11 +60,8 @@ def read(path: Path, *, mapped: bool = False) -> StoredDictionary:
     model = _model(config) if config is not None else ""
     metadata = {"model_name": model} if model else {}
     meta = DictionaryMeta(kind, "jumprelu", d_in, d_out, d_sae, None, site_in, site_out, metadata)
-    files = {
-        _NAMES.get(name, name): FileTensor(path, name)
-        for name in stored
-        if path.suffix != ".npz" and _NAMES.get(name, name) in ("W_enc", "W_dec")
-    }
+    mappable = () if path.suffix == ".npz" else ("W_enc", "W_dec")
+    files = {name: FileTensor(path, names[name]) for name in mappable}
     return StoredDictionary(meta, **of_one_dtype(weights), files=files)
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.formats import circuit_tracer, saelens
+from mechstudy.dictionaries.formats import saelens
 from mechstudy.dictionaries.formats.card import model_card
+from mechstudy.dictionaries.formats.circuit_tracer import CONFIG, read_config
 from mechstudy.dictionaries.stored import DictionaryLike
 from mechstudy.models import hub
 
@@ -26,7 +27,6 @@ _FOLDER_FILES = (
     "cfg.json", "sae_weights.safetensors", "sae.safetensors", "params.npz", "params.safetensors",
     "activation_scaler.json", "activation_whitening.safetensors", "hyperparams.json", "checkpoints/final.safetensors",
 )  # fmt: skip
-_SET = "config.yaml"
 _SET_FILES = ("layer_[0-9]*.safetensors", "W_enc_[0-9]*.safetensors", "W_dec_[0-9]*.safetensors",
               "params_layer_[0-9]*.safetensors", "mechstudy.json")  # fmt: skip
 _PART = re.compile(r"[A-Za-z0-9_][\w.=+-]*")
@@ -82,13 +82,13 @@ def pull(place: str, *, token: str | None = None) -> Path:
     folder, _, name = path.inside.rpartition("/")
     if name.endswith((".safetensors", ".npz", ".sae.pt")):
         looked_for = [name]
-        found = _fetch(path, folder, [name, _SET, "config.json"], token)
+        found = _fetch(path, folder, [name, CONFIG, "config.json"], token)
     else:
-        folder, looked_for = path.inside, [*_FOLDER_FILES, _SET]
-        found = _fetch(path, folder, [*_FOLDER_FILES, "config.json", _SET], token)
-        if (found / _SET).exists() and not any((found / name).exists() for name in _FOLDER_FILES):
-            if "transcoders" not in circuit_tracer.read_config(found):
-                found = _fetch(path, folder, [_SET, *_SET_FILES], token)
+        folder, looked_for = path.inside, [*_FOLDER_FILES, CONFIG]
+        found = _fetch(path, folder, [*_FOLDER_FILES, "config.json", CONFIG], token)
+        if (found / CONFIG).exists() and not any((found / name).exists() for name in _FOLDER_FILES):
+            if "transcoders" not in read_config(found):
+                found = _fetch(path, folder, [CONFIG, *_SET_FILES], token)
             return found
         name = ""
         if not any((found / looked).exists() for looked in looked_for):  # a set without a config.yaml

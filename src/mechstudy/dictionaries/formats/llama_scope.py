@@ -104,13 +104,13 @@ def read_2(folder: Path, *, mapped: bool = False) -> StoredDictionary:
         W_dec = W_dec * (scale_in / scale_out)
     b_enc, b_dec = _wide(t["b_E"]) / scale_in, _wide(t.get("b_D", t["W_D"].new_zeros(d))) / scale_out
     by_norm = fields.flag("sparsity_include_decoder_norm", True)
-    # A threshold is on the pre-activation of normalised rows, times the norm of the decoder row that was trained.
-    gain = torch.linalg.vector_norm(_wide(t["W_D"]), dim=1) if by_norm else torch.ones_like(b_enc)
     k = fields.whole("top_k") if activation == "topk" else None
     if activation == "topk" and by_norm:
         W_enc, b_enc, W_dec = _unit_rows(W_enc, b_enc, W_dec)
     weights = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
     if activation == "jumprelu":
+        # A threshold is on the pre-activation of normalised rows, times the norm of the decoder row that was trained.
+        gain = torch.linalg.vector_norm(_wide(t["W_D"]), dim=1) if by_norm else torch.ones_like(b_enc)
         weights["threshold"] = _wide(t[_LOG_THRESHOLD]).exp() / (gain * scale_in)
     elif activation == "relu":
         weights["threshold"] = torch.zeros_like(b_enc)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from mechstudy import dictionaries
 from mechstudy.core.errors import MechstudyError
-from mechstudy.core.jsonio import read_json
 from mechstudy.store.artifacts import Artifact, ArtifactStore
 from mechstudy.study.phases import registry
 from mechstudy.study.run_folder import ARTIFACTS, SOURCE
@@ -65,7 +64,7 @@ def dictionary_places(artifacts: Mapping[str, Artifact]) -> dict[int, Path | Sou
 
     def place(one: Artifact) -> Path | Source:
         if SOURCE in one.manifest["files"]:
-            return dictionaries.pinned(read_json(one.file(SOURCE)))
+            return dictionaries.pinned(one.read_json(SOURCE))
         return one.file("dictionary/cfg.json").parent
 
     return {int(layer): place(one) for layer, one in of(artifacts, "dictionaries").items()}

@@ -36,7 +36,7 @@ def describe(place: AnyPath | Source, *, mapped: bool = False) -> list[dict[str,
     """
     if isinstance(place, Source):
         if place.format in CROSS_LAYER:
-            return [_describe_clt(place.path) | {"layer": place.layer}]
+            return [_describe_clt(place.path, place.layer) | {"layer": place.layer}]
         return [_describe_one(place, mapped)]
     path = local_path(place)
     if is_cross_layer(path):
@@ -85,15 +85,17 @@ def _describe_one(source: Source, mapped: bool) -> dict[str, Any]:
     }
 
 
-def _describe_clt(folder: Path) -> dict[str, Any]:
+def _describe_clt(folder: Path, layer: int | None = None) -> dict[str, Any]:
+    """The whole, of which only the tensors of one layer are read if one is named."""
     files = clt_files(folder)
-    clt = read_clt(folder) if files is None else gemma_scope.read_clt(files)
+    clt = read_clt(folder, layer) if files is None else gemma_scope.read_clt(files, layer)
     d_sae, d = clt["enc"][0].shape
+    n_layers = (layer or 0) + clt["dec"][0].shape[1]
     return {
         "place": str(folder),
         "format": "circuit-tracer" if files is None else "Gemma Scope 2",
         "architecture": "cross_layer_transcoder",
-        "kind": f"cross-layer transcoder of {len(clt['enc'])} layers",
+        "kind": f"cross-layer transcoder of {n_layers} layers",
         "activation": "relu" if clt["threshold"] is None else "jumprelu",
         "d_in": d,
         "d_sae": d_sae,
@@ -106,5 +108,5 @@ def _describe_clt(folder: Path) -> dict[str, Any]:
         "metrics": metrics_of(folder),
         "in_file": False,
         "listed": None,
-        "n_layers": len(clt["enc"]),
+        "n_layers": n_layers,
     }

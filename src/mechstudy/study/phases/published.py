@@ -123,13 +123,9 @@ class PublishedPhase(Phase[PublishedSpec, PublishedInputs]):
             runtime.progress.log(f"layer {spec.layer}: {finding['text']}; {finding['fix']}")
         metadata = dictionary.cfg.metadata
         credit = {"made_for": metadata.get("model_name"), "architecture": metadata.get("architecture")}
-        names = [
-            name
-            for name in ("address", "path", "listed", "clt_layer", "sha256", "site_in", "site_out")
-            if name in source
-        ]
         out.write_json("evaluation.json", record)
-        out.write_json(SOURCE, {name: source[name] for name in names} | credit)
+        pinned = ("address", "path", "listed", "clt_layer", "sha256", "site_in", "site_out")
+        out.write_json(SOURCE, {name: source[name] for name in pinned if name in source} | credit)
 
     def _judged(
         self, spec: PublishedSpec, dictionary: Dictionary, model: LanguageModel, runtime: Runtime

@@ -73,11 +73,12 @@ class DictionaryArtifact(Output):
         """
         key = ("dictionary", self.id, runtime.device)
         if key not in runtime.cache:
-            folder = self.artifact.path / FOLDER
             loaded = (
                 load_published(self.read_json(SOURCE), runtime.device)
                 if SOURCE in self.artifact.manifest["files"]
-                else dictionaries.load_dictionary(folder, device=runtime.device)
+                else dictionaries.load_dictionary(
+                    self.artifact.file(f"{FOLDER}/cfg.json").parent, device=runtime.device
+                )
             )
             runtime.cache[key] = dictionaries.fitted(model, cast("Dictionary", loaded))
         dictionary: Dictionary = runtime.cache[key]
@@ -106,9 +107,13 @@ def load_published(source: Mapping[str, Any], device: str) -> Dictionary:
 
     On a CPU its matrices stay in the file where they can, as the plan expects: a set may be larger than memory.
     """
+    from mechstudy.dictionaries.lazy import LazyDictionary  # plans are made without torch
+
     pinned = dictionaries.pinned(source)
-    lazy = device == "cpu" and "clt_layer" not in source and dictionaries.describe(pinned, mapped=True)[0]["in_file"]
-    return cast("Dictionary", dictionaries.load_dictionary(pinned, device=device, lazy=lazy))
+    dictionary = dictionaries.load_dictionary(pinned, device=device, lazy=device == "cpu")
+    if isinstance(dictionary, LazyDictionary) and not dictionary.in_file:
+        dictionary = dictionaries.load_dictionary(pinned, device=device)
+    return cast("Dictionary", dictionary)
 
 
 def load_all(

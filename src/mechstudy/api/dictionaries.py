@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,9 @@ from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.formats.hub import is_hub
 from mechstudy.dictionaries.formats.recognise import Source
-from mechstudy.dictionaries.loading import DictionarySet, Place
+from mechstudy.dictionaries.loading import ONE_PLACE, DictionarySet, Place
 from mechstudy.dictionaries.stored import AnyPath
 from mechstudy.study import finished as artifacts
-
-_ONE = (str, os.PathLike, Dictionary, CrossLayerTranscoder, Source)
 
 
 def load_dictionaries(
@@ -52,7 +49,7 @@ def load_dictionaries(
     """
     if isinstance(source, Mapping):
         return dictionaries.load_dictionaries(source, device=device, dtype=dtype, lazy=lazy)
-    listed = [source] if isinstance(source, _ONE) else source
+    listed = [source] if isinstance(source, ONE_PLACE) else source
     places = [place for one in listed for place in _places(one)]
     return dictionaries.load_dictionaries(places, device=device, dtype=dtype, lazy=lazy)
 

@@ -95,6 +95,7 @@ class DictionarySet(Mapping[int, Dictionary]):
 
 
 Place = AnyPath | Dictionary | CrossLayerTranscoder | Source
+ONE_PLACE = (str, os.PathLike, Dictionary, CrossLayerTranscoder, Source)  # its types
 
 
 def load_dictionaries(
@@ -154,8 +155,7 @@ def load_dictionaries(
     if isinstance(places, Mapping):
         return DictionarySet({int(layer): loaded(place, int(layer)) for layer, place in places.items()})
     by_layer: dict[int, Dictionary] = {}
-    single = (str, os.PathLike, Dictionary, CrossLayerTranscoder, Source)
-    for place in [places] if isinstance(places, single) else places:
+    for place in [places] if isinstance(places, ONE_PLACE) else places:
         for layer, dictionary, one in layers(place):
             where = _name(one)
             if layer in by_layer:

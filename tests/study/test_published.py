@@ -61,12 +61,16 @@ def test_graphs_are_of_the_published_features(run, world):
     own = ms.load_dictionaries(world / "set")
     model = ms.load_model(world / "model", device="cpu")
     pair = ms.load_prompts(world / "prompts.jsonl", model, split="train")[0]
-    scores = ms.attribute(model, own, pair).scores()
+    scores = ms.attribute(model, own, pair, config=ms.AttributionConfig(max_features=40)).scores()
     assert scores["conservation_residual_max"] < 1e-4
+    of_run = json.loads((latest(run.path)["attribute[mine]"].path / "scores.json").read_text())["per_prompt"]
+    [row] = [row for row in of_run if row["prompt_id"] == pair.id]
+    assert {name: row[name] for name in scores} == pytest.approx(scores)
 
 
 def test_one_layer_and_a_mapping_and_a_run(world, run):
-    assert list(units_of(published_study(world, "one", **{"from": "set", "layers": [2]})))[-5:]
+    some = units_of(published_study(world, "some", **{"from": "set", "layers": [2]}))
+    assert [name for name in some if name.startswith("published")] == ["published[2]"]
     one = units_of(published_study(world, "one", **{"from": {1: "set/layer_2"}}))
     spec = one["published[1]"].spec
     assert (spec.site_in, spec.path) == ("mlp_in.1", str(world / "set" / "layer_2"))

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 import mechstudy as ms
-from mechstudy.study.finished import dictionary_places, latest
+from mechstudy.study.finished import latest
 from tests.support.published_files import LAYERS, LAYOUTS, D
 from tests.support.tiny_study import write_study
 
@@ -23,6 +23,7 @@ def test_a_study_of_published_dictionaries_runs_to_its_report(layout, tmp_path):
     (tmp_path / "their").mkdir()
     named = LAYOUTS[layout](tmp_path / "their")
     theirs = f"their/{named}" if isinstance(named, str) else {layer: f"their/{name}" for layer, name in named.items()}
+    files = tmp_path / theirs if isinstance(theirs, str) else {layer: tmp_path / name for layer, name in theirs.items()}
     config = yaml.safe_load(file.read_text())
     config["dictionaries"] = {"from": theirs, "evaluation_rows": 256, "evaluation_tokens": 128}
     file.write_text(yaml.safe_dump(config))
@@ -30,15 +31,13 @@ def test_a_study_of_published_dictionaries_runs_to_its_report(layout, tmp_path):
     units = latest(run.path)
     assert sorted(run.dictionaries) == [*LAYERS] and not [name for name in units if name.startswith("train")]
     assert (run.path / "report" / "index.html").exists()
-    places = dictionary_places(units)
+    own, loaded = ms.load_dictionaries(run.path), ms.load_dictionaries(files)
     for layer in LAYERS:
         evaluation = json.loads((units[f"published[{layer}]"].path / "evaluation.json").read_text())
         assert evaluation["d_in"] == D and evaluation["fvu"] > 0
-        own = ms.load_dictionaries(run.path)[layer]
-        x = torch.randn(5, D, generator=torch.Generator().manual_seed(1)).to(own.b_enc.dtype)
-        whole = ms.load_dictionaries({layer: places[layer]})[layer]
-        assert torch.equal(own.reconstruct(x), whole.reconstruct(x))
-        assert str(layer) in own.cfg.site_in.split(".")
-    if own.cfg.kind != "sae":
+        x = torch.randn(5, D, generator=torch.Generator().manual_seed(1)).to(own[layer].b_enc.dtype)
+        assert torch.equal(own[layer].reconstruct(x), loaded[layer].reconstruct(x))
+        assert str(layer) in own[layer].cfg.site_in.split(".")
+    if own[0].cfg.kind != "sae":
         graph = next(iter(run.graphs.values()))
         assert graph.scores()["conservation_residual_max"] < 1e-4

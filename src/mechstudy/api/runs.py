@@ -212,7 +212,7 @@ class Run:
 
     @cached_property
     def dictionaries(self) -> DictionarySet:
-        """The trained dictionaries by layer, each read when it is first used."""
+        """The dictionaries by layer, trained or published, each read when it is first used."""
         from mechstudy.dictionaries.loading import DictionarySet  # torch
 
         return DictionarySet(artifacts.dictionary_places(self.artifacts))

@@ -214,8 +214,8 @@ def _check(one: Published, shapes: ModelShapes) -> None:
             facts={"model": f"{shapes.n_layers} layers of width {shapes.d_model}"},
             fix="dictionaries of this model",
         )
-    for end in ("in", "out"):
-        kind = str(one.site_in if end == "in" else one.site_out).partition(".")[0]
+    for end, site in (("in", one.site_in), ("out", one.site_out)):
+        kind = site.partition(".")[0]
         kind = "mlp_in" if kind not in SITES else kind
         width = shapes.width(kind)
         if one.about[f"d_{end}"] != width:

@@ -67,10 +67,10 @@ def test_doubling_a_feature_moves_the_frozen_contrast_by_its_edge(family, combin
     graph = graph_of(model, dicts, Contrast(RIGHT, WRONG, combine))
     features = linearise(model, dicts, TOKENS).layers[0].features
     frozen = FrozenForward(model, linearise(model, dicts, TOKENS))
-    clean = model.linear_logits(frozen.run([]).final_BD)[0]
+    clean = model.linear_logits(frozen.run([]).final_BTD[:, -1])[0]
     for column in (0, 4, 9):
-        delta = (0, int(features.position_M[column]), features.vector_MD[column])
-        moved = model.linear_logits(frozen.run([delta]).final_BD)[0] - clean
+        delta = (0, int(features.position_M[column]), features.written_MD[0][column, None])
+        moved = model.linear_logits(frozen.run([delta]).final_BTD[:, -1])[0] - clean
         change = 0.0
         for sign, side in ((1, RIGHT), (-1, WRONG)):
             weights = [1 / len(side)] * len(side)

@@ -69,16 +69,16 @@ def test_doubling_a_feature_moves_every_target_by_its_edge(family, skip):
     prompt = linearise(model, dicts, TOKENS)
     features = prompt.layers[0].features
     column = 4
-    delta = (0, int(features.position_M[column]), features.vector_MD[column])
+    delta = (0, int(features.position_M[column]), features.written_MD[0][column, None])
     frozen = FrozenForward(model, prompt)
     clean, doubled = frozen.run([]), frozen.run([delta])
-    change = model.linear_logits(doubled.final_BD)[0] - model.linear_logits(clean.final_BD)[0]
+    change = model.linear_logits(doubled.final_BTD[:, -1])[0] - model.linear_logits(clean.final_BTD[:, -1])[0]
     assert float(change[7] - change[99]) == pytest.approx(float(graph.A_RS[0, column]), abs=1e-6)
     for row in range(1, len(graph.value_R)):
         source = int(graph.column_R[row])
         layer, position = int(graph.feature_layer_S[source]), int(graph.feature_position_S[source])
         direction = dicts[layer].W_enc[:, graph.feature_id_S[source]]
-        moved = (doubled.mlp_in[layer][0, position] - clean.mlp_in[layer][0, position]) @ direction
+        moved = (doubled.read[layer][0, position] - clean.read[layer][0, position]) @ direction
         assert float(moved) == pytest.approx(float(graph.A_RS[row, column]), abs=1e-6)
 
 
@@ -87,9 +87,11 @@ def test_the_frozen_models_second_derivative_is_zero():
     dicts = transcoders(model, skip=True)
     prompt = linearise(model, dicts, TOKENS)
     frozen = FrozenForward(model, prompt)
-    vector = prompt.layers[0].features.vector_MD[0]
+    vector = prompt.layers[0].features.written_MD[0][:1]
     position = int(prompt.layers[0].features.position_M[0])
-    logits = [model.linear_logits(frozen.run([(0, position, s * vector)]).final_BD)[0] for s in (-1.0, 0.0, 1.0)]
+    logits = [
+        model.linear_logits(frozen.run([(0, position, s * vector)]).final_BTD[:, -1])[0] for s in (-1.0, 0.0, 1.0)
+    ]
     assert torch.allclose(logits[0] + logits[2], 2 * logits[1], atol=1e-6)
     assert (logits[2] - logits[1]).abs().max() > 1e-3
 
@@ -99,7 +101,7 @@ def test_the_frozen_forward_reproduces_the_clean_pass():
         model = tiny_model(family)
         frozen = FrozenForward(model, linearise(model, transcoders(model, skip=True), TOKENS))
         clean = uncapped_logits(model)
-        assert torch.allclose(model.linear_logits(frozen.run([]).final_BD), clean, atol=1e-6), family
+        assert torch.allclose(model.linear_logits(frozen.run([]).final_BTD[:, -1]), clean, atol=1e-6), family
 
 
 def test_rows_depend_neither_on_batch_size_nor_on_order():

@@ -74,13 +74,13 @@ def test_doubling_a_feature_moves_every_target_by_its_edge(family):
         position, feature = int(graph.feature_position_S[column]), int(graph.feature_id_S[column])
         delta = (source, position, graph.activation_S[column] * written(clt, source, feature))
         doubled = frozen.run([delta])
-        change = model.linear_logits(doubled.final_BD)[0] - model.linear_logits(clean.final_BD)[0]
+        change = model.linear_logits(doubled.final_BTD[:, -1])[0] - model.linear_logits(clean.final_BTD[:, -1])[0]
         assert float(change[7] - change[99]) == pytest.approx(float(graph.A_RS[0, column]), abs=1e-8)
         moved = 0
         for row in range(1, len(graph.value_R)):
             target = int(graph.column_R[row])
             layer, at = int(graph.feature_layer_S[target]), int(graph.feature_position_S[target])
-            step = doubled.mlp_in[layer][0, at] - clean.mlp_in[layer][0, at]
+            step = doubled.read[layer][0, at] - clean.read[layer][0, at]
             expected = float(step @ clt.W_enc[layer, graph.feature_id_S[target]])
             assert float(graph.A_RS[row, column]) == pytest.approx(expected, abs=1e-8)
             moved += layer == 2 and abs(expected) > 1e-6

@@ -66,7 +66,7 @@ def test_doubling_a_feature_moves_both_by_their_edges(family):
         for target in (direction_of(model), entropy)
     ]
     for column in (0, 4, 9):
-        delta = (0, int(features.position_M[column]), features.vector_MD[column])
+        delta = (0, int(features.position_M[column]), features.written_MD[0][column, None])
         moved = frozen.run([delta]).final_BTD[0, -1] - clean
         slope = entropy(model.unembed(clean + 1e-4 * moved)) - entropy(model.unembed(clean - 1e-4 * moved))
         changes = [float(moved @ direction_of(model)), float(slope) / 2e-4]

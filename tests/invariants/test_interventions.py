@@ -126,8 +126,8 @@ def test_frozen_ablation_of_the_strongest_feature_equals_its_edge(family, skip):
     assert removed[torch.arange(7) != at].abs().max() == 0
     frozen = FrozenForward(model, linearise(model, dicts, tokens))
     moved = (
-        model.linear_logits(frozen.run([]).final_BD)[0]
-        - model.linear_logits(frozen.run([(layer, at, removed[at])]).final_BD)[0]
+        model.linear_logits(frozen.run([]).final_BTD[:, -1])[0]
+        - model.linear_logits(frozen.run([(layer, at, removed[at, None])]).final_BTD[:, -1])[0]
     )
     assert float(moved[answer] - moved[wrong]) == pytest.approx(float(graph.A_RS[0, column]), abs=1e-8)
 

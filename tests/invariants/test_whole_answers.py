@@ -93,7 +93,7 @@ def test_doubling_a_feature_moves_the_frozen_target_by_its_edges(family):
     frozen, features = FrozenForward(model, linear), linear.layers[0].features
     clean = frozen.run([]).final_BTD[0]
     for column in (0, 4, int((graph.feature_position_S[: len(features.value_M)] == 7).nonzero()[0])):
-        delta = (0, int(features.position_M[column]), features.vector_MD[column])
+        delta = (0, int(features.position_M[column]), features.written_MD[0][column, None])
         moved = frozen.run([delta]).final_BTD[0] - clean
         for row, (position, token) in enumerate(((6, 7), (7, 31), (8, 88))):
 

@@ -19,26 +19,19 @@ from mechstudy.models.attention import frozen_patterns
 from mechstudy.models.language_model import Edit, LanguageModel
 from mechstudy.models.sites import Site
 
-# (layer, position, vector): added to what the layer's MLP site writes at the position; of vectors [n, D] the first is,
-# and the others to what the next layers' sites write there.
+# (layer, position, vectors [n, D]): added to what the MLP sites of n layers, from this one up, write at the position.
 Delta = tuple[int, int, Tensor]
 
 
 @dataclass(frozen=True)
 class FrozenOutput:
-    """``mlp_in[layer]`` and ``final_BTD``, the final-normed residual, of the perturbed runs; both [B, T, D].
+    """What each layer's features ``read`` and ``final_BTD``, the final-normed residual, of the perturbed runs.
 
-    ``read[layer]`` is what the layer's features read: ``mlp_in``, or ``resid_mid``.
+    Both [B, T, D]; ``read[layer]`` is ``mlp_in``, or ``resid_mid`` where features read that.
     """
 
-    mlp_in: dict[int, Tensor]
-    final_BTD: Tensor
     read: dict[int, Tensor]
-
-    @property
-    def final_BD(self) -> Tensor:
-        """The final-normed residual at the last position."""
-        return self.final_BTD[:, -1]
+    final_BTD: Tensor
 
 
 class FrozenForward:
@@ -61,7 +54,7 @@ class FrozenForward:
             for layer, x in enumerate(prompt.layers):
                 block = model.blocks[layer]
                 self._freeze_norm(stack, block.norm_attn, x.norm_attn)
-                if x.norm_attn_post is not None and block.norm_attn_post is not None:
+                if x.norm_attn_post is not None:
                     self._freeze_norm(stack, block.norm_attn_post, x.norm_attn_post)
                 self._freeze_norm(stack, block.norm_mlp, x.norm_mlp)
                 edits[Site("mlp_in", layer)] = self._keep(mlp_in, layer)
@@ -73,7 +66,7 @@ class FrozenForward:
             stack.callback(model.final_norm.register_forward_hook(lambda _m, _a, out: final.append(out)).remove)
             mid = [Site("resid_mid", layer) for layer, x in enumerate(prompt.layers) if x.mid_TD is not None]
             out = model.forward(prompt.tokens_T.expand(rows, -1), capture=mid, edits=edits, logits_at=None)
-        return FrozenOutput(mlp_in, final[0], mlp_in | {site.layer: out.activations[site] for site in mid})
+        return FrozenOutput(mlp_in | {site.layer: out.activations[site] for site in mid}, final[0])
 
     def _freeze_norm(self, stack: ExitStack, module: nn.Module | None, norm: LinearNorm) -> None:
         if module is None:
@@ -95,11 +88,9 @@ class FrozenForward:
             out = self._clean_mlp_out[layer].expand_as(computed_BTD).clone()
             if x.skip_DD is not None:
                 out += ((mlp_in[layer] - x.mlp_in_TD) @ x.skip_DD.T) * x.valid_T[:, None]
-            for row, (at, position, vector) in enumerate(deltas):
-                if vector.ndim == 1 and at == layer:
-                    out[row, position] += vector
-                elif vector.ndim == 2 and 0 <= layer - at < len(vector):
-                    out[row, position] += vector[layer - at]
+            for row, (at, position, vectors) in enumerate(deltas):
+                if 0 <= layer - at < len(vectors):
+                    out[row, position] += vectors[layer - at]
             return out
 
         return edit

@@ -7,8 +7,8 @@ contributions add up to the target; skip paths; layers without a transcoder as e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,21 +27,14 @@ from mechstudy.models.sites import Site
 class ActiveFeatures:
     """Features of one layer that are active on the prompt, sorted by position.
 
-    ``position_M``, ``feature_M`` and ``value_M`` describe them; ``vector_MD`` is value x decoder row: what
-    each writes into the residual stream. ``later_MD`` is what those of a cross-layer transcoder write at the next
-    layer, the one after, and so on.
+    ``position_M``, ``feature_M`` and ``value_M`` describe them. ``written_MD`` is value x decoder row, what each writes
+    into the residual stream: at its own layer and, for a cross-layer transcoder, at the next, and so on.
     """
 
     position_M: Tensor
     feature_M: Tensor
     value_M: Tensor
-    vector_MD: Tensor
-    later_MD: tuple[Tensor, ...] = ()
-
-    @property
-    def written_MD(self) -> tuple[Tensor, ...]:
-        """What each writes at its own layer, at the next, and so on."""
-        return (self.vector_MD, *self.later_MD)
+    written_MD: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -49,11 +42,10 @@ class LinearLayer:
     """The affine maps and the sources of one layer. T positions, D model width.
 
     ``error_TD`` is what the MLP wrote and the dictionary did not explain: all of it where the layer has no dictionary
-    and at positions where it does not apply (`applies_at`). ``below`` is what features of lower layers wrote at
-    ``mlp_out`` (cross-layer transcoders), by layer; that is explained too. ``bias_TD`` collects the constants
-    written at ``mlp_out``, ``attention_bias_TD`` those written at ``attn_out``. ``skip_DD`` maps ``mlp_in``
-    to ``mlp_out`` at the positions in ``valid_T``. ``mid_TD`` is ``resid_mid`` where the features read that instead of
-    ``mlp_in``.
+    and at positions where it does not apply (`applies_at`). What features of lower layers wrote at ``mlp_out`` is
+    explained too. ``bias_TD`` collects the constants written at ``mlp_out``, ``attention_bias_TD`` those written at
+    ``attn_out``. ``skip_DD`` maps ``mlp_in`` to ``mlp_out`` at the positions in ``valid_T``. ``mid_TD`` is
+    ``resid_mid`` where the features read that instead of ``mlp_in``.
     """
 
     pattern_QTS: Tensor
@@ -69,8 +61,7 @@ class LinearLayer:
     attention_bias_TD: Tensor
     skip_DD: Tensor | None
     valid_T: Tensor
-    below: Mapping[int, Tensor] = field(default_factory=dict)
-    mid_TD: Tensor | None = None
+    mid_TD: Tensor | None
 
     @property
     def read_TD(self) -> Tensor:
@@ -158,6 +149,13 @@ def linearise(
     )
 
 
+def written_at(layers: Sequence[LinearLayer], layer: int) -> Iterator[tuple[int, ActiveFeatures, Tensor]]:
+    """Which of the lowest ``layers`` have features that write at a layer's ``mlp_out``, and what each writes."""
+    for source, x in enumerate(layers[: layer + 1]):
+        if x.features is not None and layer - source < len(x.features.written_MD):
+            yield source, x.features, x.features.written_MD[layer - source]
+
+
 def require_transcoders(dictionaries: Mapping[int, Dictionary], purpose: str, model: LanguageModel) -> None:
     """Refuse dictionaries that are no transcoders of their layer's MLP in this model.
 
@@ -225,7 +223,7 @@ def _linear_layer(
         read = mlp_in if mid is None else mid
         valid = applies_at(dictionary, read, torch.arange(pre.shape[0], device=pre.device), mlp_out)
         features = active_features(dictionary, read, valid)
-        explained = torch.zeros_like(mlp_out).index_add(0, features.position_M, features.vector_MD)
+        explained = torch.zeros_like(mlp_out).index_add(0, features.position_M, features.written_MD[0])
         bias = dictionary.b_dec.to(pre) * valid[:, None]
         explained = explained + bias
         if dictionary.W_skip is not None:
@@ -233,14 +231,11 @@ def _linear_layer(
             explained = explained + (mlp_in @ skip.T) * valid[:, None]
             bias = bias + (norm_mlp.forward(torch.zeros_like(pre)) @ skip.T) * valid[:, None]
         error = mlp_out - explained
-    below = {}
-    for at, x in enumerate(lower):
-        if x.features is not None and layer - at < len(x.features.written_MD):
-            below[at] = x.features.written_MD[layer - at]
-            error = error.index_add(0, x.features.position_M, below[at], alpha=-1)
+    for _, others, vector_MD in written_at(lower, layer):
+        error = error.index_add(0, others.position_M, vector_MD, alpha=-1)
     return LinearLayer(
         pattern, attention, norm_attn, norm_post, norm_mlp, block.parallel, mlp_in, features, error, bias,
-        attention_bias, skip, valid, below, mid,
+        attention_bias, skip, valid, mid,
     )  # fmt: skip
 
 
@@ -266,5 +261,5 @@ def active_features(dictionary: Dictionary, x_TD: Tensor, valid_T: Tensor) -> Ac
     acts_TF = dictionary.encode(x_TD.to(dictionary.b_enc)) * valid_T[:, None]
     position, feature = acts_TF.nonzero(as_tuple=True)
     value = acts_TF[position, feature].to(x_TD)
-    own, *later = (value[:, None] * rows.to(x_TD) for rows in dictionary.writes(feature))
-    return ActiveFeatures(position, feature, value, own, tuple(later))
+    written = tuple(value[:, None] * rows.to(x_TD) for rows in dictionary.writes(feature))
+    return ActiveFeatures(position, feature, value, written)

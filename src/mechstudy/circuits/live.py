@@ -70,11 +70,9 @@ def live_effects(
         gradients = live_gradients(model, tokens, explained, sorted(layers), checkpointing)
     for layer, dictionary in dictionaries.items():
         columns = graph.index.feature_slices[layer]
-        position_M = graph.feature_position_S[columns]
-        parts = [
-            (rows.to(gradient_TD) * gradient_TD[position_M]).sum(-1).cpu()
-            for ahead, rows in enumerate(dictionary.writes(graph.feature_id_S[columns]))
-            for gradient_TD in (gradients[layer + ahead],)
-        ]
+        parts = []
+        for ahead, rows in enumerate(dictionary.writes(graph.feature_id_S[columns])):
+            at = gradients[layer + ahead][graph.feature_position_S[columns]]
+            parts.append((rows.to(at) * at).sum(-1).cpu())
         effects[columns] = (reduce(add, parts) * graph.activation_S[columns]).to(effects)
     return effects

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechstudy.circuits.linearised import LinearisedPrompt
+from mechstudy.circuits.linearised import LinearisedPrompt, written_at
 from mechstudy.dictionaries.dictionary import Dictionary
 
 
@@ -123,20 +123,14 @@ def _collect_mlp(rows_RS: Tensor, index: SourceIndex, layer: int, prompt: Linear
     rows_RS[:, index.error_slice(layer)] = torch.einsum("rtd,td->rt", g_RTD, x.error_TD)
     if x.bias_TD is not None:
         rows_RS[:, index.biases + layer] += torch.einsum("rtd,td->r", g_RTD, x.bias_TD)
-    written = dict(x.below) if x.features is None else {**x.below, layer: x.features.vector_MD}
-    for source, vector_MD in written.items():
-        features = prompt.layers[source].features
-        assert features is not None
+    for source, features, vector_MD in written_at(prompt.layers, layer):
         columns = rows_RS[:, index.feature_slices[source]]
         per_position = torch.bincount(features.position_M, minlength=g_RTD.shape[1]).tolist()
         start = 0
         for position, count in enumerate(per_position):
             if count:
-                effect_RM = g_RTD[:, position] @ vector_MD[start : start + count].T
-                if features.later_MD:
-                    columns[:, start : start + count] += effect_RM
-                else:
-                    columns[:, start : start + count] = effect_RM
+                vectors = vector_MD[start : start + count]
+                columns[:, start : start + count] += g_RTD[:, position] @ vectors.T
             start += count
 
 

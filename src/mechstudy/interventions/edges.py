@@ -324,8 +324,7 @@ def _minus_written(prompt: LinearisedPrompt, source: FeatureAt, position: int) -
     features = prompt.layers[source.layer].features
     assert features is not None, f"layer {source.layer} has no dictionary"
     here = (features.position_M == position) & (features.feature_M == source.feature)
-    written = [-vector_MD[here].sum(0) for vector_MD in features.written_MD]
-    return source.layer, position, written[0] if len(written) == 1 else torch.stack(written)
+    return source.layer, position, torch.stack([-vector_MD[here].sum(0) for vector_MD in features.written_MD])
 
 
 def _along(dictionaries: Mapping[int, Dictionary], target: FeatureAt, change_TD: Tensor) -> float:

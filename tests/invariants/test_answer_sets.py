@@ -19,8 +19,7 @@ from mechstudy.interventions.edges import LOGIT, EdgeCheck, EdgeInstance, measur
 from mechstudy.interventions.engine import SetFeature, clean_run, edited_run
 from mechstudy.interventions.features import FeatureAt
 from mechstudy.interventions.results import read_csv
-from mechstudy.models.sites import Site
-from tests.support.interventions_world import pair, pairs, transcoders, with_sets
+from tests.support.interventions_world import pair, pairs, slope, transcoders, with_sets
 from tests.support.tiny import ALL, tiny_model
 
 TOKENS = torch.tensor([5, 17, 200, 33, 9, 120, 64])
@@ -123,15 +122,13 @@ def test_answers_that_begin_alike_count_once():
 def test_live_gradients_are_those_of_the_sets(combine):
     model, contrast = tiny_model("qwen2"), Contrast(RIGHT, WRONG, combine)
     gradient = live_gradients(model, TOKENS, AnswerContrast(contrast), [1])[1]
-    step = torch.zeros(1, 7, model.d_model, dtype=torch.float64)
-    step[0, 6] = torch.linspace(-1, 1, model.d_model, dtype=torch.float64)
+    vector = torch.linspace(-1, 1, model.d_model, dtype=torch.float64)
 
-    def value(size):
-        logits = model.forward(TOKENS[None], edits={Site("mlp_out", 1): lambda x: x + size * step}).logits[0]
+    def value(edits):
+        logits = model.forward(TOKENS[None], edits=edits).logits[0]
         return combined(logits, RIGHT, combine) - combined(logits, WRONG, combine)
 
-    numeric = (value(1e-5) - value(-1e-5)) / 2e-5
-    assert float((gradient * step[0]).sum()) == pytest.approx(numeric, rel=1e-6)
+    assert float(gradient[6] @ vector) == pytest.approx(slope(value, vector, 1, 6), rel=1e-6)
 
 
 @pytest.mark.parametrize("combine", KINDS)

@@ -13,8 +13,7 @@ from mechstudy.circuits.live import live_gradients
 from mechstudy.circuits.rows import SourceIndex, direct_effects, feature_targets
 from mechstudy.circuits.targets import AnswerContrast
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
-from mechstudy.models.sites import Site
-from tests.support.interventions_world import transcoders
+from tests.support.interventions_world import slope, transcoders
 from tests.support.tiny import ALL, FAMILIES, tiny_model
 
 TOKENS = torch.tensor([5, 17, 200, 33, 9, 120, 64])
@@ -199,16 +198,11 @@ def test_live_gradients_are_the_slopes_of_the_unfrozen_model(family):
     gradients = live_gradients(model, TOKENS, AnswerContrast(Contrast((7,), (99,))), [0, 2])
     vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
-    def value(layer, step):
-        def push(x):
-            x = x.clone()
-            x[0, 4] += step * vector
-            return x
-
-        logits = model.forward(TOKENS[None], edits={Site("mlp_out", layer): push}).logits[0]
+    def value(edits):
+        logits = model.forward(TOKENS[None], edits=edits).logits[0]
         return float(logits[7] - logits[99])
 
     for layer, gradient in gradients.items():
-        slope = (value(layer, 1e-3) - value(layer, -1e-3)) / 2e-3
-        assert float(gradient[4] @ vector) == pytest.approx(slope, rel=1e-2, abs=1e-4)
+        expected = slope(value, vector, layer, 4, step=1e-3)
+        assert float(gradient[4] @ vector) == pytest.approx(expected, rel=1e-2, abs=1e-4)
     assert not model.forward(TOKENS[None]).logits.requires_grad

@@ -5,22 +5,20 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from mechstudy.circuits.attribution import attribute
-from mechstudy.circuits.config import AttributionConfig
 from mechstudy.features.examples import logit_effects
 from mechstudy.interventions.ablation import ablate
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.controls import activation_sizes
-from mechstudy.interventions.edges import LOGIT, EdgeCheck, EdgeInstance, measure_edges
+from mechstudy.interventions.edges import measure_edges
 from mechstudy.interventions.engine import SetFeature, clean_run, edited_run, site_edits
-from mechstudy.interventions.features import FeatureAt, NamedActivations
+from mechstudy.interventions.features import NamedActivations
 from mechstudy.interventions.generation import generate_tokens, steering_vectors
 from mechstudy.interventions.results import read_csv
 from mechstudy.interventions.samples import build_plan
 from mechstudy.interventions.steering import feature_direction
 from mechstudy.models.sites import Site
 from tests.support.clt_world import random_clt, without_later_writes
-from tests.support.interventions_world import groups_of, pairs, strongest
+from tests.support.interventions_world import groups_of, pairs, strongest, strongest_edges
 from tests.support.tiny import tiny_model
 
 FAMILIES = ("llama", "gemma2", "gpt2", "neox")
@@ -101,24 +99,9 @@ def test_the_same_edits_serve_several_forward_passes():
 def test_frozen_edges_equal_the_graphs_predictions(family, site_in, tmp_path):
     model = tiny_model(family)
     dicts = random_clt(model, site_in=site_in).layers()
-    checks = {}
-    for p in pairs(2):
-        graph = attribute(
-            model, dicts, torch.tensor(p.clean_tokens), AttributionConfig(),
-            answer=p.answer_tokens[0], wrong_answer=p.wrong_tokens[0],
-        )  # fmt: skip
-        for row in (0, *range(len(graph.column_R) - 6, len(graph.column_R))):
-            target, target_at = LOGIT, ()
-            if (t := int(graph.column_R[row])) >= 0:
-                target = FeatureAt(int(graph.feature_layer_S[t]), int(graph.feature_id_S[t]), "other")
-                target_at = (int(graph.feature_position_S[t]),)
-            for s in graph.A_RS[row, : graph.index.n_features].abs().topk(3).indices.tolist():
-                source = FeatureAt(int(graph.feature_layer_S[s]), int(graph.feature_id_S[s]), "other")
-                instance = EdgeInstance(p, float(graph.A_RS[row, s]), (int(graph.feature_position_S[s]),), target_at)
-                checks.setdefault((source, target), []).append(instance)
     config = InterventionConfig(n_edges=1000, bootstrap=100)
-    listed = [EdgeCheck(s, t, tuple(i)) for (s, t), i in checks.items()]
-    rows = read_csv(measure_edges(model, dicts, listed, config, tmp_path, batch_tokens=64))
+    checks = strongest_edges(model, dicts, pairs(2), 6)
+    rows = read_csv(measure_edges(model, dicts, checks, config, tmp_path, batch_tokens=64))
     assert len(rows) > 20
     for row in rows:
         assert float(row["frozen"]) == pytest.approx(float(row["predicted"]), abs=1e-8)

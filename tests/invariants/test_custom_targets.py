@@ -11,8 +11,7 @@ from mechstudy.circuits.frozen import FrozenForward
 from mechstudy.circuits.linearised import linearise
 from mechstudy.circuits.live import live_gradients
 from mechstudy.core.errors import MechstudyError
-from mechstudy.models.sites import Site
-from tests.support.interventions_world import pair, transcoders
+from tests.support.interventions_world import pair, slope, transcoders
 from tests.support.tiny import ALL, tiny_model
 
 TOKENS = torch.tensor([5, 17, 200, 33, 9, 120, 64])
@@ -82,19 +81,12 @@ def test_live_gradients_are_those_of_the_target(kind):
     gradient = live_gradients(model, TOKENS, target, [1])[1]
     vector = torch.linspace(-1, 1, model.d_model, dtype=torch.float64)
 
-    def value(size):
-        def edit(x):
-            x = x.clone()
-            x[0, 4] += size * vector
-            return x
-
-        edits = {Site("mlp_out", 1): edit}
+    def value(edits):
         if kind == "direction":
             return float(normed(model, edits)[-2] @ direction_of(model))
         return float(entropy(model.forward(TOKENS[None], edits=edits, logits_at="all").logits[0, -2]))
 
-    numeric = (value(1e-5) - value(-1e-5)) / 2e-5
-    assert float(gradient[4] @ vector) == pytest.approx(numeric, rel=1e-5, abs=1e-9)
+    assert float(gradient[4] @ vector) == pytest.approx(slope(value, vector, 1, 4), rel=1e-5, abs=1e-9)
 
 
 def test_a_logit_as_a_function_is_the_logit_as_a_direction():

@@ -22,7 +22,7 @@ from mechstudy.interventions.metric import kl_divergence, logit_difference
 from mechstudy.interventions.patching import donor, positions_left_to_right
 from mechstudy.interventions.results import read_csv
 from mechstudy.models.sites import Site
-from tests.support.interventions_world import pair, pairs, transcoder, transcoders
+from tests.support.interventions_world import pair, pairs, strongest_edges, transcoder, transcoders
 from tests.support.tiny import tiny_model
 
 FAMILIES = ("llama", "qwen2", "gemma3", "gpt2")
@@ -188,28 +188,11 @@ def test_patching_before_the_difference_does_nothing_and_at_it_everything():
 def test_frozen_edges_equal_the_graphs_predictions(family, skip, tmp_path):
     model = tiny_model(family)
     dicts = transcoders(model, skip=skip)
-    some = pairs(3)
-    checks = {}
-    for p in some:
-        graph = attribute(
-            model, dicts, torch.tensor(p.clean_tokens), AttributionConfig(),
-            answer=p.answer_tokens[0], wrong_answer=p.wrong_tokens[0],
-        )  # fmt: skip
-        for row in (0, *range(len(graph.column_R) - 8, len(graph.column_R))):
-            target, target_at = LOGIT, ()
-            if (t := int(graph.column_R[row])) >= 0:
-                target = FeatureAt(int(graph.feature_layer_S[t]), int(graph.feature_id_S[t]), "other")
-                target_at = (int(graph.feature_position_S[t]),)
-            for s in graph.A_RS[row, : graph.index.n_features].abs().topk(3).indices.tolist():
-                source = FeatureAt(int(graph.feature_layer_S[s]), int(graph.feature_id_S[s]), "other")
-                at = (int(graph.feature_position_S[s]),)
-                weight = float(graph.A_RS[row, s])
-                checks.setdefault((source, target), []).append(EdgeInstance(p, weight, at, target_at))
+    checks = strongest_edges(model, dicts, pairs(3), 8)
     config = InterventionConfig(n_edges=1000, bootstrap=100)
-    path = measure_edges(model, dicts, [EdgeCheck(s, t, tuple(i)) for (s, t), i in checks.items()], config, tmp_path,
-                         batch_tokens=64)  # fmt: skip
+    path = measure_edges(model, dicts, checks, config, tmp_path, batch_tokens=64)
     rows = read_csv(path)
-    assert len(rows) == sum(map(len, checks.values())) > 40
+    assert len(rows) == sum(len(check.instances) for check in checks) > 40
     for row in rows:
         assert float(row["frozen"]) == pytest.approx(float(row["predicted"]), abs=1e-8)
     assert any(abs(float(r["live"]) - float(r["frozen"])) > 1e-4 for r in rows)

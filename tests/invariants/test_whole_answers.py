@@ -23,8 +23,7 @@ from mechstudy.interventions.features import FeatureAt
 from mechstudy.interventions.results import COLUMNS, SHARES, read_csv
 from mechstudy.interventions.runner import Suite, run_samples
 from mechstudy.interventions.samples import Variant
-from mechstudy.models.sites import Site
-from tests.support.interventions_world import pair, transcoders
+from tests.support.interventions_world import pair, slope, transcoders
 from tests.support.tiny import ALL, tiny_model
 
 CONFIG = AttributionConfig(max_features=10_000)
@@ -124,15 +123,7 @@ def test_live_gradients_are_those_of_the_stated_log_probability(answers):
     gradient = live_gradients(model, torch.tensor(question.tokens), AnswerTokens(both), [1])[1]
     vector = torch.linspace(-1, 1, model.d_model, dtype=torch.float64)
 
-    def value(size):
-        def edit(x):
-            x = x.clone()
-            x[0, 5] += size * vector
-            return x
-
-        return stated(model, prompt.clean_tokens, both, lambda: {Site("mlp_out", 1): edit})
-
-    numeric = (value(1e-5) - value(-1e-5)) / 2e-5
+    numeric = slope(lambda edits: stated(model, prompt.clean_tokens, both, lambda: edits), vector, 1, 5)
     assert float(gradient[5] @ vector) == pytest.approx(numeric, rel=1e-5, abs=1e-9)
 
 

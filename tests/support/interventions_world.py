@@ -5,8 +5,12 @@ from __future__ import annotations
 import torch
 
 from mechstudy.behaviours.schema import Answers, AnswerSets, PromptPair
+from mechstudy.circuits.attribution import attribute
+from mechstudy.circuits.config import AttributionConfig
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
+from mechstudy.interventions.edges import LOGIT, EdgeCheck, EdgeInstance
 from mechstudy.interventions.features import FeatureAt, FeatureGroup, NamedActivations, feature_groups
+from mechstudy.models.sites import Site
 
 
 def pair(number: int, length: int = 7, cluster: str | None = None, seed: int = 0) -> PromptPair:
@@ -75,6 +79,40 @@ def transcoder(
 
 def transcoders(model, layers: tuple[int, ...] = (0, 2), skip: bool = False) -> dict[int, Dictionary]:
     return {layer: transcoder(model.d_model, layer, skip=skip) for layer in layers}
+
+
+def slope(value, vector: torch.Tensor, layer: int, position: int, step: float = 1e-5) -> float:
+    """How fast ``value(edits)`` changes along a vector that is added to what a layer's MLP writes at a position."""
+
+    def pushed(size: float) -> float:
+        def edit(x: torch.Tensor) -> torch.Tensor:
+            x = x.clone()
+            x[0, position] += size * vector
+            return x
+
+        return value({Site("mlp_out", layer): edit})
+
+    return (pushed(step) - pushed(-step)) / (2 * step)
+
+
+def strongest_edges(model, dictionaries, some: list[PromptPair], n_features: int) -> list[EdgeCheck]:
+    """The three strongest edges of each pair's graph into the target and into its last expanded features."""
+    checks: dict[tuple[FeatureAt, FeatureAt | str], list[EdgeInstance]] = {}
+    for p in some:
+        graph = attribute(
+            model, dictionaries, torch.tensor(p.clean_tokens), AttributionConfig(),
+            answer=p.answer_tokens[0], wrong_answer=p.wrong_tokens[0],
+        )  # fmt: skip
+        for row in (0, *range(len(graph.column_R) - n_features, len(graph.column_R))):
+            target, target_at = LOGIT, ()
+            if (t := int(graph.column_R[row])) >= 0:
+                target = FeatureAt(int(graph.feature_layer_S[t]), int(graph.feature_id_S[t]), "other")
+                target_at = (int(graph.feature_position_S[t]),)
+            for s in graph.A_RS[row, : graph.index.n_features].abs().topk(3).indices.tolist():
+                source = FeatureAt(int(graph.feature_layer_S[s]), int(graph.feature_id_S[s]), "other")
+                instance = EdgeInstance(p, float(graph.A_RS[row, s]), (int(graph.feature_position_S[s]),), target_at)
+                checks.setdefault((source, target), []).append(instance)
+    return [EdgeCheck(s, t, tuple(i)) for (s, t), i in checks.items()]
 
 
 def strongest(discovery: NamedActivations, layer: int, name: str, n: int) -> list[FeatureAt]:

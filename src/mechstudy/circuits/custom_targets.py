@@ -80,7 +80,9 @@ class OfLogits:
             )
         if not bool(torch.isfinite(value)):
             raise MechstudyError(
-                f"the target is {float(value)} on this prompt", where="target", fix="a function with a finite value"
+                f"the target is {float(value.detach())} on this prompt",
+                where="target",
+                fix="a function with a finite value",
             )
         return value
 

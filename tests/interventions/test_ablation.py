@@ -16,10 +16,9 @@ from mechstudy.interventions import (
     edited_run,
     feature_at,
     generate_tokens,
-    logit_difference,
 )
 from mechstudy.models.sites import Site
-from tests.support.interventions_world import pairs, strongest, transcoders
+from tests.support.interventions_world import logit_differences, pairs, strongest, transcoders
 from tests.support.tiny import tiny_model
 
 
@@ -35,8 +34,7 @@ def ablated_by_hand(model, dicts, pair, values):
     """The logit difference of the clean prompt with features at positions set to values."""
     clean = clean_run(model, torch.tensor([pair.clean_tokens]), (0,))
     edits = [SetFeature(layer, feature, at, value) for (layer, feature, at), value in values.items()]
-    answers = torch.tensor([pair.answer_tokens[0]]), torch.tensor([pair.wrong_tokens[0]])
-    return float(logit_difference(edited_run(model, dicts, clean, [edits]).logits, *answers))
+    return float(logit_differences([pair], edited_run(model, dicts, clean, [edits]).logits))
 
 
 def places(pair, members):

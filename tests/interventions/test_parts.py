@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from mechstudy.behaviours.contrast import Contrast, contrasts
 from mechstudy.core.errors import MechstudyError
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.controls import activation_sizes, matched_controls, random_like, with_norm_of
@@ -18,7 +19,7 @@ from mechstudy.interventions.features import (
     positions_named,
     recurring_features,
 )
-from mechstudy.interventions.metric import kl_divergence, logit_difference
+from mechstudy.interventions.metric import kl_divergence
 from mechstudy.interventions.patching import positions_left_to_right
 from mechstudy.interventions.results import COLUMNS, PartialTable, read_csv
 from mechstudy.interventions.steering import difference_of_means, feature_direction, steer
@@ -58,7 +59,7 @@ def test_kl_of_two_coins_is_the_textbook_value_and_of_equal_logits_zero():
 
 def test_a_logit_difference_is_answer_minus_wrong_answer():
     logits = torch.tensor([[1.0, 5.0, 2.5], [0.0, -1.0, 4.0]])
-    assert logit_difference(logits, torch.tensor([1, 2]), torch.tensor([2, 0])).tolist() == [2.5, 4.0]
+    assert contrasts(logits, [Contrast((1,), (2,)), Contrast((2,), (0,))]).tolist() == [2.5, 4.0]
 
 
 # ------------------------------------------------------------------ features, groups

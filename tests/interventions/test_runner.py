@@ -17,13 +17,12 @@ from mechstudy.interventions.edges import LOGIT, EdgeCheck, EdgeEffects, EdgeIns
 from mechstudy.interventions.effects import LogitEffects, run_interventions
 from mechstudy.interventions.engine import SetFeature, clean_run, edited_run
 from mechstudy.interventions.features import FeatureAt, NamedActivations
-from mechstudy.interventions.metric import logit_difference
 from mechstudy.interventions.results import PartialTable, read_csv
 from mechstudy.interventions.runner import Suite, chunks, n_samples
 from mechstudy.interventions.samples import build_plan, donor_numbers
 from mechstudy.interventions.summary import summarise
 from mechstudy.models.sites import Site
-from tests.support.interventions_world import groups_of, pairs, transcoders
+from tests.support.interventions_world import groups_of, logit_differences, pairs, transcoders
 from tests.support.tiny import tiny_model
 
 CONFIG = InterventionConfig(
@@ -81,9 +80,8 @@ def test_a_sample_equals_the_same_intervention_run_alone(finished):
                  and r["item"] == "circuit" and r["prompt_id"] == prompt.id]  # fmt: skip
         clean = clean_run(model, torch.tensor([prompt.clean_tokens]), (0,))
         edits = [SetFeature(m.layer, m.feature, prompt.positions[m.position], 0.0) for m in members]
-        answers = torch.tensor([prompt.answer_tokens[0]]), torch.tensor([prompt.wrong_tokens[0]])
-        after = logit_difference(edited_run(model, dicts, clean, [edits]).logits, *answers)
-        before = logit_difference(clean.logits_BV, *answers)
+        after = logit_differences([prompt], edited_run(model, dicts, clean, [edits]).logits)
+        before = logit_differences([prompt], clean.logits_BV)
         assert float(row["value"]) == pytest.approx(float(after - before), abs=1e-10)
         assert float(row["clean"]) == pytest.approx(float(before), abs=1e-10) and row["n_edits"] == "4"
 

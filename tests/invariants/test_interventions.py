@@ -18,11 +18,11 @@ from mechstudy.interventions.engine import (
     site_edits,
 )
 from mechstudy.interventions.features import FeatureAt, NamedActivations
-from mechstudy.interventions.metric import kl_divergence, logit_difference
+from mechstudy.interventions.metric import kl_divergence
 from mechstudy.interventions.patching import donor, positions_left_to_right
 from mechstudy.interventions.results import read_csv
 from mechstudy.models.sites import Site
-from tests.support.interventions_world import pair, pairs, strongest_edges, transcoder, transcoders
+from tests.support.interventions_world import logit_differences, pair, pairs, strongest_edges, transcoder, transcoders
 from tests.support.tiny import tiny_model
 
 FAMILIES = ("llama", "qwen2", "gemma3", "gpt2")
@@ -31,11 +31,6 @@ EQUAL = pairs(3, lengths=(7,))
 
 def tokens_of(some, corrupted=False):
     return torch.tensor([p.corrupted_tokens if corrupted else p.clean_tokens for p in some])
-
-
-def difference(some, logits):
-    answers = torch.tensor([[p.answer_tokens[0], p.wrong_tokens[0]] for p in some])
-    return logit_difference(logits, answers[:, 0], answers[:, 1])
 
 
 def active(model, dicts, prompt, layer, position):
@@ -146,8 +141,8 @@ def test_last_layer_ablation_with_a_frozen_final_norm_equals_the_edge(family):
     handle = model.final_norm.register_forward_hook(lambda _m, args, _o: norm.forward(args[0]))
     for column in (graph.feature_position_S == 6).nonzero()[:, 0].tolist():
         edit = SetFeature(last, int(graph.feature_id_S[column]), 6, 0.0)
-        live = difference([prompt], edited_run(model, dicts, clean, [[edit]]).logits)
-        whole = difference([prompt], clean.logits_BV)
+        live = logit_differences([prompt], edited_run(model, dicts, clean, [[edit]]).logits)
+        whole = logit_differences([prompt], clean.logits_BV)
         assert float(whole - live) == pytest.approx(float(graph.A_RS[0, column]), abs=1e-8)
     handle.remove()
 
@@ -160,12 +155,12 @@ def test_patching_the_last_layer_everywhere_gives_the_corrupted_metric(family):
     names = positions_left_to_right(everywhere)
     assert names == [str(i) for i in range(7)]
     clean = clean_run(model, tokens_of(EQUAL), (site.layer,))
-    corrupted = difference(EQUAL, model.forward(tokens_of(EQUAL, corrupted=True)).logits)
+    corrupted = logit_differences(EQUAL, model.forward(tokens_of(EQUAL, corrupted=True)).logits)
     for is_corrupted in (True, False):
         other = donor(model, everywhere, [site], names, corrupted=is_corrupted)
         rows = [[e for name in names for e in other.edits(p, name, site)] for p in everywhere]
-        patched = difference(EQUAL, edited_run(model, {}, clean, rows).logits)
-        unpatched = difference(EQUAL, clean.logits_BV)
+        patched = logit_differences(EQUAL, edited_run(model, {}, clean, rows).logits)
+        unpatched = logit_differences(EQUAL, clean.logits_BV)
         share = (unpatched - patched) / (unpatched - corrupted)
         assert share.tolist() == pytest.approx([float(is_corrupted)] * 3, abs=1e-9)
 

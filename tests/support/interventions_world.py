@@ -81,6 +81,12 @@ def transcoders(model, layers: tuple[int, ...] = (0, 2), skip: bool = False) -> 
     return {layer: transcoder(model.d_model, layer, skip=skip) for layer in layers}
 
 
+def logit_differences(some: list[PromptPair], logits_BV: torch.Tensor) -> torch.Tensor:
+    """The answer's logit minus the wrong answer's, of each pair's row."""
+    rows = zip(some, logits_BV.double(), strict=True)
+    return torch.stack([row_V[p.answer_tokens[0]] - row_V[p.wrong_tokens[0]] for p, row_V in rows])
+
+
 def slope(value, vector: torch.Tensor, layer: int, position: int, step: float = 1e-5) -> float:
     """How fast ``value(edits)`` changes along a vector that is added to what a layer's MLP writes at a position."""
 

@@ -27,7 +27,6 @@ from .generation import generate as generate
 from .generation import generate_tokens as generate_tokens
 from .generation import steering_vectors as steering_vectors
 from .metric import kl_divergence as kl_divergence
-from .metric import logit_difference as logit_difference
 from .results import read_csv as read_csv
 from .samples import Plan as Plan
 from .samples import build_plan as build_plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float64
@@ -15,8 +16,17 @@ from mechstudy.interventions.engine import CleanRun, RowEdit, clean_run, edited_
 from mechstudy.models.language_model import LanguageModel
 
 Answer = tuple[int, ...]
-Continued = tuple[CleanRun | None, CleanRun | None]
-"""Clean runs of prompts with all but the last token of the right, and of the wrong, answers; None for one token."""
+
+
+@dataclass(frozen=True)
+class Continued:
+    """Clean ``runs`` of prompts with all but the last token of the right, and of the wrong, answers.
+
+    None for answers of one token, which the prompts' own run covers. ``answers`` is what these runs say of the answers.
+    """
+
+    runs: Sequence[CleanRun | None]
+    answers: AnswerLogProbs
 
 
 def answer_kind(pair: PromptPair) -> tuple[int, int]:
@@ -35,20 +45,21 @@ def answer_logprobs(logits: Tensor, answers: Sequence[Answer]) -> Float64[Tensor
     return torch.stack([token_logprobs(*row) for row in zip(logits_BTV, answers, strict=True)])
 
 
-def continued_runs(model: LanguageModel, pairs: Sequence[PromptPair], starts: Iterable[int]) -> Continued:
-    """Clean runs of the pairs' clean prompts, continued by each of their answers, which have one kind."""
+def continued_runs(
+    model: LanguageModel, pairs: Sequence[PromptPair], clean: CleanRun, starts: Iterable[int]
+) -> Continued:
+    """Clean runs of the pairs' clean prompts, continued by each of their answers, which have one kind.
+
+    Args:
+        clean: that of the prompts alone.
+    """
     runs: list[CleanRun | None] = []
     for answers in _sides(pairs):
         n = len(answers[0])
         tokens_BT = continued_tokens([pair.clean_tokens for pair in pairs], answers)
         runs.append(None if n == 1 else clean_run(model, tokens_BT, starts, logits_at=n))
-    return runs[0], runs[1]
-
-
-def clean_answers(clean: CleanRun, continued: Continued, pairs: Sequence[PromptPair]) -> AnswerLogProbs:
-    """What the clean runs say of the answers."""
-    logits = [clean.logits_BV if run is None else run.logits_BV for run in continued]
-    return AnswerLogProbs(*map(answer_logprobs, logits, _sides(pairs)))
+    logits = [clean.logits_BV if run is None else run.logits_BV for run in runs]
+    return Continued(runs, AnswerLogProbs(*map(answer_logprobs, logits, _sides(pairs))))
 
 
 def edited_answers(
@@ -65,7 +76,7 @@ def edited_answers(
         logits_BV: of the edited runs of the prompts alone.
     """
     sides = []
-    for run, answers in zip(continued, _sides(pairs), strict=True):
+    for run, answers in zip(continued.runs, _sides(pairs), strict=True):
         logits = logits_BV if run is None else edited_run(model, dictionaries, run, edits).logits
         assert logits is not None
         sides.append(answer_logprobs(logits, answers))

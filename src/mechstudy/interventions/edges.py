@@ -209,9 +209,9 @@ class EdgeEffects:
         return variant.edge, variant.instance, self._frozen[variant], *values
 
     def _live(self, rows: EditedRows[SourceRemoval], row: int, removal: SourceRemoval) -> float:
-        if removal.target is None and rows.clean_answers is not None and rows.edited_answers is not None:
+        if removal.target is None and rows.answers is not None:
             departure = WholeAnswers(self.pair.answer_tokens, self.pair.wrong_tokens).departure
-            before, after = (x.to_departure(row, departure) for x in (rows.clean_answers, rows.edited_answers))
+            before, after = (x.to_departure(row, departure) for x in rows.answers)
             return before - after
         if removal.target is None:
             return Contrast.of_pair(self.pair).change(rows.clean.logits_BV[row], rows.logits_BV[row])

@@ -125,11 +125,11 @@ class LogitEffects:
         Where whole answers are compared, then the changes of the log-probabilities of the right and the wrong tokens.
         """
         kl = kl_divergence(rows.clean.logits_BV, rows.logits_BV)
-        if rows.clean_answers is None or rows.edited_answers is None:
+        if rows.answers is None:
             of_row = [Contrast.of_pair(pair) for pair in rows.pairs]
             before, after = contrasts(rows.clean.logits_BV, of_row), contrasts(rows.logits_BV, of_row)
             return list(zip(before.tolist(), after.tolist(), (after - before).tolist(), kl.tolist(), strict=True))
-        clean, edited = rows.clean_answers, rows.edited_answers
+        clean, edited = rows.answers
         before, after = clean.differences(), edited.differences()
         moved = torch.cat([edited.right_BT - clean.right_BT, edited.wrong_BT - clean.wrong_BT], 1)
         columns = zip(

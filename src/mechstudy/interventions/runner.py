@@ -14,7 +14,7 @@ from mechstudy.behaviours.contrast import AnswerLogProbs
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.dictionaries.dictionary import Dictionary
-from mechstudy.interventions.continued import Continued, answer_kind, clean_answers, continued_runs, edited_answers
+from mechstudy.interventions.continued import Continued, answer_kind, continued_runs, edited_answers
 from mechstudy.interventions.engine import CleanRun, RowEdit, clean_run, edited_run
 from mechstudy.interventions.results import Cell, PartialTable
 from mechstudy.machine.runtime import oom_backoff
@@ -82,8 +82,8 @@ class Chunk(Generic[V]):
 class EditedRows(Generic[V]):
     """Rows run together, clean and edited; ``variants`` holds None for rows that only fill the batch up.
 
-    ``unedited`` and ``edited`` are the captured sites' activations, [B, T, width]. Where whole answers are compared,
-    ``clean_answers`` and ``edited_answers`` hold their tokens' log-probabilities.
+    ``unedited`` and ``edited`` are the captured sites' activations, [B, T, width]. ``answers`` are the clean and the
+    edited log-probabilities of the answers' tokens, where whole answers are compared.
     """
 
     variants: Sequence[V | None]
@@ -92,8 +92,7 @@ class EditedRows(Generic[V]):
     logits_BV: Tensor
     unedited: Mapping[Site, Tensor]
     edited: Mapping[Site, Tensor]
-    clean_answers: AnswerLogProbs | None = None
-    edited_answers: AnswerLogProbs | None = None
+    answers: tuple[AnswerLogProbs, AnswerLogProbs] | None
 
 
 @runtime_checkable
@@ -223,7 +222,7 @@ class _ChunkRuns(Generic[V]):
         self._size = chunk.width * len(self.pairs)
         self._prepared = False
         self._starts = {v.start for v in chunk.suite.variants}
-        self._reference: _Reference | None = None
+        self._reference: _Clean | None = None
 
     def edits(self, batch: Sequence[V]) -> list[Sequence[RowEdit]]:
         """The edits of every row, filled up to the chunk's fixed number of rows."""
@@ -260,51 +259,38 @@ class _ChunkRuns(Generic[V]):
         return oom_backoff(run, self._size, self.progress, item_tokens=len(self.pairs[0].clean_tokens))
 
     def _run(self, start: int, variants: Sequence[V | None], edits: Sequence[Sequence[RowEdit]]) -> list[Values]:
-        numbers = tuple((start + i) % len(self.pairs) for i in range(len(edits)))
-        reference = self._clean(numbers)
-        clean, capture = reference.clean, self.recorder.capture
-        edited = edited_run(self.model, self.dictionaries, clean, edits, capture=capture)
+        clean = self._clean([self.pairs[(start + i) % len(self.pairs)] for i in range(len(edits))])
+        capture = self.recorder.capture
+        edited = edited_run(self.model, self.dictionaries, clean.run, edits, capture=capture)
         assert edited.logits is not None
-        pairs = [self.pairs[p] for p in numbers]
-        answers = None
-        if reference.continued is not None:
-            answers = edited_answers(self.model, self.dictionaries, reference.continued, edits, edited.logits, pairs)
+        answers, continued = None, clean.continued
+        if continued is not None:
+            after = edited_answers(self.model, self.dictionaries, continued, edits, edited.logits, clean.pairs)
+            answers = continued.answers, after
         return self.recorder.measure(
-            EditedRows(
-                variants,
-                pairs,
-                clean,
-                edited.logits,
-                reference.unedited,
-                edited.activations,
-                reference.answers,
-                answers,
-            )
+            EditedRows(variants, clean.pairs, clean.run, edited.logits, clean.unedited, edited.activations, answers)
         )
 
-    def _clean(self, numbers: tuple[int, ...]) -> _Reference:
+    def _clean(self, pairs: list[PromptPair]) -> _Clean:
         """The clean runs of these pairs; the last ones are kept."""
-        if self._reference is None or self._reference.numbers != numbers:
+        if self._reference is None or self._reference.pairs != pairs:
             self._reference = None
-            tokens_BT = torch.tensor([self.pairs[p].clean_tokens for p in numbers])
-            clean = clean_run(self.model, tokens_BT, self._starts)
+            tokens_BT = torch.tensor([pair.clean_tokens for pair in pairs])
+            run = clean_run(self.model, tokens_BT, self._starts)
             unedited: Mapping[Site, Tensor] = {}
             if capture := self.recorder.capture:
-                nothing: list[Sequence[RowEdit]] = [()] * len(numbers)
-                unedited = edited_run(self.model, self.dictionaries, clean, nothing, capture=capture).activations
-            pairs = [self.pairs[p] for p in numbers]
-            continued = continued_runs(self.model, pairs, self._starts) if pairs[0].whole_answers else None
-            answers = None if continued is None else clean_answers(clean, continued, pairs)
-            self._reference = _Reference(numbers, clean, unedited, continued, answers)
+                nothing: list[Sequence[RowEdit]] = [()] * len(pairs)
+                unedited = edited_run(self.model, self.dictionaries, run, nothing, capture=capture).activations
+            continued = continued_runs(self.model, pairs, run, self._starts) if pairs[0].whole_answers else None
+            self._reference = _Clean(pairs, run, unedited, continued)
         return self._reference
 
 
 @dataclass(frozen=True)
-class _Reference:
-    """Clean runs of the pairs ``numbers``; with those of whole answers where these are compared."""
+class _Clean:
+    """Clean runs of pairs, with those of whole answers where these are compared."""
 
-    numbers: tuple[int, ...]
-    clean: CleanRun
+    pairs: Sequence[PromptPair]
+    run: CleanRun
     unedited: Mapping[Site, Tensor]
     continued: Continued | None
-    answers: AnswerLogProbs | None

@@ -55,7 +55,8 @@ def test_numbers_never_read_minus_zero_and_use_a_true_minus() -> None:
 
 def test_missing_numbers_say_so() -> None:
     assert text.number(None) == text.number(float("nan")) == "n/a"
-    assert text.interval(None) == "[n/a]"
+    assert text.interval_of(None, "ci95", "effect") == text.interval_of({"effect": None}, "ci95", "effect") == "n/a"
+    assert text.interval_of({"effect": 1.0, "ci95": None}, "ci95", "effect") == "n/a (one group)"
 
 
 @pytest.mark.parametrize(

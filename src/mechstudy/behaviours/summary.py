@@ -24,7 +24,7 @@ def summarise_scores(
 ) -> dict[str, Any]:
     """Accuracy and logit difference of a split with 95% intervals over groups, and whether it passes.
 
-    Where an interval is null, ``accuracy_ci95_missing`` or ``ci95_missing`` says why.
+    Where ``ci95`` is null because every group has the same mean, ``ci95_missing`` says so.
 
     Args:
         seed: of the bootstrap; ``split`` numbers the split, so that each has its own draws.
@@ -42,6 +42,5 @@ def summarise_scores(
         "ci95": difference.ci,
         "median_rank": median(s.rank_answer for s in scores),
         "passed": share >= min_accuracy,
-        **accuracy.missing_fields("accuracy_ci95"),
         **difference.missing_fields("ci95"),
     }

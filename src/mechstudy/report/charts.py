@@ -44,9 +44,7 @@ def zero_rule(axis: str) -> alt.Chart:
     return rule
 
 
-def logit_differences(
-    splits: Mapping[str, Sequence[Mapping[str, Any]]], metric: str = "logit difference"
-) -> alt.TopLevelMixin | None:
+def logit_differences(splits: Mapping[str, Sequence[Mapping[str, Any]]], metric: str) -> alt.TopLevelMixin | None:
     """Histogram of per-prompt values of the metric, one colour per split; right of zero is correct."""
     values: list[dict[str, Any]] = [
         {"split": split, "d": d} for split, rows in splits.items() for r in rows

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mechstudy.behaviours.metrics import DIFFERENCE
 from mechstudy.circuits.config import no_graphs
 from mechstudy.core.errors import MechstudyError
 from mechstudy.corpus.bundled import foreign_text
@@ -104,6 +105,11 @@ class UnitFiles:
                     fix="run `mechstudy verify`, then run the unit again",
                 ) from error
         return self._contents[file]
+
+    @property
+    def metric(self) -> str:
+        """What the unit's summary compares answers by."""
+        return str(self.json("summary.json").get("metric") or DIFFERENCE)
 
     @property
     def evaluation(self) -> dict[str, Any]:

@@ -119,11 +119,9 @@ def ends_of(ci: Sequence[float | None] | None) -> tuple[float, float] | None:
     return float(ci[0]), float(ci[1])
 
 
-def interval(ci: Sequence[float | None] | None, digits: int = 2) -> str:
-    """`[low, high]`, with `decimals`; `[n/a]` where there is none."""
-    ends = ends_of(ci)
-    shown = [number(end, decimals(ends, digits), scientific=False) for end in ends] if ends else [NOT_AVAILABLE]
-    return f"[{', '.join(shown)}]"
+def interval(ends: Sequence[float], digits: int = 2) -> str:
+    """`[low, high]`, with `decimals`."""
+    return f"[{', '.join(number(end, decimals(ends, digits), scientific=False) for end in ends)}]"
 
 
 def interval_of(record: Mapping[str, Any] | None, field: str, value: str, digits: int = 2) -> str:

@@ -81,7 +81,7 @@ def behaviour_page(site: Site, behaviour: str) -> None:
     scored = {split: rows for split in ("train", "test") if (rows := baseline.rows(f"{split}.csv"))}
     accuracy = charts.accuracy(summary.get("splits") or {}, (summary.get("gate") or {}).get("min_accuracy"))
     site.figures.add(f"baseline-accuracy-{key}", accuracy, "Accuracy per split", baseline)
-    differences = charts.logit_differences(scored, str(summary.get("metric") or "logit difference"))
+    differences = charts.logit_differences(scored, baseline.metric)
     site.figures.add(f"baseline-logit-differences-{key}", differences, "Logit differences of all prompts", baseline)
     pairs = {split: rows for split in ("train", "test") if (rows := prompts.rows(f"{split}.jsonl"))}
     site.render(
@@ -231,7 +231,7 @@ def interventions_page(site: Site, behaviour: str) -> None:
     for g in summary.get("groups") or []:
         effects = (str(g.get("name")), g.get("n"), Measured.of(g), Measured.of(g, "control_effect"))
         groups.setdefault(str(g.get("kind")), []).append(effects)
-    metric, ci_name = str(summary.get("metric") or "logit difference"), site.data.interval_name
+    metric, ci_name = unit.metric, site.data.interval_name
     frozen, live = (charts.edges(summary, measured, ci_name) for measured in ("frozen", "live"))
     for name, drawn, heading in (
         ("interventions", charts.forest(tests, metric, ci_name), "Effects against matched controls"),

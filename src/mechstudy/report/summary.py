@@ -79,13 +79,12 @@ def _each(records: Mapping[str, Mapping[str, Any]] | None, fields: Sequence[str]
 def _behaviour_findings(data: ReportData, summary: Mapping[str, Any]) -> Iterator[tuple[str, Address]]:
     """Per behaviour its baseline, strongest claims, circuit and edges; a claim that does not hold says so."""
     for behaviour in dict.fromkeys([*summary["baseline"], *summary["interventions"]]):
-        scored = data.baselines[behaviour].json("summary.json")
-        gate, metric = scored.get("gate") or {}, str(scored.get("metric") or "logit difference")
+        gate = data.baselines[behaviour].json("summary.json").get("gate") or {}
         if behaviour in summary["interventions"]:
             after = ", studied all the same"
         else:  # where the gate lets it through, something else stopped it
             after = "" if gate.get("on_fail") == "continue" else ", so it was not studied further"
-        if line := _baseline_finding(summary["baseline"].get(behaviour) or {}, metric, after):
+        if line := _baseline_finding(summary["baseline"].get(behaviour) or {}, data.baselines[behaviour].metric, after):
             yield f"{behaviour}: {line}", data.baselines[behaviour].address("summary.json", "/splits")
         for claim in claims(data.interventions[behaviour])[:_CLAIMS]:
             hedge, usual = VERDICT_WORDS[claim.verdict]

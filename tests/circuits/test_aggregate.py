@@ -39,7 +39,7 @@ def test_positions_take_the_first_name_given_and_others_share_one():
 
 def test_a_records_influence_is_the_graphs(graphs, records):
     graph, _ = graphs[0]
-    total = float(graph.influence()[0][graph.expanded_S].sum())
+    total = float(graph.influence[0][graph.expanded_S].sum())
     features = [n for n in records[0]["nodes"].values() if n["type"] == "feature"]
     assert sum(n["influence"] for n in features) == pytest.approx(total)
 

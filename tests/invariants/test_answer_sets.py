@@ -64,7 +64,7 @@ def test_doubling_a_feature_moves_the_frozen_contrast_by_its_edge(family, combin
     model = tiny_model(family)
     dicts = transcoders(model)
     graph = graph_of(model, dicts, Contrast(RIGHT, WRONG, combine))
-    features = linearise(model, dicts, TOKENS).layers[0].features
+    features = linearise(model, dicts, TOKENS).layers[0].nodes
     frozen = FrozenForward(model, linearise(model, dicts, TOKENS))
     clean = model.linear_logits(frozen.run([]).final_BTD[:, -1])[0]
     for column in (0, 4, 9):

@@ -66,7 +66,7 @@ def test_doubling_a_feature_moves_every_target_by_its_edge(family, skip):
     dicts = transcoders(model, skip=skip)
     graph = graph_of(model, dicts)
     prompt = linearise(model, dicts, TOKENS)
-    features = prompt.layers[0].features
+    features = prompt.layers[0].nodes
     column = 4
     delta = (0, int(features.position_M[column]), features.written_MD[0][column, None])
     frozen = FrozenForward(model, prompt)
@@ -86,8 +86,8 @@ def test_the_frozen_models_second_derivative_is_zero():
     dicts = transcoders(model, skip=True)
     prompt = linearise(model, dicts, TOKENS)
     frozen = FrozenForward(model, prompt)
-    vector = prompt.layers[0].features.written_MD[0][:1]
-    position = int(prompt.layers[0].features.position_M[0])
+    vector = prompt.layers[0].nodes.written_MD[0][:1]
+    position = int(prompt.layers[0].nodes.position_M[0])
     logits = [
         model.linear_logits(frozen.run([(0, position, s * vector)]).final_BTD[:, -1])[0] for s in (-1.0, 0.0, 1.0)
     ]
@@ -108,7 +108,7 @@ def test_rows_depend_neither_on_batch_size_nor_on_order():
     dicts = transcoders(model)
     prompt = linearise(model, dicts, TOKENS)
     index = SourceIndex(prompt)
-    targets = feature_targets(prompt, dicts, 2, range(12)) + feature_targets(prompt, dicts, 0, range(5))
+    targets = feature_targets(prompt, 2, range(12)) + feature_targets(prompt, 0, range(5))
     together = direct_effects(prompt, index, targets)
     alone = torch.cat([direct_effects(prompt, index, [t]) for t in targets])
     backwards = direct_effects(prompt, index, targets[::-1]).flip(0)
@@ -128,7 +128,7 @@ def test_no_edge_goes_from_a_later_layer_or_position_to_an_earlier_one():
         assert not graph.A_RS[row, : graph.index.errors][backwards].any()
 
 
-def test_a_perfect_transcoder_leaves_no_error_but_at_the_first_position():
+def test_a_perfect_transcoder_leaves_no_error():
     model = tiny_model()
     prompt = linearise(model, {}, TOKENS)
     d = model.d_model
@@ -144,9 +144,12 @@ def test_a_perfect_transcoder_leaves_no_error_but_at_the_first_position():
         )
     graph = graph_of(model, perfect)
     errors = graph.A_RS[:, graph.index.errors : graph.index.tokens].view(len(graph.value_R), model.n_layers, 7)
-    assert errors[:, :, 1:].abs().max() < 1e-6  # the first position is left to the error on purpose
-    scores = graph.scores()  # all that keeps them from one is the first position's error
-    assert 0.5 < scores.replacement < 1 and 0.5 < scores.completeness < 1
+    assert errors.abs().max() < 1e-6  # what the first position writes is a bias
+    scores = graph.scores()
+    assert scores.replacement == pytest.approx(1, abs=1e-6) and scores.completeness == pytest.approx(1, abs=1e-6)
+    apart = graph_of(model, perfect, first_is_constant=False)
+    errors = apart.A_RS[:, apart.index.errors : apart.index.tokens].view(len(apart.value_R), model.n_layers, 7)
+    assert errors[:, :, 1:].abs().max() < 1e-6 < errors[:, :, 0].abs().max()
 
 
 def test_without_transcoders_the_ledger_holds_errors_tokens_and_biases():
@@ -174,12 +177,13 @@ def test_every_kept_feature_has_an_input_and_a_path_to_the_target():
     model = tiny_model()
     graph = graph_of(model, transcoders(model, (0, 1, 2)))
     pruned = prune(graph, 0.6, 0.8)
-    fed, used = pruned.edges_RS.any(1), pruned.edges_RS.any(0)
+    rows, columns = zip(*pruned.edges(), strict=True)
+    fed, used = set(rows), set(columns)
     for row, column in enumerate(graph.column_R.tolist()):
         if column >= 0 and pruned.sources_S[column]:
-            assert fed[row] and used[column]
+            assert row in fed and column in used
         if column >= 0 and not pruned.sources_S[column]:
-            assert not fed[row] and not used[column]
+            assert row not in fed and column not in used
 
 
 def test_unexpanded_features_lower_scores_and_keep_conservation():

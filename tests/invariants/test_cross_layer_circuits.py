@@ -104,7 +104,7 @@ def test_later_writes_reach_the_layers_between():
     clt = CrossLayerTranscoder(whole.W_enc, whole.b_enc, whole.threshold, decoders, whole.b_dec)
     prompt = linearise(model, clt.layers(), TOKENS)
     index = SourceIndex(prompt)
-    targets = [feature_targets(prompt, clt.layers(), layer, range(10)) for layer in (1, 2)]
+    targets = [feature_targets(prompt, layer, range(10)) for layer in (1, 2)]
     at_next, above = (direct_effects(prompt, index, some)[:, index.feature_slices[0]] for some in targets)
     assert not at_next.any()
     assert above.abs().max() > 1e-3

@@ -58,7 +58,7 @@ def test_doubling_a_feature_moves_both_by_their_edges(family):
     model = tiny_model(family)
     dicts = transcoders(model)
     linear = linearise(model, dicts, TOKENS)
-    frozen, features = FrozenForward(model, linear), linear.layers[0].features
+    frozen, features = FrozenForward(model, linear), linear.layers[0].nodes
     clean = frozen.run([]).final_BTD[0, -1]
     graphs = [
         attribute(model, dicts, TOKENS, CONFIG, explained=own_target(model, target, 1))

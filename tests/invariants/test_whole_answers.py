@@ -89,7 +89,7 @@ def test_doubling_a_feature_moves_the_frozen_target_by_its_edges(family):
     dicts, tokens = transcoders(model), torch.tensor([*prompt.clean_tokens, 7, 31])
     graph = graph_of(model, dicts, prompt)
     linear = linearise(model, dicts, tokens)
-    frozen, features = FrozenForward(model, linear), linear.layers[0].features
+    frozen, features = FrozenForward(model, linear), linear.layers[0].nodes
     clean = frozen.run([]).final_BTD[0]
     for column in (0, 4, int((graph.feature_position_S[: len(features.value_M)] == 7).nonzero()[0])):
         delta = (0, int(features.position_M[column]), features.written_MD[0][column, None])

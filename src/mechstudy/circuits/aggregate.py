@@ -15,7 +15,6 @@ from torch import Tensor
 
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.graph import Graph, Pruned
-from mechstudy.circuits.influence import total_effects
 
 OTHER = "other"
 ANSWER = "answer tokens"  # the tokens of a whole answer that are read after the prompt
@@ -62,8 +61,8 @@ def prompt_record(
     """
     x = graph.index
     names = position_names(positions, x.n_positions, n_prompt)
-    source_I, _ = graph.influence()
-    effects = total_effects(graph.A_RS, graph.weights_R, graph.column_R, graph.value_R)
+    source_I, _ = graph.influence
+    effects = graph.total_effects_S
     keys = _source_keys(graph, names)
     shown = pruned.sources_S | graph.expanded_S
     nodes: dict[str, dict[str, Any]] = {}
@@ -81,7 +80,7 @@ def prompt_record(
         total["kept"] |= bool(pruned.sources_S[column])
     edges: dict[tuple[str, str], float] = defaultdict(float)
     row_keys = [_key(keys[c]) if c >= 0 else node_id("logit") for c in graph.column_R.tolist()]
-    for row, column in pruned.edges_RS.nonzero().tolist():
+    for row, column in pruned.edges():
         weight = float(graph.A_RS[row, column])
         if graph.column_R[row] < 0:
             weight *= float(graph.weights_R[row])

@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from mechstudy.behaviours.contrast import Contrast
+from mechstudy.circuits.bases import is_sae
+from mechstudy.circuits.choose_neurons import choose_neurons
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.graph import Graph, LogitNode
-from mechstudy.circuits.influence import influence, normalised
-from mechstudy.circuits.linearised import LinearisedPrompt, linearise
+from mechstudy.circuits.influence import influence, row_sums
+from mechstudy.circuits.linear_prompt import LinearisedPrompt
+from mechstudy.circuits.linearised import linearise
+from mechstudy.circuits.neurons import Basis
 from mechstudy.circuits.rows import SourceIndex, Target, direct_effects, feature_targets
 from mechstudy.circuits.targets import AnswerContrast, Explained, explained_targets, top_logit_targets
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress, Progress
-from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.machine.runtime import oom_backoff
 from mechstudy.models.language_model import LanguageModel
 
 # Below this share of the total influence, the features still without a row cannot matter to a reader.
 _NEGLIGIBLE = 0.005
+_ROWS_AT_ONCE = 128
 
 
 def attribute(
     model: LanguageModel,
-    dictionaries: Mapping[int, Dictionary],
+    bases: Mapping[int, Basis],
     tokens_T: Int[Tensor, " t"],
     config: AttributionConfig,
     *,
     answer: int | None = None,
     wrong_answer: int | None = None,
     explained: Explained | None = None,
+    first_is_constant: bool = True,
     batch_rows: int = 256,
     progress: Progress | None = None,
 ) -> Graph:
@@ -46,20 +50,22 @@ def attribute(
 
     Args:
         model: weights in fp32 or wider.
-        dictionaries: transcoders (``mlp_in`` -> ``mlp_out``) by layer; other layers enter as errors.
+        bases: dictionaries or neurons by layer; ``config.elsewhere`` says what the MLPs of other layers are.
         tokens_T: one prompt.
         answer, wrong_answer: first tokens of the two answers, for ``config.target == "logit_difference"``.
         explained: what is explained then, instead of the difference of two logits.
+        first_is_constant: what the first position writes and no dictionary explains, and its neurons, are biases, as
+            they are the same in every prompt with that first token.
 
     Returns:
         The unpruned graph. `graph.prune` prunes it, ``scores()`` says how much it explains, `neuronpedia.graph_json`
         makes its file, whose nodes and edges `PromptFrames` lists.
 
     Raises:
-        MechstudyError: an answer is missing, a dictionary is no transcoder of its layer, or weights are below fp32.
+        MechstudyError: an answer is missing, a dictionary is of another site or layer, or weights are below fp32.
     """
-    prompt = linearise(model, dictionaries, tokens_T)
-    index = SourceIndex(prompt)
+    elsewhere = config.elsewhere_of(any(is_sae(basis) for basis in bases.values()))
+    prompt = linearise(model, bases, tokens_T, elsewhere=elsewhere, first_is_constant=first_is_constant)
     if config.target == "logit_difference":
         if explained is None:
             if answer is None or wrong_answer is None:
@@ -68,70 +74,104 @@ def attribute(
         targets, nodes, weights = explained_targets(model, prompt, explained)
     else:
         targets, nodes, weights = top_logit_targets(model, prompt, config.logit_probability, config.max_logits)
-
-    def effects(of: list[Target]) -> Tensor:
-        def run(size: int) -> Tensor:
-            return torch.cat([direct_effects(prompt, index, of[i : i + size]) for i in range(0, len(of), size)])
-
-        return oom_backoff(run, len(of), progress or NullProgress(), item_tokens=prompt.n_positions)
-
-    rows = [effects(targets)]
-    values = [t.value for t in targets]
-    columns = [-1] * len(targets)
-    layer_of = torch.cat(
-        [torch.full((s.stop - s.start,), layer) for layer, s in enumerate(index.feature_slices)]
-    ).long()
-    pending = torch.ones(index.n_features, dtype=torch.bool)
-    kept = torch.ones(index.n_sources, dtype=torch.bool)
-    kept[index.biases :] = False
-    while (room := min(batch_rows, config.max_features - (len(columns) - len(targets)))) > 0:
-        w = torch.cat([weights, weights.new_zeros(len(columns) - len(weights))])
-        A_hat_RS = normalised(torch.cat(rows), kept)
-        column_R = torch.tensor(columns, device=A_hat_RS.device)
-        source_I, _ = influence(A_hat_RS, w.to(A_hat_RS.device), column_R)
-        waiting = torch.where(pending, source_I[: index.n_features].cpu(), 0.0)
-        if float(waiting.sum()) <= _NEGLIGIBLE * float(source_I.sum()):
-            break
-        chosen = waiting.topk(min(room, int((waiting > 0).sum()))).indices.sort().values
-        batch: list[Target] = []
-        for layer in sorted(set(layer_of[chosen].tolist())):
-            within = chosen[layer_of[chosen] == layer] - index.feature_slices[layer].start
-            batch += feature_targets(prompt, dictionaries, layer, within.tolist())
-        rows.append(effects(batch))
-        values += [t.value for t in batch]
-        columns += chosen.tolist()
-        pending[chosen] = False
+    prompt = choose_neurons(prompt, targets, weights, config.max_neurons)
+    rows = _Rows(prompt, targets, weights, config.max_features, progress or NullProgress())
+    while rows.room > 0 and len(chosen := rows.most_influential(batch_rows)):
+        rows.add(chosen)
     summed = config.target == "logit_difference" and len(targets) > 1
-    return replace(_assemble(prompt, index, rows, weights, columns, values, nodes, layer_of), summed=summed)
+    return rows.graph(nodes, summed)
 
 
-def _assemble(
-    prompt: LinearisedPrompt,
-    index: SourceIndex,
-    rows: list[Tensor],
-    weights: Tensor,
-    columns: list[int],
-    values: list[float],
-    nodes: tuple[LogitNode, ...],
-    layer_of: Tensor,
-) -> Graph:
-    active = [x.features for x in prompt.layers if x.features is not None]
+class _Rows:
+    """The rows computed so far: those of the targets, then those of features."""
 
-    def gathered(name: str, dtype: torch.dtype) -> Tensor:
-        parts = [getattr(f, name).cpu() for f in active]
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)
+    def __init__(
+        self,
+        prompt: LinearisedPrompt,
+        targets: Sequence[Target],
+        weights: Tensor,
+        max_features: int,
+        progress: Progress,
+    ) -> None:
+        self.prompt, self.progress, self.index = prompt, progress, SourceIndex(prompt)
+        like, index = prompt.tokens_TD, self.index
+        self.n_targets, self.n = len(targets), 0
+        n_rows = len(targets) + min(max_features, index.n_features)
+        self.A_RS = like.new_empty(n_rows, index.n_sources)
+        self.sums_R = like.new_zeros(n_rows)
+        self.weights_R = torch.cat([weights.to(like), like.new_zeros(n_rows - len(targets))])
+        self.column_R = torch.full((n_rows,), -1, device=like.device)
+        self.value_R = torch.zeros(n_rows, dtype=torch.float64)
+        parts = [torch.full((s.stop - s.start,), layer) for layer, s in enumerate(index.feature_slices)]
+        self.layer_of = torch.cat(parts).long()
+        self.pending = torch.ones(index.n_features, dtype=torch.bool)
+        self.kept_S = torch.ones(index.n_sources, dtype=torch.bool, device=like.device)
+        self.kept_S[index.biases :] = False
+        self._append(targets)
 
-    A = torch.cat(rows).cpu()
-    return Graph(
-        tokens=tuple(prompt.tokens_T.tolist()),
-        index=index,
-        A_RS=A,
-        weights_R=torch.cat([weights, weights.new_zeros(len(columns) - len(weights))]).to(A),
-        column_R=torch.tensor(columns),
-        value_R=torch.tensor(values, dtype=torch.float64).to(A),
-        logits=nodes,
-        feature_layer_S=layer_of,
-        feature_position_S=gathered("position_M", torch.long),
-        feature_id_S=gathered("feature_M", torch.long),
-        activation_S=gathered("value_M", A.dtype),
-    )
+    @property
+    def room(self) -> int:
+        """How many more features may get a row."""
+        return len(self.A_RS) - self.n
+
+    def most_influential(self, most: int) -> Tensor:
+        """Columns of the features without a row that have most influence; none if what they have is negligible."""
+        n = self.n
+        source_I, _ = influence(self.A_RS[:n], self.kept_S, self.weights_R[:n], self.column_R[:n], self.sums_R[:n])
+        waiting = torch.where(self.pending, source_I[: self.index.n_features].cpu(), 0.0)
+        if float(waiting.sum()) <= _NEGLIGIBLE * float(source_I.sum()):
+            return torch.zeros(0, dtype=torch.long)
+        n_chosen = min(most, self.room, int((waiting > 0).sum()))
+        return waiting.topk(n_chosen).indices.sort().values
+
+    def add(self, columns: Tensor) -> None:
+        """Computes the rows of some features."""
+        batch: list[Target] = []
+        for layer in sorted(set(self.layer_of[columns].tolist())):
+            within = columns[self.layer_of[columns] == layer] - self.index.feature_slices[layer].start
+            batch += feature_targets(self.prompt, layer, within.tolist())
+        self.column_R[self.n : self.n + len(columns)] = columns.to(self.column_R)
+        self.pending[columns] = False
+        self._append(batch)
+
+    def _append(self, targets: Sequence[Target]) -> None:
+        rows = self.A_RS[self.n : self.n + len(targets)]
+        # Rows of near positions together: positions after a row's own are left out of its batch.
+        order = sorted(range(len(targets)), key=lambda i: targets[i].position)
+
+        def run(size: int) -> None:
+            for start in range(0, len(order), size):
+                part = order[start : start + size]
+                rows[torch.tensor(part, device=rows.device)] = direct_effects(
+                    self.prompt, self.index, [targets[i] for i in part]
+                )
+
+        oom_backoff(run, min(len(order), _ROWS_AT_ONCE), self.progress, item_tokens=self.prompt.n_positions)
+        there = slice(self.n, self.n + len(targets))
+        self.sums_R[there] = row_sums(rows, self.kept_S)
+        self.value_R[there] = torch.tensor([t.value for t in targets], dtype=torch.float64)
+        self.n = there.stop
+
+    def graph(self, nodes: tuple[LogitNode, ...], summed: bool) -> Graph:
+        """The graph of what has been computed."""
+        active = [x.nodes for x in self.prompt.layers if x.nodes is not None]
+
+        def gathered(name: str, dtype: torch.dtype) -> Tensor:
+            parts = [getattr(f, name).cpu() for f in active]
+            return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)
+
+        A = self.A_RS[: self.n].cpu()
+        return Graph(
+            tokens=tuple(self.prompt.tokens_T.tolist()),
+            index=self.index,
+            A_RS=A,
+            weights_R=self.weights_R[: self.n].to(A),
+            column_R=self.column_R[: self.n].cpu(),
+            value_R=self.value_R[: self.n].to(A),
+            logits=nodes,
+            feature_layer_S=self.layer_of,
+            feature_position_S=gathered("position_M", torch.long),
+            feature_id_S=gathered("feature_M", torch.long),
+            activation_S=gathered("value_M", A.dtype),
+            summed=summed,
+        )

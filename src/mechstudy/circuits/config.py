@@ -17,6 +17,14 @@ class AttributionConfig(Config):
     against the mean logit. ``node_threshold`` and ``edge_threshold`` are the shares of influence that pruning
     keeps; ``max_features`` bounds how many features of one prompt get their own row, chosen online by
     influence; the others count as error.
+
+    ``basis``: what the nodes are. ``dictionaries`` are those of the study; ``neurons`` are the neurons of every layer's
+    MLP, and need no dictionary; ``mixed`` are dictionaries where there are some, and neurons in the other layers. The
+    default is ``dictionaries``, and ``neurons`` in a study without them. ``max_neurons`` bounds how many neurons
+    of one prompt are nodes, chosen by their effects through the linear model; the others together are errors.
+    ``elsewhere``: what the MLP of a layer without nodes is: ``errors``, one node per position, or ``linear``, the
+    linear map that it is at the prompt, through which effects pass; the default is errors with transcoders, linear with
+    SAEs.
     """
 
     target: Literal["logit_difference", "logits"] = "logit_difference"
@@ -26,8 +34,15 @@ class AttributionConfig(Config):
     edge_threshold: float = Field(0.98, gt=0, le=1)
     max_logits: int = Field(10, ge=1)
     logit_probability: float = Field(0.95, gt=0, le=1)
+    basis: Literal["dictionaries", "neurons", "mixed"] | None = None
+    max_neurons: int = Field(20_000, ge=1)
+    elsewhere: Literal["errors", "linear"] | None = None
     aggregate_nodes: int = Field(300, ge=1)
     aggregate_min_prompts: int = Field(2, ge=1)
+
+    def elsewhere_of(self, has_saes: bool) -> Literal["errors", "linear"]:
+        """What MLPs of layers without nodes are, with SAEs among the bases or without."""
+        return self.elsewhere or ("linear" if has_saes else "errors")
 
 
 def no_graphs(n_behaviours: int, kind: str) -> str | None:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechstudy.circuits.linearised import LinearisedPrompt
+from mechstudy.circuits.linear_prompt import LinearisedPrompt
 from mechstudy.circuits.targets import LinearForm, function_form
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.language_model import LanguageModel

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mechstudy.circuits.influence import Scores, influence, normalised, scores
+from mechstudy.circuits.influence import feature_rows, influence, propagated, row_sums, total_effects
 from mechstudy.circuits.rows import SourceIndex
 
 
@@ -146,32 +147,71 @@ class Graph:
 
     # ---------------------------------------------------------------- influence
 
+    @cached_property
+    def sums_R(self) -> Tensor:
+        """Sum of |A| over a row's columns that are no biases."""
+        return row_sums(self.A_RS, self.not_bias_S)
+
+    @cached_property
     def influence(self) -> tuple[Tensor, Tensor]:
-        """Influence per source [S] and per row [R] of the unpruned graph."""
-        return influence(normalised(self.A_RS, self.not_bias_S), self.weights_R, self.column_R)
+        """Influence of the unpruned graph's sources [S] and rows [R]."""
+        return influence(self.A_RS, self.not_bias_S, self.weights_R, self.column_R, self.sums_R)
+
+    @cached_property
+    def total_effects_S(self) -> Tensor:
+        """Signed first-order effects on the target through every path, [S]."""
+        return total_effects(self.A_RS, self.weights_R, self.column_R, self.value_R)
+
+    def shares(self, columns: Tensor) -> Tensor:
+        """|A| as a share of its row, for some columns."""
+        return self.A_RS[:, columns].abs() / self.sums_R.clamp_min(torch.finfo(self.A_RS.dtype).tiny)[:, None]
 
     def scores(self, pruned: Pruned | None = None) -> Scores:
         """Scores before pruning, or of the pruned graph with everything cut counted as error."""
-        A_hat = normalised(self.A_RS, self.not_bias_S)
-        real_S = self.expanded_S | self.token_S
         if pruned is None:
-            return scores(A_hat, self.weights_R, self.column_R, self.token_S, ~real_S & self.not_bias_S)
-        # A cut edge's share moves to one more column, which counts as error.
-        kept = A_hat * pruned.edges_RS
-        cut = (A_hat.sum(1) - kept.sum(1)).clamp_min(0)
-        widened = torch.cat([kept, cut[:, None]], 1)
-        pad = torch.tensor([False])
-        error_S = torch.cat([~real_S & self.not_bias_S, ~pad])
-        return scores(widened, self.weights_R, self.column_R, torch.cat([self.token_S, pad]), error_S)
+            columns = (self.expanded_S | self.token_S).nonzero()[:, 0]
+            return self._scores(columns, self.shares(columns))
+        real_K = (self.expanded_S | self.token_S)[pruned.columns_K]
+        columns = pruned.columns_K[real_K]
+        return self._scores(columns, (self.shares(pruned.columns_K) * pruned.edges_RK)[:, real_K])
+
+    def _scores(self, columns_K: Tensor, shares_RK: Tensor) -> Scores:
+        """Scores of the graph of some edges to features with a row and to tokens; all the rest is error."""
+        row_of = torch.full((self.index.n_sources,), -1)
+        row_Q, column_Q = feature_rows(self.column_R)
+        row_of[column_Q] = row_Q
+        is_row_K = row_of[columns_K] >= 0
+        rows_I = propagated(shares_RK[:, is_row_K], self.weights_R, row_of[columns_K[is_row_K]])
+        tokens = float((rows_I @ shares_RK[:, self.token_S[columns_K]]).sum())
+        explained_R = torch.where(self.sums_R > 0, shares_RK.sum(1), 1.0)
+        total, errors = float(rows_I.sum()), float(((1 - explained_R).clamp_min(0) * rows_I).sum())
+        both = tokens + errors
+        return Scores(tokens / both if both > 0 else 0.0, 1 - errors / total if total > 0 else 0.0)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a graph, both in [0, 1].
+
+    ``replacement``: share of the target's influence that reaches tokens rather than errors. ``completeness``: share of
+    every node's inputs, weighted by its influence, that is not error.
+    """
+
+    replacement: float
+    completeness: float
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """Masks of what pruning keeps: sources [S], rows [R] and edges [R, S], all bool."""
+    """What pruning keeps: sources [S] and rows [R] as masks, and the edges.
+
+    ``edges_RK`` says which rows keep which of the columns ``columns_K``; no other column has an edge.
+    """
 
     sources_S: Tensor
     rows_R: Tensor
-    edges_RS: Tensor
+    columns_K: Tensor
+    edges_RK: Tensor
     n_logits: int
 
     @property
@@ -182,7 +222,12 @@ class Pruned:
     @property
     def n_edges(self) -> int:
         """Number of kept edges."""
-        return int(self.edges_RS.sum())
+        return int(self.edges_RK.sum())
+
+    def edges(self) -> list[tuple[int, int]]:
+        """Row and column of every edge, by row."""
+        row, at = self.edges_RK.nonzero(as_tuple=True)
+        return list(zip(row.tolist(), self.columns_K[at].tolist(), strict=True))
 
 
 def share_kept(values: Tensor, share: float) -> Tensor:
@@ -201,28 +246,34 @@ def prune(graph: Graph, node_threshold: float, edge_threshold: float) -> Pruned:
 
     Tokens and logits stay. A kept feature needs a path to the target and at least one input.
     """
-    A_hat = normalised(graph.A_RS, graph.not_bias_S)
-    source_I, row_I = influence(A_hat, graph.weights_R, graph.column_R)
+    source_I, _ = graph.influence
     expanded = graph.expanded_S
     candidates = (torch.arange(len(source_I)) >= graph.index.errors) & graph.not_bias_S | expanded
-    sources = share_kept(torch.where(candidates, source_I, 0.0), node_threshold) | graph.token_S
-    is_feature = graph.column_R >= 0
-    columns = graph.column_R.clamp_min(0)
-    rows = ~is_feature | sources[columns]
+    chosen_S = share_kept(torch.where(candidates, source_I, 0.0), node_threshold) | graph.token_S
+    columns = chosen_S.nonzero()[:, 0]
+    place_S = torch.full((len(chosen_S),), -1)
+    place_S[columns] = torch.arange(len(columns))
 
-    within = A_hat * sources * rows[:, None]
-    within = within / within.sum(1, keepdim=True).clamp_min(torch.finfo(within.dtype).tiny)
-    _, row_I = influence(within, graph.weights_R, graph.column_R)
-    edge_I = within * (row_I + graph.weights_R)[:, None]
+    row_Q, column_Q = feature_rows(graph.column_R)
+    kept_Q = chosen_S[column_Q]
+    row_Q, place_Q = row_Q[kept_Q], place_S[column_Q[kept_Q]]  # kept features: their rows, and their places in K
+    rows = graph.column_R < 0
+    rows[row_Q] = True
+    within = graph.shares(columns) * rows[:, None]
+    within /= within.sum(1, keepdim=True).clamp_min(torch.finfo(within.dtype).tiny)
+    rows_I = propagated(within[:, place_Q], graph.weights_R, row_Q)
+    edge_I = within * rows_I[:, None]
     edges = share_kept(edge_I.flatten(), edge_threshold).view_as(edge_I)
+    kept_K, tokens_K = torch.ones(len(columns), dtype=torch.bool), graph.token_S[columns]
     while True:
-        used = edges.any(0)
-        fed = edges.any(1)
-        keep_S = sources & (used | graph.token_S)
-        keep_S[columns[is_feature]] &= fed[is_feature]
-        rows_now = ~is_feature | keep_S[columns]
-        edges_now = edges & keep_S & rows_now[:, None]
+        keep = kept_K & (edges.any(0) | tokens_K)
+        keep[place_Q] &= edges.any(1)[row_Q]
+        rows_now = rows.clone()
+        rows_now[row_Q] = keep[place_Q]
+        edges_now = edges & keep & rows_now[:, None]
         if torch.equal(edges_now, edges):
             break
-        edges, sources = edges_now, keep_S
-    return Pruned(keep_S, rows_now, edges, len(graph.logits))
+        edges, kept_K = edges_now, keep
+    sources = torch.zeros_like(chosen_S)
+    sources[columns[keep]] = True
+    return Pruned(sources, rows_now, columns, edges, len(graph.logits))

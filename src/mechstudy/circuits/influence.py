@@ -1,71 +1,82 @@
-"""Influence of nodes on the target, and the two scores of a graph.
+"""Influence of nodes on the target, and first-order effects along every path.
 
 ``A^ = |A|`` with rows normalised; ``I = w A^ + w A^^2 + ...`` where ``w`` weighs the logit targets (Ameisen et al.
 2025). Bias columns are left out, as in circuit-tracer, so that scores are comparable; they are in the ledger. Features
 without a row and pruned nodes and edges count as error, which is stricter than leaving them out.
+
+The matrix can be large: it is read a few rows at a time and never copied.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores of a graph, both in [0, 1].
-
-    ``replacement``: share of the target's influence that reaches tokens rather than errors. ``completeness``: share of
-    every node's inputs, weighted by its influence, that is not error.
-    """
-
-    replacement: float
-    completeness: float
+_CHUNK = 1 << 24  # numbers of the matrix that are looked at together
 
 
-def normalised(A_RS: Tensor, kept_S: Tensor) -> Tensor:
-    """|A| with each row divided by its sum over ``kept_S`` [S] bool; other columns are zero.
-
-    A row of zeros stays zero.
-    """
-    magnitude = A_RS.abs() * kept_S
-    return magnitude / magnitude.sum(1, keepdim=True).clamp_min(torch.finfo(A_RS.dtype).tiny)
+def row_sums(A_RS: Float[Tensor, "r s"], kept_S: Bool[Tensor, " s"]) -> Float[Tensor, " r"]:
+    """Sum of |A| over the kept columns of each row."""
+    kept = kept_S.to(A_RS)
+    return torch.cat([rows.abs() @ kept for _, rows in _chunks(A_RS)]) if len(A_RS) else A_RS.new_zeros(0)
 
 
-def influence(A_hat_RS: Tensor, weights_R: Tensor, column_R: Tensor) -> tuple[Tensor, Tensor]:
-    """Influence of every source, [S], and of every row as a node in its own right, [R].
+def propagated(
+    M_RQ: Float[Tensor, "r q"], weights_R: Float[Tensor, " r"], row_Q: Int[Tensor, " q"]
+) -> Float[Tensor, " r"]:
+    """The weights of rows with everything that passes on to them: ``u = w + u M``, the graph having no cycles.
 
     Args:
-        A_hat_RS: normalised rows.
+        M_RQ: what a row passes on to each of Q rows.
+        weights_R: weights of the targets, 0 for the other rows.
+        row_Q: which rows these are.
+    """
+    total = weights_R.to(M_RQ).clone()
+    step = total.clone()
+    for _ in range(len(M_RQ) + 1):
+        arrived = step @ M_RQ
+        if not arrived.any():
+            break
+        step = torch.zeros_like(total)
+        step[row_Q] = arrived
+        total += step
+    return total
+
+
+def feature_rows(column_R: Int[Tensor, " r"]) -> tuple[Int[Tensor, " q"], Int[Tensor, " q"]]:
+    """Which rows are those of features, and their columns."""
+    row_Q = (column_R >= 0).nonzero()[:, 0]
+    return row_Q, column_R[row_Q]
+
+
+def influence(
+    A_RS: Float[Tensor, "r s"],
+    kept_S: Bool[Tensor, " s"],
+    weights_R: Float[Tensor, " r"],
+    column_R: Int[Tensor, " r"],
+    sums_R: Float[Tensor, " r"] | None = None,
+) -> tuple[Float[Tensor, " s"], Float[Tensor, " r"]]:
+    """Influence of every kept source, and of every row: its weight as a target or its influence as a node.
+
+    Args:
+        A_RS: rows of direct effects.
+        kept_S: columns that count; the others have no influence.
         weights_R: w for the rows that are logit targets, 0 for feature rows.
         column_R: the column of the feature that a row explains, -1 for logit rows.
-
-    The graph has no cycles, so the sum ends after as many steps as its longest path has edges.
+        sums_R: `row_sums`, if they are known.
     """
-    total = _propagated(A_hat_RS, weights_R, column_R)
-    return total, torch.where(column_R >= 0, total[column_R.clamp_min(0)], 0.0)
-
-
-def scores(A_hat_RS: Tensor, weights_R: Tensor, column_R: Tensor, token_S: Tensor, error_S: Tensor) -> Scores:
-    """Replacement and completeness.
-
-    Args:
-        A_hat_RS, weights_R, column_R: as for `influence`.
-        token_S, error_S: which sources are tokens, and which count as error; [S] bool.
-    """
-    source_I, row_I = influence(A_hat_RS, weights_R, column_R)
-    tokens, errors = source_I[token_S].sum(), source_I[error_S].sum()
-    both = tokens + errors
-    weight_R = row_I + weights_R
-    not_error_R = 1 - (A_hat_RS * error_S).sum(1)
-    total = weight_R.sum()
-    return Scores(
-        float(tokens / both) if both > 0 else 0.0,
-        float((not_error_R * weight_R).sum() / total) if total > 0 else 0.0,
-    )
+    sums = row_sums(A_RS, kept_S) if sums_R is None else sums_R
+    scale_R = 1 / sums.clamp_min(torch.finfo(A_RS.dtype).tiny)
+    row_Q, column_Q = feature_rows(column_R)
+    rows_I = propagated(A_RS[:, column_Q].abs() * scale_R[:, None], weights_R, row_Q)
+    weights = rows_I * scale_R
+    sources_I = torch.zeros_like(A_RS[0])
+    for part, rows in _chunks(A_RS):
+        sources_I += weights[part] @ rows.abs()
+    return sources_I * kept_S, rows_I
 
 
 def total_effects(
@@ -79,20 +90,14 @@ def total_effects(
     A feature's relative change equals its pre-activation's, gates frozen: removing ``s`` changes feature ``t``
     by ``A[t, s]``, and a change of ``t`` by its whole value ``a_t`` changes the target by t's own effect.
     """
-    relative_RS = A_RS / torch.where(column_R >= 0, value_R, 1.0)[:, None]
-    return _propagated(relative_RS, weights_R, column_R)
+    scale_R = 1 / torch.where(column_R >= 0, value_R, 1.0)
+    row_Q, column_Q = feature_rows(column_R)
+    rows = propagated(A_RS[:, column_Q] * scale_R[:, None], weights_R, row_Q) * scale_R
+    return rows @ A_RS
 
 
-def _propagated(M_RS: Tensor, weights_R: Tensor, column_R: Tensor) -> Tensor:
-    """The series w M + w M^2 + ..., [S]; a power passes from a feature's column to its row. No cycles, so it ends."""
-    is_feature = column_R >= 0
-    columns = column_R.clamp_min(0)
-    total = torch.zeros_like(M_RS[0])
-    step = weights_R.to(M_RS)
-    for _ in range(len(M_RS) + 1):
-        arrived = step @ M_RS
-        total += arrived
-        step = torch.where(is_feature, arrived[columns], 0.0)
-        if not step.any():
-            break
-    return total
+def _chunks(A_RS: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    size = max(1, _CHUNK // max(1, A_RS.shape[1]))
+    for start in range(0, len(A_RS), size):
+        part = slice(start, start + size)
+        yield part, A_RS[part]

@@ -1,136 +1,75 @@
-"""The linearised forward pass of one prompt: attention patterns, norm scales, MLP outputs and gates frozen.
+"""The linearised forward pass of one prompt: attention patterns, norm scales and MLPs' ratios frozen.
 
-With those frozen, everything downstream of a feature, an error or a token is affine in the residual stream, so direct
-effects are exact. The method is circuit-tracer's (Ameisen et al. 2025) with three additions: bias nodes, so that
-contributions add up to the target; skip paths; layers without a transcoder as errors.
+With those frozen, everything downstream of a node is affine in the residual stream, so direct effects are exact. The
+method is circuit-tracer's (Ameisen et al. 2025), with more kinds of nodes than its transcoders: SAEs on the residual
+stream or on what attention or MLPs write, neurons, and MLPs that are no nodes but the linear maps that they are at the
+prompt. Bias nodes make contributions add up to the target.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
+from mechstudy.circuits.bases import check_bases, site_read, site_written
+from mechstudy.circuits.linear_prompt import FrozenMlp, LinearisedPrompt, LinearLayer, Skip
+from mechstudy.circuits.neurons import Basis, Neurons
+from mechstudy.circuits.nodes import active_features, active_neurons, applies_at
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.dictionary import Dictionary
-from mechstudy.dictionaries.hookpoints import refuse_other_tensor
-from mechstudy.models.architectures import AttentionWeights, LinearNorm
+from mechstudy.models.architectures import Block
 from mechstudy.models.attention import recorded_patterns
 from mechstudy.models.language_model import LanguageModel
+from mechstudy.models.linear_mlp import linear_mlp
 from mechstudy.models.sites import Site
 
-
-@dataclass(frozen=True)
-class ActiveFeatures:
-    """Features of one layer that are active on the prompt, sorted by position.
-
-    ``position_M``, ``feature_M`` and ``value_M`` describe them. ``written_MD`` is value x decoder row, what each writes
-    into the residual stream: at its own layer and, for a cross-layer transcoder, at the next, and so on.
-    """
-
-    position_M: Tensor
-    feature_M: Tensor
-    value_M: Tensor
-    written_MD: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class LinearLayer:
-    """The affine maps and the sources of one layer. T positions, D model width.
-
-    ``error_TD`` is what the MLP wrote and the dictionary did not explain: all of it where the layer has no dictionary
-    and at positions where it does not apply (`applies_at`). What features of lower layers wrote at ``mlp_out`` is
-    explained too. ``bias_TD`` collects the constants written at ``mlp_out``, ``attention_bias_TD`` those written at
-    ``attn_out``. ``skip_DD`` maps ``mlp_in`` to ``mlp_out`` at the positions in ``valid_T``. ``mid_TD`` is
-    ``resid_mid`` where the features read that instead of ``mlp_in``.
-    """
-
-    pattern_QTS: Tensor
-    attention: AttentionWeights
-    norm_attn: LinearNorm
-    norm_attn_post: LinearNorm | None
-    norm_mlp: LinearNorm
-    parallel: bool
-    mlp_in_TD: Tensor
-    features: ActiveFeatures | None
-    error_TD: Tensor
-    bias_TD: Tensor | None
-    attention_bias_TD: Tensor
-    skip_DD: Tensor | None
-    valid_T: Tensor
-    mid_TD: Tensor | None
-
-    @property
-    def read_TD(self) -> Tensor:
-        """What the layer's features read."""
-        return self.mlp_in_TD if self.mid_TD is None else self.mid_TD
-
-    def through_attention(self, g_RTD: Tensor) -> Tensor:
-        """Gradient at ``attn_out`` -> gradient at the residual stream that attention read."""
-        if self.norm_attn_post is not None:
-            g_RTD = self.norm_attn_post.backward(g_RTD)
-        return self.norm_attn.backward(self.attention.backward(self.pattern_QTS, g_RTD))
-
-    def through_skip(self, g_RTD: Tensor) -> Tensor:
-        """Gradient at ``mlp_out`` -> gradient at the residual stream, through the skip path."""
-        assert self.skip_DD is not None
-        return self.norm_mlp.backward((g_RTD * self.valid_T[:, None]) @ self.skip_DD)
-
-
-@dataclass(frozen=True)
-class LinearisedPrompt:
-    """A whole prompt, linearised.
-
-    ``tokens_TD`` is what each token's embedding wrote, ``position_TD`` what position embeddings wrote (GPT-2),
-    ``resid_final_TD`` the input of the final norm.
-    """
-
-    tokens_T: Tensor
-    layers: tuple[LinearLayer, ...]
-    tokens_TD: Tensor
-    position_TD: Tensor | None
-    final_norm: LinearNorm
-    resid_final_TD: Tensor
-    logits_V: Tensor
-
-    @property
-    def n_positions(self) -> int:
-        """Number of tokens."""
-        return self.tokens_T.shape[0]
+Elsewhere = Literal["errors", "linear"]
+_CAPTURED = ("resid_pre", "attn_out", "mlp_in", "mlp_out", "resid_post")
 
 
 @torch.no_grad()
 def linearise(
-    model: LanguageModel, dictionaries: Mapping[int, Dictionary], tokens_T: Int[Tensor, " t"]
+    model: LanguageModel,
+    bases: Mapping[int, Basis],
+    tokens_T: Int[Tensor, " t"],
+    *,
+    elsewhere: Elsewhere = "errors",
+    first_is_constant: bool = False,
 ) -> LinearisedPrompt:
     """Run the prompt once and freeze what attribution freezes.
 
     Args:
         model: weights in fp32 or wider; bf16 attribution is irreproducible.
-        dictionaries: transcoders (``mlp_in`` or ``resid_mid`` -> ``mlp_out``) by layer; other layers enter as errors.
+        bases: dictionaries or neurons by layer (see `bases.check_bases`).
         tokens_T: one prompt.
+        elsewhere: what the MLP of a layer without a basis is: an error node at every position, or the linear map that
+            it is at the prompt, through which effects pass. Below SAEs of a residual stream or of attention the MLP of
+            their own layer is always linear.
+        first_is_constant: what a dictionary leaves unexplained at the first position, and the neurons there, are the
+            same in every prompt that begins with the same token; they then count as biases.
 
     Raises:
-        MechstudyError: weights below fp32, or a dictionary that is no transcoder of its layer.
+        MechstudyError: weights below fp32, or a dictionary of another site, layer or model.
     """
     if model.dtype not in (torch.float32, torch.float64):
         raise MechstudyError(
             f"attribution needs fp32 weights; the model is loaded as {model.dtype}",
             fix="set model.dtype: float32",
         )
-    require_transcoders(dictionaries, "graphs", model)
-    kinds = ("resid_pre", "attn_out", "mlp_in", "mlp_out", "resid_post")
-    sites_wanted = [Site(kind, layer) for layer in range(model.n_layers) for kind in kinds]
+    check_bases(bases, "graphs", model)
+    sites = [Site(kind, layer) for layer in range(model.n_layers) for kind in _CAPTURED]
+    sites += [Site("mlp_act", layer) for layer, basis in bases.items() if isinstance(basis, Neurons)]
     with recorded_patterns(model.hf) as patterns:
-        out = model.forward(tokens_T[None], capture=sites_wanted, logits_at="last")
+        out = model.forward(tokens_T[None], capture=sites, logits_at="last")
     activations = {site: value[0] for site, value in out.activations.items()}
+    freezer = _Freezer(model, activations, elsewhere, first_is_constant)
     layers: list[LinearLayer] = []
     for layer in range(model.n_layers):
-        dictionary = dictionaries.get(layer)
-        layers.append(_linear_layer(model, layer, activations, patterns[layer][0], dictionary, layers))
+        layers.append(freezer.layer(layer, patterns[layer][0], bases.get(layer), layers))
     final = activations[Site("resid_post", model.n_layers - 1)]
     embedded, positions = activations[Site("resid_pre", 0)], None
     if model.arch.position_embedding:
@@ -149,117 +88,132 @@ def linearise(
     )
 
 
-def written_at(layers: Sequence[LinearLayer], layer: int) -> Iterator[tuple[int, ActiveFeatures, Tensor]]:
-    """Which of the lowest ``layers`` have features that write at a layer's ``mlp_out``, and what each writes."""
-    for source, x in enumerate(layers[: layer + 1]):
-        if x.features is not None and layer - source < len(x.features.written_MD):
-            yield source, x.features, x.features.written_MD[layer - source]
+class _Freezer:
+    """Makes the layers of one prompt from its activations."""
 
+    def __init__(
+        self, model: LanguageModel, activations: Mapping[Site, Tensor], elsewhere: Elsewhere, first_is_constant: bool
+    ) -> None:
+        self.model, self.elsewhere, self.first_is_constant = model, elsewhere, first_is_constant
+        self._activations = activations
 
-def require_transcoders(dictionaries: Mapping[int, Dictionary], purpose: str, model: LanguageModel) -> None:
-    """Refuse dictionaries that are no transcoders of their layer's MLP in this model.
+    def layer(self, number: int, pattern_QTS: Tensor, basis: Basis | None, lower: Sequence[LinearLayer]) -> LinearLayer:
+        """One layer, given those below it."""
+        block = self.model.blocks[number]
+        plain = self._plain(number, pattern_QTS, block)
+        layer = plain if basis is None else self._with_nodes(plain, number, basis)
+        below = {
+            at: x.nodes
+            for at, x in enumerate(lower)
+            if x.nodes is not None and x.writes == "mlp_out" and number - at < x.nodes.n_written
+        }
+        if below:
+            assert layer.error_TD is not None and layer.writes == "mlp_out", "a CLT meets another site"
+            error = layer.error_TD
+            for at, nodes in below.items():
+                error = error.index_add(0, nodes.position_M, nodes.written(number - at), alpha=-1)
+            layer = replace(layer, error_TD=error, below=below)
+        return self._constants_apart(layer) if self.first_is_constant else layer
 
-    Raises:
-        MechstudyError: the first such dictionary, or a cross-layer transcoder of more layers than the model, and that
-            ``purpose`` (a plural) need another.
-    """
-    for layer, dictionary in dictionaries.items():
-        sites = (dictionary.cfg.site_in, dictionary.cfg.site_out)
-        residual = sites[0] == f"resid_mid.{layer}"
-        if residual and dictionary.W_skip is None and layer < model.n_layers and not model.blocks[layer].parallel:
-            sites = (f"mlp_in.{layer}", sites[1])
-        if sites != (f"mlp_in.{layer}", f"mlp_out.{layer}"):
+    def _plain(self, number: int, pattern_QTS: Tensor, block: Block) -> LinearLayer:
+        """The layer without nodes: its MLP is an error, or linear."""
+        pre, attn_out, mlp_in, mlp_out = (
+            self._at(kind, number) for kind in ("resid_pre", "attn_out", "mlp_in", "mlp_out")
+        )
+        attention = block.attention_weights()
+        norm_attn = self.model.linear_norm(block.norm_attn, pre)
+        norm_attn_post = None
+        if block.norm_attn_post is not None:
+            raw = attention.forward(pattern_QTS[None], norm_attn.forward(pre)[None])[0]
+            norm_attn_post = self.model.linear_norm(block.norm_attn_post, raw)
+        # The constant part of an affine map is its value at zero.
+        zero = torch.zeros_like(pre)
+        at_zero = attention.forward(pattern_QTS[None], norm_attn.forward(zero)[None])[0]
+        norm_mlp = self.model.linear_norm(block.norm_mlp, pre if block.parallel else pre + attn_out)
+        layer = LinearLayer(
+            pattern_QTS,
+            attention,
+            norm_attn,
+            norm_attn_post,
+            norm_mlp,
+            block.parallel,
+            mlp_in,
+            at_zero if norm_attn_post is None else norm_attn_post.forward(at_zero),
+        )
+        if self.elsewhere == "linear" and block.mlp_down is not None:
+            return self._with_mlp(layer, number)
+        return replace(layer, error_TD=mlp_out)
+
+    def _with_mlp(self, layer: LinearLayer, number: int) -> LinearLayer:
+        """The layer with its MLP as a linear map."""
+        if layer.mlp is not None:
+            return layer
+        block = self.model.blocks[number]
+        mlp = linear_mlp(block, layer.mlp_in_TD)
+        if mlp is None:
             raise MechstudyError(
-                f"layer {layer}: {purpose} need a transcoder from mlp_in.{layer} to mlp_out.{layer}; "
-                f"this dictionary maps {sites[0]} to {sites[1]}",
-                facts={"model": f"attention and MLP of {model.name} run in parallel: there is no {sites[0]}"}
-                if residual and layer < model.n_layers and model.blocks[layer].parallel
-                else None,
-                fix="set dictionaries.architecture.kind: transcoder (or skip_transcoder)",
+                f"effects cannot pass the MLP of layer {number}: it is a mixture of experts",
+                facts={"model": self.model.name},
+                fix="transcoders, or SAEs of mlp_out in every layer with experts",
             )
-        if int(dictionary.sites_out[-1].partition(".")[2]) >= model.n_layers:
-            raise MechstudyError(
-                f"layer {layer}: the cross-layer transcoder writes up to {dictionary.sites_out[-1]}, and the model has "
-                f"{model.n_layers} layers",
-                facts={"model": model.name},
-                fix="one of this model",
-            )
-        refuse_other_tensor(model, dictionary)
+        raw = mlp.forward(layer.mlp_in_TD)
+        frozen = FrozenMlp(
+            mlp, None if block.norm_mlp_post is None else self.model.linear_norm(block.norm_mlp_post, raw)
+        )
+        constant = frozen.forward(layer.norm_mlp.forward(torch.zeros_like(layer.mlp_in_TD)))
+        return replace(layer, mlp=frozen, mlp_bias_TD=constant)
+
+    def _with_nodes(self, plain: LinearLayer, number: int, basis: Basis) -> LinearLayer:
+        if isinstance(basis, Neurons):
+            return self._with_neurons(plain, number)
+        writes, reads = site_written(basis, number).kind, site_read(basis, number).kind
+        if writes == reads:
+            plain = self._with_mlp(plain, number)
+        layer = replace(plain, writes=writes, reads=reads)
+        held, read = self._at(writes, number), self._at(reads, number)
+        valid = applies_at(basis, read, torch.arange(len(read), device=read.device), held)
+        nodes = active_features(basis, read, valid)
+        explained = torch.zeros_like(held).index_add(0, nodes.position_M, nodes.written())
+        bias = basis.b_dec.to(held) * valid[:, None]
+        explained, skip = explained + bias, None
+        if basis.W_skip is not None:
+            skip = Skip(basis.W_skip.to(held), valid)
+            explained = explained + skip.forward(read)
+            bias = bias + skip.forward(layer.norm_mlp.forward(torch.zeros_like(read)))
+        return replace(layer, nodes=nodes, read_TD=read, error_TD=held - explained, bias_TD=bias, skip=skip)
+
+    def _with_neurons(self, plain: LinearLayer, number: int) -> LinearLayer:
+        """Every neuron of the layer; `choose_neurons` leaves the strongest."""
+        layer = self._with_mlp(plain, number)
+        assert layer.mlp is not None
+        acts = self._at("mlp_act", number)
+        chosen = torch.ones_like(acts, dtype=torch.bool)
+        chosen[0] = not self.first_is_constant
+        return layer_of_neurons(layer, acts, chosen)
+
+    def _constants_apart(self, layer: LinearLayer) -> LinearLayer:
+        """The layer with its error at the first position among the biases."""
+        if layer.error_TD is None:
+            return layer
+        error = layer.error_TD.clone()
+        error[0] = 0
+        bias = torch.zeros_like(error) if layer.bias_TD is None else layer.bias_TD.clone()
+        bias[0] += layer.error_TD[0]
+        return replace(layer, error_TD=error, bias_TD=bias)
+
+    def _at(self, kind: str, layer: int) -> Tensor:
+        if kind == "resid_mid":
+            return self._at("resid_pre", layer) + self._at("attn_out", layer)
+        return self._activations[Site(kind, layer)]
 
 
-def site_read(dictionary: Dictionary, layer: int) -> Site:
-    """The site that the features of a layer's transcoder read: ``mlp_in``, or ``resid_mid``."""
-    return Site("resid_mid" if dictionary.cfg.site_in == f"resid_mid.{layer}" else "mlp_in", layer)
-
-
-def _linear_layer(
-    model: LanguageModel,
-    layer: int,
-    activations: Mapping[Site, Tensor],
-    pattern: Tensor,
-    dictionary: Dictionary | None,
-    lower: Sequence[LinearLayer],
-) -> LinearLayer:
-    block = model.blocks[layer]
-    pre, attn_out, mlp_in, mlp_out = (
-        activations[Site(kind, layer)] for kind in ("resid_pre", "attn_out", "mlp_in", "mlp_out")
-    )
-    attention = block.attention_weights()
-    norm_attn = model.linear_norm(block.norm_attn, pre)
-    norm_post = None
-    if block.norm_attn_post is not None:
-        raw = attention.forward(pattern[None], norm_attn.forward(pre)[None])[0]
-        norm_post = model.linear_norm(block.norm_attn_post, raw)
-    # The constant part of an affine map is its value at zero.
-    at_zero = attention.forward(pattern[None], norm_attn.forward(torch.zeros_like(pre))[None])[0]
-    attention_bias = at_zero if norm_post is None else norm_post.forward(at_zero)
-    norm_mlp = model.linear_norm(block.norm_mlp, pre if block.parallel else pre + attn_out)
-
-    features = bias = skip = mid = None
-    valid = torch.zeros(pre.shape[0], dtype=torch.bool, device=pre.device)
-    error = mlp_out
-    if dictionary is not None:
-        mid = pre + attn_out if site_read(dictionary, layer).kind == "resid_mid" else None
-        read = mlp_in if mid is None else mid
-        valid = applies_at(dictionary, read, torch.arange(pre.shape[0], device=pre.device), mlp_out)
-        features = active_features(dictionary, read, valid)
-        explained = torch.zeros_like(mlp_out).index_add(0, features.position_M, features.written_MD[0])
-        bias = dictionary.b_dec.to(pre) * valid[:, None]
-        explained = explained + bias
-        if dictionary.W_skip is not None:
-            skip = dictionary.W_skip.to(pre)
-            explained = explained + (mlp_in @ skip.T) * valid[:, None]
-            bias = bias + (norm_mlp.forward(torch.zeros_like(pre)) @ skip.T) * valid[:, None]
-        error = mlp_out - explained
-    for _, others, vector_MD in written_at(lower, layer):
-        error = error.index_add(0, others.position_M, vector_MD, alpha=-1)
-    return LinearLayer(
-        pattern, attention, norm_attn, norm_post, norm_mlp, block.parallel, mlp_in, features, error, bias,
-        attention_bias, skip, valid, mid,
-    )  # fmt: skip
-
-
-def applies_at(
-    dictionary: Dictionary,
-    x_ND: Float[Tensor, "n d_in"],
-    position_N: Int[Tensor, " n"],
-    y_ND: Float[Tensor, "n d_out"] | None = None,
-) -> Bool[Tensor, " n"]:
-    """Positions at which the dictionary applies, [N] bool: not the first of a prompt, and no sinks.
-
-    Training drops both, so what the dictionary says there means nothing.
-
-    Args:
-        x_ND, y_ND: the dictionary's inputs and, where sinks are also recognised by their target, its targets.
-        position_N: token indices of the rows.
-    """
-    return (position_N > 0) & dictionary.is_valid(x_ND, y_ND)
-
-
-def active_features(dictionary: Dictionary, x_TD: Tensor, valid_T: Tensor) -> ActiveFeatures:
-    """Features of inputs x that are active at valid positions, with what each writes."""
-    acts_TF = dictionary.encode(x_TD.to(dictionary.b_enc)) * valid_T[:, None]
-    position, feature = acts_TF.nonzero(as_tuple=True)
-    value = acts_TF[position, feature].to(x_TD)
-    written = tuple(value[:, None] * rows.to(x_TD) for rows in dictionary.writes(feature))
-    return ActiveFeatures(position, feature, value, written)
+def layer_of_neurons(layer: LinearLayer, acts_TF: Tensor, chosen_TF: Tensor) -> LinearLayer:
+    """The layer with chosen neurons as nodes, the others together as its errors, and the down projection's bias."""
+    assert layer.mlp is not None
+    mlp, norm_post = layer.mlp.mlp, layer.mlp.norm_post
+    nodes = active_neurons(mlp, norm_post, acts_TF, chosen_TF)
+    rest = torch.where(chosen_TF, torch.zeros_like(acts_TF), acts_TF) @ mlp.down_EF.T
+    bias = torch.zeros_like(rest) if mlp.down_bias_E is None else mlp.down_bias_E.expand_as(rest)
+    if norm_post is not None:
+        rest, bias = norm_post.linear(rest), norm_post.forward(bias)
+    return replace(layer, nodes=nodes, read_TD=layer.mlp_in_TD, error_TD=rest, bias_TD=bias)

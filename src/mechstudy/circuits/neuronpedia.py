@@ -53,7 +53,7 @@ def graph_json(
     nodes += [_bias_node(layer) for layer in dict.fromkeys(layer for layer, _ in biases)]
     links = [
         {"source": ids[column], "target": row_ids[row], "weight": float(graph.A_RS[row, column])}
-        for row, column in pruned.edges_RS.nonzero().tolist()
+        for row, column in pruned.edges()
     ]
     for layer, row in biases:
         links.append({"source": f"b_{layer}", "target": row_ids[row], "weight": _bias(graph, layer, row)})
@@ -100,7 +100,7 @@ def _cumulative_shares(graph: Graph) -> Tensor:
 
     Small values are important; a viewer's threshold keeps nodes up to a share.
     """
-    source_I, _ = graph.influence()
+    source_I, _ = graph.influence
     values, order = source_I.double().sort(descending=True, stable=True)
     shares = torch.empty_like(values)
     shares[order] = values.cumsum(0) / values.sum().clamp_min(1e-30)

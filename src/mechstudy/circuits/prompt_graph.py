@@ -14,7 +14,6 @@ from mechstudy.circuits.aggregate import prompt_record
 from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.graph import Graph, Pruned, prune
-from mechstudy.circuits.influence import total_effects
 from mechstudy.circuits.live import live_effects
 from mechstudy.circuits.neuronpedia import graph_json
 from mechstudy.circuits.question import Question
@@ -159,8 +158,7 @@ def _check(model: LanguageModel, dictionaries: Mapping[int, Dictionary]) -> None
 
 def _effects(graph: Graph, live_S: Tensor | None) -> dict[str, list[float | None]]:
     """Node id -> activation, influence, total effect, live effect of every feature with a row in the graph."""
-    influence_S, _ = graph.influence()
-    total_S = total_effects(graph.A_RS, graph.weights_R, graph.column_R, graph.value_R)
+    (influence_S, _), total_S = graph.influence, graph.total_effects_S
     effects: dict[str, list[float | None]] = {}
     for column in sorted(graph.column_R[graph.column_R >= 0].tolist()):
         place = (graph.feature_layer_S, graph.feature_id_S, graph.feature_position_S)

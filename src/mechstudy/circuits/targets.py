@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mechstudy.behaviours.contrast import Contrast, WholeAnswers
 from mechstudy.circuits.graph import LogitNode
-from mechstudy.circuits.linearised import LinearisedPrompt
+from mechstudy.circuits.linear_prompt import LinearisedPrompt
 from mechstudy.circuits.rows import Target
 from mechstudy.models.language_model import LanguageModel
 

@@ -11,7 +11,7 @@ import polars as pl
 
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.aggregate import OTHER
-from mechstudy.circuits.linearised import require_transcoders
+from mechstudy.circuits.bases import check_bases
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
 from mechstudy.dictionaries.dictionary import Dictionary
@@ -159,7 +159,7 @@ def ablate(
     _check(dictionaries, pairs, members, to)
     dictionaries = {layer: dictionaries[layer] for layer in sorted({m.layer for m in members})}
     dictionaries = all_fitted(model, dictionaries)
-    require_transcoders(dictionaries, "ablations", model)
+    check_bases(dictionaries, "ablations", model)
     activations = NamedActivations(model, dictionaries, discovery or pairs, batch_tokens=batch_tokens)
     controls = tuple(matched_controls(members, activations, dictionaries, excluded, n_controls))
     every = [f for group in (members, *controls) for f in group]

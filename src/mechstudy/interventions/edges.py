@@ -20,8 +20,10 @@ from torch import Tensor
 from mechstudy.behaviours.contrast import Contrast, WholeAnswers
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.aggregate import node_id
+from mechstudy.circuits.bases import site_read
 from mechstudy.circuits.frozen import Delta, FrozenForward
-from mechstudy.circuits.linearised import LinearisedPrompt, linearise, site_read
+from mechstudy.circuits.linear_prompt import LinearisedPrompt
+from mechstudy.circuits.linearised import linearise
 from mechstudy.circuits.question import Question
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress, Progress
@@ -321,10 +323,11 @@ def _removal(edge: int, number: int, check: EdgeCheck, instance: EdgeInstance) -
 
 def _minus_written(prompt: LinearisedPrompt, source: FeatureAt, position: int) -> Delta:
     """Minus what the source writes at the position (zero where it is not active)."""
-    features = prompt.layers[source.layer].features
-    assert features is not None, f"layer {source.layer} has no dictionary"
-    here = (features.position_M == position) & (features.feature_M == source.feature)
-    return source.layer, position, torch.stack([-vector_MD[here].sum(0) for vector_MD in features.written_MD])
+    nodes = prompt.layers[source.layer].nodes
+    assert nodes is not None, f"layer {source.layer} has no dictionary"
+    here = ((nodes.position_M == position) & (nodes.feature_M == source.feature)).nonzero()[:, 0]
+    written = [nodes.written(ahead)[here].sum(0) for ahead in range(nodes.n_written)]
+    return source.layer, position, -torch.stack(written)
 
 
 def _along(dictionaries: Mapping[int, Dictionary], target: FeatureAt, change_TD: Tensor) -> float:

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechstudy.circuits.linearised import applies_at, site_read
+from mechstudy.circuits.bases import site_read
+from mechstudy.circuits.nodes import applies_at
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.models.language_model import LanguageModel, Output
 from mechstudy.models.reading import SiteReader

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.aggregate import ANSWER, OTHER, node_id
-from mechstudy.circuits.linearised import applies_at, site_read
+from mechstudy.circuits.bases import site_read
+from mechstudy.circuits.nodes import applies_at
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.interventions.config import InterventionConfig

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mechstudy.models.families import Family
@@ -30,6 +30,18 @@ class LinearNorm:
         x = x_TD - x_TD.mean(-1, keepdim=True) if self.centred else x_TD
         y = x * self.scale_T[..., None] * self.weight_D
         return y if self.bias_D is None else y + self.bias_D
+
+    def linear(self, x_TD: Float[Tensor, "*t d"]) -> Float[Tensor, "*t d"]:
+        """The linear part: without the bias."""
+        return replace(self, bias_D=None).forward(x_TD)
+
+    def at(self, where: Int[Tensor, " m"] | slice) -> LinearNorm:
+        """The norm at some positions."""
+        return replace(self, scale_T=self.scale_T[where])
+
+    def until(self, n_positions: int) -> LinearNorm:
+        """The norm at the first positions."""
+        return self.at(slice(n_positions))
 
     def backward(self, g_TD: Float[Tensor, "*t d"]) -> Float[Tensor, "*t d"]:
         """Gradient with respect to ``x``, from the gradient with respect to ``y``."""

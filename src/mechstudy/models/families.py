@@ -22,7 +22,8 @@ class Family:
 
     ``parallel`` says whether attention and MLP of a block read the same residual: never, always, or as the block's
     ``use_parallel_residual`` says. The biases name the config's field that decides. ``qk_norm`` is the norm of queries
-    and keys: of each head, of all heads side by side, or none; it shapes patterns only, which graphs freeze.
+    and keys: of each head, of all heads side by side, or none; it shapes patterns only, which graphs freeze. A gated
+    MLP without ``mlp_gate`` has gates above the rest in one matrix, ``mlp_up``.
     ``defaults`` are sizes that config files may omit.
     """
 
@@ -36,6 +37,9 @@ class Family:
     norm_attn_post: str | None = None
     norm_mlp: str | None = "post_attention_layernorm"
     norm_mlp_post: str | None = None
+    mlp_gate: str | None = "gate_proj"
+    mlp_up: str = "up_proj"
+    mlp_act: str = "act_fn"
     mlp_down: str = "down_proj"
     attn_out: str = "o_proj"
     value: Literal["v_proj", "qkv_proj", "gpt2", "neox"] = "v_proj"
@@ -66,6 +70,7 @@ _POST_NORM: dict[str, Any] = {
     "norm_mlp_post": "post_feedforward_layernorm",
 }
 _GEMMA: dict[str, Any] = {"norm": "rms_plus_one", "mlp_bias": "none"}
+_FUSED_MLP: dict[str, Any] = {"mlp_gate": None, "mlp_up": "gate_up_proj", "mlp_act": "activation_fn"}
 _TIED = {"tie_word_embeddings": True}
 _GEMMA_SIZES = {"head_dim": 256, **_TIED}
 
@@ -82,27 +87,30 @@ FAMILIES: tuple[Family, ...] = (
            defaults=_GEMMA_SIZES | {"vocab_size": 256_000, "num_key_value_heads": 4}),
     Family("Gemma 3 (text)", ("gemma3_text",), **_SANDWICH, **_GEMMA, qk_norm="head",
            defaults=_GEMMA_SIZES | {"vocab_size": 262_208, "num_key_value_heads": 4}),
-    Family("Phi-3 and Phi-4", ("phi3",), value="qkv_proj", qkv_bias="none", out_bias="none", mlp_bias="none"),
+    Family("Phi-3 and Phi-4", ("phi3",), **_FUSED_MLP, value="qkv_proj", qkv_bias="none", out_bias="none",
+           mlp_bias="none"),
     Family("OLMo 2 and 3", ("olmo2", "olmo3"), **_POST_NORM, qk_norm="whole", mlp_bias="none"),
     Family("OLMo", ("olmo",), norm="layer_without_weight", mlp_bias="none"),
     Family("Granite", ("granite",)),
     Family("SmolLM3", ("smollm3",), defaults={"num_key_value_heads": 4} | _TIED),
     Family("EXAONE 4", ("exaone4",), **_POST_NORM, qk_norm="head", qkv_bias="none", out_bias="none", mlp_bias="none"),
     Family("GPT-2", ("gpt2",), blocks="h", final_norm="ln_f", attn="attn", norm_attn="ln_1", norm_mlp="ln_2",
-           mlp_down="c_proj", attn_out="c_proj", value="gpt2", norm="layer", position_embedding="wpe", gated=False,
+           mlp_up="c_fc", mlp_act="act", mlp_down="c_proj", attn_out="c_proj", value="gpt2", norm="layer",
+           position_embedding="wpe", gated=False,
            qkv_bias="always", out_bias="always", mlp_bias="always",
            names={"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
                   "intermediate_size": "n_inner"},
            defaults={"vocab_size": 50_257, "n_positions": 1024} | _TIED),
     Family("GPT-NeoX", ("gpt_neox",), final_norm="final_layer_norm", attn="attention",
-           mlp_down="dense_4h_to_h", attn_out="dense", value="neox", norm="layer", parallel="config", gated=False,
-           mlp_bias="always", defaults={"attention_bias": True}),
-    Family("StarCoder2", ("starcoder2",), norm="layer", mlp_down="c_proj", gated=False, qkv_bias="use_bias",
-           out_bias="use_bias", mlp_bias="use_bias", defaults={"use_bias": True, "num_key_value_heads": 2} | _TIED),
+           mlp_up="dense_h_to_4h", mlp_act="act", mlp_down="dense_4h_to_h", attn_out="dense", value="neox",
+           norm="layer", parallel="config", gated=False, mlp_bias="always", defaults={"attention_bias": True}),
+    Family("StarCoder2", ("starcoder2",), norm="layer", mlp_up="c_fc", mlp_act="act", mlp_down="c_proj",
+           gated=False, qkv_bias="use_bias", out_bias="use_bias", mlp_bias="use_bias",
+           defaults={"use_bias": True, "num_key_value_heads": 2} | _TIED),
     Family("Nemotron", ("nemotron",), norm="layer_plus_one", gated=False),
     Family("Cohere (Command R)", ("cohere", "cohere2"), norm="layer_without_bias", norm_mlp="input_layernorm",
            parallel="always", mlp_bias="none", defaults=_TIED),
-    Family("GLM-4", ("glm4",), value="v_proj", norm_attn_post="post_self_attn_layernorm",
+    Family("GLM-4", ("glm4",), **_FUSED_MLP, value="v_proj", norm_attn_post="post_self_attn_layernorm",
            norm_mlp_post="post_mlp_layernorm", out_bias="none", mlp_bias="none",
            defaults={"head_dim": 128, "num_key_value_heads": 2, "attention_bias": True}),
     Family("Seed-OSS", ("seed_oss",), out_bias="attention_out_bias",

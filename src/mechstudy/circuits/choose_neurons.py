@@ -1,0 +1,72 @@
+"""Which neurons of a prompt become nodes: those with the largest effects through its whole linear model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechstudy.circuits.linear_prompt import LinearisedPrompt, LinearLayer
+from mechstudy.circuits.nodes import ActiveNeurons
+from mechstudy.circuits.rows import Target, placed
+
+
+def total_gradients(prompt: LinearisedPrompt, targets: Sequence[Target]) -> list[Float[Tensor, "r t d"]]:
+    """Gradients of targets at the model's output at every layer's ``mlp_out``, through every path.
+
+    Patterns, norm scales and the ratios of MLPs are frozen; MLPs pass effects on, wherever they are linear maps.
+    """
+    g_RTD = prompt.final_norm.backward(placed(targets, prompt.tokens_TD))
+    gradients: list[Tensor] = []
+    for layer in reversed(prompt.layers):
+        gradients.append(g_RTD)
+        g_mid = g_RTD if layer.mlp is None else g_RTD + layer.through_mlp(g_RTD, whole=True)
+        g_RTD = g_mid + layer.through_attention(g_RTD if layer.parallel else g_mid)
+    return gradients[::-1]
+
+
+def choose_neurons(
+    prompt: LinearisedPrompt, targets: Sequence[Target], weights_R: Float[Tensor, " r"], n_neurons: int
+) -> LinearisedPrompt:
+    """The prompt with at most ``n_neurons`` neurons as nodes; the others are the errors of their layers.
+
+    A neuron's total effect on a target is what it holds times what the linear model makes of it along every path
+    (RelP, arXiv 2508.21258); its size is weighted over the targets.
+    """
+    sizes: dict[int, Tensor] = {}
+    for number, (layer, g_RTD) in enumerate(zip(prompt.layers, total_gradients(prompt, targets), strict=True)):
+        if isinstance(layer.nodes, ActiveNeurons):
+            sizes[number] = _sizes(layer.nodes, g_RTD, weights_R.to(g_RTD))
+    every = torch.cat(list(sizes.values())) if sizes else torch.zeros(0)
+    if len(every) <= n_neurons:
+        return prompt
+    smallest = every.topk(n_neurons).values[-1]
+    layers = list(prompt.layers)
+    for number, size_M in sizes.items():
+        layers[number] = _with_fewer(layers[number], size_M >= smallest)
+    return replace(prompt, layers=tuple(layers))
+
+
+def _sizes(nodes: ActiveNeurons, g_RTD: Tensor, weights_R: Tensor) -> Tensor:
+    """The size of every neuron's total effect, [M]."""
+    g_RTE = g_RTD if nodes.norm_post is None else nodes.norm_post.backward(g_RTD)
+    per_unit_TF = torch.einsum("r,rtf->tf", weights_R, (g_RTE @ nodes.mlp.down_EF).abs())
+    return per_unit_TF[nodes.position_M, nodes.feature_M] * nodes.value_M.abs()
+
+
+def _with_fewer(layer: LinearLayer, kept_M: Tensor) -> LinearLayer:
+    """The layer with some of its neurons; what the others write together joins its errors."""
+    nodes = layer.nodes
+    assert isinstance(nodes, ActiveNeurons) and layer.error_TD is not None
+    places = nodes.position_M[~kept_M], nodes.feature_M[~kept_M]
+    left_TF = torch.zeros_like(nodes.mlp.up_scale_TF).index_put(places, nodes.value_M[~kept_M])
+    written_TD = left_TF @ nodes.mlp.down_EF.T
+    if nodes.norm_post is not None:
+        written_TD = nodes.norm_post.linear(written_TD)
+    kept = replace(
+        nodes, position_M=nodes.position_M[kept_M], feature_M=nodes.feature_M[kept_M], value_M=nodes.value_M[kept_M]
+    )
+    return replace(layer, nodes=kept, error_TD=layer.error_TD + written_TD)

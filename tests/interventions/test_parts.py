@@ -79,14 +79,14 @@ def test_other_means_every_position_without_a_name():
 
 def test_groups_take_named_features_by_falling_signed_effect():
     nodes = [node(1, i, "last", i - 2.0) for i in range(5)] + [node(1, 9, "other", 50.0), {"type": "error"}]
-    groups = feature_groups(nodes, n_groups=5, group_size=2)
+    groups = feature_groups(nodes, n_groups=5, group_size=2, rank_by="total_effect")
     assert [[m.feature for m in g.members] for g in groups] == [[4, 3], [2, 1]]
     assert [(g.rank, g.name) for g in groups] == [(1, "features 1-2"), (2, "features 3-4")]
 
 
 def test_unnamed_positions_join_where_the_named_would_not_fill_a_group():
     nodes = [node(1, 0, "last", 1.0), node(1, 9, "other", 50.0)]
-    [group] = feature_groups(nodes, n_groups=3, group_size=4)
+    [group] = feature_groups(nodes, n_groups=3, group_size=4, rank_by="total_effect")
     assert [m.feature for m in group.members] == [9, 0] and group.name == "features 1-2"
 
 

@@ -10,11 +10,11 @@ from mechstudy.circuits.choose_neurons import choose_neurons, total_gradients
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.frozen import FrozenForward
 from mechstudy.circuits.linearised import linearise
-from mechstudy.circuits.neurons import Neurons, with_neurons
 from mechstudy.circuits.rows import SourceIndex, direct_effects, feature_targets, placed
 from mechstudy.circuits.targets import output_target
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
+from mechstudy.dictionaries.neurons import Neurons, with_neurons
 from mechstudy.models.attention import recorded_patterns
 from tests.support.bases_world import KINDS, SAES, bases, random_sae
 from tests.support.interventions_world import transcoders

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from mechstudy.circuits.active_nodes import applies_at
 from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.frozen import FrozenForward
 from mechstudy.circuits.linearised import linearise
-from mechstudy.circuits.nodes import applies_at
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.edges import LOGIT, EdgeCheck, EdgeInstance, measure_edges, summarise_edges
 from mechstudy.interventions.engine import (

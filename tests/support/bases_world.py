@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from mechstudy.circuits.bases import SAE_SITES
-from mechstudy.circuits.neurons import Basis, Neurons, with_neurons
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
+from mechstudy.dictionaries.neurons import Basis, Neurons, with_neurons
 from mechstudy.models.language_model import LanguageModel
 from tests.support.interventions_world import transcoders
 

@@ -133,4 +133,4 @@ def groups_of(discovery: NamedActivations, layers: tuple[int, ...] = (0, 2), n: 
         {"type": "feature", "layer": f.layer, "feature": f.feature, "position": f.position, "total_effect": -i}
         for i, f in enumerate(features)
     ]
-    return feature_groups(nodes, n_groups=2, group_size=len(features) // 2)
+    return feature_groups(nodes, n_groups=2, group_size=len(features) // 2, rank_by="total_effect")

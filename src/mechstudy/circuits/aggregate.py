@@ -11,14 +11,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.graph import Graph, Pruned
+from mechstudy.circuits.node_effects import NodeEffects
 
 OTHER = "other"
 ANSWER = "answer tokens"  # the tokens of a whole answer that are read after the prompt
 _MEANS = ("replacement", "completeness", "replacement_pruned", "completeness_pruned")
+_NOTHING = {"influence": 0.0, "total_effect": 0.0, "live_effect": 0.0, "activation": 0.0, "kept": False}
+_LEAST = 1e-3  # of a prompt's largest effect: what inactive features need to be nodes
+_EFFECTS = ("total_effect", "live_effect", "contrast_effect")
 _INSTANCES = 200  # strongest edges that carry their per-prompt weights, for the causal checks
 
 
@@ -52,32 +57,41 @@ def prompt_record(
     positions: Mapping[str, int],
     live_S: Tensor | None = None,
     n_prompt: int | None = None,
+    effects: NodeEffects | None = None,
 ) -> dict[str, Any]:
     """One prompt's part of the aggregate: JSON of its nodes and of its pruned graph's edges.
 
-    Every expanded feature is a node (``kept`` marks those that survive pruning), so that a feature's mean effect over
-    prompts does not depend on where pruning cut. ``live_S`` are `live.live_effects` of the feature columns,
-    ``n_prompt`` the tokens of the prompt, if an answer's follow.
+    Every expanded feature is a node (``kept`` marks those that survive pruning), and with ``effects`` every active
+    feature at a named position, so that a feature's mean effect over prompts does not depend on where pruning cut.
+
+    Args:
+        live_S: `live.live_effects` of the feature columns.
+        n_prompt: the tokens of the prompt, if an answer's follow.
+        effects: of replacing nodes. They add features that are not active on the prompt and whose replacement counts;
+            ``active`` marks those that are, or are on the corrupted prompt.
     """
     x = graph.index
     names = position_names(positions, x.n_positions, n_prompt)
     source_I, _ = graph.influence
-    effects = graph.total_effects_S
+    totals = graph.total_effects_S
     keys = _source_keys(graph, names)
     shown = pruned.sources_S | graph.expanded_S
+    if effects is not None:
+        named_T = torch.tensor([name not in (OTHER, ANSWER) for name in names])
+        shown[: x.n_features] |= named_T[graph.feature_position_S[: x.n_features]]
     nodes: dict[str, dict[str, Any]] = {}
     for column in shown.nonzero()[:, 0].tolist():
         node = dict(keys[column])
         key = node_id(node["type"], node["layer"], node["feature"], node["position"])
-        total = nodes.setdefault(
-            key, node | {"influence": 0.0, "total_effect": 0.0, "live_effect": 0.0, "activation": 0.0, "kept": False}
-        )
+        total = nodes.setdefault(key, node | _NOTHING)
         total["influence"] += float(source_I[column])
-        total["total_effect"] += float(effects[column])
+        total["total_effect"] += float(totals[column])
         if node["type"] == "feature":
             total["activation"] = max(total["activation"], float(graph.activation_S[column]))
             total["live_effect"] += 0.0 if live_S is None else float(live_S[column])
         total["kept"] |= bool(pruned.sources_S[column])
+    if effects is not None:
+        _add_contrast(nodes, effects, names)
     edges: dict[tuple[str, str], float] = defaultdict(float)
     row_keys = [_key(keys[c]) if c >= 0 else node_id("logit") for c in graph.column_R.tolist()]
     for row, column in pruned.edges():
@@ -90,6 +104,27 @@ def prompt_record(
         "nodes": nodes,
         "edges": [{"source": s, "target": t, "weight": w} for (s, t), w in edges.items()],
     }
+
+
+def _add_contrast(nodes: dict[str, dict[str, Any]], effects: NodeEffects, names: Sequence[str]) -> None:
+    """Adds the effects of replacement to nodes that are there, and the features that only they concern."""
+    for node in nodes.values():
+        node |= {"contrast_effect": 0.0, "active": True}
+    least = _LEAST * float(effects.effect_M.abs().max()) if len(effects.effect_M) else 0.0
+    columns = (effects.layer_M, effects.feature_M, effects.position_M, effects.own_M, effects.other_M, effects.effect_M)
+    for layer, feature, at, own, other, effect in zip(*(column.tolist() for column in columns), strict=True):
+        key = node_id("feature", layer, feature, names[at])
+        if key not in nodes:
+            active = own != 0 or (effects.other_is_a_run and other != 0)
+            if names[at] in (OTHER, ANSWER) or (not active and abs(effect) < least):
+                continue
+            place = {"type": "feature", "layer": layer, "feature": feature, "position": names[at]}
+            nodes[key] = place | _NOTHING | {"contrast_effect": 0.0, "active": active}
+        nodes[key]["contrast_effect"] += effect
+    for layer, error_T in effects.error_T.items():
+        for at, effect in enumerate(error_T.tolist()):
+            if (node := nodes.get(node_id("error", layer, None, names[at]))) is not None:
+                node["contrast_effect"] += effect
 
 
 def scores_of(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -111,6 +146,7 @@ def aggregate_of(
     positions: Sequence[str],
     layers: Iterable[int],
     n_layers: int,
+    contrast: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of aggregate.json.
 
@@ -118,6 +154,7 @@ def aggregate_of(
         records: `prompt_record` of every prompt.
         positions: names of the prompts' positions, from left to right.
         layers: layers that have a dictionary, of the model's ``n_layers``.
+        contrast: how effects of replacement were predicted (`Replacements.about`).
     """
     return {
         "behaviour": behaviour,
@@ -126,6 +163,7 @@ def aggregate_of(
         "positions": [*positions, OTHER],
         "layers_with_dictionaries": sorted(layers),
         "n_layers": n_layers,
+        **({"contrast": dict(contrast)} if contrast else {}),
     } | aggregate(records, config)
 
 
@@ -133,9 +171,9 @@ def aggregate(records: Sequence[Mapping[str, Any]], config: AttributionConfig) -
     """The most influential nodes and edges over all prompts.
 
     ``frequency`` is the share of prompts whose pruned graph has the node or edge, ``presence`` the share on which
-    a feature has a row at all; ``influence``, ``total_effect`` and ``live_effect`` are means over all prompts (absent
-    counts 0); ``activation`` and an edge's ``weight`` are means over the prompts that have it. The strongest edges
-    between named positions carry ``instances``: [prompt id, weight] of every prompt.
+    a feature is active (on the corrupted prompt too, where that replaces it); ``influence`` and effects are means over
+    all prompts (absent counts 0); ``activation`` and an edge's ``weight`` are means over the prompts that have it. The
+    strongest edges between named positions carry ``instances``: [prompt id, weight] of every prompt.
     """
     n = len(records)
     by_key: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
@@ -156,6 +194,7 @@ def aggregate(records: Sequence[Mapping[str, Any]], config: AttributionConfig) -
 def _node(key: str, of_prompts: Sequence[Mapping[str, Any]], n: int) -> dict[str, Any]:
     first = of_prompts[0]
     is_feature = first["type"] == "feature"
+    present = [node for node in of_prompts if node.get("active", True)]
     label = {
         "feature": f"{first['layer']}/{first['feature']}",
         "error": f"error {first['layer']}",
@@ -169,13 +208,20 @@ def _node(key: str, of_prompts: Sequence[Mapping[str, Any]], n: int) -> dict[str
         "feature": first["feature"],
         "position": first["position"],
         "frequency": sum(node["kept"] for node in of_prompts) / n,
-        "presence": len(of_prompts) / n,
+        "presence": len(present) / n,
         "influence": sum(node["influence"] for node in of_prompts) / n,
         "total_effect": sum(node["total_effect"] for node in of_prompts) / n,
         "live_effect": sum(node["live_effect"] for node in of_prompts) / n,
-        "activation": fmean(node["activation"] for node in of_prompts) if is_feature else None,
+        **_contrast(of_prompts, n),
+        "activation": fmean(node["activation"] for node in present or of_prompts) if is_feature else None,
         "label": label,
     }
+
+
+def _contrast(of_prompts: Sequence[Mapping[str, Any]], n: int) -> dict[str, float]:
+    """The mean effect of replacement, where it was predicted."""
+    effects = [node["contrast_effect"] for node in of_prompts if "contrast_effect" in node]
+    return {"contrast_effect": sum(effects) / n} if effects else {}
 
 
 def _chosen(nodes: Iterable[dict[str, Any]], config: AttributionConfig, n: int) -> list[dict[str, Any]]:
@@ -185,8 +231,8 @@ def _chosen(nodes: Iterable[dict[str, Any]], config: AttributionConfig, n: int) 
     recurring = [node for node in ordered if node["frequency"] >= needed or node["type"] in ("logit", "token")]
     kept = {node["id"]: node for node in recurring[: config.aggregate_nodes]}
     named = [node for node in ordered if node["type"] == "feature" and node["position"] not in (OTHER, ANSWER)]
-    for effect in ("total_effect", "live_effect"):
-        largest = sorted(named, key=lambda node: (-abs(node[effect]), node["id"]))
+    for effect in _EFFECTS:
+        largest = sorted((node for node in named if effect in node), key=lambda node: (-abs(node[effect]), node["id"]))
         kept |= {node["id"]: node for node in largest[: config.aggregate_nodes]}
     return sorted(kept.values(), key=lambda node: (-node["influence"], node["id"]))
 

@@ -16,11 +16,11 @@ from mechstudy.circuits.graph import Graph, LogitNode
 from mechstudy.circuits.influence import influence, row_sums
 from mechstudy.circuits.linear_prompt import LinearisedPrompt
 from mechstudy.circuits.linearised import linearise
-from mechstudy.circuits.neurons import Basis
 from mechstudy.circuits.rows import SourceIndex, Target, direct_effects, feature_targets
 from mechstudy.circuits.targets import AnswerContrast, Explained, explained_targets, top_logit_targets
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress, Progress
+from mechstudy.dictionaries.neurons import Basis
 from mechstudy.machine.runtime import oom_backoff
 from mechstudy.models.language_model import LanguageModel
 

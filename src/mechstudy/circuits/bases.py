@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mechstudy.circuits.neurons import Basis, Neurons
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.hookpoints import refuse_other_tensor
+from mechstudy.dictionaries.neurons import Basis, Neurons
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
 

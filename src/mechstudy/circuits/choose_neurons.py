@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechstudy.circuits.active_nodes import ActiveNeurons
 from mechstudy.circuits.linear_prompt import LinearisedPrompt, LinearLayer
-from mechstudy.circuits.nodes import ActiveNeurons
 from mechstudy.circuits.rows import Target, placed
 
 

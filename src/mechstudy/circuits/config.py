@@ -9,6 +9,23 @@ from pydantic import Field
 from mechstudy.core.config import Config
 
 
+class ContrastConfig(Config):
+    """How effects of replacing a node's value are predicted: the ``contrast_effect`` of a graph's nodes.
+
+    ``replace_by``: the activation on the ``corrupted`` prompt, the ``mean`` over train prompts at the same named
+    position, or ``zero``; ``auto`` is ``corrupted`` where every explained pair has a corrupted prompt, else ``mean``.
+    ``method``: ``first_order`` is the change times the gradient of the unfrozen model; ``integrated`` is its mean over
+    ``steps`` points of the path on which all nodes move together; ``auto`` measures on ``check_prompts`` prompts what
+    replacing all nodes of each layer does, and integrates where first order misses by more than ``tolerance`` of it.
+    """
+
+    replace_by: Literal["auto", "corrupted", "mean", "zero"] = "auto"
+    method: Literal["auto", "first_order", "integrated"] = "auto"
+    steps: int = Field(10, ge=1)
+    check_prompts: int = Field(3, ge=1)
+    tolerance: float = Field(0.25, gt=0)
+
+
 class AttributionConfig(Config):
     """Attribution graphs of one behaviour.
 
@@ -25,6 +42,7 @@ class AttributionConfig(Config):
     ``elsewhere``: what the MLP of a layer without nodes is: ``errors``, one node per position, or ``linear``, the
     linear map that it is at the prompt, through which effects pass; the default is errors with transcoders, linear with
     SAEs.
+    ``contrast``: how effects of replacing nodes are predicted.
     """
 
     target: Literal["logit_difference", "logits"] = "logit_difference"
@@ -39,6 +57,7 @@ class AttributionConfig(Config):
     elsewhere: Literal["errors", "linear"] | None = None
     aggregate_nodes: int = Field(300, ge=1)
     aggregate_min_prompts: int = Field(2, ge=1)
+    contrast: ContrastConfig = ContrastConfig()
 
     def elsewhere_of(self, has_saes: bool) -> Literal["errors", "linear"]:
         """What MLPs of layers without nodes are, with SAEs among the bases or without."""

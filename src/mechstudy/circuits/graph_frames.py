@@ -17,15 +17,16 @@ _KINDS = {"embedding": "token", "mlp reconstruction error": "error", "logit": "o
 _PROMPT_NODES = {
     "node": pl.String, "kind": pl.String, "feature": pl.String, "layer": pl.Int64, "position": pl.Int64,
     "token": pl.String, "activation": pl.Float64, "cumulative_influence": pl.Float64, "influence": pl.Float64,
-    "total_effect": pl.Float64, "live_effect": pl.Float64, "label": pl.String,
+    "total_effect": pl.Float64, "live_effect": pl.Float64, "contrast_effect": pl.Float64, "label": pl.String,
 }  # fmt: skip
 _BEHAVIOUR_NODES = {
     "node": pl.String, "kind": pl.String, "feature": pl.String, "layer": pl.Int64, "position": pl.String,
     "frequency": pl.Float64, "presence": pl.Float64, "activation": pl.Float64, "influence": pl.Float64,
-    "total_effect": pl.Float64, "live_effect": pl.Float64, "label": pl.String,
+    "total_effect": pl.Float64, "live_effect": pl.Float64, "contrast_effect": pl.Float64, "label": pl.String,
 }  # fmt: skip
 _EDGES = {"source": pl.String, "target": pl.String, "weight": pl.Float64}
-_EFFECTS = ("influence", "total_effect", "live_effect")
+_EFFECTS = ("influence", "total_effect", "live_effect", "contrast_effect")
+_SMALLEST_FIRST = ("cumulative_influence", "contrast_effect")
 
 
 class GraphFrames:
@@ -51,24 +52,31 @@ class GraphFrames:
 
         Args:
             n: number of rows; a feature has one for each of its positions.
-            by: a column of ``nodes``, largest first (for ``cumulative_influence`` smallest first). The default is
-                ``live_effect`` (how much of the logit difference the feature causes in the whole model, to first
-                order) where the graph has it, else the influence.
+            by: a column of ``nodes``, largest first (``cumulative_influence`` and ``contrast_effect`` smallest first);
+                ``|column|`` ranks by its size. The default is ``contrast_effect`` (the change predicted where the
+                feature is set to its activation on the corrupted prompt, or another that the graph names), so features
+                that the answer owes most to come first; else ``live_effect`` (what the feature adds, to first order);
+                else the influence. Graphs have these where they were computed.
 
         Raises:
             MechstudyError: no such column, or it is empty.
         """
         features = self._features
-        columns = [name for name in ("live_effect", "influence", "cumulative_influence") if name in features.columns]
+        preferred = ("contrast_effect", "live_effect", "influence", "cumulative_influence")
+        columns = [name for name in preferred if name in features.columns]
         filled = [name for name in columns if features[name].null_count() < len(features)]
         by = by or next(iter(filled), columns[0])
+        by_size = len(by) > 2 and by[0] == by[-1] == "|"
+        by = by.strip("|") if by_size else by
         numbers = [name for name in features.columns if features[name].dtype == pl.Float64]
         if by not in numbers or (len(features) and features[by].null_count() == len(features)):
             raise MechstudyError(
                 f"features cannot be ranked by {by!r}",
                 facts={"columns": ", ".join(name for name in numbers if features[name].null_count() < len(features))},
             )
-        ranked = features.sort(by, descending=by != "cumulative_influence", nulls_last=True, maintain_order=True)
+        key = pl.col(by).abs() if by_size else pl.col(by)
+        descending = by_size or by not in _SMALLEST_FIRST
+        ranked = features.sort(key, descending=descending, nulls_last=True, maintain_order=True)
         first = ["feature", "position", "token", by]
         order = [*first, *(name for name in ranked.columns if name not in (*first, "node", "kind", "layer"))]
         return _without_empty(ranked.select(name for name in order if name in ranked.columns).head(n))
@@ -110,7 +118,8 @@ class PromptFrames(GraphFrames):
     Columns of ``nodes``: node, kind (feature, error, token, bias, output), feature (``13/1741``), layer, position,
     token, activation, cumulative_influence (the share of all influence held by this node and those above it: small is
     important), and for features, where computed: influence, total_effect (first order, attention frozen),
-    live_effect (first order, nothing frozen); label (the token it fires on, or promotes, most).
+    live_effect (first order, nothing frozen), contrast_effect (the predicted change where the feature is replaced by
+    its activation on the corrupted prompt); label (the token it fires on, or promotes, most).
     """
 
     def __init__(self, json: Mapping[str, Any], labels: Labels | None = None) -> None:
@@ -152,7 +161,7 @@ class PromptFrames(GraphFrames):
     def _attributed_row(self, node: str, values: Sequence[float | None], labels: Labels) -> tuple[Any, ...]:
         layer, number, position = map(int, node.split("_"))
         return (node, "feature", f"{layer}/{number}", layer, position, self.tokens[position], values[0], None,
-                *values[1:], labels.get((layer, number)))  # fmt: skip
+                *_padded(values[1:]), labels.get((layer, number)))  # fmt: skip
 
     def _row(
         self, node: Mapping[str, Any], effects: Mapping[str, Sequence[float | None]], labels: Labels
@@ -166,7 +175,7 @@ class PromptFrames(GraphFrames):
             feature, label = f"{layer}/{number}", label or labels.get((layer or 0, number))
         token = self.tokens[position] if kind != "bias" and position < len(self.tokens) else None
         influence = node.get("influence") if kind != "output" else None
-        own = list(effects.get(name) or (None,) * 4)[1:]
+        own = _padded((effects.get(name) or ())[1:])
         return (name, kind, feature, layer, position, token, node.get("activation"), influence, *own, label or None)
 
 
@@ -175,7 +184,7 @@ class BehaviourFrames(GraphFrames):
 
     ``prompts`` are the graphs of single prompts. Columns of ``nodes``: node, kind, feature (``13/1741``), layer,
     position (a name), frequency (share of prompts whose pruned graph has it), presence (share on which it is active),
-    activation, influence, total_effect, live_effect (means over prompts), label.
+    activation, influence, total_effect, live_effect, contrast_effect (means over prompts), label.
     """
 
     def __init__(
@@ -203,6 +212,11 @@ class BehaviourFrames(GraphFrames):
             f"Graph of {self.behaviour} over {self._json.get('n_prompts')} prompts: "
             f"{n_features} features at named positions, {len(self.edges)} edges"
         )
+
+
+def _padded(effects: Sequence[float | None]) -> tuple[float | None, ...]:
+    """A feature's effects; files of earlier versions have fewer."""
+    return (*effects, *(None,) * (len(_EFFECTS) - len(effects)))
 
 
 def _behaviour_row(node: Mapping[str, Any], labels: Labels) -> tuple[Any, ...]:

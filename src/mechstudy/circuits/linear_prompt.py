@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from mechstudy.circuits.nodes import Nodes
+from mechstudy.circuits.active_nodes import ActiveNodes
 from mechstudy.models.architectures import AttentionWeights, LinearNorm
 from mechstudy.models.linear_mlp import LinearMlp
 
@@ -58,10 +58,10 @@ class LinearLayer:
     """The affine maps and the sources of one layer. T positions, D model width.
 
     ``nodes`` stand for what the site of kind ``writes`` holds, and read ``read_TD`` at the site of kind ``reads``;
-    ``error_TD`` is what they leave unexplained there: all of it where the layer has no nodes and its MLP is an error, or
-    where a dictionary does not apply (`applies_at`); None where there is nothing to explain. What arrives at ``writes``
-    from above ends there, and goes on only through ``skip``. ``below`` are lower layers whose nodes write at this layer's
-    ``mlp_out`` (cross-layer transcoders). ``mlp`` is the whole MLP as a linear map, for what passes through it.
+    ``error_TD`` is what they leave unexplained there: all of it where the layer has no nodes and its MLP is an error,
+    or where a dictionary does not apply (`applies_at`); None where there is nothing to explain. What arrives at
+    ``writes`` from above ends there, and goes on only through ``skip``. ``below`` are lower layers whose nodes write at
+    this layer's ``mlp_out`` (cross-layer transcoders). ``mlp`` is the whole MLP as a linear map, for what passes it.
 
     ``bias_TD`` are constants written at ``writes``, ``mlp_bias_TD`` and ``attention_bias_TD`` those of the linear MLP
     and of attention.
@@ -77,14 +77,14 @@ class LinearLayer:
     attention_bias_TD: Tensor
     writes: str = "mlp_out"
     reads: str = "mlp_in"
-    nodes: Nodes | None = None
+    nodes: ActiveNodes | None = None
     read_TD: Tensor | None = None
     error_TD: Tensor | None = None
     bias_TD: Tensor | None = None
     skip: Skip | None = None
     mlp: FrozenMlp | None = None
     mlp_bias_TD: Tensor | None = None
-    below: Mapping[int, Nodes] = field(default_factory=dict)
+    below: Mapping[int, ActiveNodes] = field(default_factory=dict)
 
     @property
     def is_replaced(self) -> bool:
@@ -164,7 +164,7 @@ class LinearisedPrompt:
         )
 
 
-def written_at(layers: Sequence[LinearLayer], layer: int) -> Iterator[tuple[int, Nodes, int]]:
+def written_at(layers: Sequence[LinearLayer], layer: int) -> Iterator[tuple[int, ActiveNodes, int]]:
     """Which layers have nodes that write at a layer's ``writes``: their number, nodes, and how far below they are."""
     for source, nodes in sorted(layers[layer].below.items()):
         yield source, nodes, layer - source

@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mechstudy.circuits.active_nodes import active_features, active_neurons, applies_at
 from mechstudy.circuits.bases import check_bases, site_read, site_written
 from mechstudy.circuits.linear_prompt import FrozenMlp, LinearisedPrompt, LinearLayer, Skip
-from mechstudy.circuits.neurons import Basis, Neurons
-from mechstudy.circuits.nodes import active_features, active_neurons, applies_at
 from mechstudy.core.errors import MechstudyError
+from mechstudy.dictionaries.neurons import Basis, Neurons
 from mechstudy.models.architectures import Block
 from mechstudy.models.attention import recorded_patterns
 from mechstudy.models.language_model import LanguageModel

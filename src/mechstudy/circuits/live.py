@@ -18,8 +18,35 @@ from mechstudy.circuits.graph import Graph
 from mechstudy.circuits.targets import Explained
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.models.graph_memory import should_checkpoint
-from mechstudy.models.language_model import LanguageModel
+from mechstudy.models.language_model import Edit, LanguageModel
 from mechstudy.models.sites import Site
+
+
+@torch.enable_grad()
+def output_values(
+    model: LanguageModel,
+    tokens_BT: Int[Tensor, "b t"],
+    explained: Explained,
+    edits: Mapping[Site, Edit],
+    checkpointing: str = "auto",
+) -> Float[Tensor, " b"]:
+    """What is explained, of every row of a run with edits, with its gradient for tensors that the edits introduce.
+
+    Rows are computed as one batch. ``checkpointing`` (`models.graph_memory.should_checkpoint`): on, off or auto.
+    """
+    again = should_checkpoint(checkpointing, model, *tokens_BT.shape)
+    n = explained.n_logits
+    normed: list[Tensor] = []
+    hook = model.final_norm.register_forward_hook(lambda _m, _a, out: normed.append(out))
+    try:
+        logits = model.forward(
+            tokens_BT, edits=edits, grad=True, checkpointing=again, logits_at="last" if n == 1 else n
+        ).logits
+    finally:
+        hook.remove()
+    assert logits is not None
+    rows = zip(logits[:, None] if n == 1 else logits, normed[0][:, -n:], strict=True)
+    return torch.stack([explained.value(logits_PV, normed_PD) for logits_PV, normed_PD in rows])
 
 
 def live_gradients(
@@ -29,27 +56,31 @@ def live_gradients(
     layers: Sequence[int],
     checkpointing: str = "auto",
 ) -> dict[int, Float[Tensor, "t d"]]:
-    """Gradient of what is explained with respect to each layer's ``mlp_out``, unfrozen.
+    """Gradient of what is explained with respect to each layer's ``mlp_out``, unfrozen (`site_gradients`)."""
+    gradients = site_gradients(model, tokens_T, explained, [Site("mlp_out", layer) for layer in layers], checkpointing)
+    return {site.layer: gradient_TD for site, gradient_TD in gradients.items()}
+
+
+@torch.enable_grad()
+def site_gradients(
+    model: LanguageModel,
+    tokens_T: Int[Tensor, " t"],
+    explained: Explained,
+    sites: Sequence[Site],
+    checkpointing: str = "auto",
+) -> dict[Site, Float[Tensor, "t d"]]:
+    """Gradient of what is explained with respect to the value of each site, unfrozen: everything above responds.
 
     ``checkpointing`` (`models.graph_memory.should_checkpoint`): on, off or auto. The gradient is the same.
     """
-    shape = (1, len(tokens_T), model.d_model)
-    added = {layer: torch.zeros(shape, dtype=model.dtype, device=model.device, requires_grad=True) for layer in layers}
-    edits = {Site("mlp_out", layer): (lambda x, zero=zero: x + zero) for layer, zero in added.items()}
-    again = should_checkpoint(checkpointing, model, 1, len(tokens_T))
-    n = explained.n_logits
-    normed: list[Tensor] = []
-    hook = model.final_norm.register_forward_hook(lambda _m, _a, out: normed.append(out))
-    try:
-        logits = model.forward(
-            tokens_T[None], edits=edits, grad=True, checkpointing=again, logits_at="last" if n == 1 else n
-        ).logits
-    finally:
-        hook.remove()
-    assert logits is not None
-    value = explained.value(logits if n == 1 else logits[0], normed[0][0, -n:])
+    added = {
+        site: torch.zeros(1, len(tokens_T), model.width(site), dtype=model.dtype, device=model.device).requires_grad_()
+        for site in sites
+    }
+    edits = {site: (lambda x, zero=zero: x + zero) for site, zero in added.items()}
+    value = output_values(model, tokens_T[None], explained, edits, checkpointing)
     gradients = torch.autograd.grad(value, list(added.values()))
-    return {layer: gradient[0] for layer, gradient in zip(added, gradients, strict=True)}
+    return {site: gradient[0] for site, gradient in zip(added, gradients, strict=True)}
 
 
 @torch.no_grad()
@@ -59,20 +90,32 @@ def live_effects(
     graph: Graph,
     explained: Explained,
     checkpointing: str = "auto",
+    gradients: Mapping[Site, Tensor] | None = None,
 ) -> Float[Tensor, " m"]:
-    """First-order effect of each feature column on what is explained, live: gradient x what the feature writes."""
+    """First-order effect of each feature column on what is explained, live: gradient x what the feature writes.
+
+    It is minus the predicted change of what is explained where the feature is set to zero.
+
+    Args:
+        gradients: `site_gradients` at `sites_written` of the dictionaries, if they are there already.
+    """
     effects = torch.zeros(graph.index.n_features, dtype=graph.A_RS.dtype)
     if not dictionaries:
         return effects
-    tokens = torch.tensor(graph.tokens, device=model.device)
-    with torch.enable_grad():
-        layers = {layer + ahead for layer, one in dictionaries.items() for ahead in range(len(one.sites_out))}
-        gradients = live_gradients(model, tokens, explained, sorted(layers), checkpointing)
+    if gradients is None:
+        tokens = torch.tensor(graph.tokens, device=model.device)
+        gradients = site_gradients(model, tokens, explained, sites_written(dictionaries), checkpointing)
     for layer, dictionary in dictionaries.items():
         columns = graph.index.feature_slices[layer]
         parts = []
         for ahead, rows in enumerate(dictionary.writes(graph.feature_id_S[columns])):
-            at = gradients[layer + ahead][graph.feature_position_S[columns]]
+            at = gradients[Site("mlp_out", layer + ahead)][graph.feature_position_S[columns]]
             parts.append((rows.to(at) * at).sum(-1).cpu())
         effects[columns] = (reduce(add, parts) * graph.activation_S[columns]).to(effects)
     return effects
+
+
+def sites_written(dictionaries: Mapping[int, Dictionary]) -> list[Site]:
+    """The sites that features of transcoders write, by layer."""
+    layers = {layer + ahead for layer, one in dictionaries.items() for ahead in range(len(one.sites_out))}
+    return [Site("mlp_out", layer) for layer in sorted(layers)]

@@ -14,9 +14,12 @@ from mechstudy.circuits.aggregate import prompt_record
 from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.graph import Graph, Pruned, prune
-from mechstudy.circuits.live import live_effects
+from mechstudy.circuits.live import live_effects, site_gradients, sites_written
 from mechstudy.circuits.neuronpedia import graph_json
+from mechstudy.circuits.node_effects import NodeEffects
+from mechstudy.circuits.node_values import transcoder_nodes
 from mechstudy.circuits.question import Question
+from mechstudy.circuits.replacements import Replacements
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
 from mechstudy.dictionaries.dictionary import Dictionary
@@ -49,6 +52,7 @@ def explain_prompt(
     slug: str,
     config: AttributionConfig,
     *,
+    replacements: Replacements | None = None,
     checkpointing: str = "auto",
     progress: Progress | None = None,
 ) -> ExplainedPrompt:
@@ -56,15 +60,18 @@ def explain_prompt(
 
     Args:
         slug: the graph's name, which is also its file's.
+        replacements: predict the effects of replacing nodes too (`replacements_of`).
         checkpointing: recompute activations in the backward pass of live effects (auto, on, off).
     """
     question = Question.of_pair(pair, continued=config.target == "logit_difference")
-    graph, pruned, live_S = _graph(model, dictionaries, question, config, checkpointing, progress)
+    graph, pruned, live_S, effects = _graph(
+        model, dictionaries, question, config, replacements, checkpointing, progress
+    )
     score = {"slug": slug, "prompt": pair.clean, "prompt_id": pair.id} | graph_score(graph, pruned)
     json = _json(model, question, slug, graph, pruned, config, {"scores": score})
-    return ExplainedPrompt(
-        json, score, prompt_record(pair.id, graph, pruned, pair.positions, live_S, len(pair.clean_tokens))
-    )
+    n_prompt = len(pair.clean_tokens)
+    record = prompt_record(pair.id, graph, pruned, pair.positions, live_S, n_prompt, effects)
+    return ExplainedPrompt(json, score, record)
 
 
 def explain_question(
@@ -88,8 +95,12 @@ def explain_question(
     dictionaries = all_fitted(model, dictionaries)
     _check(model, dictionaries)
     config = config.model_copy(update={"target": "logits" if question.explained is None else "logit_difference"})
-    graph, pruned, live_S = _graph(model, dictionaries, question, config, "auto", progress)
-    extra = {"scores": graph_score(graph, pruned), "feature_effects": _effects(graph, live_S)}
+    replacements = None
+    if question.explained is not None and question.corrupted and config.contrast.replace_by in ("auto", "corrupted"):
+        steps = config.contrast.steps if config.contrast.method == "integrated" else 0
+        replacements = Replacements(model, transcoder_nodes(model, dictionaries), "corrupted", steps)
+    graph, pruned, live_S, effects = _graph(model, dictionaries, question, config, replacements, "auto", progress)
+    extra = {"scores": graph_score(graph, pruned), "feature_effects": _effects(graph, live_S, effects)}
     json = _json(model, question, "prompt", graph, pruned, config, extra)
     kept = pruned.sources_S[: graph.index.n_features].nonzero()[:, 0].tolist()
     strongest = [] if live_S is None else live_S.argsort(descending=True)[:_STRONGEST].tolist()
@@ -101,15 +112,18 @@ def _graph(
     dictionaries: Mapping[int, Dictionary],
     question: Question,
     config: AttributionConfig,
+    replacements: Replacements | None,
     checkpointing: str,
     progress: Progress | None,
-) -> tuple[Graph, Pruned, Tensor | None]:
+) -> tuple[Graph, Pruned, Tensor | None, NodeEffects | None]:
     tokens_T = torch.tensor(question.tokens, device=model.device)
     graph = attribute(model, dictionaries, tokens_T, config, explained=question.explained, progress=progress)
-    live_S = None
+    live_S = effects = None
     if question.explained is not None:
-        live_S = live_effects(model, dictionaries, graph, question.explained, checkpointing)
-    return graph, prune(graph, config.node_threshold, config.edge_threshold), live_S
+        gradients = site_gradients(model, tokens_T, question.explained, sites_written(dictionaries), checkpointing)
+        live_S = live_effects(model, dictionaries, graph, question.explained, gradients=gradients)
+        effects = replacements and replacements.effects(question, gradients)
+    return graph, prune(graph, config.node_threshold, config.edge_threshold), live_S, effects
 
 
 def _json(
@@ -156,20 +170,25 @@ def _check(model: LanguageModel, dictionaries: Mapping[int, Dictionary]) -> None
             )
 
 
-def _effects(graph: Graph, live_S: Tensor | None) -> dict[str, list[float | None]]:
-    """Node id -> activation, influence, total effect, live effect of every feature with a row in the graph."""
+def _effects(graph: Graph, live_S: Tensor | None, effects: NodeEffects | None) -> dict[str, list[float | None]]:
+    """Node id -> activation, influence, total, live and contrast effect of every feature with a row in the graph."""
+    contrast: dict[tuple[int, int, int], float] = {}
+    if effects is not None:
+        places = zip(effects.layer_M.tolist(), effects.feature_M.tolist(), effects.position_M.tolist(), strict=True)
+        contrast = dict(zip(places, effects.effect_M.tolist(), strict=True))
     (influence_S, _), total_S = graph.influence, graph.total_effects_S
-    effects: dict[str, list[float | None]] = {}
+    result: dict[str, list[float | None]] = {}
     for column in sorted(graph.column_R[graph.column_R >= 0].tolist()):
-        place = (graph.feature_layer_S, graph.feature_id_S, graph.feature_position_S)
-        node = "_".join(str(int(values[column])) for values in place)
-        effects[node] = [
+        columns = (graph.feature_layer_S, graph.feature_id_S, graph.feature_position_S)
+        layer, feature, position = (int(values[column]) for values in columns)
+        result[f"{layer}_{feature}_{position}"] = [
             float(graph.activation_S[column]),
             float(influence_S[column]),
             float(total_S[column]),
             None if live_S is None else float(live_S[column]),
+            None if effects is None else contrast.get((layer, feature, position), 0.0),
         ]
-    return effects
+    return result
 
 
 def _promoted(

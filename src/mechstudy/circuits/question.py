@@ -21,7 +21,8 @@ class Question:
     """A tokenised prompt, and what is ``explained``; None explains the top outputs.
 
     ``right`` and ``wrong`` are the answers' texts, ``metric`` the name of what compares them, ``positions`` named token
-    indices.
+    indices. ``corrupted`` are the tokens of the pair's corrupted prompt (and of the answer, where it is read), and
+    ``corrupted_at`` where in it each of ``tokens`` has its place (`PromptPair.corrupted_at`); empty without one.
     """
 
     prompt: str
@@ -31,6 +32,14 @@ class Question:
     wrong: tuple[str, ...] = ()
     metric: str = DIFFERENCE
     positions: Mapping[str, int] = field(default_factory=dict)
+    corrupted: tuple[int, ...] = ()
+    corrupted_at: tuple[int | None, ...] = ()
+
+    @property
+    def n_prompt(self) -> int:
+        """The number of tokens before those of an answer."""
+        n_answer = len(self.explained.answers.right) - 1 if isinstance(self.explained, AnswerTokens) else 0
+        return len(self.tokens) - n_answer
 
     @property
     def about(self) -> dict[str, Any]:
@@ -61,6 +70,7 @@ class Question:
             pair.all_wrong_answers,
             metric_name([pair]),
             pair.positions,
+            *_corrupted(pair, tokens[len(pair.clean_tokens) :]),
         )
 
     @classmethod
@@ -126,8 +136,10 @@ class Question:
         Raises:
             MechstudyError: an empty prompt, a target of another shape or kind, or no such position.
         """
+        corrupted: tuple[tuple[int, ...], tuple[int | None, ...]] = (), ()
         if isinstance(prompt, PromptPair):
             text, tokens, named = prompt.clean, prompt.clean_tokens, prompt.positions
+            corrupted = _corrupted(prompt)
         else:
             text, named = prompt, {}
             tokens = tuple(model.encode(prompt, instruction=instruction)) if prompt else ()
@@ -142,7 +154,7 @@ class Question:
                 fix=f"one of these, or an index from 0 to {n - 1}",
             )
         explained = own_target(model, target, n - index)
-        return cls(text, tokens, explained, metric=explained.label, positions=named)
+        return cls(text, tokens, explained, (), (), explained.label, named, *corrupted)
 
     @classmethod
     def _whole(cls, tokens: Tokens, prompt: str, sides: tuple[tuple[str, ...], tuple[str, ...]]) -> Question:
@@ -154,6 +166,15 @@ class Question:
             raise MechstudyError(error.what, fix=error.fix) from error
         whole = WholeAnswers(ids.answer, ids.wrong)
         return cls(prompt, (*ids.clean, *ids.answer[:-1]), AnswerTokens(whole), *sides, WHOLE)
+
+
+def _corrupted(pair: PromptPair, answer: tuple[int, ...] = ()) -> tuple[tuple[int, ...], tuple[int | None, ...]]:
+    """The corrupted prompt's tokens and an answer's, and the place in them of each clean token and of the answer's."""
+    if not pair.has_corrupted:
+        return (), ()
+    places = [pair.corrupted_at(i) for i in range(len(pair.clean_tokens))]
+    n = len(pair.corrupted_tokens)
+    return (*pair.corrupted_tokens, *answer), (*places, *range(n, n + len(answer)))
 
 
 def _explained(pair: PromptPair) -> AnswerContrast | None:

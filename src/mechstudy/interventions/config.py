@@ -10,6 +10,7 @@ from mechstudy.core.config import Config
 
 Kind = Literal["ablation", "resampling", "patching", "steering", "edges"]
 Ablation = Literal["zero", "mean"]
+RankBy = Literal["contrast", "mean", "zero", "live_effect", "total_effect"]
 
 
 class PatchingConfig(Config):
@@ -26,13 +27,16 @@ class PatchingConfig(Config):
 class InterventionConfig(Config):
     """Interventions on one behaviour's circuit.
 
-    Groups hold ``group_size`` features each, by falling ``rank_by`` on train prompts (``live_effect``: first order
-    in the unfrozen model; ``total_effect``: through the graph, without queries and keys), of those active on at
-    least ``min_presence`` of the graphs' prompts (a feature of one name alone cannot act on unseen prompts). Each
-    group is compared with ``n_controls`` groups matched in layer, position and size. ``alphas`` are multiples of the
-    natural activation scale. ``n_discovery`` training prompts give means, donors and matches; ``n_samples`` test
-    prompts give effects. ``edge_prompts`` bounds the prompts each of the ``n_edges`` strongest edges is measured on.
-    Intervals hold the share ``ci`` of ``bootstrap`` cluster resamples; p-values come from ``permutations`` sign flips.
+    Groups hold ``group_size`` features each, ranked on train prompts by ``rank_by``. ``contrast`` is the effect
+    predicted where a feature is replaced, as ``attribution.contrast`` says; ``mean`` and ``zero`` are the same with
+    that replacement. ``live_effect`` is what a feature adds, to first order in the unfrozen model; ``total_effect`` the
+    same through the graph, without queries and keys. ``by`` ranks by the signed ``effect``, the largest supporters of
+    the answer first (necessity), or by its size, ``|effect|`` (sufficiency). Features are active on at least
+    ``min_presence`` of the graphs' prompts: one of a single name cannot act on unseen prompts. Each group is compared
+    with ``n_controls`` groups matched in layer, position and size. ``alphas`` are multiples of the natural activation
+    scale. ``n_discovery`` training prompts give means, donors and matches; ``n_samples`` test prompts give effects.
+    ``edge_prompts`` bounds the prompts each of the ``n_edges`` strongest edges is measured on. Intervals hold the share
+    ``ci`` of ``bootstrap`` cluster resamples; p-values come from ``permutations`` sign flips.
     """
 
     kinds: tuple[Kind, ...] = ("ablation", "resampling", "patching", "steering", "edges")
@@ -41,7 +45,8 @@ class InterventionConfig(Config):
     n_groups: int = Field(10, ge=1)
     group_size: int = Field(10, ge=1)
     min_presence: float = Field(0.5, ge=0, le=1)
-    rank_by: Literal["live_effect", "total_effect"] = "live_effect"
+    rank_by: RankBy = "contrast"
+    by: Literal["effect", "|effect|"] = "effect"
     n_controls: int = Field(3, ge=1)
     ablations: tuple[Ablation, ...] = ("zero", "mean")
     resample_draws: int = Field(2, ge=1)

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechstudy.circuits.active_nodes import applies_at
 from mechstudy.circuits.bases import site_read
-from mechstudy.circuits.nodes import applies_at
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.models.language_model import LanguageModel, Output
-from mechstudy.models.reading import SiteReader
+from mechstudy.models.reading import SiteReader, chained
 from mechstudy.models.sites import Site
 
 _ENCODE_ROWS = 512  # rows whose dense feature activations are held at a time
@@ -138,22 +138,13 @@ def site_edits(dictionaries: Mapping[int, Dictionary], rows: Sequence[Sequence[R
             chains[site].append(keep)
         for site, change in _feature_edits(dictionaries[layer], layer, sets, reader).items():
             chains[site].append(change)
-    return {site: _chain(edits) for site, edits in chains.items()}
+    return {site: chained(edits) for site, edits in chains.items()}
 
 
 def encode_rows(dictionary: Dictionary, x_ND: Float[Tensor, "n d"]) -> Iterable[tuple[int, Float[Tensor, "rows f"]]]:
     """Dense activations [n, F] a few rows at a time, each with the number of its first row."""
     for start in range(0, x_ND.shape[0], _ENCODE_ROWS):
         yield start, dictionary.encode(x_ND[start : start + _ENCODE_ROWS].to(dictionary.b_enc))
-
-
-def _chain(edits: Sequence[SiteEdit]) -> SiteEdit:
-    def run(x: Tensor) -> Tensor:
-        for edit in edits:
-            x = edit(x)
-        return x
-
-    return run
 
 
 def _vector_edit(placed: Sequence[tuple[int, AddVector | ReplaceVector]]) -> SiteEdit:

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import polars as pl
 import torch
@@ -14,12 +14,12 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from mechstudy.behaviours.schema import PromptPair
+from mechstudy.circuits.active_nodes import applies_at
 from mechstudy.circuits.aggregate import ANSWER, OTHER, node_id
 from mechstudy.circuits.bases import site_read
-from mechstudy.circuits.nodes import applies_at
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
-from mechstudy.interventions.config import InterventionConfig
+from mechstudy.interventions.config import InterventionConfig, RankBy
 from mechstudy.interventions.engine import encode_rows
 from mechstudy.models.batches import captured, length_buckets
 from mechstudy.models.language_model import LanguageModel
@@ -148,19 +148,26 @@ def positions_named(pair: PromptPair, name: str) -> list[int]:
 
 
 def feature_groups(
-    nodes: Iterable[Mapping[str, Any]], *, n_groups: int, group_size: int, rank_by: str = "total_effect"
+    nodes: Iterable[Mapping[str, Any]],
+    *,
+    n_groups: int,
+    group_size: int,
+    rank_by: RankBy = "contrast",
+    by: Literal["effect", "|effect|"] = "effect",
 ) -> list[FeatureGroup]:
-    """Groups of features by falling ``rank_by`` (signed): group ``i`` holds ranks (i-1) x size + 1 to i x size.
+    """Groups of features by what they do for the answer: group ``i`` holds ranks (i-1) x size + 1 to i x size.
 
     Args:
-        nodes: aggregate.json's nodes; those of type ``feature`` need layer, feature, position, total_effect.
+        nodes: aggregate.json's nodes; those of type ``feature`` need layer, feature, position and the effect.
             Features at ``other`` positions join only where the named ones would not fill one group.
+        rank_by: the effect (`rank_effect`).
+        by: rank by the signed effect, the largest supporters of the answer first, or by its size.
 
     Returns:
         Whole groups, at most ``n_groups``; a single smaller one where there are fewer features than that.
 
     Raises:
-        MechstudyError: no feature node, or nodes without ``total_effect``.
+        MechstudyError: no feature node, or nodes without the effect.
     """
     features = [n for n in nodes if n.get("type") == "feature" and n["position"] != ANSWER]
     if not features:
@@ -168,18 +175,36 @@ def feature_groups(
             "the aggregated graph has no feature, so there is nothing to intervene on",
             fix="train dictionaries on more layers, or raise attribution.aggregate_nodes",
         )
-    if any(n.get(rank_by) is None for n in features):
-        raise MechstudyError(f"the aggregated graph's features carry no {rank_by}")
+    name, sign = rank_effect(rank_by)
+    if any(n.get(name) is None for n in features):
+        raise MechstudyError(
+            f"the aggregated graph's features carry no {name}",
+            where="interventions.rank_by",
+            fix="live_effect, or graphs of this version",
+        )
+
+    def rank(n: Mapping[str, Any]) -> tuple[float, int, int, str]:
+        effect = n[name]
+        return (sign * effect if by == "effect" else -abs(effect), n["layer"], n["feature"], n["position"])
+
     named = [n for n in features if n["position"] != OTHER]
     chosen = named if len(named) >= group_size else features
-    ranked = sorted(chosen, key=lambda n: (-n[rank_by], n["layer"], n["feature"], n["position"]))
-    members = [FeatureAt(int(n["layer"]), int(n["feature"]), str(n["position"])) for n in ranked]
+    members = [FeatureAt(int(n["layer"]), int(n["feature"]), str(n["position"])) for n in sorted(chosen, key=rank)]
     count = max(1, min(n_groups, len(members) // group_size))
     parts = [members[i * group_size : (i + 1) * group_size] for i in range(count)]
     return [
         FeatureGroup(i + 1, f"features {i * group_size + 1}-{i * group_size + len(part)}", tuple(part))
         for i, part in enumerate(parts)
     ]
+
+
+def rank_effect(rank_by: RankBy) -> tuple[str, int]:
+    """The field of an aggregated node that ranks it, and the sign with which supporters of the answer come first.
+
+    Effects of replacement (``contrast_effect``) are m(replaced) - m(clean): negative for a supporter. ``live_effect``
+    and ``total_effect`` are what a feature adds: positive for one.
+    """
+    return ("contrast_effect", 1) if rank_by in ("contrast", "mean", "zero") else (rank_by, -1)
 
 
 def recurring_features(nodes: Iterable[Mapping[str, Any]], config: InterventionConfig) -> list[Mapping[str, Any]]:

@@ -14,7 +14,7 @@ from mechstudy.behaviours.metrics import metric_name
 from mechstudy.core.seeds import numpy_generator
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.edges import summarise_edges
-from mechstudy.interventions.features import FeatureGroup
+from mechstudy.interventions.features import FeatureGroup, rank_effect
 from mechstudy.interventions.results import read_csv, write_csv
 from mechstudy.interventions.samples import GRID, SHAM, Plan
 from mechstudy.statistics.association import slopes
@@ -46,12 +46,17 @@ class Effects:
         return self.values[[at[p] for p in prompts]]
 
 
-def summarise(plan: Plan, config: InterventionConfig, out: Path) -> dict[str, Any]:
+def summarise(
+    plan: Plan, config: InterventionConfig, out: Path, contrast: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The content of summary.json, from ``results.csv`` and (where there) ``edges.csv`` in ``out``.
 
     Also writes dose_response.csv and patching.csv. ``tests`` are those of the first group; p-values (of the
     effect, and of its difference from the controls) are adjusted over all tests of the behaviour together.
     Steering's effect is the least-squares slope of the metric over alpha.
+
+    Args:
+        contrast: how the graphs' effects of replacement were predicted (aggregate.json's ``contrast``).
     """
     rows = read_csv(out / "results.csv")
     statistics = Statistics(config, plan.behaviour)
@@ -75,6 +80,7 @@ def summarise(plan: Plan, config: InterventionConfig, out: Path) -> dict[str, An
         "metric": metric_name(pair for suite in plan.suites for pair in suite.pairs),
         "n": len(clean),
         "n_samples": len(rows),
+        "ranking": ranking(config, contrast),
         "clean_mean": _mean([c for c, _ in clean.values()]),
         "corrupted_mean": _mean(corrupted),
         "tests": tests,
@@ -84,6 +90,12 @@ def summarise(plan: Plan, config: InterventionConfig, out: Path) -> dict[str, An
         "edges": summarise_edges(edges, config, plan.behaviour) if edges.exists() else None,
         "sham_max": max(sham, default=None),
     }
+
+
+def ranking(config: InterventionConfig, contrast: Mapping[str, Any] | None) -> dict[str, Any]:
+    """How the groups were ranked: ``rank_by``, ``by``, and for effects of replacement how they were predicted."""
+    predicted = contrast if rank_effect(config.rank_by)[0] == "contrast_effect" else None
+    return {"rank_by": config.rank_by, "by": config.by, **(predicted or {})}
 
 
 class Statistics:

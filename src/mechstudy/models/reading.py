@@ -1,8 +1,8 @@
-"""Records what a site holds in a pass with edits, for edits that depend on it."""
+"""Edits that depend on what a site holds in the same pass, and edits in a row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -32,3 +32,14 @@ class SiteReader:
             return x_BTD
 
         return keep
+
+
+def chained(edits: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
+    """Several edits of one site, in order, as one."""
+
+    def run(x_BTD: Tensor) -> Tensor:
+        for edit in edits:
+            x_BTD = edit(x_BTD)
+        return x_BTD
+
+    return run

@@ -15,7 +15,7 @@ from mechstudy.behaviours.formats import FORMATS
 from mechstudy.behaviours.registry import BEHAVIOURS
 from mechstudy.behaviours.row_checks import KEYS
 from mechstudy.behaviours.schema import AnswerSets
-from mechstudy.circuits.config import AttributionConfig, no_graphs
+from mechstudy.circuits.config import AttributionConfig, ContrastConfig, no_graphs
 from mechstudy.core.config import Config, Lines, load_config_with_lines
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.corpus.config import CorpusConfig
@@ -359,6 +359,23 @@ class Study(Config):
                 fix="dtype: float32 (dictionaries.model_dtype may be another)",
             )
         return self
+
+    @model_validator(mode="after")
+    def _ranked_by_what_graphs_have(self) -> Study:
+        rank_by, replace_by = self.interventions.rank_by, self.attribution.contrast.replace_by
+        if rank_by in ("mean", "zero") and replace_by not in ("auto", rank_by):
+            raise MechstudyError(
+                f"features are to be ranked by {rank_by}, and the graphs' effects are of replacing by {replace_by}",
+                where="interventions.rank_by",
+                fix=f"rank_by: contrast, or attribution.contrast.replace_by: {rank_by}",
+            )
+        return self
+
+    @property
+    def contrast(self) -> ContrastConfig:
+        """How graphs predict the effects of replacing nodes: as they are asked to, or as features are ranked."""
+        asked, rank_by = self.attribution.contrast, self.interventions.rank_by
+        return asked.model_copy(update={"replace_by": rank_by}) if rank_by in ("mean", "zero") else asked
 
     @property
     def no_graphs(self) -> str | None:

@@ -68,7 +68,7 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
     kind = name = "attribute"
     per = "behaviour"
     title, report_field = "Graphs", "graphs"
-    version = 2  # live effects
+    version = 3  # effects of replacing nodes; every active feature at a named position counts
     spec, inputs = AttributeSpec, AttributeInputs
     resumes = True
     pilots, warms_up = 2, True
@@ -84,6 +84,7 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
         if plan.study.no_graphs is not None:
             return
         a = plan.study.attribution
+        settings = a.canonical() | {"contrast": plan.study.contrast.canonical()}
         for b in plan.study.behaviours:
             unit = f"attribute[{b.name}]"
             chosen = plan.costs.chosen_from_file(b, train=a.n_prompts)
@@ -95,7 +96,7 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
             yield plan.unit(
                 self,
                 unit,
-                AttributeSpec(**a.canonical(), sample=plan.seed(unit, "sample") if chosen else None),
+                AttributeSpec(**settings, sample=plan.seed(unit, "sample") if chosen else None),
                 inputs,
                 gates=plan.gates(BaselinePhase, b),
                 behaviour=b.name,
@@ -118,7 +119,8 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
             tokens=TYPICAL_PROMPT,
             n_written=max(1, -(-sum(one.n_written for one in plan.published) // max(1, len(plan.published)))),
         )
-        forward = costs.forward(n * TYPICAL_PROMPT * 4, x.n_layers, "float32", batches=4 * n, logits=2 * n)
+        passes = 4 + (0 if a.contrast.method == "first_order" else 3 * a.contrast.steps)  # a backward pass counts 2
+        forward = costs.forward(n * TYPICAL_PROMPT * passes, x.n_layers, "float32", batches=4 * n, logits=2 * n)
         work = [
             *forward,
             Work("attribute", n * graph.flops, "float32", x.d_model, n * graph.calls),
@@ -149,6 +151,7 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
             positions=[*positions_in_order(pairs), *([circuits.ANSWER] if _continued(spec, pairs) else [])],
             layers=inputs.dictionaries,
             n_layers=inputs.model.load(runtime, exact=True).n_layers,
+            contrast=read_json(about) if (about := _contrast(out)).exists() else None,
         )
         if (metric := metric_name(pairs)) != DIFFERENCE and spec.target == "logit_difference":
             aggregate["metric"] = metric
@@ -160,15 +163,35 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
         behaviour = inputs.prompts.behaviour
         model = inputs.model.load(runtime, exact=True)
         dictionaries = load_all(inputs.dictionaries, runtime, model)
-        mine = runtime.group.mine(list(enumerate(spec.prompts(inputs.prompts.pairs("train")))))
+        train = inputs.prompts.pairs("train")
+        mine = runtime.group.mine(list(enumerate(spec.prompts(train))))
         checkpointing = runtime.options.checkpointing
         left = [(number, pair) for number, pair in mine if not _record(out, behaviour, number).exists()]
+        replacements = None
+        if left and spec.target == "logit_difference":
+            replacements = circuits.replacements_of(
+                model,
+                circuits.transcoder_nodes(model, dictionaries),
+                spec.prompts(train),
+                train,
+                spec.contrast,
+                batch_tokens=runtime.batch_tokens,
+                checkpointing=checkpointing,
+            )
+            write_json_atomic(_contrast(out), replacements.about)
         done = len(mine) - len(left)
         with runtime.progress.bar(f"graphs of {behaviour}", len(mine), "prompts", done=done) as bar:
             for number, pair in left:
                 begun, slug = time.monotonic(), _slug(behaviour, number)
                 graph = circuits.explain_prompt(
-                    model, dictionaries, pair, slug, spec, checkpointing=checkpointing, progress=runtime.progress
+                    model,
+                    dictionaries,
+                    pair,
+                    slug,
+                    spec,
+                    replacements=replacements,
+                    checkpointing=checkpointing,
+                    progress=runtime.progress,
                 )
                 out.write_json(f"graphs/{slug}.json", graph.json, indent=None)
                 seconds = time.monotonic() - begun
@@ -189,3 +212,8 @@ def _slug(behaviour: str, number: int) -> str:
 def _record(out: ArtifactWriter, behaviour: str, number: int) -> Path:
     """The record of a prompt's graph, kept until all are done."""
     return out.scratch / f"{_slug(behaviour, number)}.json"
+
+
+def _contrast(out: ArtifactWriter) -> Path:
+    """How effects of replacing nodes are predicted, kept until all graphs are done."""
+    return out.scratch / "contrast.json"

@@ -53,7 +53,7 @@ class IntervenePhase(Phase[InterveneSpec, InterveneInputs]):
     kind = name = "intervene"
     per = "behaviour"
     title, report_field = "Interventions", "interventions"
-    version = 2  # edits of one place are added in a fixed order
+    version = 3  # groups are ranked by the effects of replacing features
     spec, inputs = InterveneSpec, InterveneInputs
     resumes = True
     usage = PhaseProfile(gpu=(0.60, 0.80))
@@ -134,6 +134,7 @@ class IntervenePhase(Phase[InterveneSpec, InterveneInputs]):
             n_groups=spec.n_groups,
             group_size=spec.group_size,
             rank_by=spec.rank_by,
+            by=spec.by,
         )
         discovery = train
         if spec.sample is not None:
@@ -160,7 +161,7 @@ class IntervenePhase(Phase[InterveneSpec, InterveneInputs]):
             interventions.measure_edges(
                 model, dictionaries, checks, spec, out.path, progress=runtime.progress, batch_tokens=batch_tokens
             )
-        out.write_json("summary.json", interventions.summarise(plan, spec, out.path))
+        out.write_json("summary.json", interventions.summarise(plan, spec, out.path, aggregate.get("contrast")))
 
 
 def _batch_tokens(out: ArtifactWriter, runtime: Runtime) -> int:

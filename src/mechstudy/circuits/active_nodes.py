@@ -17,8 +17,8 @@ from mechstudy.models.linear_mlp import LinearMlp
 class ActiveFeatures:
     """Features of a dictionary that are active on the prompt, sorted by position.
 
-    ``feature_M`` are their numbers, ``value_M`` their activations. ``written_MD`` are value x decoder row at the layer's
-    own site and, of a cross-layer transcoder, at the next layer, the one after, and so on.
+    ``feature_M`` are their numbers, ``value_M`` their activations. ``written_MD`` are value x decoder row at the
+    layer's own site and, of a cross-layer transcoder, at the next layer, the one after, and so on.
     """
 
     dictionary: Dictionary
@@ -90,7 +90,7 @@ class ActiveNeurons:
         return replace(self, position_M=self.position_M[:n], feature_M=self.feature_M[:n], value_M=self.value_M[:n])
 
 
-Nodes = ActiveFeatures | ActiveNeurons
+ActiveNodes = ActiveFeatures | ActiveNeurons
 
 
 def active_features(

@@ -39,6 +39,11 @@ from .node_values import transcoder_nodes as transcoder_nodes
 from .prompt_graph import ExplainedPrompt as ExplainedPrompt
 from .prompt_graph import explain_prompt as explain_prompt
 from .prompt_graph import explain_question as explain_question
+from .query_key import score_edges as score_edges
+from .query_key import score_gradient as score_gradient
+from .query_key import score_shares as score_shares
+from .query_key import score_terms as score_terms
+from .query_key import through_scores as through_scores
 from .question import Question as Question
 from .replacements import Replacements as Replacements
 from .replacements import replacements_of as replacements_of

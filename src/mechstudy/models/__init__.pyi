@@ -10,6 +10,9 @@ from .local_files import local_folder as local_folder
 from .local_files import other_snapshots as other_snapshots
 from .local_files import pinned_source as pinned_source
 from .precision import faster_dtype as faster_dtype
+from .query_key import HeadMap as HeadMap
+from .query_key import QueryKey as QueryKey
+from .query_key import query_keys as query_keys
 from .sites import Site as Site
 from .sites import parse_layers as parse_layers
 from .sources import resolve_source as resolve_source

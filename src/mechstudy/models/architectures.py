@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -20,8 +20,8 @@ class LinearNorm:
     ``scale`` is one number per token, taken from the clean forward pass.
     """
 
-    weight_D: Float[Tensor, " d"]
-    bias_D: Float[Tensor, " d"] | None
+    weight_D: Float[Tensor, "*heads d"]
+    bias_D: Float[Tensor, "*heads d"] | None
     centred: bool
     scale_T: Float[Tensor, "*t"]
 
@@ -36,7 +36,7 @@ class LinearNorm:
         return replace(self, bias_D=None).forward(x_TD)
 
     def at(self, where: Int[Tensor, " m"] | slice) -> LinearNorm:
-        """The norm at some positions."""
+        """The norm at some of its positions, the first dimension of ``scale_T``."""
         return replace(self, scale_T=self.scale_T[where])
 
     def until(self, n_positions: int) -> LinearNorm:
@@ -114,34 +114,47 @@ class Block:
 
     def attention_weights(self) -> AttentionWeights:
         """Value and output maps, split per head from the family's fused layout."""
-        cfg, arch = self.config, self.arch
+        value_GHD, value_bias_GH = self.head_projection("value")
+        out = getattr(self.attn, self.arch.attn_out)
+        weight = out.weight.T if self.arch.value == "gpt2" else out.weight  # Conv1D: weight is [in, out]
+        multiplier = self.residual_multiplier
+        return AttentionWeights(
+            value_GHD,
+            value_bias_GH,
+            _times(weight.detach().reshape(weight.shape[0], -1, value_GHD.shape[1]), multiplier),
+            None if out.bias is None else _times(out.bias.detach(), multiplier),
+        )
+
+    def head_projection(
+        self, part: Literal["query", "key", "value"]
+    ) -> tuple[Float[Tensor, "heads h d"], Float[Tensor, "heads h"] | None]:
+        """Weights and biases that make one part of every head from the normed residual, before any norm or rotary map.
+
+        Keys and values have one row per kv head.
+        """
+        cfg, which = self.config, ("query", "key", "value").index(part)
         heads = cfg.num_attention_heads
         groups = getattr(cfg, "num_key_value_heads", None) or heads
         width = getattr(self.attn, "head_dim", None) or getattr(cfg, "head_dim", None) or cfg.hidden_size // heads
         d = cfg.hidden_size
-        out = getattr(self.attn, arch.attn_out)
-        weight = out.weight.T if arch.value == "gpt2" else out.weight  # Conv1D: weight is [in, out]
-        if arch.value == "v_proj":
-            v = self.attn.v_proj
-            value, bias = v.weight, v.bias
-        elif arch.value == "qkv_proj":  # rows of queries | keys | values
+        if self.arch.value == "v_proj":
+            own = getattr(self.attn, ("q_proj", "k_proj", "v_proj")[which])
+            weight, bias = own.weight, own.bias
+        elif self.arch.value == "qkv_proj":  # rows of queries | keys | values
             qkv = self.attn.qkv_proj
-            rows = slice(-groups * width, None)
-            value, bias = qkv.weight[rows], None if qkv.bias is None else qkv.bias[rows]
-        elif arch.value == "gpt2":
+            ends = [0, heads * width, (heads + groups) * width, (heads + 2 * groups) * width]
+            rows = slice(ends[which], ends[which + 1])
+            weight, bias = qkv.weight[rows], None if qkv.bias is None else qkv.bias[rows]
+        elif self.arch.value == "gpt2":
             c = self.attn.c_attn  # q | k | v side by side
-            value, bias = c.weight[:, 2 * d :].T, c.bias[2 * d :]
+            columns = slice(which * d, (which + 1) * d)
+            weight, bias = c.weight[:, columns].T, c.bias[columns]
         else:
             c = self.attn.query_key_value  # rows grouped per head as q | k | v
-            value = c.weight.reshape(heads, 3, width, d)[:, 2]
-            bias = None if c.bias is None else c.bias.reshape(heads, 3, width)[:, 2]
-        multiplier = self.residual_multiplier
-        return AttentionWeights(
-            value.detach().reshape(groups, width, d),
-            None if bias is None else bias.detach().reshape(groups, width),
-            _times(weight.detach().reshape(d, heads, width), multiplier),
-            None if out.bias is None else _times(out.bias.detach(), multiplier),
-        )
+            weight = c.weight.reshape(heads, 3, width, d)[:, which]
+            bias = None if c.bias is None else c.bias.reshape(heads, 3, width)[:, which]
+        bias = None if bias is None else bias.detach().reshape(-1, width)
+        return weight.detach().reshape(-1, width, d), bias
 
 
 def linear_norm(arch: Family, norm: Any, x_TD: Float[Tensor, "*t d"]) -> LinearNorm:

@@ -1,4 +1,4 @@
-"""An attention implementation for Hugging Face models that records its patterns, or runs with frozen ones.
+"""An attention implementation for Hugging Face models that records its patterns and scores, or runs with frozen ones.
 
 It is registered with transformers under `NAME` and runs inside the native modules.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,27 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 NAME = "mechstudy"
+
+
+@dataclass(frozen=True)
+class RecordedScores:
+    """One layer's attention as the model itself computed it, before the mask and any soft cap.
+
+    ``score_BQTS`` is ``scaling`` times the product of queries (after their norm and rotary map) and keys, for every
+    pair of positions, those that the mask hides too. ``softcap`` is Gemma 2's: the softmax reads
+    ``softcap * tanh(score / softcap)``.
+    """
+
+    query_BQTH: Float[Tensor, "b q t h"]
+    key_BGTH: Float[Tensor, "b g t h"]
+    score_BQTS: Float[Tensor, "b q t s"]
+    pattern_BQTS: Float[Tensor, "b q t s"]
+    scaling: float
+    softcap: float | None
+
+
 _recorded: dict[int, Tensor] | None = None
+_scores: dict[int, RecordedScores] | None = None
 _frozen: Mapping[int, Tensor] | None = None
 
 
@@ -39,7 +60,8 @@ def _attention(
     else:
         key = key_BGTH.repeat_interleave(groups, 1)
         scores = query_BQTH @ key.transpose(-1, -2)
-        scores = scores * (query_BQTH.shape[-1] ** -0.5 if scaling is None else scaling)
+        factor = query_BQTH.shape[-1] ** -0.5 if scaling is None else scaling
+        scores = uncapped = scores * factor
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
         if attention_mask is not None:
@@ -49,6 +71,9 @@ def _attention(
             scores = scores.masked_fill(later, -torch.inf)
         wide = torch.promote_types(scores.dtype, torch.float32)
         pattern = torch.softmax(scores, -1, dtype=wide).to(value_BGTH.dtype)
+        if _scores is not None:
+            query, own_key, score, weights = (x.detach() for x in (query_BQTH, key_BGTH, uncapped, pattern))
+            _scores[layer] = RecordedScores(query, own_key, score, weights, float(factor), softcap)
     if _recorded is not None:
         _recorded[layer] = pattern.detach()
     out = pattern @ value_BGTH.repeat_interleave(groups, 1)
@@ -80,6 +105,19 @@ def recorded_patterns(hf: Any) -> Iterator[dict[int, Float[Tensor, "b q t s"]]]:
             yield patterns
         finally:
             _recorded = None
+
+
+@contextmanager
+def recorded_scores(hf: Any) -> Iterator[dict[int, RecordedScores]]:
+    """Inside the block, every forward pass records its queries, keys, scores and patterns, by layer."""
+    global _scores
+    scores: dict[int, RecordedScores] = {}
+    with _implementation(hf):
+        _scores = scores
+        try:
+            yield scores
+        finally:
+            _scores = None
 
 
 @contextmanager

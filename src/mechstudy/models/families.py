@@ -22,9 +22,11 @@ class Family:
 
     ``parallel`` says whether attention and MLP of a block read the same residual: never, always, or as the block's
     ``use_parallel_residual`` says. The biases name the config's field that decides. ``qk_norm`` is the norm of queries
-    and keys: of each head, of all heads side by side, or none; it shapes patterns only, which graphs freeze. A gated
-    MLP without ``mlp_gate`` has gates above the rest in one matrix, ``mlp_up``.
-    ``defaults`` are sizes that config files may omit.
+    and keys: of each head, of all heads side by side, or none (Cohere's config may ask for one of each head);
+    ``qk_norm_last`` says that it comes after the rotary map. ``rotary`` says which layers have that map: all that the
+    model gives one, those whose attention says ``use_rope``, those with a sliding window, or these and all layers of a
+    model without any window. A gated MLP without ``mlp_gate`` has gates above the rest in one
+    matrix, ``mlp_up``. ``defaults`` are sizes that config files may omit.
     """
 
     name: str
@@ -53,6 +55,9 @@ class Family:
     out_bias: Bias = "attention_bias"
     mlp_bias: Bias = "mlp_bias"
     qk_norm: Literal["head", "whole"] | None = None
+    qk_norms: tuple[str, str] = ("q_norm", "k_norm")
+    qk_norm_last: bool = False
+    rotary: Literal["all", "use_rope", "windowed", "windowed_or_all"] = "all"
     experts: Literal["mixtral", "qwen_moe"] | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -92,8 +97,9 @@ FAMILIES: tuple[Family, ...] = (
     Family("OLMo 2 and 3", ("olmo2", "olmo3"), **_POST_NORM, qk_norm="whole", mlp_bias="none"),
     Family("OLMo", ("olmo",), norm="layer_without_weight", mlp_bias="none"),
     Family("Granite", ("granite",)),
-    Family("SmolLM3", ("smollm3",), defaults={"num_key_value_heads": 4} | _TIED),
-    Family("EXAONE 4", ("exaone4",), **_POST_NORM, qk_norm="head", qkv_bias="none", out_bias="none", mlp_bias="none"),
+    Family("SmolLM3", ("smollm3",), rotary="use_rope", defaults={"num_key_value_heads": 4} | _TIED),
+    Family("EXAONE 4", ("exaone4",), **_POST_NORM, qk_norm="head", rotary="windowed_or_all", qkv_bias="none",
+           out_bias="none", mlp_bias="none"),
     Family("GPT-2", ("gpt2",), blocks="h", final_norm="ln_f", attn="attn", norm_attn="ln_1", norm_mlp="ln_2",
            mlp_up="c_fc", mlp_act="act", mlp_down="c_proj", attn_out="c_proj", value="gpt2", norm="layer",
            position_embedding="wpe", gated=False,
@@ -109,7 +115,7 @@ FAMILIES: tuple[Family, ...] = (
            defaults={"use_bias": True, "num_key_value_heads": 2} | _TIED),
     Family("Nemotron", ("nemotron",), norm="layer_plus_one", gated=False),
     Family("Cohere (Command R)", ("cohere", "cohere2"), norm="layer_without_bias", norm_mlp="input_layernorm",
-           parallel="always", mlp_bias="none", defaults=_TIED),
+           parallel="always", rotary="windowed", mlp_bias="none", defaults=_TIED),
     Family("GLM-4", ("glm4",), **_FUSED_MLP, value="v_proj", norm_attn_post="post_self_attn_layernorm",
            norm_mlp_post="post_mlp_layernorm", out_bias="none", mlp_bias="none",
            defaults={"head_dim": 128, "num_key_value_heads": 2, "attention_bias": True}),
@@ -117,7 +123,8 @@ FAMILIES: tuple[Family, ...] = (
            defaults={"head_dim": 128, "num_key_value_heads": 8, "attention_bias": True}),
     Family("ERNIE 4.5", ("ernie4_5",), qkv_bias="use_bias", out_bias="use_bias", mlp_bias="use_bias",
            defaults={"head_dim": 128, "num_key_value_heads": 2} | _TIED),
-    Family("Hunyuan (dense)", ("hunyuan_v1_dense",), qk_norm="head", mlp_bias="none"),
+    Family("Hunyuan (dense)", ("hunyuan_v1_dense",), qk_norm="head", qk_norms=("query_layernorm", "key_layernorm"),
+           qk_norm_last=True, mlp_bias="none"),
     Family("Helium", ("helium",), out_bias="none", defaults={"head_dim": 128, "num_key_value_heads": 20}),
     Family("Arcee", ("arcee",), gated=False),
     Family("Mixtral", ("mixtral",), experts="mixtral", qkv_bias="none", out_bias="none", mlp_bias="none",

@@ -147,7 +147,7 @@ class LanguageModel:
         Raises:
             MechstudyError: a site that this model does not have, or that cannot be edited.
         """
-        self._check_sites([*capture, *(edits or {})])
+        self.check_sites([*capture, *(edits or {})])
         tokens_BT = to_device(tokens_BT, self.device)
         activations: dict[Site, Tensor] = {}
         edits = dict(edits or {})
@@ -195,7 +195,12 @@ class LanguageModel:
         assert logits_at in ("last", "all"), logits_at
         return self.unembed(hidden_BTD[:, -1] if logits_at == "last" else hidden_BTD)
 
-    def _check_sites(self, sites: Sequence[Site]) -> None:
+    def check_sites(self, sites: Sequence[Site]) -> None:
+        """Refuse sites that this model does not have.
+
+        Raises:
+            MechstudyError: the first of them, and why it does not exist.
+        """
         for site in sites:
             if not 0 <= site.layer < self.n_layers:
                 raise MechstudyError(

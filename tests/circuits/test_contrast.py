@@ -11,7 +11,7 @@ from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.contrast import Replaced
 from mechstudy.circuits.custom_targets import Direction, OfLogits
 from mechstudy.circuits.live import live_effects
-from mechstudy.circuits.node_values import MeanValues, node_values, transcoder_nodes, zero_values
+from mechstudy.circuits.node_values import MeanValues, node_values, nodes_of, zero_values
 from mechstudy.circuits.targets import AnswerContrast, AnswerTokens
 from mechstudy.interventions.engine import SetFeature, clean_run, edited_run
 from mechstudy.interventions.features import NamedActivations
@@ -32,7 +32,7 @@ def world(family="llama", kind="transcoder", target=TARGET, layers=(0, 2)):
         dicts = {layer: whole.layer(layer) for layer in layers}
     else:
         dicts = transcoders(model, layers, skip=kind == "skip")
-    nodes = transcoder_nodes(model, dicts)
+    nodes = nodes_of(model, dicts)
     own, other = (node_values(model, nodes, torch.tensor(t)) for t in (pair(0).clean_tokens, pair(0).corrupted_tokens))
     return model, dicts, Replaced(model, nodes, TOKENS, target, own, other.at(range(len(TOKENS)), own))
 
@@ -166,7 +166,7 @@ def test_every_target_can_be_contrasted(target):
 def test_means_are_those_that_interventions_set():
     model, some = tiny_model(), pairs(6)
     dicts = transcoders(model)
-    nodes = transcoder_nodes(model, dicts)
+    nodes = nodes_of(model, dicts)
     means, theirs = MeanValues(model, nodes, some), NamedActivations(model, dicts, some)
     in_parts = MeanValues(model, nodes, some, batch_tokens=1)
     own = node_values(model, nodes, TOKENS)

@@ -30,12 +30,12 @@ from .live import live_gradients as live_gradients
 from .live import site_gradients as site_gradients
 from .neuronpedia import graph_json as graph_json
 from .node_effects import NodeEffects as NodeEffects
+from .node_values import DictionaryNodes as DictionaryNodes
 from .node_values import MeanValues as MeanValues
 from .node_values import Nodes as Nodes
 from .node_values import NodeValues as NodeValues
-from .node_values import TranscoderNodes as TranscoderNodes
 from .node_values import node_values as node_values
-from .node_values import transcoder_nodes as transcoder_nodes
+from .node_values import nodes_of as nodes_of
 from .prompt_graph import ExplainedPrompt as ExplainedPrompt
 from .prompt_graph import explain_prompt as explain_prompt
 from .prompt_graph import explain_question as explain_question

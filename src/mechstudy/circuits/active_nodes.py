@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.neurons import Basis
 from mechstudy.models.architectures import LinearNorm
 from mechstudy.models.linear_mlp import LinearMlp
 
@@ -116,7 +117,7 @@ def active_neurons(
 
 
 def applies_at(
-    dictionary: Dictionary,
+    dictionary: Basis,
     x_ND: Float[Tensor, "n d_in"],
     position_N: Int[Tensor, " n"],
     y_ND: Float[Tensor, "n d_out"] | None = None,

@@ -123,8 +123,8 @@ def _add_contrast(nodes: dict[str, dict[str, Any]], effects: NodeEffects, names:
         nodes[key]["contrast_effect"] += effect
     for layer, error_T in effects.error_T.items():
         for at, effect in enumerate(error_T.tolist()):
-            if (node := nodes.get(node_id("error", layer, None, names[at]))) is not None:
-                node["contrast_effect"] += effect
+            if (key := node_id("error", layer, None, names[at])) in nodes:
+                nodes[key]["contrast_effect"] += effect
 
 
 def scores_of(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def _node(key: str, of_prompts: Sequence[Mapping[str, Any]], n: int) -> dict[str
         "total_effect": sum(node["total_effect"] for node in of_prompts) / n,
         "live_effect": sum(node["live_effect"] for node in of_prompts) / n,
         **_contrast(of_prompts, n),
-        "activation": fmean(node["activation"] for node in present or of_prompts) if is_feature else None,
+        "activation": fmean([a for node in of_prompts if (a := node["activation"])] or [0.0]) if is_feature else None,
         "label": label,
     }
 

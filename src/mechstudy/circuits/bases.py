@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mechstudy.circuits.config import BasisKind
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.hookpoints import refuse_other_tensor
-from mechstudy.dictionaries.neurons import Basis, Neurons
+from mechstudy.dictionaries.neurons import Basis, Neurons, with_neurons
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
 
@@ -25,8 +26,24 @@ def site_written(basis: Basis, layer: int) -> Site:
 
 
 def is_sae(basis: Basis) -> bool:
-    """Whether nodes read the site that they write."""
-    return basis.cfg.site_in == basis.sites_out[0]
+    """Whether the basis is a dictionary whose features read the site that they write."""
+    return not isinstance(basis, Neurons) and basis.cfg.site_in == basis.sites_out[0]
+
+
+def chosen_bases(model: LanguageModel, dictionaries: Mapping[int, Basis], kind: BasisKind | None) -> dict[int, Basis]:
+    """The bases of a kind: dictionaries, neurons, or neurons where there is no dictionary (``mixed``).
+
+    None takes the dictionaries, or neurons where there are none.
+
+    Raises:
+        MechstudyError: dictionaries are asked for and there are none.
+    """
+    kind = kind or ("dictionaries" if dictionaries else "neurons")
+    if kind == "dictionaries":
+        if not dictionaries:
+            raise MechstudyError("a graph of dictionaries needs some", fix="ms.load_dictionaries; or basis: neurons")
+        return dict(dictionaries)
+    return with_neurons(model, {} if kind == "neurons" else dictionaries, range(model.n_layers))
 
 
 def check_bases(bases: Mapping[int, Basis], purpose: str, model: LanguageModel) -> None:

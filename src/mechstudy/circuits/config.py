@@ -26,6 +26,9 @@ class ContrastConfig(Config):
     tolerance: float = Field(0.25, gt=0)
 
 
+BasisKind = Literal["dictionaries", "neurons", "mixed"]
+
+
 class AttributionConfig(Config):
     """Attribution graphs of one behaviour.
 
@@ -52,7 +55,7 @@ class AttributionConfig(Config):
     edge_threshold: float = Field(0.98, gt=0, le=1)
     max_logits: int = Field(10, ge=1)
     logit_probability: float = Field(0.95, gt=0, le=1)
-    basis: Literal["dictionaries", "neurons", "mixed"] | None = None
+    basis: BasisKind | None = None
     max_neurons: int = Field(20_000, ge=1)
     elsewhere: Literal["errors", "linear"] | None = None
     aggregate_nodes: int = Field(300, ge=1)

@@ -83,8 +83,10 @@ class Replaced:
         model, nodes, own, other = self.model, self.nodes, self.own, self.other
         tokens_BT = self.tokens_T[None].expand(len(alphas_B), -1)
         alpha_B11 = alphas_B.to(model.device, model.dtype)[:, None, None]
-        like = {"dtype": model.dtype, "device": model.device, "requires_grad": True}
-        leaves = {site: torch.zeros(*tokens_BT.shape, model.width(site), **like) for site in written_sites(nodes)}
+        leaves = {
+            site: alpha_B11.new_zeros(*tokens_BT.shape, model.width(site)).requires_grad_()
+            for site in written_sites(nodes)
+        }
         owner = {one.site: layer for layer, one in nodes.items()}
         edits: dict[Site, list[Edit]] = defaultdict(list)
         for site, leaf in leaves.items():
@@ -117,24 +119,25 @@ def node_effects(
     of_features: dict[Site, Tensor] = {}  # what features do through each site, by position
     for layer, one in nodes.items():
         own_TF, other_TF = own.activation_TF[layer], other.activation_TF[layer]
-        columns = (other_TF != own_TF).any(0).nonzero()[:, 0]
-        change_TC = (other_TF - own_TF)[:, columns]
+        changed_C = (other_TF != own_TF).any(0).nonzero()[:, 0]
+        change_TC = (other_TF - own_TF)[:, changed_C]
         effect_TC = torch.zeros_like(change_TC)
-        for site, vectors_CD in zip(one.writes_at, one.vectors(columns), strict=True):
-            gradient_TD = gradients[site]
-            through_TC = change_TC * (gradient_TD @ vectors_CD.T.to(gradient_TD)).to(change_TC)
+        for site in one.writes_at:
+            through_TC = change_TC * one.along(gradients[site], site, changed_C).to(change_TC)
             of_features[site] = of_features.get(site, 0.0) + through_TC.sum(1)
             effect_TC = effect_TC + through_TC
         position, column = change_TC.nonzero().unbind(1)
-        feature = columns[column]
+        feature = changed_C[column]
         values = (own_TF[position, feature], other_TF[position, feature], effect_TC[position, column])
         parts.append((torch.full_like(position, layer), feature, position, *values))
     error_T = {
         layer: ((other.written_TD(layer) - own.written_TD(layer)) * gradients[one.site]).sum(1) - of_features[one.site]
         for layer, one in nodes.items()
     }
-    columns_M = [torch.cat(column).cpu() for column in zip(*parts, strict=True)] or [torch.zeros(0)] * 6
-    return NodeEffects(*columns_M, {layer: e.cpu() for layer, e in error_T.items()}, steps)
+    columns = [torch.cat(column).cpu() for column in zip(*parts, strict=True)] or [torch.zeros(0)] * 6
+    layer_M, feature_M, position_M, own_M, other_M, effect_M = columns
+    errors = {layer: e.cpu() for layer, e in error_T.items()}
+    return NodeEffects(layer_M, feature_M, position_M, own_M, other_M, effect_M, errors, steps)
 
 
 def _moved(change_BTD: Tensor) -> Edit:

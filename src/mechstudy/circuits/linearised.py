@@ -62,7 +62,7 @@ def linearise(
         )
     check_bases(bases, "graphs", model)
     sites = [Site(kind, layer) for layer in range(model.n_layers) for kind in _CAPTURED]
-    sites += [Site("mlp_act", layer) for layer, basis in bases.items() if isinstance(basis, Neurons)]
+    sites += [site_read(basis, layer) for layer, basis in bases.items() if isinstance(basis, Neurons)]
     with recorded_patterns(model.hf) as patterns:
         out = model.forward(tokens_T[None], capture=sites, logits_at="last")
     activations = {site: value[0] for site, value in out.activations.items()}

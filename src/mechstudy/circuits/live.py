@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mechstudy.circuits.graph import Graph
 from mechstudy.circuits.targets import Explained
-from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.neurons import Basis, Neurons
 from mechstudy.models.graph_memory import should_checkpoint
 from mechstudy.models.language_model import Edit, LanguageModel
 from mechstudy.models.sites import Site
@@ -86,7 +86,7 @@ def site_gradients(
 @torch.no_grad()
 def live_effects(
     model: LanguageModel,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, Basis],
     graph: Graph,
     explained: Explained,
     checkpointing: str = "auto",
@@ -105,17 +105,20 @@ def live_effects(
     if gradients is None:
         tokens = torch.tensor(graph.tokens, device=model.device)
         gradients = site_gradients(model, tokens, explained, sites_written(dictionaries), checkpointing)
-    for layer, dictionary in dictionaries.items():
+    for layer, basis in dictionaries.items():
         columns = graph.index.feature_slices[layer]
-        parts = []
-        for ahead, rows in enumerate(dictionary.writes(graph.feature_id_S[columns])):
-            at = gradients[Site("mlp_out", layer + ahead)][graph.feature_position_S[columns]]
-            parts.append((rows.to(at) * at).sum(-1).cpu())
+        features, positions = graph.feature_id_S[columns], graph.feature_position_S[columns]
+        if isinstance(basis, Neurons):
+            parts = [gradients[Site.parse(basis.sites_out[0])][positions, features].cpu()]
+        else:
+            parts = []
+            for name, rows in zip(basis.sites_out, basis.writes(features), strict=True):
+                at = gradients[Site.parse(name)][positions]
+                parts.append((rows.to(at) * at).sum(-1).cpu())
         effects[columns] = (reduce(add, parts) * graph.activation_S[columns]).to(effects)
     return effects
 
 
-def sites_written(dictionaries: Mapping[int, Dictionary]) -> list[Site]:
-    """The sites that features of transcoders write, by layer."""
-    layers = {layer + ahead for layer, one in dictionaries.items() for ahead in range(len(one.sites_out))}
-    return [Site("mlp_out", layer) for layer in sorted(layers)]
+def sites_written(dictionaries: Mapping[int, Basis]) -> list[Site]:
+    """The sites that features write, in order."""
+    return sorted({Site.parse(name) for one in dictionaries.values() for name in one.sites_out})

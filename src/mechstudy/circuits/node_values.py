@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,8 +14,9 @@ from torch import Tensor
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.active_nodes import applies_at
 from mechstudy.circuits.aggregate import position_names
-from mechstudy.circuits.bases import check_bases, site_read
+from mechstudy.circuits.bases import check_bases, site_read, site_written
 from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.neurons import Basis, Neurons
 from mechstudy.models.batches import captured, length_buckets
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
@@ -61,28 +62,34 @@ class Nodes(Protocol):
     def vectors(self, features: Int[Tensor, " f"]) -> tuple[Float[Tensor, "f d"], ...]:
         """What features write at each of ``writes_at`` per unit of activation."""
 
+    def along(self, gradient_TD: Float[Tensor, "t d"], site: Site, features: Int[Tensor, " f"]) -> Float[Tensor, "t f"]:
+        """Inner products of a gradient at one of ``writes_at`` with what features write there."""
+
 
 @dataclass(frozen=True)
-class TranscoderNodes:
-    """The features of a transcoder of ``layer`` (any kind, one layer of a cross-layer transcoder too) and its error."""
+class DictionaryNodes:
+    """The features of a dictionary of ``layer`` and its error.
+
+    An SAE, a transcoder, or one layer of a cross-layer transcoder.
+    """
 
     dictionary: Dictionary
     layer: int
 
     @property
     def reads(self) -> tuple[Site, ...]:
-        """``mlp_in`` or ``resid_mid``."""
+        """``mlp_in`` or ``resid_mid`` of a transcoder, an SAE's own site."""
         return (site_read(self.dictionary, self.layer),)
 
     @property
     def site(self) -> Site:
-        """``mlp_out``."""
-        return Site("mlp_out", self.layer)
+        """``mlp_out``, or an SAE's site."""
+        return site_written(self.dictionary, self.layer)
 
     @property
     def writes_at(self) -> tuple[Site, ...]:
-        """``mlp_out``, of a cross-layer transcoder those of all its layers from ``layer`` on."""
-        return tuple(Site("mlp_out", self.layer + ahead) for ahead in range(len(self.dictionary.sites_out)))
+        """``site``, of a cross-layer transcoder those of all its layers from ``layer`` on."""
+        return tuple(map(Site.parse, self.dictionary.sites_out))
 
     def activations(
         self, at: Captured, position_N: Int[Tensor, " n"]
@@ -111,15 +118,71 @@ class TranscoderNodes:
         """Decoder rows."""
         return self.dictionary.writes(features)
 
+    def along(self, gradient_TD: Float[Tensor, "t d"], site: Site, features: Int[Tensor, " f"]) -> Float[Tensor, "t f"]:
+        """As `Nodes.along`."""
+        vectors_FD = self.vectors(features)[self.writes_at.index(site)]
+        return gradient_TD @ vectors_FD.T.to(gradient_TD)
 
-def transcoder_nodes(model: LanguageModel, dictionaries: Mapping[int, Dictionary]) -> dict[int, Nodes]:
-    """The nodes of each layer that has a transcoder.
+
+@dataclass(frozen=True)
+class NeuronNodes:
+    """The neurons of ``layer``, which hold all of ``mlp_act``; those of the first position are no nodes."""
+
+    neurons: Neurons
+    layer: int
+    has_passing: ClassVar[bool] = False
+
+    @property
+    def reads(self) -> tuple[Site, ...]:
+        """Nothing else: activations are the site's values."""
+        return ()
+
+    @property
+    def site(self) -> Site:
+        """``mlp_act``."""
+        return site_written(self.neurons, self.layer)
+
+    @property
+    def writes_at(self) -> tuple[Site, ...]:
+        """``mlp_act``."""
+        return (self.site,)
+
+    def activations(
+        self, at: Captured, position_N: Int[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "n f"], Bool[Tensor, " n"]]:
+        """As `Nodes.activations`."""
+        x_NF = at[self.site]
+        applies_N = applies_at(self.neurons, x_NF, position_N)
+        return x_NF * applies_N[:, None], applies_N
+
+    def passing(self, at: Captured) -> Float[Tensor, "*n d"]:
+        """Nothing passes."""
+        raise AssertionError("neurons hold all of their site")
+
+    def constant(self, applies_N: Bool[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        """Zero."""
+        return self.neurons.b_enc.expand(len(applies_N), -1)
+
+    def vectors(self, features: Int[Tensor, " f"]) -> tuple[Float[Tensor, "f d"], ...]:
+        """Coordinates of ``mlp_act``."""
+        return self.neurons.writes(features)
+
+    def along(self, gradient_TD: Float[Tensor, "t d"], site: Site, features: Int[Tensor, " f"]) -> Float[Tensor, "t f"]:
+        """As `Nodes.along`, without the coordinates' vectors."""
+        return gradient_TD[:, features]
+
+
+def nodes_of(model: LanguageModel, bases: Mapping[int, Basis]) -> dict[int, Nodes]:
+    """The nodes of each layer that has a basis.
 
     Raises:
-        MechstudyError: a dictionary is no transcoder of its layer.
+        MechstudyError: a dictionary is of another site or layer.
     """
-    check_bases(dictionaries, "contrasts", model)
-    return {layer: TranscoderNodes(dictionaries[layer], layer) for layer in sorted(dictionaries)}
+    check_bases(bases, "contrasts", model)
+    return {
+        layer: NeuronNodes(basis, layer) if isinstance(basis, Neurons) else DictionaryNodes(basis, layer)
+        for layer, basis in sorted(bases.items())
+    }
 
 
 @dataclass(frozen=True)

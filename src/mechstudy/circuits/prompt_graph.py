@@ -12,18 +12,19 @@ from torch import Tensor
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.aggregate import prompt_record
 from mechstudy.circuits.attribution import attribute
+from mechstudy.circuits.bases import chosen_bases
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.graph import Graph, Pruned, prune
 from mechstudy.circuits.live import live_effects, site_gradients, sites_written
 from mechstudy.circuits.neuronpedia import graph_json
 from mechstudy.circuits.node_effects import NodeEffects
-from mechstudy.circuits.node_values import transcoder_nodes
+from mechstudy.circuits.node_values import nodes_of
 from mechstudy.circuits.question import Question
 from mechstudy.circuits.replacements import Replacements
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
-from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.fitted import all_fitted
+from mechstudy.dictionaries.neurons import Basis, Neurons
 from mechstudy.features.examples import logit_effects
 from mechstudy.models.language_model import LanguageModel
 
@@ -47,7 +48,7 @@ class ExplainedPrompt:
 
 def explain_prompt(
     model: LanguageModel,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, Basis],
     pair: PromptPair,
     slug: str,
     config: AttributionConfig,
@@ -76,7 +77,7 @@ def explain_prompt(
 
 def explain_question(
     model: LanguageModel,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, Basis],
     question: Question,
     config: AttributionConfig,
     *,
@@ -90,15 +91,15 @@ def explain_question(
         features.json has them.
 
     Raises:
-        MechstudyError: no dictionaries, or dictionaries of another model.
+        MechstudyError: dictionaries of another model, or none where the config asks for them.
     """
-    dictionaries = all_fitted(model, dictionaries)
+    dictionaries = chosen_bases(model, all_fitted(model, dictionaries), config.basis)
     _check(model, dictionaries)
     config = config.model_copy(update={"target": "logits" if question.explained is None else "logit_difference"})
     replacements = None
     if question.explained is not None and question.corrupted and config.contrast.replace_by in ("auto", "corrupted"):
         steps = config.contrast.steps if config.contrast.method == "integrated" else 0
-        replacements = Replacements(model, transcoder_nodes(model, dictionaries), "corrupted", steps)
+        replacements = Replacements(model, nodes_of(model, dictionaries), "corrupted", steps)
     graph, pruned, live_S, effects = _graph(model, dictionaries, question, config, replacements, "auto", progress)
     extra = {"scores": graph_score(graph, pruned), "feature_effects": _effects(graph, live_S, effects)}
     json = _json(model, question, "prompt", graph, pruned, config, extra)
@@ -109,7 +110,7 @@ def explain_question(
 
 def _graph(
     model: LanguageModel,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, Basis],
     question: Question,
     config: AttributionConfig,
     replacements: Replacements | None,
@@ -118,11 +119,11 @@ def _graph(
 ) -> tuple[Graph, Pruned, Tensor | None, NodeEffects | None]:
     tokens_T = torch.tensor(question.tokens, device=model.device)
     graph = attribute(model, dictionaries, tokens_T, config, explained=question.explained, progress=progress)
-    live_S = effects = None
+    live_S, effects = None, None
     if question.explained is not None:
         gradients = site_gradients(model, tokens_T, question.explained, sites_written(dictionaries), checkpointing)
         live_S = live_effects(model, dictionaries, graph, question.explained, gradients=gradients)
-        effects = replacements and replacements.effects(question, gradients)
+        effects = None if replacements is None else replacements.effects(question, gradients)
     return graph, prune(graph, config.node_threshold, config.edge_threshold), live_S, effects
 
 
@@ -154,11 +155,11 @@ def _json(
     )
 
 
-def _check(model: LanguageModel, dictionaries: Mapping[int, Dictionary]) -> None:
+def _check(model: LanguageModel, dictionaries: Mapping[int, Basis]) -> None:
     fix = "dictionaries that were trained on this model"
-    if not dictionaries:
-        raise MechstudyError("a graph needs dictionaries", fix="ms.load_dictionaries, or ms.train")
     for layer, dictionary in dictionaries.items():
+        if isinstance(dictionary, Neurons):
+            continue
         if not 0 <= layer < model.n_layers:
             facts = {"model": f"{model.name} has layers 0-{model.n_layers - 1}"}
             raise MechstudyError(f"a dictionary of layer {layer}", facts=facts, fix=fix)
@@ -192,7 +193,7 @@ def _effects(graph: Graph, live_S: Tensor | None, effects: NodeEffects | None) -
 
 
 def _promoted(
-    model: LanguageModel, dictionaries: Mapping[int, Dictionary], graph: Graph, columns: list[int]
+    model: LanguageModel, dictionaries: Mapping[int, Basis], graph: Graph, columns: list[int]
 ) -> list[dict[str, Any]]:
     """The tokens that each feature promotes most."""
     pairs = sorted({(int(graph.feature_layer_S[c]), int(graph.feature_id_S[c])) for c in columns})

@@ -20,14 +20,15 @@ from mechstudy.dictionaries.clt_layer import CltLayer
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.formats.hooks import is_before_weight, layer_of
 from mechstudy.dictionaries.lazy import LazyDictionary
+from mechstudy.dictionaries.neurons import Basis, Neurons
 from mechstudy.models.language_model import LanguageModel
 
 
-def all_fitted(model: LanguageModel, dictionaries: Mapping[int, Dictionary]) -> Mapping[int, Dictionary]:
+def all_fitted(model: LanguageModel, dictionaries: Mapping[int, Basis]) -> Mapping[int, Basis]:
     """Each of some dictionaries as `fitted`; the same mapping where none of them needs it."""
     if not any(is_before_weight(one.cfg.site_in) for one in dictionaries.values()):
         return dictionaries
-    return {layer: fitted(model, one) for layer, one in dictionaries.items()}
+    return {layer: one if isinstance(one, Neurons) else fitted(model, one) for layer, one in dictionaries.items()}
 
 
 def fitted(model: LanguageModel, dictionary: Dictionary) -> Dictionary:

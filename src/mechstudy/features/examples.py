@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechstudy.core.progress import NullProgress, Progress
-from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.neurons import Basis, Neurons
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
 
@@ -36,7 +36,7 @@ class FeatureStatistics:
 
 
 class _Collector:
-    def __init__(self, dictionary: Dictionary, features: Sequence[int], n_examples: int) -> None:
+    def __init__(self, dictionary: Basis, features: Sequence[int], n_examples: int) -> None:
         self.dictionary, self.features, self.n_examples = dictionary, tuple(features), n_examples
         n = len(self.features)
         self.count = torch.zeros(n)
@@ -81,7 +81,7 @@ class _Collector:
 
 def collect_features(
     model: LanguageModel,
-    dictionaries: dict[int, Dictionary],
+    dictionaries: Mapping[int, Basis],
     chosen: dict[int, Sequence[int]],
     token_rows_BT: Int[Tensor, "b t"],
     n_examples: int,
@@ -121,7 +121,7 @@ def collect_features(
 
 def example_windows(
     model: LanguageModel,
-    dictionaries: dict[int, Dictionary],
+    dictionaries: Mapping[int, Basis],
     statistics: dict[int, FeatureStatistics],
     token_rows_BT: Int[Tensor, "b t"],
     window: int,
@@ -169,7 +169,7 @@ def example_windows(
 
 def _activations_of(
     model: LanguageModel,
-    dictionaries: dict[int, Dictionary],
+    dictionaries: Mapping[int, Basis],
     statistics: dict[int, FeatureStatistics],
     token_rows_BT: Tensor,
     documents: list[int],
@@ -190,7 +190,7 @@ def _activations_of(
 
 @torch.no_grad()
 def logit_effects(
-    model: LanguageModel, dictionary: Dictionary, features: Sequence[int], n: int
+    model: LanguageModel, dictionary: Basis, features: Sequence[int], n: int
 ) -> list[dict[str, list[dict[str, Any]]]]:
     """Tokens whose logits a feature raises and lowers most by its direct path: decoder row through the unembedding.
 
@@ -206,7 +206,9 @@ def logit_effects(
     Returns:
         {top_logits, bottom_logits} of each feature, lists of {token, value}.
     """
-    rows = reduce(add, dictionary.writes(list(features))).to(model.unembedding.weight)
+    is_neurons = isinstance(dictionary, Neurons)
+    rows = dictionary.decoder_rows(list(features)) if is_neurons else reduce(add, dictionary.writes(list(features)))
+    rows = rows.to(model.unembedding.weight)
     norm = model.linear_norm(model.final_norm, rows)
     centred = rows - rows.mean(-1, keepdim=True) if norm.centred else rows
     logits_nV = ((centred * norm.weight_D) @ model.unembedding.weight.T).float() * model.logit_scale

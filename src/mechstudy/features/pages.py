@@ -10,14 +10,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mechstudy.core.progress import Progress
-from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.neurons import Basis
 from mechstudy.features.examples import collect_features, example_windows, logit_effects
 from mechstudy.models.language_model import LanguageModel
 
 
 def feature_pages(
     model: LanguageModel,
-    dictionaries: dict[int, Dictionary],
+    dictionaries: Mapping[int, Basis],
     graphs: Mapping[tuple[int, int], Mapping[str, Any]],
     token_rows_BT: Int[Tensor, "b t"],
     *,

@@ -14,8 +14,8 @@ from mechstudy.circuits.aggregate import OTHER
 from mechstudy.circuits.bases import check_bases
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
-from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.fitted import all_fitted
+from mechstudy.dictionaries.neurons import Basis
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.controls import matched_controls
 from mechstudy.interventions.effects import LogitEffects
@@ -117,7 +117,7 @@ class Ablation:
 
 def ablate(
     model: LanguageModel,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, Basis],
     pairs: Iterable[PromptPair],
     features: Features,
     *,
@@ -190,7 +190,7 @@ def ablate(
 
 
 def _check(
-    dictionaries: Mapping[int, Dictionary], pairs: Sequence[PromptPair], members: Sequence[FeatureAt], to: str
+    dictionaries: Mapping[int, Basis], pairs: Sequence[PromptPair], members: Sequence[FeatureAt], to: str
 ) -> None:
     if to not in get_args(Replacement):
         raise MechstudyError(

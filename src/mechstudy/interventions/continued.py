@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mechstudy.behaviours.contrast import AnswerLogProbs, token_logprobs
 from mechstudy.behaviours.schema import PromptPair
-from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.neurons import Basis
 from mechstudy.interventions.engine import CleanRun, RowEdit, clean_run, edited_run
 from mechstudy.models.language_model import LanguageModel
 
@@ -64,7 +64,7 @@ def continued_runs(
 
 def edited_answers(
     model: LanguageModel,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, Basis],
     continued: Continued,
     edits: Sequence[Sequence[RowEdit]],
     logits_BV: Tensor,

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.neurons import Basis
 from mechstudy.interventions.features import FeatureAt, NamedActivations
+from mechstudy.models.sites import Site
 
 _ROWS_AT_ONCE = 8192  # of a decoder, copied in float64
 
@@ -17,7 +18,7 @@ _ROWS_AT_ONCE = 8192  # of a decoder, copied in float64
 def matched_controls(
     members: Sequence[FeatureAt],
     discovery: NamedActivations,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, Basis],
     excluded: Collection[tuple[int, int]],
     n_controls: int,
 ) -> list[tuple[FeatureAt, ...]]:
@@ -52,24 +53,22 @@ def matched_controls(
     return [tuple(g) for g in groups if g]
 
 
-def activation_sizes(
-    discovery: NamedActivations, dictionary: Dictionary, layer: int, name: str
-) -> Float64[Tensor, " f"]:
-    """Mean activation x decoder norm of every feature at a named position; over all layers that a feature writes."""
+def activation_sizes(discovery: NamedActivations, dictionary: Basis, layer: int, name: str) -> Float64[Tensor, " f"]:
+    """|Mean activation| x decoder norm of every feature at a named position; over all layers that a feature writes."""
     W_FD = dictionary.W_dec_all
     parts = [W_FD[i : i + _ROWS_AT_ONCE].double().norm(dim=-1) for i in range(0, len(W_FD), _ROWS_AT_ONCE)]
     norms_F: Tensor = torch.cat(parts).cpu()
-    return discovery.means(layer, name) * norms_F
+    return (discovery.means(layer, name) * norms_F).abs()
 
 
 def random_like(
-    direction: Mapping[int, Float[Tensor, " d"]], generator: torch.Generator
-) -> dict[int, Float[Tensor, " d"]]:
-    """A random direction with the same norm in every layer."""
+    direction: Mapping[Site, Float[Tensor, " d"]], generator: torch.Generator
+) -> dict[Site, Float[Tensor, " d"]]:
+    """A random direction with the same norm at every site."""
     result = {}
-    for layer in sorted(direction):
-        drawn = torch.randn(direction[layer].shape, generator=generator, dtype=torch.float64)
-        result[layer] = with_norm_of(direction[layer], drawn)
+    for site in sorted(direction):
+        drawn = torch.randn(direction[site].shape, generator=generator, dtype=torch.float64)
+        result[site] = with_norm_of(direction[site], drawn)
     return result
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mechstudy.behaviours.contrast import Contrast, WholeAnswers
 from mechstudy.behaviours.schema import PromptPair
+from mechstudy.circuits.active_nodes import ActiveNeurons
 from mechstudy.circuits.aggregate import node_id
 from mechstudy.circuits.bases import site_read
 from mechstudy.circuits.frozen import Delta, FrozenForward
@@ -28,7 +29,7 @@ from mechstudy.circuits.question import Question
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.core.seeds import numpy_generator
-from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.neurons import Basis
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.engine import RowEdit, SetFeature
 from mechstudy.interventions.features import FeatureAt, feature_at, positions_named
@@ -123,7 +124,7 @@ def edge_checks(aggregate: Mapping[str, Any], pairs: Sequence[PromptPair]) -> li
 
 def measure_edges(
     model: LanguageModel,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, Basis],
     checks: Sequence[EdgeCheck],
     config: InterventionConfig,
     out: Path,
@@ -181,7 +182,7 @@ class EdgeEffects:
     def __init__(
         self,
         model: LanguageModel,
-        dictionaries: Mapping[int, Dictionary],
+        dictionaries: Mapping[int, Basis],
         suite: Suite[SourceRemoval],
         batch_tokens: int = 4096,
         progress: Progress | None = None,
@@ -219,12 +220,13 @@ class EdgeEffects:
             return Contrast.of_pair(self.pair).change(rows.clean.logits_BV[row], rows.logits_BV[row])
         site = site_read(self.dictionaries[removal.target.layer], removal.target.layer)
         change_TD = (rows.unedited[site][row] - rows.edited[site][row])[list(removal.targets)]
-        return _along(self.dictionaries, removal.target, change_TD)
+        direction_D = self.dictionaries[removal.target.layer].encoder_rows([removal.target.feature])[0]
+        return float((change_TD @ direction_D.to(change_TD)).sum())
 
 
 def frozen_effects(
     model: LanguageModel,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, Basis],
     pair: PromptPair,
     removals: Sequence[SourceRemoval],
     batch_tokens: int = 4096,
@@ -255,7 +257,8 @@ def frozen_effects(
                     changes[n] += sum(form.change(moved_TD) for form in forms)
                 else:
                     change_TD = clean.read[target.layer][0, places] - run.read[target.layer][row, places]
-                    changes[n] += _along(dictionaries, target, change_TD)
+                    directions_TD = _directions(prompt, dictionaries, target, places).to(change_TD)
+                    changes[n] += float((change_TD * directions_TD).sum())
         return changes
 
     size = max(1, batch_tokens // prompt.n_positions)
@@ -330,7 +333,13 @@ def _minus_written(prompt: LinearisedPrompt, source: FeatureAt, position: int) -
     return source.layer, position, -torch.stack(written)
 
 
-def _along(dictionaries: Mapping[int, Dictionary], target: FeatureAt, change_TD: Tensor) -> float:
-    """Change of the target's pre-activation, summed over positions, by the change of what it reads."""
-    direction_D = dictionaries[target.layer].encoder_rows([target.feature])[0]
-    return float((change_TD @ direction_D.to(change_TD)).sum())
+def _directions(
+    prompt: LinearisedPrompt, bases: Mapping[int, Basis], target: FeatureAt, places: Sequence[int]
+) -> Tensor:
+    """What the target reads at each place of the linearised prompt, [places, D]."""
+    nodes = prompt.layers[target.layer].nodes
+    if isinstance(nodes, ActiveNeurons):
+        position_M = torch.tensor(list(places), device=nodes.position_M.device)
+        return nodes.mlp.readers(position_M, torch.full_like(position_M, target.feature))[0]
+    basis = bases[target.layer]
+    return basis.encoder_rows([target.feature]).expand(len(places), -1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from mechstudy.behaviours.contrast import AnswerLogProbs, Contrast, contrasts
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.core.progress import NullProgress, Progress
-from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.neurons import Basis
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.continued import Answer, answer_kind, answer_logprobs, continued_tokens
 from mechstudy.interventions.metric import kl_divergence
@@ -25,7 +25,7 @@ from mechstudy.models.sites import Site
 
 def run_interventions(
     model: LanguageModel,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, Basis],
     plan: Plan,
     config: InterventionConfig,
     out: Path,

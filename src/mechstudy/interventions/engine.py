@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mechstudy.circuits.active_nodes import applies_at
 from mechstudy.circuits.bases import site_read
-from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.neurons import Basis
 from mechstudy.models.language_model import LanguageModel, Output
 from mechstudy.models.reading import SiteReader, chained
 from mechstudy.models.sites import Site
@@ -96,7 +96,7 @@ def clean_run(
 
 def edited_run(
     model: LanguageModel,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, Basis],
     clean: CleanRun,
     rows: Sequence[Sequence[RowEdit]],
     *,
@@ -119,7 +119,7 @@ def edited_run(
     )
 
 
-def site_edits(dictionaries: Mapping[int, Dictionary], rows: Sequence[Sequence[RowEdit]]) -> dict[Site, SiteEdit]:
+def site_edits(dictionaries: Mapping[int, Basis], rows: Sequence[Sequence[RowEdit]]) -> dict[Site, SiteEdit]:
     """The interventions of all rows as one function per site, for `LanguageModel.forward`."""
     features: dict[int, list[tuple[int, SetFeature]]] = defaultdict(list)
     vectors: dict[Site, list[tuple[int, AddVector | ReplaceVector]]] = defaultdict(list)
@@ -141,7 +141,7 @@ def site_edits(dictionaries: Mapping[int, Dictionary], rows: Sequence[Sequence[R
     return {site: chained(edits) for site, edits in chains.items()}
 
 
-def encode_rows(dictionary: Dictionary, x_ND: Float[Tensor, "n d"]) -> Iterable[tuple[int, Float[Tensor, "rows f"]]]:
+def encode_rows(dictionary: Basis, x_ND: Float[Tensor, "n d"]) -> Iterable[tuple[int, Float[Tensor, "rows f"]]]:
     """Dense activations [n, F] a few rows at a time, each with the number of its first row."""
     for start in range(0, x_ND.shape[0], _ENCODE_ROWS):
         yield start, dictionary.encode(x_ND[start : start + _ENCODE_ROWS].to(dictionary.b_enc))
@@ -159,7 +159,7 @@ def _vector_edit(placed: Sequence[tuple[int, AddVector | ReplaceVector]]) -> Sit
 
 
 def _feature_edits(
-    dictionary: Dictionary, layer: int, sets: Sequence[tuple[int, SetFeature]], reader: SiteReader
+    dictionary: Basis, layer: int, sets: Sequence[tuple[int, SetFeature]], reader: SiteReader
 ) -> dict[Site, SiteEdit]:
     """Adds (new - live activation) x what the feature writes for every feature set, where the dictionary applies.
 
@@ -168,7 +168,7 @@ def _feature_edits(
     places = list(dict.fromkeys((row, e.position) for row, e in sets))
     number = {place: i for i, place in enumerate(places)}
     edit_turns = turns([number[row, e.position] for row, e in sets])
-    own, *above = (Site("mlp_out", layer + ahead) for ahead in range(len(dictionary.sites_out)))
+    own, *above = map(Site.parse, dictionary.sites_out)
     later: dict[Site, list[_Written]] = {}
 
     def edit(out_BTD: Tensor) -> Tensor:

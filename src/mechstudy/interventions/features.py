@@ -18,7 +18,7 @@ from mechstudy.circuits.active_nodes import applies_at
 from mechstudy.circuits.aggregate import ANSWER, OTHER, node_id
 from mechstudy.circuits.bases import site_read
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.neurons import Basis
 from mechstudy.interventions.config import InterventionConfig, RankBy
 from mechstudy.interventions.engine import encode_rows
 from mechstudy.models.batches import captured, length_buckets
@@ -101,7 +101,7 @@ def features_at(features: Features) -> list[FeatureAt]:
     return members
 
 
-def check_features(features: Iterable[FeatureAt], dictionaries: Mapping[int, Dictionary]) -> None:
+def check_features(features: Iterable[FeatureAt], dictionaries: Mapping[int, Basis]) -> None:
     """Refuse features that the dictionaries do not have.
 
     Raises:
@@ -228,7 +228,7 @@ class NamedActivations:
     def __init__(
         self,
         model: LanguageModel,
-        dictionaries: Mapping[int, Dictionary],
+        dictionaries: Mapping[int, Basis],
         pairs: Sequence[PromptPair],
         *,
         corrupted: bool = False,

@@ -13,7 +13,7 @@ from torch import Tensor
 from mechstudy.behaviours.contrast import AnswerLogProbs
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.core.progress import NullProgress, Progress
-from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.neurons import Basis
 from mechstudy.interventions.continued import Continued, answer_kind, continued_runs, edited_answers
 from mechstudy.interventions.engine import CleanRun, RowEdit, clean_run, edited_run
 from mechstudy.interventions.results import Cell, PartialTable
@@ -115,7 +115,7 @@ class Recorder(Protocol[V]):
 
 def run_samples(
     model: LanguageModel,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, Basis],
     suites: Sequence[Suite[V]],
     recorder_for: Callable[[Chunk[V]], Recorder[V]],
     *,
@@ -142,7 +142,7 @@ def run_samples(
 
 def save_samples(
     model: LanguageModel,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, Basis],
     suites: Sequence[Suite[V]],
     recorder_for: Callable[[Chunk[V]], Recorder[V]],
     table: PartialTable,
@@ -212,7 +212,7 @@ class _ChunkRuns(Generic[V]):
     def __init__(
         self,
         model: LanguageModel,
-        dictionaries: Mapping[int, Dictionary],
+        dictionaries: Mapping[int, Basis],
         chunk: Chunk[V],
         recorder: Recorder[V],
         progress: Progress,

@@ -10,7 +10,7 @@ import numpy as np
 
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.core.seeds import numpy_generator, torch_generator
-from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.neurons import Basis
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.controls import activation_sizes, matched_controls, random_like
 from mechstudy.interventions.engine import RowEdit, SetFeature
@@ -74,7 +74,7 @@ class Plan:
 
 def build_plan(
     model: LanguageModel,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, Basis],
     pairs_train: Sequence[PromptPair],
     pairs_test: Sequence[PromptPair],
     groups: Sequence[FeatureGroup],
@@ -153,7 +153,7 @@ def grid_variants(
 
 def _feature_variants(
     model: LanguageModel,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, Basis],
     discovery: NamedActivations,
     test: Sequence[PromptPair],
     groups: Sequence[FeatureGroup],
@@ -189,7 +189,7 @@ def replacement_policies(
     kind: str,
     to: Replacement,
     model: LanguageModel,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, Basis],
     discovery: NamedActivations,
     pairs: Sequence[PromptPair],
     features: Sequence[FeatureAt],
@@ -265,7 +265,7 @@ def _donated(donors: _Values, discovery: NamedActivations, chosen: Sequence[int]
 
 def _steering_variants(
     model: LanguageModel,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, Basis],
     discovery: NamedActivations,
     train: Sequence[PromptPair],
     test: Sequence[PromptPair],
@@ -285,17 +285,30 @@ def _steering_variants(
         return lambda i: steer(direction, alpha, test[i])
 
     return [
-        Variant("steering", name, group.name, role, min(direction), edits(direction, alpha), draw, alpha)
+        Variant(
+            "steering",
+            name,
+            group.name,
+            role,
+            min(site.layer for site in direction),
+            edits(direction, alpha),
+            draw,
+            alpha,
+        )
         for name, role, direction, draw in directions
         for alpha in config.alphas
     ]
+
+
+def _first(direction: Direction) -> int:
+    return min(site.layer for site in direction)
 
 
 def _sizes(
     group: FeatureGroup,
     controls: Sequence[Sequence[FeatureAt]],
     discovery: NamedActivations,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, Basis],
 ) -> tuple[float, float | None]:
     def total(members: Sequence[FeatureAt]) -> float:
         return sum(

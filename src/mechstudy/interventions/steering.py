@@ -1,7 +1,7 @@
 """Steering directions: the circuit's features, and the difference of means.
 
-A direction is one vector per layer, added to ``mlp_out`` at the last position, times alpha. Alpha 1 is the natural
-scale: what the group's features write there at their mean activations.
+A direction is one vector per site that the features write, added there at the last position, times alpha. Alpha 1 is
+the natural scale: what the group's features write there at their mean activations.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechstudy.behaviours.schema import PromptPair
-from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.neurons import Basis
 from mechstudy.interventions.controls import with_norm_of
 from mechstudy.interventions.engine import AddVector
 from mechstudy.interventions.features import FeatureAt, NamedActivations
@@ -21,28 +21,29 @@ from mechstudy.models.batches import captured, length_buckets
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
 
-Direction = Mapping[int, Float[Tensor, " d"]]
+Direction = Mapping[Site, Float[Tensor, " d"]]
 
 
 def feature_direction(
-    members: Sequence[FeatureAt], discovery: NamedActivations, dictionaries: Mapping[int, Dictionary]
-) -> dict[int, Float[Tensor, " d"]]:
-    """Per layer, the sum of mean activation x what each of the group's features writes there (float64)."""
-    direction: dict[int, Tensor] = {}
+    members: Sequence[FeatureAt], discovery: NamedActivations, bases: Mapping[int, Basis]
+) -> dict[Site, Float[Tensor, " d"]]:
+    """Per site, the sum of mean activation x what each of the group's features writes there (float64)."""
+    direction: dict[Site, Tensor] = {}
     for m in members:
         mean = float(discovery.means(m.layer, m.position)[m.feature])
-        for ahead, rows in enumerate(dictionaries[m.layer].writes([m.feature])):
-            layer, written = m.layer + ahead, mean * rows[0].double().cpu()
-            direction[layer] = direction[layer] + written if layer in direction else written
+        basis = bases[m.layer]
+        for name, rows in zip(basis.sites_out, basis.writes([m.feature]), strict=True):
+            site, written = Site.parse(name), mean * rows[0].double().cpu()
+            direction[site] = direction[site] + written if site in direction else written
     return direction
 
 
 def difference_of_means(
     model: LanguageModel, pairs: Sequence[PromptPair], like: Direction, *, batch_tokens: int = 4096
-) -> dict[int, Float[Tensor, " d"]]:
-    """Mean of clean minus corrupted ``mlp_out`` at the last position, with the norms of ``like``."""
-    sites = [Site("mlp_out", layer) for layer in sorted(like)]
-    total = {s.layer: torch.zeros(model.d_model, dtype=torch.float64) for s in sites}
+) -> dict[Site, Float[Tensor, " d"]]:
+    """Mean of clean minus corrupted at the last position of the same sites, with the norms of ``like``."""
+    sites = sorted(like)
+    total = {site: torch.zeros(model.width(site), dtype=torch.float64) for site in sites}
     for batch in length_buckets([len(p.clean_tokens) for p in pairs], batch_tokens):
         corrupted = [pairs[i].corrupted_tokens for i in batch]
         lengths = dict.fromkeys(map(len, corrupted))
@@ -52,11 +53,11 @@ def difference_of_means(
         ):
             activations = captured(model, torch.tensor(rows), sites)
             for s in sites:
-                total[s.layer] += sign * activations[s][:, -1].double().sum(0).cpu()
-    return {layer: with_norm_of(like[layer], total[layer]) for layer in sorted(like)}
+                total[s] += sign * activations[s][:, -1].double().sum(0).cpu()
+    return {site: with_norm_of(like[site], total[site]) for site in sites}
 
 
 def steer(direction: Direction, alpha: float, pair: PromptPair) -> list[AddVector]:
     """``alpha`` x the direction at the pair's last position; alpha 0 adds exactly nothing."""
     last = len(pair.clean_tokens) - 1
-    return [AddVector(Site("mlp_out", layer), last, alpha * v) for layer, v in sorted(direction.items())]
+    return [AddVector(site, last, alpha * vector_D) for site, vector_D in sorted(direction.items())]

@@ -90,14 +90,6 @@ def linear_mlp(block: Block, mlp_in_TD: Float[Tensor, "t d"]) -> LinearMlp | Non
     )  # fmt: skip
 
 
-def neurons_of(block: Block, mlp_in: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows f"]:
-    """What the neurons of a block's MLP hold, from what the MLP reads."""
-    up, gate = _branches(block)
-    if gate is None:
-        return _act(block)(_affine(mlp_in, *up))
-    return _act(block)(_affine(mlp_in, *gate)) * _affine(mlp_in, *up)
-
-
 def mlp_down(block: Block) -> tuple[Float[Tensor, "e f"], Float[Tensor, " e"] | None]:
     """The down projection and its bias, with what the block multiplies its MLP's output by."""
     weight, bias = _weights(block.mlp_down)

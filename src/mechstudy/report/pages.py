@@ -222,6 +222,29 @@ def _mean_scores(scores: dict[str, Any]) -> dict[str, float]:
     return {names.get(k, k): round(v, 1) if k in names else v for k, v in numbers.items()}
 
 
+_RANKED = {
+    "corrupted": "set to its activation on the corrupted prompt",
+    "mean": "set to its mean over train prompts at the same named position",
+    "zero": "set to zero",
+    "live_effect": "what it adds to the answer (activation x gradient of the unfrozen model)",
+    "total_effect": "what it adds to the answer through the graph (attention frozen)",
+}
+
+
+def ranked_by(ranking: Mapping[str, Any] | None) -> str | None:
+    """How groups were ranked, as a sentence; None for runs of versions that do not say."""
+    if not ranking:
+        return None
+    order = "by size, whatever the sign" if ranking.get("by") == "|effect|" else "the answer's largest supporters first"
+    replaced = _RANKED.get(str(ranking.get("replace_by")))
+    if replaced is None:
+        adds = _RANKED.get(str(ranking["rank_by"]), ranking["rank_by"])
+        return f"Features are ranked on train prompts by {adds}, {order}."
+    steps = ranking.get("steps")
+    how = f"integrated gradients, {steps} steps" if steps else "first order"
+    return f"Features are ranked on train prompts by the predicted change where one is {replaced} ({how}), {order}."
+
+
 def interventions_page(site: Site, behaviour: str) -> None:
     """Effects against controls, groups, dose-response, patching, predicted against measured edges."""
     key, unit = slug(behaviour), site.data.interventions[behaviour]
@@ -251,6 +274,7 @@ def interventions_page(site: Site, behaviour: str) -> None:
         summary=summary,
         claims=of_behaviour,
         kinds=list(groups),
+        ranked=ranked_by(summary.get("ranking")),
         edges=summary.get("edges") or {},
         absent=None if summary else site.data.why_no_circuit(unit, behaviour),
         unit=unit.name,

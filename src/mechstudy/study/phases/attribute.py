@@ -171,7 +171,7 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
         if left and spec.target == "logit_difference":
             replacements = circuits.replacements_of(
                 model,
-                circuits.transcoder_nodes(model, dictionaries),
+                circuits.nodes_of(model, dictionaries),
                 spec.prompts(train),
                 train,
                 spec.contrast,

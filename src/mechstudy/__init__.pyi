@@ -5,6 +5,8 @@ from .api import PromptGraph as PromptGraph
 from .api import Run as Run
 from .api import Study as Study
 from .api import attribute as attribute
+from .api import components as components
+from .api import keep_only as keep_only
 from .api import load_dictionaries as load_dictionaries
 from .api import load_graph as load_graph
 from .api import open_run as open_run

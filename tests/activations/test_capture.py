@@ -21,7 +21,7 @@ from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
 from tests.support.tiny import tiny_model
 
-SITES = [Site("mlp_in", 1), Site("mlp_out", 1), Site("mlp_act", 0), Site("resid_post", 0)]
+SITES = [Site("mlp_in", 1), Site("mlp_out", 1), Site("mlp_act", 0), Site("attn_heads", 1), Site("resid_post", 0)]
 
 
 @pytest.fixture(scope="module")

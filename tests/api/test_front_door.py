@@ -23,8 +23,8 @@ def test_the_package_offers_all_that_its_interface_does():
 
 
 def test_functions_show_an_example():
-    for name in ("ablate", "attribute", "capture", "generate", "load_dictionaries", "load_model", "load_prompts",
-                 "open_run", "train"):  # fmt: skip
+    for name in ("ablate", "attribute", "capture", "components", "generate", "keep_only", "load_dictionaries",
+                 "load_model", "load_prompts", "open_run", "train"):  # fmt: skip
         assert f"ms.{name}(" in (getattr(ms, name).__doc__ or ""), name
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mechstudy.behaviours.contrast import Contrast, contrasts
+from mechstudy.circuits.named_positions import positions_left_to_right
 from mechstudy.core.errors import MechstudyError
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.controls import activation_sizes, matched_controls, random_like, with_norm_of
@@ -20,7 +21,6 @@ from mechstudy.interventions.features import (
     recurring_features,
 )
 from mechstudy.interventions.metric import kl_divergence
-from mechstudy.interventions.patching import positions_left_to_right
 from mechstudy.interventions.results import COLUMNS, PartialTable, read_csv
 from mechstudy.interventions.steering import difference_of_means, feature_direction, steer
 from mechstudy.models.sites import Site

@@ -10,6 +10,7 @@ from scipy.stats import false_discovery_control
 
 from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.config import AttributionConfig
+from mechstudy.circuits.donors import donor_numbers
 from mechstudy.core.jsonio import json_bytes
 from mechstudy.core.progress import NullProgress
 from mechstudy.interventions.config import InterventionConfig
@@ -19,7 +20,7 @@ from mechstudy.interventions.engine import SetFeature, clean_run, edited_run
 from mechstudy.interventions.features import FeatureAt, NamedActivations
 from mechstudy.interventions.results import PartialTable, read_csv
 from mechstudy.interventions.runner import Suite, chunks, n_samples
-from mechstudy.interventions.samples import build_plan, donor_numbers
+from mechstudy.interventions.samples import build_plan
 from mechstudy.interventions.summary import summarise
 from mechstudy.models.sites import Site
 from tests.support.interventions_world import groups_of, logit_differences, pairs, transcoders

@@ -8,9 +8,10 @@ import torch
 from mechstudy.activations.config import Positions
 from mechstudy.activations.prompt_capture import PromptBatches
 from mechstudy.behaviours.schema import PromptPair
+from mechstudy.circuits.named_positions import ALL
 from mechstudy.core.errors import MechstudyError
 from mechstudy.interventions.effects import LogitEffects
-from mechstudy.interventions.features import ALL, FeatureAt, NamedActivations
+from mechstudy.interventions.features import FeatureAt, NamedActivations
 from mechstudy.interventions.patching import donor
 from mechstudy.interventions.samples import set_features
 from mechstudy.interventions.steering import difference_of_means

@@ -8,6 +8,7 @@ from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.frozen import FrozenForward
 from mechstudy.circuits.linearised import linearise
+from mechstudy.circuits.named_positions import positions_left_to_right
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.edges import LOGIT, EdgeCheck, EdgeInstance, measure_edges, summarise_edges
 from mechstudy.interventions.engine import (
@@ -20,7 +21,7 @@ from mechstudy.interventions.engine import (
 )
 from mechstudy.interventions.features import FeatureAt, NamedActivations
 from mechstudy.interventions.metric import kl_divergence
-from mechstudy.interventions.patching import donor, positions_left_to_right
+from mechstudy.interventions.patching import donor
 from mechstudy.interventions.results import read_csv
 from mechstudy.models.sites import Site
 from tests.support.interventions_world import logit_differences, pair, pairs, strongest_edges, transcoder, transcoders

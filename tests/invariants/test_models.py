@@ -24,9 +24,37 @@ def test_every_family_satisfies_the_load_checks(family):
 def test_patching_a_site_with_itself_changes_nothing(family):
     model = tiny_model(family)
     clean = model.forward(TOKENS, logits_at="all").logits
-    for kind in ("resid_pre", "attn_out", "mlp_in", "mlp_act", "mlp_out", "resid_post"):
+    for kind in ("resid_pre", "attn_heads", "attn_out", "mlp_in", "mlp_act", "mlp_out", "resid_post"):
         edited = model.forward(TOKENS, edits={Site(kind, 1): lambda x: x.clone()}, logits_at="all").logits
         assert torch.equal(clean, edited), kind
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_heads_through_the_output_projection_are_the_attention_output(family):
+    model = tiny_model(family)
+    for layer, block in enumerate(model.blocks):
+        sites = [Site("attn_heads", layer), Site("attn_out", layer)]
+        heads, attn_out = model.forward(TOKENS, capture=sites).activations.values()
+        assert heads.shape[-1] == model.width(sites[0]) == model.n_heads * model.head_dim
+        written = block.attn_proj(heads)
+        if block.norm_attn_post is not None:
+            written = block.norm_attn_post(written)
+        assert relative_error(written * block.residual_multiplier, attn_out) < 1e-12
+
+
+def test_an_edited_head_moves_the_attention_output_by_its_slice_of_the_projection():
+    model = tiny_model()
+    site, out, h = Site("attn_heads", 1), Site("attn_out", 1), slice(2 * model.head_dim, 3 * model.head_dim)
+
+    def cut(x):
+        x = x.clone()
+        x[..., h] = 0
+        return x
+
+    clean = model.forward(TOKENS, capture=[site, out]).activations
+    edited = model.forward(TOKENS, capture=[out], edits={site: cut}).activations
+    written = clean[site][..., h] @ model.blocks[1].attn_proj.weight[:, h].T
+    assert relative_error(clean[out] - edited[out], written) < 1e-12
 
 
 @pytest.mark.parametrize("family", FAMILIES)

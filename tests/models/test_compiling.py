@@ -36,12 +36,13 @@ def test_a_compiled_model_captures_the_same_rows_at_every_site():
     assert said and own_forwards(model) == before
 
 
-def test_mlps_are_not_compiled_when_their_inside_is_captured(monkeypatch):
+@pytest.mark.parametrize(("kind", "opened", "other"), [("mlp_act", "mlp", "attn"), ("attn_heads", "attn", "mlp")])
+def test_a_part_is_not_compiled_when_its_inside_is_captured(monkeypatch, kind, opened, other):
     monkeypatch.setattr(compiling.shutil, "which", lambda _: "/usr/bin/g++")  # compiling would happen at the first call
     model = tiny_model("llama")
-    with compiled(model, [*SITES, Site("mlp_act", 0)], "force", lambda _: None):
-        assert not any("forward" in block.mlp.__dict__ for block in model.blocks)
-        assert "forward" in model.blocks[0].attn.__dict__
+    with compiled(model, [*SITES, Site(kind, 0)], "force", lambda _: None):
+        assert not any("forward" in getattr(block, opened).__dict__ for block in model.blocks)
+        assert "forward" in getattr(model.blocks[0], other).__dict__
 
 
 def test_on_needs_cuda_and_force_needs_a_compiler(monkeypatch):

@@ -88,7 +88,8 @@ def capture(
         model: of any precision, which the activations keep.
         texts: one or several; a prompt pair stands for its clean prompt.
         sites: ``"mlp_out.12"``, ``"resid_post.10-15"``, ``"mlp_in.all"``, or a list of these. Kinds: resid_pre,
-            resid_mid, resid_post, attn_out, mlp_in (normed), mlp_act, mlp_out.
+            resid_mid, resid_post, attn_heads (what heads write, before the output projection), attn_out, mlp_in
+            (normed), mlp_act, mlp_out.
         positions: ``"all"``, ``"last-5"``, ``"last"``, a name of a prompt pair's positions, a token's index, or a
             list of these.
         instruction: the user's turn of the model's chat template, which the texts then begin to answer.

@@ -1,4 +1,6 @@
 from .attribution import attribute as attribute
+from .component_circuits import components as components
+from .component_circuits import keep_only as keep_only
 from .dictionaries import load_dictionaries as load_dictionaries
 from .dictionaries import train as train
 from .graphs import BehaviourGraph as BehaviourGraph

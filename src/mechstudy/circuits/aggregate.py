@@ -22,6 +22,7 @@ OTHER = "other"
 ANSWER = "answer tokens"  # the tokens of a whole answer that are read after the prompt
 _MEANS = ("replacement", "completeness", "replacement_pruned", "completeness_pruned")
 _NOTHING = {"influence": 0.0, "total_effect": 0.0, "live_effect": 0.0, "activation": 0.0, "kept": False}
+_CONTRASTED = 20_000  # features of a prompt whose effects of replacement are kept: all, but where neurons are nodes
 _LEAST = 1e-3  # of a prompt's largest effect: what inactive features need to be nodes
 _EFFECTS = ("total_effect", "live_effect", "contrast_effect")
 _INSTANCES = 200  # strongest edges that carry their per-prompt weights, for the causal checks
@@ -111,6 +112,7 @@ def _add_contrast(nodes: dict[str, dict[str, Any]], effects: NodeEffects, names:
     for node in nodes.values():
         node |= {"contrast_effect": 0.0, "active": True}
     least = _LEAST * float(effects.effect_M.abs().max()) if len(effects.effect_M) else 0.0
+    effects = effects.strongest(_CONTRASTED)
     columns = (effects.layer_M, effects.feature_M, effects.position_M, effects.own_M, effects.other_M, effects.effect_M)
     for layer, feature, at, own, other, effect in zip(*(column.tolist() for column in columns), strict=True):
         key = node_id("feature", layer, feature, names[at])
@@ -146,6 +148,7 @@ def aggregate_of(
     positions: Sequence[str],
     layers: Iterable[int],
     n_layers: int,
+    neuron_layers: Sequence[int] = (),
     contrast: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of aggregate.json.
@@ -154,6 +157,7 @@ def aggregate_of(
         records: `prompt_record` of every prompt.
         positions: names of the prompts' positions, from left to right.
         layers: layers that have a dictionary, of the model's ``n_layers``.
+        neuron_layers: layers whose neurons are nodes.
         contrast: how effects of replacement were predicted (`Replacements.about`).
     """
     return {
@@ -163,6 +167,7 @@ def aggregate_of(
         "positions": [*positions, OTHER],
         "layers_with_dictionaries": sorted(layers),
         "n_layers": n_layers,
+        **({"neuron_layers": list(neuron_layers)} if neuron_layers else {}),
         **({"contrast": dict(contrast)} if contrast else {}),
     } | aggregate(records, config)
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mechstudy.circuits.config import BasisKind
+from mechstudy.circuits.config import SAE_SITES, BasisKind
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.hookpoints import refuse_other_tensor
 from mechstudy.dictionaries.neurons import Basis, Neurons, with_neurons
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
-
-SAE_SITES = ("resid_post", "resid_pre", "mlp_out", "attn_out")
-TRANSCODER_READS = ("mlp_in", "resid_mid")
 
 
 def site_read(basis: Basis, layer: int) -> Site:
@@ -44,6 +41,11 @@ def chosen_bases(model: LanguageModel, dictionaries: Mapping[int, Basis], kind: 
             raise MechstudyError("a graph of dictionaries needs some", fix="ms.load_dictionaries; or basis: neurons")
         return dict(dictionaries)
     return with_neurons(model, {} if kind == "neurons" else dictionaries, range(model.n_layers))
+
+
+def neuron_layers(bases: Mapping[int, Basis]) -> list[int]:
+    """The layers whose basis is neurons."""
+    return sorted(layer for layer, basis in bases.items() if isinstance(basis, Neurons))
 
 
 def check_bases(bases: Mapping[int, Basis], purpose: str, model: LanguageModel) -> None:

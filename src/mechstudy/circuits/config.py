@@ -26,6 +26,7 @@ class ContrastConfig(Config):
     tolerance: float = Field(0.25, gt=0)
 
 
+SAE_SITES = ("resid_post", "resid_pre", "mlp_out", "attn_out")
 BasisKind = Literal["dictionaries", "neurons", "mixed"]
 
 
@@ -67,8 +68,15 @@ class AttributionConfig(Config):
         return self.elsewhere or ("linear" if has_saes else "errors")
 
 
-def no_graphs(n_behaviours: int, kind: str) -> str | None:
-    """Why a study has no graphs: no behaviours, or dictionaries that are no transcoders (decision 0004); else None."""
+def no_graphs(n_behaviours: int, basis: str | None, kind: str, site: str) -> str | None:
+    """Why a study has no graphs: no behaviours, or SAEs of a site that no node can stand for; else None.
+
+    Args:
+        basis: what nodes are asked for (`AttributionConfig`).
+        kind, site: of the study's dictionaries.
+    """
     if n_behaviours == 0:
         return "no behaviours are named"
-    return "graphs need transcoders, and these dictionaries are SAEs" if kind == "sae" else None
+    if basis != "neurons" and kind == "sae" and site not in SAE_SITES:
+        return f"graphs need transcoders or SAEs of {', '.join(SAE_SITES)}, and these are SAEs of {site}"
+    return None

@@ -34,12 +34,13 @@ def graph_cost(
     max_features: int,
     tokens: int,
     n_written: int = 1,
+    neurons: int = 0,
 ) -> GraphCost:
     """The cost of a prompt of ``tokens`` tokens with such dictionaries on ``n_layers`` layers.
 
-    ``n_written``: layers that a feature writes to, on average.
+    ``n_written``: layers that a feature writes to, on average. ``neurons``: those that are nodes, of all layers.
     """
-    active = min(k, n_features) * tokens * n_layers
+    active = min(k, n_features) * tokens * n_layers + min(neurons, tokens * x.d_mlp * x.n_layers)
     rows = min(max_features, active) + 1
     heads = x.head_dim * (x.n_heads + x.n_kv_heads)
     # A row passes the layers below the feature it explains: half of them.
@@ -50,6 +51,8 @@ def graph_cost(
     batches = -(-rows // _ROWS_AT_ONCE)
     influence = batches * _ROUNDS * float(rows * sources)
     encoding = 2.0 * tokens * d_in * n_features * n_layers
+    if neurons:  # MLPs as linear maps, and a gradient through each
+        encoding += 12.0 * tokens * x.d_model * x.d_mlp * x.n_layers
     moved = rows * tokens * x.d_model * 4.0 * _PASSES * x.n_layers / 2 + 10 * 4.0 * influence / _ROUNDS
     numbers = (
         4 * rows * sources

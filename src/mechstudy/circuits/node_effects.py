@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -27,6 +27,14 @@ class NodeEffects:
     error_T: Mapping[int, Tensor]
     steps: int
     other_is_a_run: bool = False
+
+    def strongest(self, most: int) -> NodeEffects:
+        """At most so many features, those of the largest effects; all errors."""
+        if len(self.effect_M) <= most:
+            return self
+        kept = self.effect_M.abs().topk(most).indices.sort().values
+        names = ("layer_M", "feature_M", "position_M", "own_M", "other_M", "effect_M")
+        return replace(self, **{name: getattr(self, name)[kept] for name in names})
 
     @property
     def total(self) -> float:

@@ -30,6 +30,9 @@ from .health_config import HealthConfig as HealthConfig
 from .loading import DictionarySet as DictionarySet
 from .loading import load_dictionaries as load_dictionaries
 from .loading import load_dictionary as load_dictionary
+from .neurons import Basis as Basis
+from .neurons import Neurons as Neurons
+from .neurons import with_neurons as with_neurons
 from .stored import DictionaryMeta as DictionaryMeta
 from .training.data_parallel import current_process_group as current_process_group
 from .training.health import HealthWarning as HealthWarning

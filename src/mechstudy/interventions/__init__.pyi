@@ -15,6 +15,11 @@ from .engine import ReplaceVector as ReplaceVector
 from .engine import SetFeature as SetFeature
 from .engine import clean_run as clean_run
 from .engine import edited_run as edited_run
+from .faithfulness import FaithfulnessCurve as FaithfulnessCurve
+from .faithfulness import faithfulness_curve as faithfulness_curve
+from .feature_nodes import ErrorAt as ErrorAt
+from .feature_nodes import FeatureNodes as FeatureNodes
+from .feature_nodes import active_at as active_at
 from .features import FeatureAt as FeatureAt
 from .features import FeatureGroup as FeatureGroup
 from .features import NamedActivations as NamedActivations
@@ -26,7 +31,11 @@ from .features import recurring_features as recurring_features
 from .generation import generate as generate
 from .generation import generate_tokens as generate_tokens
 from .generation import steering_vectors as steering_vectors
+from .keep_only import NodeSet as NodeSet
+from .keep_only import NodeSets as NodeSets
+from .keep_only import keep_only_values as keep_only_values
 from .metric import kl_divergence as kl_divergence
+from .node_patching import measure_effects as measure_effects
 from .results import read_csv as read_csv
 from .samples import Plan as Plan
 from .samples import build_plan as build_plan

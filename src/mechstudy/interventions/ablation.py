@@ -12,6 +12,8 @@ import polars as pl
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.aggregate import OTHER
 from mechstudy.circuits.bases import check_bases
+from mechstudy.circuits.donors import Replacement, donor_numbers
+from mechstudy.circuits.named_positions import ALL
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
 from mechstudy.dictionaries.fitted import all_fitted
@@ -20,7 +22,6 @@ from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.controls import matched_controls
 from mechstudy.interventions.effects import LogitEffects
 from mechstudy.interventions.features import (
-    ALL,
     FeatureAt,
     FeatureGroup,
     Features,
@@ -30,7 +31,7 @@ from mechstudy.interventions.features import (
 )
 from mechstudy.interventions.results import COLUMNS, Cell
 from mechstudy.interventions.runner import Suite, run_samples
-from mechstudy.interventions.samples import Replacement, donor_numbers, group_variants, replacement_policies
+from mechstudy.interventions.samples import group_variants, replacement_policies
 from mechstudy.interventions.summary import Effects, PairedTest, Statistics, paired_test
 from mechstudy.models.language_model import LanguageModel
 

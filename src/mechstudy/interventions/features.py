@@ -17,14 +17,14 @@ from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.active_nodes import applies_at
 from mechstudy.circuits.aggregate import ANSWER, OTHER, node_id
 from mechstudy.circuits.bases import site_read
+from mechstudy.circuits.donors import require_corrupted
+from mechstudy.circuits.named_positions import ALL
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.neurons import Basis
 from mechstudy.interventions.config import InterventionConfig, RankBy
 from mechstudy.interventions.engine import encode_rows
 from mechstudy.models.batches import captured, length_buckets
 from mechstudy.models.language_model import LanguageModel
-
-ALL = "all"  # the position name that means every token
 
 
 @dataclass(frozen=True, order=True)
@@ -122,19 +122,6 @@ class FeatureGroup:
     rank: int
     name: str
     members: tuple[FeatureAt, ...]
-
-
-def require_corrupted(pairs: Iterable[PromptPair]) -> None:
-    """Checks that every pair has a corrupted prompt.
-
-    Raises:
-        MechstudyError: one has none.
-    """
-    if (pair := next((pair for pair in pairs if not pair.has_corrupted), None)) is not None:
-        raise MechstudyError(
-            f"prompt {pair.id} has no corrupted prompt to take activations from",
-            fix="ablate to the mean, to other prompts or to zero; or give corrupted prompts",
-        )
 
 
 def positions_named(pair: PromptPair, name: str) -> list[int]:

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechstudy.circuits.named_positions import ALL
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
-from mechstudy.interventions.features import ALL, check_features, feature_at
+from mechstudy.interventions.features import check_features, feature_at
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mechstudy.behaviours.schema import PromptPair
+from mechstudy.circuits.donors import require_corrupted
 from mechstudy.interventions.engine import ReplaceVector
-from mechstudy.interventions.features import positions_named, require_corrupted
+from mechstudy.interventions.features import positions_named
 from mechstudy.models.batches import captured, length_buckets
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
@@ -60,12 +61,3 @@ def donor(
                 if places:
                     at.update({(pairs[i].id, name, site): activations[site][b, places].clone() for site in sites})
     return Donor(at, corrupted)
-
-
-def positions_left_to_right(pairs: Sequence[PromptPair]) -> list[str]:
-    """All position names, from left to right by mean token index."""
-    places: dict[str, list[float]] = {}
-    for pair in pairs:
-        for name, index in pair.positions.items():
-            places.setdefault(name, []).append(index - len(pair.clean_tokens))
-    return sorted(places, key=lambda name: (sum(places[name]) / len(places[name]), name))

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from mechstudy.behaviours.schema import PromptPair
-from mechstudy.core.seeds import numpy_generator, torch_generator
+from mechstudy.circuits.donors import Replacement, donor_numbers
+from mechstudy.circuits.named_positions import positions_left_to_right
+from mechstudy.core.seeds import torch_generator
 from mechstudy.dictionaries.neurons import Basis
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.controls import activation_sizes, matched_controls, random_like
 from mechstudy.interventions.engine import RowEdit, SetFeature
 from mechstudy.interventions.features import FeatureAt, FeatureGroup, NamedActivations, positions_named
-from mechstudy.interventions.patching import donor, positions_left_to_right
+from mechstudy.interventions.patching import donor
 from mechstudy.interventions.runner import Suite
 from mechstudy.interventions.steering import Direction, difference_of_means, feature_direction, steer
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site, parse_layers
 
 CIRCUIT, SHAM, GRID = "circuit", "sham", "patching_grid"
-Replacement = Literal["zero", "mean", "resample", "corrupted"]
 # What to set a feature to on the suite's pair i: one value, one per token position, or None (its own).
 _Setting = Callable[[FeatureAt, int], float | Mapping[int, float] | None]
 _Values = Mapping[FeatureAt, Mapping[int, Mapping[int, float]]]
@@ -246,11 +246,6 @@ def _setter(
     pairs: Sequence[PromptPair], members: Sequence[FeatureAt], values: _Setting
 ) -> Callable[[int], Sequence[RowEdit]]:
     return lambda i: set_features(pairs[i], {f: values(f, i) for f in members})
-
-
-def donor_numbers(pairs: Sequence[PromptPair], n_donors: int, seed: int, behaviour: str, draw: int) -> list[int]:
-    """A donor's number for each pair: the same for circuit and controls, drawn separately in every draw."""
-    return [int(numpy_generator(seed, behaviour, f"resample/{pair.id}/{draw}").integers(n_donors)) for pair in pairs]
 
 
 def _donated(donors: _Values, discovery: NamedActivations, chosen: Sequence[int]) -> Callable[[FeatureAt, int], float]:

@@ -101,6 +101,7 @@ class Block:
     def __init__(self, arch: Family, module: nn.Module, config: Any) -> None:
         self.arch, self.module, self.config = arch, module, config
         self.attn: Any = getattr(module, arch.attn)  # Any: their attributes differ from family to family
+        self.attn_proj: Any = getattr(self.attn, arch.attn_out)
         self.mlp: nn.Module = getattr(module, arch.mlp)
         self.norm_attn: nn.Module | None = _optional(module, arch.norm_attn)
         self.norm_mlp: nn.Module | None = _optional(module, arch.norm_mlp)
@@ -115,7 +116,7 @@ class Block:
     def attention_weights(self) -> AttentionWeights:
         """Value and output maps, split per head from the family's fused layout."""
         value_GHD, value_bias_GH = self.head_projection("value")
-        out = getattr(self.attn, self.arch.attn_out)
+        out = self.attn_proj
         weight = out.weight.T if self.arch.value == "gpt2" else out.weight  # Conv1D: weight is [in, out]
         multiplier = self.residual_multiplier
         return AttentionWeights(

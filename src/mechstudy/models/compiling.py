@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -21,8 +21,8 @@ def compiled(model: LanguageModel, sites: Sequence[Site], setting: str, say: Cal
     """Inside the block, the model's attention, MLPs and norms are compiled, each one separately.
 
     Sites are the inputs and outputs of these parts, so hooks on them run outside of the compiled code. ``mlp_act`` is
-    inside an MLP: if it is captured, MLPs are not compiled. The first batch takes longer. Sums may be formed in another
-    order, so activations agree within rounding.
+    inside an MLP and ``attn_heads`` inside attention: if one is captured, these are not compiled. The first batch takes
+    longer. Sums may be formed in another order, so activations agree within rounding.
 
     Args:
         model: the model that is captured from.
@@ -41,7 +41,7 @@ def compiled(model: LanguageModel, sites: Sequence[Site], setting: str, say: Cal
     if why_not is not None or setting == "off":
         yield
         return
-    parts = list(_parts(model, inside_mlp=any(site.kind == "mlp_act" for site in sites)))
+    parts = list(_parts(model, {site.kind for site in sites}))
     with ExitStack() as stack:
         for module in parts:
             replace_forward(stack, module, torch.compile(module.forward))
@@ -49,12 +49,13 @@ def compiled(model: LanguageModel, sites: Sequence[Site], setting: str, say: Cal
         yield
 
 
-def _parts(model: LanguageModel, *, inside_mlp: bool) -> Iterator[nn.Module]:
+def _parts(model: LanguageModel, kinds: Set[str]) -> Iterator[nn.Module]:
     yielded: set[int] = set()
     for block in model.blocks:
-        mlp = None if inside_mlp else block.mlp
+        attn = None if "attn_heads" in kinds else block.attn
+        mlp = None if "mlp_act" in kinds else block.mlp
         candidates: tuple[Any, ...] = (
-            block.norm_attn, block.attn, block.norm_attn_post, block.norm_mlp, mlp, block.norm_mlp_post,
+            block.norm_attn, attn, block.norm_attn_post, block.norm_mlp, mlp, block.norm_mlp_post,
         )  # fmt: skip
         for module in candidates:
             if module is not None and id(module) not in yielded:

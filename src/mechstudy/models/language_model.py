@@ -71,7 +71,10 @@ class LanguageModel:
         self.unembedding: nn.Linear = hf.get_output_embeddings()
         self.n_layers = len(self.blocks)
         self.d_model: int = hf.config.hidden_size
-        self.d_mlp: int = shapes_of(hf.config.to_dict()).d_mlp
+        shapes = shapes_of(hf.config.to_dict())
+        self.d_mlp: int = shapes.d_mlp
+        self.n_heads: int = shapes.n_heads
+        self.head_dim: int = shapes.head_dim
         self.vocab_size: int = self.unembedding.weight.shape[0]
         self.tf32 = False  # float32 products on CUDA
         self.final_softcap: float | None = getattr(hf.config, "final_logit_softcapping", None)
@@ -114,7 +117,8 @@ class LanguageModel:
 
     def width(self, site: Site) -> int:
         """Number of coordinates at a site."""
-        return self.d_mlp if site.kind == "mlp_act" else self.d_model
+        inside = {"mlp_act": self.d_mlp, "attn_heads": self.n_heads * self.head_dim}
+        return inside.get(site.kind, self.d_model)
 
     # ----------------------------------------------------------------- forward
 
@@ -263,6 +267,7 @@ class LanguageModel:
             "resid_pre": (block.module, True),
             "resid_mid": (block.norm_mlp or block.mlp, True),
             "resid_post": (block.module, False),
+            "attn_heads": (block.attn_proj, True),
             "attn_out": (block.norm_attn_post or block.attn, False),
             "mlp_in": (block.mlp, True),
             "mlp_act": (block.mlp_down, True),

@@ -35,7 +35,8 @@ class ModelShapes:
 
     def width(self, kind: str) -> int:
         """Number of coordinates at a kind of site."""
-        return self.d_mlp if kind == "mlp_act" else self.d_model
+        inside = {"mlp_act": self.d_mlp, "attn_heads": self.n_heads * self.head_dim}
+        return inside.get(kind, self.d_model)
 
     @property
     def n_block_parameters(self) -> int:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from mechstudy.core.errors import MechstudyError, nearest
 
-SiteKind = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_in", "mlp_act", "mlp_out"]
+SiteKind = Literal["resid_pre", "resid_mid", "resid_post", "attn_heads", "attn_out", "mlp_in", "mlp_act", "mlp_out"]
 SITES: tuple[str, ...] = get_args(SiteKind)
 
 
@@ -18,7 +18,9 @@ class Site:
     """One activation site: a kind at a layer; prints as ``mlp_out.12``.
 
     ``mlp_in`` is the normed input of the MLP; ``attn_out`` and ``mlp_out`` are what is added to the residual stream,
-    after any post-norm (Gemma); ``mlp_act`` is the input of the down projection.
+    after any post-norm (Gemma); ``mlp_act`` is the input of the down projection. ``attn_heads`` is the input of
+    attention's output projection, what the heads make of the values, side by side: head ``h`` has the coordinates
+    ``h * head_dim`` to ``(h + 1) * head_dim`` (TransformerLens: ``hook_z``).
     """
 
     kind: str

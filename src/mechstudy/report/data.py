@@ -191,8 +191,9 @@ class ReportData:
         units = (*self.graphs.values(), self.features, *self.interventions.values())
         if any(unit.record or unit.folder for unit in units) or not {"behaviours", "dictionaries"} <= self.study.keys():
             return None
-        architecture = self.study["dictionaries"].get("architecture") or {}
-        return no_graphs(len(self.study["behaviours"]), str(architecture.get("kind")))
+        d, basis = self.study["dictionaries"], (self.study.get("attribution") or {}).get("basis")
+        kind = str((d.get("architecture") or {}).get("kind"))
+        return no_graphs(len(self.study["behaviours"]), basis, kind, str(d.get("site")))
 
     def unfinished(self) -> list[UnitFiles]:
         """Units that failed or wait, without those that a gate stopped."""

@@ -1,6 +1,7 @@
 from .association import slopes as slopes
 from .association import spearman as spearman
 from .bootstrap import Estimate as Estimate
+from .bootstrap import bootstrap_of_sums as bootstrap_of_sums
 from .bootstrap import cluster_bootstrap as cluster_bootstrap
 from .bootstrap import cluster_share as cluster_share
 from .bootstrap import ratio as ratio

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from mechstudy.statistics.clusters import ALL_EQUAL, BLOCK, ONE_GROUP, cluster_sums
+from mechstudy.statistics.clusters import ALL_EQUAL, BLOCK, ONE_GROUP, Array, cluster_sums
 
 _ZERO_SHARE = 0.05  # a mean below this share of the mean size is about 0
 _ROUNDING = 1e-12  # of the value: resampled means closer than this are equal
@@ -62,21 +62,64 @@ def cluster_bootstrap(
     value = ratio(x, w)
     if value is None or n < 2:
         return Estimate(value, None, len(x), n, None if value is None else ONE_GROUP)
-    means = np.empty(n_resamples)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = np.divide(*_resampled([top, bottom], rng, n_resamples))
+    return _with_interval(value, means, len(x), n, level)
+
+
+def bootstrap_of_sums(
+    statistic: Callable[[Array], Array],
+    columns: Sequence[ArrayLike],
+    clusters: Sequence[str],
+    rng: np.random.Generator,
+    *,
+    n_resamples: int = 2000,
+    level: float = 0.95,
+) -> Estimate:
+    """A function of sums over rows with a confidence interval, as `cluster_bootstrap` has it.
+
+    Args:
+        statistic: from sums [columns, resamples] to its value in each resample; not finite where it is undefined.
+        columns: numbers of the same rows.
+        clusters: of the rows.
+        rng: draws clusters.
+        n_resamples: how often.
+        level: of the interval.
+    """
+    sums = [cluster_sums(np.asarray(column, dtype=np.float64), clusters) for column in columns]
+    n_rows, n = len(clusters), len(sums[0])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(statistic(np.array([[column.sum()] for column in sums]))[0])
+        if not np.isfinite(value):
+            return Estimate(None, None, n_rows, n)
+        if n < 2:
+            return Estimate(value, None, n_rows, n, ONE_GROUP)
+        values = statistic(_resampled(sums, rng, n_resamples))
+    return _with_interval(value, values, n_rows, n, level)
+
+
+def _resampled(columns: Sequence[Array], rng: np.random.Generator, n_resamples: int) -> Array:
+    """Sums of each column over clusters drawn with replacement, [columns, resamples]."""
+    n = len(columns[0])
+    sums = np.empty((len(columns), n_resamples))
     step = max(1, BLOCK // n)
     for start in range(0, n_resamples, step):
         rows = min(step, n_resamples - start)
         drawn = rng.integers(0, n, (rows, n))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            means[start : start + rows] = top[drawn].sum(1) / bottom[drawn].sum(1)
-    means = means[np.isfinite(means)]
-    if not len(means):
-        return Estimate(value, None, len(x), n)
+        for row, column in zip(sums, columns, strict=True):
+            row[start : start + rows] = column[drawn].sum(1)
+    return sums
+
+
+def _with_interval(value: float, resampled: Array, n_rows: int, n: int, level: float) -> Estimate:
+    values = resampled[np.isfinite(resampled)]
+    if not len(values):
+        return Estimate(value, None, n_rows, n)
     tail = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf((1 - level) / 2, n - 1))
-    low, high = np.quantile(means, [tail, 1 - tail])
-    if means.max() - means.min() <= _ROUNDING * np.abs(means).max():
-        return Estimate(value, None, len(x), n, ALL_EQUAL)
-    return Estimate(value, (float(low), float(high)), len(x), n)
+    low, high = np.quantile(values, [tail, 1 - tail])
+    if values.max() - values.min() <= _ROUNDING * np.abs(values).max():
+        return Estimate(value, None, n_rows, n, ALL_EQUAL)
+    return Estimate(value, (float(low), float(high)), n_rows, n)
 
 
 def cluster_share(

@@ -325,7 +325,7 @@ class StorageConfig(Config):
 class Study(Config):
     """A whole study. Every seed in it derives from ``seed``.
 
-    Without behaviours (``behaviours: []``), or with SAEs, it has no graphs: `no_graphs`.
+    Without behaviours (``behaviours: []``) it has no graphs: `no_graphs`.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
@@ -361,6 +361,16 @@ class Study(Config):
         return self
 
     @model_validator(mode="after")
+    def _neurons_or_dictionaries(self) -> Study:
+        if self.attribution.basis == "neurons" and self.dictionaries.published is not None:
+            raise MechstudyError(
+                "dictionaries are named, and the nodes of graphs are to be neurons",
+                where="attribution.basis",
+                fix="basis: dictionaries, or mixed; or no dictionaries.from",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _ranked_by_what_graphs_have(self) -> Study:
         rank_by, replace_by = self.interventions.rank_by, self.attribution.contrast.replace_by
         if rank_by in ("mean", "zero") and replace_by not in ("auto", rank_by):
@@ -380,7 +390,8 @@ class Study(Config):
     @property
     def no_graphs(self) -> str | None:
         """Why the study has no graphs, and so no feature pages or interventions; None where it has."""
-        return no_graphs(len(self.behaviours), self.dictionaries.architecture.kind)
+        d = self.dictionaries
+        return no_graphs(len(self.behaviours), self.attribution.basis, d.architecture.kind, d.site)
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> tuple[Study, Lines]:

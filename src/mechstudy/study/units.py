@@ -47,8 +47,14 @@ class StudyPlan:
         self.fingerprint, self.sha256 = fingerprint, sha256
         d = study.dictionaries
         self.published = () if d.published is None else published_dictionaries(d, shapes, base)
+        basis = study.attribution.basis
         self.costs = Costs(study, shapes, outlines, self.published)
-        self.layers = layers_of(study.dictionaries.layers, shapes.n_layers, "dictionaries.layers")
+        layers = layers_of(d.layers, shapes.n_layers, "dictionaries.layers")
+        self.layers: tuple[int, ...] = () if basis == "neurons" else layers
+        """Layers that have a dictionary."""
+        free = range(shapes.n_layers) if basis in ("neurons", "mixed") and not shapes.n_idle_parameters else ()
+        self.neuron_layers = tuple(layer for layer in free if layer not in self.layers)
+        """Layers whose neurons are nodes of graphs."""
         self.units: list[Unit] = []
 
     @property

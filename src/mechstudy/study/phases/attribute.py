@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mechstudy import circuits
+from mechstudy import dictionaries as dictionaries_room
 from mechstudy.behaviours.metrics import DIFFERENCE, metric_name
 from mechstudy.behaviours.sampling import sample
 from mechstudy.behaviours.schema import PromptPair
@@ -28,6 +29,10 @@ from mechstudy.study.phases.train import DictionaryArtifact, load_all
 from mechstudy.study.study import BehaviourConfig
 from mechstudy.study.unit import Unit
 from mechstudy.study.units import StudyPlan
+
+if TYPE_CHECKING:  # plans are made without torch
+    from mechstudy.dictionaries.neurons import Basis
+    from mechstudy.models.language_model import LanguageModel
 
 
 class AttributeSpec(Spec, AttributionConfig):
@@ -60,6 +65,18 @@ class GraphsArtifact(Output):
         """``aggregate.json``: the behaviour's graph over all prompts."""
         aggregate: dict[str, Any] = self.read_json("aggregate.json")
         return aggregate
+
+
+def bases_of_graphs(
+    dictionaries: Mapping[int, DictionaryArtifact],
+    aggregates: Iterable[Mapping[str, Any]],
+    runtime: Runtime,
+    model: LanguageModel,
+) -> dict[int, Basis]:
+    """The bases of finished graphs by layer: the dictionaries, and neurons where graphs have them."""
+    layers = sorted({layer for aggregate in aggregates for layer in aggregate.get("neuron_layers", ())})
+    loaded: Mapping[int, Basis] = load_all(dictionaries, runtime, model)
+    return dictionaries_room.with_neurons(model, loaded, layers)
 
 
 class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
@@ -118,6 +135,7 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
             max_features=a.max_features,
             tokens=TYPICAL_PROMPT,
             n_written=max(1, -(-sum(one.n_written for one in plan.published) // max(1, len(plan.published)))),
+            neurons=a.max_neurons if plan.neuron_layers else 0,
         )
         passes = 4 + (0 if a.contrast.method == "first_order" else 3 * a.contrast.steps)  # a backward pass counts 2
         forward = costs.forward(n * TYPICAL_PROMPT * passes, x.n_layers, "float32", batches=4 * n, logits=2 * n)
@@ -142,6 +160,7 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
         behaviour = inputs.prompts.behaviour
         pairs = spec.prompts(inputs.prompts.pairs("train"))
         done = [read_json(_record(out, behaviour, number)) for number in range(len(pairs))]
+        model = inputs.model.load(runtime, exact=True)
         out.write_json("graphs/graph-metadata.json", {"graphs": [item["metadata"] for item in done]})
         out.write_json("scores.json", circuits.scores_of([item["score"] for item in done]))
         aggregate = circuits.aggregate_of(
@@ -150,7 +169,8 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
             behaviour=behaviour,
             positions=[*positions_in_order(pairs), *([circuits.ANSWER] if _continued(spec, pairs) else [])],
             layers=inputs.dictionaries,
-            n_layers=inputs.model.load(runtime, exact=True).n_layers,
+            neuron_layers=circuits.neuron_layers(_bases(spec, inputs, model, runtime)),
+            n_layers=model.n_layers,
             contrast=read_json(about) if (about := _contrast(out)).exists() else None,
         )
         if (metric := metric_name(pairs)) != DIFFERENCE and spec.target == "logit_difference":
@@ -162,7 +182,7 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
         """Writes the graphs of this process' prompts, and a record of each for the process that assembles them."""
         behaviour = inputs.prompts.behaviour
         model = inputs.model.load(runtime, exact=True)
-        dictionaries = load_all(inputs.dictionaries, runtime, model)
+        bases = _bases(spec, inputs, model, runtime)
         train = inputs.prompts.pairs("train")
         mine = runtime.group.mine(list(enumerate(spec.prompts(train))))
         checkpointing = runtime.options.checkpointing
@@ -171,7 +191,7 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
         if left and spec.target == "logit_difference":
             replacements = circuits.replacements_of(
                 model,
-                circuits.nodes_of(model, dictionaries),
+                circuits.nodes_of(model, bases),
                 spec.prompts(train),
                 train,
                 spec.contrast,
@@ -185,7 +205,7 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
                 begun, slug = time.monotonic(), _slug(behaviour, number)
                 graph = circuits.explain_prompt(
                     model,
-                    dictionaries,
+                    bases,
                     pair,
                     slug,
                     spec,
@@ -198,6 +218,10 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
                 record = {"score": graph.score, "metadata": graph.metadata, "record": graph.record, "seconds": seconds}
                 write_json_atomic(_record(out, behaviour, number), record, indent=None)
                 bar.advance(1, features=graph.score["n_features_active"])
+
+
+def _bases(spec: AttributeSpec, inputs: AttributeInputs, model: LanguageModel, runtime: Runtime) -> Mapping[int, Basis]:
+    return circuits.chosen_bases(model, load_all(inputs.dictionaries, runtime, model), spec.basis)
 
 
 def _continued(spec: AttributeSpec, pairs: Sequence[PromptPair]) -> bool:

@@ -11,11 +11,11 @@ from mechstudy.core.work import Estimate, Work
 from mechstudy.machine.runtime import Runtime
 from mechstudy.monitoring.expected_usage import PhaseProfile
 from mechstudy.store.artifact_writer import ArtifactWriter
-from mechstudy.study.phases.attribute import AttributePhase, GraphsArtifact
+from mechstudy.study.phases.attribute import AttributePhase, GraphsArtifact, bases_of_graphs
 from mechstudy.study.phases.base import Phase
 from mechstudy.study.phases.corpus import CorpusArtifact, CorpusPhase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
-from mechstudy.study.phases.train import DictionaryArtifact, load_all
+from mechstudy.study.phases.train import DictionaryArtifact
 from mechstudy.study.study import FeaturesConfig
 from mechstudy.study.unit import Unit
 from mechstudy.study.units import StudyPlan
@@ -65,7 +65,7 @@ class FeaturesPhase(Phase[FeaturesSpec, FeaturesInputs]):
     def estimate(self, plan: StudyPlan) -> Estimate:
         """A search of the corpus, and the documents of the examples once more."""
         f, c, d = plan.study.features, plan.study.corpus, plan.study.dictionaries
-        x, costs, layers = plan.shapes, plan.costs, plan.layers
+        x, costs, layers = plan.shapes, plan.costs, (*plan.layers, *plan.neuron_layers)
         tokens = min(f.documents, c.train_rows) * c.context
         cost = costs.dictionary()
         pages = f.per_behaviour * len(plan.study.behaviours)
@@ -100,7 +100,7 @@ class FeaturesPhase(Phase[FeaturesSpec, FeaturesInputs]):
         model = inputs.model.load(runtime, spec.model_dtype)
         pages = features.feature_pages(
             model,
-            load_all(inputs.dictionaries, runtime, model),
+            bases_of_graphs(inputs.dictionaries, aggregates.values(), runtime, model),
             in_graphs,
             rows,
             n_examples=spec.examples,

@@ -16,12 +16,12 @@ from mechstudy.machine.runtime import Runtime
 from mechstudy.monitoring.expected_usage import PhaseProfile
 from mechstudy.store.artifact_writer import ArtifactWriter
 from mechstudy.study.costs import LENGTHS, TYPICAL_POSITIONS, TYPICAL_PROMPT
-from mechstudy.study.phases.attribute import AttributePhase, GraphsArtifact
+from mechstudy.study.phases.attribute import AttributePhase, GraphsArtifact, bases_of_graphs
 from mechstudy.study.phases.base import Command, Phase, Spec, count
 from mechstudy.study.phases.baseline import BaselinePhase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.phases.prompts import PromptsArtifact, PromptsPhase
-from mechstudy.study.phases.train import DictionaryArtifact, load_all
+from mechstudy.study.phases.train import DictionaryArtifact
 from mechstudy.study.study import BehaviourConfig
 from mechstudy.study.unit import Unit
 from mechstudy.study.units import StudyPlan
@@ -125,9 +125,9 @@ class IntervenePhase(Phase[InterveneSpec, InterveneInputs]):
         on the prompts of their graphs.
         """
         model = inputs.model.load(runtime, exact=True)
-        dictionaries = load_all(inputs.dictionaries, runtime, model)
         train, test = (inputs.prompts.pairs(split) for split in ("train", "test"))
         aggregate = inputs.graphs.aggregate()
+        dictionaries = bases_of_graphs(inputs.dictionaries, [aggregate], runtime, model)
         nodes = [node for node in aggregate["nodes"] if node["type"] == "feature"]
         groups = interventions.feature_groups(
             interventions.recurring_features(nodes, spec),

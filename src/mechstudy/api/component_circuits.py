@@ -1,0 +1,133 @@
+"""Component circuits: effects of heads and MLPs, and what the strongest of them do alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from mechstudy.behaviours.prompts import checked_pairs
+from mechstudy.behaviours.schema import PromptPair
+from mechstudy.circuits.components import Components
+from mechstudy.circuits.donors import DonorSource, Replacement
+from mechstudy.circuits.effects_table import EffectsTable
+from mechstudy.circuits.named_positions import ALL, NamedPositions
+from mechstudy.circuits.node_attribution import predict_effects
+from mechstudy.core.errors import MechstudyError
+from mechstudy.interventions.faithfulness import FaithfulnessCurve, faithfulness_curve
+from mechstudy.interventions.node_patching import measure_effects
+from mechstudy.models.language_model import LanguageModel
+
+
+def components(
+    model: LanguageModel,
+    pairs: Iterable[PromptPair],
+    *,
+    method: str = "eap_ig_inputs",
+    replace_by: Replacement = "corrupted",
+    positions: str = "named",
+    heads: bool = True,
+    mlps: bool = True,
+    discovery: Sequence[PromptPair] = (),
+    steps: int = 5,
+    seed: int = 0,
+    batch_tokens: int = 4096,
+) -> EffectsTable:
+    """Effects of replacing each attention head and MLP on the answers' contrast.
+
+        effects = ms.components(model, pairs)  # pairs of ms.load_prompts
+        effects.top(10)  # head.23.3@last, mlp.12@last, ...
+
+    Args:
+        model: the model.
+        pairs: prompt pairs.
+        method: ``eap``, ``eap_ig_inputs``, ``eap_ig_activations`` or ``relp``, which predict effects by gradients
+            (`circuits.predict_effects`), or ``patching``, which measures each.
+        replace_by: ``corrupted``, ``mean``, ``resample`` or ``zero`` (`circuits.DonorSource`).
+        positions: components at each ``named`` position and at ``other`` ones, or at ``all`` as wholes.
+        heads: whether heads are nodes.
+        mlps: whether MLPs are nodes.
+        discovery: prompts that give means and resamples; by default ``pairs``.
+        steps: points of an integrated gradient's path.
+        seed: of resamples.
+        batch_tokens: tokens run at a time.
+
+    Raises:
+        MechstudyError: no prompts, an unknown method, kind of replacement or kind of positions, or prompts that lack
+            what they need.
+    """
+    pairs = checked_pairs(pairs)
+    if positions not in ("named", ALL):
+        raise MechstudyError(f"components cannot be at {positions!r} positions", facts={"positions": "named, all"})
+    names = NamedPositions.whole() if positions == ALL else NamedPositions.of([*pairs, *discovery])
+    nodes = Components(model, names, heads=heads, mlps=mlps)
+    if method == "patching":
+        return measure_effects(
+            model, nodes, pairs, replace_by=replace_by, discovery=discovery, seed=seed, batch_tokens=batch_tokens
+        )
+    return predict_effects(
+        model,
+        nodes,
+        pairs,
+        method=method,
+        replace_by=replace_by,
+        discovery=discovery,
+        steps=steps,
+        seed=seed,
+        batch_tokens=batch_tokens,
+    )
+
+
+def keep_only(
+    model: LanguageModel,
+    pairs: Iterable[PromptPair],
+    effects: EffectsTable,
+    *,
+    by: str = "magnitude",
+    replace_by: Replacement | None = None,
+    discovery: Sequence[PromptPair] = (),
+    sizes: Sequence[int] = (5, 10, 20),
+    n_resamples: int = 2000,
+    seed: int = 0,
+    batch_tokens: int = 4096,
+) -> FaithfulnessCurve:
+    """How much of a behaviour the k strongest components carry when every other one is replaced.
+
+        curve = ms.keep_only(model, test_pairs, ms.components(model, train_pairs))
+        curve.frame, curve.cmd
+
+    Args:
+        model: the model.
+        pairs: prompts, others than those that the effects are of.
+        effects: of `components`; its nodes are the universe.
+        by: nodes are ranked by ``magnitude`` of the effect, or by ``support`` (`circuits.ranked`).
+        replace_by: what the others are replaced by; by default what the effects are about.
+        discovery: prompts that give means and resamples; by default ``pairs``.
+        sizes: k, besides MIB's ten fractions of the nodes.
+        n_resamples: of the bootstrap over prompts.
+        seed: of resamples and the bootstrap.
+        batch_tokens: tokens run at a time.
+
+    Raises:
+        MechstudyError: as `components`, or prompts with positions that the components do not have.
+    """
+    pairs = checked_pairs(pairs)
+    nodes = Components.of(model, effects.nodes)
+    replacements = DonorSource(
+        model,
+        [nodes],
+        replace_by or effects.replaced_by,
+        nodes.positions,
+        discovery or pairs,
+        seed=seed,
+        batch_tokens=batch_tokens,
+    )
+    return faithfulness_curve(
+        model,
+        pairs,
+        nodes,
+        effects.order(by),
+        replacements,
+        sizes=[k for k in sizes if k <= len(nodes.nodes)],
+        n_resamples=n_resamples,
+        seed=seed,
+        batch_tokens=batch_tokens,
+    )

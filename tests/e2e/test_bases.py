@@ -1,0 +1,57 @@
+"""Whole studies whose graphs have other nodes than transcoders' features: prompts to report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import mechstudy as ms
+from tests.support.tiny_study import write_study
+
+pytestmark = pytest.mark.slow
+
+SAE = {"kind": "sae", "activation": "batchtopk", "d_sae": 32, "k": 4}
+
+
+def run_study(folder: Path, **changes: dict) -> ms.Run:
+    file = write_study(folder, n_prompts=4, tokens=2048)
+    config = yaml.safe_load(file.read_text())
+    for section, values in changes.items():
+        config[section] = config.get(section, {}) | values
+    file.write_text(yaml.safe_dump(config))
+    return ms.Study.load(file, out=folder / "run", say=lambda _: None).run()
+
+
+def nodes_of(run: ms.Run) -> dict[int, int]:
+    """How many feature nodes the behaviour's graph has in each layer."""
+    nodes = run.graphs["mine"].nodes.filter(kind="feature")
+    return dict(nodes["layer"].value_counts().iter_rows())
+
+
+@pytest.mark.parametrize("site", ["resid_post", "mlp_out", "attn_out"])
+def test_a_study_of_saes_runs_to_the_report(tmp_path, site):
+    run = run_study(tmp_path, dictionaries={"site": site, "layers": [0, 2], "architecture": SAE})
+    graph = run.graphs["mine"]
+    assert set(nodes_of(run)) == {0, 2} and graph.scores()["conservation_residual_max"] < 1e-4
+    assert len(run.effects) and (run.path / "report" / "index.html").exists()
+
+
+def test_neurons_need_no_dictionaries(tmp_path):
+    run = run_study(tmp_path, attribution={"basis": "neurons", "max_neurons": 200})
+    assert set(nodes_of(run)) == {0, 1, 2}
+    assert run.graphs["mine"].scores()["conservation_residual_max"] < 1e-4
+    phases = {folder.name for folder in (run.path / "artifacts").iterdir()}
+    assert "train" not in phases and {"attribute", "features", "intervene", "report"} <= phases
+    edges = json.loads(next((run.path / "artifacts" / "intervene").glob("*/summary.json")).read_text())["edges"]
+    assert edges["n"] > 5 and edges["max_relative_error_frozen"] < 1e-3
+
+
+def test_neurons_stand_in_where_there_is_no_dictionary(tmp_path):
+    run = run_study(tmp_path, attribution={"basis": "mixed"})
+    pages = json.loads(next((run.path / "artifacts" / "features").glob("*/features.json")).read_text())["features"]
+    kinds = {page["layer"]: page["kind"] for page in pages}
+    assert kinds[2] == "neurons" and kinds[0] == "skip_transcoder"
+    assert set(nodes_of(run)) == {0, 1, 2}

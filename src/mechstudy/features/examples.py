@@ -22,9 +22,9 @@ from mechstudy.models.sites import Site
 class FeatureStatistics:
     """Statistics of one layer's chosen features over a corpus. n features, E examples.
 
-    ``frequency_n``: share of rows where the feature is active; ``mean_n``: mean over those rows; ``top_value_nE`` and
-    ``top_place_nE`` (document x context + position, -1 if there is none): at most one example per document, strongest
-    first.
+    ``frequency_n``: share of rows where the feature is above zero; ``mean_n``: the sum over rows divided by the number
+    of these; ``top_value_nE`` and ``top_place_nE`` (document x context + position, -1 if there is none): at most one example per
+    document, strongest first. Neurons are below zero too: the strongest are those of the largest magnitude.
     """
 
     features: tuple[int, ...]
@@ -38,6 +38,7 @@ class FeatureStatistics:
 class _Collector:
     def __init__(self, dictionary: Basis, features: Sequence[int], n_examples: int) -> None:
         self.dictionary, self.features, self.n_examples = dictionary, tuple(features), n_examples
+        self.signed = isinstance(dictionary, Neurons)
         n = len(self.features)
         self.count = torch.zeros(n)
         self.total = torch.zeros(n, dtype=torch.float64)
@@ -52,7 +53,7 @@ class _Collector:
         self.count += fires.sum((0, 1)).cpu()
         self.total += acts_BTn.sum((0, 1), dtype=torch.float64).cpu()
         self.rows += acts_BTn.shape[0] * (acts_BTn.shape[1] - 1)
-        best_Bn, at_Bn = acts_BTn.max(1)
+        best_Bn, at_Bn = (acts_BTn.abs() if self.signed else acts_BTn).max(1)
         documents = torch.arange(len(x_BTD))[:, None] + first_document
         values = torch.cat([self.values, best_Bn.T.cpu().float()], 1)
         places = torch.cat([self.places, (documents * x_BTD.shape[1] + at_Bn.cpu()).T], 1)

@@ -62,8 +62,8 @@ def activation_sizes(discovery: NamedActivations, dictionary: Basis, layer: int,
 
 
 def random_like(
-    direction: Mapping[Site, Float[Tensor, " d"]], generator: torch.Generator
-) -> dict[Site, Float[Tensor, " d"]]:
+    direction: Mapping[Site, Float[Tensor, " _"]], generator: torch.Generator
+) -> dict[Site, Float[Tensor, " _"]]:
     """A random direction with the same norm at every site."""
     result = {}
     for site in sorted(direction):

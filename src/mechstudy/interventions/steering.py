@@ -21,12 +21,12 @@ from mechstudy.models.batches import captured, length_buckets
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
 
-Direction = Mapping[Site, Float[Tensor, " d"]]
+Direction = Mapping[Site, Float[Tensor, " _"]]
 
 
 def feature_direction(
     members: Sequence[FeatureAt], discovery: NamedActivations, bases: Mapping[int, Basis]
-) -> dict[Site, Float[Tensor, " d"]]:
+) -> dict[Site, Float[Tensor, " _"]]:
     """Per site, the sum of mean activation x what each of the group's features writes there (float64)."""
     direction: dict[Site, Tensor] = {}
     for m in members:
@@ -40,7 +40,7 @@ def feature_direction(
 
 def difference_of_means(
     model: LanguageModel, pairs: Sequence[PromptPair], like: Direction, *, batch_tokens: int = 4096
-) -> dict[Site, Float[Tensor, " d"]]:
+) -> dict[Site, Float[Tensor, " _"]]:
     """Mean of clean minus corrupted at the last position of the same sites, with the norms of ``like``."""
     sites = sorted(like)
     total = {site: torch.zeros(model.width(site), dtype=torch.float64) for site in sites}

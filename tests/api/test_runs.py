@@ -30,7 +30,9 @@ def test_opening_the_folder_gives_what_running_gave(run):
 
 def test_graphs_of_a_behaviour_and_of_its_prompts(run):
     graph = run.graphs["mine"]
-    assert graph.top(3)["live_effect"].is_sorted(descending=True)
+    assert graph.top(3)["contrast_effect"].is_sorted()
+    assert graph.top(3, by="|contrast_effect|")["contrast_effect"].abs().is_sorted(descending=True)
+    assert graph.top(3, by="live_effect")["live_effect"].is_sorted(descending=True)
     assert set(graph.edges["source"]) <= set(graph.nodes["node"])
     assert 0 < graph.scores()["replacement"] < 1
     assert len(graph.prompts) == 5

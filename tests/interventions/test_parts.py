@@ -84,6 +84,19 @@ def test_groups_take_named_features_by_falling_signed_effect():
     assert [(g.rank, g.name) for g in groups] == [(1, "features 1-2"), (2, "features 3-4")]
 
 
+def test_groups_by_contrast_take_supporters_first_or_the_largest():
+    effects = (-3.0, 5.0, -1.0, 0.5)
+    nodes = [node(1, i, "last", 0.0) | {"contrast_effect": effect} for i, effect in enumerate(effects)]
+
+    def first(by):
+        return [m.feature for m in feature_groups(nodes, n_groups=1, group_size=2, by=by)[0].members]
+
+    assert first("effect") == [0, 2]
+    assert first("|effect|") == [1, 0]
+    with pytest.raises(MechstudyError, match="carry no contrast_effect"):
+        feature_groups([node(1, 0, "last", 1.0)], n_groups=1, group_size=1)
+
+
 def test_unnamed_positions_join_where_the_named_would_not_fill_a_group():
     nodes = [node(1, 0, "last", 1.0), node(1, 9, "other", 50.0)]
     [group] = feature_groups(nodes, n_groups=3, group_size=4, rank_by="total_effect")

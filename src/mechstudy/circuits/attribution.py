@@ -74,7 +74,7 @@ def attribute(
         targets, nodes, weights = explained_targets(model, prompt, explained)
     else:
         targets, nodes, weights = top_logit_targets(model, prompt, config.logit_probability, config.max_logits)
-    prompt = choose_neurons(prompt, targets, weights, config.max_neurons)
+    prompt = choose_neurons(prompt, targets, weights, config.n_neurons)
     rows = _Rows(prompt, targets, weights, config.max_features, progress or NullProgress())
     while rows.room > 0 and len(chosen := rows.most_influential(batch_rows)):
         rows.add(chosen)

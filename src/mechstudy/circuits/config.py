@@ -42,7 +42,8 @@ class AttributionConfig(Config):
     ``basis``: what the nodes are. ``dictionaries`` are those of the study; ``neurons`` are the neurons of every layer's
     MLP, and need no dictionary; ``mixed`` are dictionaries where there are some, and neurons in the other layers. The
     default is ``dictionaries``, and ``neurons`` in a study without them. ``max_neurons`` bounds how many neurons
-    of one prompt are nodes, chosen by their effects through the linear model; the others together are errors.
+    of one prompt are nodes (by default ``max_features``), chosen by their effects through the linear model; the others
+    together are errors.
     ``elsewhere``: what the MLP of a layer without nodes is: ``errors``, one node per position, or ``linear``, the
     linear map that it is at the prompt, through which effects pass; the default is errors with transcoders, linear with
     SAEs.
@@ -57,11 +58,16 @@ class AttributionConfig(Config):
     max_logits: int = Field(10, ge=1)
     logit_probability: float = Field(0.95, gt=0, le=1)
     basis: BasisKind | None = None
-    max_neurons: int = Field(20_000, ge=1)
+    max_neurons: int | None = Field(None, ge=1)
     elsewhere: Literal["errors", "linear"] | None = None
     aggregate_nodes: int = Field(300, ge=1)
     aggregate_min_prompts: int = Field(2, ge=1)
     contrast: ContrastConfig = ContrastConfig()
+
+    @property
+    def n_neurons(self) -> int:
+        """How many neurons of a prompt are nodes at most."""
+        return self.max_neurons or self.max_features
 
     def elsewhere_of(self, has_saes: bool) -> Literal["errors", "linear"]:
         """What MLPs of layers without nodes are, with SAEs among the bases or without."""

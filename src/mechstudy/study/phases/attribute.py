@@ -135,7 +135,7 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
             max_features=a.max_features,
             tokens=TYPICAL_PROMPT,
             n_written=max(1, -(-sum(one.n_written for one in plan.published) // max(1, len(plan.published)))),
-            neurons=a.max_neurons if plan.neuron_layers else 0,
+            neurons=a.n_neurons if plan.neuron_layers else 0,
         )
         passes = 4 + (0 if a.contrast.method == "first_order" else 3 * a.contrast.steps)  # a backward pass counts 2
         forward = costs.forward(n * TYPICAL_PROMPT * passes, x.n_layers, "float32", batches=4 * n, logits=2 * n)

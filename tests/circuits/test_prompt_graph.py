@@ -8,6 +8,7 @@ from mechstudy.circuits.aggregate import prompt_record, scores_of
 from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.graph import prune
+from mechstudy.circuits.head_flow import head_flow
 from mechstudy.circuits.live import live_effects
 from mechstudy.circuits.prompt_graph import explain_prompt
 from mechstudy.circuits.targets import AnswerContrast
@@ -34,7 +35,9 @@ def test_a_prompts_graph_is_that_of_its_clean_tokens_and_answers(world):
     graph = attribute(model, dictionaries, torch.tensor(prompt.clean_tokens), CONFIG, answer=answer, wrong_answer=wrong)
     pruned = prune(graph, CONFIG.node_threshold, CONFIG.edge_threshold)
     live = live_effects(model, dictionaries, graph, AnswerContrast(Contrast((answer,), (wrong,))))
-    assert explained.record == prompt_record(prompt.id, graph, pruned, prompt.positions, live)
+    assert explained.record == prompt_record(
+        prompt.id, graph, pruned, prompt.positions, live, flow=head_flow(graph, pruned)
+    )
     assert explained.score["n_nodes_pruned"] == pruned.n_nodes and explained.score["n_features_expanded"] == 40
     assert explained.score["replacement"] == graph.scores().replacement
     extra = explained.json["metadata"]["mechstudy"]

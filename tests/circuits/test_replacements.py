@@ -7,7 +7,7 @@ import pytest
 
 from mechstudy.circuits.aggregate import aggregate, node_id, position_names
 from mechstudy.circuits.config import AttributionConfig, ContrastConfig
-from mechstudy.circuits.node_values import transcoder_nodes
+from mechstudy.circuits.node_values import nodes_of
 from mechstudy.circuits.prompt_graph import explain_prompt
 from mechstudy.circuits.question import Question
 from mechstudy.circuits.replacements import replacements_of
@@ -24,7 +24,7 @@ ALONE = [pair.model_copy(update={"corrupted": "", "corrupted_tokens": ()}) for p
 def world():
     model = tiny_model()
     dicts = transcoders(model)
-    return model, dicts, transcoder_nodes(model, dicts)
+    return model, dicts, nodes_of(model, dicts)
 
 
 def of(world, some=SOME, **config):

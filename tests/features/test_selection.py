@@ -36,3 +36,9 @@ def test_positions_of_a_feature_are_summed():
 def test_a_feature_of_two_behaviours_has_an_entry_for_each():
     chosen = features_in_graphs({"a": GRAPH, "b": {"nodes": [node(2, 8, "last", 1.0, 1.0)]}}, 2)
     assert set(chosen[2, 8]) == {"a", "b"} and set(chosen[1, 7]) == {"a"}
+
+
+def test_features_of_large_effects_of_replacement_are_described_too():
+    nodes = [node(1, i, "last", 1.0 / (i + 1), 0.0) | {"contrast_effect": 0.0} for i in range(3)]
+    nodes.append(node(2, 7, "last", 0.0, 0.0) | {"contrast_effect": -5.0})
+    assert set(features_in_graphs({"b": {"nodes": nodes}}, 2)) == {(1, 0), (2, 7)}

@@ -41,8 +41,9 @@ def test_the_backward_pass_is_the_transpose_of_the_forward_pass(family):
     g = torch.randn(3, *x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(0))
     change = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
     moved = mlp.forward(x + change) - mlp.forward(x)
+    assert torch.allclose(mlp.linear(change), moved, atol=1e-12)
     assert torch.allclose((mlp.backward(g) * change).sum((1, 2)), (g * moved).sum((1, 2)), rtol=1e-10)
-    cut = mlp.until(4)
+    cut = mlp.at(slice(4))
     assert torch.allclose(cut.backward(g[:, :4]), mlp.backward(g)[:, :4], atol=1e-14)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.graph import Graph, Pruned
+from mechstudy.circuits.head_flow import HeadFlow
 from mechstudy.circuits.node_effects import NodeEffects
 
 OTHER = "other"
@@ -23,6 +24,8 @@ ANSWER = "answer tokens"  # the tokens of a whole answer that are read after the
 _MEANS = ("replacement", "completeness", "replacement_pruned", "completeness_pruned")
 _NOTHING = {"influence": 0.0, "total_effect": 0.0, "live_effect": 0.0, "activation": 0.0, "kept": False}
 _CONTRASTED = 20_000  # features of a prompt whose effects of replacement are kept: all, but where neurons are nodes
+_HEADS = 50
+_FELT = 0.01  # influence from which a prompt counts as one whose graph runs through a head
 _LEAST = 1e-3  # of a prompt's largest effect: what inactive features need to be nodes
 _EFFECTS = ("total_effect", "live_effect", "contrast_effect")
 _INSTANCES = 200  # strongest edges that carry their per-prompt weights, for the causal checks
@@ -59,6 +62,7 @@ def prompt_record(
     live_S: Tensor | None = None,
     n_prompt: int | None = None,
     effects: NodeEffects | None = None,
+    flow: HeadFlow | None = None,
 ) -> dict[str, Any]:
     """One prompt's part of the aggregate: JSON of its nodes and of its pruned graph's edges.
 
@@ -68,6 +72,7 @@ def prompt_record(
     Args:
         live_S: `live.live_effects` of the feature columns.
         n_prompt: the tokens of the prompt, if an answer's follow.
+        flow: the heads that the graph's edges run through.
         effects: of replacing nodes. They add features that are not active on the prompt and whose replacement counts;
             ``active`` marks those that are, or are on the corrupted prompt.
     """
@@ -104,7 +109,16 @@ def prompt_record(
         "prompt_id": prompt_id,
         "nodes": nodes,
         "edges": [{"source": s, "target": t, "weight": w} for (s, t), w in edges.items()],
+        "heads": _named_heads(flow, names),
     }
+
+
+def _named_heads(flow: HeadFlow | None, names: Sequence[str]) -> dict[str, float]:
+    """The influence that passes each head first, by head and name of the query position."""
+    heads: dict[str, float] = defaultdict(float)
+    for (layer, head, query), influence in (flow.heads if flow is not None else {}).items():
+        heads[f"head.{layer}.{head}@{names[query]}"] += influence
+    return dict(heads)
 
 
 def _add_contrast(nodes: dict[str, dict[str, Any]], effects: NodeEffects, names: Sequence[str]) -> None:
@@ -178,7 +192,8 @@ def aggregate(records: Sequence[Mapping[str, Any]], config: AttributionConfig) -
     ``frequency`` is the share of prompts whose pruned graph has the node or edge, ``presence`` the share on which
     a feature is active (on the corrupted prompt too, where that replaces it); ``influence`` and effects are means over
     all prompts (absent counts 0); ``activation`` and an edge's ``weight`` are means over the prompts that have it. The
-    strongest edges between named positions carry ``instances``: [prompt id, weight] of every prompt.
+    strongest edges between named positions carry ``instances``: [prompt id, weight] of every prompt. ``heads`` are
+    those that edges run through (`head_flow`).
     """
     n = len(records)
     by_key: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
@@ -193,7 +208,22 @@ def aggregate(records: Sequence[Mapping[str, Any]], config: AttributionConfig) -
     }  # fmt: skip
     kept = _chosen(nodes.values(), config, n)
     edges = _edges(records, {node["id"] for node in kept}, n)
-    return {"nodes": kept, "edges": edges}
+    return {"nodes": kept, "edges": edges, "heads": _heads(records)}
+
+
+def _heads(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The heads that most influence passes first, at named query positions: means over prompts."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        for head, influence in record.get("heads", {}).items():
+            values[head].append(influence)
+    n = len(records)
+    found: list[dict[str, Any]] = [
+        {"id": head, "influence": sum(of_head) / n, "frequency": sum(v >= _FELT for v in of_head) / n}
+        for head, of_head in values.items()
+        if not head.endswith((f"@{OTHER}", f"@{ANSWER}"))
+    ]
+    return sorted(found, key=lambda head: (-head["influence"], head["id"]))[:_HEADS]
 
 
 def _node(key: str, of_prompts: Sequence[Mapping[str, Any]], n: int) -> dict[str, Any]:

@@ -107,6 +107,7 @@ class _Rows:
         self.pending = torch.ones(index.n_features, dtype=torch.bool)
         self.kept_S = torch.ones(index.n_sources, dtype=torch.bool, device=like.device)
         self.kept_S[index.biases :] = False
+        self.targets: list[Target] = []
         self._append(targets)
 
     @property
@@ -147,6 +148,7 @@ class _Rows:
                 )
 
         oom_backoff(run, min(len(order), _ROWS_AT_ONCE), self.progress, item_tokens=self.prompt.n_positions)
+        self.targets += targets
         there = slice(self.n, self.n + len(targets))
         self.sums_R[there] = row_sums(rows, self.kept_S)
         self.value_R[there] = torch.tensor([t.value for t in targets], dtype=torch.float64)
@@ -174,4 +176,6 @@ class _Rows:
             feature_id_S=gathered("feature_M", torch.long),
             activation_S=gathered("value_M", A.dtype),
             summed=summed,
+            prompt=self.prompt,
+            targets=tuple(self.targets),
         )

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mechstudy.circuits.influence import feature_rows, influence, propagated, row_sums, total_effects
-from mechstudy.circuits.rows import SourceIndex
+from mechstudy.circuits.linear_prompt import LinearisedPrompt
+from mechstudy.circuits.rows import SourceIndex, Target
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Graph:
 
     ``column_R`` is the source column of the feature a row explains, -1 for logits; ``feature_layer_S``,
     ``feature_position_S``, ``feature_id_S`` and ``activation_S`` describe the feature columns. ``summed``: the logit
-    rows add up to one target.
+    rows add up to one target. ``prompt`` and ``targets`` are what the rows were computed from.
     """
 
     tokens: tuple[int, ...]
@@ -79,6 +80,8 @@ class Graph:
     feature_id_S: Tensor
     activation_S: Tensor
     summed: bool = False
+    prompt: LinearisedPrompt | None = None
+    targets: tuple[Target, ...] = ()
 
     # ------------------------------------------------------------------ columns
 

@@ -142,6 +142,18 @@ class PromptFrames(GraphFrames):
         """The target as a sum: features + errors + tokens + biases = total, beside what the model computed."""
         return dict(((self._json.get("metadata") or {}).get("mechstudy") or {}).get("ledger") or {})
 
+    @property
+    def heads(self) -> pl.DataFrame:
+        """Attention heads by the influence that passes each first: head, layer, query (token position), influence.
+
+        The strongest edges are split exactly over the heads they run through; ``scores()`` has the share of all edges'
+        influence that these have.
+        """
+        listed = ((self._json.get("metadata") or {}).get("mechstudy") or {}).get("heads") or []
+        rows = [(f"{layer}.{head}", layer, query, influence) for layer, head, query, influence in listed]
+        schema = {"head": pl.String, "layer": pl.Int64, "query": pl.Int64, "influence": pl.Float64}
+        return pl.DataFrame(rows, schema=schema, orient="row")
+
     def __repr__(self) -> str:
         kinds = dict(self.nodes["kind"].value_counts().iter_rows())
         counts = ", ".join(f"{n} {kind} nodes" for kind, n in sorted(kinds.items()))
@@ -205,6 +217,15 @@ class BehaviourFrames(GraphFrames):
             schema_overrides=_EDGES,
             infer_schema_length=None,
         )
+
+    @property
+    def heads(self) -> pl.DataFrame:
+        """Attention heads at named query positions by the influence that passes each first.
+
+        Columns: id (``head.23.3@last``), influence (mean over prompts), frequency (share of prompts with 1% or more).
+        """
+        schema = {"id": pl.String, "influence": pl.Float64, "frequency": pl.Float64}
+        return pl.DataFrame(list(self._json.get("heads") or []), schema=schema)
 
     def __repr__(self) -> str:
         n_features = len(self.nodes.filter(pl.col("kind") == "feature"))

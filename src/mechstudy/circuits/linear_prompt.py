@@ -28,9 +28,14 @@ class FrozenMlp:
         """Gradient at ``mlp_out`` -> gradient at ``mlp_in``."""
         return self.mlp.backward(g_RTD if self.norm_post is None else self.norm_post.backward(g_RTD))
 
-    def until(self, n: int) -> FrozenMlp:
-        """The first ``n`` positions."""
-        return FrozenMlp(self.mlp.until(n), None if self.norm_post is None else self.norm_post.until(n))
+    def linear(self, x_TD: Tensor) -> Tensor:
+        """`forward` without constants."""
+        y = self.mlp.linear(x_TD)
+        return y if self.norm_post is None else self.norm_post.linear(y)
+
+    def at(self, where: Tensor | slice) -> FrozenMlp:
+        """It at some positions."""
+        return FrozenMlp(self.mlp.at(where), None if self.norm_post is None else self.norm_post.at(where))
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,11 @@ class Skip:
         """Gradient at ``mlp_out`` -> gradient at ``mlp_in``."""
         return (g_RTD * self.valid_T[:, None]) @ self.matrix_DD
 
-    def until(self, n: int) -> Skip:
-        """The first ``n`` positions."""
-        return Skip(self.matrix_DD, self.valid_T[:n])
+    linear = forward
+
+    def at(self, where: Tensor | slice) -> Skip:
+        """It at some positions."""
+        return Skip(self.matrix_DD, self.valid_T[where])
 
 
 @dataclass(frozen=True)
@@ -121,8 +128,8 @@ class LinearLayer:
             read_TD=cut(self.read_TD),
             error_TD=cut(self.error_TD),
             bias_TD=cut(self.bias_TD),
-            skip=None if self.skip is None else self.skip.until(n),
-            mlp=None if self.mlp is None else self.mlp.until(n),
+            skip=None if self.skip is None else self.skip.at(slice(n)),
+            mlp=None if self.mlp is None else self.mlp.at(slice(n)),
             mlp_bias_TD=cut(self.mlp_bias_TD),
             below={layer: nodes.until(n) for layer, nodes in self.below.items()},
         )

@@ -16,8 +16,11 @@ from torch import Tensor
 from mechstudy._version import __version__
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.graph import Graph, Ledger, Pruned, Source
+from mechstudy.circuits.head_flow import HeadFlow
 
 _REVERSED = 0  # reverse_ctx_idx: circuit-tracer writes 0 everywhere
+
+_HEADS = 50  # listed
 
 
 def graph_json(
@@ -30,6 +33,7 @@ def graph_json(
     token_strings: Sequence[str],
     config: AttributionConfig,
     extra: Mapping[str, Any],
+    flow: HeadFlow | None = None,
 ) -> dict[str, Any]:
     """The pruned graph as JSON.
 
@@ -37,6 +41,7 @@ def graph_json(
         slug: the graph's name.
         scan: the model's name.
         extra: fields under ``metadata.mechstudy``, beside the ledger.
+        flow: the heads that edges run through; the strongest edges get their parts.
     """
     share_S = _cumulative_shares(graph)
     sources = graph.sources()
@@ -53,6 +58,7 @@ def graph_json(
     nodes += [_bias_node(layer) for layer in dict.fromkeys(layer for layer, _ in biases)]
     links = [
         {"source": ids[column], "target": row_ids[row], "weight": float(graph.A_RS[row, column])}
+        | (flow.edges.get((row, column), {}) if flow is not None else {})
         for row, column in pruned.edges()
     ]
     for layer, row in biases:
@@ -81,7 +87,7 @@ def graph_json(
                 "node_threshold": config.node_threshold,
                 "edge_threshold": config.edge_threshold,
             },
-            "mechstudy": dict(extra) | _ledgers(graph),
+            "mechstudy": dict(extra) | _ledgers(graph) | _heads(flow),
         },
         "qParams": {
             "pinnedIds": [],
@@ -105,6 +111,14 @@ def _cumulative_shares(graph: Graph) -> Tensor:
     shares = torch.empty_like(values)
     shares[order] = values.cumsum(0) / values.sum().clamp_min(1e-30)
     return shares
+
+
+def _heads(flow: HeadFlow | None) -> dict[str, Any]:
+    """The heads by the influence that passes them first: [layer, head, query position, influence]."""
+    if flow is None:
+        return {}
+    ordered = sorted(flow.heads.items(), key=lambda item: -item[1])[:_HEADS]
+    return {"heads": [[*place, influence] for place, influence in ordered], "heads_share": flow.share}
 
 
 def _ledgers(graph: Graph) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.bases import chosen_bases
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.graph import Graph, Pruned, prune
+from mechstudy.circuits.head_flow import HeadFlow, head_flow
 from mechstudy.circuits.live import live_effects, site_gradients, sites_written
 from mechstudy.circuits.neuronpedia import graph_json
 from mechstudy.circuits.node_effects import NodeEffects
@@ -68,10 +69,11 @@ def explain_prompt(
     graph, pruned, live_S, effects = _graph(
         model, dictionaries, question, config, replacements, checkpointing, progress
     )
+    flow = head_flow(graph, pruned)
     score = {"slug": slug, "prompt": pair.clean, "prompt_id": pair.id} | graph_score(graph, pruned)
-    json = _json(model, question, slug, graph, pruned, config, {"scores": score})
+    json = _json(model, question, slug, graph, pruned, config, {"scores": score}, flow)
     n_prompt = len(pair.clean_tokens)
-    record = prompt_record(pair.id, graph, pruned, pair.positions, live_S, n_prompt, effects)
+    record = prompt_record(pair.id, graph, pruned, pair.positions, live_S, n_prompt, effects, flow)
     return ExplainedPrompt(json, score, record)
 
 
@@ -102,7 +104,7 @@ def explain_question(
         replacements = Replacements(model, nodes_of(model, dictionaries), "corrupted", steps)
     graph, pruned, live_S, effects = _graph(model, dictionaries, question, config, replacements, "auto", progress)
     extra = {"scores": graph_score(graph, pruned), "feature_effects": _effects(graph, live_S, effects)}
-    json = _json(model, question, "prompt", graph, pruned, config, extra)
+    json = _json(model, question, "prompt", graph, pruned, config, extra, head_flow(graph, pruned))
     kept = pruned.sources_S[: graph.index.n_features].nonzero()[:, 0].tolist()
     strongest = [] if live_S is None else live_S.argsort(descending=True)[:_STRONGEST].tolist()
     return json, _promoted(model, dictionaries, graph, [*kept, *strongest])
@@ -135,6 +137,7 @@ def _json(
     pruned: Pruned,
     config: AttributionConfig,
     extra: Mapping[str, Any],
+    flow: HeadFlow,
 ) -> dict[str, Any]:
     about = {
         "positions": dict(question.positions),
@@ -152,6 +155,7 @@ def _json(
         token_strings=model.token_strings(question.tokens),
         config=config,
         extra={**about, **extra},
+        flow=flow,
     )
 
 

@@ -7,7 +7,7 @@ its inner product with what a source wrote there is that source's contribution.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +70,13 @@ class SourceIndex:
         return self.biases + self.n_layers + 1
 
 
-def direct_effects(prompt: LinearisedPrompt, index: SourceIndex, targets: Sequence[Target]) -> Float[Tensor, "r s"]:
+Watch = Callable[[int, list[int], Tensor], None]
+"""Is shown, of every layer from above: which targets reach it, and their gradients at its ``attn_out``."""
+
+
+def direct_effects(
+    prompt: LinearisedPrompt, index: SourceIndex, targets: Sequence[Target], watch: Watch | None = None
+) -> Float[Tensor, "r s"]:
     """Direct effect of every source on every target; each row adds up to its target's value.
 
     Rows are computed together and independently: neither batch size nor order changes them beyond rounding. Positions
@@ -79,7 +85,8 @@ def direct_effects(prompt: LinearisedPrompt, index: SourceIndex, targets: Sequen
     order = sorted(range(len(targets)), key=lambda i: -targets[i].layer)
     ranked = [targets[i] for i in order]
     cut = prompt.until(1 + max(target.position for target in targets))
-    rows = _Backward(cut, index, ranked).rows()
+    shown = None if watch is None else lambda layer, g_RTD: watch(layer, order[: len(g_RTD)], g_RTD)
+    rows = _Backward(cut, index, ranked, shown).rows()
     out = torch.empty_like(rows)
     out[torch.tensor(order, device=rows.device)] = rows
     return out
@@ -88,8 +95,14 @@ def direct_effects(prompt: LinearisedPrompt, index: SourceIndex, targets: Sequen
 class _Backward:
     """One pass from the output to the tokens, of targets that are sorted by falling layer."""
 
-    def __init__(self, prompt: LinearisedPrompt, index: SourceIndex, ranked: Sequence[Target]) -> None:
-        self.prompt, self.index, self.ranked = prompt, index, ranked
+    def __init__(
+        self,
+        prompt: LinearisedPrompt,
+        index: SourceIndex,
+        ranked: Sequence[Target],
+        watch: Callable[[int, Tensor], None] | None,
+    ) -> None:
+        self.prompt, self.index, self.ranked, self.watch = prompt, index, ranked, watch
         self.like_TD = prompt.tokens_TD
         self.zero_TD = torch.zeros_like(self.like_TD)
         self.rows_RS = self.like_TD.new_zeros(len(ranked), index.n_sources)
@@ -145,6 +158,8 @@ class _Backward:
             at_attention = torch.cat([at_attention, new_NTD])
             g_mid = torch.cat([g_mid, torch.zeros_like(new_NTD)])
         self._constant(layer, slice(len(at_attention)), at_attention, x.attention_bias_TD)
+        if self.watch is not None:
+            self.watch(layer, at_attention)
         g_pre = g_mid + x.through_attention(at_attention)
         if x.is_replaced and x.writes == "resid_pre":
             g_pre = self._landed(layer, g_pre)

@@ -23,8 +23,8 @@ class FeatureStatistics:
     """Statistics of one layer's chosen features over a corpus. n features, E examples.
 
     ``frequency_n``: share of rows where the feature is above zero; ``mean_n``: the sum over rows divided by the number
-    of these; ``top_value_nE`` and ``top_place_nE`` (document x context + position, -1 if there is none): at most one example per
-    document, strongest first. Neurons are below zero too: the strongest are those of the largest magnitude.
+    of these; ``top_value_nE`` and ``top_place_nE`` (document x context + position, -1 if there is none): at most one
+    example per document, strongest first. Neurons are below zero too: the strongest have the largest magnitude.
     """
 
     features: tuple[int, ...]

@@ -10,7 +10,7 @@ from typing import Any
 def features_in_graphs(
     aggregates: Mapping[str, Mapping[str, Any]], per_behaviour: int
 ) -> dict[tuple[int, int], dict[str, dict[str, Any]]]:
-    """Each behaviour's features of largest influence or total effect.
+    """Each behaviour's features of largest influence, total effect or effect of replacement.
 
     Args:
         aggregates: behaviour -> the content of its ``aggregate.json``.
@@ -25,7 +25,8 @@ def features_in_graphs(
         nodes = [node for node in aggregate["nodes"] if node["type"] == "feature"]
         of_behaviour: dict[tuple[int, int], dict[str, Any]] = {}
         rank: dict[str, int] = {}
-        for measure in ("influence", "total_effect"):
+        ranked = all("contrast_effect" in node for node in nodes)  # not in graphs of earlier versions
+        for measure in ("influence", "total_effect", *(("contrast_effect",) if ranked else ())):
             for place, node in enumerate(sorted(nodes, key=lambda n: -abs(n[measure]))):
                 rank[node["id"]] = min(place, rank.get(node["id"], place))
         for node in sorted(nodes, key=lambda n: (rank[n["id"]], n["id"])):

@@ -69,10 +69,14 @@ class LinearMlp:
                 constants = constants + scale * self.gate_bias_F[neuron_M]
         return directions, constants
 
-    def until(self, n_positions: int) -> LinearMlp:
-        """The first positions of it."""
-        gate = None if self.gate_scale_TF is None else self.gate_scale_TF[:n_positions]
-        return replace(self, up_scale_TF=self.up_scale_TF[:n_positions], gate_scale_TF=gate)
+    def linear(self, x_TD: Float[Tensor, "*b t d"]) -> Float[Tensor, "*b t e"]:
+        """`forward` without constants."""
+        return replace(self, up_bias_F=None, gate_bias_F=None, down_bias_E=None).forward(x_TD)
+
+    def at(self, where: Int[Tensor, " m"] | slice) -> LinearMlp:
+        """It at some positions."""
+        gate = None if self.gate_scale_TF is None else self.gate_scale_TF[where]
+        return replace(self, up_scale_TF=self.up_scale_TF[where], gate_scale_TF=gate)
 
 
 def linear_mlp(block: Block, mlp_in_TD: Float[Tensor, "t d"]) -> LinearMlp | None:

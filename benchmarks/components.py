@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["eap", "relp", "eap_ig_inputs"])
     parser.add_argument("--nodes", nargs="+", choices=(NAMED, WHOLE, HEADS), default=[NAMED, WHOLE, HEADS])
     parser.add_argument("--replace-by", nargs="+", default=["corrupted"])
+    parser.add_argument("--by", nargs="+", default=["magnitude", "support"])
     parser.add_argument("--n-train", type=int, default=100)
     parser.add_argument("--n-test", type=int, default=50)
     parser.add_argument("--n-patched", type=int, default=10, help="test prompts whose heads are patched one by one")
@@ -95,16 +96,21 @@ def main() -> None:
                 for name in a.nodes:
                     nodes = sets[name]
                     effects = named_effects if name == NAMED else over_positions(named_effects, nodes)
-                    started = time.perf_counter()
                     replacements = DonorSource(model, [nodes], by, nodes.positions, list(train))
-                    curve = faithfulness_curve(model, test, nodes, effects.order(), replacements, sizes=[5, 10, 20])
-                    row = {"behaviour": behaviour, "nodes": name, "n": len(nodes.nodes), "replaced_by": by,
-                           "method": method, "seconds": round(seconds, 1), "gap": gap,
-                           "seconds_curve": round(time.perf_counter() - started, 1)} | curve_row(curve)  # fmt: skip
+                    for ranking in a.by:
+                        started = time.perf_counter()
+                        curve = faithfulness_curve(
+                            model, test, nodes, effects.order(ranking), replacements, sizes=[5, 10, 20]
+                        )  # fmt: skip
+                        row = {"behaviour": behaviour, "nodes": name, "n": len(nodes.nodes), "replaced_by": by,
+                               "method": method, "ranked by": ranking, "seconds": round(seconds, 1), "gap": gap,
+                               "seconds_curve": round(time.perf_counter() - started, 1)} | curve_row(curve)  # fmt: skip
+                        rows.append(row)
+                        print(row, flush=True)
                     if name == HEADS:
-                        row["ten heads"] = top_moved(effects, nodes, model, test, by, train)
-                    rows.append(row)
-                    print(row, flush=True)
+                        moved = top_moved(effects, nodes, model, test, by, train)
+                        rows.append({"behaviour": behaviour, "replaced_by": by, "method": method, "ten heads": moved})
+                        print(rows[-1], flush=True)
             if a.n_patched:
                 some, nodes = list(test)[: a.n_patched], sets[HEADS]
                 started = time.perf_counter()

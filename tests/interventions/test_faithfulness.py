@@ -25,15 +25,19 @@ class World:
     """Nodes whose kept number k gives a metric of choice on every prompt."""
 
     reads = ()
+    positions = NAMES
 
     def __init__(self, n):
         self.nodes = tuple(range(n))
+        self.slices = {}
 
     def values(self, activations):
         return {}
 
     def edits(self, replaced_CN, donors):
         return {}
+
+    effects = change = edits
 
 
 def of_order(world, order, **options):

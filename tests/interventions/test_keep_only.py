@@ -220,3 +220,14 @@ def test_relp_refuses_mixtures_of_experts():
     model = tiny_model("mixtral")
     with pytest.raises(MechstudyError, match="mixture of experts"):
         predict_effects(model, Components(model, NAMES), SOME, method="relp")
+
+
+def test_a_node_that_is_the_same_in_both_prompts_has_no_effect_at_all():
+    """Whatever the batches; in float32, where another shape would leave its rounding."""
+    model = tiny_model(dtype="float32")
+    some = [p.model_copy(update={"positions": {"first": 0, **p.positions}}) for p in SOME]
+    nodes = Components(model, NamedPositions.of(some))
+    before = [i for i, node in enumerate(nodes.nodes) if node.position == "first"]
+    for batch_tokens in (20, 75, 4096):
+        effects_PN = measure_effects(model, nodes, some, batch_tokens=batch_tokens).effects_PN
+        assert not effects_PN[:, before].any() and effects_PN.abs().max() > 0.01

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mechstudy.statistics import cluster_bootstrap, cluster_share, ratio, wilson
+from mechstudy.statistics import bootstrap_of_sums, cluster_bootstrap, cluster_share, ratio, wilson
 from mechstudy.statistics.clusters import ALL_EQUAL, ONE_GROUP
 
 
@@ -103,3 +103,17 @@ def test_effects_equal_in_every_group_are_said_to_be_and_have_no_interval(values
 def test_effects_that_differ_in_one_group_have_an_interval():
     estimate = cluster_bootstrap([0.0] * 11 + [1e-6], [str(i) for i in range(12)], rng())
     assert estimate.ci[0] < estimate.ci[1] and estimate.missing_fields("ci95") == {}
+
+
+def test_a_statistic_of_sums_has_the_interval_of_the_same_ratio():
+    top, bottom, clusters = rng().normal(2, 1, 40), rng(1).uniform(1, 2, 40), [str(i // 4) for i in range(40)]
+    expected = cluster_bootstrap(top, clusters, rng(1), weights=bottom, n_resamples=300)
+    of_sums = bootstrap_of_sums(lambda sums: sums[0] / sums[1], [top, bottom], clusters, rng(1), n_resamples=300)
+    assert of_sums == expected
+
+
+def test_a_statistic_that_is_not_finite_is_undefined():
+    undefined = bootstrap_of_sums(lambda sums: sums[0] / 0, [np.ones(4)], list("abcd"), rng(0))
+    assert undefined.value is None and undefined.ci is None and undefined.n_clusters == 4
+    alone = bootstrap_of_sums(lambda sums: sums[0], [np.ones(4)], list("aaaa"), rng(0))
+    assert alone.value == 4 and alone.ci is None and alone.missing == ONE_GROUP

@@ -10,6 +10,8 @@ from .bases import chosen_bases as chosen_bases
 from .bases import neuron_layers as neuron_layers
 from .bases import site_read as site_read
 from .bases import site_written as site_written
+from .component_edges import EdgeEffects as EdgeEffects
+from .component_edges import edge_effects as edge_effects
 from .components import Components as Components
 from .components import HeadAt as HeadAt
 from .components import MlpAt as MlpAt

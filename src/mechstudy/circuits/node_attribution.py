@@ -50,7 +50,7 @@ class ScoredNodes(Recorded, Protocol):
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """Clean prompts of one length, their activations, and how donors' values differ from theirs."""
 
     tokens_BT: Tensor
@@ -114,7 +114,7 @@ def predict_effects(
     if steps < 1:
         raise MechstudyError(f"steps: {steps} is no number of steps of a path", fix="steps=5")
     pairs = comparable(pairs)
-    of_method: Callable[[LanguageModel, ScoredNodes, _Batch, int, str], Effects] = {
+    of_method: Callable[[LanguageModel, ScoredNodes, Batch, int, str], Effects] = {
         "eap": _eap,
         "eap_ig_inputs": _ig_inputs,
         "eap_ig_activations": _ig_activations,
@@ -133,7 +133,7 @@ def predict_effects(
     batches = length_buckets([len(pair.clean_tokens) for pair in pairs], batch_tokens)
     parts: list[Effects] = []
     for batch in batches:
-        x = _batch(model, [pairs[i] for i in batch], recorded, replacements)
+        x = batch_of(model, [pairs[i] for i in batch], recorded, replacements)
         parts.append(of_method(model, nodes, x, steps, checkpointing))
     gaps = [
         Gap(place, *(by_prompt(batches, [sums[place][side] for _, sums in parts]) for side in (0, 1)))
@@ -160,9 +160,10 @@ def comparable(pairs: Iterable[PromptPair]) -> list[PromptPair]:
 
 
 @torch.no_grad()
-def _batch(
+def batch_of(
     model: LanguageModel, pairs: Sequence[PromptPair], recorded: Sequence[Recorded], replacements: DonorSource
-) -> _Batch:
+) -> Batch:
+    """Pairs of one length: what is recorded on their clean prompts, and how the donors differ."""
     tokens_BT = torch.tensor([pair.clean_tokens for pair in pairs])
     of_row = [Contrast.of_pair(pair) for pair in pairs]
     sites = list(dict.fromkeys(site for one in recorded for site in one.reads))
@@ -171,24 +172,24 @@ def _batch(
     donors = replacements.donors(pairs)
     clean = {key: value for one in recorded for key, value in one.values(out.activations).items()}
     differences = {key: donors.values[key].to(value) - value for key, value in clean.items() if key in donors.values}
-    return _Batch(tokens_BT, of_row, contrasts(out.logits, of_row), out.activations, differences, donors)
+    return Batch(tokens_BT, of_row, contrasts(out.logits, of_row), out.activations, differences, donors)
 
 
-def _eap(model: LanguageModel, nodes: ScoredNodes, x: _Batch, steps: int, checkpointing: str) -> Effects:
+def _eap(model: LanguageModel, nodes: ScoredNodes, x: Batch, steps: int, checkpointing: str) -> Effects:
     at = site_gradients(model, x.tokens_BT, x.of_row, list(nodes.slices), checkpointing=checkpointing).at
     return _effects(nodes, x, at), {}
 
 
-def _relp(model: LanguageModel, nodes: ScoredNodes, x: _Batch, steps: int, checkpointing: str) -> Effects:
+def _relp(model: LanguageModel, nodes: ScoredNodes, x: Batch, steps: int, checkpointing: str) -> Effects:
     with relevance_rules(model, x.tokens_BT):
         return _eap(model, nodes, x, steps, checkpointing)
 
 
-def _ig_inputs(model: LanguageModel, nodes: ScoredNodes, x: _Batch, steps: int, checkpointing: str) -> Effects:
+def _ig_inputs(model: LanguageModel, nodes: ScoredNodes, x: Batch, steps: int, checkpointing: str) -> Effects:
     sites = (INPUTS, *nodes.slices)
     change_BTD = x.differences[INPUTS]
     mean: dict[Site, Tensor] = {}
-    for share in _midpoints(steps):
+    for share in midpoints(steps):
         edits = {INPUTS: x.moved(INPUTS, share * change_BTD)}
         at = site_gradients(model, x.tokens_BT, x.of_row, sites, edits=edits, checkpointing=checkpointing).at
         mean = {site: mean.get(site, 0) + g / steps for site, g in at.items()}
@@ -198,7 +199,7 @@ def _ig_inputs(model: LanguageModel, nodes: ScoredNodes, x: _Batch, steps: int, 
     return _effects(nodes, x, mean), {"inputs": (summed_B, measured_B)}
 
 
-def _ig_activations(model: LanguageModel, nodes: ScoredNodes, x: _Batch, steps: int, checkpointing: str) -> Effects:
+def _ig_activations(model: LanguageModel, nodes: ScoredNodes, x: Batch, steps: int, checkpointing: str) -> Effects:
     parts, sums = [], {}
     starts = [Site("resid_pre", layer) for layer in sorted({site.layer for site in nodes.slices})]
     resid = model.forward(x.tokens_BT, capture=starts, logits_at=None).activations
@@ -206,7 +207,7 @@ def _ig_activations(model: LanguageModel, nodes: ScoredNodes, x: _Batch, steps: 
         start = (site.layer, resid[Site("resid_pre", site.layer)])
         change_BTW = nodes.change(site, x.differences)
         mean = torch.zeros_like(change_BTW)
-        for share in _midpoints(steps):
+        for share in midpoints(steps):
             edits = {site: x.moved(site, share * change_BTW)}
             gradients = site_gradients(
                 model, x.tokens_BT, x.of_row, [site], edits=edits, start=start, checkpointing=checkpointing
@@ -219,17 +220,18 @@ def _ig_activations(model: LanguageModel, nodes: ScoredNodes, x: _Batch, steps: 
     return torch.cat(parts, 1), sums
 
 
-def _effects(nodes: ScoredNodes, x: _Batch, gradients: Mapping[Site, Tensor]) -> Tensor:
+def _effects(nodes: ScoredNodes, x: Batch, gradients: Mapping[Site, Tensor]) -> Tensor:
     return torch.cat([nodes.effects(site, x.differences, gradients[site], x.donors) for site in nodes.slices], 1)
 
 
-def _midpoints(steps: int) -> list[float]:
+def midpoints(steps: int) -> list[float]:
+    """The middles of equal steps from 0 to 1, which the midpoint rule takes."""
     return [(step + 0.5) / steps for step in range(steps)]
 
 
 @torch.no_grad()
 def _value(
-    model: LanguageModel, x: _Batch, edits: Mapping[Site, Edit], start: tuple[int, Tensor] | None = None
+    model: LanguageModel, x: Batch, edits: Mapping[Site, Edit], start: tuple[int, Tensor] | None = None
 ) -> Tensor:
     logits = model.forward(x.tokens_BT, edits=edits, start=start).logits
     assert logits is not None

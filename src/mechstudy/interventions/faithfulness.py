@@ -19,7 +19,7 @@ from mechstudy.core.progress import Progress
 from mechstudy.core.seeds import numpy_generator
 from mechstudy.interventions.keep_only import NodeSet, keep_only_values
 from mechstudy.models.language_model import LanguageModel
-from mechstudy.statistics.bootstrap import Estimate, bootstrap_of_sums
+from mechstudy.statistics.bootstrap import Estimate, bootstrap_of_sums, ratio
 from mechstudy.statistics.clusters import Array
 
 MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -123,12 +123,15 @@ def faithfulness_curve(
     clusters = [pair.group for pair in pairs]
     weights = _trapezoid(np.array(fractions))
 
+    effect_P = columns[row[n]] - columns[row[0]]
+    defined = ratio(effect_P, effect_P) is not None
+
     def estimate(sizes: Sequence[int], combined: Array, around: float | None = None) -> Estimate:
         """Weighted sum of f, or of its distance from ``around``."""
 
         def statistic(sums: Array) -> Array:
             f = _ratios(sums[:-2], sums[-1], sums[-2], len(pairs))
-            return combined @ (f if around is None else np.abs(f - around))
+            return combined @ (f if around is None else np.abs(f - around)) if defined else np.full(f.shape[1], np.nan)
 
         return bootstrap_of_sums(
             statistic,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -145,8 +146,14 @@ class _Rows:
         return layer, captured(self._model, self.tokens_BT, [below])[below]
 
     def values(self, size: int) -> Tensor:
-        """The contrast [C, B], ``size`` circuits at a time."""
-        return torch.cat([self._of(keep_CN) for keep_CN in torch.split(self._keep_CN, size)])
+        """The contrast [C, B], at most ``size`` circuits at a time.
+
+        All batches have one shape, filled up with the last circuit, so that equal circuits give equal bits.
+        """
+        circuits = len(self._keep_CN)
+        even = ceil(circuits / ceil(circuits / size))
+        filled_CN = self._keep_CN[torch.arange(even * ceil(circuits / even)).clamp(max=circuits - 1)]
+        return torch.cat([self._of(keep_CN) for keep_CN in torch.split(filled_CN, even)])[:circuits]
 
     def _of(self, keep_CN: Tensor) -> Tensor:
         n = len(keep_CN)

@@ -115,7 +115,15 @@ def test_dictionaries_of_another_model_are_refused(world):
 
     assert "32 wide" in error_of(lambda: ms.attribute(world.model, {0: transcoder(8, 0)}, PROMPT))
     assert "layers 0-2" in error_of(lambda: ms.attribute(world.model, {9: transcoder(32, 9)}, PROMPT))
-    assert "ms.load_dictionaries" in error_of(lambda: ms.attribute(world.model, {}, PROMPT))
+    only = ms.AttributionConfig(basis="dictionaries")
+    assert "ms.load_dictionaries" in error_of(lambda: ms.attribute(world.model, {}, PROMPT, config=only))
+
+
+def test_without_dictionaries_neurons_are_the_nodes(world):
+    graph = ms.attribute(world.model, None, PROMPT, config=ms.AttributionConfig(max_features=40))
+    features = graph.nodes.filter(kind="feature")
+    assert set(features["layer"]) == {0, 1, 2} and graph.scores()["conservation_residual_max"] < 1e-4
+    assert set(graph.heads.columns) == {"head", "layer", "query", "influence"} and len(graph.heads)
 
 
 def test_sets_of_answers_are_compared(world):

@@ -121,11 +121,13 @@ def test_features_that_do_not_exist_are_refused(world, feature, message):
         ablate(model, dicts, some, [feature])
 
 
-def test_ablation_refuses_dictionaries_that_are_no_transcoders(world):
+def test_ablation_refuses_dictionaries_of_a_site_that_no_node_stands_for(world):
     model, dicts, some, _ = world
     sae = copy.deepcopy(dicts[0])
-    sae.cfg = replace(sae.cfg, site_in="resid_post.0", site_out="resid_post.0")
-    with pytest.raises(MechstudyError, match=r"need a transcoder from mlp_in\.0"):
+    sae.cfg = replace(sae.cfg, site_in="mlp_in.0", site_out="mlp_in.0")
+    with pytest.raises(
+        MechstudyError, match=r"need a transcoder from mlp_in\.0 .*, or an SAE of .*; this dictionary is of mlp_in\.0"
+    ):
         ablate(model, {0: sae}, some, ["0/3"])
 
 

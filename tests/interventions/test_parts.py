@@ -181,27 +181,28 @@ def test_steering_directions_have_one_norm_per_layer(world):
     members = strongest(discovery, 0, "subject", 2) + strongest(discovery, 2, "last", 2)
     features = feature_direction(members, discovery, dicts)
     written = sum(discovery.means(0, "subject")[m.feature] * dicts[0].W_dec[m.feature] for m in members[:2])
-    assert torch.allclose(features[0], written)
+    assert torch.allclose(features[Site("mlp_out", 0)], written)
+    lowest = Site("mlp_out", 0)
     for other in (
         random_like(features, torch.Generator().manual_seed(0)),
         difference_of_means(model, pairs(6), features),
     ):
         assert [float(v.norm()) for v in other.values()] == pytest.approx([float(v.norm()) for v in features.values()])
-        assert abs(float(torch.cosine_similarity(other[0], features[0], dim=0))) < 0.9
+        assert abs(float(torch.cosine_similarity(other[lowest], features[lowest], dim=0))) < 0.9
 
 
 def test_the_difference_of_means_points_from_corrupted_to_clean():
     model = tiny_model("llama")
     [prompt] = pairs(1)
     site = Site("mlp_out", 1)
-    like = {1: torch.ones(model.d_model, dtype=torch.float64)}
+    like = {site: torch.ones(model.d_model, dtype=torch.float64)}
     a, b = (model.forward(torch.tensor([t]), capture=[site]).activations[site][0, -1] for t in
             (prompt.clean_tokens, prompt.corrupted_tokens))  # fmt: skip
-    assert torch.allclose(difference_of_means(model, [prompt], like)[1], with_norm_of(like[1], a - b))
+    assert torch.allclose(difference_of_means(model, [prompt], like)[site], with_norm_of(like[site], a - b))
 
 
 def test_steering_adds_alpha_times_the_direction_at_the_last_position():
-    [edit] = steer({3: torch.tensor([1.0, -2.0])}, -2.0, pair(0, 7))
+    [edit] = steer({Site("mlp_out", 3): torch.tensor([1.0, -2.0])}, -2.0, pair(0, 7))
     assert (edit.site, edit.position, edit.vector_D.tolist()) == (Site("mlp_out", 3), 6, [-2.0, 4.0])
 
 

@@ -79,13 +79,13 @@ def test_corrupted_features_are_read_at_the_aligned_token_and_named_by_the_clean
 
 def test_the_difference_of_means_takes_corrupted_prompts_of_any_length(model):
     some = [pair(0), longer(1), longer(2)]
-    like = {1: torch.ones(model.d_model, dtype=torch.float64)}
+    like = {SITE: torch.ones(model.d_model, dtype=torch.float64)}
     total = sum(
         captured(model, torch.tensor([p.clean_tokens]), [SITE])[SITE][0, -1]
         - captured(model, torch.tensor([p.corrupted_tokens]), [SITE])[SITE][0, -1]
         for p in some
     )
-    got = difference_of_means(model, some, like)[1]
+    got = difference_of_means(model, some, like)[SITE]
     assert torch.allclose(got / got.norm(), total / total.norm(), atol=1e-9)
 
 

@@ -15,13 +15,13 @@ from mechstudy.circuits.prompt_graph import explain_question
 from mechstudy.circuits.question import Question
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
-from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.neurons import Basis
 from mechstudy.models.language_model import LanguageModel
 
 
 def attribute(
     model: LanguageModel,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, Basis] | None,
     prompt: str | PromptPair,
     *,
     answer: str | Sequence[str] | None = None,
@@ -42,7 +42,8 @@ def attribute(
 
     Args:
         model: in float32 or wider.
-        dictionaries: transcoders by layer; a layer without one enters as errors.
+        dictionaries: transcoders or SAEs by layer; a layer without one enters as errors, unless ``config`` has a
+            ``basis`` (``mixed``: its neurons). None takes the neurons of every layer's MLP.
         prompt: text; or a prompt pair, whose clean prompt and answers are used.
         answer: the answer as it follows the prompt, with its leading space: one token. Several as a list.
         wrong_answer: the one to compare it with, or several. With both, logit(answer) - logit(wrong_answer) is
@@ -62,7 +63,7 @@ def attribute(
     Raises:
         MechstudyError: an empty prompt; one answer without the other; an answer of several tokens (unless
             ``answer_tokens`` is ``all``), or one that the tokenizer merges with the prompt; an answer both right and
-            wrong; a target of another shape or kind, or beside answers; dictionaries that are not transcoders.
+            wrong; a target of another shape or kind, or beside answers; dictionaries of a site that no node stands for.
     """
     if target is not None:
         if answer is not None or wrong_answer is not None:
@@ -87,11 +88,11 @@ def attribute(
 
 def _graph(
     model: LanguageModel,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, Basis] | None,
     question: Question,
     config: AttributionConfig | None,
     progress: Progress | None,
 ) -> PromptGraph:
     return PromptGraph(
-        *explain_question(model, dictionaries, question, config or AttributionConfig(), progress=progress)
+        *explain_question(model, dictionaries or {}, question, config or AttributionConfig(), progress=progress)
     )

@@ -26,6 +26,7 @@ from .interventions import Ablation as Ablation
 from .interventions import FeatureAt as FeatureAt
 from .interventions import ablate as ablate
 from .interventions import generate as generate
+from .interventions import patch_sweep as patch_sweep
 from .models import LanguageModel as LanguageModel
 from .models import Site as Site
 from .models import load_model as load_model

@@ -41,3 +41,4 @@ from .samples import Plan as Plan
 from .samples import build_plan as build_plan
 from .summary import PairedTest as PairedTest
 from .summary import summarise as summarise
+from .sweep import patch_sweep as patch_sweep

@@ -16,6 +16,7 @@ from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.dictionaries.neurons import Basis
 from mechstudy.interventions.continued import Continued, answer_kind, continued_runs, edited_answers
 from mechstudy.interventions.engine import CleanRun, RowEdit, clean_run, edited_run
+from mechstudy.interventions.last_tokens import LastTokenRuns
 from mechstudy.interventions.results import Cell, PartialTable
 from mechstudy.machine.runtime import oom_backoff
 from mechstudy.models.batches import length_buckets
@@ -47,11 +48,12 @@ V = TypeVar("V", bound=Intervention)
 
 @dataclass(frozen=True)
 class Suite(Generic[V]):
-    """Interventions that all run on the clean prompts of the same pairs."""
+    """Interventions on the clean prompts of the same pairs; with ``reuse`` they write vectors (`LastTokenRuns`)."""
 
     name: str
     pairs: tuple[PromptPair, ...]
     variants: tuple[V, ...]
+    reuse: bool = False
 
 
 @dataclass(frozen=True)
@@ -219,10 +221,10 @@ class _ChunkRuns(Generic[V]):
     ) -> None:
         self.model, self.dictionaries, self.chunk = model, dictionaries, chunk
         self.recorder, self.progress, self.pairs = recorder, progress, chunk.pairs
-        self._size = chunk.width * len(self.pairs)
-        self._prepared = False
+        self._size, self._prepared = chunk.width * len(self.pairs), False
         self._starts = {v.start for v in chunk.suite.variants}
         self._reference: _Clean | None = None
+        self._last_tokens = LastTokenRuns(model) if chunk.suite.reuse else None
 
     def edits(self, batch: Sequence[V]) -> list[Sequence[RowEdit]]:
         """The edits of every row, filled up to the chunk's fixed number of rows."""
@@ -259,9 +261,12 @@ class _ChunkRuns(Generic[V]):
         return oom_backoff(run, self._size, self.progress, item_tokens=len(self.pairs[0].clean_tokens))
 
     def _run(self, start: int, variants: Sequence[V | None], edits: Sequence[Sequence[RowEdit]]) -> list[Values]:
-        clean = self._clean([self.pairs[(start + i) % len(self.pairs)] for i in range(len(edits))])
-        capture = self.recorder.capture
-        edited = edited_run(self.model, self.dictionaries, clean.run, edits, capture=capture)
+        pairs = [self.pairs[(start + i) % len(self.pairs)] for i in range(len(edits))]
+        if self._last_tokens is not None:
+            run, logits, of_answers = self._last_tokens.run(pairs, edits)
+            return self.recorder.measure(EditedRows(variants, pairs, run, logits, {}, {}, of_answers))
+        clean = self._clean(pairs)
+        edited = edited_run(self.model, self.dictionaries, clean.run, edits, capture=self.recorder.capture)
         assert edited.logits is not None
         answers, continued = None, clean.continued
         if continued is not None:

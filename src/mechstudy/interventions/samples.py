@@ -107,9 +107,8 @@ def build_plan(
     if "patching" in config.kinds:
         few = test[: config.patching.n_pairs]
         layers, positions = parse_layers(config.patching.layers, model.n_layers), positions_left_to_right(few)
-        suites.append(
-            Suite(GRID, tuple(few), grid_variants(model, few, config.patching.site, layers, positions, batch_tokens))
-        )
+        cells = grid_variants(model, few, config.patching.site, layers, positions, batch_tokens)
+        suites.append(Suite(GRID, tuple(few), cells, reuse=True))
     sizes = {g.name: _sizes(g, controls[g.name], discovery, dictionaries) for g in groups}
     return Plan(behaviour, tuple(groups), controls, sizes, tuple(suites), layers, tuple(positions))
 
@@ -146,8 +145,8 @@ def grid_variants(
         Variant(
             GRID, f"{kind}.{layer}@{name}", "", "effect", layer, cell(Site(kind, layer), name), only_where_edited=True
         )
+        for name in positions  # rows that start at one token run together
         for layer in layers
-        for name in positions
     )
 
 

@@ -129,6 +129,7 @@ class LanguageModel:
         capture: Sequence[Site] = (),
         edits: Mapping[Site, Edit] | None = None,
         start: tuple[int, Float[Tensor, "rows t d"]] | None = None,
+        cache: Any = None,
         stop_after: int | None = None,
         logits_at: str | int | Int[Tensor, " b"] | None = "last",
         grad: bool = False,
@@ -141,6 +142,8 @@ class LanguageModel:
             capture: sites whose activations are returned, after any edit of the same site.
             edits: for each site, a function from its [B, T, width] activations to their replacement.
             start: ``(layer, resid_pre_BTD)``: blocks below ``layer`` are skipped.
+            cache: a Cache of transformers: keys and values of earlier tokens, which ``tokens_BT`` then continue; the
+                pass may add its own.
             stop_after: the last block to run; the logits are then None.
             logits_at: ``"last"``, ``"all"``, a number of last positions, one position per row, or None for no
                 unembedding.
@@ -166,7 +169,9 @@ class LanguageModel:
             if stop_after is not None:
                 self._stop_after(stack, stop_after)
             try:
-                hidden = self.base(input_ids=tokens_BT, use_cache=False).last_hidden_state
+                hidden = self.base(
+                    input_ids=tokens_BT, use_cache=cache is not None, past_key_values=cache
+                ).last_hidden_state
             except _StopForward:
                 logits_at = None
             logits = None if logits_at is None or hidden is None else self._unembed(hidden, logits_at)

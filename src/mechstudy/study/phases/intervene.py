@@ -53,7 +53,7 @@ class IntervenePhase(Phase[InterveneSpec, InterveneInputs]):
     kind = name = "intervene"
     per = "behaviour"
     title, report_field = "Interventions", "interventions"
-    version = 3  # groups are ranked by the effects of replacing features
+    version = 3  # features ranked by effects of replacing them; the patching grid starts at its layers and tokens
     spec, inputs = InterveneSpec, InterveneInputs
     resumes = True
     usage = PhaseProfile(gpu=(0.60, 0.80))
@@ -94,8 +94,9 @@ class IntervenePhase(Phase[InterveneSpec, InterveneInputs]):
         n = costs.n_prompts(b)
         samples = min(i.n_samples, n["test"])
         edited, grid = forwards_of(i, samples, x.n_layers, TYPICAL_POSITIONS)
-        forwards = (edited + grid) * (3 if b.answer_tokens == "all" else 1)  # once more after each answer
-        tokens = forwards * TYPICAL_PROMPT
+        runs = 3 if b.answer_tokens == "all" else 1  # once more after each answer
+        forwards = (edited + grid) * runs
+        tokens = (edited + grid // 2) * runs * TYPICAL_PROMPT  # a cell of the grid starts half-way, on average
         batches = LENGTHS + tokens // costs.batch
         half = -(-x.n_layers // 2)  # edited forwards begin at the lowest edited layer: half-way, on average
         discovery = (min(i.n_discovery, n["train"]) + 2 * samples) * TYPICAL_PROMPT

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from mechstudy.circuits.aggregate import aggregate, aggregate_of, node_id, position_names, prompt_record
+from mechstudy.circuits.aggregate import aggregate, aggregate_of
 from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.graph import prune, share_kept
 from mechstudy.circuits.influence import total_effects
 from mechstudy.circuits.neuronpedia import graph_json
+from mechstudy.circuits.prompt_record import node_id, position_names, prompt_record
 from tests.support.interventions_world import transcoders
 from tests.support.tiny import tiny_model
 

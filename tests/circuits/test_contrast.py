@@ -11,7 +11,8 @@ from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.contrast import Replaced
 from mechstudy.circuits.custom_targets import Direction, OfLogits
 from mechstudy.circuits.live import live_effects
-from mechstudy.circuits.node_values import MeanValues, node_values, nodes_of, zero_values
+from mechstudy.circuits.node_sets import nodes_of
+from mechstudy.circuits.node_values import MeanValues, node_values, zero_values
 from mechstudy.circuits.targets import AnswerContrast, AnswerTokens
 from mechstudy.interventions.engine import SetFeature, clean_run, edited_run
 from mechstudy.interventions.features import NamedActivations

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from mechstudy.behaviours.contrast import Contrast
-from mechstudy.circuits.aggregate import prompt_record, scores_of
+from mechstudy.circuits.aggregate import scores_of
 from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.graph import prune
 from mechstudy.circuits.head_flow import head_flow
 from mechstudy.circuits.live import live_effects
 from mechstudy.circuits.prompt_graph import explain_prompt
+from mechstudy.circuits.prompt_record import prompt_record
 from mechstudy.circuits.targets import AnswerContrast
 from tests.support.interventions_world import pair, transcoders
 from tests.support.tiny import tiny_model

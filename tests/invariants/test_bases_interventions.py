@@ -10,7 +10,8 @@ from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.contrast import Replaced
 from mechstudy.circuits.live import live_effects, site_gradients, sites_written
-from mechstudy.circuits.node_values import node_values, nodes_of
+from mechstudy.circuits.node_sets import nodes_of
+from mechstudy.circuits.node_values import node_values
 from mechstudy.circuits.targets import AnswerContrast
 from mechstudy.interventions.engine import SetFeature, clean_run, edited_run
 from mechstudy.interventions.features import FeatureAt, NamedActivations

@@ -1,7 +1,6 @@
 """A behaviour's graph, aggregated from the graphs of its prompts.
 
-Prompts differ in their tokens, so a node is identified by its type, layer and feature and by the name of its position
-(``subject``, ``last``, ...); positions without a name share the name ``other``.
+Its nodes are named by position (`prompt_record`).
 """
 
 from __future__ import annotations
@@ -11,136 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from mechstudy.circuits.config import AttributionConfig
-from mechstudy.circuits.graph import Graph, Pruned
-from mechstudy.circuits.head_flow import HeadFlow
-from mechstudy.circuits.node_effects import NodeEffects
+from mechstudy.circuits.prompt_record import ANSWER, OTHER, node_id
 
-OTHER = "other"
-ANSWER = "answer tokens"  # the tokens of a whole answer that are read after the prompt
 _MEANS = ("replacement", "completeness", "replacement_pruned", "completeness_pruned")
-_NOTHING = {"influence": 0.0, "total_effect": 0.0, "live_effect": 0.0, "activation": 0.0, "kept": False}
-_CONTRASTED = 20_000  # features of a prompt whose effects of replacement are kept: all, but where neurons are nodes
 _HEADS = 50
 _FELT = 0.01  # influence from which a prompt counts as one whose graph runs through a head
-_LEAST = 1e-3  # of a prompt's largest effect: what inactive features need to be nodes
 _EFFECTS = ("total_effect", "live_effect", "contrast_effect")
 _INSTANCES = 200  # strongest edges that carry their per-prompt weights, for the causal checks
-
-
-def position_names(positions: Mapping[str, int], n_positions: int, n_prompt: int | None = None) -> list[str]:
-    """The name of every token position; where two names share a token, the first one counts.
-
-    Tokens after the ``n_prompt`` of the prompt are those of an answer.
-    """
-    n_prompt = n_positions if n_prompt is None else n_prompt
-    names = [OTHER] * n_prompt + [ANSWER] * (n_positions - n_prompt)
-    for name, index in reversed(list(positions.items())):
-        names[index] = name
-    return names
-
-
-def node_id(kind: str, layer: int | None = None, feature: int | None = None, position: str | None = None) -> str:
-    """Identity of an aggregated node, for example ``f.12.345@subject`` or ``error.3@last``."""
-    return {
-        "feature": f"f.{layer}.{feature}@{position}",
-        "error": f"error.{layer}@{position}",
-        "token": f"token@{position}",
-        "bias": f"bias.{layer}",
-        "logit": "logit",
-    }[kind]
-
-
-def prompt_record(
-    prompt_id: str,
-    graph: Graph,
-    pruned: Pruned,
-    positions: Mapping[str, int],
-    live_S: Tensor | None = None,
-    n_prompt: int | None = None,
-    effects: NodeEffects | None = None,
-    flow: HeadFlow | None = None,
-) -> dict[str, Any]:
-    """One prompt's part of the aggregate: JSON of its nodes and of its pruned graph's edges.
-
-    Every expanded feature is a node (``kept`` marks those that survive pruning), and with ``effects`` every active
-    feature at a named position, so that a feature's mean effect over prompts does not depend on where pruning cut.
-
-    Args:
-        live_S: `live.live_effects` of the feature columns.
-        n_prompt: the tokens of the prompt, if an answer's follow.
-        flow: the heads that the graph's edges run through.
-        effects: of replacing nodes. They add features that are not active on the prompt and whose replacement counts;
-            ``active`` marks those that are, or are on the corrupted prompt.
-    """
-    x = graph.index
-    names = position_names(positions, x.n_positions, n_prompt)
-    source_I, _ = graph.influence
-    totals = graph.total_effects_S
-    keys = _source_keys(graph, names)
-    shown = pruned.sources_S | graph.expanded_S
-    if effects is not None:
-        named_T = torch.tensor([name not in (OTHER, ANSWER) for name in names])
-        shown[: x.n_features] |= named_T[graph.feature_position_S[: x.n_features]]
-    nodes: dict[str, dict[str, Any]] = {}
-    for column in shown.nonzero()[:, 0].tolist():
-        node = dict(keys[column])
-        key = node_id(node["type"], node["layer"], node["feature"], node["position"])
-        total = nodes.setdefault(key, node | _NOTHING)
-        total["influence"] += float(source_I[column])
-        total["total_effect"] += float(totals[column])
-        if node["type"] == "feature":
-            total["activation"] = max(total["activation"], float(graph.activation_S[column]))
-            total["live_effect"] += 0.0 if live_S is None else float(live_S[column])
-        total["kept"] |= bool(pruned.sources_S[column])
-    if effects is not None:
-        _add_contrast(nodes, effects, names)
-    edges: dict[tuple[str, str], float] = defaultdict(float)
-    row_keys = [_key(keys[c]) if c >= 0 else node_id("logit") for c in graph.column_R.tolist()]
-    for row, column in pruned.edges():
-        weight = float(graph.A_RS[row, column])
-        if graph.column_R[row] < 0:
-            weight *= float(graph.weights_R[row])
-        edges[_key(keys[column]), row_keys[row]] += weight
-    return {
-        "prompt_id": prompt_id,
-        "nodes": nodes,
-        "edges": [{"source": s, "target": t, "weight": w} for (s, t), w in edges.items()],
-        "heads": _named_heads(flow, names),
-    }
-
-
-def _named_heads(flow: HeadFlow | None, names: Sequence[str]) -> dict[str, float]:
-    """The influence that passes each head first, by head and name of the query position."""
-    heads: dict[str, float] = defaultdict(float)
-    for (layer, head, query), influence in (flow.heads if flow is not None else {}).items():
-        heads[f"head.{layer}.{head}@{names[query]}"] += influence
-    return dict(heads)
-
-
-def _add_contrast(nodes: dict[str, dict[str, Any]], effects: NodeEffects, names: Sequence[str]) -> None:
-    """Adds the effects of replacement to nodes that are there, and the features that only they concern."""
-    for node in nodes.values():
-        node |= {"contrast_effect": 0.0, "active": True}
-    least = _LEAST * float(effects.effect_M.abs().max()) if len(effects.effect_M) else 0.0
-    effects = effects.strongest(_CONTRASTED)
-    columns = (effects.layer_M, effects.feature_M, effects.position_M, effects.own_M, effects.other_M, effects.effect_M)
-    for layer, feature, at, own, other, effect in zip(*(column.tolist() for column in columns), strict=True):
-        key = node_id("feature", layer, feature, names[at])
-        if key not in nodes:
-            active = own != 0 or (effects.other_is_a_run and other != 0)
-            if names[at] in (OTHER, ANSWER) or (not active and abs(effect) < least):
-                continue
-            place = {"type": "feature", "layer": layer, "feature": feature, "position": names[at]}
-            nodes[key] = place | _NOTHING | {"contrast_effect": 0.0, "active": active}
-        nodes[key]["contrast_effect"] += effect
-    for layer, error_T in effects.error_T.items():
-        for at, effect in enumerate(error_T.tolist()):
-            if (key := node_id("error", layer, None, names[at])) in nodes:
-                nodes[key]["contrast_effect"] += effect
 
 
 def scores_of(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -310,20 +187,3 @@ def _checkable(edge: Mapping[str, Any]) -> bool:
         and target.startswith(("f.", "logit"))
         and not (source.endswith(unnamed) or target.endswith(unnamed))
     )
-
-
-def _source_keys(graph: Graph, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Type, layer, feature and position name of every column of the matrix."""
-    return [
-        {
-            "type": source.type,
-            "layer": source.layer,
-            "feature": source.feature if source.type == "feature" else None,
-            "position": None if source.position is None else names[source.position],
-        }
-        for source in graph.sources()
-    ]
-
-
-def _key(node: Mapping[str, Any]) -> str:
-    return node_id(node["type"], node["layer"], node["feature"], node["position"])

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mechstudy.circuits.live import output_values, site_gradients
 from mechstudy.circuits.node_effects import NodeEffects
-from mechstudy.circuits.node_values import Nodes, NodeValues
+from mechstudy.circuits.node_sets import Nodes
+from mechstudy.circuits.node_values import NodeValues
 from mechstudy.circuits.targets import Explained
 from mechstudy.models.language_model import Edit, LanguageModel
 from mechstudy.models.reading import SiteReader, chained

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from mechstudy.behaviours.schema import PromptPair
-from mechstudy.circuits.aggregate import prompt_record
 from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.bases import chosen_bases
 from mechstudy.circuits.config import AttributionConfig
@@ -19,7 +18,8 @@ from mechstudy.circuits.head_flow import HeadFlow, head_flow
 from mechstudy.circuits.live import live_effects, site_gradients, sites_written
 from mechstudy.circuits.neuronpedia import graph_json
 from mechstudy.circuits.node_effects import NodeEffects
-from mechstudy.circuits.node_values import nodes_of
+from mechstudy.circuits.node_sets import nodes_of
+from mechstudy.circuits.prompt_record import prompt_record
 from mechstudy.circuits.question import Question
 from mechstudy.circuits.replacements import Replacements
 from mechstudy.core.errors import MechstudyError

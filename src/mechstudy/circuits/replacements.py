@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from mechstudy.behaviours.schema import PromptPair
-from mechstudy.circuits.aggregate import position_names
 from mechstudy.circuits.config import ContrastConfig
 from mechstudy.circuits.contrast import Replaced
 from mechstudy.circuits.node_effects import NodeEffects
-from mechstudy.circuits.node_values import MeanValues, Nodes, node_values, zero_values
+from mechstudy.circuits.node_sets import Nodes
+from mechstudy.circuits.node_values import MeanValues, node_values, zero_values
+from mechstudy.circuits.prompt_record import position_names
 from mechstudy.circuits.question import Question
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.language_model import LanguageModel

@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 
 from mechstudy.behaviours.schema import PromptPair
-from mechstudy.circuits.aggregate import OTHER
 from mechstudy.circuits.bases import check_bases
 from mechstudy.circuits.donors import Replacement, donor_numbers
 from mechstudy.circuits.named_positions import ALL
+from mechstudy.circuits.prompt_record import OTHER
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
 from mechstudy.dictionaries.fitted import all_fitted

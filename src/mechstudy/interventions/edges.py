@@ -20,11 +20,11 @@ from torch import Tensor
 from mechstudy.behaviours.contrast import Contrast, WholeAnswers
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.active_nodes import ActiveNeurons
-from mechstudy.circuits.aggregate import node_id
 from mechstudy.circuits.bases import site_read
 from mechstudy.circuits.frozen import Delta, FrozenForward
 from mechstudy.circuits.linear_prompt import LinearisedPrompt
 from mechstudy.circuits.linearised import linearise
+from mechstudy.circuits.prompt_record import node_id
 from mechstudy.circuits.question import Question
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress, Progress

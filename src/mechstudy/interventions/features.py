@@ -15,10 +15,10 @@ from torch import Tensor
 
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.active_nodes import applies_at
-from mechstudy.circuits.aggregate import ANSWER, OTHER, node_id
 from mechstudy.circuits.bases import site_read
 from mechstudy.circuits.donors import require_corrupted
 from mechstudy.circuits.named_positions import ALL
+from mechstudy.circuits.prompt_record import ANSWER, OTHER, node_id
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.neurons import Basis
 from mechstudy.interventions.config import InterventionConfig, RankBy

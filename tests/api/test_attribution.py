@@ -124,6 +124,7 @@ def test_without_dictionaries_neurons_are_the_nodes(world):
     features = graph.nodes.filter(kind="feature")
     assert set(features["layer"]) == {0, 1, 2} and graph.scores()["conservation_residual_max"] < 1e-4
     assert set(graph.heads.columns) == {"head", "layer", "query", "influence"} and len(graph.heads)
+    assert len(graph.qk_edges) and graph.qk_edges["source"].is_in(graph.nodes["node"].implode()).all()
 
 
 def test_sets_of_answers_are_compared(world):

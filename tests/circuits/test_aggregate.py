@@ -124,7 +124,7 @@ def test_aggregate_json_names_the_prompts_positions_and_layers(records):
     content = aggregate_of(records, CONFIG, behaviour="b", positions=["subject", "last"], layers=[2, 0], n_layers=3)
     assert list(content) == [
         "behaviour", "target", "n_prompts", "positions", "layers_with_dictionaries", "n_layers", "nodes", "edges",
-        "heads",
+        "qk_edges", "heads",
     ]  # fmt: skip
     assert content["positions"] == ["subject", "last", "other"] and content["layers_with_dictionaries"] == [0, 2]
     assert content["n_prompts"] == 3 and content["target"] == "logit_difference"

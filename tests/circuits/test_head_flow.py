@@ -26,7 +26,8 @@ def world(request):
 
 def test_every_edge_has_its_direct_part_and_its_largest_heads(world):
     graph, pruned, flow = world
-    assert set(flow.edges) == set(pruned.edges()) and flow.share == pytest.approx(1)
+    assert set(flow.edges) <= set(pruned.edges()) and 0.2 < flow.share <= 1 + 1e-5
+    assert len(flow.edges) == min(500, pruned.n_edges)
     for (row, column), parts in flow.edges.items():
         listed = sum(weight for *_, weight in parts["heads"])
         assert all(0 <= head < 4 and query <= 6 for _, head, query, _ in parts["heads"])

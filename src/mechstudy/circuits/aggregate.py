@@ -15,6 +15,7 @@ from mechstudy.circuits.prompt_record import ANSWER, OTHER, node_id
 
 _MEANS = ("replacement", "completeness", "replacement_pruned", "completeness_pruned")
 _HEADS = 50
+_QK_EDGES = 100
 _FELT = 0.01  # influence from which a prompt counts as one whose graph runs through a head
 _EFFECTS = ("total_effect", "live_effect", "contrast_effect")
 _INSTANCES = 200  # strongest edges that carry their per-prompt weights, for the causal checks
@@ -85,7 +86,27 @@ def aggregate(records: Sequence[Mapping[str, Any]], config: AttributionConfig) -
     }  # fmt: skip
     kept = _chosen(nodes.values(), config, n)
     edges = _edges(records, {node["id"] for node in kept}, n)
-    return {"nodes": kept, "edges": edges, "heads": _heads(records)}
+    return {"nodes": kept, "edges": edges, "qk_edges": _qk_edges(records), "heads": _heads(records)}
+
+
+def _qk_edges(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The strongest edges through attention patterns: means over all prompts, between any nodes."""
+    weights: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for record in records:
+        for edge in record.get("qk_edges", ()):
+            weights[edge["source"], edge["target"]].append(edge["weight"])
+    n = len(records)
+    edges: list[dict[str, Any]] = [
+        {
+            "source": source,
+            "target": target,
+            "weight": sum(values) / n,
+            "strength": sum(map(abs, values)) / n,
+            "frequency": len(values) / n,
+        }
+        for (source, target), values in weights.items()
+    ]
+    return sorted(edges, key=lambda edge: (-edge["strength"], edge["source"], edge["target"]))[:_QK_EDGES]
 
 
 def _heads(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -39,6 +39,8 @@ class AttributionConfig(Config):
     keeps; ``max_features`` bounds how many features of one prompt get their own row, chosen online by
     influence; the others count as error.
 
+    ``qk_edges``: how many edges through attention patterns, the strongest, a prompt's graph lists beside the others.
+
     ``basis``: what the nodes are. ``dictionaries`` are those of the study; ``neurons`` are the neurons of every layer's
     MLP, and need no dictionary; ``mixed`` are dictionaries where there are some, and neurons in the other layers. The
     default is ``dictionaries``, and ``neurons`` in a study without them. ``max_neurons`` bounds how many neurons
@@ -62,6 +64,7 @@ class AttributionConfig(Config):
     elsewhere: Literal["errors", "linear"] | None = None
     aggregate_nodes: int = Field(300, ge=1)
     aggregate_min_prompts: int = Field(2, ge=1)
+    qk_edges: int = Field(200, ge=0)
     contrast: ContrastConfig = ContrastConfig()
 
     @property

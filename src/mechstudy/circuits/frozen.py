@@ -63,14 +63,17 @@ class FrozenForward:
                 if x.is_replaced and x.writes != "mlp_out":
                     edits[Site(x.writes, layer)] = self._nodes(held, Site(x.writes, layer), deltas)
             self._freeze_norm(stack, model.final_norm, prompt.final_norm)
-            patterns = {layer: x.pattern_QTS[None] for layer, x in enumerate(prompt.layers)}
-            stack.enter_context(frozen_patterns(model.hf, patterns))
+            stack.enter_context(frozen_patterns(model.hf, self.patterns()))
             final: list[Tensor] = []
             stack.callback(model.final_norm.register_forward_hook(lambda _m, _a, out: final.append(out)).remove)
             mid = [Site("resid_mid", layer) for layer, x in enumerate(prompt.layers) if x.reads == "resid_mid"]
             out = model.forward(prompt.tokens_T.expand(rows, -1), capture=mid, edits=edits, logits_at=None)
         held |= {site: out.activations[site] for site in mid}
         return FrozenOutput({layer: held[Site(x.reads, layer)] for layer, x in enumerate(prompt.layers)}, final[0])
+
+    def patterns(self) -> dict[int, Tensor | None]:
+        """The frozen pattern of each layer; None lets a layer attend as its queries and keys say."""
+        return {layer: x.pattern_QTS[None] for layer, x in enumerate(self.prompt.layers)}
 
     def _freeze_norm(self, stack: ExitStack, module: nn.Module | None, norm: LinearNorm) -> None:
         if module is None:

@@ -143,6 +143,16 @@ class PromptFrames(GraphFrames):
         return dict(((self._json.get("metadata") or {}).get("mechstudy") or {}).get("ledger") or {})
 
     @property
+    def qk_edges(self) -> pl.DataFrame:
+        """Edges through attention patterns, strongest first: source, target, weight.
+
+        What a source does to a target by moving where heads attend, to first order in the score. They stand beside
+        ``edges``, which freeze patterns.
+        """
+        listed = ((self._json.get("metadata") or {}).get("mechstudy") or {}).get("qk_links") or []
+        return pl.DataFrame(listed, schema=_EDGES, orient="row")
+
+    @property
     def heads(self) -> pl.DataFrame:
         """Attention heads by the influence that passes each first: head, layer, query (token position), influence.
 
@@ -217,6 +227,12 @@ class BehaviourFrames(GraphFrames):
             schema_overrides=_EDGES,
             infer_schema_length=None,
         )
+
+    @property
+    def qk_edges(self) -> pl.DataFrame:
+        """The strongest edges through attention patterns: source, target, weight, strength, frequency."""
+        schema = _EDGES | {"strength": pl.Float64, "frequency": pl.Float64}
+        return pl.DataFrame(list(self._json.get("qk_edges") or []), schema=schema)
 
     @property
     def heads(self) -> pl.DataFrame:

@@ -12,7 +12,7 @@ from mechstudy.circuits.graph import Graph, Pruned
 from mechstudy.circuits.head_loadings import head_loadings
 
 _NUMBERS = 1 << 25  # of the table of loadings
-_MOST_EDGES = 2000
+_MOST_EDGES = 500
 _LISTED = 5  # heads of an edge
 _LEAST = 0.02  # of an edge's absolute parts: a head with less is not listed
 

@@ -17,6 +17,7 @@ from mechstudy._version import __version__
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.graph import Graph, Ledger, Pruned, Source
 from mechstudy.circuits.head_flow import HeadFlow
+from mechstudy.circuits.score_edges import ScoreEdge
 
 _REVERSED = 0  # reverse_ctx_idx: circuit-tracer writes 0 everywhere
 
@@ -34,6 +35,7 @@ def graph_json(
     config: AttributionConfig,
     extra: Mapping[str, Any],
     flow: HeadFlow | None = None,
+    score_edges: Sequence[ScoreEdge] = (),
 ) -> dict[str, Any]:
     """The pruned graph as JSON.
 
@@ -42,6 +44,7 @@ def graph_json(
         scan: the model's name.
         extra: fields under ``metadata.mechstudy``, beside the ledger.
         flow: the heads that edges run through; the strongest edges get their parts.
+        score_edges: edges through attention patterns, listed under ``metadata.mechstudy.qk_links``.
     """
     share_S = _cumulative_shares(graph)
     sources = graph.sources()
@@ -61,6 +64,7 @@ def graph_json(
         | (flow.edges.get((row, column), {}) if flow is not None else {})
         for row, column in pruned.edges()
     ]
+    qk_links = [[ids[column], row_ids[row], weight] for row, column, weight in score_edges]
     for layer, row in biases:
         links.append({"source": f"b_{layer}", "target": row_ids[row], "weight": _bias(graph, layer, row)})
     return {
@@ -87,7 +91,7 @@ def graph_json(
                 "node_threshold": config.node_threshold,
                 "edge_threshold": config.edge_threshold,
             },
-            "mechstudy": dict(extra) | _ledgers(graph) | _heads(flow),
+            "mechstudy": dict(extra) | _ledgers(graph) | _heads(flow) | {"qk_links": qk_links},
         },
         "qParams": {
             "pinnedIds": [],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +22,14 @@ from mechstudy.circuits.node_sets import nodes_of
 from mechstudy.circuits.prompt_record import prompt_record
 from mechstudy.circuits.question import Question
 from mechstudy.circuits.replacements import Replacements
+from mechstudy.circuits.score_edges import ScoreEdge, strongest_score_edges
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
 from mechstudy.dictionaries.fitted import all_fitted
 from mechstudy.dictionaries.neurons import Basis, Neurons
 from mechstudy.features.examples import logit_effects
 from mechstudy.models.language_model import LanguageModel
+from mechstudy.models.query_key import NotAffine
 
 _PROMOTED = 8  # tokens listed of a feature
 _STRONGEST = 50  # features by live effect that are described although pruning may cut them
@@ -69,11 +71,11 @@ def explain_prompt(
     graph, pruned, live_S, effects = _graph(
         model, dictionaries, question, config, replacements, checkpointing, progress
     )
-    flow = head_flow(graph, pruned)
+    flow, score_edges = head_flow(graph, pruned), _score_edges(model, graph, pruned, config)
     score = {"slug": slug, "prompt": pair.clean, "prompt_id": pair.id} | graph_score(graph, pruned)
-    json = _json(model, question, slug, graph, pruned, config, {"scores": score}, flow)
+    json = _json(model, question, slug, graph, pruned, config, {"scores": score}, flow, score_edges)
     n_prompt = len(pair.clean_tokens)
-    record = prompt_record(pair.id, graph, pruned, pair.positions, live_S, n_prompt, effects, flow)
+    record = prompt_record(pair.id, graph, pruned, pair.positions, live_S, n_prompt, effects, flow, score_edges)
     return ExplainedPrompt(json, score, record)
 
 
@@ -104,7 +106,8 @@ def explain_question(
         replacements = Replacements(model, nodes_of(model, dictionaries), "corrupted", steps)
     graph, pruned, live_S, effects = _graph(model, dictionaries, question, config, replacements, "auto", progress)
     extra = {"scores": graph_score(graph, pruned), "feature_effects": _effects(graph, live_S, effects)}
-    json = _json(model, question, "prompt", graph, pruned, config, extra, head_flow(graph, pruned))
+    score_edges = _score_edges(model, graph, pruned, config)
+    json = _json(model, question, "prompt", graph, pruned, config, extra, head_flow(graph, pruned), score_edges)
     kept = pruned.sources_S[: graph.index.n_features].nonzero()[:, 0].tolist()
     strongest = [] if live_S is None else live_S.argsort(descending=True)[:_STRONGEST].tolist()
     return json, _promoted(model, dictionaries, graph, [*kept, *strongest])
@@ -138,6 +141,7 @@ def _json(
     config: AttributionConfig,
     extra: Mapping[str, Any],
     flow: HeadFlow,
+    score_edges: Sequence[ScoreEdge],
 ) -> dict[str, Any]:
     about = {
         "positions": dict(question.positions),
@@ -156,7 +160,16 @@ def _json(
         config=config,
         extra={**about, **extra},
         flow=flow,
+        score_edges=score_edges,
     )
+
+
+def _score_edges(model: LanguageModel, graph: Graph, pruned: Pruned, config: AttributionConfig) -> list[ScoreEdge]:
+    """The strongest edges through patterns; none of an attention that is no such map (OLMo's clipped queries)."""
+    try:
+        return strongest_score_edges(model, graph, pruned, config.qk_edges)
+    except NotAffine:
+        return []
 
 
 def _check(model: LanguageModel, dictionaries: Mapping[int, Basis]) -> None:

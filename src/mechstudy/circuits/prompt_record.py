@@ -16,6 +16,7 @@ from torch import Tensor
 from mechstudy.circuits.graph import Graph, Pruned
 from mechstudy.circuits.head_flow import HeadFlow
 from mechstudy.circuits.node_effects import NodeEffects
+from mechstudy.circuits.score_edges import ScoreEdge
 
 OTHER = "other"
 ANSWER = "answer tokens"  # the tokens of a whole answer that are read after the prompt
@@ -56,6 +57,7 @@ def prompt_record(
     n_prompt: int | None = None,
     effects: NodeEffects | None = None,
     flow: HeadFlow | None = None,
+    score_edges: Sequence[ScoreEdge] = (),
 ) -> dict[str, Any]:
     """One prompt's part of the aggregate: JSON of its nodes and of its pruned graph's edges.
 
@@ -65,6 +67,7 @@ def prompt_record(
     Args:
         live_S: `live.live_effects` of the feature columns.
         n_prompt: the tokens of the prompt, if an answer's follow.
+        score_edges: edges through attention patterns.
         flow: the heads that the graph's edges run through.
         effects: of replacing nodes. They add features that are not active on the prompt and whose replacement counts;
             ``active`` marks those that are, or are on the corrupted prompt.
@@ -98,9 +101,13 @@ def prompt_record(
         if graph.column_R[row] < 0:
             weight *= float(graph.weights_R[row])
         edges[_key(keys[column]), row_keys[row]] += weight
+    qk_edges: dict[tuple[str, str], float] = defaultdict(float)
+    for row, column, weight in score_edges:
+        qk_edges[_key(keys[column]), row_keys[row]] += weight
     return {
         "prompt_id": prompt_id,
         "nodes": nodes,
+        "qk_edges": [{"source": s, "target": t, "weight": w} for (s, t), w in qk_edges.items()],
         "edges": [{"source": s, "target": t, "weight": w} for (s, t), w in edges.items()],
         "heads": _named_heads(flow, names),
     }

@@ -7,7 +7,7 @@ its inner product with what a source wrote there is that source's contribution.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,6 +92,17 @@ def direct_effects(
     return out
 
 
+def injected_effects(
+    prompt: LinearisedPrompt, index: SourceIndex, entering: Mapping[int, Float[Tensor, "r t d"]], n_rows: int
+) -> Float[Tensor, "r s"]:
+    """Inner products of every source with gradients that enter at ``resid_pre`` of some layers and flow down.
+
+    The columns of constants hold what biases contribute to them.
+    """
+    g_RTD = prompt.tokens_TD.new_zeros(n_rows, *prompt.tokens_TD.shape)
+    return _Backward(prompt, index, (), n_rows=n_rows).flowed(g_RTD, entering)
+
+
 class _Backward:
     """One pass from the output to the tokens, of targets that are sorted by falling layer."""
 
@@ -100,19 +111,19 @@ class _Backward:
         prompt: LinearisedPrompt,
         index: SourceIndex,
         ranked: Sequence[Target],
-        watch: Callable[[int, Tensor], None] | None,
+        watch: Callable[[int, Tensor], None] | None = None,
+        n_rows: int | None = None,
     ) -> None:
         self.prompt, self.index, self.ranked, self.watch = prompt, index, ranked, watch
         self.like_TD = prompt.tokens_TD
         self.zero_TD = torch.zeros_like(self.like_TD)
-        self.rows_RS = self.like_TD.new_zeros(len(ranked), index.n_sources)
-        self.rows_RS[:, index.own_bias] = torch.tensor([t.constant for t in ranked], dtype=torch.float64).to(
-            self.rows_RS
-        )
+        self.rows_RS = self.like_TD.new_zeros(len(ranked) if n_rows is None else n_rows, index.n_sources)
+        constants = torch.tensor([t.constant for t in ranked], dtype=torch.float64)
+        self.rows_RS[: len(ranked), index.own_bias] = constants.to(self.rows_RS)
 
     def rows(self) -> Tensor:
         """The rows [R, S] of the targets, in their order."""
-        prompt, rows, index = self.prompt, self.rows_RS, self.index
+        prompt, index = self.prompt, self.index
         g_RTD = self.like_TD.new_zeros(len(self.ranked), *self.like_TD.shape)
         n = sum(target.layer >= index.n_layers for target in self.ranked)
         if n:
@@ -122,16 +133,27 @@ class _Backward:
             above, n = n, sum(target.layer >= layer for target in self.ranked)
             if n:
                 g_RTD[:n] = self._below(layer, g_RTD[:above], n)
+        return self._at_tokens(g_RTD)
+
+    def flowed(self, g_RTD: Tensor, entering: Mapping[int, Tensor]) -> Tensor:
+        """The rows [R, S] of gradients that enter at ``resid_pre`` of layers."""
+        for layer in reversed(range(self.index.n_layers)):
+            g_RTD = self._below(layer, g_RTD, len(g_RTD), entering.get(layer))
+        return self._at_tokens(g_RTD)
+
+    def _at_tokens(self, g_RTD: Tensor) -> Tensor:
+        """The rows, with what tokens and position embeddings wrote."""
+        prompt, rows, index = self.prompt, self.rows_RS, self.index
         length = prompt.n_positions
         rows[:, index.tokens : index.tokens + length] = torch.einsum("rtd,td->rt", g_RTD, prompt.tokens_TD)
         if prompt.position_TD is not None:
             rows[:, index.embedding_bias] = torch.einsum("rtd,td->r", g_RTD, prompt.position_TD)
         return rows
 
-    def _below(self, layer: int, g_RTD: Tensor, n: int) -> Tensor:
+    def _below(self, layer: int, g_RTD: Tensor, n: int, entering_RTD: Tensor | None = None) -> Tensor:
         """Gradients at ``resid_pre``, from those of rows above at ``resid_post`` and the layer's own targets.
 
-        Own targets are the rows from ``len(g_RTD)`` to ``n``.
+        Own targets are the rows from ``len(g_RTD)`` to ``n``. ``entering_RTD`` is added where attention reads.
         """
         x, above = self.prompt.layers[layer], len(g_RTD)
         new_NTD, own = placed(self.ranked[above:n], self.like_TD), x.reads if n > above else None
@@ -161,6 +183,8 @@ class _Backward:
         if self.watch is not None:
             self.watch(layer, at_attention)
         g_pre = g_mid + x.through_attention(at_attention)
+        if entering_RTD is not None:
+            g_pre = g_pre + entering_RTD
         if x.is_replaced and x.writes == "resid_pre":
             g_pre = self._landed(layer, g_pre)
         if own == "resid_pre":

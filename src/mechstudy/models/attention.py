@@ -38,7 +38,7 @@ class RecordedScores:
 
 _recorded: dict[int, Tensor] | None = None
 _scores: dict[int, RecordedScores] | None = None
-_frozen: Mapping[int, Tensor] | None = None
+_frozen: Mapping[int, Tensor | None] | None = None
 
 
 def _attention(
@@ -55,8 +55,9 @@ def _attention(
     """Softmax attention with grouped values; the softmax is taken in at least fp32."""
     layer = module.layer_idx
     groups = query_BQTH.shape[1] // key_BGTH.shape[1]
-    if _frozen is not None:
-        pattern = _frozen[layer].to(value_BGTH.dtype)
+    frozen = None if _frozen is None else _frozen[layer]
+    if frozen is not None:
+        pattern = frozen.to(value_BGTH.dtype)
     else:
         key = key_BGTH.repeat_interleave(groups, 1)
         scores = query_BQTH @ key.transpose(-1, -2)
@@ -121,8 +122,11 @@ def recorded_scores(hf: Any) -> Iterator[dict[int, RecordedScores]]:
 
 
 @contextmanager
-def frozen_patterns(hf: Any, patterns: Mapping[int, Float[Tensor, "#b q t s"]]) -> Iterator[None]:
-    """Inside the block, attention uses these patterns, broadcast over the batch, instead of its own softmax."""
+def frozen_patterns(hf: Any, patterns: Mapping[int, Float[Tensor, "#b q t s"] | None]) -> Iterator[None]:
+    """Inside the block, attention uses these patterns, broadcast over the batch, instead of its own softmax.
+
+    A layer whose pattern is None takes its own.
+    """
     global _frozen
     with _implementation(hf):
         _frozen = patterns

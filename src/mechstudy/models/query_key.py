@@ -21,6 +21,10 @@ from mechstudy.models.validate import relative_error
 _TOLERANCE = 1e-4  # of queries and keys against the model's own, in fp32; another map misses by far more
 
 
+class NotAffine(MechstudyError):
+    """Queries or keys that are no affine maps of their input."""
+
+
 @dataclass(frozen=True)
 class HeadMap:
     """The queries, or the keys, of every head: a projection, a norm with its scale frozen, a rotary map, a factor.
@@ -182,7 +186,7 @@ def _query_key(
     for name, own, maps in (("queries", recorded.query_BQTH, query), ("keys", recorded.key_BGTH, key)):
         error = relative_error(maps.forward(normed), own[0].transpose(0, 1))
         if error > _TOLERANCE:
-            raise MechstudyError(
+            raise NotAffine(
                 f"layer {layer} of {model.name}: its {name} are not the affine maps of its family",
                 facts={"relative difference": f"{error:.1e}, at most {_TOLERANCE:.0e} is allowed"},
                 fix="a model without clip_qkv; anything else that differs is worth a report",

@@ -1,13 +1,20 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 import mechstudy as ms
+from mechstudy.api import attribution
+from mechstudy.api.graphs import PromptGraph
 from mechstudy.behaviours.contrast import Contrast
 from mechstudy.circuits.attribution import attribute as attribute_tokens
 from mechstudy.circuits.live import live_effects
 from mechstudy.circuits.targets import AnswerContrast
+from mechstudy.core.notices import MechstudyWarning
+from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.fitted import require_by_layer
+from mechstudy.models.context import ContextLength
 from tests.support.api_world import PROMPT, error_of
 
 
@@ -162,3 +169,58 @@ def test_whole_answers_are_compared_token_by_token(world):
 def test_answers_that_cannot_be_compared_are_refused(world, answers, what):
     with pytest.raises(ms.MechstudyError, match=what):
         ms.attribute(world.model, world.dicts, PROMPT, **answers)
+
+
+@pytest.mark.parametrize("given", ["d/ct", {0: "d/ct"}, None])
+def test_what_is_no_set_of_dictionaries_is_refused_with_the_function_that_loads_one(world, given):
+    assert "load_dictionaries" in error_of(lambda: ms.attribute(world.model, given, PROMPT))
+
+
+def test_an_ablation_refuses_a_path_in_place_of_dictionaries():
+    assert "load_dictionaries" in error_of(lambda: require_by_layer("d/ct"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ({"prompt": 5}, "the prompt is a int"),
+        ({"prompt": PROMPT, "answer": 5, "wrong_answer": "y"}, "answer is a int"),
+        ({"prompt": PROMPT, "answer": "x", "wrong_answer": ["y", 5]}, "wrong_answer is a int"),
+    ],
+)
+def test_arguments_that_are_no_text_are_named(world, arguments, what):
+    assert what in error_of(lambda: ms.attribute(world.model, world.dicts, **arguments))
+
+
+def test_a_prompt_beyond_the_models_positions_is_warned_of(world, monkeypatch):
+    monkeypatch.setattr(attribution, "context_length", lambda _: ContextLength(2, "max_position_embeddings", False))
+    with pytest.warns(MechstudyWarning, match="the model has 2 positions"):
+        ms.attribute(world.model, world.dicts, PROMPT)
+    monkeypatch.setattr(attribution, "context_length", lambda _: ContextLength(2, "n_positions", True))
+    assert "at most 2 tokens" in error_of(lambda: ms.attribute(world.model, world.dicts, PROMPT))
+
+
+def test_dictionaries_of_another_model_are_warned_of(world):
+    dicts = dict(world.dicts)
+    layer = next(iter(dicts))
+    one = dicts[layer].to(dtype=dicts[layer].W_enc.dtype)
+    cfg = replace(one.cfg, metadata=dict(one.cfg.metadata) | {"model_name": "Qwen/Qwen3-4B"})
+    monkey = Dictionary(
+        cfg, **{n: getattr(one, n) for n in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "W_skip")}
+    )
+    with pytest.warns(MechstudyWarning, match="made for Qwen/Qwen3-4B"):
+        ms.attribute(world.model, dicts | {layer: monkey}, PROMPT)
+
+
+def test_the_repr_of_a_graph_cuts_a_long_prompt(graph):
+    long = PromptGraph(graph._json | {"metadata": graph._json["metadata"] | {"prompt": "The keys " * 200}})
+    assert len(repr(long)) < 300 and "1 output node;" not in repr(long)
+
+
+def test_errors_of_an_ablation_name_its_own_arguments(world):
+    assert error_of(lambda: ms.ablate(world.model, world.dicts, world.pairs, ["0/1"], n_resamples=50)).startswith(
+        "n_resamples: must be"
+    )
+    layer = next(iter(world.dicts))
+    text = error_of(lambda: ms.ablate(world.model, world.dicts, world.pairs, [f"{layer}/99999"]))
+    assert text.startswith(f"{layer}/99999: the dictionary of layer {layer} has features")

@@ -49,3 +49,13 @@ def test_scores_have_a_row_for_each_prompt(world):
 @pytest.mark.parametrize("pairs", [[], ["text"]])
 def test_what_holds_no_pairs_is_an_error_with_a_fix(world, pairs):
     assert "fix:" in error_of(lambda: ms.score(world.model, pairs))
+
+
+def test_a_file_is_read_by_the_same_fields_as_in_a_study(world, tmp_path):
+    file = tmp_path / "three.csv"
+    file.write_text("clean,corrupted,answer,wrong_answer,split\nab,abcd,x,y,train\nce,de,x,y,test\nef,gf,x,y,test\n")
+    assert "align" in error_of(lambda: ms.load_prompts(file, world.model))
+    assert len(ms.load_prompts(file, world.model, align="ends")) == 3
+    file.write_text("clean,answer,wrong_answer,split\nab,x,y,train\nac,x,z,train\nce,x,y,test\ncd,x,z,test\n")
+    drawn = ms.load_prompts(file, world.model, corrupted="other-line")
+    assert all(pair.corrupted for pair in drawn)

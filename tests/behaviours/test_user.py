@@ -320,3 +320,18 @@ def test_prompts_beyond_learned_positions_are_refused_by_line(tmp_path):
 def test_answers_that_share_a_beginning_may_leave_it_to_the_prompt(tmp_path):
     row = {**GOOD, "answer": " abcdefghij", "wrong_answer": " abcdezzzzz"}
     assert "end both prompts with the part that the answers share, ' abcde'" in (broken(tmp_path, row).fix or "")
+
+
+@pytest.mark.parametrize(
+    ("row", "what", "kind"),
+    [
+        ({"positions": {"subject": "zzz"}}, "is not in the clean prompt", "a position that is not in the prompt"),
+        ({"wrong_answer": GOOD["answer"]}, "they are the same", "answers begin with the same token"),
+    ],
+)
+def test_defects_that_need_no_tokenizer_are_found_without_one(tmp_path, row, what, kind):
+    path = write(tmp_path, *lines(9), GOOD | row)
+    found = outline(PromptSource(path, strict=False))
+    assert found.left_out == {kind: 1} and what in found.left_out_lines[10]
+    with pytest.raises(MechstudyError, match=what):
+        outline(PromptSource(path))

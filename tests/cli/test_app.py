@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from mechstudy.cli import options
 from tests.support.toy_model import mechstudy
 from tests.support.toy_units import calls, chain, unit, use
 
@@ -365,3 +366,12 @@ def test_sigterm_stops_as_cleanly_with_143(here):
     _, error = process.communicate(timeout=20)
     assert process.returncode == 143
     assert "the same command resumes" in error and "Traceback" not in error
+
+
+def test_a_stopped_command_without_units_says_nothing_of_resuming(capsys):
+    def stopped():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit):
+        options.guarded(stopped)()
+    assert capsys.readouterr().err.strip() == "stopped"

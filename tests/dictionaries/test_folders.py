@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
 from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.formats import circuit_tracer, cross_layer, sparsify
+from mechstudy.dictionaries.formats.describe import describe
 from mechstudy.dictionaries.training.trainer import train
 from tests.support.dictionary_files import clt, trained_clt, transcoder
 from tests.support.dictionary_worlds import random_dictionary
@@ -94,3 +96,14 @@ def test_a_write_that_fails_leaves_the_dictionary_of_before(tmp_path, monkeypatc
         trained_clt(2).save(tmp_path)
     assert error.value.where == str(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_of_layers_is_read_below_them_as_gemma_scope_lays_it_out(tmp_path):
+    for layer in (0, 1):
+        place = tmp_path / f"layer_{layer}" / "width_16" / "average_l0_8"
+        place.mkdir(parents=True)
+        arrays = {"W_enc": (4, 6), "W_dec": (6, 4), "b_enc": (6,), "b_dec": (4,), "threshold": (6,)}
+        np.savez(place / "params.npz", **{name: np.zeros(shape, dtype="float32") for name, shape in arrays.items()})
+    about = describe(tmp_path)
+    assert [entry["site_in"] for entry in about] == ["resid_post.0", "resid_post.1"]
+    assert all(entry["site_assumed"] and entry["activation"] == "relu" for entry in about)

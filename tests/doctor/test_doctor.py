@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mechstudy.cli.app import app
+from mechstudy.core.notices import counted
 from mechstudy.doctor import disks, machine
 from mechstudy.doctor.checks import run_checks
 from mechstudy.machine import cgroup
@@ -137,3 +138,7 @@ def test_usage_of_a_run_as_a_table_and_as_json(run: Path) -> None:
 def test_a_run_without_usage_says_so(run: Path) -> None:
     next(run.glob("artifacts/train/*.usage.jsonl")).unlink()
     assert "no usage is recorded here" in CliRunner().invoke(app, ["doctor", str(run)]).stdout
+
+
+def test_one_check_is_counted_as_one():
+    assert [counted(n, "check") for n in (0, 1, 1200)] == ["0 checks", "1 check", "1,200 checks"]

@@ -9,7 +9,7 @@ import pytest
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.folder import read_config
-from mechstudy.models.known import known_config, known_models, similar_models
+from mechstudy.models.known import known_config, known_models, same_model, similar_models
 from mechstudy.models.local_files import WHEEL_MODELS, config_without_fetching, local_folder
 from mechstudy.models.shapes import shapes_of
 from mechstudy.models.sources import resolve_source
@@ -122,5 +122,20 @@ def test_an_unreachable_hub_is_reported_once_with_similar_models(monkeypatch, ca
     with pytest.raises(MechstudyError, match="cannot be fetched") as error:
         resolve_source("hf:meta-llama/Llama-3-8B")
     assert "did you mean hf:meta-llama/Meta-Llama-3-8B or" in (error.value.fix or "")
-    assert "mechstudy plan --models" in error.value.facts["plans"]
+    assert "there is no" in error.value.facts["folder"] and "plan" not in error.value.facts
     assert "Retry" not in caplog.text
+
+
+@pytest.mark.parametrize(("other", "same"), [("qwen3_4b", True), ("Qwen/Qwen3-4B-Base", False)])
+def test_names_of_one_model_are_recognised(other, same):
+    assert same_model("Qwen/Qwen3-4B", other) is same
+
+
+def test_the_id_that_was_typed_is_not_suggested(monkeypatch):
+    def fails(*_, **__):
+        raise OSError("no route")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
+    with pytest.raises(MechstudyError, match="cannot be fetched") as error:
+        resolve_source("hf:Qwen/Qwen3-0.6B")
+    assert "did you mean" not in (error.value.fix or "") and "can size a study" in error.value.facts["plan"]

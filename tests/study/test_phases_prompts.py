@@ -141,7 +141,10 @@ def test_lines_left_out_are_listed_in_the_summary(tmp_path: Path) -> None:
             }
         ],
     }
-    assert log == ["1 of 7 lines are left out: 1 clean and corrupted of unequal token length"]
+    assert log == [
+        "1 of 7 lines are left out: 1 clean and corrupted of unequal token length (line 7: clean has 4 tokens,"
+        " corrupted 1); 3 train and 3 test prompts remain; `align: ends` uses those of unequal length"
+    ]
     strict = specs(tmp_path, lines, behaviour={"strict": True})["prompts"]
     with pytest.raises(MechstudyError, match=r"mine\.jsonl:7: clean has 4 tokens, corrupted 1"):
         run(strict, tmp_path)

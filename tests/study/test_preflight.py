@@ -29,7 +29,10 @@ def file(folder: Path, *rows: dict) -> None:
 
 
 def rows(n: int, split: str, **more: object) -> list[dict]:
-    return [{**PROMPT, "clean": f"One {split} {i}", "split": split, **more} for i in range(n)]
+    return [
+        {**PROMPT, "clean": f"One {split} {i}", "corrupted": f"Two {split} {i}", "split": split, **more}
+        for i in range(n)
+    ]
 
 
 @pytest.mark.parametrize("device", ["cdua", "cuda:x", "gpu"])
@@ -83,10 +86,18 @@ def test_lines_left_out_and_answers_without_a_space_are_noted(tmp_path):
         tmp_path, *rows(3, "train"), *rows(3, "test"), {**PROMPT, "zzz": 1}, {**PROMPT, "split": "test", "answer": "is"}
     )
     words = " ".join(notes(study(), outlines(study(), tmp_path)))
-    assert "mine: 1 of 8 lines of mine.jsonl are left out: 1 unknown keys" in words
+    assert "mine: 1 of 8 lines of mine.jsonl are left out: 1 unknown keys (line 7: unknown key 'zzz')" in words
     assert "mine: 1 of 7 answers continue the prompt's last word, as in 'cat|is' (line-0008)" in words
     with pytest.raises(MechstudyError, match="unknown key 'zzz'"):
         outlines(study(behaviours=[{"name": "mine", "file": "mine.jsonl", "strict": True}]), tmp_path)
+
+
+def test_pairs_that_most_likely_differ_in_tokens_are_counted_before_any_tokenizer_is_there(tmp_path):
+    file(tmp_path, *rows(3, "train"), *rows(3, "test"), {**PROMPT, "corrupted": "One word more than it had", "id": "u"})
+    says = "different numbers of words in 1 of 7 prompts: those of unequal token length will be left out"
+    assert says in " ".join(notes(study(), outlines(study(), tmp_path)))
+    aligned = study(behaviours=[{"name": "mine", "file": "mine.jsonl", "align": "ends"}])
+    assert says not in " ".join(notes(aligned, outlines(aligned, tmp_path)))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -71,9 +72,9 @@ def test_graphs_are_of_the_published_features(run, world):
 def test_one_layer_and_a_mapping_and_a_run(world, run):
     some = units_of(published_study(world, "some", **{"from": "set", "layers": [2]}))
     assert [name for name in some if name.startswith("published")] == ["published[2]"]
-    one = units_of(published_study(world, "one", **{"from": {1: "set/layer_2"}}))
-    spec = one["published[1]"].spec
-    assert (spec.site_in, spec.path) == ("mlp_in.1", str(world / "set" / "layer_2"))
+    one = units_of(published_study(world, "one", **{"from": {2: "set/layer_2"}}))
+    spec = one["published[2]"].spec
+    assert (spec.site_in, spec.path) == ("mlp_in.2", str(world / "set" / "layer_2"))
     trained = ms.Study.load(world / "study.yaml", out=world / "runs" / "trained", say=lambda _: None)
     trained.run(["train[0]", "train[1]"])
     folders = dictionary_places(latest(world / "runs" / "trained"))
@@ -118,7 +119,7 @@ def test_a_site_that_files_do_not_name_is_the_studys(world):
         ({"from": "nowhere"}, "there is no file or folder"),
         ({"from": "set", "layers": [1]}, "no dictionary of layer 1"),
         ({"from": ["set", "set/layer_2"]}, "two dictionaries are of layer 2"),
-        ({"from": {9: "set/layer_2"}}, "layer 9, which the model does not have"),
+        ({"from": {9: "set/layer_2"}}, "of layer 2, and is given as layer 9's"),
         ({"from": {1: "set"}}, "holds 2 dictionaries"),
         ({"from": "set", "training": {"steps": 5}}, "how to train some"),
         ({"source": "published"}, "published dictionaries are named by"),
@@ -155,3 +156,33 @@ def test_other_files_are_another_study_and_a_changed_file_is_refused(world):
 def test_a_study_without_published_dictionaries_is_stored_as_before(world):
     canonical = open_study(world / "study.yaml").study.canonical()
     assert "from" not in canonical["dictionaries"] and "published" not in canonical["dictionaries"]
+
+
+def test_the_plan_says_sites_other_models_and_what_is_assumed(world):
+    circuit_tracer.write_set({layer: transcoder(16, layer, n_features=24) for layer in range(3)}, world / "others",
+                             model_name="Qwen/Qwen3-4B")  # fmt: skip
+    opened = open_study(published_study(world, "others", **{"from": "others"}))
+    [note] = [note for note in opened.notes if "made for" in note]
+    assert "made for Qwen/Qwen3-4B" in note and "this model is model" in note and "layers 0, 1, 2" in note
+    notes = {unit.layer: unit.estimate.note for unit in opened.units if unit.name.startswith("published")}
+    assert notes[1] == "mlp_in.1 to mlp_out.1, from others"
+    place = world / "unstated" / "layer_1" / "width_24"
+    place.mkdir(parents=True)
+    arrays = {"W_enc": (16, 24), "W_dec": (24, 16), "b_enc": (24,), "b_dec": (16,), "threshold": (24,)}
+    np.savez(place / "params.npz", **{name: np.ones(shape, dtype="float32") for name, shape in arrays.items()})
+    opened = open_study(published_study(world, "unstated", **{"from": "unstated"}))
+    assert any("resid_post is assumed" in note for note in opened.notes)
+    [unit] = [unit for unit in opened.units if unit.name == "published[1]"]
+    assert unit.estimate.note == "resid_post.1 (assumed), from unstated"
+    spec = units_of(published_study(world, "stated", **{"from": "unstated", "site": "mlp_in"}))["published[1]"].spec
+    assert spec.site_in == "mlp_in.1"
+
+
+def test_layers_of_a_larger_set_can_be_chosen(world):
+    circuit_tracer.write_set({layer: transcoder(16, layer, n_features=24) for layer in range(9)}, world / "larger",
+                             model_name="tiny")  # fmt: skip
+    some = units_of(published_study(world, "larger", **{"from": "larger", "layers": "0-1"}))
+    assert [name for name in some if name.startswith("published")] == ["published[0]", "published[1]"]
+    with pytest.raises(MechstudyError, match="which the model does not have") as error:
+        units_of(published_study(world, "larger", **{"from": "larger"}))
+    assert "dictionaries.layers: 0-" in str(error.value.fix)

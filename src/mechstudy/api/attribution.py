@@ -14,8 +14,12 @@ from mechstudy.circuits.custom_targets import LogitFunction
 from mechstudy.circuits.prompt_graph import explain_question
 from mechstudy.circuits.question import Question
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.notices import warn
 from mechstudy.core.progress import Progress
+from mechstudy.dictionaries.fitted import all_fitted
 from mechstudy.dictionaries.neurons import Basis
+from mechstudy.models.context import context_length
+from mechstudy.models.known import same_model
 from mechstudy.models.language_model import LanguageModel
 
 
@@ -61,10 +65,13 @@ def attribute(
         progress: receives messages.
 
     Raises:
-        MechstudyError: an empty prompt; one answer without the other; an answer of several tokens (unless
-            ``answer_tokens`` is ``all``), or one that the tokenizer merges with the prompt; an answer both right and
-            wrong; a target of another shape or kind, or beside answers; dictionaries of a site that no node stands for.
+        MechstudyError: a prompt or an answer that is no text; an empty prompt, or one beyond the model's learned
+            positions (a warning where the model is rotary); one answer without the other; an answer of several tokens
+            (unless ``answer_tokens`` is ``all``), or one that the tokenizer merges with the prompt; an answer both
+            right and wrong; a target of another shape or kind, or beside answers; dictionaries of a site
+            that no node stands for.
     """
+    _check_arguments(prompt, answer, wrong_answer)
     if target is not None:
         if answer is not None or wrong_answer is not None:
             raise MechstudyError("both answers and a target are to be explained", fix="one of them")
@@ -93,6 +100,32 @@ def _graph(
     config: AttributionConfig | None,
     progress: Progress | None,
 ) -> PromptGraph:
+    dictionaries = all_fitted(model, {} if dictionaries is None else dictionaries)
+    _check_length(model, len(question.tokens))
+    made_for = {str(one.cfg.metadata.get("model_name") or model.name) for one in dictionaries.values()}
+    if others := sorted(name for name in made_for if not same_model(name, model.name)):
+        warn(f"the dictionaries were made for {', '.join(others)}, by their own files, and this model is {model.name}")
     return PromptGraph(
-        *explain_question(model, dictionaries or {}, question, config or AttributionConfig(), progress=progress)
+        *explain_question(model, dictionaries, question, config or AttributionConfig(), progress=progress)
     )
+
+
+def _check_arguments(prompt: object, answer: object, wrong_answer: object) -> None:
+    if not isinstance(prompt, str | PromptPair):
+        raise MechstudyError(
+            f"the prompt is a {type(prompt).__name__}", fix='a text such as "The keys to the cabinet", or a prompt pair'
+        )
+    for name, given in (("answer", answer), ("wrong_answer", wrong_answer)):
+        texts = [given] if isinstance(given, str) or not isinstance(given, Sequence) else given
+        if wrong := [text for text in texts if text is not None and not isinstance(text, str)]:
+            raise MechstudyError(f"{name} is a {type(wrong[0]).__name__}", fix=f'{name}=" are", or a list of texts')
+
+
+def _check_length(model: LanguageModel, n_tokens: int) -> None:
+    """Refuses a prompt beyond learned positions; warns of one beyond those that a rotary model was trained on."""
+    context = context_length(model.hf.config.to_dict())
+    if context is None or n_tokens <= context.n:
+        return
+    if context.learned:
+        raise MechstudyError(context.exceeded(n_tokens), fix=f"a prompt of at most {context.n} tokens")
+    warn(f"the prompt has {context.exceeded(n_tokens)}, and was not trained on more")

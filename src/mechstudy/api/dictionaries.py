@@ -16,7 +16,7 @@ from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.formats.hub import is_hub
 from mechstudy.dictionaries.formats.recognise import Source
-from mechstudy.dictionaries.loading import ONE_PLACE, DictionarySet, Place
+from mechstudy.dictionaries.loading import DictionarySet, Place, checked_places
 from mechstudy.dictionaries.stored import AnyPath
 from mechstudy.study import finished as artifacts
 
@@ -45,12 +45,13 @@ def load_dictionaries(
         lazy: leave encoders and decoders in their files, and read what each use needs.
 
     Raises:
-        MechstudyError: nothing is there, a file is damaged, two read one layer, or one names no layer.
+        MechstudyError: nothing is there, a file is damaged, two read one layer, one names no layer,
+            or another than the mapping gives it.
     """
+    source = checked_places(source)
     if isinstance(source, Mapping):
         return dictionaries.load_dictionaries(source, device=device, dtype=dtype, lazy=lazy)
-    listed = [source] if isinstance(source, ONE_PLACE) else source
-    places = [place for one in listed for place in _places(one)]
+    places = [place for one in source for place in _places(one)]
     return dictionaries.load_dictionaries(places, device=device, dtype=dtype, lazy=lazy)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mechstudy.behaviours.readers import Broken
-from mechstudy.behaviours.row_checks import check_text
+from mechstudy.behaviours.row_checks import check_text, place_of
 from mechstudy.behaviours.schema import Answers, AnswerSets, PromptPair, aligned
 from mechstudy.behaviours.special_text import Opening
 from mechstudy.behaviours.splits import group_of
@@ -143,15 +143,5 @@ def _positions(named: object, clean: str, tokens: Tokens, which: str = "clean") 
 
 
 def _find(name: str, substring: str, clean: str, tokens: Tokens, which: str) -> int:
-    start = clean.find(substring)
-    if start < 0:
-        raise Broken(
-            f"position {name}: {substring!r} is not in the {which} prompt",
-            f"copy it from `{which}`, or give an index",
-        )
-    if clean.find(substring, start + 1) >= 0:
-        raise Broken(
-            f"position {name}: {substring!r} is in the {which} prompt more than once",
-            "a longer substring that ends at the same word, or a token index",
-        )
+    start = place_of(name, substring, clean, which)
     return token_at(tokens, clean, start + len(substring.rstrip()))

@@ -65,6 +65,9 @@ def load_prompts(
     instruction: str | None = None,
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
+    counterfactual: str | None = None,
+    align: Literal["ends"] | None = None,
+    corrupted: Literal["other-line"] | None = None,
     answer_sets: AnswerSets | None = None,
     answer_tokens: Literal["first", "all"] | None = None,
     strict: bool = True,
@@ -86,6 +89,9 @@ def load_prompts(
         instruction: the user's turn of the model's chat template, which the prompts then begin to answer.
         format: the published shape of the file.
         columns: key -> column of the file, or a text with columns in braces.
+        counterfactual: which of the counterfactuals of that shape is the corrupted prompt.
+        align: ``ends`` accepts clean and corrupted prompts of different numbers of tokens.
+        corrupted: ``other-line`` takes each line's corrupted prompt from another line, chosen by ``seed``.
         answer_sets: how the logits of several right or wrong answers are combined: ``logsumexp`` (the default) or
             ``mean``.
         answer_tokens: ``all`` compares all tokens of the answers; by default their ``first`` ones.
@@ -101,11 +107,14 @@ def load_prompts(
     reading = {
         "format": format,
         "columns": columns,
+        "counterfactual": counterfactual,
+        "align": align,
+        "corrupted": corrupted,
         "answer_sets": answer_sets,
         "answer_tokens": answer_tokens,
         "strict": strict,
     }
-    by_split = read_prompts(PromptSource.of(Path(source).expanduser(), reading), encode).pairs
+    by_split = read_prompts(PromptSource.of(Path(source).expanduser(), reading, seed), encode).pairs
     if split is not None and split not in by_split:
         raise MechstudyError(f"unknown split {split!r}", facts={"splits": ", ".join(by_split)})
     pairs = [pair for name in by_split if split in (None, name) for pair in by_split[name]]

@@ -71,7 +71,9 @@ def _bytes(path: Path) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise MechstudyError(
-            f"cannot read the prompts: {error.strerror}", where=str(path), fix="the path of a file of prompts"
+            f"cannot read the prompts: {error.strerror}",
+            where=str(path),
+            fix="a file that exists and can be read; relative paths start from the current folder",
         ) from error
     if content.startswith(_UTF16):
         raise MechstudyError("the file is UTF-16", where=str(path), fix="save the file as UTF-8")
@@ -101,7 +103,9 @@ def _object(raw: bytes) -> Row:
     except UnicodeDecodeError as error:
         raise Broken(f"not UTF-8 at byte {error.start + 1} of the line", "save the file as UTF-8") from error
     except json.JSONDecodeError as error:
-        raise Broken(f"not JSON: {error.msg} at column {error.colno}", "one JSON object a line") from error
+        raise Broken(
+            f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}", "one JSON object a line"
+        ) from error
     except Broken:
         raise
     except ValueError as error:  # an integer of thousands of digits

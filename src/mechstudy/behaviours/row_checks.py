@@ -88,8 +88,17 @@ def checked_row(row: Row, required: tuple[str, ...] = REQUIRED) -> Row:
         for answer in ANSWERS:
             if row.get(prompt, "x")[-1] in " \t" and any(text[0] in " \t" for text in texts_of(row.get(answer, "x"))):
                 raise Broken(
-                    f"{prompt} ends with a space and {answer} begins with one", f"{prompt} without it", "two spaces"
+                    f"{prompt} ends with a space and {answer} begins with one",
+                    f"{prompt} without it",
+                    "a space before and in the answer",
                 )
+    check_places(row)
+    if shared := [text for text in texts_of(row.get("answer", ())) if text in texts_of(row.get("wrong_answer", ()))]:
+        raise Broken(
+            f"answers {shared[0]!r} and {shared[0]!r} begin with the same token: they are the same",
+            "choose answers with different first tokens",
+            "answers begin with the same token",
+        )
     if "split" in row and row["split"] not in SPLITS:
         raise Broken(f"unknown split {row['split']!r}", f"one of {', '.join(SPLITS)}, or leave it out", "unknown split")
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,79}", row.get("id", "x"), re.ASCII):
@@ -99,6 +108,41 @@ def checked_row(row: Row, required: tuple[str, ...] = REQUIRED) -> Row:
             "unusable id",
         )
     return row
+
+
+def check_places(row: Row) -> None:
+    """Checks that each position that is a text occurs once in its prompt.
+
+    Raises:
+        Broken: one does not.
+    """
+    for key, which in zip(POSITIONS, ("clean", "corrupted"), strict=True):
+        named = row.get(key)
+        for name, text in named.items() if isinstance(named, dict) and which in row else ():
+            if isinstance(text, str) and text.strip():
+                place_of(str(name), text, row[which], which)
+
+
+def place_of(name: str, text: str, prompt: str, which: str) -> int:
+    """Index of the first character of a position's text in its prompt.
+
+    Raises:
+        Broken: it is not there, or more than once.
+    """
+    start = prompt.find(text)
+    if start < 0:
+        raise Broken(
+            f"position {name}: {text!r} is not in the {which} prompt",
+            f"copy it from `{which}`, or give an index",
+            "a position that is not in the prompt",
+        )
+    if prompt.find(text, start + 1) >= 0:
+        raise Broken(
+            f"position {name}: {text!r} is in the {which} prompt more than once",
+            "a longer substring that ends at the same word, or a token index",
+            "a position that is in the prompt more than once",
+        )
+    return start
 
 
 def _answers(name: str, value: object) -> str | list[str]:

@@ -9,6 +9,7 @@ from mechstudy.behaviours.schema import Encode, n_shared
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.context import ContextLength
 
+UNEQUAL = "clean and corrupted of unequal token length"
 TOO_LONG = "longer than the model's context"
 
 
@@ -148,7 +149,7 @@ def pair_tokens(
     clean_ids, corrupted_ids = tokens(clean), () if corrupted is None else tokens(corrupted)
     if equal and corrupted is not None and len(clean_ids) != len(corrupted_ids):
         raise Unsuitable(
-            "clean and corrupted of unequal token length",
+            UNEQUAL,
             f"clean has {len(clean_ids)} tokens, corrupted {len(corrupted_ids)}",
             "words with the same number of tokens, so that positions match; or align: ends in the study",
         )

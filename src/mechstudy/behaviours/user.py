@@ -23,6 +23,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.models.context import ContextLength
 
 MAX_LISTED = 10
+MAX_NAMED = 3  # in a note
 SPLIT = "split of the file"  # a key that no file has
 # A line with one of these is a mistake about the model, and ends a study that is not strict too.
 FATAL = (TOO_LONG, OWN_BOS, CHAT_MARKUP, FOREIGN)
@@ -215,7 +216,10 @@ class Outline:
         positions: names of the positions that all prompts have.
         n_groups: distinct groups per split.
         left_out: number of lines that cannot be used, by defect.
+        left_out_lines: the defect of each of them, by line.
         n_lines: lines of the file.
+        n_unequal: prompts whose corrupted one has another number of words, and so most likely of tokens, although it
+            must have as many.
         remarks: sentences on what is most likely not meant.
         has_corrupted: whether there are corrupted prompts.
     """
@@ -224,7 +228,9 @@ class Outline:
     positions: tuple[str, ...]
     n_groups: Mapping[str, int] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
+    left_out_lines: Mapping[int, str] = field(default_factory=dict)
     n_lines: int = 0
+    n_unequal: int = 0
     remarks: tuple[str, ...] = ()
     has_corrupted: bool = True
 
@@ -259,12 +265,15 @@ def outline(source: PromptSource) -> Outline:
         for number, row in rows.items()
     ]
     has_corrupted = source.corrupted is not None or all("corrupted" in row for row in rows.values())
+    compared = [row for row in rows.values() if "corrupted" in row] if source.align is source.corrupted is None else []
     return Outline(
         n,
         (*common, "last"),
         n_groups={split: list(by_group.values()).count(split) for split in SPLITS},
         left_out=count_kinds(broken),
+        left_out_lines={number: error.what for number, error in sorted(broken.items())},
         n_lines=n_lines,
+        n_unequal=sum(len(row["clean"].split()) != len(row["corrupted"].split()) for row in compared),
         remarks=tuple(remarks(texts)),
         has_corrupted=has_corrupted,
     )
@@ -282,6 +291,13 @@ def outline_jsonl(path: Path) -> Outline:
 def count_kinds(broken: Mapping[int, Broken]) -> dict[str, int]:
     """Number of lines with each defect, the most frequent first."""
     return dict(Counter(error.kind for _, error in sorted(broken.items())).most_common())
+
+
+def first_lines(defects: Mapping[int, str]) -> str:
+    """The first broken lines with their defects: ``line 2: not JSON, line 4: missing answer, and 3 more``."""
+    shown = [f"line {number}: {what}" for number, what in list(defects.items())[:MAX_NAMED]]
+    more = len(defects) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more else "")
 
 
 def _require_both(path: Path, n: Mapping[str, int], broken: Mapping[int, Broken], n_lines: int) -> None:

@@ -10,6 +10,7 @@ import polars as pl
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import write_json_atomic
+from mechstudy.core.notices import counted
 
 Labels = Mapping[tuple[int, int], str]
 
@@ -27,6 +28,8 @@ _BEHAVIOUR_NODES = {
 _EDGES = {"source": pl.String, "target": pl.String, "weight": pl.Float64}
 _EFFECTS = ("influence", "total_effect", "live_effect", "contrast_effect")
 _SMALLEST_FIRST = ("cumulative_influence", "contrast_effect")
+
+_LONGEST = 80  # characters of a prompt that a graph's repr shows
 
 
 class GraphFrames:
@@ -166,11 +169,11 @@ class PromptFrames(GraphFrames):
 
     def __repr__(self) -> str:
         kinds = dict(self.nodes["kind"].value_counts().iter_rows())
-        counts = ", ".join(f"{n} {kind} nodes" for kind, n in sorted(kinds.items()))
+        counts = ", ".join(counted(n, f"{kind} node") for kind, n in sorted(kinds.items()))
         scores = [
             f"{name} {self._scores[name]:.2f}" for name in ("replacement", "completeness") if name in self._scores
         ]
-        return "; ".join([f"Graph of {self.prompt!r}: {counts}", f"{len(self.edges)} edges", *scores])
+        return "; ".join([f"Graph of {_short(self.prompt)!r}: {counts}", counted(len(self.edges), "edge"), *scores])
 
     @property
     def _features(self) -> pl.DataFrame:
@@ -254,6 +257,10 @@ class BehaviourFrames(GraphFrames):
 def _padded(effects: Sequence[float | None]) -> tuple[float | None, ...]:
     """A feature's effects; files of earlier versions have fewer."""
     return (*effects, *(None,) * (len(_EFFECTS) - len(effects)))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
 def _behaviour_row(node: Mapping[str, Any], labels: Labels) -> tuple[Any, ...]:

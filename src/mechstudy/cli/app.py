@@ -63,11 +63,16 @@ PANELS: Mapping[str | None, Mapping[str, str]] = {
 _MODULES = {name: module for panel in PANELS.values() for module, name in (place.split(".") for place in panel)}
 
 
+_IN_GROUPS = {"show": "dictionary", "compare": "dictionary", "push": "dictionary", "pull": "dictionary"}
+
+
 class LazyGroup(TyperGroup):
     """Lists commands without importing them; the one that is run, completed or asked for its help is imported."""
 
     def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command | None, list[str]]:
         """The command that the arguments name, its name, and the other arguments."""
+        if args and args[0] not in self.commands and (parent := _IN_GROUPS.get(args[0])):
+            ctx.fail(f"No such command '{args[0]}'. Did you mean `mechstudy {parent} {args[0]}`?")
         name, listed, rest = super().resolve_command(ctx, args)
         return name, None if listed is None or name is None else command(name), rest
 

@@ -21,6 +21,7 @@ dictionary = typer.Typer(
     help="Show, compare, push and pull dictionaries, in the formats of SAELens, sparsify, circuit-tracer and others.",
 )
 
+ASSUMED = " (assumed: neither the file nor its folders name the site)"
 Place = Annotated[str, typer.Argument(help="A folder or file, or hf:owner/name/folder@revision.")]
 
 
@@ -45,7 +46,7 @@ def show(place: Place, as_json: Json = False) -> None:
             "  what": f"{entry['kind']}, {entry['activation']}",
             "  widths": f"{widths}, {entry['dtype']}",
             "  k": "" if entry["k"] is None else f"{entry['k']:,}",
-            "  site": " -> ".join(sites),
+            "  site": " -> ".join(sites) + ASSUMED * bool(entry.get("site_assumed")),
             "  model": entry["model"] or "",
             **{f"  {name}": f"{value:.4g}" for name, value in entry["metrics"].items()},
         }

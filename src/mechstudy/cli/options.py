@@ -48,6 +48,7 @@ MemorySnapshot = Annotated[bool, _compute("--memory-snapshot", help=_SNAPSHOT_HE
 HardwareName = Annotated[str | None, typer.Option("--hardware", metavar="NAME", help=_HARDWARE_HELP)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
+_RESUMABLE: list[bool] = []  # not empty while a command runs units
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -64,6 +65,7 @@ def guarded(command: F) -> F:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
+        _RESUMABLE.clear()
         try:
             with _terminable():
                 return command(*args, **kwargs)
@@ -75,6 +77,7 @@ def guarded(command: F) -> F:
         except Interrupted as stop:
             for name, saved in stop.saved.items():
                 say(f"{name}: stopped, {saved} saved")
+            units_run()
             _say_how_to_resume()
             raise SystemExit(128 + stop.number) from None
         except KeyboardInterrupt as interruption:
@@ -87,7 +90,15 @@ def guarded(command: F) -> F:
     return run  # type: ignore[return-value]  # same signature
 
 
+def units_run() -> None:
+    """Notes that this command runs units, which the same command resumes after a stop."""
+    _RESUMABLE.append(True)
+
+
 def _say_how_to_resume() -> None:
+    if not _RESUMABLE:
+        say("\nstopped")
+        return
     say("\nstopped; finished units are kept, and the same command resumes the others:")
     say(f"  {shlex.join(['mechstudy', *sys.argv[1:]])}")
 

@@ -90,10 +90,13 @@ def _run(command: Command, values: Mapping[str, Any]) -> int:
     units = [unit for unit in units if unit.phase.command is not None and unit.phase.command.name == command.name]
     targets = [unit for unit in units if command.select(unit, values)]
     if not targets:
+        because = opened.study.no_graphs
+        if command.name == "train" and opened.study.dictionaries.published is not None:
+            because = "dictionaries.from names published dictionaries, which `mechstudy run` judges and uses"
         raise MechstudyError(
             f"the study has nothing to {command.name}",
             where=str(file),
-            facts={"because": opened.study.no_graphs} if opened.study.no_graphs else None,
+            facts={"because": because} if because else None,
             fix="`mechstudy plan` shows its units",
         )
     records = (values["profile"], values["memory_snapshot"])

@@ -110,6 +110,7 @@ def _execute(
     **changes: Any,
 ) -> runner.RunResult:
     """Runs units and prints each error in full; tracebacks only with MECHSTUDY_DEBUG."""
+    options.units_run()
     recorders = zip(("trace_folder", "snapshot_folder"), records, strict=True)
     changes |= {name: opened.folder / monitoring.PROFILE for name, wanted in recorders if wanted}
     result = runner.execute(opened, targets, progress=progress_of(opened), **changes)

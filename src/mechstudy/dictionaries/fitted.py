@@ -8,6 +8,7 @@ Gemma Scope's transcoders and others were trained there. With mlp_in = normalise
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -25,10 +26,34 @@ from mechstudy.models.language_model import LanguageModel
 
 
 def all_fitted(model: LanguageModel, dictionaries: Mapping[int, Basis]) -> Mapping[int, Basis]:
-    """Each of some dictionaries as `fitted`; the same mapping where none of them needs it."""
+    """Each of some dictionaries as `fitted`; the same mapping where none of them needs it.
+
+    Raises:
+        MechstudyError: they are no dictionaries by layer.
+    """
+    require_by_layer(dictionaries)
+    if wrong := [one for one in dictionaries.values() if not isinstance(one, Dictionary | Neurons)]:
+        raise _not_by_layer(wrong[0])
     if not any(is_before_weight(one.cfg.site_in) for one in dictionaries.values()):
         return dictionaries
     return {layer: one if isinstance(one, Neurons) else fitted(model, one) for layer, one in dictionaries.items()}
+
+
+def require_by_layer(dictionaries: object) -> None:
+    """Refuses what is no mapping from layers, such as the path of a set.
+
+    Raises:
+        MechstudyError: it is something else.
+    """
+    if not isinstance(dictionaries, Mapping):
+        raise _not_by_layer(dictionaries)
+
+
+def _not_by_layer(found: object) -> MechstudyError:
+    return MechstudyError(
+        f"{reprlib.repr(found)} is not a set of dictionaries by layer",
+        fix="mechstudy.load_dictionaries(...), of a folder, a file, a run or hf:owner/name",
+    )
 
 
 def fitted(model: LanguageModel, dictionary: Dictionary) -> Dictionary:

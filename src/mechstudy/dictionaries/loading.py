@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import torch
 
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.notices import counted
 from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder, load_layer
 from mechstudy.dictionaries.dictionary import Dictionary
-from mechstudy.dictionaries.formats.hooks import layer_of
+from mechstudy.dictionaries.formats.hooks import at_layer, check_layer, layer_of
 from mechstudy.dictionaries.formats.recognise import CROSS_LAYER, Source
 from mechstudy.dictionaries.formats.registry import local_path
 from mechstudy.dictionaries.formats.sets import is_cross_layer, sources
 from mechstudy.dictionaries.lazy import LazyDictionary
-from mechstudy.dictionaries.stored import AnyPath
+from mechstudy.dictionaries.stored import AnyPath, shown_activation
 
 
 def load_dictionary(
@@ -85,10 +88,12 @@ class DictionarySet(Mapping[int, Dictionary]):
         """A row for each dictionary: layer, kind, activation, site_in, site_out, d_in, d_sae, k."""
         columns = ("kind", "activation", "site_in", "site_out", "d_in", "d_sae", "k")
         rows = [{"layer": layer} | {name: getattr(d.cfg, name) for name in columns} for layer, d in self.items()]
+        for row in rows:
+            row["activation"] = shown_activation(self[row["layer"]].cfg, self[row["layer"]].threshold)
         return pl.DataFrame(rows)
 
     def __repr__(self) -> str:
-        return f"DictionarySet of {len(self)} layers\n{self.frame}"
+        return f"DictionarySet of {counted(len(self), 'layer')}\n{self.frame}"
 
     def _repr_html_(self) -> str:
         return self.frame._repr_html_()
@@ -110,7 +115,7 @@ def load_dictionaries(
     Args:
         places: a dictionary or its path (see `load_dictionary`); a folder of dictionaries (a circuit-tracer set, or one
             folder for each), or a set on the hub, such as ``hf:mntss/gemma-scope-transcoders``; a list of these; or a
-            mapping from layers, where the files do not name theirs.
+            mapping from layers, where the files do not name theirs (where they do, they must agree).
         device: where their tensors go.
         dtype: of their tensors; None keeps the files'.
         lazy: leave encoders and decoders in their files (`lazy.LazyDictionary`); not those of cross-layer transcoders.
@@ -119,7 +124,8 @@ def load_dictionaries(
     (`clt_layer.CltLayer`).
 
     Raises:
-        MechstudyError: there is none, one cannot be read or names no layer, or two read the same layer.
+        MechstudyError: there is none, one cannot be read, names no layer or another than the mapping, or two read the
+            same layer.
     """
 
     def moved(one: Dictionary) -> Dictionary:
@@ -129,11 +135,15 @@ def load_dictionaries(
         if isinstance(place, CrossLayerTranscoder):
             return moved(place.layer(layer))
         if isinstance(place, Dictionary):
+            check_layer(place.cfg.site_in, layer, _name(place))
             return moved(place)
         path = place if isinstance(place, Source) else local_path(place)
         if isinstance(path, Path) and is_cross_layer(path):
             return moved(load_layer(path, layer))
-        return _loaded(path, str(device), dtype, lazy)
+        one = _loaded(path, str(device), dtype, lazy)
+        check_layer(one.cfg.site_in, layer, _name(place))
+        one.cfg = replace(one.cfg, site_in=at_layer(one.cfg.site_in, layer), site_out=at_layer(one.cfg.site_out, layer))
+        return one
 
     def layers(place: Place) -> Iterator[tuple[int, Dictionary, Place]]:
         if isinstance(place, CrossLayerTranscoder):
@@ -152,10 +162,11 @@ def load_dictionaries(
             dictionary = _loaded(one, str(device), dtype, lazy)
             yield _layer_of(dictionary, one), dictionary, one
 
+    places = checked_places(places)
     if isinstance(places, Mapping):
         return DictionarySet({int(layer): loaded(place, int(layer)) for layer, place in places.items()})
     by_layer: dict[int, Dictionary] = {}
-    for place in [places] if isinstance(places, ONE_PLACE) else places:
+    for place in places:
         for layer, dictionary, one in layers(place):
             where = _name(one)
             if layer in by_layer:
@@ -166,6 +177,23 @@ def load_dictionaries(
     if not by_layer:
         raise MechstudyError("no dictionaries are named", fix="a folder, or a list of folders")
     return DictionarySet(by_layer)
+
+
+def checked_places(places: object) -> Mapping[int, Place] | list[Place]:
+    """What `load_dictionaries` accepts, as a list or a mapping of places.
+
+    Raises:
+        MechstudyError: it is something else, or holds something else.
+    """
+    several = not isinstance(places, ONE_PLACE) and isinstance(places, Iterable)
+    listed: Any = places if isinstance(places, Mapping) else list(places) if several else [places]  # type: ignore[call-overload]
+    for place in listed.values() if isinstance(listed, Mapping) else listed:
+        if not isinstance(place, ONE_PLACE):
+            raise MechstudyError(
+                f"{reprlib.repr(place)} is no dictionary, nor the place of one",
+                fix="a folder, a file or hf:owner/name; a list of these; or a mapping from layers: {12: ...}",
+            )
+    return listed  # type: ignore[no-any-return]
 
 
 def _loaded(place: AnyPath | Source, device: str, dtype: torch.dtype | None, lazy: bool) -> Dictionary:

@@ -107,6 +107,12 @@ class FileTensor:
         return tensor.T if self.transposed else tensor
 
 
+def shown_activation(cfg: DictionaryMeta, threshold: Tensor | None) -> str:
+    """The activation as it is shown: a JumpReLU whose thresholds are all zero is a ReLU."""
+    plain = cfg.activation == "jumprelu" and threshold is not None and not bool(threshold.any())
+    return "relu" if plain else cfg.activation
+
+
 @dataclass(frozen=True)
 class StoredDictionary:
     """Config and tensors of a dictionary, with the shapes of `expected_shapes`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
@@ -16,7 +16,7 @@ from mechstudy.circuits.named_positions import ALL
 from mechstudy.circuits.prompt_record import OTHER
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
-from mechstudy.dictionaries.fitted import all_fitted
+from mechstudy.dictionaries.fitted import all_fitted, require_by_layer
 from mechstudy.dictionaries.neurons import Basis
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.interventions.controls import matched_controls
@@ -35,6 +35,7 @@ from mechstudy.interventions.samples import group_variants, replacement_policies
 from mechstudy.interventions.summary import Effects, PairedTest, Statistics, paired_test
 from mechstudy.models.language_model import LanguageModel
 
+_ARGUMENTS = {"bootstrap": "n_resamples", "permutations": "n_permutations", "ci": "level"}  # by field of the config
 _UNIT = "ablate"  # of the seeds
 _WORDS = {
     "mean": "their mean activations",
@@ -157,6 +158,8 @@ def ablate(
         MechstudyError: no pairs or features, a layer without a transcoder, a feature or position that does not exist.
     """
     pairs, members = list(pairs), tuple(features_at(features))
+    config = _config(bootstrap=n_resamples, permutations=n_permutations, ci=level, seed=seed)
+    require_by_layer(dictionaries)
     _check(dictionaries, pairs, members, to)
     dictionaries = {layer: dictionaries[layer] for layer in sorted({m.layer for m in members})}
     dictionaries = all_fitted(model, dictionaries)
@@ -186,8 +189,16 @@ def ablate(
     ids, clusters = tuple(p.prompt_id for p in prompts), tuple(p.cluster for p in prompts)
     effect = Effects(ids, clusters, np.array([p.effect for p in prompts]))
     against = Effects(ids, clusters, np.array([p.control_effect for p in prompts])) if controls else None
-    config = InterventionConfig(bootstrap=n_resamples, permutations=n_permutations, ci=level, seed=seed)
     return Ablation(to, members, controls, prompts, paired_test(to, effect, against, Statistics(config, _UNIT)))
+
+
+def _config(**fields: Any) -> InterventionConfig:
+    """The statistics of an ablation; an error names the argument of `ablate`."""
+    try:
+        return InterventionConfig(**fields)
+    except MechstudyError as error:
+        field, _, reason = error.what.removeprefix("InterventionConfig: ").partition(": ")
+        raise MechstudyError(f"{_ARGUMENTS.get(field, field)}: {reason}", facts=error.facts, fix=error.fix) from None
 
 
 def _check(

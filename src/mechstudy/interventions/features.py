@@ -110,9 +110,17 @@ def check_features(features: Iterable[FeatureAt], dictionaries: Mapping[int, Bas
     for f in features:
         if f.layer not in dictionaries:
             layers = ", ".join(map(str, sorted(dictionaries)))
-            raise MechstudyError(f"{f}: layer {f.layer} has no dictionary", facts={"layers with one": layers or "none"})
+            raise MechstudyError(
+                f"{_written(f)}: layer {f.layer} has no dictionary", facts={"layers with one": layers or "none"}
+            )
         if not 0 <= f.feature < (width := dictionaries[f.layer].cfg.d_sae):
-            raise MechstudyError(f"{f}: the dictionary of layer {f.layer} has features 0-{width - 1}")
+            raise MechstudyError(f"{_written(f)}: the dictionary of layer {f.layer} has features 0-{width - 1}")
+
+
+def _written(feature: FeatureAt) -> str:
+    """A feature as users write it: ``13/1741``, or ``13/1741@subject``."""
+    at = "" if feature.position == "all" else f"@{feature.position}"
+    return f"{feature.layer}/{feature.feature}{at}"
 
 
 @dataclass(frozen=True)

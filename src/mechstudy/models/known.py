@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from importlib.resources import files
 from typing import Any
 
@@ -38,6 +39,20 @@ def similar_models(repo: str, most: int = 3) -> list[str]:
     longer = [model for known_name, model in ids.items() if len(name) > 3 and name in known_name]
     guess = None if longer else nearest(name, ids)
     return longer[:most] or ([ids[guess.lower()]] if guess else [])
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names can be of one model: owners and spelling do not count.
+
+    ``Qwen/Qwen3-4B`` is the model of ``models/qwen3_4b``, and not of ``Qwen3-4B-Base``.
+    """
+    ours, theirs = (_plain(name) for name in (one, other))
+    return ours == theirs
+
+
+def _plain(name: str) -> str:
+    plain = re.sub(r"[^a-z0-9]", "", name.rstrip("/").rpartition("/")[2].lower())
+    return {"gpt2small": "gpt2"}.get(plain, plain)
 
 
 @functools.cache

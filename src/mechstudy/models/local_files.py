@@ -11,9 +11,9 @@ from typing import Any
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
 from mechstudy.models import hub
-from mechstudy.models.folder import check_config, check_folder, is_converted, read_config, weight_files
+from mechstudy.models.folder import check_config, check_folder, is_converted, model_name, read_config, weight_files
 from mechstudy.models.known import known_config
-from mechstudy.models.sources import HUB_FILES, gguf_folder, resolve_source, wheel_and_sha256, wheel_folder
+from mechstudy.models.sources import HUB_FILES, gguf_folder, gguf_name, resolve_source, wheel_and_sha256, wheel_folder
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 NOT_FETCHED = "not fetched"  # in place of the fingerprint of files that are not on this machine yet
@@ -74,6 +74,17 @@ def _config(source: str, base: Path) -> dict[str, Any] | None:
             fetched: dict[str, Any] = read_json(hub.download_file(repo, "config.json", revision=revision or None))
             return fetched
     return None
+
+
+def model_names(source: str, folder: Path | None, config: Mapping[str, Any]) -> list[str]:
+    """The names that a model has: of its source, its folder, and the config that it was saved with."""
+    kind, _, rest = source.partition(":")
+    name = rest.partition("#")[0] if kind == "pypi" else rest.partition("@")[0]
+    if kind == "gguf":
+        name = gguf_name(Path(name).stem)
+    own = config.get("_name_or_path")
+    names = [WHEEL_MODELS.get(name, name), "" if folder is None else model_name(folder), own]
+    return list(dict.fromkeys(name for name in names if isinstance(name, str) and name))
 
 
 def _folder(source: str, base: Path) -> Path:

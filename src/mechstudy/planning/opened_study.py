@@ -15,7 +15,7 @@ from mechstudy.core.jsonio import read_json
 from mechstudy.core.sizes import human
 from mechstudy.machine.runtime_options import RunOptions, RuntimeOptions
 from mechstudy.models.folder import hub_revision, read_config
-from mechstudy.models.local_files import NOT_FETCHED, config_without_fetching, local_folder, pinned_source
+from mechstudy.models.local_files import NOT_FETCHED, config_without_fetching, local_folder, model_names, pinned_source
 from mechstudy.models.shapes import ModelShapes, shapes_of
 from mechstudy.models.sources import resolve_source
 from mechstudy.planning.chat_date import record_chat_date, with_chat_date
@@ -28,6 +28,7 @@ from mechstudy.study.phases.base import Phase, made_by
 from mechstudy.study.phases.model import ModelPhase, content_of
 from mechstudy.study.preflight import check_study, notes, outlines
 from mechstudy.study.published import published_dictionaries, with_published
+from mechstudy.study.published_notes import published_notes
 from mechstudy.study.run_folder import ARTIFACTS, RunFolder
 from mechstudy.study.study import Study, load_study
 from mechstudy.study.token_check import token_notes
@@ -135,9 +136,11 @@ def open_study(
 
     choice: Choice | None = None
     try:
-        lengths = tuple(token_notes(study, config, folder, base))
+        more_notes = tuple(token_notes(study, config, folder, base))
         if study.dictionaries.published is not None:
-            study = with_published(study, published_dictionaries(study.dictionaries, shapes, base))
+            found = published_dictionaries(study.dictionaries, shapes, base)
+            study = with_published(study, found)
+            more_notes += tuple(published_notes(found, model_names(study.model.source, folder, config)))
         if study.dictionaries.source == "auto":
             choice = choose_source(study, units_of, out)
             study = with_source(study, choice.source)
@@ -146,7 +149,7 @@ def open_study(
         raise _located(error, lines) from error
     study_notes = (
         *notes(study, own_prompts),
-        *lengths,
+        *more_notes,
         *([choice.note()] if choice is not None else []),
         *pin_note,
         *date_notes,

@@ -204,7 +204,9 @@ def _sentence(
     sign = -1 if effect.mean < 0 else 1
     gerund = label.split(" ", 1)[0].rstrip(":,").endswith("ing")
     if verdict == "unsupported":
-        verb, sign, by = "does not measurably change", 1, ":"  # a raw interval may exclude zero: see p below
+        # A raw interval may exclude zero where the corrected p does not: then the p is what decided.
+        verb = "is not shown to change" if effect.excludes_zero else "does not measurably change"
+        sign, by = 1, ":"
     else:
         verb, by = "lowers" if sign < 0 else "raises", " by"
     body = f"{label}{'' if gerund else ':'} {verb} the {metric}{by} {_signed(effect, sign)}"

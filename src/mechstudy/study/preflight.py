@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mechstudy.behaviours.hub_files import is_hub
 from mechstudy.behaviours.registry import BEHAVIOURS
-from mechstudy.behaviours.user import Outline, PromptSource, outline
+from mechstudy.behaviours.user import Outline, PromptSource, first_lines, outline
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.corpus.bundled import foreign_text
 from mechstudy.machine.devices import DEVICES
@@ -115,8 +115,14 @@ def _file_notes(field: str, behaviour: BehaviourConfig, outline: Outline) -> Ite
     name = behaviour.name
     if outline.left_out:
         kinds = ", ".join(f"{count} {kind}" for kind, count in outline.left_out.items())
-        total = sum(outline.left_out.values())
-        yield f"{name}: {total} of {outline.n_lines} lines of {behaviour.file} are left out: {kinds}"
+        total, lines = sum(outline.left_out.values()), first_lines(outline.left_out_lines)
+        yield f"{name}: {total} of {outline.n_lines} lines of {behaviour.file} are left out: {kinds} ({lines})"
+    if outline.n_unequal:
+        yield (
+            f"{name}: clean and corrupted have different numbers of words in {outline.n_unequal} of"
+            f" {sum(outline.n.values())} prompts: those of unequal token length will be left out"
+            f" (`mechstudy prompts` counts them), unless {field}.align: ends"
+        )
     if not outline.has_corrupted:
         yield f"{name} has no corrupted prompts: patching, and the baseline of steering, are left out"
     for split, asked in (("train", behaviour.n_train), ("test", behaviour.n_test)):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mechstudy import dictionaries
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.config import DictionaryConfig
-from mechstudy.dictionaries.formats.hooks import clt_site, is_before_weight, layer_of
+from mechstudy.dictionaries.formats.hooks import check_layer, clt_site, is_before_weight, layer_of
 from mechstudy.models.sites import SITES, parse_layers
 from mechstudy.study import finished
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mechstudy.study.study import DictionariesConfig, Study
 
 FIELD = "dictionaries.from"
+LAYERS = "dictionaries.layers"
 _TYPICAL_K = 64  # where the activation has none
 SAELENS = "saelens:"
 
@@ -40,6 +41,13 @@ class Published:
     site_out: str
     about: Mapping[str, Any]
     clt_layer: int | None = None
+
+    @property
+    def sites(self) -> str:
+        """What it reads and writes, and whether that is only assumed: ``mlp_in.3 to mlp_out.3``."""
+        text = self.site_in if self.site_in == self.site_out else f"{self.site_in} to {self.site_out}"
+        assumed = bool(self.about.get("site_assumed")) and self.site_in == str(self.about["site_in"])
+        return text + " (assumed)" * assumed
 
     @property
     def n_weights(self) -> int:
@@ -89,11 +97,11 @@ def published_dictionaries(config: DictionariesConfig, shapes: ModelShapes, base
                     facts={"one": str(by_layer[one.layer].path), "the other": str(one.path)},
                     fix="name one of them: {LAYER: ADDRESS}",
                 )
-            _check(one, shapes)
+            _check(one, shapes, config)
             by_layer[one.layer] = one
     if config.layers == "all":
         return tuple(by_layer[layer] for layer in sorted(by_layer))
-    wanted = parse_layers(config.layers, shapes.n_layers)
+    wanted = layers_of(config.layers, shapes.n_layers, LAYERS)
     if missing := [layer for layer in wanted if layer not in by_layer]:
         raise MechstudyError(
             f"no dictionary of layer {missing[0]} is among them",
@@ -155,7 +163,8 @@ def _read(address: str, base: Path, layer: int | None, site: str | None) -> Iter
             continue
         path, listed = Path(about["place"]), about["listed"] and Path(about["listed"])
         at = _layer(about, layer)
-        site_in, site_out = (_site(str(about[name]), site, at) for name in ("site_in", "site_out"))
+        named = ("", "") if about["site_assumed"] and site else (str(about["site_in"]), str(about["site_out"]))
+        site_in, site_out = (_site(name, site, at) for name in named)
         yield Published(at, address, path, listed, dictionaries.checksum(path, listed), site_in, site_out, about)
 
 
@@ -177,6 +186,7 @@ def _of_clt(about: Mapping[str, Any], address: str, layer: int | None, site: str
 
 def _layer(about: Mapping[str, Any], layer: int | None) -> int:
     if layer is not None:
+        check_layer(str(about["site_in"]), layer, str(about["place"]), where=FIELD)
         return layer
     try:
         return layer_of(str(about["site_in"]))
@@ -206,13 +216,27 @@ def _site(named: str, site: str | None, layer: int) -> str:
     return f"{site}.{layer}"
 
 
-def _check(one: Published, shapes: ModelShapes) -> None:
+def layers_of(spec: Any, n_layers: int, where: str) -> tuple[int, ...]:
+    """The layers that a field of the study names; its errors name the field."""
+    try:
+        return parse_layers(spec, n_layers)
+    except MechstudyError as error:
+        raise MechstudyError(error.what, where=where, facts=error.facts, fix=error.fix) from None
+
+
+def _check(one: Published, shapes: ModelShapes, config: DictionariesConfig) -> None:
+    if one.layer >= shapes.n_layers and config.layers != "all":
+        layers_of(config.layers, shapes.n_layers, LAYERS)
+        return  # a set of a larger model, of which the study names layers that this one has
     if one.layer >= shapes.n_layers:
         raise MechstudyError(
             f"the dictionary in {one.path.name} is of layer {one.layer}, which the model does not have",
             where=FIELD,
-            facts={"model": f"{shapes.n_layers} layers of width {shapes.d_model}"},
-            fix="dictionaries of this model",
+            facts={
+                "model": f"{shapes.n_layers} layers of width {shapes.d_model}",
+                "made for": str(one.about.get("model") or "not said"),
+            },
+            fix=f"dictionaries of this model; or dictionaries.layers: 0-{shapes.n_layers - 1}, if the others are",
         )
     for end, site in (("in", one.site_in), ("out", one.site_out)):
         kind = site.partition(".")[0]

@@ -9,17 +9,15 @@ from typing import Any
 
 from mechstudy.behaviours.user import Outline
 from mechstudy.core.config import Config
-from mechstudy.core.errors import MechstudyError
 from mechstudy.core.seeds import seed_for
 from mechstudy.core.work import Estimate
 from mechstudy.models.shapes import ModelShapes
-from mechstudy.models.sites import parse_layers
 from mechstudy.store.artifacts import ArtifactStore
 from mechstudy.study.costs import Costs
 from mechstudy.study.dag import Graph
 from mechstudy.study.phases import registry
 from mechstudy.study.phases.base import Phase, made_by
-from mechstudy.study.published import published_dictionaries
+from mechstudy.study.published import layers_of, published_dictionaries
 from mechstudy.study.study import BehaviourConfig, Study
 from mechstudy.study.unit import Input, Unit
 
@@ -89,14 +87,6 @@ class StudyPlan:
         """A unit with the retention that the study gives its kind."""
         retention = self.study.storage.retain.get(phase.kind, phase.retention)
         return Unit(name, phase, spec, tuple(inputs), retention=retention, **fields)
-
-
-def layers_of(spec: Any, n_layers: int, where: str) -> tuple[int, ...]:
-    """The layers that a field of the study names; its errors name the field."""
-    try:
-        return parse_layers(spec, n_layers)
-    except MechstudyError as error:
-        raise MechstudyError(error.what, where=where, facts=error.facts, fix=error.fix) from None
 
 
 def span(layers: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ from mechstudy.dictionaries.formats.fields import read_json
 from mechstudy.dictionaries.formats.recognise import CROSS_LAYER, Source
 from mechstudy.dictionaries.formats.registry import local_path, read
 from mechstudy.dictionaries.formats.sets import clt_files, is_cross_layer, sources
-from mechstudy.dictionaries.stored import AnyPath
+from mechstudy.dictionaries.stored import AnyPath, shown_activation
 
 METRICS = "evaluation.json"  # beside the folder of a study's dictionary
 _NO_METRIC = ("layer", "kind", "activation", "site_in", "site_out", "d_in", "d_out", "d_sae", "k")
@@ -28,7 +28,8 @@ def describe(place: AnyPath | Source, *, mapped: bool = False) -> list[dict[str,
     Returns:
         place, format, architecture (as the file names it), kind, activation, d_in, d_sae, d_out, k, site_in, site_out,
         model, dtype, metrics of each, and in_file: whether both matrices can stay in the file (`lazy.LazyDictionary`);
-        listed: the folder of the set whose config.yaml lists it.
+        listed: the folder of the set whose config.yaml lists it; site_assumed: whether neither the files nor their
+        folders name the site.
         A cross-layer transcoder is one entry, with n_layers; also where one layer of it is meant (layer).
 
     Raises:
@@ -70,7 +71,7 @@ def _describe_one(source: Source, mapped: bool) -> dict[str, Any]:
         "format": source.format,
         "architecture": cfg.metadata.get("architecture") or cfg.metadata.get("trained_as"),
         "kind": cfg.kind if cfg.n_sites == 1 else f"crosscoder of {cfg.n_sites} sites",
-        "activation": cfg.activation,
+        "activation": shown_activation(cfg, stored.threshold),
         "d_in": cfg.d_in,
         "d_sae": cfg.d_sae,
         "d_out": cfg.d_out,
@@ -82,6 +83,7 @@ def _describe_one(source: Source, mapped: bool) -> dict[str, Any]:
         "metrics": metrics_of(path if path.is_dir() else path.parent),
         "in_file": stored.in_file,
         "listed": None if source.listed is None else str(source.listed.where.parent),
+        "site_assumed": source.format == "Gemma Scope" and gemma_scope.site_is_assumed(path),
     }
 
 

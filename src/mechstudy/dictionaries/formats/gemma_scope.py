@@ -151,6 +151,15 @@ def _site(hook: str, model: str) -> str:
     return f"blocks.{heads[1]}.attn.hook_z" if heads else module_site(hook, model)
 
 
+def site_is_assumed(path: Path) -> bool:
+    """Whether neither config.json nor the folders' names say which site a file is of: it is taken for `resid_post`."""
+    config = _config(path.parent)
+    if config is not None and config.text("hf_hook_point_in"):
+        return False
+    names = "/".join(path.absolute().parent.parts)
+    return re.search(r"(?<![a-z])res(id\w*)?(?![a-z])|transcoder|attn|-att|mlp", names) is None
+
+
 def _sites(path: Path) -> tuple[str, str]:
     """Sites of a path like ``layer_12/width_16k/average_l0_41/params.npz`` or ``resid_post/layer_12_width_16k/...``."""
     folders = path.absolute().parent.parts

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from mechstudy.core.errors import MechstudyError
 from mechstudy.models import hub
 from mechstudy.models.families import FAMILIES, Family
 from mechstudy.models.sites import Site
@@ -23,6 +24,7 @@ _TYPE = re.compile(r"([a-z_]*[a-z])_?(\d*)(?:_text)?")
 _TYPES = [found.groups() for family in FAMILIES for known in family.model_types if (found := _TYPE.fullmatch(known))]
 _NUMBERED = {stem for stem, number in _TYPES if number}
 _RESIDUAL = re.compile(r"(resid_(?:pre|mid|post))_(?:layer_)?(\d+)")
+_LAYER = re.compile(rf"(?:(?:^|\.)(?:blocks|layers|h)\.|^layer |^(?:{'|'.join(_HOOKS)})\.)(\d+)(?![^. ])")
 _HEAD = re.compile(r"(.+) head (\d+)")
 _MODULE = re.compile(
     r"(?:(?:model|transformer|gpt_neox|language_model)\.)*(?:layers|h)\.(\d+)(?:\.(?!input|output)([\w.]+?))?(?:\.(input|output))?"
@@ -63,6 +65,37 @@ def layer_of(site: str) -> int:
         MechstudyError: it is neither.
     """
     return int(site.split(".")[1]) if is_before_weight(site) else Site.parse(site).layer
+
+
+def at_layer(site: str, layer: int) -> str:
+    """The site of the same kind at a layer: ``mlp_in.16`` at 12 is ``mlp_in.12``; other text stays as it is."""
+    kind = site.partition(".")[0]
+    return f"{kind}.{layer}" if kind in _HOOKS else site
+
+
+def check_layer(site: str, layer: int, place: Path | str, *, where: str | None = None) -> None:
+    """Refuse a dictionary that somebody gives as one layer's while its site names another, in any tool's words.
+
+    Args:
+        site: what the dictionary reads, by its own files.
+        layer: that it is given as.
+        place: the dictionary's folder or file. A number in a file's name is its layer only after ``layer``.
+        where: the field that gives the layer.
+
+    Raises:
+        MechstudyError: the site names another layer.
+    """
+    own = _LAYER.search(site)
+    name = Path(place).stem if Path(place).suffix == ".safetensors" else ""
+    guessed = re.search(r"\d", name) is not None and re.search(r"layers?[_. -]?\d", name) is None
+    if own is None or int(own[1]) == layer or guessed:
+        return
+    raise MechstudyError(
+        f"the dictionary is of layer {own[1]}, and is given as layer {layer}'s",
+        where=where,
+        facts={"dictionary": str(place), "reads": site},
+        fix=f"{{{own[1]}: ...}}, or the dictionary of layer {layer}",
+    )
 
 
 def with_head(site: str, head: int | None) -> str:

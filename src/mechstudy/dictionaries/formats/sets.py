@@ -31,15 +31,18 @@ from mechstudy.dictionaries.formats.recognise import (
 from mechstudy.models import hub
 
 URI = "hf://"
+_LAYER_FOLDER = re.compile(r"layer_\d+")
 
 
 def sources(path: Path) -> list[Source]:
     """Every dictionary at a local path, ordered by the numbers in their names.
 
-    It is the path itself where that holds one, else the layers of a set, else its folders that hold one.
+    It is the path itself where that holds one, else the layers of a set, else its folders that hold one, else the one
+    below each of its folders ``layer_N``.
 
     Raises:
-        MechstudyError: there is none, or files of two tools; a listed file is neither here nor can be fetched.
+        MechstudyError: there is none, several below a ``layer_N``, or files of two tools; a listed file is neither
+            here nor can be fetched.
     """
     if not path.is_dir():
         return [source_of(path)]
@@ -52,14 +55,38 @@ def sources(path: Path) -> list[Source]:
             return [source_of(child) for child in _ordered(p for p in path.iterdir() if pattern.fullmatch(p.name))]
         return [source_of(path)]
     inside = [child for child in path.iterdir() if child.is_dir() and _holds_one(child)]
+    if not inside and (nested := _below_layers(path)):
+        return nested
     if not inside:
         raise MechstudyError(
             "there is no dictionary here, nor one folder down",
             where=str(path),
             facts={"holds": listing(path), "looked for": LOOKED_FOR},
-            fix="the folder that holds one",
+            fix="the folder that holds one; deeper ones by layer: {LAYER: FOLDER, ...}",
         )
     return [source_of(child) for child in _ordered(inside)]
+
+
+def _below_layers(path: Path) -> list[Source]:
+    """The one dictionary below each ``layer_N`` folder, as in Gemma Scope's ``layer_N/width_16k/average_l0_41``.
+
+    Raises:
+        MechstudyError: there are several below one of them.
+    """
+    layers = _ordered(child for child in path.iterdir() if child.is_dir() and _LAYER_FOLDER.fullmatch(child.name))
+    found: list[Source] = []
+    for layer in layers:
+        below = [folder for pattern in ("*/", "*/*/") for folder in sorted(layer.glob(pattern)) if _holds_one(folder)]
+        if len(below) > 1:
+            names = [str(folder.relative_to(path)) for folder in below]
+            raise MechstudyError(
+                f"{layer.name} holds {len(below)} dictionaries, and which is meant is not clear",
+                where=str(path),
+                facts={"candidates": ", ".join(names[:8]) + f" and {len(names) - 8} more" * (len(names) > 8)},
+                fix="a mapping from layers: {LAYER: FOLDER, ...}",
+            )
+        found += [source_of(folder) for folder in below]
+    return found
 
 
 def listed(folder: Path) -> list[Source]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
-import warnings
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any, Literal
 
+from mechstudy.core import notices
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
 from mechstudy.dictionaries.health_config import CORRECTED
@@ -26,16 +25,13 @@ _MEMORY = 10  # logged losses that a spike is compared with
 _SETTLED = 0.25  # share of the steps after which L0 and FVU are judged
 
 
-class HealthWarning(UserWarning):
+class HealthWarning(notices.MechstudyWarning):
     """A health finding of a training without a progress display."""
 
 
 def warn(text: str) -> None:
     """A `HealthWarning` at the line that called this package."""
-    depth, frame = 1, sys._getframe()
-    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith("mechstudy."):
-        depth, frame = depth + 1, frame.f_back
-    warnings.warn(text, HealthWarning, stacklevel=depth)
+    notices.warn(text, HealthWarning)
 
 
 @dataclass(frozen=True)

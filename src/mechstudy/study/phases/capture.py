@@ -29,9 +29,10 @@ from mechstudy.study.phases.baseline import BaselinePhase
 from mechstudy.study.phases.corpus import CorpusArtifact, CorpusPhase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.phases.prompts import N_SAMPLES, PromptsArtifact, PromptsPhase
+from mechstudy.study.published import layers_of
 from mechstudy.study.study import BehaviourConfig
 from mechstudy.study.unit import Unit
-from mechstudy.study.units import StudyPlan, layers_of, span
+from mechstudy.study.units import StudyPlan, span
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,8 +14,8 @@ from mechstudy.behaviours.registry import behaviour
 from mechstudy.behaviours.remarks import Texts, remarks, too_long
 from mechstudy.behaviours.sampling import sample
 from mechstudy.behaviours.schema import SPLITS, AnswerSets, PromptPair, from_jsonl, to_jsonl
-from mechstudy.behaviours.tokenise import Unsuitable, require_positions
-from mechstudy.behaviours.user import PromptSource, UserPrompts, count_kinds, read_prompts
+from mechstudy.behaviours.tokenise import UNEQUAL, Unsuitable, require_positions
+from mechstudy.behaviours.user import PromptSource, UserPrompts, count_kinds, first_lines, read_prompts
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.work import Estimate
 from mechstudy.machine.runtime import Runtime
@@ -134,7 +134,8 @@ class PromptsPhase(Phase[PromptsSpec, PromptsInputs]):
             read = read_prompts(spec.source(runtime.base), encode, context)
             pairs = {str(split): chosen(read.pairs[split], spec.n[split], spec) for split in SPLITS}
             description, more = f"prompts from {spec.file}", _file_summary(read, pairs)
-            for note in [*notes_of(more), *_remarks(pairs, context)]:
+            counts = {"n": {split: len(of_split) for split, of_split in pairs.items()}}
+            for note in [*notes_of(counts | more), *_remarks(pairs, context)]:
                 runtime.progress.log(note)
         else:
             family = behaviour(spec.behaviour)
@@ -176,7 +177,14 @@ def notes_of(summary: Mapping[str, Any]) -> list[str]:
     notes = []
     if left_out := summary.get("left_out"):
         kinds = ", ".join(f"{count} {kind}" for kind, count in left_out["kinds"].items())
-        notes.append(f"{left_out['n']} of {left_out['n_lines']} lines are left out: {kinds}")
+        lines = first_lines({entry["line"]: entry["what"] for entry in left_out["lines"]})
+        sampled = summary.get("sampled") or {}
+        remain = [f"{sampled[split]['of'] if split in sampled else n} {split}" for split, n in summary["n"].items()]
+        align = "; `align: ends` uses those of unequal length" if UNEQUAL in left_out["kinds"] else ""
+        notes.append(
+            f"{left_out['n']} of {left_out['n_lines']} lines are left out: {kinds} ({lines});"
+            f" {' and '.join(remain)} prompts remain{align}"
+        )
     for split, used in (summary.get("sampled") or {}).items():
         notes.append(
             f"{used['n']} of {used['of']} {split} prompts are used: a seeded sample that keeps the shares of"

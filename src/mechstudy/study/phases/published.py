@@ -100,7 +100,7 @@ class PublishedPhase(Phase[PublishedSpec, PublishedInputs]):
             estimate,
             bytes_on_disk=40_000,
             bytes_in_memory=memory,
-            note=f"from {one.address}",
+            note=f"{one.sites}, from {one.address}",
             shapes=shapes,
             payload={},
         )
@@ -120,7 +120,7 @@ class PublishedPhase(Phase[PublishedSpec, PublishedInputs]):
         if spec.clt_layer is not None:
             record |= {"d_in": dictionary.cfg.d_in, "layers_read": spec.clt_layer + 1}
         for finding in record["health"]:
-            runtime.progress.log(f"layer {spec.layer}: {finding['text']}; {finding['fix']}")
+            runtime.progress.log(f"layer {spec.layer}: {finding['text']}; fix: {finding['fix']}")
         metadata = dictionary.cfg.metadata
         credit = {"made_for": metadata.get("model_name"), "architecture": metadata.get("architecture")}
         out.write_json("evaluation.json", record)

@@ -171,7 +171,7 @@ def test_answers_that_cannot_be_compared_are_refused(world, answers, what):
         ms.attribute(world.model, world.dicts, PROMPT, **answers)
 
 
-@pytest.mark.parametrize("given", ["d/ct", {0: "d/ct"}, None])
+@pytest.mark.parametrize("given", ["d/ct", {0: "d/ct"}, 5])
 def test_what_is_no_set_of_dictionaries_is_refused_with_the_function_that_loads_one(world, given):
     assert "load_dictionaries" in error_of(lambda: ms.attribute(world.model, given, PROMPT))
 

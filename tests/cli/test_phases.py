@@ -50,7 +50,8 @@ def test_train_trains_the_variants_too_and_resumes_the_layers_own(asked, here):
 
 @pytest.mark.parametrize("command", ["attribute", "intervene"])
 def test_a_phase_that_the_study_leaves_out_is_refused_with_the_reason(asked, command):
-    refused = mechstudy(command, "study.yaml", "--set", "dictionaries.architecture.kind=sae", code=2).stderr
+    saes = ("--set", "dictionaries.architecture.kind=sae", "--set", "dictionaries.site=mlp_act")
+    refused = mechstudy(command, "study.yaml", *saes, code=2).stderr
     assert f"nothing to {command}" in refused and "graphs need transcoders" in refused
 
 

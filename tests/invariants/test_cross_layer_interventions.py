@@ -136,7 +136,7 @@ def test_directions_sizes_and_logit_effects_count_every_layer():
     written = clt.W_dec[0][member.feature]
     direction = feature_direction([member], named, dicts)
     for layer in range(3):
-        assert torch.allclose(direction[layer], mean * written[layer], atol=1e-12)
+        assert torch.allclose(direction[Site("mlp_out", layer)], mean * written[layer], atol=1e-12)
     size = float(activation_sizes(named, dicts[0], 0, "last")[member.feature])
     assert size == pytest.approx(mean * float(written.norm()), abs=1e-10)
     norm = model.linear_norm(model.final_norm, written.sum(0)[None])

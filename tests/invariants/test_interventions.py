@@ -229,7 +229,9 @@ def test_features_are_not_set_at_the_first_position_or_at_sinks():
     at = torch.arange(7).expand(3, -1)
     expected = applies_at(dictionary, x.flatten(0, 1), at.flatten()).view(3, 7)
     prompt = linearise(model, {0: dictionary}, tokens[0])
-    assert torch.equal(prompt.layers[0].valid_T, expected[0])
+    nodes, bias = prompt.layers[0].nodes, prompt.layers[0].bias_TD
+    assert nodes.position_M.unique().tolist() == expected[0].nonzero()[:, 0].tolist()
+    assert torch.equal(bias.any(1), expected[0])
     assert not expected[:, 0].any() and torch.equal(expected[:, 1:], (x.norm(dim=-1) <= limit)[:, 1:])
     assert expected.any() and not expected[:, 1:].all()
     clean = clean_run(model, tokens, (0,))

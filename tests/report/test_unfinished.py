@@ -59,20 +59,27 @@ def test_the_pipeline_has_the_order_of_the_units():
 
 
 @pytest.mark.parametrize(
-    ("behaviours", "kind", "reason"),
+    ("behaviours", "kind", "site", "reason"),
     [
-        ([], "transcoder", "no behaviours are named"),
-        (["country_capital"], "sae", "graphs need transcoders, and these dictionaries are SAEs"),
-        (["country_capital"], "transcoder", None),
+        ([], "transcoder", "mlp_out", "no behaviours are named"),
+        (
+            ["country_capital"],
+            "sae",
+            "mlp_act",
+            "graphs need transcoders or SAEs of resid_post, resid_pre, mlp_out, attn_out, "
+            "and these are SAEs of mlp_act",
+        ),
+        (["country_capital"], "sae", "resid_post", None),
+        (["country_capital"], "transcoder", "mlp_out", None),
     ],
 )
-def test_the_report_leaves_out_what_the_study_does(tmp_path, behaviours, kind, reason):
+def test_the_report_leaves_out_what_the_study_does(tmp_path, behaviours, kind, site, reason):
     study = Study.model_validate(
         {
             "name": "s",
             "model": {"source": "path:m"},
             "behaviours": [{"name": name} for name in behaviours],
-            "dictionaries": {"architecture": {"kind": kind}},
+            "dictionaries": {"architecture": {"kind": kind}, "site": site},
         }
     )
     data = report_data(study.canonical(), {}, [{"name": "model", **DONE}])

@@ -134,10 +134,12 @@ def test_a_broken_line_is_named_before_any_tokenizer_is_there(tmp_path):
 
 def test_what_is_left_out_is_noted_in_one_line_with_the_reason():
     assert list(notes(study(), {})) == []
-    saes = study(dictionaries={"architecture": {"kind": "sae"}})
+    saes = study(dictionaries={"architecture": {"kind": "sae"}, "site": "mlp_act"})
     assert list(notes(saes, {})) == [
-        "attribute, features and intervene are left out: graphs need transcoders, and these dictionaries are SAEs"
+        "attribute, features and intervene are left out: graphs need transcoders or SAEs of resid_post, resid_pre, "
+        "mlp_out, attn_out, and these are SAEs of mlp_act"
     ]
+    assert list(notes(study(dictionaries={"architecture": {"kind": "sae"}, "site": "resid_post"}), {})) == []
     assert list(notes(study(behaviours=()), {})) == [
         "attribute, features and intervene are left out: no behaviours are named"
     ]

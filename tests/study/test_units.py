@@ -97,8 +97,11 @@ def test_a_misspelt_behaviour_is_refused_with_the_nearest_name():
 GRAPHS = {"attribute", "features", "intervene"}
 
 
-def test_with_saes_all_but_graphs_and_what_stands_on_them_is_planned():
-    with_graphs, without = ids("dictionaries.layers=[7]"), ids("dictionaries.layers=[7]", SAE)
+ACTS = "dictionaries.site=mlp_act"  # which no node of a graph stands for
+
+
+def test_saes_of_a_site_without_nodes_have_all_but_graphs_and_what_stands_on_them():
+    with_graphs, without = ids("dictionaries.layers=[7]", SAE), ids("dictionaries.layers=[7]", SAE, ACTS)
     assert phases(set(with_graphs)) - phases(set(without)) == GRAPHS
     assert set(without) == {name for name in with_graphs if name.split("[")[0] not in GRAPHS}
 
@@ -109,8 +112,13 @@ def test_dictionaries_alone_need_no_behaviour_and_are_the_same_ones():
     assert all(alone[name] == study[name] for name in alone if name != "report")
 
 
-@pytest.mark.parametrize("fewer", ["behaviours=[]", SAE])
+@pytest.mark.parametrize("fewer", [("behaviours=[]",), (SAE, ACTS)])
 def test_only_graphs_need_a_model_in_float32(fewer):
-    assert "report" in ids("model.dtype=bfloat16", fewer)
+    assert "report" in ids("model.dtype=bfloat16", *fewer)
     with pytest.raises(MechstudyError, match="graphs need fp32 weights"):
-        ids("model.dtype=bfloat16")
+        ids("model.dtype=bfloat16", SAE)
+
+
+def test_neurons_need_no_dictionaries_and_nothing_is_trained():
+    planned = phases(set(ids("attribution.basis=neurons")))
+    assert not planned & {"train", "stream", "published"} and planned >= GRAPHS

@@ -23,17 +23,21 @@ def measure(setting: str, n_tokens: int, device: str) -> dict[str, float]:
     import torch
     import transformers
 
-    from mechstudy.circuits.live import live_gradients
+    from mechstudy.behaviours.contrast import Contrast
+    from mechstudy.circuits.live import explained_gradients
+    from mechstudy.circuits.targets import AnswerContrast
     from mechstudy.machine.memory import peak_rss_bytes, reset_peak_rss
     from mechstudy.models.families import family_of
     from mechstudy.models.graph_memory import graph_bytes
     from mechstudy.models.language_model import LanguageModel
+    from mechstudy.models.sites import Site
 
     torch.manual_seed(0)
     hf = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE, attn_implementation="sdpa")).to(device)
     model = LanguageModel(hf, None, family_of("llama"), "smollm2-135m's shape")
     tokens = torch.randint(0, 49152, (n_tokens,), device=device)
-    live_gradients(model, tokens[:8], 1, 2, [0], "off")
+    explained = AnswerContrast(Contrast((1,), (2,)))
+    explained_gradients(model, tokens[:8], explained, [Site("mlp_out", 0)], "off")
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -42,7 +46,8 @@ def measure(setting: str, n_tokens: int, device: str) -> dict[str, float]:
         reset_peak_rss()
         before = peak_rss_bytes()
     began = time.perf_counter()
-    found = live_gradients(model, tokens, 1, 2, range(model.n_layers), setting)
+    sites = [Site("mlp_out", layer) for layer in range(model.n_layers)]
+    found = explained_gradients(model, tokens, explained, sites, setting)
     checksum = sum(float(g.double().abs().sum()) for g in found.values())
     seconds = time.perf_counter() - began
     peak = torch.cuda.max_memory_allocated() if on_gpu else peak_rss_bytes()

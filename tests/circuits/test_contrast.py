@@ -46,7 +46,7 @@ def measured(model, dicts, layer, feature, position, value, final_norm=True):
     return float(moved[7] - moved[99])
 
 
-ROUTED = ("mixtral", "qwen3_moe")
+ROUTED = ("mixtral",)
 KINKED = (
     "nemotron",
     "arcee",

@@ -31,11 +31,19 @@ def nodes_of(run: ms.Run) -> dict[int, int]:
     return dict(nodes["layer"].value_counts().iter_rows())
 
 
+def frozen_error(run: ms.Run) -> float:
+    """What the graph's edges miss of the frozen model's changes, relatively and at most."""
+    edges = json.loads(next((run.path / "artifacts" / "intervene").glob("*/summary.json")).read_text())["edges"]
+    assert edges["n"] > 5
+    return float(edges["max_relative_error_frozen"])
+
+
 @pytest.mark.parametrize("site", ["resid_post", "mlp_out", "attn_out"])
 def test_a_study_of_saes_runs_to_the_report(tmp_path, site):
     run = run_study(tmp_path, dictionaries={"site": site, "layers": [0, 2], "architecture": SAE})
     graph = run.graphs["mine"]
     assert set(nodes_of(run)) == {0, 2} and graph.scores()["conservation_residual_max"] < 1e-4
+    assert frozen_error(run) < 1e-3
     assert len(run.effects) and (run.path / "report" / "index.html").exists()
 
 
@@ -45,8 +53,7 @@ def test_neurons_need_no_dictionaries(tmp_path):
     assert run.graphs["mine"].scores()["conservation_residual_max"] < 1e-4
     phases = {folder.name for folder in (run.path / "artifacts").iterdir()}
     assert "train" not in phases and {"attribute", "features", "intervene", "report"} <= phases
-    edges = json.loads(next((run.path / "artifacts" / "intervene").glob("*/summary.json")).read_text())["edges"]
-    assert edges["n"] > 5 and edges["max_relative_error_frozen"] < 1e-3
+    assert frozen_error(run) < 1e-3
 
 
 def test_neurons_stand_in_where_there_is_no_dictionary(tmp_path):

@@ -9,7 +9,7 @@ from mechstudy.circuits.donors import DonorSource
 from mechstudy.circuits.named_positions import NamedPositions
 from mechstudy.circuits.node_attribution import INPUTS, predict_effects
 from mechstudy.circuits.relevance import relevance_rules
-from mechstudy.circuits.site_gradients import site_gradients
+from mechstudy.circuits.site_gradients import contrast_gradients
 from mechstudy.core.errors import MechstudyError
 from mechstudy.interventions.keep_only import NodeSets, keep_only_values
 from mechstudy.interventions.node_patching import measure_effects
@@ -210,7 +210,7 @@ def test_relevance_is_conserved_down_to_the_embeddings(family):
         tokens, of_row = torch.tensor([p.clean_tokens]), [Contrast.of_pair(p)]
         x = model.forward(tokens, capture=[INPUTS]).activations[INPUTS]
         with relevance_rules(model, tokens):
-            gradients = site_gradients(model, tokens, of_row, [INPUTS])
+            gradients = contrast_gradients(model, tokens, of_row, [INPUTS])
         torch.testing.assert_close(gradients.value_B, clean_values(model, [p]), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close((x * gradients.at[INPUTS]).sum()[None], gradients.value_B, rtol=1e-8, atol=1e-9)
     assert not model.blocks[0].mlp_down._forward_pre_hooks and not model.final_norm._forward_hooks

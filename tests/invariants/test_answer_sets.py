@@ -11,7 +11,6 @@ from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.frozen import FrozenForward
 from mechstudy.circuits.linearised import linearise
-from mechstudy.circuits.live import live_gradients
 from mechstudy.circuits.targets import AnswerContrast
 from mechstudy.interventions.ablation import ablate
 from mechstudy.interventions.config import InterventionConfig
@@ -19,7 +18,7 @@ from mechstudy.interventions.edges import LOGIT, EdgeCheck, EdgeInstance, measur
 from mechstudy.interventions.engine import SetFeature, clean_run, edited_run
 from mechstudy.interventions.features import FeatureAt
 from mechstudy.interventions.results import read_csv
-from tests.support.interventions_world import pair, pairs, slope, transcoders, with_sets
+from tests.support.interventions_world import mlp_gradients, pair, pairs, slope, transcoders, with_sets
 from tests.support.tiny import ALL, tiny_model
 
 TOKENS = torch.tensor([5, 17, 200, 33, 9, 120, 64])
@@ -121,7 +120,7 @@ def test_answers_that_begin_alike_count_once():
 @pytest.mark.parametrize("combine", KINDS)
 def test_live_gradients_are_those_of_the_sets(combine):
     model, contrast = tiny_model("qwen2"), Contrast(RIGHT, WRONG, combine)
-    gradient = live_gradients(model, TOKENS, AnswerContrast(contrast), [1])[1]
+    gradient = mlp_gradients(model, TOKENS, AnswerContrast(contrast), [1])[1]
     vector = torch.linspace(-1, 1, model.d_model, dtype=torch.float64)
 
     def value(edits):

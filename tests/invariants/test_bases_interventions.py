@@ -9,7 +9,7 @@ from mechstudy.behaviours.contrast import Contrast
 from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.contrast import Replaced
-from mechstudy.circuits.live import live_effects, site_gradients, sites_written
+from mechstudy.circuits.live import explained_gradients, live_effects, sites_written
 from mechstudy.circuits.node_sets import nodes_of
 from mechstudy.circuits.node_values import node_values
 from mechstudy.circuits.targets import AnswerContrast
@@ -80,7 +80,7 @@ def test_live_effects_are_the_slopes_of_the_live_model(family, kind):
     model = tiny_model(family)
     basis = bases(model, kind)
     graph = attribute(model, basis, TOKENS, AttributionConfig(max_features=20), answer=7, wrong_answer=99)
-    gradients = site_gradients(model, TOKENS, EXPLAINED, sites_written(basis))
+    gradients = explained_gradients(model, TOKENS, EXPLAINED, sites_written(basis))
     effects = live_effects(model, basis, graph, EXPLAINED, gradients=gradients)
     columns = [int(effects[s].abs().argmax()) + s.start for s in graph.index.feature_slices if s.stop > s.start]
     for column in columns:

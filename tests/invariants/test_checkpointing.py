@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from mechstudy.behaviours.contrast import Contrast
-from mechstudy.circuits.live import live_gradients
 from mechstudy.circuits.targets import AnswerContrast
 from mechstudy.models import graph_memory
 from mechstudy.models.graph_memory import graph_bytes, should_checkpoint
 from mechstudy.models.sites import Site
+from tests.support.interventions_world import mlp_gradients
 from tests.support.tiny import FAMILIES, tiny_model
 
 TOKENS = torch.tensor([5, 17, 200, 31, 8, 90, 3])
@@ -26,8 +26,8 @@ def hooks_of(model) -> list[tuple[int, int, bool]]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_live_gradients_are_the_same_bits(family):
     model = tiny_model(family)
-    kept = live_gradients(model, TOKENS, TARGET, [0, 1, 2], "off")
-    again = live_gradients(model, TOKENS, TARGET, [0, 1, 2], "on")
+    kept = mlp_gradients(model, TOKENS, TARGET, [0, 1, 2], "off")
+    again = mlp_gradients(model, TOKENS, TARGET, [0, 1, 2], "on")
     assert all(torch.equal(kept[layer], again[layer]) and kept[layer].abs().max() > 0 for layer in (0, 1, 2))
 
 

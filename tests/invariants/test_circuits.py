@@ -9,11 +9,10 @@ from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.frozen import FrozenForward
 from mechstudy.circuits.graph import prune
 from mechstudy.circuits.linearised import linearise
-from mechstudy.circuits.live import live_gradients
 from mechstudy.circuits.rows import SourceIndex, direct_effects, feature_targets
 from mechstudy.circuits.targets import AnswerContrast
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
-from tests.support.interventions_world import slope, transcoders
+from tests.support.interventions_world import mlp_gradients, slope, transcoders
 from tests.support.tiny import ALL, FAMILIES, tiny_model
 
 TOKENS = torch.tensor([5, 17, 200, 33, 9, 120, 64])
@@ -199,7 +198,7 @@ def test_unexpanded_features_lower_scores_and_keep_conservation():
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "neox"])
 def test_live_gradients_are_the_slopes_of_the_unfrozen_model(family):
     model = tiny_model(family)
-    gradients = live_gradients(model, TOKENS, AnswerContrast(Contrast((7,), (99,))), [0, 2])
+    gradients = mlp_gradients(model, TOKENS, AnswerContrast(Contrast((7,), (99,))), [0, 2])
     vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
     def value(edits):

@@ -9,9 +9,8 @@ from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.custom_targets import own_target
 from mechstudy.circuits.frozen import FrozenForward
 from mechstudy.circuits.linearised import linearise
-from mechstudy.circuits.live import live_gradients
 from mechstudy.core.errors import MechstudyError
-from tests.support.interventions_world import pair, slope, transcoders
+from tests.support.interventions_world import mlp_gradients, pair, slope, transcoders
 from tests.support.tiny import ALL, tiny_model
 
 TOKENS = torch.tensor([5, 17, 200, 33, 9, 120, 64])
@@ -78,7 +77,7 @@ def test_doubling_a_feature_moves_both_by_their_edges(family):
 def test_live_gradients_are_those_of_the_target(kind):
     model = tiny_model("qwen2")
     target = own_target(model, direction_of(model) if kind == "direction" else entropy, 2)
-    gradient = live_gradients(model, TOKENS, target, [1])[1]
+    gradient = mlp_gradients(model, TOKENS, target, [1])[1]
     vector = torch.linspace(-1, 1, model.d_model, dtype=torch.float64)
 
     def value(edits):

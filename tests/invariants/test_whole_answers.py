@@ -10,7 +10,6 @@ from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.frozen import FrozenForward
 from mechstudy.circuits.linearised import linearise
-from mechstudy.circuits.live import live_gradients
 from mechstudy.circuits.prompt_graph import explain_prompt
 from mechstudy.circuits.question import Question
 from mechstudy.circuits.targets import AnswerTokens
@@ -23,7 +22,7 @@ from mechstudy.interventions.features import FeatureAt
 from mechstudy.interventions.results import COLUMNS, SHARES, read_csv
 from mechstudy.interventions.runner import Suite, run_samples
 from mechstudy.interventions.samples import Variant
-from tests.support.interventions_world import pair, slope, transcoders
+from tests.support.interventions_world import mlp_gradients, pair, slope, transcoders
 from tests.support.tiny import ALL, tiny_model
 
 CONFIG = AttributionConfig(max_features=10_000)
@@ -120,7 +119,7 @@ def test_live_gradients_are_those_of_the_stated_log_probability(answers):
     model, prompt = tiny_model("qwen2"), whole(0, *answers)
     both = WholeAnswers.of_pair(prompt)
     question = Question.of_pair(prompt)
-    gradient = live_gradients(model, torch.tensor(question.tokens), AnswerTokens(both), [1])[1]
+    gradient = mlp_gradients(model, torch.tensor(question.tokens), AnswerTokens(both), [1])[1]
     vector = torch.linspace(-1, 1, model.d_model, dtype=torch.float64)
 
     numeric = slope(lambda edits: stated(model, prompt.clean_tokens, both, lambda: edits), vector, 1, 5)

@@ -7,6 +7,7 @@ import torch
 from mechstudy.behaviours.schema import Answers, AnswerSets, PromptPair
 from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.config import AttributionConfig
+from mechstudy.circuits.live import explained_gradients
 from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
 from mechstudy.interventions.edges import LOGIT, EdgeCheck, EdgeInstance
 from mechstudy.interventions.features import FeatureAt, FeatureGroup, NamedActivations, feature_groups
@@ -85,6 +86,15 @@ def logit_differences(some: list[PromptPair], logits_BV: torch.Tensor) -> torch.
     """The answer's logit minus the wrong answer's, of each pair's row."""
     rows = zip(some, logits_BV.double(), strict=True)
     return torch.stack([row_V[p.answer_tokens[0]] - row_V[p.wrong_tokens[0]] for p, row_V in rows])
+
+
+def mlp_gradients(
+    model, tokens: torch.Tensor, explained, layers, checkpointing: str = "auto"
+) -> dict[int, torch.Tensor]:
+    """Gradient of what is explained at what each layer's MLP writes."""
+    sites = [Site("mlp_out", layer) for layer in layers]
+    gradients = explained_gradients(model, tokens, explained, sites, checkpointing)
+    return {site.layer: gradient for site, gradient in gradients.items()}
 
 
 def slope(value, vector: torch.Tensor, layer: int, position: int, step: float = 1e-5) -> float:

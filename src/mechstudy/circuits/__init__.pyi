@@ -4,6 +4,7 @@ from .aggregate import scores_of as scores_of
 from .attribution import attribute as attribute
 from .bases import check_bases as check_bases
 from .bases import chosen_bases as chosen_bases
+from .bases import has_saes as has_saes
 from .bases import neuron_layers as neuron_layers
 from .bases import site_read as site_read
 from .bases import site_written as site_written
@@ -34,9 +35,8 @@ from .graph_frames import PromptFrames as PromptFrames
 from .influence import total_effects as total_effects
 from .linear_prompt import LinearisedPrompt as LinearisedPrompt
 from .linearised import linearise as linearise
+from .live import explained_gradients as explained_gradients
 from .live import live_effects as live_effects
-from .live import live_gradients as live_gradients
-from .live import site_gradients as site_gradients
 from .named_positions import NamedPositions as NamedPositions
 from .neuronpedia import graph_json as graph_json
 from .node_attribution import predict_effects as predict_effects

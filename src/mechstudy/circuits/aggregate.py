@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
-from mechstudy.circuits.config import AttributionConfig
+from mechstudy.circuits.config import AttributionConfig, Elsewhere
 from mechstudy.circuits.prompt_record import ANSWER, OTHER, node_id
 
 _MEANS = ("replacement", "completeness", "replacement_pruned", "completeness_pruned")
@@ -41,6 +41,7 @@ def aggregate_of(
     layers: Iterable[int],
     n_layers: int,
     neuron_layers: Sequence[int] = (),
+    elsewhere: Elsewhere = "errors",
     contrast: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of aggregate.json.
@@ -50,6 +51,7 @@ def aggregate_of(
         positions: names of the prompts' positions, from left to right.
         layers: layers that have a dictionary, of the model's ``n_layers``.
         neuron_layers: layers whose neurons are nodes.
+        elsewhere: what the MLPs of layers without nodes are.
         contrast: how effects of replacement were predicted (`Replacements.about`).
     """
     return {
@@ -60,6 +62,7 @@ def aggregate_of(
         "layers_with_dictionaries": sorted(layers),
         "n_layers": n_layers,
         **({"neuron_layers": list(neuron_layers)} if neuron_layers else {}),
+        **({"elsewhere": elsewhere} if elsewhere != "errors" else {}),
         **({"contrast": dict(contrast)} if contrast else {}),
     } | aggregate(records, config)
 

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mechstudy.behaviours.contrast import Contrast
-from mechstudy.circuits.bases import is_sae
+from mechstudy.circuits.bases import has_saes
 from mechstudy.circuits.choose_neurons import choose_neurons
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.graph import Graph, LogitNode
@@ -64,7 +64,7 @@ def attribute(
     Raises:
         MechstudyError: an answer is missing, a dictionary is of another site or layer, or weights are below fp32.
     """
-    elsewhere = config.elsewhere_of(any(is_sae(basis) for basis in bases.values()))
+    elsewhere = config.elsewhere_of(has_saes(bases))
     prompt = linearise(model, bases, tokens_T, elsewhere=elsewhere, first_is_constant=first_is_constant)
     if config.target == "logit_difference":
         if explained is None:

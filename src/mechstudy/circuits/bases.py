@@ -22,9 +22,9 @@ def site_written(basis: Basis, layer: int) -> Site:
     return Site(basis.sites_out[0].partition(".")[0], layer)
 
 
-def is_sae(basis: Basis) -> bool:
-    """Whether the basis is a dictionary whose features read the site that they write."""
-    return not isinstance(basis, Neurons) and basis.cfg.site_in == basis.sites_out[0]
+def has_saes(bases: Mapping[int, Basis]) -> bool:
+    """Whether some basis is a dictionary whose features read the site that they write."""
+    return any(not isinstance(one, Neurons) and one.cfg.site_in == one.sites_out[0] for one in bases.values())
 
 
 def chosen_bases(model: LanguageModel, dictionaries: Mapping[int, Basis], kind: BasisKind | None) -> dict[int, Basis]:

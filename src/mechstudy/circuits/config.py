@@ -28,6 +28,7 @@ class ContrastConfig(Config):
 
 SAE_SITES = ("resid_post", "resid_pre", "mlp_out", "attn_out")
 BasisKind = Literal["dictionaries", "neurons", "mixed"]
+Elsewhere = Literal["errors", "linear"]
 
 
 class AttributionConfig(Config):
@@ -61,7 +62,7 @@ class AttributionConfig(Config):
     logit_probability: float = Field(0.95, gt=0, le=1)
     basis: BasisKind | None = None
     max_neurons: int | None = Field(None, ge=1)
-    elsewhere: Literal["errors", "linear"] | None = None
+    elsewhere: Elsewhere | None = None
     aggregate_nodes: int = Field(300, ge=1)
     aggregate_min_prompts: int = Field(2, ge=1)
     qk_edges: int = Field(200, ge=0)
@@ -72,7 +73,7 @@ class AttributionConfig(Config):
         """How many neurons of a prompt are nodes at most."""
         return self.max_neurons or self.max_features
 
-    def elsewhere_of(self, has_saes: bool) -> Literal["errors", "linear"]:
+    def elsewhere_of(self, has_saes: bool) -> Elsewhere:
         """What MLPs of layers without nodes are, with SAEs among the bases or without."""
         return self.elsewhere or ("linear" if has_saes else "errors")
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechstudy.circuits.live import output_values, site_gradients
+from mechstudy.circuits.live import explained_gradients, output_values
 from mechstudy.circuits.node_effects import NodeEffects
 from mechstudy.circuits.node_sets import Nodes
 from mechstudy.circuits.node_values import NodeValues
@@ -53,11 +53,11 @@ class Replaced:
         a layer add up. Those of different layers do not: what one does through another counts in both.
 
         Args:
-            gradients: `site_gradients` at `written_sites`, if they are there already.
+            gradients: `explained_gradients` at `written_sites`, if they are there already.
         """
         if gradients is None:
             sites = written_sites(self.nodes)
-            gradients = site_gradients(self.model, self.tokens_T, self.explained, sites, self.checkpointing)
+            gradients = explained_gradients(self.model, self.tokens_T, self.explained, sites, self.checkpointing)
         return node_effects(self.nodes, self.own, self.other, gradients, 0)
 
     def integrated(self, steps: int = STEPS) -> NodeEffects:

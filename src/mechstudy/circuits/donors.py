@@ -48,7 +48,7 @@ class SiteValues:
 
 @dataclass(frozen=True)
 class Donors:
-    """DonorSource for a batch of clean prompts of one length.
+    """Replacements for a batch of clean prompts of one length.
 
     ``values[key]`` is [B, T, width]; ``has_BT`` marks the tokens that have one (a corrupted prompt of another length
     lacks some); ``position_BT`` is the number of each token's position name.
@@ -60,7 +60,7 @@ class Donors:
 
 
 class DonorSource:
-    """DonorSource for any prompts, from one kind of donor.
+    """Gives replacements for any prompts, from one kind of donor.
 
     Args:
         model: runs the donors.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from jaxtyping import Int
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from mechstudy.circuits.active_nodes import active_features, active_neurons, applies_at
 from mechstudy.circuits.bases import check_bases, site_read, site_written
+from mechstudy.circuits.config import Elsewhere
 from mechstudy.circuits.linear_prompt import FrozenMlp, LinearisedPrompt, LinearLayer, Skip
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.neurons import Basis, Neurons
@@ -27,7 +27,6 @@ from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.linear_mlp import linear_mlp
 from mechstudy.models.sites import Site
 
-Elsewhere = Literal["errors", "linear"]
 _CAPTURED = ("resid_pre", "attn_out", "mlp_in", "mlp_out", "resid_post")
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechstudy.circuits.graph import Graph
+from mechstudy.circuits.site_gradients import site_gradients
 from mechstudy.circuits.targets import Explained
 from mechstudy.dictionaries.neurons import Basis, Neurons
 from mechstudy.models.graph_memory import should_checkpoint
@@ -49,20 +50,7 @@ def output_values(
     return torch.stack([explained.value(logits_PV, normed_PD) for logits_PV, normed_PD in rows])
 
 
-def live_gradients(
-    model: LanguageModel,
-    tokens_T: Int[Tensor, " t"],
-    explained: Explained,
-    layers: Sequence[int],
-    checkpointing: str = "auto",
-) -> dict[int, Float[Tensor, "t d"]]:
-    """Gradient of what is explained with respect to each layer's ``mlp_out``, unfrozen (`site_gradients`)."""
-    gradients = site_gradients(model, tokens_T, explained, [Site("mlp_out", layer) for layer in layers], checkpointing)
-    return {site.layer: gradient_TD for site, gradient_TD in gradients.items()}
-
-
-@torch.enable_grad()
-def site_gradients(
+def explained_gradients(
     model: LanguageModel,
     tokens_T: Int[Tensor, " t"],
     explained: Explained,
@@ -73,14 +61,12 @@ def site_gradients(
 
     ``checkpointing`` (`models.graph_memory.should_checkpoint`): on, off or auto. The gradient is the same.
     """
-    added = {
-        site: torch.zeros(1, len(tokens_T), model.width(site), dtype=model.dtype, device=model.device).requires_grad_()
-        for site in sites
-    }
-    edits = {site: (lambda x, zero=zero: x + zero) for site, zero in added.items()}
-    value = output_values(model, tokens_T[None], explained, edits, checkpointing)
-    gradients = torch.autograd.grad(value, list(added.values()))
-    return {site: gradient[0] for site, gradient in zip(added, gradients, strict=True)}
+
+    def values(edits: Mapping[Site, Edit]) -> Tensor:
+        return output_values(model, tokens_T[None], explained, edits, checkpointing)
+
+    gradients = site_gradients(model, (1, len(tokens_T)), sites, values)
+    return {site: gradient_1TD[0] for site, gradient_1TD in gradients.at.items()}
 
 
 @torch.no_grad()
@@ -97,14 +83,14 @@ def live_effects(
     It is minus the predicted change of what is explained where the feature is set to zero.
 
     Args:
-        gradients: `site_gradients` at `sites_written` of the dictionaries, if they are there already.
+        gradients: `explained_gradients` at `sites_written` of the dictionaries, if they are there already.
     """
     effects = torch.zeros(graph.index.n_features, dtype=graph.A_RS.dtype)
     if not dictionaries:
         return effects
     if gradients is None:
         tokens = torch.tensor(graph.tokens, device=model.device)
-        gradients = site_gradients(model, tokens, explained, sites_written(dictionaries), checkpointing)
+        gradients = explained_gradients(model, tokens, explained, sites_written(dictionaries), checkpointing)
     for layer, basis in dictionaries.items():
         columns = graph.index.feature_slices[layer]
         features, positions = graph.feature_id_S[columns], graph.feature_position_S[columns]

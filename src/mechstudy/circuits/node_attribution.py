@@ -16,7 +16,7 @@ from mechstudy.circuits.donors import Donors, DonorSource, Key, Recorded, Replac
 from mechstudy.circuits.effects_table import EffectsTable, Gap, by_prompt
 from mechstudy.circuits.named_positions import NamedPositions
 from mechstudy.circuits.relevance import relevance_rules
-from mechstudy.circuits.site_gradients import site_gradients
+from mechstudy.circuits.site_gradients import contrast_gradients
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.batches import length_buckets
 from mechstudy.models.language_model import Edit, LanguageModel
@@ -103,7 +103,7 @@ def predict_effects(
         steps: points of a path.
         seed: of resamples.
         batch_tokens: tokens run at a time.
-        checkpointing: of gradients, as in `site_gradients`.
+        checkpointing: of gradients, as in `contrast_gradients`.
 
     Raises:
         MechstudyError: no prompts, whole answers to compare, no corrupted prompts where they are needed, an unknown
@@ -176,7 +176,7 @@ def batch_of(
 
 
 def _eap(model: LanguageModel, nodes: ScoredNodes, x: Batch, steps: int, checkpointing: str) -> Effects:
-    at = site_gradients(model, x.tokens_BT, x.of_row, list(nodes.slices), checkpointing=checkpointing).at
+    at = contrast_gradients(model, x.tokens_BT, x.of_row, list(nodes.slices), checkpointing=checkpointing).at
     return _effects(nodes, x, at), {}
 
 
@@ -191,7 +191,7 @@ def _ig_inputs(model: LanguageModel, nodes: ScoredNodes, x: Batch, steps: int, c
     mean: dict[Site, Tensor] = {}
     for share in midpoints(steps):
         edits = {INPUTS: x.moved(INPUTS, share * change_BTD)}
-        at = site_gradients(model, x.tokens_BT, x.of_row, sites, edits=edits, checkpointing=checkpointing).at
+        at = contrast_gradients(model, x.tokens_BT, x.of_row, sites, edits=edits, checkpointing=checkpointing).at
         mean = {site: mean.get(site, 0) + g / steps for site, g in at.items()}
     has = x.donors.has_BT[..., None].to(change_BTD.device)
     summed_B = (change_BTD * mean[INPUTS] * has).double().sum((1, 2))
@@ -209,7 +209,7 @@ def _ig_activations(model: LanguageModel, nodes: ScoredNodes, x: Batch, steps: i
         mean = torch.zeros_like(change_BTW)
         for share in midpoints(steps):
             edits = {site: x.moved(site, share * change_BTW)}
-            gradients = site_gradients(
+            gradients = contrast_gradients(
                 model, x.tokens_BT, x.of_row, [site], edits=edits, start=start, checkpointing=checkpointing
             )
             mean += gradients.at[site] / steps

@@ -15,7 +15,7 @@ from mechstudy.circuits.bases import chosen_bases
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.graph import Graph, Pruned, prune
 from mechstudy.circuits.head_flow import HeadFlow, head_flow
-from mechstudy.circuits.live import live_effects, site_gradients, sites_written
+from mechstudy.circuits.live import explained_gradients, live_effects, sites_written
 from mechstudy.circuits.neuronpedia import graph_json
 from mechstudy.circuits.node_effects import NodeEffects
 from mechstudy.circuits.node_sets import nodes_of
@@ -126,7 +126,7 @@ def _graph(
     graph = attribute(model, dictionaries, tokens_T, config, explained=question.explained, progress=progress)
     live_S, effects = None, None
     if question.explained is not None:
-        gradients = site_gradients(model, tokens_T, question.explained, sites_written(dictionaries), checkpointing)
+        gradients = explained_gradients(model, tokens_T, question.explained, sites_written(dictionaries), checkpointing)
         live_S = live_effects(model, dictionaries, graph, question.explained, gradients=gradients)
         effects = None if replacements is None else replacements.effects(question, gradients)
     return graph, prune(graph, config.node_threshold, config.edge_threshold), live_S, effects

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechstudy.behaviours.contrast import Contrast
-from mechstudy.circuits.site_gradients import site_gradients
+from mechstudy.circuits.site_gradients import contrast_gradients
 from mechstudy.models.architectures import Block
 from mechstudy.models.language_model import Edit, LanguageModel
 from mechstudy.models.sites import Site
@@ -55,7 +55,7 @@ def reader_gradients(
     end = Site("resid_post", model.n_layers - 1)
     wanted = [Site("attn_heads", layer) for layer, (heads, _) in layers.items() if heads]
     wanted += [Site("mlp_in", layer) for layer, (_, mlp) in layers.items() if mlp]
-    at = site_gradients(model, tokens_BT, of_row, [*wanted, end], edits=edits).at
+    at = contrast_gradients(model, tokens_BT, of_row, [*wanted, end], edits=edits).at
     read = {layer: _mlp_reads(model.blocks[layer], layer) for layer in layers}
     sites = {Site("resid_pre", layer) for layer in layers} | set(read.values())
     with _attention_calls(model, layers) as calls:

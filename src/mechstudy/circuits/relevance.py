@@ -6,16 +6,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.models.architectures import Block
 from mechstudy.models.attention import frozen_patterns, recorded_patterns
 from mechstudy.models.language_model import LanguageModel
-
-_TINY = 1e-6  # inputs whose ratio is the derivative at 0
+from mechstudy.models.linear_mlp import activation_function, activation_ratio
 
 
 @contextmanager
@@ -35,7 +32,12 @@ def relevance_rules(model: LanguageModel, tokens_BT: Int[Tensor, "b t"]) -> Iter
         norms = [model.final_norm]
         for block in model.blocks:
             norms += [block.norm_attn, block.norm_attn_post, block.norm_mlp, block.norm_mlp_post]
-            stack.callback(_activation_function(model, block).register_forward_hook(_constant_ratio).remove)
+            if block.mlp_down is None:
+                raise MechstudyError(
+                    f"relp needs the activation function of each MLP, and {model.name} has a mixture of experts",
+                    fix='method="eap_ig_inputs"',
+                )
+            stack.callback(activation_function(block).register_forward_hook(_constant_ratio).remove)
             if model.arch.gated:
                 stack.callback(block.mlp_down.register_forward_pre_hook(_half).remove)
         for norm in {id(norm): norm for norm in norms if norm is not None}.values():
@@ -43,23 +45,9 @@ def relevance_rules(model: LanguageModel, tokens_BT: Int[Tensor, "b t"]) -> Iter
         yield
 
 
-def _activation_function(model: LanguageModel, block: Block) -> nn.Module:
-    """The one part of an MLP without parameters, but for dropout."""
-    parts = [m for m in block.mlp.children() if not any(True for _ in m.parameters()) and not isinstance(m, nn.Dropout)]
-    if block.mlp_down is None or len(parts) != 1:
-        raise MechstudyError(
-            f"relp needs the activation function of each MLP, and {model.name} has a mixture of experts",
-            fix='method="eap_ig_inputs"',
-        )
-    return parts[0]
-
-
 def _constant_ratio(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
     z = args[0].detach()
-    step = torch.full_like(z[..., :1], _TINY)
-    at_zero = (module.forward(step) - module.forward(-step)) / (2 * _TINY)
-    ratio = torch.where(z.abs() < _TINY, at_zero, out.detach() / z)
-    return out.detach() + ratio * (args[0] - z)
+    return out.detach() + activation_ratio(module.forward, z) * (args[0] - z)
 
 
 def _half(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Any, ...]:

@@ -46,7 +46,7 @@ class Replacements:
         """Predicted effects on one prompt.
 
         Args:
-            gradients: for first order: `site_gradients` at `written_sites`, if they are there already.
+            gradients: for first order: `explained_gradients` at `written_sites`, if they are there already.
         """
         replaced = self.replaced(question)
         effects = replaced.integrated(self.steps) if self.steps else replaced.first_order(gradients)

@@ -1,13 +1,13 @@
-"""Gradients of the answers' contrast at sites of the live model, for batches of prompts."""
+"""Gradients at sites of the live model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechstudy.behaviours.contrast import Contrast, contrasts
@@ -15,16 +15,45 @@ from mechstudy.models.graph_memory import should_checkpoint
 from mechstudy.models.language_model import Edit, LanguageModel
 from mechstudy.models.sites import Site
 
+Values = Callable[[Mapping[Site, Edit]], Float[Tensor, " b"]]
+"""Of a run with edits, a value of every row, with its gradient for tensors that the edits introduce."""
+
 
 @dataclass(frozen=True)
 class SiteGradients:
-    """The contrast of every row, and its gradient at each site, [B, T, width]."""
+    """A value of every row, and its gradient at each site, [B, T, width]."""
 
-    value_B: Float64[Tensor, " b"]
+    value_B: Float[Tensor, " b"]
     at: Mapping[Site, Float[Tensor, "b t w"]]
 
 
+@torch.enable_grad()
 def site_gradients(
+    model: LanguageModel,
+    shape: tuple[int, int],
+    sites: Sequence[Site],
+    values: Values,
+    edits: Mapping[Site, Edit] | None = None,
+) -> SiteGradients:
+    """Gradients of values of runs; everything above a site responds. That of an edited site is taken after its edit.
+
+    Args:
+        model: the model.
+        shape: rows and tokens of the runs.
+        sites: where the gradient is taken.
+        values: of a run with edits.
+        edits: of the run, by site.
+    """
+    zero = torch.zeros((), dtype=model.dtype, device=model.device)
+    added = {site: zero.new_zeros(*shape, model.width(site)).requires_grad_() for site in sites}
+    own = dict(edits or {})
+    ending: dict[Site, Edit] = {site: partial(_edited_and_added, own.get(site), leaf) for site, leaf in added.items()}
+    value_B = values(own | ending)
+    gradients = torch.autograd.grad(value_B.sum(), list(added.values()))
+    return SiteGradients(value_B.detach(), dict(zip(added, gradients, strict=True)))
+
+
+def contrast_gradients(
     model: LanguageModel,
     tokens_BT: Int[Tensor, "b t"],
     of_row: Sequence[Contrast],
@@ -34,7 +63,7 @@ def site_gradients(
     start: tuple[int, Float[Tensor, "b t d"]] | None = None,
     checkpointing: str = "auto",
 ) -> SiteGradients:
-    """Gradients at sites of a run with edits; that of an edited site is taken after its edit.
+    """Gradients of the answers' contrasts of a batch of prompts.
 
     Args:
         model: the model.
@@ -46,21 +75,14 @@ def site_gradients(
         checkpointing: on, off or auto (`models.graph_memory.should_checkpoint`); gradients are the same.
     """
     rows, length = tokens_BT.shape
-    added = {
-        site: torch.zeros(
-            rows, length, model.width(site), dtype=model.dtype, device=model.device, requires_grad=True
-        )
-        for site in sites
-    }  # fmt: skip
-    own = dict(edits or {})
-    ending: dict[Site, Edit] = {site: partial(_edited_and_added, own.get(site), zero) for site, zero in added.items()}
     again = should_checkpoint(checkpointing, model, rows, length)
-    with torch.enable_grad():
-        logits = model.forward(tokens_BT, edits=own | ending, start=start, grad=True, checkpointing=again).logits
+
+    def values(edits: Mapping[Site, Edit]) -> Tensor:
+        logits = model.forward(tokens_BT, edits=edits, start=start, grad=True, checkpointing=again).logits
         assert logits is not None
-        value_B = contrasts(logits, of_row)
-        gradients = torch.autograd.grad(value_B.sum(), list(added.values()))
-    return SiteGradients(value_B.detach(), dict(zip(added, gradients, strict=True)))
+        return contrasts(logits, of_row)
+
+    return site_gradients(model, (rows, length), sites, values, edits)
 
 
 def _edited_and_added(edit: Edit | None, zero: Tensor, x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from mechstudy.behaviours.contrast import Contrast, WholeAnswers
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.active_nodes import ActiveNeurons
 from mechstudy.circuits.bases import site_read
+from mechstudy.circuits.config import Elsewhere
 from mechstudy.circuits.frozen import Delta, FrozenForward
 from mechstudy.circuits.linear_prompt import LinearisedPrompt
 from mechstudy.circuits.linearised import linearise
@@ -129,6 +130,7 @@ def measure_edges(
     config: InterventionConfig,
     out: Path,
     *,
+    elsewhere: Elsewhere = "errors",
     progress: Progress | None = None,
     batch_tokens: int = 4096,
 ) -> Path:
@@ -136,7 +138,7 @@ def measure_edges(
 
     Writes edges.csv: one row per edge and prompt; measured = value(clean) - value(source removed). An existing file
     is kept. While it runs, finished instances are saved in ``edges_partial_N.csv``, from which a killed run resumes.
-    The model must be fp32 or wider (as for the graph).
+    The model must be fp32 or wider, and ``elsewhere`` what MLPs of layers without nodes are (as for the graph).
     """
     path, table = out / "edges.csv", PartialTable(out, "edges", _PART_COLUMNS, config.save_every)
     if not path.exists():
@@ -145,7 +147,7 @@ def measure_edges(
             model,
             dictionaries,
             _removals(checks),
-            lambda chunk: EdgeEffects(model, dictionaries, chunk.suite, batch_tokens, progress),
+            lambda chunk: EdgeEffects(model, dictionaries, chunk.suite, elsewhere, batch_tokens, progress),
             table,
             label="edges",
             progress=progress,
@@ -184,12 +186,13 @@ class EdgeEffects:
         model: LanguageModel,
         dictionaries: Mapping[int, Basis],
         suite: Suite[SourceRemoval],
+        elsewhere: Elsewhere = "errors",
         batch_tokens: int = 4096,
         progress: Progress | None = None,
     ) -> None:
         self.model, self.dictionaries, self.removals = model, dictionaries, suite.variants
         [self.pair] = suite.pairs
-        self.batch_tokens, self.progress = batch_tokens, progress
+        self.elsewhere, self.batch_tokens, self.progress = elsewhere, batch_tokens, progress
         layers = sorted({r.target.layer for r in self.removals if r.target is not None})
         self.capture = [site_read(dictionaries[layer], layer) for layer in layers]
         self._frozen: dict[SourceRemoval, float] = {}
@@ -197,7 +200,13 @@ class EdgeEffects:
     def prepare(self) -> None:
         """Measure the frozen changes."""
         effects = frozen_effects(
-            self.model, self.dictionaries, self.pair, self.removals, self.batch_tokens, self.progress
+            self.model,
+            self.dictionaries,
+            self.pair,
+            self.removals,
+            self.elsewhere,
+            self.batch_tokens,
+            self.progress,
         )
         self._frozen = dict(zip(self.removals, effects, strict=True))
 
@@ -229,6 +238,7 @@ def frozen_effects(
     dictionaries: Mapping[int, Basis],
     pair: PromptPair,
     removals: Sequence[SourceRemoval],
+    elsewhere: Elsewhere = "errors",
     batch_tokens: int = 4096,
     progress: Progress | None = None,
 ) -> list[float]:
@@ -238,7 +248,7 @@ def frozen_effects(
     logits would keep the rounding of both. Fewer removals at a time where memory runs out.
     """
     question = Question.of_pair(pair)
-    prompt = linearise(model, dictionaries, torch.tensor(question.tokens))
+    prompt = linearise(model, dictionaries, torch.tensor(question.tokens), elsewhere=elsewhere)
     runner = FrozenForward(model, prompt)
     clean = runner.run([])
     forms = question.explained.forms(model, prompt) if question.explained is not None else []

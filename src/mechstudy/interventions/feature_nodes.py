@@ -16,6 +16,7 @@ from mechstudy.circuits.bases import check_bases, site_read
 from mechstudy.circuits.components import summed_by_name, tokens_replaced
 from mechstudy.circuits.donors import Donors, DonorSource, Key
 from mechstudy.circuits.named_positions import NamedPositions
+from mechstudy.circuits.prompt_record import node_id
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.interventions.engine import encode_rows
@@ -34,7 +35,7 @@ class ErrorAt:
     position: str
 
     def __str__(self) -> str:
-        return f"error.{self.layer}@{self.position}"
+        return node_id("error", self.layer, position=self.position)
 
 
 class FeatureNodes:

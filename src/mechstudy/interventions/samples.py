@@ -279,16 +279,7 @@ def _steering_variants(
         return lambda i: steer(direction, alpha, test[i])
 
     return [
-        Variant(
-            "steering",
-            name,
-            group.name,
-            role,
-            min(site.layer for site in direction),
-            edits(direction, alpha),
-            draw,
-            alpha,
-        )
+        Variant("steering", name, group.name, role, _first(direction), edits(direction, alpha), draw, alpha)
         for name, role, direction, draw in directions
         for alpha in config.alphas
     ]

@@ -72,7 +72,9 @@ def patch_sweep(
     require_corrupted(pairs)
     if site not in _SITES:
         raise MechstudyError(
-            f"cannot patch {site!r}", facts={"sites": ", ".join(_SITES)}, fix=f"site={nearest(site, _SITES)!r}"
+            f"cannot patch {site!r}",
+            facts={"sites": ", ".join(_SITES)},
+            fix=f"site={nearest(site, _SITES) or _SITES[1]!r}",
         )
     numbers = parse_layers(layers if isinstance(layers, str) else tuple(layers), model.n_layers)
     names = _names(pairs, positions)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from mechstudy.models.architectures import Block
 
@@ -83,14 +83,14 @@ def linear_mlp(block: Block, mlp_in_TD: Float[Tensor, "t d"]) -> LinearMlp | Non
     """The block's MLP at what it reads; None for a mixture of experts."""
     if block.mlp_down is None:
         return None
-    act = _act(block)
+    act = activation_function(block)
     (up_FD, up_bias_F), gate = _branches(block)
     up_TF = _affine(mlp_in_TD, up_FD, up_bias_F)
     if gate is None:
-        return LinearMlp(up_FD, up_bias_F, _ratio(act, up_TF), None, None, None, *mlp_down(block))
+        return LinearMlp(up_FD, up_bias_F, activation_ratio(act, up_TF), None, None, None, *mlp_down(block))
     gate_TF = _affine(mlp_in_TD, *gate)
     return LinearMlp(
-        up_FD, up_bias_F, act(gate_TF) / 2, *gate, _ratio(act, gate_TF) * up_TF / 2, *mlp_down(block)
+        up_FD, up_bias_F, act(gate_TF) / 2, *gate, activation_ratio(act, gate_TF) * up_TF / 2, *mlp_down(block)
     )  # fmt: skip
 
 
@@ -119,14 +119,15 @@ def _branches(block: Block) -> tuple[_Linear, _Linear | None]:
     return (up, up_bias), (gate, gate_bias)
 
 
-def _act(block: Block) -> Callable[[Tensor], Tensor]:
-    act: Callable[[Tensor], Tensor] = getattr(block.mlp, block.arch.mlp_act)
+def activation_function(block: Block) -> nn.Module:
+    """The activation function of a block's MLP, which is no mixture of experts."""
+    act: nn.Module = getattr(block.mlp, block.arch.mlp_act)
     return act
 
 
-def _ratio(act: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+def activation_ratio(act: Callable[[Tensor], Tensor], z: Float[Tensor, "*rows f"]) -> Float[Tensor, "*rows f"]:
     """``act(z) / z``, and the slope of ``act`` at zero where z is next to it."""
-    step = torch.full_like(z[:1, :1], 1e-6)
+    step = z.new_full((1,), 1e-6)
     slope = (act(step) - act(-step)) / (2 * step)
     near_zero = z.abs() < _TINY
     return torch.where(near_zero, slope, act(z) / torch.where(near_zero, 1.0, z))

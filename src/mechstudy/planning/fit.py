@@ -118,7 +118,7 @@ def _with(study: Study, section: str, **fields: Any) -> Study:
 def _peak(opened: OpenedStudy, study: Study, hardware: Hardware) -> int:
     """Bytes of the largest unit of a changed study."""
     try:
-        units = build_units(study, opened.shapes, "", opened.file.parent.resolve())
+        units = build_units(study, opened.shapes, "", opened.file.parent.resolve(), published=opened.published)
     except MechstudyError:
         return 1 << 62
     peaks = [peak_of(unit.estimate, hardware) for unit in units]

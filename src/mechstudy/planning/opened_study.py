@@ -27,7 +27,7 @@ from mechstudy.study.fingerprints import Content, model_files
 from mechstudy.study.phases.base import Phase, made_by
 from mechstudy.study.phases.model import ModelPhase, content_of
 from mechstudy.study.preflight import check_study, notes, outlines
-from mechstudy.study.published import published_dictionaries, with_published
+from mechstudy.study.published import Published, published_dictionaries, with_published
 from mechstudy.study.published_notes import published_notes
 from mechstudy.study.run_folder import ARTIFACTS, RunFolder
 from mechstudy.study.study import Study, load_study
@@ -45,7 +45,8 @@ class OpenedStudy:
 
     ``model`` is the model's local folder, or None before it is fetched: ids of units are then provisional.
     ``notes`` list the numbers of the study that the data cannot reach. ``choice`` is the source that
-    ``dictionaries.source: auto`` resolved to; ``study`` and ``units`` already use it.
+    ``dictionaries.source: auto`` resolved to; ``study`` and ``units`` already use it. ``published`` are those of
+    ``dictionaries.from``.
     """
 
     file: Path
@@ -58,6 +59,7 @@ class OpenedStudy:
     overrides: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     choice: Choice | None = None
+    published: tuple[Published, ...] = ()
 
     @property
     def options(self) -> RunOptions:
@@ -131,16 +133,17 @@ def open_study(
     store = RunFolder(out).store
 
     def units_of(named: Study) -> list[Unit]:
-        units = build_units(named, shapes, content.fingerprint, base, own_prompts, content.sha256)
+        units = build_units(named, shapes, content.fingerprint, base, own_prompts, content.sha256, published)
         return with_earlier_specs(units, store, base)
 
     choice: Choice | None = None
+    published: tuple[Published, ...] = ()
     try:
         more_notes = tuple(token_notes(study, config, folder, base))
         if study.dictionaries.published is not None:
-            found = published_dictionaries(study.dictionaries, shapes, base)
-            study = with_published(study, found)
-            more_notes += tuple(published_notes(found, model_names(study.model.source, folder, config)))
+            published = published_dictionaries(study.dictionaries, shapes, base)
+            study = with_published(study, published)
+            more_notes += tuple(published_notes(published, model_names(study.model.source, folder, config)))
         if study.dictionaries.source == "auto":
             choice = choose_source(study, units_of, out)
             study = with_source(study, choice.source)
@@ -156,7 +159,7 @@ def open_study(
     )
     for note in study_notes if fetch else ():
         say(f"note: {note}")
-    return OpenedStudy(file, study, lines, shapes, folder, units, out, tuple(overrides), study_notes, choice)
+    return OpenedStudy(file, study, lines, shapes, folder, units, out, tuple(overrides), study_notes, choice, published)
 
 
 def record_resolved(opened: OpenedStudy) -> None:

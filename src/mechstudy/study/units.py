@@ -17,7 +17,7 @@ from mechstudy.study.costs import Costs
 from mechstudy.study.dag import Graph
 from mechstudy.study.phases import registry
 from mechstudy.study.phases.base import Phase, made_by
-from mechstudy.study.published import layers_of, published_dictionaries
+from mechstudy.study.published import Published, layers_of, published_dictionaries
 from mechstudy.study.study import BehaviourConfig, Study
 from mechstudy.study.unit import Input, Unit
 
@@ -30,6 +30,7 @@ class StudyPlan:
         base: the study file's folder; relative paths start there.
         outlines: of the behaviours' own prompt files; only estimates use them.
         sha256: of what the fingerprint does not read (`fingerprints.Content`).
+        published: the study's published dictionaries, if they have been read.
     """
 
     def __init__(
@@ -40,11 +41,14 @@ class StudyPlan:
         base: Path,
         outlines: Mapping[str, Outline],
         sha256: str | None = None,
+        published: Sequence[Published] | None = None,
     ) -> None:
         self.study, self.shapes, self.base = study, shapes, base
         self.fingerprint, self.sha256 = fingerprint, sha256
         d = study.dictionaries
-        self.published = () if d.published is None else published_dictionaries(d, shapes, base)
+        if published is None:
+            published = () if d.published is None else published_dictionaries(d, shapes, base)
+        self.published = tuple(published)
         basis = study.attribution.basis
         self.costs = Costs(study, shapes, outlines, self.published)
         layers = layers_of(d.layers, shapes.n_layers, "dictionaries.layers")
@@ -104,6 +108,7 @@ def build_units(
     base: Path,
     outlines: Mapping[str, Outline] | None = None,
     sha256: str | None = None,
+    published: Sequence[Published] | None = None,
 ) -> list[Unit]:
     """Every unit of the study, inputs before their readers, wave by wave.
 
@@ -113,12 +118,13 @@ def build_units(
         base: the study file's folder; relative paths in the study start there.
         outlines: of the behaviours' own prompt files (`preflight.outlines`); only estimates use them.
         sha256: of what the model's fingerprint does not read (`fingerprints.Content`).
+        published: the study's published dictionaries, if they have been read.
 
     Raises:
         MechstudyError: a layer, a width or a file that does not exist; ``where`` is the field of the study.
     """
     assert study.dictionaries.source != "auto", "planning.source_choice comes first"
-    plan = StudyPlan(study, shapes, fingerprint, base, outlines or {}, sha256)
+    plan = StudyPlan(study, shapes, fingerprint, base, outlines or {}, sha256, published)
     for phase in registry.phases():
         plan.units.extend(phase.units(plan))
     graph = Graph(plan.units)

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mechstudy import circuits
-from mechstudy import dictionaries as dictionaries_room
+from mechstudy import circuits, dictionaries
 from mechstudy.behaviours.metrics import DIFFERENCE, metric_name
 from mechstudy.behaviours.sampling import sample
 from mechstudy.behaviours.schema import PromptPair
@@ -68,15 +67,15 @@ class GraphsArtifact(Output):
 
 
 def bases_of_graphs(
-    dictionaries: Mapping[int, DictionaryArtifact],
+    artifacts: Mapping[int, DictionaryArtifact],
     aggregates: Iterable[Mapping[str, Any]],
     runtime: Runtime,
     model: LanguageModel,
 ) -> dict[int, Basis]:
     """The bases of finished graphs by layer: the dictionaries, and neurons where graphs have them."""
     layers = sorted({layer for aggregate in aggregates for layer in aggregate.get("neuron_layers", ())})
-    loaded: Mapping[int, Basis] = load_all(dictionaries, runtime, model)
-    return dictionaries_room.with_neurons(model, loaded, layers)
+    loaded: Mapping[int, Basis] = load_all(artifacts, runtime, model)
+    return dictionaries.with_neurons(model, loaded, layers)
 
 
 class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
@@ -161,6 +160,7 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
         pairs = spec.prompts(inputs.prompts.pairs("train"))
         done = [read_json(_record(out, behaviour, number)) for number in range(len(pairs))]
         model = inputs.model.load(runtime, exact=True)
+        bases = _bases(spec, inputs, model, runtime)
         out.write_json("graphs/graph-metadata.json", {"graphs": [item["metadata"] for item in done]})
         out.write_json("scores.json", circuits.scores_of([item["score"] for item in done]))
         aggregate = circuits.aggregate_of(
@@ -169,7 +169,8 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
             behaviour=behaviour,
             positions=[*positions_in_order(pairs), *([circuits.ANSWER] if _continued(spec, pairs) else [])],
             layers=inputs.dictionaries,
-            neuron_layers=circuits.neuron_layers(_bases(spec, inputs, model, runtime)),
+            neuron_layers=circuits.neuron_layers(bases),
+            elsewhere=spec.elsewhere_of(circuits.has_saes(bases)),
             n_layers=model.n_layers,
             contrast=read_json(about) if (about := _contrast(out)).exists() else None,
         )

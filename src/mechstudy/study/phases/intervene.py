@@ -160,7 +160,14 @@ class IntervenePhase(Phase[InterveneSpec, InterveneInputs]):
         if "edges" in spec.kinds and spec.n_edges:
             checks = interventions.edge_checks(aggregate, train)
             interventions.measure_edges(
-                model, dictionaries, checks, spec, out.path, progress=runtime.progress, batch_tokens=batch_tokens
+                model,
+                dictionaries,
+                checks,
+                spec,
+                out.path,
+                elsewhere=aggregate.get("elsewhere", "errors"),
+                progress=runtime.progress,
+                batch_tokens=batch_tokens,
             )
         out.write_json("summary.json", interventions.summarise(plan, spec, out.path, aggregate.get("contrast")))
 

@@ -9,6 +9,8 @@ from mechstudy.models.shapes import ModelShapes
 _ROWS_AT_ONCE = 256
 _BUFFERS = 8  # arrays of rows that are alive at a time
 _PASSES = 10  # over a row's gradient in every layer: norms, additions, copies
+_ROWS_OF_HEADS = 200  # of 500 edges, about
+_ROWS_OF_SCORES = 100
 _ROUNDS = 20  # of the influence's power series
 
 
@@ -47,17 +49,19 @@ def graph_cost(
     per_row = tokens * x.d_model * heads * x.n_layers + 2.0 * active * n_written * x.d_model
     if with_skip:
         per_row += tokens * x.d_model**2 * n_layers
+    # Heads of the strongest edges and edges through patterns take the backward pass of some rows again.
+    passes = rows + min(rows, _ROWS_OF_HEADS) + 3 * min(rows, _ROWS_OF_SCORES)
     sources = active + (x.n_layers + 1) * tokens
     batches = -(-rows // _ROWS_AT_ONCE)
     influence = batches * _ROUNDS * float(rows * sources)
     encoding = 2.0 * tokens * d_in * n_features * n_layers
     if neurons:  # MLPs as linear maps, and a gradient through each
         encoding += 12.0 * tokens * x.d_model * x.d_mlp * x.n_layers
-    moved = rows * tokens * x.d_model * 4.0 * _PASSES * x.n_layers / 2 + 10 * 4.0 * influence / _ROUNDS
+    moved = passes * tokens * x.d_model * 4.0 * _PASSES * x.n_layers / 2 + 10 * 4.0 * influence / _ROUNDS
     numbers = (
         4 * rows * sources
         + _BUFFERS * min(rows, _ROWS_AT_ONCE) * tokens * x.d_model
         + (1 + n_written) * active * x.d_model
         + 6 * tokens * x.d_model * x.n_layers
     )
-    return GraphCost(rows, rows * per_row + influence + encoding, moved, batches * x.n_layers, 4 * numbers)
+    return GraphCost(rows, passes * per_row + influence + encoding, moved, batches * x.n_layers, 4 * numbers)

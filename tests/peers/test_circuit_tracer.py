@@ -85,6 +85,7 @@ def test_a_clt_computes_the_same_from_either_ones_files(jumps, circuit_tracer, t
         folder.mkdir()
         save_file({"x": x_LND.flatten(0, 1).contiguous()}, folder / "rows.safetensors")
     circuit_tracer("make_clt", folder=there, layers=L, d=D, width=F, jumps=jumps)
+    circuit_tracer("compute_clt", folder=there)
     clt = read_clt(there)
     for ours, theirs in zip(by_hand(clt, x_LND), read_answer(there), strict=True):
         assert_same(ours, theirs)

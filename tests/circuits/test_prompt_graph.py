@@ -62,6 +62,7 @@ def test_scores_json_holds_means_the_worst_residual_and_every_prompt(world):
     content = scores_of([first, second])
     assert list(content) == [
         "n_prompts", "nodes", "edges", "replacement", "completeness", "replacement_pruned", "completeness_pruned",
+        "replacement_among_rows", "completeness_among_rows",
         "conservation_residual_max", "per_prompt",
     ]  # fmt: skip
     assert content["n_prompts"] == 2 and content["per_prompt"] == [first, second]

@@ -5,21 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.config import AttributionConfig
-from mechstudy.circuits.graph import Graph
 from mechstudy.dictionaries.loading import load_dictionaries
+from tests.peers.graphs import compared
 from tests.support.tiny import save_tiny
 
 pytestmark = pytest.mark.peers
-L, D, F, TOKENS, LOGITS = 3, 32, 64, [0, 80, 102, 41, 97, 120, 66], 5
+L, D, F, TOKENS, LOGITS, ROWS = 3, 32, 64, [0, 80, 102, 41, 97, 120, 66], 5, 100
 
 
 @pytest.mark.parametrize("kind", ["transcoders", "jumping", "skip", "clt"])
-def test_edges_equal_those_of_circuit_tracer(kind, circuit_tracer, tmp_path):
-    there, theirs = tmp_path / "dictionaries", tmp_path / "graph.safetensors"
+def test_edges_and_scores_equal_those_of_circuit_tracer(kind, circuit_tracer, tmp_path):
+    """Edges to 1e-5 of the largest into their target: all from features with a row, errors and tokens."""
+    there, file = tmp_path / "dictionaries", tmp_path / "graph.safetensors"
     there.mkdir()
     model = save_tiny(tmp_path / "model", "llama", n_layers=L, d=D)
     if kind == "clt":
@@ -27,28 +27,19 @@ def test_edges_equal_those_of_circuit_tracer(kind, circuit_tracer, tmp_path):
     else:
         jumps, skip = kind == "jumping", kind == "skip"
         circuit_tracer("make_set", folder=there, layers=L, d=D, width=F, jumps=jumps, skip=skip)
-    asked = {"tokens": TOKENS, "n_features": 10**6, "n_logits": LOGITS}
-    circuit_tracer("graph", model=tmp_path / "model", dictionaries=there, out=theirs, **asked)
-    config = AttributionConfig(target="logits", max_logits=LOGITS, logit_probability=1.0, max_features=10**6)
+    asked = {"tokens": TOKENS, "n_features": ROWS, "n_logits": LOGITS}
+    theirs = circuit_tracer("graph", model=tmp_path / "model", dictionaries=there, out=file, **asked)
+    config = AttributionConfig(target="logits", max_logits=LOGITS, logit_probability=1.0, max_features=ROWS)
     ours = attribute(model, load_dictionaries(there), torch.tensor(TOKENS), config)
-    assert_same_graph(ours, load_file(theirs), skip=kind == "skip")
-
-
-def assert_same_graph(ours: Graph, theirs: dict[str, Tensor], *, skip: bool) -> None:
-    """Every edge from a feature, an error or a token is the same to 1e-5 of the largest into its target.
-
-    But that of the first token where there are skip paths: ours do not apply at its position, where no feature does.
-    """
-    x = ours.index
-    active = torch.stack([ours.feature_layer_S, ours.feature_position_S, ours.feature_id_S], 1)
-    assert active.tolist() == theirs["active"].tolist()
-    assert len(active) > 50
-    assert [node.token for node in ours.logits] == theirs["logits"].tolist()
-    n, A, T = len(ours.logits), ours.A_RS[:, : x.biases], theirs["adjacency"]
-    assert len(A) > n + 50
-    B = torch.cat([T[-n:], T[ours.column_R[n:]]])[:, : x.biases]
-    error = (A - B).abs() / B.abs().amax(1, keepdim=True)
-    if skip:
-        assert error[:, x.tokens].max() > 1e-3
-        error[:, x.tokens] = 0
-    assert float(error.max()) <= 1e-5
+    both = compared(ours, load_file(file))
+    assert both.same_active and both.same_logits
+    difference, scores = both.difference_RC, ours.scores_among_rows()
+    if kind == "skip":  # our skip paths do not apply at the first token, where no feature does either
+        assert both.rows[2] > 0.9 * ROWS
+        assert difference[:, both.of_token_0].max() > 1e-3
+        difference[:, both.of_token_0] = 0
+    else:
+        assert both.rows == (ROWS, ROWS, ROWS)
+        assert scores.replacement == pytest.approx(theirs["replacement"], abs=1e-5)
+        assert scores.completeness == pytest.approx(theirs["completeness"], abs=1e-5)
+    assert difference.max() <= 1e-5

@@ -33,6 +33,7 @@ def test_the_summary_has_exactly_the_agreed_keys(fake: FakeStudy) -> None:
     }  # fmt: skip
     assert set(summary["graphs"][behaviour]) == {
         "n_prompts", "nodes", "edges", "replacement", "completeness", "replacement_pruned", "completeness_pruned",
+        "replacement_among_rows", "completeness_among_rows",
         "conservation_residual_max",
     }  # fmt: skip
     assert set(summary["interventions"][behaviour]["ablation"]) == {

@@ -318,6 +318,7 @@ class FakeStudy:
             {
                 "n_prompts": self.n_prompts, "nodes": len(aggregate["nodes"]), "edges": len(aggregate["edges"]),
                 "replacement": 0.52, "completeness": 0.71, "replacement_pruned": 0.41, "completeness_pruned": 0.63,
+                "replacement_among_rows": 0.61, "completeness_among_rows": 0.81,
                 "conservation_residual_max": 2.1e-5, "per_prompt": per_prompt,
             },
         )  # fmt: skip

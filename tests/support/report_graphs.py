@@ -80,6 +80,8 @@ def prompt_graph(
                     "completeness": 0.7 + random.uniform(-0.08, 0.08),
                     "replacement_pruned": 0.4 + random.uniform(-0.1, 0.1),
                     "completeness_pruned": 0.62 + random.uniform(-0.08, 0.08),
+                    "replacement_among_rows": 0.6 + random.uniform(-0.08, 0.08),
+                    "completeness_among_rows": 0.8 + random.uniform(-0.08, 0.08),
                     "conservation_residual_max": 1.4e-5,
                 },
                 "ledger": {**ledger, "total": 3.25, "target": 3.25002, "residual": -2e-5},

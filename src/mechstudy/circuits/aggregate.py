@@ -13,7 +13,10 @@ from typing import Any
 from mechstudy.circuits.config import AttributionConfig, Elsewhere
 from mechstudy.circuits.prompt_record import ANSWER, OTHER, node_id
 
-_MEANS = ("replacement", "completeness", "replacement_pruned", "completeness_pruned")
+_MEANS = (
+    "replacement", "completeness", "replacement_pruned", "completeness_pruned", "replacement_among_rows",
+    "completeness_among_rows",
+)  # fmt: skip
 _HEADS = 50
 _QK_EDGES = 100
 _FELT = 0.01  # influence from which a prompt counts as one whose graph runs through a head

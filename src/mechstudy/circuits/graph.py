@@ -178,8 +178,24 @@ class Graph:
         columns = pruned.columns_K[real_K]
         return self._scores(columns, (self.shares(pruned.columns_K) * pruned.edges_RK)[:, real_K])
 
-    def _scores(self, columns_K: Tensor, shares_RK: Tensor) -> Scores:
-        """Scores of the graph of some edges to features with a row and to tokens; all the rest is error."""
+    def scores_among_rows(self) -> Scores:
+        """Scores as circuit-tracer counts them, comparable with those of its users' papers.
+
+        Features without a row are left out, where `scores` counts them as error, and completeness counts tokens and
+        errors, which nothing flows into, among the nodes without error.
+        """
+        errors = torch.zeros_like(self.token_S)
+        errors[self.index.errors : self.index.tokens] = True
+        real_S = self.expanded_S | self.token_S
+        sums_R = row_sums(self.A_RS, real_S | errors).clamp_min(torch.finfo(self.A_RS.dtype).tiny)
+        columns = real_S.nonzero()[:, 0]
+        return self._scores(columns, self.A_RS[:, columns].abs() / sums_R[:, None], leaves=True)
+
+    def _scores(self, columns_K: Tensor, shares_RK: Tensor, *, leaves: bool = False) -> Scores:
+        """Scores of the graph of some edges to features with a row and to tokens; all the rest is error.
+
+        With ``leaves``, completeness is a share of the influence of tokens and errors too.
+        """
         row_of = torch.full((self.index.n_sources,), -1)
         row_Q, column_Q = feature_rows(self.column_R)
         row_of[column_Q] = row_Q
@@ -189,6 +205,7 @@ class Graph:
         explained_R = torch.where(self.sums_R > 0, shares_RK.sum(1), 1.0)
         total, errors = float(rows_I.sum()), float(((1 - explained_R).clamp_min(0) * rows_I).sum())
         both = tokens + errors
+        total += both if leaves else 0.0
         return Scores(tokens / both if both > 0 else 0.0, 1 - errors / total if total > 0 else 0.0)
 
 

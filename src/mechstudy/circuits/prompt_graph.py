@@ -225,7 +225,7 @@ def _promoted(
 
 def graph_score(graph: Graph, pruned: Pruned) -> dict[str, Any]:
     """Sizes and scores of a graph before and after pruning."""
-    before, after = graph.scores(), graph.scores(pruned)
+    before, after, among_rows = graph.scores(), graph.scores(pruned), graph.scores_among_rows()
     return {
         "n_features_active": graph.index.n_features,
         "n_features_expanded": len(graph.column_R) - len(graph.logits),
@@ -237,5 +237,7 @@ def graph_score(graph: Graph, pruned: Pruned) -> dict[str, Any]:
         "completeness": before.completeness,
         "replacement_pruned": after.replacement,
         "completeness_pruned": after.completeness,
+        "replacement_among_rows": among_rows.replacement,
+        "completeness_among_rows": among_rows.completeness,
         "conservation_residual_max": graph.conservation_residual_max(),
     }

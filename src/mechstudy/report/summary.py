@@ -18,7 +18,7 @@ _DICTIONARY_FIELDS = (
 )  # fmt: skip
 _GRAPH_FIELDS = (
     "n_prompts", "nodes", "edges", "replacement", "completeness", "replacement_pruned", "completeness_pruned",
-    "conservation_residual_max",
+    "replacement_among_rows", "completeness_among_rows", "conservation_residual_max",
 )  # fmt: skip
 _TEST_FIELDS = ("n", "effect", "ci95", "control_effect", "control_ci95", "p_adjusted")
 _EDGE_FIELDS = ("n", "spearman_frozen", "spearman_live")

@@ -73,9 +73,12 @@ def compute_clt(folder: str) -> dict[str, Any]:
     return config
 
 
-def graph(model: str, dictionaries: str, tokens: list[int], n_features: int, n_logits: int, out: str) -> float:
-    """The graph of a prompt of a Llama, from its folder and that of a set or a CLT; its seconds."""
+def graph(
+    model: str, dictionaries: str, tokens: list[int], n_features: int, n_logits: int, out: str
+) -> dict[str, float]:
+    """The graph of a prompt of a Llama, from its folder and that of a set or a CLT; its seconds and scores."""
     from circuit_tracer.attribution.attribute import attribute
+    from circuit_tracer.graph import compute_graph_scores, prune_graph
 
     kind = yaml.safe_load((Path(dictionaries) / "config.yaml").read_text())["model_kind"]
     if kind == "transcoder_set":
@@ -101,6 +104,10 @@ def graph(model: str, dictionaries: str, tokens: list[int], n_features: int, n_l
             batch_size=64,
         )
     seconds = time.perf_counter() - began
+    began = time.perf_counter()
+    prune_graph(found)
+    replacement, completeness = compute_graph_scores(found)
+    pruning = time.perf_counter() - began
     tensors = {
         "adjacency": found.adjacency_matrix,
         "active": found.active_features,
@@ -108,7 +115,7 @@ def graph(model: str, dictionaries: str, tokens: list[int], n_features: int, n_l
         "logits": torch.tensor([target.vocab_idx for target in found.logit_targets]),
     }
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, out)
-    return seconds
+    return {"seconds": seconds, "pruning": pruning, "replacement": replacement, "completeness": completeness}
 
 
 def replacement_model(folder: str, transcoders: Any) -> Any:

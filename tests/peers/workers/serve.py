@@ -18,7 +18,7 @@ from torch import Tensor
 def serve(**tasks: Callable[..., Any]) -> None:
     """Answer until the input ends."""
     answers = os.fdopen(int(sys.argv[1]), "w")
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["PEER_THREADS"]))
     torch.set_grad_enabled(False)
     for line in sys.stdin:
         request = json.loads(line)

@@ -84,7 +84,7 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
     kind = name = "attribute"
     per = "behaviour"
     title, report_field = "Graphs", "graphs"
-    version = 3  # effects of replacing nodes; every active feature at a named position counts
+    version = 4  # scores among rows; effects of replacing nodes; every active feature at a named position counts
     spec, inputs = AttributeSpec, AttributeInputs
     resumes = True
     pilots, warms_up = 2, True

@@ -43,7 +43,9 @@ def jumping_transcoders(model: LanguageModel, tokens: list[int], width: int, k: 
         pre_TF = read[Site("mlp_in", layer)][0] @ drawn.W_enc
         threshold = torch.full((width,), float(pre_TF[1:].flatten().quantile(1 - k / width)))
         meta = replace(drawn.cfg, kind="transcoder", activation="jumprelu", k=None)
-        made[layer] = Dictionary(meta, drawn.W_enc, drawn.b_enc, drawn.W_dec, drawn.b_dec, threshold=threshold)
+        made[layer] = Dictionary(
+            meta, W_enc=drawn.W_enc, b_enc=drawn.b_enc, W_dec=drawn.W_dec, b_dec=drawn.b_dec, threshold=threshold
+        )
     return made
 
 

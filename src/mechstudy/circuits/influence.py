@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_CHUNK = 1 << 24  # numbers of the matrix that are looked at together
+_CHUNK = 1 << 20  # numbers of the matrix that are looked at together: they stay in a cache
 
 
 def row_sums(A_RS: Float[Tensor, "r s"], kept_S: Bool[Tensor, " s"]) -> Float[Tensor, " r"]:

@@ -105,6 +105,17 @@ def test_neurons_leave_no_error():
     assert scores.replacement > 0.98 and scores.completeness > 0.98  # what is not expanded is negligible
 
 
+def test_among_rows_other_neurons_are_left_out_and_what_dictionaries_miss_is_error():
+    model = tiny_model()
+    few = AttributionConfig(max_features=20, max_neurons=50)
+    neurons = graph_of(model, with_neurons(model, {}, range(model.n_layers)), few)
+    strict, among = neurons.scores(), neurons.scores_among_rows()
+    assert strict.completeness < 0.99 and neurons.neuron_layers == [0, 1, 2]
+    assert among.replacement == pytest.approx(1) and among.completeness == pytest.approx(1)
+    mixed = graph_of(model, bases(model, "mixed"), few)
+    assert 0 < mixed.scores().replacement < mixed.scores_among_rows().replacement < 0.999
+
+
 def test_fewer_neurons_leave_the_rest_as_errors_and_the_strongest_as_nodes():
     model = tiny_model("gemma2")
     every = with_neurons(model, {}, range(model.n_layers))

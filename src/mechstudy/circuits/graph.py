@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mechstudy.circuits.active_nodes import ActiveNeurons
 from mechstudy.circuits.influence import feature_rows, influence, propagated, row_sums, total_effects
 from mechstudy.circuits.linear_prompt import LinearisedPrompt
 from mechstudy.circuits.rows import SourceIndex, Target
@@ -117,6 +118,12 @@ class Graph:
         mask[self.index.biases :] = False
         return mask
 
+    @property
+    def neuron_layers(self) -> list[int]:
+        """Layers whose nodes are neurons."""
+        layers = () if self.prompt is None else self.prompt.layers
+        return [number for number, layer in enumerate(layers) if isinstance(layer.nodes, ActiveNeurons)]
+
     # ------------------------------------------------------------- conservation
 
     def ledger(self, row: int) -> Ledger:
@@ -181,11 +188,13 @@ class Graph:
     def scores_among_rows(self) -> Scores:
         """Scores as circuit-tracer counts them, comparable with those of its users' papers.
 
-        Features without a row are left out, where `scores` counts them as error, and completeness counts tokens and
-        errors, which nothing flows into, among the nodes without error.
+        Features and neurons without a row are left out, where `scores` counts them as error, and completeness counts
+        tokens and errors, which nothing flows into, among the nodes without error.
         """
         errors = torch.zeros_like(self.token_S)
         errors[self.index.errors : self.index.tokens] = True
+        for layer in self.neuron_layers:  # what is left there are other neurons, and no error
+            errors[self.index.error_slice(layer)] = False
         real_S = self.expanded_S | self.token_S
         sums_R = row_sums(self.A_RS, real_S | errors).clamp_min(torch.finfo(self.A_RS.dtype).tiny)
         columns = real_S.nonzero()[:, 0]

@@ -142,7 +142,7 @@ class _Rows:
 
         def run(size: int) -> None:
             for start in range(0, len(order), size):
-                part = order[start : start + size]
+                part = sorted(order[start : start + size], key=lambda i: -targets[i].layer)  # as they are computed
                 rows[torch.tensor(part, device=rows.device)] = direct_effects(
                     self.prompt, self.index, [targets[i] for i in part]
                 )

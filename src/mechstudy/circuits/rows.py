@@ -87,6 +87,8 @@ def direct_effects(
     cut = prompt.until(1 + max(target.position for target in targets))
     shown = None if watch is None else lambda layer, g_RTD: watch(layer, order[: len(g_RTD)], g_RTD)
     rows = _Backward(cut, index, ranked, shown).rows()
+    if order == list(range(len(targets))):
+        return rows
     out = torch.empty_like(rows)
     out[torch.tensor(order, device=rows.device)] = rows
     return out
@@ -124,15 +126,15 @@ class _Backward:
     def rows(self) -> Tensor:
         """The rows [R, S] of the targets, in their order."""
         prompt, index = self.prompt, self.index
-        g_RTD = self.like_TD.new_zeros(len(self.ranked), *self.like_TD.shape)
+        g_RTD = self.like_TD.new_zeros(0, *self.like_TD.shape)
         n = sum(target.layer >= index.n_layers for target in self.ranked)
         if n:
-            g_RTD[:n] = prompt.final_norm.backward(placed(self.ranked[:n], self.like_TD))
+            g_RTD = prompt.final_norm.backward(placed(self.ranked[:n], self.like_TD))
             self._own_bias(0, n, prompt.final_norm.forward(self.zero_TD))
         for layer in reversed(range(index.n_layers)):
-            above, n = n, sum(target.layer >= layer for target in self.ranked)
+            n = sum(target.layer >= layer for target in self.ranked)
             if n:
-                g_RTD[:n] = self._below(layer, g_RTD[:above], n)
+                g_RTD = self._below(layer, g_RTD, n)
         return self._at_tokens(g_RTD)
 
     def flowed(self, g_RTD: Tensor, entering: Mapping[int, Tensor]) -> Tensor:
@@ -210,10 +212,16 @@ class _Backward:
         x, rows = self.prompt.layers[layer], self.rows_RS[: len(g_RTD)]
         if not len(g_RTD):
             return
-        if x.error_TD is not None:
+        if x.error_TD is not None and x.bias_TD is not None:
+            errors = self.index.error_slice(layer, self.prompt.n_positions)
+            both_RTC = torch.einsum("rtd,tcd->rtc", g_RTD, torch.stack([x.error_TD, x.bias_TD], 1))
+            rows[:, errors] += both_RTC[..., 0]
+            rows[:, self.index.biases + layer] += both_RTC[..., 1].sum(1)
+        elif x.error_TD is not None:
             errors = self.index.error_slice(layer, self.prompt.n_positions)
             rows[:, errors] += torch.einsum("rtd,td->rt", g_RTD, x.error_TD)
-        self._constant(layer, slice(len(g_RTD)), g_RTD, x.bias_TD)
+        else:
+            self._constant(layer, slice(len(g_RTD)), g_RTD, x.bias_TD)
         for source, nodes, ahead in written_at(self.prompt.layers, layer):
             columns = rows[:, self.index.feature_slices[source]]
             start = 0

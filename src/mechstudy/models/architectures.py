@@ -83,11 +83,12 @@ class AttentionWeights:
         rows, length, _ = g_RTD.shape
         heads, width = self.output_DQH.shape[1:]
         z_RTQH = (g_RTD @ self.output_DQH.reshape(-1, heads * width)).view(rows, length, heads, width)
-        mixed_QSRH = torch.matmul(
-            pattern_QTS.transpose(1, 2), z_RTQH.permute(2, 1, 0, 3).reshape(heads, length, rows * width)
-        ).view(groups, heads // groups, length, rows, width)
-        per_group_RSGH = mixed_QSRH.sum(1).permute(2, 1, 0, 3).reshape(rows, length, groups * width)
-        return per_group_RSGH @ self.value_GHD.reshape(groups * width, -1)
+        # The heads of a group share values: one product sums over heads and queries at once.
+        queries = heads // groups * length
+        pattern_GSX = pattern_QTS.reshape(groups, queries, length).transpose(1, 2)
+        mixed_GSRH = torch.bmm(pattern_GSX, z_RTQH.permute(2, 1, 0, 3).reshape(groups, queries, rows * width))
+        per_group_RSGH = mixed_GSRH.view(groups, length, rows, width).permute(2, 1, 0, 3)
+        return per_group_RSGH.reshape(rows, length, groups * width) @ self.value_GHD.reshape(groups * width, -1)
 
 
 class Block:

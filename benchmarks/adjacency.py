@@ -69,7 +69,9 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=40)
     options = parser.parse_args()
     model = ms.load_model(MODEL, dtype="float32")
-    tokens = (model.encode(TEXT) * (1 + options.tokens // 10))[: options.tokens]
+    # circuit-tracer puts a special token first where there is none.
+    text = model.encode(TEXT) * (1 + options.tokens // 10)
+    tokens = [model.tokenizer.bos_token_id, *text[: options.tokens - 1]]
     dictionaries = jumping_transcoders(model, tokens, options.width, options.k)
     with tempfile.TemporaryDirectory() as name:
         folder, out = Path(name) / "set", Path(name) / "graph.safetensors"

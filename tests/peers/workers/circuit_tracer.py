@@ -48,7 +48,8 @@ def compute_set(folder: str) -> dict[str, Any]:
 def load_set(folder: str) -> tuple[Any, dict[str, Any]]:
     """The set and its config."""
     config = yaml.safe_load((Path(folder) / "config.yaml").read_text())
-    paths = {layer: str(path) for layer, path in enumerate(sorted(Path(folder).glob("layer_*.safetensors")))}
+    files = sorted(Path(folder).glob("layer_*.safetensors"), key=lambda path: int(path.stem.removeprefix("layer_")))
+    paths = {layer: str(path) for layer, path in enumerate(files)}
     hooks = {name: config[name] for name in ("feature_input_hook", "feature_output_hook")}
     return load_transcoder_set(paths, scan=config["scan"], **hooks, device=CPU, dtype=torch.float32), config
 

@@ -62,3 +62,17 @@ def test_neurons_stand_in_where_there_is_no_dictionary(tmp_path):
     kinds = {page["layer"]: page["kind"] for page in pages}
     assert kinds[2] == "neurons" and kinds[0] == "skip_transcoder"
     assert set(nodes_of(run)) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("basis", ["dictionaries", "neurons"])
+def test_a_study_of_differences_runs_to_the_report(tmp_path, basis):
+    run = run_study(tmp_path, attribution={"explains": "difference", "basis": basis, "contrast": {"steps": 20}})
+    graph = run.graphs["mine"]
+    assert graph.scores()["path_gap"]["target"] < 0.02 and len(graph.edges) > 20
+    aggregate = json.loads(next((run.path / "artifacts" / "attribute").glob("*/aggregate.json")).read_text())
+    assert aggregate["explains"] == "difference" and not any("instances" in edge for edge in aggregate["edges"])
+    [prompt, *_] = graph.prompts
+    assert prompt.explains == "difference" and prompt.nodes.filter(kind="feature")["change"].null_count() == 0
+    report = (run.path / "report" / "graph-mine.html").read_text()
+    assert "what the answers' contrast in the clean prompt has over" in report
+    assert len(run.effects)

@@ -122,7 +122,7 @@ def test_fewer_neurons_leave_the_rest_as_errors_and_the_strongest_as_nodes():
     prompt = linearise(model, every, TOKENS, first_is_constant=True)
     direction = torch.randn(model.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     target = output_target(prompt, 6, direction, 0.0)
-    few = choose_neurons(prompt, [target], torch.ones(1), 100)
+    [few] = choose_neurons([prompt], [[target]], torch.ones(1), 100)
     assert sum(len(x.nodes.value_M) for x in few.layers) == 100
     for one, all_of_it in zip(few.layers, prompt.layers, strict=True):
         written = torch.zeros_like(one.error_TD).index_add(0, one.nodes.position_M, one.nodes.written())

@@ -32,6 +32,8 @@ def attribute(
     wrong_answer: str | Sequence[str] | None = None,
     answer_sets: AnswerSets = "logsumexp",
     answer_tokens: Literal["first", "all"] = "first",
+    corrupted: str | None = None,
+    explains: Literal["clean", "difference"] | None = None,
     target: Tensor | LogitFunction | None = None,
     position: int | str = "last",
     instruction: str | None = None,
@@ -43,6 +45,10 @@ def attribute(
         graph = ms.attribute(model, dicts, "The keys to the cabinet", answer=" are", wrong_answer=" is")
         graph = ms.attribute(model, dicts, "The capital of France is")  # explains the top outputs
         graph = ms.attribute(model, dicts, "The capital of France is", target=lambda z: z[11] - z.logsumexp(0))
+        graph = ms.attribute(
+            model, dicts, "The keys to the cabinet", answer=" are", wrong_answer=" is",
+            corrupted="The key to the cabinet", explains="difference",
+        )
 
     Args:
         model: in float32 or wider.
@@ -56,6 +62,10 @@ def attribute(
             weights within a set are those of this prompt), or their ``mean``.
         answer_tokens: ``all`` explains the log-probabilities of the right answer's tokens, teacher-forced, against the
             wrong answer's up to where the two part (`circuits.AnswerTokens`), with a ledger for each token.
+        corrupted: another prompt as text, for effects of replacing features by their activation there, and for
+            differences. Pairs have their own.
+        explains: ``difference`` explains the target's value in the prompt minus that in the corrupted one, which must
+            have as many tokens: what both have in common drops out. The default is that of ``config``: ``clean``.
         target: something else to explain instead: a direction of the final normed residual, [d_model], exactly; or a
             function of the model's logits [vocabulary] that returns a scalar tensor, to first order at this prompt,
             with a constant that makes its value exact.
@@ -76,11 +86,10 @@ def attribute(
         if answer is not None or wrong_answer is not None:
             raise MechstudyError("both answers and a target are to be explained", fix="one of them")
         question = Question.of_target(model, prompt, target, position, instruction=instruction)
-        return _graph(model, dictionaries, question, config, progress)
-    question = (
-        Question.of_pair(prompt)
-        if isinstance(prompt, PromptPair)
-        else Question.of_text(
+    elif isinstance(prompt, PromptPair):
+        question = Question.of_pair(prompt)
+    else:
+        question = Question.of_text(
             model,
             prompt,
             answer,
@@ -89,7 +98,15 @@ def attribute(
             answer_tokens=answer_tokens,
             instruction=instruction,
         )
-    )
+    if corrupted is not None:
+        if isinstance(prompt, PromptPair):
+            raise MechstudyError(
+                "a prompt pair has its own corrupted prompt", fix="corrupted=..., with the prompt as text"
+            )
+        question = question.against(model, corrupted, instruction)
+    config = config or AttributionConfig()
+    if explains is not None:
+        config = AttributionConfig(**(config.model_dump() | {"explains": explains}))
     return _graph(model, dictionaries, question, config, progress)
 
 
@@ -97,7 +114,7 @@ def _graph(
     model: LanguageModel,
     dictionaries: Mapping[int, Basis] | None,
     question: Question,
-    config: AttributionConfig | None,
+    config: AttributionConfig,
     progress: Progress | None,
 ) -> PromptGraph:
     dictionaries = all_fitted(model, {} if dictionaries is None else dictionaries)
@@ -105,9 +122,7 @@ def _graph(
     made_for = {str(one.cfg.metadata.get("model_name") or model.name) for one in dictionaries.values()}
     if others := sorted(name for name in made_for if not same_model(name, model.name)):
         warn(f"the dictionaries were made for {', '.join(others)}, by their own files, and this model is {model.name}")
-    return PromptGraph(
-        *explain_question(model, dictionaries, question, config or AttributionConfig(), progress=progress)
-    )
+    return PromptGraph(*explain_question(model, dictionaries, question, config, progress=progress))
 
 
 def _check_arguments(prompt: object, answer: object, wrong_answer: object) -> None:

@@ -18,6 +18,7 @@ from .config import AttributionConfig as AttributionConfig
 from .config import ContrastConfig as ContrastConfig
 from .config import no_graphs as no_graphs
 from .contrast import Replaced as Replaced
+from .difference_graph import attribute_difference as attribute_difference
 from .donors import DonorSource as DonorSource
 from .donors import Replacement as Replacement
 from .effects_table import EffectsTable as EffectsTable

@@ -25,12 +25,18 @@ _INSTANCES = 200  # strongest edges that carry their per-prompt weights, for the
 
 
 def scores_of(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The content of scores.json: means over prompts of each graph's ``score``, and the scores themselves."""
+    """The content of scores.json: means over prompts of each graph's ``score``, and the scores themselves.
+
+    ``path_gap``: the largest over prompts of each gap, where graphs explain differences.
+    """
+    gaps = [s["path_gap"] for s in scores if "path_gap" in s]
+    largest = {name: max((g[name] for g in gaps if g[name] is not None), default=None) for gap in gaps for name in gap}
     return (
         {"n_prompts": len(scores)}
         | {"nodes": fmean(s["n_nodes_pruned"] for s in scores), "edges": fmean(s["n_edges_pruned"] for s in scores)}
         | {name: fmean(s[name] for s in scores) for name in _MEANS}
         | {"conservation_residual_max": max(s["conservation_residual_max"] for s in scores)}
+        | ({"path_gap": largest} if gaps else {})
         | {"per_prompt": list(scores)}
     )
 
@@ -67,6 +73,7 @@ def aggregate_of(
         **({"neuron_layers": list(neuron_layers)} if neuron_layers else {}),
         **({"elsewhere": elsewhere} if elsewhere != "errors" else {}),
         **({"contrast": dict(contrast)} if contrast else {}),
+        **({"explains": config.explains} if config.explains else {}),
     } | aggregate(records, config)
 
 
@@ -76,8 +83,8 @@ def aggregate(records: Sequence[Mapping[str, Any]], config: AttributionConfig) -
     ``frequency`` is the share of prompts whose pruned graph has the node or edge, ``presence`` the share on which
     a feature is active (on the corrupted prompt too, where that replaces it); ``influence`` and effects are means over
     all prompts (absent counts 0); ``activation`` and an edge's ``weight`` are means over the prompts that have it. The
-    strongest edges between named positions carry ``instances``: [prompt id, weight] of every prompt. ``heads`` are
-    those that edges run through (`head_flow`).
+    strongest edges between named positions carry ``instances``, [prompt id, weight] of every prompt, unless graphs
+    explain differences. ``heads`` are those that edges run through (`head_flow`).
     """
     n = len(records)
     by_key: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
@@ -91,7 +98,8 @@ def aggregate(records: Sequence[Mapping[str, Any]], config: AttributionConfig) -
         "activation": None, "label": "target",
     }  # fmt: skip
     kept = _chosen(nodes.values(), config, n)
-    edges = _edges(records, {node["id"] for node in kept}, n)
+    # Interventions measure edges of the clean prompt's value only.
+    edges = _edges(records, {node["id"] for node in kept}, n, 0 if config.explains else _INSTANCES)
     return {"nodes": kept, "edges": edges, "qk_edges": _qk_edges(records), "heads": _heads(records)}
 
 
@@ -176,7 +184,7 @@ def _chosen(nodes: Iterable[dict[str, Any]], config: AttributionConfig, n: int) 
     return sorted(kept.values(), key=lambda node: (-node["influence"], node["id"]))
 
 
-def _edges(records: Sequence[Mapping[str, Any]], kept: set[str], n: int) -> list[dict[str, Any]]:
+def _edges(records: Sequence[Mapping[str, Any]], kept: set[str], n: int, most_instances: int) -> list[dict[str, Any]]:
     weights: dict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
     for record in records:
         for edge in record["edges"]:
@@ -199,7 +207,7 @@ def _edges(records: Sequence[Mapping[str, Any]], kept: set[str], n: int) -> list
     edges.sort(key=lambda e: (-e["strength"], e["source"], e["target"]))
     with_instances = 0
     for edge in edges:
-        if with_instances < _INSTANCES and _checkable(edge):
+        if with_instances < most_instances and _checkable(edge):
             edge["instances"] = weights[edge["source"], edge["target"]]
             with_instances += 1
     return edges

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechstudy.behaviours.contrast import Contrast
@@ -74,26 +76,76 @@ def attribute(
         targets, nodes, weights = explained_targets(model, prompt, explained)
     else:
         targets, nodes, weights = top_logit_targets(model, prompt, config.logit_probability, config.max_logits)
-    prompt = choose_neurons(prompt, targets, weights, config.n_neurons)
-    rows = _Rows(prompt, targets, weights, config.max_features, progress or NullProgress())
-    while rows.room > 0 and len(chosen := rows.most_influential(batch_rows)):
-        rows.add(chosen)
-    summed = config.target == "logit_difference" and len(targets) > 1
-    return rows.graph(nodes, summed)
+    [prompt] = choose_neurons([prompt], [targets], weights, config.n_neurons)
+    rows = GrowingRows(PromptRows(prompt), targets, weights, config.max_features, batch_rows, progress)
+    graph = rows.graph(nodes, summed=config.target == "logit_difference" and len(targets) > 1)
+    return replace(graph, prompt=prompt, targets=tuple(rows.targets))
 
 
-class _Rows:
-    """The rows computed so far: those of the targets, then those of features."""
+@runtime_checkable
+class RowTarget(Protocol):
+    """What a row explains: where it is read, and its value."""
+
+    @property
+    def position(self) -> int:
+        """The token position."""
+
+    @property
+    def value(self) -> float:
+        """What the row adds up to."""
+
+
+T = TypeVar("T", bound=RowTarget)
+
+
+@runtime_checkable
+class RowMaker(Protocol[T]):
+    """Computes rows of direct effects."""
+
+    @property
+    def prompt(self) -> LinearisedPrompt:
+        """The sources."""
+
+    def targets(self, layer: int, which_M: Sequence[int]) -> list[T]:
+        """What some nodes of a layer read."""
+
+    def effects(self, index: SourceIndex, targets: Sequence[T]) -> Float[Tensor, "r s"]:
+        """The rows of some targets."""
+
+
+@dataclass(frozen=True)
+class PromptRows:
+    """Rows of one linearised prompt."""
+
+    prompt: LinearisedPrompt
+
+    def targets(self, layer: int, which_M: Sequence[int]) -> list[Target]:
+        """As `feature_targets`."""
+        return feature_targets(self.prompt, layer, which_M)
+
+    def effects(self, index: SourceIndex, targets: Sequence[Target]) -> Float[Tensor, "r s"]:
+        """As `direct_effects`."""
+        return direct_effects(self.prompt, index, targets)
+
+
+class GrowingRows(Generic[T]):
+    """The rows of some targets, then those of the features that most influence passes, ``batch_rows`` at a time.
+
+    Features are added until ``max_features`` have a row, or the rest carry a negligible share of the influence.
+    """
 
     def __init__(
         self,
-        prompt: LinearisedPrompt,
-        targets: Sequence[Target],
+        maker: RowMaker[T],
+        targets: Sequence[T],
         weights: Tensor,
         max_features: int,
-        progress: Progress,
+        batch_rows: int,
+        progress: Progress | None = None,
     ) -> None:
-        self.prompt, self.progress, self.index = prompt, progress, SourceIndex(prompt)
+        self.maker, self.progress = maker, progress or NullProgress()
+        prompt = maker.prompt
+        self.prompt, self.index = prompt, SourceIndex(prompt)
         like, index = prompt.tokens_TD, self.index
         self.n_targets, self.n = len(targets), 0
         n_rows = len(targets) + min(max_features, index.n_features)
@@ -107,8 +159,10 @@ class _Rows:
         self.pending = torch.ones(index.n_features, dtype=torch.bool)
         self.kept_S = torch.ones(index.n_sources, dtype=torch.bool, device=like.device)
         self.kept_S[index.biases :] = False
-        self.targets: list[Target] = []
+        self.targets: list[T] = []
         self._append(targets)
+        while self.room > 0 and len(chosen := self.most_influential(batch_rows)):
+            self.add(chosen)
 
     @property
     def room(self) -> int:
@@ -127,15 +181,15 @@ class _Rows:
 
     def add(self, columns: Tensor) -> None:
         """Computes the rows of some features."""
-        batch: list[Target] = []
+        batch: list[T] = []
         for layer in sorted(set(self.layer_of[columns].tolist())):
             within = columns[self.layer_of[columns] == layer] - self.index.feature_slices[layer].start
-            batch += feature_targets(self.prompt, layer, within.tolist())
+            batch += self.maker.targets(layer, within.tolist())
         self.column_R[self.n : self.n + len(columns)] = columns.to(self.column_R)
         self.pending[columns] = False
         self._append(batch)
 
-    def _append(self, targets: Sequence[Target]) -> None:
+    def _append(self, targets: Sequence[T]) -> None:
         rows = self.A_RS[self.n : self.n + len(targets)]
         # Rows of near positions together: positions after a row's own are left out of its batch.
         order = sorted(range(len(targets)), key=lambda i: targets[i].position)
@@ -143,8 +197,8 @@ class _Rows:
         def run(size: int) -> None:
             for start in range(0, len(order), size):
                 part = sorted(order[start : start + size], key=lambda i: -targets[i].layer)  # as they are computed
-                rows[torch.tensor(part, device=rows.device)] = direct_effects(
-                    self.prompt, self.index, [targets[i] for i in part]
+                rows[torch.tensor(part, device=rows.device)] = self.maker.effects(
+                    self.index, [targets[i] for i in part]
                 )
 
         oom_backoff(run, min(len(order), _ROWS_AT_ONCE), self.progress, item_tokens=self.prompt.n_positions)
@@ -176,6 +230,4 @@ class _Rows:
             feature_id_S=gathered("feature_M", torch.long),
             activation_S=gathered("value_M", A.dtype),
             summed=summed,
-            prompt=self.prompt,
-            targets=tuple(self.targets),
         )

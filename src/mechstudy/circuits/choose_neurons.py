@@ -29,31 +29,54 @@ def total_gradients(prompt: LinearisedPrompt, targets: Sequence[Target]) -> list
 
 
 def choose_neurons(
-    prompt: LinearisedPrompt, targets: Sequence[Target], weights_R: Float[Tensor, " r"], n_neurons: int
-) -> LinearisedPrompt:
-    """The prompt with at most ``n_neurons`` neurons as nodes; the others are the errors of their layers.
+    prompts: Sequence[LinearisedPrompt],
+    targets: Sequence[Sequence[Target]],
+    weights_R: Float[Tensor, " r"],
+    n_neurons: int,
+) -> list[LinearisedPrompt]:
+    """The prompts with at most ``n_neurons`` neurons as nodes; the others are the errors of their layers.
 
     A neuron's total effect on a target is what it holds times what the linear model makes of it along every path
     (RelP, arXiv 2508.21258); its size is weighted over the targets.
+
+    Args:
+        prompts: one; or several with the same sources, points of a path over which effects are averaged.
+        targets: of each prompt.
     """
-    sizes: dict[int, Tensor] = {}
-    for number, (layer, g_RTD) in enumerate(zip(prompt.layers, total_gradients(prompt, targets), strict=True)):
-        if isinstance(layer.nodes, ActiveNeurons):
-            sizes[number] = _sizes(layer.nodes, g_RTD, weights_R.to(g_RTD))
-    every = torch.cat(list(sizes.values())) if sizes else torch.zeros(0)
+    layers = [n for n, layer in enumerate(prompts[0].layers) if isinstance(layer.nodes, ActiveNeurons)]
+    if not layers:
+        return list(prompts)
+    per_unit_RTF: dict[int, Tensor] = {}
+    for prompt, own_targets in zip(prompts, targets, strict=True):
+        gradients = total_gradients(prompt, own_targets)
+        for n in layers:
+            here = _per_unit(prompt.layers[n], gradients[n])
+            per_unit_RTF[n] = here if n not in per_unit_RTF else per_unit_RTF[n] + here
+    sizes = {n: _sizes(prompts[0].layers[n], per_unit_RTF[n], weights_R) for n in layers}
+    every = torch.cat(list(sizes.values()))
     if len(every) <= n_neurons:
-        return prompt
+        return list(prompts)
     smallest = every.topk(n_neurons).values[-1]
-    layers = list(prompt.layers)
-    for number, size_M in sizes.items():
-        layers[number] = _with_fewer(layers[number], size_M >= smallest)
-    return replace(prompt, layers=tuple(layers))
+    kept = {n: size_M >= smallest for n, size_M in sizes.items()}
+    return [
+        replace(prompt, layers=tuple(_with_fewer(x, kept[n]) if n in kept else x for n, x in enumerate(prompt.layers)))
+        for prompt in prompts
+    ]
 
 
-def _sizes(nodes: ActiveNeurons, g_RTD: Tensor, weights_R: Tensor) -> Tensor:
-    """The size of every neuron's total effect, [M]."""
+def _per_unit(layer: LinearLayer, g_RTD: Tensor) -> Tensor:
+    """The effect on every target per unit that a neuron holds, [R, T, F]."""
+    nodes = layer.nodes
+    assert isinstance(nodes, ActiveNeurons)
     g_RTE = g_RTD if nodes.norm_post is None else nodes.norm_post.backward(g_RTD)
-    per_unit_TF = torch.einsum("r,rtf->tf", weights_R, (g_RTE @ nodes.mlp.down_EF).abs())
+    return g_RTE @ nodes.mlp.down_EF
+
+
+def _sizes(layer: LinearLayer, per_unit_RTF: Tensor, weights_R: Tensor) -> Tensor:
+    """The size of every neuron's total effect, [M]."""
+    nodes = layer.nodes
+    assert isinstance(nodes, ActiveNeurons)
+    per_unit_TF = torch.einsum("r,rtf->tf", weights_R.to(per_unit_RTF), per_unit_RTF.abs())
     return per_unit_TF[nodes.position_M, nodes.feature_M] * nodes.value_M.abs()
 
 

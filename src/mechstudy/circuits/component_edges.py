@@ -13,8 +13,9 @@ from torch import Tensor
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.components import Component, Components, HeadAt, MlpAt
 from mechstudy.circuits.donors import DonorSource, Recorded, Replacement, SiteValues
+from mechstudy.circuits.held_path import midpoints
 from mechstudy.circuits.named_positions import ALL
-from mechstudy.circuits.node_attribution import INPUTS, Batch, batch_of, comparable, midpoints
+from mechstudy.circuits.node_attribution import INPUTS, Batch, batch_of, comparable
 from mechstudy.circuits.readers import reader_gradients
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.batches import length_buckets

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mechstudy.core.config import Config
 
@@ -51,7 +51,12 @@ class AttributionConfig(Config):
     linear map that it is at the prompt, through which effects pass; the default is errors with transcoders, linear with
     SAEs.
     ``contrast``: how effects of replacing nodes are predicted.
+    ``explains``: the target's value in the ``clean`` prompt, the default, or the ``difference``, clean minus corrupted,
+    of its values in both: what the two prompts have in common drops out. Rows are then means over ``contrast.steps``
+    points of the path between the two runs, and both prompts must have the same number of tokens.
     """
+
+    optional: ClassVar[frozenset[str]] = frozenset({"explains"})
 
     target: Literal["logit_difference", "logits"] = "logit_difference"
     n_prompts: int = Field(16, ge=1)
@@ -67,6 +72,12 @@ class AttributionConfig(Config):
     aggregate_min_prompts: int = Field(2, ge=1)
     qk_edges: int = Field(200, ge=0)
     contrast: ContrastConfig = ContrastConfig()
+    explains: Literal["clean", "difference"] | None = None
+
+    @field_validator("explains")
+    @classmethod
+    def _clean_is_the_default(cls, explains: str | None) -> str | None:
+        return None if explains == "clean" else explains
 
     @property
     def n_neurons(self) -> int:

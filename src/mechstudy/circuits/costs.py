@@ -37,10 +37,12 @@ def graph_cost(
     tokens: int,
     n_written: int = 1,
     neurons: int = 0,
+    points: int = 0,
 ) -> GraphCost:
     """The cost of a prompt of ``tokens`` tokens with such dictionaries on ``n_layers`` layers.
 
     ``n_written``: layers that a feature writes to, on average. ``neurons``: those that are nodes, of all layers.
+    ``points``: of the path, where the graph explains a difference: rows are computed at each, queries and keys live.
     """
     active = min(k, n_features) * tokens * n_layers + min(neurons, tokens * x.d_mlp * x.n_layers)
     rows = min(max_features, active) + 1
@@ -51,6 +53,8 @@ def graph_cost(
         per_row += tokens * x.d_model**2 * n_layers
     # Heads of the strongest edges and edges through patterns take the backward pass of some rows again.
     passes = rows + min(rows, _ROWS_OF_HEADS) + 3 * min(rows, _ROWS_OF_SCORES)
+    if points:
+        passes, per_row = rows * points, 2 * per_row
     sources = active + (x.n_layers + 1) * tokens
     batches = -(-rows // _ROWS_AT_ONCE)
     influence = batches * _ROUNDS * float(rows * sources)
@@ -64,4 +68,5 @@ def graph_cost(
         + (1 + n_written) * active * x.d_model
         + 6 * tokens * x.d_model * x.n_layers
     )
-    return GraphCost(rows, passes * per_row + influence + encoding, moved, batches * x.n_layers, 4 * numbers)
+    calls = batches * x.n_layers * max(1, points)
+    return GraphCost(rows, passes * per_row + influence + encoding, moved, calls, 4 * numbers)

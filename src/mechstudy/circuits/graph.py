@@ -60,13 +60,25 @@ class LogitNode:
     position: int | None = None
 
 
+@dataclass(frozen=True)
+class Difference:
+    """Of a graph that explains the difference of two prompts: what each feature's activation differs by.
+
+    It is clean minus corrupted. ``steps`` is the number of points of the path between the two.
+    """
+
+    change_S: Tensor
+    steps: int
+
+
 @dataclass
 class Graph:
     """Direct effects of one prompt: R rows (logits first, then expanded features), S sources.
 
     ``column_R`` is the source column of the feature a row explains, -1 for logits; ``feature_layer_S``,
     ``feature_position_S``, ``feature_id_S`` and ``activation_S`` describe the feature columns. ``summed``: the logit
-    rows add up to one target. ``prompt`` and ``targets`` are what the rows were computed from.
+    rows add up to one target. ``prompt`` and ``targets`` are what the rows were computed from, absent in the graph of a
+    ``difference``, whose rows are of differences between the clean and the corrupted prompt.
     """
 
     tokens: tuple[int, ...]
@@ -83,6 +95,7 @@ class Graph:
     summed: bool = False
     prompt: LinearisedPrompt | None = None
     targets: tuple[Target, ...] = ()
+    difference: Difference | None = None
 
     # ------------------------------------------------------------------ columns
 
@@ -154,6 +167,11 @@ class Graph:
             n = len(self.logits)
             value, total = (torch.cat([x[:n].sum()[None], x[n:]]) for x in (value, total))
         return float(((total - value).abs() / value.abs().clamp_min(1e-30)).max())
+
+    def gaps_R(self) -> Tensor:
+        """Of every row: what its sum misses of the target's value, as a share of its absolute contributions, [R]."""
+        gap = self.A_RS.double().sum(1) - self.value_R.double()
+        return gap.abs() / self.A_RS.double().abs().sum(1).clamp_min(1e-30)
 
     # ---------------------------------------------------------------- influence
 

@@ -123,6 +123,9 @@ class PromptFrames(GraphFrames):
     important), and for features, where computed: influence, total_effect (first order, attention frozen),
     live_effect (first order, nothing frozen), contrast_effect (the predicted change where the feature is replaced by
     its activation on the corrupted prompt); label (the token it fires on, or promotes, most).
+
+    ``explains`` is ``clean``, or ``difference`` for the graph of what the clean prompt has over the corrupted one: then
+    weights are of differences, and ``change`` is a feature's activation minus that on the corrupted prompt.
     """
 
     def __init__(self, json: Mapping[str, Any], labels: Labels | None = None) -> None:
@@ -136,13 +139,21 @@ class PromptFrames(GraphFrames):
         rows = [self._row(node, effects, labels or {}) for node in json["nodes"]]
         self._attributed = [self._attributed_row(node, values, labels or {}) for node, values in effects.items()]
         self.nodes = pl.DataFrame(rows, schema=_PROMPT_NODES, orient="row")
+        self.explains = "difference" if ours.get("explains") == "difference" else "clean"
+        if self.explains == "difference":
+            changes = {str(node["node_id"]): node["change"] for node in json["nodes"] if "change" in node}
+            change = pl.col("node").replace_strict(changes, default=None, return_dtype=pl.Float64)
+            self.nodes = self.nodes.with_columns(change=change)
         self.edges = pl.DataFrame(
             [(edge["source"], edge["target"], edge["weight"]) for edge in json["links"]], schema=_EDGES, orient="row"
         )
 
     @property
     def ledger(self) -> dict[str, float]:
-        """The target as a sum: features + errors + tokens + biases = total, beside what the model computed."""
+        """The target as a sum: features + errors + tokens + biases = total, beside what the model computed.
+
+        ``residual`` is the difference: rounding, and in the graph of a difference what the path's rule misses.
+        """
         return dict(((self._json.get("metadata") or {}).get("mechstudy") or {}).get("ledger") or {})
 
     @property

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from mechstudy.circuits.active_nodes import ActiveNodes
+from mechstudy.circuits.live_attention import LiveScores
 from mechstudy.models.architectures import AttentionWeights, LinearNorm
 from mechstudy.models.linear_mlp import LinearMlp
 
@@ -72,6 +73,10 @@ class LinearLayer:
 
     ``bias_TD`` are constants written at ``writes``, ``mlp_bias_TD`` and ``attention_bias_TD`` those of the linear MLP
     and of attention.
+
+    A layer of a difference between two runs (`tangents`) has the same form: ``scores`` are there, so that patterns
+    respond, norms and MLPs are derivatives at a point between the runs, sources are differences, and nothing is
+    constant.
     """
 
     pattern_QTS: Tensor
@@ -81,7 +86,7 @@ class LinearLayer:
     norm_mlp: LinearNorm
     parallel: bool
     mlp_in_TD: Tensor
-    attention_bias_TD: Tensor
+    attention_bias_TD: Tensor | None
     writes: str = "mlp_out"
     reads: str = "mlp_in"
     nodes: ActiveNodes | None = None
@@ -92,6 +97,7 @@ class LinearLayer:
     mlp: FrozenMlp | None = None
     mlp_bias_TD: Tensor | None = None
     below: Mapping[int, ActiveNodes] = field(default_factory=dict)
+    scores: LiveScores | None = None
 
     @property
     def is_replaced(self) -> bool:
@@ -102,7 +108,9 @@ class LinearLayer:
         """Gradient at ``attn_out`` -> gradient at the residual stream that attention read."""
         if self.norm_attn_post is not None:
             g_RTD = self.norm_attn_post.backward(g_RTD)
-        return self.norm_attn.backward(self.attention.backward(self.pattern_QTS, g_RTD))
+        if self.scores is None:
+            return self.norm_attn.backward(self.attention.backward(self.pattern_QTS, g_RTD))
+        return self.norm_attn.backward(self.scores.backward(self.attention, self.pattern_QTS, g_RTD))
 
     def through_mlp(self, g_RTD: Tensor, *, whole: bool) -> Tensor:
         """Gradient at ``mlp_out`` -> gradient at the stream, through the whole MLP or through the skip path alone."""
@@ -123,7 +131,7 @@ class LinearLayer:
             norm_attn_post=None if self.norm_attn_post is None else self.norm_attn_post.until(n),
             norm_mlp=self.norm_mlp.until(n),
             mlp_in_TD=self.mlp_in_TD[:n],
-            attention_bias_TD=self.attention_bias_TD[:n],
+            attention_bias_TD=cut(self.attention_bias_TD),
             nodes=None if self.nodes is None else self.nodes.until(n),
             read_TD=cut(self.read_TD),
             error_TD=cut(self.error_TD),
@@ -132,6 +140,7 @@ class LinearLayer:
             mlp=None if self.mlp is None else self.mlp.at(slice(n)),
             mlp_bias_TD=cut(self.mlp_bias_TD),
             below={layer: nodes.until(n) for layer, nodes in self.below.items()},
+            scores=None if self.scores is None else self.scores.until(n),
         )
 
 

@@ -101,17 +101,7 @@ class _Freezer:
         block = self.model.blocks[number]
         plain = self._plain(number, pattern_QTS, block)
         layer = plain if basis is None else self._with_nodes(plain, number, basis)
-        below = {
-            at: x.nodes
-            for at, x in enumerate(lower)
-            if x.nodes is not None and x.writes == "mlp_out" and number - at < x.nodes.n_written
-        }
-        if below:
-            assert layer.error_TD is not None and layer.writes == "mlp_out", "a CLT meets another site"
-            error = layer.error_TD
-            for at, nodes in below.items():
-                error = error.index_add(0, nodes.position_M, nodes.written(number - at), alpha=-1)
-            layer = replace(layer, error_TD=error, below=below)
+        layer = with_nodes_below(layer, number, lower)
         return self._constants_apart(layer) if self.first_is_constant else layer
 
     def _plain(self, number: int, pattern_QTS: Tensor, block: Block) -> LinearLayer:
@@ -150,11 +140,7 @@ class _Freezer:
         block = self.model.blocks[number]
         mlp = linear_mlp(block, layer.mlp_in_TD)
         if mlp is None:
-            raise MechstudyError(
-                f"effects cannot pass the MLP of layer {number}: it is a mixture of experts",
-                facts={"model": self.model.name},
-                fix="transcoders, or SAEs of mlp_out in every layer with experts",
-            )
+            raise passes_no_effects(self.model, number)
         raw = mlp.forward(layer.mlp_in_TD)
         frozen = FrozenMlp(
             mlp, None if block.norm_mlp_post is None else self.model.linear_norm(block.norm_mlp_post, raw)
@@ -204,6 +190,31 @@ class _Freezer:
         if kind == "resid_mid":
             return self._at("resid_pre", layer) + self._at("attn_out", layer)
         return self._activations[Site(kind, layer)]
+
+
+def with_nodes_below(layer: LinearLayer, number: int, lower: Sequence[LinearLayer]) -> LinearLayer:
+    """The layer with the nodes of lower layers that write at it, which its error then leaves out."""
+    below = {
+        at: x.nodes
+        for at, x in enumerate(lower)
+        if x.nodes is not None and x.writes == "mlp_out" and number - at < x.nodes.n_written
+    }
+    if not below:
+        return layer
+    assert layer.error_TD is not None and layer.writes == "mlp_out", "a CLT meets another site"
+    error = layer.error_TD
+    for at, nodes in below.items():
+        error = error.index_add(0, nodes.position_M, nodes.written(number - at), alpha=-1)
+    return replace(layer, error_TD=error, below=below)
+
+
+def passes_no_effects(model: LanguageModel, layer: int) -> MechstudyError:
+    """The error of a layer whose MLP is neither nodes nor a linear map."""
+    return MechstudyError(
+        f"effects cannot pass the MLP of layer {layer}: it is a mixture of experts",
+        facts={"model": model.name},
+        fix="transcoders, or SAEs of mlp_out in every layer with experts",
+    )
 
 
 def layer_of_neurons(layer: LinearLayer, acts_TF: Tensor, chosen_TF: Tensor) -> LinearLayer:

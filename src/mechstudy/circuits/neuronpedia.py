@@ -54,7 +54,10 @@ def graph_json(
     row_ids += [ids[c] for c in graph.column_R[len(graph.logits) :].tolist()]
     for column in pruned.sources_S.nonzero()[:, 0].tolist():
         activation = float(graph.activation_S[column]) if column < graph.index.errors else None
-        nodes.append(_source_node(sources[column], ids[column], float(share_S[column]), activation))
+        node = _source_node(sources[column], ids[column], float(share_S[column]), activation)
+        if graph.difference is not None and column < graph.index.errors:
+            node["change"] = float(graph.difference.change_S[column])
+        nodes.append(node)
     rows_with_biases = range(len(graph.logits) if graph.summed else 1)
     biases = [(layer, row) for layer in range(graph.index.n_layers) for row in rows_with_biases]
     biases = [(layer, row) for layer, row in biases if _bias(graph, layer, row) != 0]

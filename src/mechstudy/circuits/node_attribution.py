@@ -14,6 +14,7 @@ from mechstudy.behaviours.prompts import checked_pairs
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.donors import Donors, DonorSource, Key, Recorded, Replacement, SiteValues
 from mechstudy.circuits.effects_table import EffectsTable, Gap, by_prompt
+from mechstudy.circuits.held_path import midpoints
 from mechstudy.circuits.named_positions import NamedPositions
 from mechstudy.circuits.relevance import relevance_rules
 from mechstudy.circuits.site_gradients import contrast_gradients
@@ -222,11 +223,6 @@ def _ig_activations(model: LanguageModel, nodes: ScoredNodes, x: Batch, steps: i
 
 def _effects(nodes: ScoredNodes, x: Batch, gradients: Mapping[Site, Tensor]) -> Tensor:
     return torch.cat([nodes.effects(site, x.differences, gradients[site], x.donors) for site in nodes.slices], 1)
-
-
-def midpoints(steps: int) -> list[float]:
-    """The middles of equal steps from 0 to 1, which the midpoint rule takes."""
-    return [(step + 0.5) / steps for step in range(steps)]
 
 
 @torch.no_grad()

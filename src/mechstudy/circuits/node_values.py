@@ -69,15 +69,17 @@ def node_values(model: LanguageModel, nodes: Mapping[int, Nodes], tokens_T: Int[
     """The values of every node on one prompt."""
     if not nodes:
         return NodeValues({}, {}, {}, {})
-    at = captured(model, tokens_T[None], _sites(nodes))
-    return _values(nodes, {site: x_BTD[0] for site, x_BTD in at.items()}, torch.arange(len(tokens_T)))
+    at = captured(model, tokens_T[None], sites_of(nodes))
+    return values_at(nodes, {site: x_BTD[0] for site, x_BTD in at.items()}, torch.arange(len(tokens_T)))
 
 
-def _sites(nodes: Mapping[int, Nodes]) -> list[Site]:
+def sites_of(nodes: Mapping[int, Nodes]) -> list[Site]:
+    """The sites that values of nodes are taken from, in order."""
     return sorted({site for one in nodes.values() for site in (*one.reads, one.site)})
 
 
-def _values(nodes: Mapping[int, Nodes], at: Captured, position_N: Tensor) -> NodeValues:
+def values_at(nodes: Mapping[int, Nodes], at: Captured, position_N: Int[Tensor, " n"]) -> NodeValues:
+    """The values of nodes in rows that were captured at these token positions."""
     activation, applies, passing = {}, {}, {}
     for layer, one in nodes.items():
         activation[layer], applies[layer] = one.activations(at, position_N.to(at[one.site].device))
@@ -122,7 +124,7 @@ class MeanValues:
     ) -> None:
         names = [position_names(pair.positions, len(pair.clean_tokens)) for pair in pairs]
         for batch in length_buckets([len(pair.clean_tokens) for pair in pairs], batch_tokens):
-            at = captured(model, torch.tensor([pairs[i].clean_tokens for i in batch]), _sites(nodes))
+            at = captured(model, torch.tensor([pairs[i].clean_tokens for i in batch]), sites_of(nodes))
             n = len(pairs[batch[0]].clean_tokens)
             rows: dict[str, list[int]] = defaultdict(list)
             for row, i in enumerate(batch):
@@ -131,7 +133,7 @@ class MeanValues:
             for name, chosen in rows.items():
                 index = torch.tensor(chosen)
                 part = {site: x.flatten(0, 1)[index.to(x.device)] for site, x in at.items()}
-                self._add(name, _values(nodes, part, index % n))
+                self._add(name, values_at(nodes, part, index % n))
 
     def _add(self, name: str, values: NodeValues) -> None:
         for layer, site_ND in values.site_TD.items():

@@ -13,7 +13,9 @@ from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.bases import chosen_bases
 from mechstudy.circuits.config import AttributionConfig
+from mechstudy.circuits.difference_graph import attribute_difference
 from mechstudy.circuits.graph import Graph, Pruned, prune
+from mechstudy.circuits.graph_scores import graph_score, path_gaps
 from mechstudy.circuits.head_flow import HeadFlow, head_flow
 from mechstudy.circuits.live import explained_gradients, live_effects, sites_written
 from mechstudy.circuits.neuronpedia import graph_json
@@ -71,7 +73,7 @@ def explain_prompt(
     graph, pruned, live_S, effects = _graph(
         model, dictionaries, question, config, replacements, checkpointing, progress
     )
-    flow, score_edges = head_flow(graph, pruned), _score_edges(model, graph, pruned, config)
+    flow, score_edges = _flow(graph, pruned), _score_edges(model, graph, pruned, config)
     score = {"slug": slug, "prompt": pair.clean, "prompt_id": pair.id} | graph_score(graph, pruned)
     json = _json(model, question, slug, graph, pruned, config, {"scores": score}, flow, score_edges)
     n_prompt = len(pair.clean_tokens)
@@ -107,7 +109,7 @@ def explain_question(
     graph, pruned, live_S, effects = _graph(model, dictionaries, question, config, replacements, "auto", progress)
     extra = {"scores": graph_score(graph, pruned), "feature_effects": _effects(graph, live_S, effects)}
     score_edges = _score_edges(model, graph, pruned, config)
-    json = _json(model, question, "prompt", graph, pruned, config, extra, head_flow(graph, pruned), score_edges)
+    json = _json(model, question, "prompt", graph, pruned, config, extra, _flow(graph, pruned), score_edges)
     kept = pruned.sources_S[: graph.index.n_features].nonzero()[:, 0].tolist()
     strongest = [] if live_S is None else live_S.argsort(descending=True)[:_STRONGEST].tolist()
     return json, _promoted(model, dictionaries, graph, [*kept, *strongest])
@@ -123,7 +125,13 @@ def _graph(
     progress: Progress | None,
 ) -> tuple[Graph, Pruned, Tensor | None, NodeEffects | None]:
     tokens_T = torch.tensor(question.tokens, device=model.device)
-    graph = attribute(model, dictionaries, tokens_T, config, explained=question.explained, progress=progress)
+    if config.explains == "difference":
+        other_T = torch.tensor(question.counterpart, device=model.device)
+        graph = attribute_difference(
+            model, dictionaries, tokens_T, other_T, config, explained=question.explained, progress=progress
+        )
+    else:
+        graph = attribute(model, dictionaries, tokens_T, config, explained=question.explained, progress=progress)
     live_S, effects = None, None
     if question.explained is not None:
         gradients = explained_gradients(model, tokens_T, question.explained, sites_written(dictionaries), checkpointing)
@@ -140,16 +148,18 @@ def _json(
     pruned: Pruned,
     config: AttributionConfig,
     extra: Mapping[str, Any],
-    flow: HeadFlow,
+    flow: HeadFlow | None,
     score_edges: Sequence[ScoreEdge],
 ) -> dict[str, Any]:
+    difference = config.target == "logit_difference" and question.right and graph.difference is None
     about = {
         "positions": dict(question.positions),
         **question.about,
-        "logit_difference": graph.target_ledger().target
-        if config.target == "logit_difference" and question.right
-        else None,
+        "logit_difference": graph.target_ledger().target if difference else None,
     }
+    if graph.difference is not None:
+        about |= {"explains": "difference", "corrupted_tokens": model.token_strings(question.corrupted)}
+        about |= {"path": {"steps": graph.difference.steps} | path_gaps(graph)}
     return graph_json(
         graph,
         pruned,
@@ -164,8 +174,19 @@ def _json(
     )
 
 
+def _flow(graph: Graph, pruned: Pruned) -> HeadFlow | None:
+    """The heads that edges run through; None where patterns are live, and an edge is no sum over heads."""
+    return None if graph.difference is not None else head_flow(graph, pruned)
+
+
 def _score_edges(model: LanguageModel, graph: Graph, pruned: Pruned, config: AttributionConfig) -> list[ScoreEdge]:
-    """The strongest edges through patterns; none of an attention that is no such map (OLMo's clipped queries)."""
+    """The strongest edges through patterns.
+
+    There are none of an attention that is no such map (OLMo's clipped queries), and in the graph of a difference, whose
+    edges have those paths in them.
+    """
+    if graph.difference is not None:
+        return []
     try:
         return strongest_score_edges(model, graph, pruned, config.qk_edges)
     except NotAffine:
@@ -221,23 +242,3 @@ def _promoted(
         for feature, logits in zip(features, promoted, strict=True):
             pages.append({"layer": layer, "feature": feature, "kind": dictionaries[layer].cfg.kind, **logits})
     return pages
-
-
-def graph_score(graph: Graph, pruned: Pruned) -> dict[str, Any]:
-    """Sizes and scores of a graph before and after pruning."""
-    before, after, among_rows = graph.scores(), graph.scores(pruned), graph.scores_among_rows()
-    return {
-        "n_features_active": graph.index.n_features,
-        "n_features_expanded": len(graph.column_R) - len(graph.logits),
-        "n_nodes": graph.index.biases + len(graph.logits),
-        "n_edges": int((graph.A_RS[:, : graph.index.biases] != 0).sum()),
-        "n_nodes_pruned": pruned.n_nodes,
-        "n_edges_pruned": pruned.n_edges,
-        "replacement": before.replacement,
-        "completeness": before.completeness,
-        "replacement_pruned": after.replacement,
-        "completeness_pruned": after.completeness,
-        "replacement_among_rows": among_rows.replacement,
-        "completeness_among_rows": among_rows.completeness,
-        "conservation_residual_max": graph.conservation_residual_max(),
-    }

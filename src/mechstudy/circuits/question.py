@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mechstudy.behaviours.contrast import Contrast, WholeAnswers
 from mechstudy.behaviours.metrics import DIFFERENCE, WHOLE, metric_name
-from mechstudy.behaviours.schema import AnswerSets, PromptPair
+from mechstudy.behaviours.schema import AnswerSets, PromptPair, aligned
 from mechstudy.behaviours.tokenise import Tokens, Unsuitable, continuation, pair_tokens, require_open_end, texts_of
 from mechstudy.circuits.custom_targets import own_target
 from mechstudy.circuits.targets import AnswerContrast, AnswerTokens, Explained
@@ -40,6 +40,40 @@ class Question:
         """The number of tokens before those of an answer."""
         n_answer = len(self.explained.answers.right) - 1 if isinstance(self.explained, AnswerTokens) else 0
         return len(self.tokens) - n_answer
+
+    def against(self, model: LanguageModel, corrupted: str, instruction: str | None = None) -> Question:
+        """The same with a corrupted prompt as text; its tokens are aligned as `PromptPair.corrupted_at` aligns them.
+
+        Raises:
+            MechstudyError: the corrupted prompt is empty.
+        """
+        tokens = tuple(model.encode(corrupted, instruction=instruction)) if corrupted else ()
+        if not tokens:
+            raise MechstudyError("the corrupted prompt is empty", fix='a text such as "The key to the cabinet"')
+        clean, answer = self.tokens[: self.n_prompt], self.tokens[self.n_prompt :]
+        places = [aligned(clean, tokens, i) for i in range(len(clean))]
+        n = len(tokens)
+        return replace(self, corrupted=(*tokens, *answer), corrupted_at=(*places, *range(n, n + len(answer))))
+
+    @property
+    def counterpart(self) -> tuple[int, ...]:
+        """The corrupted tokens, one for each of ``tokens``.
+
+        Raises:
+            MechstudyError: there is no corrupted prompt, or it has another number of tokens.
+        """
+        if not self.corrupted:
+            raise MechstudyError(
+                f"the graph of a difference needs a corrupted prompt, and {self.prompt!r} has none",
+                fix="corrupted=..., a prompt pair with one, or explains: clean",
+            )
+        if self.corrupted_at != tuple(range(len(self.corrupted))):
+            raise MechstudyError(
+                f"{self.prompt!r} has {len(self.tokens)} tokens and its corrupted prompt {len(self.corrupted)}: no "
+                "path on which a ledger closes leads from one to the other",
+                fix="pairs of equal length, or explains: clean",
+            )
+        return self.corrupted
 
     @property
     def about(self) -> dict[str, Any]:

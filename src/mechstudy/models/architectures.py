@@ -17,13 +17,16 @@ from mechstudy.models.families import Family
 class LinearNorm:
     """A norm with its scale frozen: ``y = (x - mean(x) if centred else x) * scale * weight + bias``.
 
-    ``scale`` is one number per token, taken from the clean forward pass.
+    ``scale`` is one number per token, taken from a forward pass. With ``normed_TD``, the input of that pass times
+    ``scale``, centred if the norm is, `linear` and `backward` are the norm's own derivative there, in which the scale
+    responds: ``dy = (dx - normed * mean(normed * dx)) * scale * weight``.
     """
 
     weight_D: Float[Tensor, "*heads d"]
     bias_D: Float[Tensor, "*heads d"] | None
     centred: bool
     scale_T: Float[Tensor, "*t"]
+    normed_TD: Float[Tensor, "*t d"] | None = None
 
     def forward(self, x_TD: Float[Tensor, "*t d"]) -> Float[Tensor, "*t d"]:
         """The normed input, affine in ``x``."""
@@ -33,11 +36,14 @@ class LinearNorm:
 
     def linear(self, x_TD: Float[Tensor, "*t d"]) -> Float[Tensor, "*t d"]:
         """The linear part: without the bias."""
+        if self.normed_TD is not None:
+            x_TD = x_TD - self.normed_TD * (self.normed_TD * x_TD).mean(-1, keepdim=True)
         return replace(self, bias_D=None).forward(x_TD)
 
     def at(self, where: Int[Tensor, " m"] | slice) -> LinearNorm:
         """The norm at some of its positions, the first dimension of ``scale_T``."""
-        return replace(self, scale_T=self.scale_T[where])
+        normed = None if self.normed_TD is None else self.normed_TD[where]
+        return replace(self, scale_T=self.scale_T[where], normed_TD=normed)
 
     def until(self, n_positions: int) -> LinearNorm:
         """The norm at the first positions."""
@@ -46,6 +52,8 @@ class LinearNorm:
     def backward(self, g_TD: Float[Tensor, "*t d"]) -> Float[Tensor, "*t d"]:
         """Gradient with respect to ``x``, from the gradient with respect to ``y``."""
         g = g_TD * (self.scale_T[..., None] * self.weight_D)
+        if self.normed_TD is not None:
+            g = g - self.normed_TD * (self.normed_TD * g).mean(-1, keepdim=True)
         return g - g.mean(-1, keepdim=True) if self.centred else g
 
 
@@ -159,8 +167,11 @@ class Block:
         return weight.detach().reshape(-1, width, d), bias
 
 
-def linear_norm(arch: Family, norm: Any, x_TD: Float[Tensor, "*t d"]) -> LinearNorm:
-    """The norm with its scale frozen at ``x_TD``, in the dtype of ``x_TD``; the identity for None."""
+def linear_norm(arch: Family, norm: Any, x_TD: Float[Tensor, "*t d"], live: bool = False) -> LinearNorm:
+    """The norm with its scale frozen at ``x_TD``, in the dtype of ``x_TD``; the identity for None.
+
+    ``live``: derivatives are those of the norm itself, whose scale responds.
+    """
     if norm is None:
         return LinearNorm(x_TD.new_ones(x_TD.shape[-1]), None, False, x_TD.new_ones(x_TD.shape[:-1]))
     own = getattr(norm, "weight", None)
@@ -171,7 +182,11 @@ def linear_norm(arch: Family, norm: Any, x_TD: Float[Tensor, "*t d"]) -> LinearN
     squares = x_TD.var(-1, unbiased=False) if centred else x_TD.pow(2).mean(-1)
     own_bias = getattr(norm, "bias", None)
     bias = None if own_bias is None else own_bias.detach().to(x_TD.dtype)
-    return LinearNorm(weight, bias, centred, torch.rsqrt(squares + _epsilon(norm)))
+    scale_T = torch.rsqrt(squares + _epsilon(norm))
+    normed_TD = None
+    if live:
+        normed_TD = (x_TD - x_TD.mean(-1, keepdim=True) if centred else x_TD) * scale_T[..., None]
+    return LinearNorm(weight, bias, centred, scale_T, normed_TD)
 
 
 def blocks_of(arch: Family, base: nn.Module, config: Any) -> Sequence[Block]:

@@ -189,9 +189,9 @@ class LanguageModel:
         logits: Tensor = self.unembedding(normed)
         return logits if self.logit_scale == 1 else logits * self.logit_scale
 
-    def linear_norm(self, norm: nn.Module | None, x: Float[Tensor, "*t d"]) -> LinearNorm:
-        """``norm`` with its scale frozen at ``x`` (see `architectures.linear_norm`)."""
-        return linear_norm(self.arch, norm, x)
+    def linear_norm(self, norm: nn.Module | None, x: Float[Tensor, "*t d"], live: bool = False) -> LinearNorm:
+        """``norm`` with its scale frozen at ``x``, or live (see `architectures.linear_norm`)."""
+        return linear_norm(self.arch, norm, x, live)
 
     # ------------------------------------------------------------------- hooks
 

@@ -94,6 +94,19 @@ def linear_mlp(block: Block, mlp_in_TD: Float[Tensor, "t d"]) -> LinearMlp | Non
     )  # fmt: skip
 
 
+def tangent_mlp(block: Block, mlp_in_TD: Float[Tensor, "t d"]) -> LinearMlp | None:
+    """The derivative of the block's MLP at what it reads, as a map without constants; None for a mixture of experts."""
+    if block.mlp_down is None:
+        return None
+    act, down_EF = activation_function(block), mlp_down(block)[0]
+    (up_FD, up_bias_F), gate = _branches(block)
+    up_TF = _affine(mlp_in_TD, up_FD, up_bias_F)
+    if gate is None:
+        return LinearMlp(up_FD, None, _slope(act, up_TF), None, None, None, down_EF, None)
+    gate_TF = _affine(mlp_in_TD, *gate)
+    return LinearMlp(up_FD, None, act(gate_TF), gate[0], None, _slope(act, gate_TF) * up_TF, down_EF, None)
+
+
 def mlp_down(block: Block) -> tuple[Float[Tensor, "e f"], Float[Tensor, " e"] | None]:
     """The down projection and its bias, with what the block multiplies its MLP's output by."""
     weight, bias = _weights(block.mlp_down)
@@ -131,6 +144,13 @@ def activation_ratio(act: Callable[[Tensor], Tensor], z: Float[Tensor, "*rows f"
     slope = (act(step) - act(-step)) / (2 * step)
     near_zero = z.abs() < _TINY
     return torch.where(near_zero, slope, act(z) / torch.where(near_zero, 1.0, z))
+
+
+def _slope(act: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """The derivative of an activation function, elementwise."""
+    with torch.enable_grad():
+        leaf = z.detach().requires_grad_()
+        return torch.autograd.grad(act(leaf).sum(), leaf)[0]
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,7 +43,7 @@ class HeadMap:
     rotation_THH: Float[Tensor, "t h h"] | None
     factor_T: Float[Tensor, " t"] | None
 
-    def at(self, positions_P: Int[Tensor, " p"]) -> HeadMap:
+    def at(self, positions_P: Int[Tensor, " p"] | slice) -> HeadMap:
         """The map at some of its positions."""
         return replace(
             self,
@@ -147,23 +148,45 @@ def query_keys(
         raise MechstudyError(
             f"scores are decomposed in fp32; the model is loaded as {model.dtype}", fix="set model.dtype: float32"
         )
-    rotary: dict[int, Any] = {}
     sites = [Site("resid_pre", layer) for layer in wanted]
     model.check_sites(sites)
-    hooks = [
-        model.blocks[layer].attn.register_forward_pre_hook(_keep_rotary(rotary, layer), with_kwargs=True)
-        for layer in wanted
-    ]
-    try:
-        with recorded_scores(model.hf) as recorded:
-            out = model.forward(tokens_T[None], capture=sites, stop_after=max(wanted, default=0), logits_at=None)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {
-        layer: _query_key(model, layer, out.activations[Site("resid_pre", layer)][0], recorded[layer], rotary)
-        for layer in wanted
-    }
+    with recorded_attention(model, wanted) as recorded:
+        out = model.forward(tokens_T[None], capture=sites, stop_after=max(wanted, default=0), logits_at=None)
+    return {layer: recorded.query_key(layer, out.activations[Site("resid_pre", layer)])[0] for layer in wanted}
+
+
+@dataclass(frozen=True)
+class RecordedAttention:
+    """What attention of some layers computed in a run: scores, and the rotary maps that it was called with."""
+
+    model: LanguageModel
+    scores: Mapping[int, RecordedScores]
+    rotary: Mapping[int, Any]
+
+    def query_key(self, layer: int, resid_BTD: Float[Tensor, "b t d"], live: bool = False) -> list[QueryKey]:
+        """Queries and keys of a layer in every row of the run, whose attention read ``resid_BTD``.
+
+        ``live``: the norms before attention, and of queries and keys, are so (`architectures.LinearNorm`).
+
+        Raises:
+            MechstudyError: queries or keys are not affine in attention's normed input.
+        """
+        turn = _rotation(self.model.blocks[layer], self.rotary[layer], resid_BTD[0])
+        return [
+            _query_key(self.model, layer, resid_TD, self.scores[layer], row, turn, live)
+            for row, resid_TD in enumerate(resid_BTD)
+        ]
+
+
+@contextmanager
+def recorded_attention(model: LanguageModel, layers: Sequence[int]) -> Iterator[RecordedAttention]:
+    """Inside the block, every forward pass records the attention of its layers."""
+    rotary: dict[int, Any] = {}
+    with ExitStack() as stack:
+        for layer in layers:
+            keep = _keep_rotary(rotary, layer)
+            stack.callback(model.blocks[layer].attn.register_forward_pre_hook(keep, with_kwargs=True).remove)
+        yield RecordedAttention(model, stack.enter_context(recorded_scores(model.hf)), rotary)
 
 
 def _keep_rotary(kept: dict[int, Any], layer: int) -> Any:
@@ -174,17 +197,22 @@ def _keep_rotary(kept: dict[int, Any], layer: int) -> Any:
 
 
 def _query_key(
-    model: LanguageModel, layer: int, resid_TD: Tensor, recorded: RecordedScores, rotary: Mapping[int, Any]
+    model: LanguageModel,
+    layer: int,
+    resid_TD: Tensor,
+    recorded: RecordedScores,
+    row: int,
+    turn: Tensor | None,
+    live: bool,
 ) -> QueryKey:
     block = model.blocks[layer]
-    norm = model.linear_norm(block.norm_attn, resid_TD)
+    norm = model.linear_norm(block.norm_attn, resid_TD, live)
     normed = norm.forward(resid_TD)
-    turn = _rotation(block, rotary[layer], normed)
-    query = _head_map(block, "query", normed, turn)
+    query = _head_map(block, "query", normed, turn, live)
     query = replace(query, factor_T=_query_factor(block, normed))
-    key = _head_map(block, "key", normed, turn)
+    key = _head_map(block, "key", normed, turn, live)
     for name, own, maps in (("queries", recorded.query_BQTH, query), ("keys", recorded.key_BGTH, key)):
-        error = relative_error(maps.forward(normed), own[0].transpose(0, 1))
+        error = relative_error(maps.forward(normed), own[row].transpose(0, 1))
         if error > _TOLERANCE:
             raise NotAffine(
                 f"layer {layer} of {model.name}: its {name} are not the affine maps of its family",
@@ -192,12 +220,12 @@ def _query_key(
                 fix="a model without clip_qkv; anything else that differs is worth a report",
             )
     return QueryKey(
-        norm, query, key, resid_TD, recorded.score_BQTS[0], recorded.pattern_BQTS[0], recorded.scaling,
+        norm, query, key, resid_TD, recorded.score_BQTS[row], recorded.pattern_BQTS[row], recorded.scaling,
         recorded.softcap,
     )  # fmt: skip
 
 
-def _head_map(block: Block, part: Any, normed_TD: Tensor, rotation_THH: Tensor | None) -> HeadMap:
+def _head_map(block: Block, part: Any, normed_TD: Tensor, rotation_THH: Tensor | None, live: bool) -> HeadMap:
     weight_NHD, bias_NH = block.head_projection(part)
     own = getattr(block.attn, block.arch.qk_norms[part == "key"], None)
     whole, last = block.arch.qk_norm == "whole", block.arch.qk_norm_last
@@ -206,7 +234,7 @@ def _head_map(block: Block, part: Any, normed_TD: Tensor, rotation_THH: Tensor |
         return bare
     before = bare if last else replace(bare, rotation_THH=None)
     z = before.forward(normed_TD)
-    return replace(bare, norm=linear_norm(block.arch, own, z.flatten(-2) if whole else z))
+    return replace(bare, norm=linear_norm(block.arch, own, z.flatten(-2) if whole else z, live))
 
 
 def _rotation(block: Block, rotary: tuple[Tensor, Tensor] | None, like_TD: Tensor) -> Tensor | None:

@@ -211,6 +211,7 @@ def graph_page(site: Site, behaviour: str, labels: Labels) -> dict[str, Any] | N
         picture=circuit_svg(view, boxes=True, theme=INLINE) if view else None,
         absent=None if entries else site.data.why_no_circuit(unit, behaviour),
         unit=unit.name,
+        explains=aggregate.get("explains"),
     )
     return view
 

@@ -22,6 +22,7 @@ MAX_EDGES = 40_000  # drawn; the artifact keeps them all
 
 OTHER = "other"
 TARGETS = {"logit_difference": "answer − wrong answer", "logits": "top outputs"}
+OF_DIFFERENCE = "clean prompt − corrupted prompt"
 
 _NEURONPEDIA_TYPES = {"mlp reconstruction error": "error", "embedding": "token", "logit": "logit", "bias": "bias"}
 
@@ -52,6 +53,8 @@ def prompt_view(graph: Mapping[str, Any], labels: Labels) -> dict[str, Any]:
         **{field: "|".join(ours.get(f"{field}s") or ()) or ours.get(field) for field in ("answer", "wrong_answer")},
         "logit_difference": ours.get("logit_difference"),
         **({"target": ours["metric"]} if "metric" in ours else {}),
+        **({"target": f"{ours.get('metric') or 'logit difference'}, {OF_DIFFERENCE}"} if _explains(ours) else {}),
+        **({"explains": "difference"} if _explains(ours) else {}),
         **{field: ours.get(field) or {} for field in ("scores", "ledger")},
     }
 
@@ -112,11 +115,17 @@ def aggregate_view(
     return _view(nodes, aggregate.get("edges") or [], columns, checked) | {
         "kind": "aggregate",
         "slug": "aggregate",
-        "target": aggregate.get("metric") or TARGETS.get(target, target),
+        "target": (aggregate.get("metric") or TARGETS.get(target, target))
+        + (f", {OF_DIFFERENCE}" if _explains(aggregate) else ""),
         "n_prompts": aggregate.get("n_prompts"),
         "scores": scores,
         "ledger": {},
     }
+
+
+def _explains(about: Mapping[str, Any]) -> bool:
+    """Whether graphs explain the difference between two prompts."""
+    return about.get("explains") == "difference"
 
 
 def _label(n: Mapping[str, Any], labels: Labels, target: str) -> str:

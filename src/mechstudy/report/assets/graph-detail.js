@@ -129,6 +129,8 @@
     box.replaceChildren(
       el("table", { class: "ledger" }, el("tbody", {}, ...parts.map((k) => row(k.replace(/^./, (c) => c.toUpperCase()), ledger[k], "", true)),
         row("Sum", ledger.total, "sum"), row("The model's metric", ledger.target, ""), row("Residual", ledger.residual, "sum"))),
-      el("p", { class: "hint" }, "Direct contributions to the target, which must add up to what the model computed. The residual is arithmetic error only."));
+      el("p", { class: "hint" }, graph.explains === "difference"
+        ? "Direct contributions to the target's difference between the clean and the corrupted prompt. The residual is what the path between the two misses."
+        : "Direct contributions to the target, which must add up to what the model computed. The residual is arithmetic error only."));
   };
 })();

@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # plans are made without torch
 class AttributeSpec(Spec, AttributionConfig):
     """The study's settings; ``sample`` seeds the choice of prompts where a file holds more than are explained."""
 
-    optional: ClassVar[frozenset[str]] = frozenset({"sample"})
+    optional: ClassVar[frozenset[str]] = AttributionConfig.optional | {"sample"}
 
     sample: int | None = None
 
@@ -135,6 +135,7 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
             tokens=TYPICAL_PROMPT,
             n_written=max(1, -(-sum(one.n_written for one in plan.published) // max(1, len(plan.published)))),
             neurons=a.n_neurons if plan.neuron_layers else 0,
+            points=a.contrast.steps if a.explains == "difference" else 0,
         )
         passes = 4 + (0 if a.contrast.method == "first_order" else 3 * a.contrast.steps)  # a backward pass counts 2
         forward = costs.forward(n * TYPICAL_PROMPT * passes, x.n_layers, "float32", batches=4 * n, logits=2 * n)

@@ -67,7 +67,7 @@ def test_the_pipeline_has_the_order_of_the_units():
             "sae",
             "mlp_act",
             "graphs need transcoders or SAEs of resid_post, resid_pre, mlp_out, attn_out, "
-            "and these are SAEs of mlp_act",
+            "and these are SAEs of mlp_act (attribution.basis: neurons gives graphs without dictionaries)",
         ),
         (["country_capital"], "sae", "resid_post", None),
         (["country_capital"], "transcoder", "mlp_out", None),

@@ -137,7 +137,8 @@ def test_what_is_left_out_is_noted_in_one_line_with_the_reason():
     saes = study(dictionaries={"architecture": {"kind": "sae"}, "site": "mlp_act"})
     assert list(notes(saes, {})) == [
         "attribute, features and intervene are left out: graphs need transcoders or SAEs of resid_post, resid_pre, "
-        "mlp_out, attn_out, and these are SAEs of mlp_act"
+        "mlp_out, attn_out, and these are SAEs of mlp_act "
+        "(attribution.basis: neurons gives graphs without dictionaries)"
     ]
     assert list(notes(study(dictionaries={"architecture": {"kind": "sae"}, "site": "resid_post"}), {})) == []
     assert list(notes(study(behaviours=()), {})) == [

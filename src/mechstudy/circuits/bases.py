@@ -89,5 +89,7 @@ def _check_sites(basis: Basis, layer: int, purpose: str, model: LanguageModel) -
         f"that layer; this dictionary {sites}",
         facts=({"sites": ", ".join(f"{kind}.{layer}" for kind in SAE_SITES)} if site_in == site_out else {})
         | (no_mid if parallel and reads[0] == "resid_mid" else {}),
-        fix="dictionaries.architecture.kind: transcoder, skip_transcoder or sae; or dictionaries of this model",
+        fix="an SAE of one of these sites, a transcoder, or basis: neurons, which needs no dictionary"
+        if site_in == site_out
+        else "dictionaries.architecture.kind: transcoder, skip_transcoder or sae; or dictionaries of this model",
     )

@@ -99,5 +99,9 @@ def no_graphs(n_behaviours: int, basis: str | None, kind: str, site: str) -> str
     if n_behaviours == 0:
         return "no behaviours are named"
     if basis != "neurons" and kind == "sae" and site not in SAE_SITES:
-        return f"graphs need transcoders or SAEs of {', '.join(SAE_SITES)}, and these are SAEs of {site}"
+        sites = ", ".join(SAE_SITES)
+        return (
+            f"graphs need transcoders or SAEs of {sites}, and these are SAEs of {site} "
+            "(attribution.basis: neurons gives graphs without dictionaries)"
+        )
     return None

@@ -10,6 +10,7 @@ from torch import Tensor
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.evaluation.model_effect import ForwardModel, language_model_effect
 from mechstudy.dictionaries.evaluation.reconstruction import evaluate
+from mechstudy.dictionaries.stored import shown_activation
 
 _USELESS = 1.0  # FVU: no better than the mean of the rows
 
@@ -44,7 +45,7 @@ def published_record(
     about = {
         "layer": layer,
         "kind": cfg.kind,
-        "activation": cfg.activation,
+        "activation": shown_activation(cfg, dictionary.threshold),
         "site_in": cfg.site_in,
         "site_out": cfg.site_out,
         "d_in": cfg.d_in,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mechstudy.dictionaries.formats.saelens import read_by_saelens
-from mechstudy.dictionaries.stored import DictionaryLike
+from mechstudy.dictionaries.stored import DictionaryLike, shown_activation
 
 _KINDS = {"sae": "Sparse autoencoder", "transcoder": "Transcoder", "skip_transcoder": "Skip transcoder"}
 
@@ -37,7 +37,7 @@ def model_card(
         "Reads": cfg.site_in,
         "Writes": cfg.site_out if cfg.kind != "sae" else "",
         "Widths": f"{cfg.d_in:,} to {cfg.d_sae:,} features" + (f" to {cfg.d_out:,}" if cfg.kind != "sae" else ""),
-        "Activation": cfg.activation,
+        "Activation": shown_activation(cfg, dictionary.threshold),
         "Active features": k,
         "Weights": str(dictionary.W_enc.dtype).removeprefix("torch."),
         "Rows without features": f"L2 norm above {cfg.metadata['max_input_norm']:.6g}, dropped in training"

@@ -63,7 +63,7 @@ class PublishedPhase(Phase[PublishedSpec, PublishedInputs]):
     kind = name = "published"
     per = "layer"
     title, report_field = "Dictionaries", "dictionaries"
-    version = 1
+    version = 2  # a JumpReLU without thresholds is called relu
     spec, inputs = PublishedSpec, PublishedInputs
     usage = PhaseProfile(gpu=(0.40, 0.60))
 

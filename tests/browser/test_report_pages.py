@@ -128,6 +128,16 @@ def test_clicking_a_node_opens_its_evidence_and_its_edges(browser: Browser, repo
     assert browser.errors == []
 
 
+def test_edges_through_patterns_stand_apart_and_can_be_hidden(browser: Browser, report: Path) -> None:
+    browser.open(report / GRAPH)
+    kinds = "mechstudyGraph.shownEdges.map((e) => mechstudyGraph.graph().edges.qk[e])"
+    assert browser.evaluate(f"new Set({kinds}).size") == 2
+    browser.page.locator("#g-qk").click()
+    assert browser.evaluate(f"{kinds}.every((qk) => qk === 0)")
+    assert browser.evaluate("document.querySelectorAll('#g-heads tr').length") == 10
+    assert browser.errors == []
+
+
 def test_a_link_restores_graph_node_and_pins(browser: Browser, report: Path) -> None:
     browser.open(report / GRAPH, BIG)
     browser.evaluate("(() => { mechstudyGraph.select(40); mechstudyGraph.pin(41); })()")

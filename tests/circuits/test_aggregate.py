@@ -91,6 +91,19 @@ def test_edges_join_listed_nodes_and_instances_are_per_prompt_weights(records):
         assert edge["weight"] == pytest.approx(sum(weights) / len(weights)) and edge["n"] == len(weights)
 
 
+def test_edges_through_patterns_that_can_be_measured_are_listed_with_their_weights(records):
+    """A hundred stronger ones start at errors, which interventions leave alone."""
+    strong = [{"source": f"error.0.{i}@last", "target": "logit", "weight": 5.0} for i in range(120)]
+    weak = [{"source": "f.0.1@subject", "target": "logit", "weight": w} for w in (0.25, -0.5)]
+    unnamed = [{"source": "f.0.1@other", "target": "logit", "weight": 1.0}]
+    parts = [[*strong, *unnamed, weak[0]], [weak[1]], []]
+    some = [record | {"qk_edges": part} for record, part in zip(records, parts, strict=True)]
+    edges = aggregate(some, CONFIG)["qk_edges"]
+    assert len(edges) == 101 and [e["source"] for e in edges if "instances" in e] == ["f.0.1@subject"]
+    assert edges[-1]["instances"] == [("p0", 0.25), ("p1", -0.5)]
+    assert edges[-1]["weight"] == pytest.approx(-0.25 / 3) and edges[-1]["frequency"] == pytest.approx(2 / 3)
+
+
 def test_node_limits_are_kept(records):
     few = AttributionConfig(aggregate_nodes=5, aggregate_min_prompts=1)
     assert len(aggregate(records, few)["nodes"]) <= 15

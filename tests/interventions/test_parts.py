@@ -219,11 +219,16 @@ def test_edge_checks_are_the_edges_with_instances():
             {"source": "f.0.1@subject", "target": "logit", "instances": instances},
             {"source": "error.0@subject", "target": "logit"},
         ],
+        "qk_edges": [
+            {"source": "token@subject", "target": "logit"},
+            {"source": "f.0.2@subject", "target": "f.2.3@last", "instances": instances},
+        ],
     }
     checks = edge_checks(aggregate, [p])
-    assert [c.target for c in checks] == [FeatureAt(2, 3, "last"), LOGIT]
-    assert checks[0].instances[0].predicted == 0.5 and checks[0].instances[0].pair is p
-    assert len(edge_checks(aggregate | {"target": "logits"}, [p])) == 1
+    ends = [(FeatureAt(2, 3, "last"), "value"), (LOGIT, "value"), (FeatureAt(2, 3, "last"), "qk")]
+    assert [(c.target, c.kind) for c in checks] == ends
+    assert checks[0].instances[0].weight == 0.5 and checks[0].instances[0].pair is p
+    assert len(edge_checks(aggregate | {"target": "logits"}, [p])) == 2
     with pytest.raises(MechstudyError, match="not among the prompts"):
         edge_checks(aggregate, [])
 

@@ -14,7 +14,8 @@ from mechstudy.circuits.donors import donor_numbers
 from mechstudy.core.jsonio import json_bytes
 from mechstudy.core.progress import NullProgress
 from mechstudy.interventions.config import InterventionConfig
-from mechstudy.interventions.edges import LOGIT, EdgeCheck, EdgeEffects, EdgeInstance, measure_edges
+from mechstudy.interventions.edge_effects import EdgeEffects
+from mechstudy.interventions.edges import LOGIT, EdgeCheck, EdgeInstance, measure_edges
 from mechstudy.interventions.effects import LogitEffects, run_interventions
 from mechstudy.interventions.engine import SetFeature, clean_run, edited_run
 from mechstudy.interventions.features import FeatureAt, NamedActivations
@@ -263,9 +264,13 @@ def test_the_summary_has_the_measured_edges(finished, tmp_path):
     before = path.read_bytes()
     assert measure_edges(model, dicts, [], config, tmp_path).read_bytes() == before
     edges = summarise(plan, config, tmp_path)["edges"]
-    assert edges["n"] == len({(str(c.source), str(c.target)) for c in checks[:4]})
+    strongest = sorted(checks, key=lambda c: -abs(c.instances[0].weight))[:4]
+    assert edges["n"] == len({(str(c.source), str(c.target)) for c in strongest})
+    assert [r["source"] for r in edges["rows"]] == list(dict.fromkeys(str(c.source) for c in strongest))
     assert edges["max_relative_error_frozen"] < 1e-6 and edges["rows"][0]["target"] == "logit"
-    assert {"source", "target", "predicted", "frozen", "frozen_ci95", "live", "live_ci95", "n"} <= set(edges["rows"][0])
+    assert {"source", "target", "predicted", "frozen", "frozen_ci95", "total_live", "total_live_ci95", "n"} <= set(
+        edges["rows"][0]
+    )
 
 
 @pytest.mark.parametrize("parts", [0, 1, 2])

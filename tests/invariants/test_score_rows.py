@@ -18,20 +18,8 @@ TOKENS = torch.tensor([5, 17, 200, 33, 9, 120, 64])
 STEP = 1e-4
 
 
-class LivePatterns(FrozenForward):
-    """The linearised model, but for the patterns of some layers, which follow their queries and keys."""
-
-    def __init__(self, model, prompt, layers):
-        super().__init__(model, prompt)
-        self._live = set(layers)
-
-    def patterns(self):
-        frozen = super().patterns()
-        return {layer: None if layer in self._live else pattern for layer, pattern in frozen.items()}
-
-
 @pytest.mark.parametrize("kind", ["transcoders", "skip transcoders", "sae resid_post", "sae attn_out", "neurons"])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "neox"])
 def test_a_node_moves_targets_through_live_patterns_by_its_edges(family, kind):
     """Patterns of one layer at a time are live: the slope is the value edge and the QK edge through that layer."""
     model = tiny_model(family)
@@ -45,7 +33,7 @@ def test_a_node_moves_targets_through_live_patterns_by_its_edges(family, kind):
     moved_at_all = 0.0
     for layer in (1, 2):
         scores = score_effects(prompt, index, targets, query_keys(model, TOKENS, [layer]))
-        live = LivePatterns(model, prompt, [layer])
+        live = FrozenForward(model, prompt, [layer])
         for column in (3, len(nodes.value_M) // 2):
             step = STEP * nodes.written()[column, None]
             up, down = (live.run([(0, int(nodes.position_M[column]), sign * step)]) for sign in (1, -1))

@@ -146,7 +146,7 @@ def test_frozen_edges_agree_and_live_ones_are_those_of_the_model(answers, tmp_pa
     rows = read_csv(measure_edges(model, dicts, checks, InterventionConfig(n_edges=3), tmp_path))
     for row, expected in zip(rows, live, strict=True):
         assert float(row["frozen"]) == pytest.approx(float(row["predicted"]), abs=1e-8)
-        assert float(row["live"]) == pytest.approx(expected, abs=1e-8)
+        assert float(row["total_live"]) == pytest.approx(expected, abs=1e-8)
 
 
 def some_pairs():

@@ -97,13 +97,14 @@ def test_edges_are_measured_fewer_at_a_time(monkeypatch, tmp_path):
         for n in range(2)
     ]
     whole = read_csv(measure_edges(model, dictionaries, checks, CONFIG, tmp_path, batch_tokens=60))
-    run, tried = short_of_memory(model.forward, len, 1)  # of live runs and of frozen ones
+    run, tried = short_of_memory(model.forward, len, 2)  # a source and the clean row beside it
     monkeypatch.setattr(model, "forward", run)
     parts = read_csv(measure_edges(model, dictionaries, checks, CONFIG, tmp_path / "parts", batch_tokens=60))
-    assert max(tried) == 2 and len(parts) == len(whole) == 4
+    assert max(tried) == 3 and len(parts) == len(whole) == 4
     for a, b in zip(parts, whole, strict=True):
         assert float(a["frozen"]) == pytest.approx(float(b["frozen"]), abs=1e-12)
-        assert float(a["live"]) == pytest.approx(float(b["live"]), abs=1e-12)
+        assert float(a["total_live"]) == pytest.approx(float(b["total_live"]), abs=1e-12)
+        assert float(a["direct_live"]) == pytest.approx(float(b["direct_live"]), abs=1e-12)
 
 
 def test_activations_of_prompts_are_taken_fewer_at_a_time(monkeypatch):

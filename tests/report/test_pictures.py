@@ -34,6 +34,13 @@ def test_a_lowering_edge_is_dashed_and_not_only_coloured() -> None:
     assert paths[0].get("stroke-dasharray")
 
 
+def test_an_edge_through_a_pattern_is_dotted_in_a_colour_of_its_own() -> None:
+    drawn = view(2)
+    drawn["edges"]["qk"] = [1]
+    [path] = [e for e in ET.fromstring(circuit_svg(drawn, boxes=True, theme=LIGHT)).iter() if e.tag.endswith("path")]
+    assert path.get("stroke") == LIGHT["@pattern"] and path.get("stroke-dasharray") == "1.5 3"
+
+
 def test_a_hostile_label_stays_text() -> None:
     for boxes in (True, False):
         svg = circuit_svg(view(2, HOSTILE), boxes=boxes, theme=INLINE)

@@ -39,7 +39,8 @@ def test_the_summary_has_exactly_the_agreed_keys(fake: FakeStudy) -> None:
     assert set(summary["interventions"][behaviour]["ablation"]) == {
         "n", "effect", "ci95", "control_effect", "control_ci95", "p_adjusted",
     }  # fmt: skip
-    assert set(summary["edges"][behaviour]) == {"n", "spearman_frozen", "spearman_live"}
+    edges = {"n", "spearman_frozen", "spearman_direct_live", "spearman_total_live"}
+    assert set(summary["edges"][behaviour]) == {*edges, "qk"}
     assert set(summary["units"]["model"]) == {"seconds", "status", "artifact"}
     assert STOPPED in summary["baseline"] and STOPPED not in summary["graphs"]
     json.dumps(summary, allow_nan=False)

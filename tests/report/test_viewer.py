@@ -38,7 +38,7 @@ def test_a_prompt_graph_becomes_columns_rows_and_indexed_edges() -> None:
     nodes = view["nodes"]
     at = {node_id: i for i, node_id in enumerate(nodes["id"])}
     assert view["rows"] == ["tokens", "L3", "L5", "output"]
-    assert [c["label"] for c in view["columns"]] == ["bias", "a", "</script><img·src=x·onerror=alert(1)>"]
+    assert [c["label"] for c in view["columns"]] == ["constants", "a", "</script><img·src=x·onerror=alert(1)>"]
     assert nodes["feature"][at["3_7_1"]] == 7  # from the node id, not the paired number
     assert nodes["label"][at["3_7_1"]] == "on «x»"
     assert (nodes["row"][at["30_4_1"]], nodes["column"][at["30_4_1"]]) == (3, 2)
@@ -94,5 +94,27 @@ def test_a_checked_edge_carries_its_check() -> None:
         ],
         "edges": [{"source": "a", "target": "y", "weight": 1.0}],
     }
-    view = aggregate_view(aggregate, {}, [{"source": "a", "target": "y", "predicted": 1.0, "live": 0.7}])
-    assert view["checks"]["0"]["live"] == 0.7
+    checked = {"kind": "value", "source": "a", "target": "y", "predicted": 1.0, "total_live": 0.7}
+    view = aggregate_view(aggregate, {}, [checked])
+    assert view["checks"]["0"]["total_live"] == 0.7 and view["checks"]["0"]["direct_live"] is None
+
+
+def test_edges_through_patterns_are_marked_and_have_checks_of_their_own() -> None:
+    aggregate = {
+        "positions": ["end"],
+        "nodes": [
+            {"id": "a", "type": "feature", "layer": 3, "feature": 7, "position": "end", "influence": 0.5},
+            {"id": "y", "type": "logit", "layer": None, "feature": None, "position": None},
+        ],
+        "edges": [{"source": "a", "target": "y", "weight": 1.0}],
+        "qk_edges": [
+            {"source": "a", "target": "y", "weight": -0.2, "strength": 0.2},
+            {"source": "a", "target": "elsewhere", "weight": 9.0, "strength": 9.0},
+        ],
+        "heads": [{"id": "head.23.3@end", "influence": 0.25, "frequency": 0.5}],
+    }
+    checked = [{"kind": "qk", "source": "a", "target": "y", "predicted_qk": -0.2, "qk": -0.19}]
+    view = aggregate_view(aggregate, {}, checked)
+    assert view["edges"]["qk"] == [0, 1] and view["edges"]["weight"] == [1.0, -0.2]
+    assert list(view["checks"]) == ["1"] and view["checks"]["1"]["qk"] == -0.19
+    assert view["heads"] == [{"name": "L23 head 3", "query": "end", "influence": 0.25, "frequency": 0.5}]

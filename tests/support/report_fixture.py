@@ -98,6 +98,7 @@ class FakeStudy:
         self.clock = 1_700_000_000.0
         self.nodes: dict[str, list[dict[str, Any]]] = {}
         self.edges: dict[str, list[dict[str, Any]]] = {}
+        self.qk_edges: dict[str, list[dict[str, Any]]] = {}
         self.study = {
             "name": "smollm2-agreement-and-capitals",
             "seed": 7,
@@ -161,6 +162,20 @@ class FakeStudy:
             }
         )  # fmt: skip
         self.clock += seconds
+
+    def _tested(self, edge: Mapping[str, Any], qk: float) -> dict[str, Any]:
+        """A tested edge; ``qk`` is the size of its prediction through patterns."""
+        w = edge["weight"]
+        noise = [self.random.gauss(0, 0.1 * abs(w)) for _ in range(3)]
+        measured = {
+            "frozen": w * 1.0001,
+            "qk": qk * w + noise[0],
+            "direct_live": w + qk * w + noise[1],
+            "total_live": 0.8 * w + noise[2],
+        }
+        intervals = {f"{name}_ci95": [v - 0.05, v + 0.05] for name, v in measured.items()}
+        ends = {"source": edge["source"], "target": edge["target"], "n": 20, "removed": 0.9}
+        return {**ends, "predicted": w, "predicted_qk": qk * w, **measured, **intervals}
 
     def _usage(self) -> None:
         """Beside every artifact: two threads busy, in attribution one of them; on a host of a rude name."""
@@ -312,6 +327,7 @@ class FakeStudy:
         write(folder / "timing.json", {"seconds_per_prompt": seconds})
         aggregate = behaviour_graph(self.random, self.features, behaviour, self.n_prompts)
         self.edges[behaviour], self.nodes[behaviour] = aggregate["edges"], aggregate["nodes"]
+        self.qk_edges[behaviour] = aggregate["qk_edges"]
         write(folder / "aggregate.json", aggregate)
         write(
             folder / "scores.json",
@@ -392,13 +408,8 @@ class FakeStudy:
         names = POSITIONS[behaviour]
         heat = [[math.exp(-((layer - 14) ** 2) / 12) * (0.9 if p == len(names) - 1 else 0.3 if p == 1 else -0.05)
                  for p in range(len(names))] for layer in LAYERS]  # fmt: skip
-        rows = []
-        for e in sorted(self.edges[behaviour], key=lambda e: -abs(e["weight"]))[:60]:
-            live = 0.8 * e["weight"] + self.random.gauss(0, 0.1)
-            rows.append({"source": e["source"], "target": e["target"], "predicted": e["weight"],
-                         "frozen": e["weight"] * 1.0001,
-                         "frozen_ci95": [e["weight"] - 0.01, e["weight"] + 0.01], "live": live,
-                         "live_ci95": [live - 0.12, live + 0.12], "n": 20})  # fmt: skip
+        rows = [self._tested(e, qk=0.02) for e in sorted(self.edges[behaviour], key=lambda e: -abs(e["weight"]))[:60]]
+        qk_rows = [self._tested(e, qk=1.0) for e in self.qk_edges[behaviour][:20]]
         write(
             self.folder(f"intervene[{behaviour}]") / "summary.json",
             {
@@ -406,8 +417,13 @@ class FakeStudy:
                 "corrupted_mean": -2.8,
                 "tests": tests, "groups": groups, "dose_response": doses,
                 "patching": {"layers": list(LAYERS), "positions": names, "site": "resid_pre", "effect": heat, "n": 50},
-                "edges": {"n": len(rows), "spearman_frozen": 0.999, "max_relative_error_frozen": 1.2e-4,
-                          "spearman_live": 0.78, "rows": rows},
+                "edges": {"replaced_by": "corrupted", "n": len(rows), "n_instances": 200, "spearman_frozen": 0.999,
+                          "spearman_qk": 0.9, "spearman_direct_live": 0.97, "spearman_total_live": 0.78, "beyond": 0.12,
+                          "max_relative_error_frozen": 1.2e-4, "max_relative_error_frozen_instance": 1.2e-4,
+                          "rows": rows,
+                          "qk": {"n": len(qk_rows), "n_instances": 90, "spearman_frozen": 1.0, "spearman_qk": 0.93,
+                                 "spearman_direct_live": 0.91, "spearman_total_live": 0.7, "beyond": 0.1,
+                                 "rows": qk_rows}},
             },
         )  # fmt: skip
         self._unit(f"intervene[{behaviour}]", 205.0, {"results.csv": 210_000, "summary.json": 30_000})

@@ -85,6 +85,8 @@ def prompt_graph(
                     "conservation_residual_max": 1.4e-5,
                 },
                 "ledger": {**ledger, "total": 3.25, "target": 3.25002, "residual": -2e-5},
+                "heads": [[12 + i, i % 9, 11 - i % 4, 0.2 / (i + 1)] for i in range(30)],
+                "qk_links": [[s, t, 0.05 * w] for (s, t), w in list(links.items())[:: max(1, n_edges // 40)]],
             },
         },
         "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
@@ -129,6 +131,11 @@ def behaviour_graph(
                 edges.append({"source": a["id"], "target": b["id"], "weight": random.gauss(0, 0.4),
                               "weight_sd": 0.05, "frequency": random.uniform(0.4, 1), "n": 20,
                               "strength": random.random()})  # fmt: skip
+    qk_edges = [{"source": e["source"], "target": e["target"], "weight": 0.1 * e["weight"], "frequency": 0.5,
+                 "strength": abs(0.1 * e["weight"])} for e in edges[::9]]  # fmt: skip
+    heads = [{"id": f"head.{12 + i}.{i % 9}@{names[-1 - i % 2]}", "influence": 0.2 / (i + 1), "frequency": 0.9}
+             for i in range(30)]  # fmt: skip
     return {"behaviour": behaviour, "target": "logit_difference", "n_prompts": n_prompts,
             "positions": [*names, "other"],
-            "layers_with_dictionaries": list(LAYERS), "n_layers": 30, "nodes": nodes, "edges": edges}  # fmt: skip
+            "layers_with_dictionaries": list(LAYERS), "n_layers": 30, "nodes": nodes, "edges": edges,
+            "qk_edges": qk_edges, "heads": heads}  # fmt: skip

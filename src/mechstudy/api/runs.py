@@ -14,6 +14,7 @@ from mechstudy.api.graphs import BehaviourGraph, PromptGraph
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.core.yaml_source import read_yaml
 from mechstudy.dictionaries.evaluation import loss_recovered
+from mechstudy.interventions.results import EDGES_MEASURED, edges_of
 from mechstudy.report.viewer import auto_label
 from mechstudy.store.artifacts import Artifact
 from mechstudy.study import finished as artifacts
@@ -32,7 +33,8 @@ _COLUMNS = {
     "features": "feature layer label frequency mean_activation max_activation promotes suppresses examples behaviours",
     "effects": "behaviour kind group n effect effect_low effect_high control_effect "
     "difference difference_low difference_high p p_adjusted p_difference_adjusted",
-    "edges": "behaviour source target n predicted frozen frozen_low frozen_high live live_low live_high",
+    "edges": "behaviour kind source target n removed predicted predicted_qk frozen frozen_low frozen_high "
+    "qk qk_low qk_high direct_live direct_live_low direct_live_high total_live total_live_low total_live_high",
     "patching": "behaviour site layer position effect ci_low ci_high median mean_gap kl n",
     "dose_response": "behaviour direction alpha effect ci_low ci_high n kl",
 }
@@ -189,12 +191,18 @@ class Run:
 
     @cached_property
     def edges(self) -> pl.DataFrame:
-        """The strongest edges, predicted by the graph and measured with the model frozen and live."""
-        named = {"frozen_ci95": "frozen", "live_ci95": "live"}
+        """The strongest edges of both kinds (``value``, ``qk``), predicted by the graph and measured.
+
+        ``frozen`` and ``predicted`` are of the value edge, ``qk`` and ``predicted_qk`` of the edge through attention
+        patterns between the same two nodes, ``direct_live`` the whole direct effect in the live model, ``total_live``
+        the effect where other nodes respond too. Every number is the change that goes away with ``removed``, the share
+        of the source's activation that is taken away.
+        """
+        named = {f"{name}_ci95": name for name in EDGES_MEASURED}
         rows = [
             {"behaviour": behaviour, **_flat(row, named)}
             for behaviour in self._of("interventions")
-            for row in (self._summary(behaviour).get("edges") or {}).get("rows") or []
+            for row in edges_of(self._summary(behaviour)).get("rows") or []
         ]
         return _frame(rows, _COLUMNS["edges"])
 

@@ -83,8 +83,9 @@ def aggregate(records: Sequence[Mapping[str, Any]], config: AttributionConfig) -
     ``frequency`` is the share of prompts whose pruned graph has the node or edge, ``presence`` the share on which
     a feature is active (on the corrupted prompt too, where that replaces it); ``influence`` and effects are means over
     all prompts (absent counts 0); ``activation`` and an edge's ``weight`` are means over the prompts that have it. The
-    strongest edges between named positions carry ``instances``, [prompt id, weight] of every prompt, unless graphs
-    explain differences. ``heads`` are those that edges run through (`head_flow`).
+    strongest edges of each kind between features at named positions, or from one to the target, carry ``instances``,
+    [prompt id, weight] of every prompt, unless graphs explain differences. ``heads`` are those that edges run through
+    (`head_flow`).
     """
     n = len(records)
     by_key: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
@@ -99,28 +100,43 @@ def aggregate(records: Sequence[Mapping[str, Any]], config: AttributionConfig) -
     }  # fmt: skip
     kept = _chosen(nodes.values(), config, n)
     # Interventions measure edges of the clean prompt's value only.
-    edges = _edges(records, {node["id"] for node in kept}, n, 0 if config.explains else _INSTANCES)
+    edges = _edges(records, {node["id"] for node in kept}, n, measured=not config.explains)
     return {"nodes": kept, "edges": edges, "qk_edges": _qk_edges(records), "heads": _heads(records)}
 
 
 def _qk_edges(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The strongest edges through attention patterns: means over all prompts, between any nodes."""
-    weights: dict[tuple[str, str], list[float]] = defaultdict(list)
+    """The strongest edges through attention patterns: means over all prompts, between any nodes.
+
+    Beside the strongest of all stand the strongest that interventions can measure.
+    """
+    weights: dict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
     for record in records:
         for edge in record.get("qk_edges", ()):
-            weights[edge["source"], edge["target"]].append(edge["weight"])
+            weights[edge["source"], edge["target"]].append((record["prompt_id"], edge["weight"]))
     n = len(records)
     edges: list[dict[str, Any]] = [
         {
             "source": source,
             "target": target,
-            "weight": sum(values) / n,
-            "strength": sum(map(abs, values)) / n,
-            "frequency": len(values) / n,
+            "weight": sum(w for _, w in instances) / n,
+            "strength": sum(abs(w) for _, w in instances) / n,
+            "frequency": len(instances) / n,
         }
-        for (source, target), values in weights.items()
+        for (source, target), instances in weights.items()
     ]
-    return sorted(edges, key=lambda edge: (-edge["strength"], edge["source"], edge["target"]))[:_QK_EDGES]
+    edges.sort(key=lambda edge: (-edge["strength"], edge["source"], edge["target"]))
+    with_instances = _with_instances(edges, weights)
+    return [edge for i, edge in enumerate(edges) if i < _QK_EDGES or i in with_instances]
+
+
+def _with_instances(
+    edges: Sequence[dict[str, Any]], weights: Mapping[tuple[str, str], list[tuple[str, float]]]
+) -> set[int]:
+    """Adds the weights by prompt to the first edges that interventions can measure; their numbers."""
+    chosen = [i for i, edge in enumerate(edges) if _checkable(edge)][:_INSTANCES]
+    for i in chosen:
+        edges[i]["instances"] = weights[edges[i]["source"], edges[i]["target"]]
+    return set(chosen)
 
 
 def _heads(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -184,7 +200,7 @@ def _chosen(nodes: Iterable[dict[str, Any]], config: AttributionConfig, n: int) 
     return sorted(kept.values(), key=lambda node: (-node["influence"], node["id"]))
 
 
-def _edges(records: Sequence[Mapping[str, Any]], kept: set[str], n: int, most_instances: int) -> list[dict[str, Any]]:
+def _edges(records: Sequence[Mapping[str, Any]], kept: set[str], n: int, *, measured: bool) -> list[dict[str, Any]]:
     weights: dict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
     for record in records:
         for edge in record["edges"]:
@@ -205,11 +221,8 @@ def _edges(records: Sequence[Mapping[str, Any]], kept: set[str], n: int, most_in
             }
         )
     edges.sort(key=lambda e: (-e["strength"], e["source"], e["target"]))
-    with_instances = 0
-    for edge in edges:
-        if with_instances < most_instances and _checkable(edge):
-            edge["instances"] = weights[edge["source"], edge["target"]]
-            with_instances += 1
+    if measured:
+        _with_instances(edges, weights)
     return edges
 
 

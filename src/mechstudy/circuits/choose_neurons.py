@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -62,6 +62,19 @@ def choose_neurons(
         replace(prompt, layers=tuple(_with_fewer(x, kept[n]) if n in kept else x for n, x in enumerate(prompt.layers)))
         for prompt in prompts
     ]
+
+
+def only_neurons(prompt: LinearisedPrompt, ends: Collection[tuple[int, int, int]]) -> LinearisedPrompt:
+    """The prompt with only some neurons as nodes: (layer, neuron, position). The others are errors."""
+    layers = list(prompt.layers)
+    for number, layer in enumerate(layers):
+        nodes = layer.nodes
+        if isinstance(nodes, ActiveNeurons):
+            kept_M = torch.zeros_like(nodes.position_M, dtype=torch.bool)
+            for _, neuron, position in (end for end in ends if end[0] == number):
+                kept_M |= (nodes.feature_M == neuron) & (nodes.position_M == position)
+            layers[number] = _with_fewer(layer, kept_M)
+    return replace(prompt, layers=tuple(layers))
 
 
 def _per_unit(layer: LinearLayer, g_RTD: Tensor) -> Tensor:

@@ -246,7 +246,8 @@ class BehaviourFrames(GraphFrames):
     def qk_edges(self) -> pl.DataFrame:
         """The strongest edges through attention patterns: source, target, weight, strength, frequency."""
         schema = _EDGES | {"strength": pl.Float64, "frequency": pl.Float64}
-        return pl.DataFrame(list(self._json.get("qk_edges") or []), schema=schema)
+        rows = [[edge[name] for name in schema] for edge in self._json.get("qk_edges") or []]
+        return pl.DataFrame(rows, schema=schema, orient="row")
 
     @property
     def heads(self) -> pl.DataFrame:

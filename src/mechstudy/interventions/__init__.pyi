@@ -40,5 +40,6 @@ from .results import read_csv as read_csv
 from .samples import Plan as Plan
 from .samples import build_plan as build_plan
 from .summary import PairedTest as PairedTest
+from .summary import edges_replaced_by as edges_replaced_by
 from .summary import summarise as summarise
 from .sweep import patch_sweep as patch_sweep

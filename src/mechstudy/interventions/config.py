@@ -35,7 +35,8 @@ class InterventionConfig(Config):
     ``min_presence`` of the graphs' prompts: one of a single name cannot act on unseen prompts. Each group is compared
     with ``n_controls`` groups matched in layer, position and size. ``alphas`` are multiples of the natural activation
     scale. ``n_discovery`` training prompts give means, donors and matches; ``n_samples`` test prompts give effects.
-    ``edge_prompts`` bounds the prompts each of the ``n_edges`` strongest edges is measured on. Intervals hold the share
+    ``n_edges`` edges through values and as many through attention patterns are measured, on up to ``edge_prompts``
+    prompts each, their sources replaced as ``rank_by`` replaces features, else set to zero. Intervals hold the share
     ``ci`` of ``bootstrap`` cluster resamples; p-values come from ``permutations`` sign flips.
     """
 

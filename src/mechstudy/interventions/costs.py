@@ -26,14 +26,20 @@ def forwards_of(i: InterventionConfig, samples: int, n_layers: int, positions: i
 
 
 def edges_work(i: InterventionConfig, x: ModelShapes, prompts: int, tokens: int) -> list[Work]:
-    """Each edge removed on each of its prompts, with everything frozen and in the model as it is."""
-    forwards = i.n_edges * prompts
-    flops = 2.0 * forwards * tokens * x.n_block_parameters
-    frozen = forwards * tokens * 2.0 * x.d_model * x.head_dim * (x.n_heads + x.n_kv_heads) * x.n_layers
-    logits = 4.0 * forwards * x.vocab_size * x.d_model
+    """Edges of both kinds on each of their prompts: the source replaced in the whole model, and with nodes held.
+
+    With nodes held only attention is computed, three times; runs begin at the source's layer, half-way. Predictions
+    take a backward pass of every target, and of its scores.
+    """
+    edges = 2 * i.n_edges * prompts
+    attention = 2.0 * x.d_model * x.head_dim * (2 * x.n_heads + 2 * x.n_kv_heads) * x.n_layers
+    rows = edges * tokens * 2.0 * x.d_model * x.head_dim * (x.n_heads + x.n_kv_heads) * x.n_layers
+    whole = edges * tokens * 2.0 * x.n_block_parameters / 2
+    logits = 2.0 * edges * x.vocab_size * x.d_model
     return [
-        Work("forward", flops + logits, "float32", x.d_model, 3.0 * prompts * x.n_layers),
-        Work("attribute", frozen, "float32", x.d_model, prompts * x.n_layers),
+        Work("forward", whole + logits, "float32", x.d_model, 2.0 * prompts * x.n_layers),
+        Work("forward", 3 * edges * tokens * attention / 2, "float32", x.d_model, 6.0 * prompts * x.n_layers),
+        Work("attribute", 3 * rows / 2, "float32", x.d_model, 3.0 * prompts * x.n_layers),
     ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -67,12 +67,14 @@ class CleanRun:
     """Rows without interventions: ``resid[layer]`` [B, T, D] enters that layer.
 
     ``logits_BV`` are those of the last position, or [B, n, V] of the n last ones, which ``logits_at`` then is.
+    ``activations`` are those of other sites that were asked for.
     """
 
     tokens_BT: Tensor
     resid: Mapping[int, Tensor]
     logits_BV: Tensor
     logits_at: str | int = "last"
+    activations: Mapping[Site, Tensor] = field(default_factory=dict)
 
 
 def layer_of(edit: RowEdit) -> int:
@@ -86,12 +88,14 @@ def clean_run(
     start_layers: Iterable[int],
     *,
     logits_at: str | int = "last",
+    capture: Sequence[Site] = (),
 ) -> CleanRun:
     """Run the rows without edits, keeping the residual stream where edited runs may start."""
     sites = [Site("resid_pre", layer) for layer in sorted(set(start_layers))]
-    out = model.forward(tokens_BT, capture=sites, logits_at=logits_at)
+    out = model.forward(tokens_BT, capture=[*sites, *capture], logits_at=logits_at)
     assert out.logits is not None
-    return CleanRun(tokens_BT, {s.layer: out.activations[s] for s in sites}, out.logits, logits_at)
+    resid, kept = ({s: out.activations[s] for s in some} for some in (sites, capture))
+    return CleanRun(tokens_BT, {s.layer: x for s, x in resid.items()}, out.logits, logits_at, kept)
 
 
 def edited_run(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.files import atomic_path
@@ -17,6 +18,10 @@ COLUMNS = (
 SHARES = ("tokens_answer", "tokens_wrong")
 """Changes of the log-probability of each token of the right and the wrong answer, as numbers with spaces."""
 Cell = str | int | float | None
+
+
+EDGES_MEASURED = ("frozen", "qk", "direct_live", "total_live")
+"""What is measured of an edge (`edge_effects`)."""
 
 
 class PartialTable:
@@ -121,3 +126,23 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """Rows of a table as text, by column."""
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def edges_of(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``edges`` entry of summary.json with the rows of both kinds in one list; empty without edges.
+
+    Every row has its ``kind``. Earlier versions had value edges alone, and called ``total_live`` ``live``.
+    """
+    entry = dict(summary.get("edges") or {})
+    if not entry:
+        return {}
+    rows = [{"kind": "value", **row} for row in entry.get("rows") or []]
+    rows += [{"kind": "qk", **row} for row in (entry.get("qk") or {}).get("rows") or []]
+    entry["rows"] = [_renamed(row) for row in rows]
+    return _renamed(entry)
+
+
+def _renamed(entry: Mapping[str, Any]) -> dict[str, Any]:
+    now = {"live": "total_live", "live_ci95": "total_live_ci95", "live_ci95_missing": "total_live_ci95_missing"}
+    now["spearman_live"] = "spearman_total_live"
+    return {now.get(name, name): value for name, value in entry.items()}

@@ -84,15 +84,14 @@ class Chunk(Generic[V]):
 class EditedRows(Generic[V]):
     """Rows run together, clean and edited; ``variants`` holds None for rows that only fill the batch up.
 
-    ``unedited`` and ``edited`` are the captured sites' activations, [B, T, width]. ``answers`` are the clean and the
-    edited log-probabilities of the answers' tokens, where whole answers are compared.
+    ``edited`` are the captured sites' activations, [B, T, width]; those of the clean rows are ``clean.activations``.
+    ``answers`` are the clean and the edited log-probabilities of the answers' tokens, where whole answers are compared.
     """
 
     variants: Sequence[V | None]
     pairs: Sequence[PromptPair]
     clean: CleanRun
     logits_BV: Tensor
-    unedited: Mapping[Site, Tensor]
     edited: Mapping[Site, Tensor]
     answers: tuple[AnswerLogProbs, AnswerLogProbs] | None
 
@@ -264,7 +263,7 @@ class _ChunkRuns(Generic[V]):
         pairs = [self.pairs[(start + i) % len(self.pairs)] for i in range(len(edits))]
         if self._last_tokens is not None:
             run, logits, of_answers = self._last_tokens.run(pairs, edits)
-            return self.recorder.measure(EditedRows(variants, pairs, run, logits, {}, {}, of_answers))
+            return self.recorder.measure(EditedRows(variants, pairs, run, logits, {}, of_answers))
         clean = self._clean(pairs)
         edited = edited_run(self.model, self.dictionaries, clean.run, edits, capture=self.recorder.capture)
         assert edited.logits is not None
@@ -273,7 +272,7 @@ class _ChunkRuns(Generic[V]):
             after = edited_answers(self.model, self.dictionaries, continued, edits, edited.logits, clean.pairs)
             answers = continued.answers, after
         return self.recorder.measure(
-            EditedRows(variants, clean.pairs, clean.run, edited.logits, clean.unedited, edited.activations, answers)
+            EditedRows(variants, clean.pairs, clean.run, edited.logits, edited.activations, answers)
         )
 
     def _clean(self, pairs: list[PromptPair]) -> _Clean:
@@ -281,13 +280,9 @@ class _ChunkRuns(Generic[V]):
         if self._reference is None or self._reference.pairs != pairs:
             self._reference = None
             tokens_BT = torch.tensor([pair.clean_tokens for pair in pairs])
-            run = clean_run(self.model, tokens_BT, self._starts)
-            unedited: Mapping[Site, Tensor] = {}
-            if capture := self.recorder.capture:
-                nothing: list[Sequence[RowEdit]] = [()] * len(pairs)
-                unedited = edited_run(self.model, self.dictionaries, run, nothing, capture=capture).activations
+            run = clean_run(self.model, tokens_BT, self._starts, capture=self.recorder.capture)
             continued = continued_runs(self.model, pairs, run, self._starts) if pairs[0].whole_answers else None
-            self._reference = _Clean(pairs, run, unedited, continued)
+            self._reference = _Clean(pairs, run, continued)
         return self._reference
 
 
@@ -297,5 +292,4 @@ class _Clean:
 
     pairs: Sequence[PromptPair]
     run: CleanRun
-    unedited: Mapping[Site, Tensor]
     continued: Continued | None

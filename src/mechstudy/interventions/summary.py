@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from mechstudy.behaviours.metrics import metric_name
+from mechstudy.circuits.donors import Replacement
 from mechstudy.core.seeds import numpy_generator
 from mechstudy.interventions.config import InterventionConfig
-from mechstudy.interventions.edges import summarise_edges
+from mechstudy.interventions.edge_summary import summarise_edges
 from mechstudy.interventions.features import FeatureGroup, rank_effect
 from mechstudy.interventions.results import read_csv, write_csv
 from mechstudy.interventions.samples import GRID, SHAM, Plan
@@ -87,7 +88,9 @@ def summarise(
         "groups": groups,
         "dose_response": _dose_response(rows, statistics, out),
         "patching": _patching(plan, config, rows, statistics, out),
-        "edges": summarise_edges(edges, config, plan.behaviour) if edges.exists() else None,
+        "edges": summarise_edges(edges, config, plan.behaviour, edges_replaced_by(config, contrast))
+        if edges.exists()
+        else None,
         "sham_max": max(sham, default=None),
     }
 
@@ -96,6 +99,12 @@ def ranking(config: InterventionConfig, contrast: Mapping[str, Any] | None) -> d
     """How the groups were ranked: ``rank_by``, ``by``, and for effects of replacement how they were predicted."""
     predicted = contrast if rank_effect(config.rank_by)[0] == "contrast_effect" else None
     return {"rank_by": config.rank_by, "by": config.by, **(predicted or {})}
+
+
+def edges_replaced_by(config: InterventionConfig, contrast: Mapping[str, Any] | None) -> Replacement:
+    """What edges' sources are replaced by: the same as in the ranking of features; zero where it asks what one adds."""
+    replaced_by: Replacement = ranking(config, contrast).get("replace_by", "zero")
+    return replaced_by
 
 
 class Statistics:

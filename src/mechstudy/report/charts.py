@@ -305,28 +305,63 @@ def patching(summary: Mapping[str, Any]) -> alt.TopLevelMixin | None:
     return sized(drawn, max(160, 20 * len(layers)))
 
 
-def edges(summary: Mapping[str, Any], measured: str, ci_name: str = "95% CI") -> alt.TopLevelMixin | None:
-    """Predicted edge against the measured one, `frozen` or `live`, with CIs and the diagonal."""
-    rows: list[dict[str, Any]] = [
-        {"edge": plain(f"{r['source']} → {r['target']}"), "p": predicted, "m": value}
-        | _ends(*interval_or_reason(r, f"{measured}_ci95", measured))
-        for r in (summary.get("edges") or {}).get("rows") or []
-        if (value := real(r.get(measured))) is not None and (predicted := real(r.get("predicted"))) is not None
-    ]
+# What is drawn of edges: the heading, and for each kind the predictions that add up and what was measured.
+EDGE_FIGURES: dict[str, tuple[str, dict[str, tuple[tuple[str, ...], str]]]] = {
+    "edges-kinds": (
+        "Edges: each kind by itself",
+        {"value": (("predicted",), "frozen"), "qk": (("predicted_qk",), "qk")},
+    ),
+    "edges-direct": (
+        "Edges: the whole direct effect, live",
+        dict.fromkeys(("value", "qk"), (("predicted", "predicted_qk"), "direct_live")),
+    ),
+    "edges-total": (
+        "Edges: everything responds, live",
+        dict.fromkeys(("value", "qk"), (("predicted", "predicted_qk"), "total_live")),
+    ),
+}
+EDGE_KINDS = {"value": "through values", "qk": "through patterns"}
+_OF_KIND = {"through values": ("@effect", "circle"), "through patterns": ("@pattern", "diamond")}
+
+
+def edges(
+    tested: Mapping[str, Any], drawn: Mapping[str, tuple[tuple[str, ...], str]], ci_name: str = "95% CI"
+) -> alt.TopLevelMixin | None:
+    """Predicted changes of targets against measured ones, a colour for each kind of edge, with CIs and the diagonal.
+
+    Args:
+        tested: `interventions.results.edges_of`.
+        drawn: a value of `EDGE_FIGURES`.
+    """
+    rows: list[dict[str, Any]] = []
+    for r in tested.get("rows") or []:
+        predictions, measured = drawn[r["kind"]]
+        value, parts = real(r.get(measured)), [real(r.get(name)) for name in predictions]
+        if value is None or parts[0] is None:
+            continue
+        row = {"edge": plain(f"{r['source']} → {r['target']}"), "kind": EDGE_KINDS[r["kind"]], "m": value}
+        rows.append(
+            row
+            | {"p": sum(part or 0.0 for part in parts)}
+            | _ends(*interval_or_reason(r, f"{measured}_ci95", measured))
+        )
     if not rows:
         return None
     ends = [min(min(r["p"], r["m"]) for r in rows), max(max(r["p"], r["m"]) for r in rows)]
-    colour = "@effect" if measured == "frozen" else "@compare"
-    base = chart(rows).encode(x=alt.X("p:Q", title="predicted by the graph's edge"))
+    kinds = [name for name in EDGE_KINDS.values() if any(r["kind"] == name for r in rows)]
+    colours, shapes = zip(*(_OF_KIND[name] for name in kinds), strict=True)
+    colour = alt.Color("kind:N", title=None, scale=alt.Scale(domain=kinds, range=list(colours)))
+    shape = alt.Shape("kind:N", title=None, scale=alt.Scale(domain=kinds, range=list(shapes)))
+    base = chart(rows).encode(x=alt.X("p:Q", title="predicted by the graph"), color=colour)
     corners = chart([{"p": end, "m": end} for end in ends])
     diagonal = corners.mark_line(color="@control", strokeDash=[5, 4], strokeWidth=1).encode(x="p:Q", y="m:Q")
     y = alt.Y("m:Q", title=f"measured by intervention ({_shown(rows, ci_name)})")
     tooltip = [
-        "edge:N", alt.Tooltip("p:Q", title="predicted", format=".3g"),
+        "edge:N", "kind:N", alt.Tooltip("p:Q", title="predicted", format=".3g"),
         alt.Tooltip("m:Q", title="measured", format=".3g"), _CI,
     ]  # fmt: skip
-    bars = _with_ends(base).mark_rule(color=colour, opacity=0.4).encode(y=alt.Y("low:Q"), y2="high:Q")
-    points = base.mark_point(color=colour, size=40, opacity=0.85).encode(y=y, tooltip=tooltip)
+    bars = _with_ends(base).mark_rule(opacity=0.4).encode(y=alt.Y("low:Q"), y2="high:Q")
+    points = base.mark_point(size=40, opacity=0.85).encode(y=y, shape=shape, tooltip=tooltip)
     return sized(zero_rule("x") + zero_rule("y") + diagonal + bars + points, 300)
 
 

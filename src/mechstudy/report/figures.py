@@ -18,11 +18,13 @@ from mechstudy.report.formatting import script_json
 
 LIGHT = {
     "@effect": "#0b6e75", "@control": "#8a8f98", "@compare": "#a8590a", "@pos": "#1f66b8", "@neg": "#c2410c",
+    "@pattern": "#7a3fb0",
     "@ink": "#18212b", "@muted": "#5b6672", "@grid": "#e4e7ec", "@axis": "#9aa3ad", "@zero": "#3c4650",
     "@mid": "#f7f7f5", "@seq0": "#14365c", "@seq1": "#178a86", "@seq2": "#c98b12", "@paper": "#ffffff",
 }  # fmt: skip
 DARK = {
     "@effect": "#4fc3c7", "@control": "#8d97a5", "@compare": "#f0a35e", "@pos": "#6cb0f5", "@neg": "#ff8a5c",
+    "@pattern": "#c79bf2",
     "@ink": "#e8ecf1", "@muted": "#a3afbd", "@grid": "#2a333f", "@axis": "#5d6977", "@zero": "#c3ccd6",
     "@mid": "#232b35", "@seq0": "#8ab8ff", "@seq1": "#4fd1b8", "@seq2": "#f6c667", "@paper": "#151b23",
 }  # fmt: skip

@@ -7,6 +7,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
+from mechstudy.interventions.results import edges_of
 from mechstudy.report import charts
 from mechstudy.report.claims import Measured, claims
 from mechstudy.report.data import ReportData, UnitFiles
@@ -187,8 +188,8 @@ def graph_page(site: Site, behaviour: str, labels: Labels) -> dict[str, Any] | N
     per_prompt = scores.get("per_prompt") or []
     view, entries = None, []
     if aggregate.get("nodes"):
-        checked = site.data.interventions[behaviour].json("summary.json").get("edges") or {}
-        view = aggregate_view(aggregate, labels, checked.get("rows") or (), _mean_scores(scores))
+        checked = edges_of(site.data.interventions[behaviour].json("summary.json")).get("rows") or ()
+        view = aggregate_view(aggregate, labels, checked, _mean_scores(scores))
         name = f"graph-{key}-aggregate"
         write_data(site.out, name, view)
         entries.append({"data": name, "slug": "aggregate", "label": f"All {view['n_prompts']} prompts, aggregated"})
@@ -209,11 +210,34 @@ def graph_page(site: Site, behaviour: str, labels: Labels) -> dict[str, Any] | N
         scores=scores,
         seconds=unit.json("timing.json").get("seconds_per_prompt") or {},
         picture=circuit_svg(view, boxes=True, theme=INLINE) if view else None,
+        node_kinds=_node_kinds(aggregate, site.data.dictionaries),
         absent=None if entries else site.data.why_no_circuit(unit, behaviour),
         unit=unit.name,
         explains=aggregate.get("explains"),
     )
     return view
+
+
+def _node_kinds(aggregate: Mapping[str, Any], units: Mapping[int, UnitFiles]) -> list[str]:
+    """What the nodes of each layer are, a sentence per kind of layer."""
+    if not aggregate:
+        return []
+    kinds: dict[str, list[int]] = {}
+    for layer in aggregate.get("layers_with_dictionaries") or []:
+        e = units[layer].evaluation if layer in units else {}
+        site = str(e.get("site_out") or "").partition(".")[0]
+        kind = str(e.get("kind") or "dictionary").replace("_", " ")
+        kinds.setdefault(f"features of SAEs of {site}" if kind == "sae" else f"features of {kind}s", []).append(layer)
+    neurons = list(aggregate.get("neuron_layers") or [])
+    if neurons:
+        kinds["neurons of the MLP, which leave no error"] = neurons
+    lines = [f"{_named(layers)}: {kind}." for kind, layers in kinds.items()]
+    n_without = int(aggregate.get("n_layers") or 0) - sum(map(len, kinds.values()))
+    if n_without > 0:
+        linear = aggregate.get("elsewhere") == "linear"
+        what = "passes effects on as the linear map that it is at the prompt" if linear else "is an error node"
+        lines.append(f"In the other {n_without} layers the MLP {what}.")
+    return lines
 
 
 def _mean_scores(scores: dict[str, Any]) -> dict[str, float]:
@@ -223,6 +247,11 @@ def _mean_scores(scores: dict[str, Any]) -> dict[str, float]:
     return {names.get(k, k): round(v, 1) if k in names else v for k, v in numbers.items()}
 
 
+_REPLACED = {
+    "corrupted": "its activation on the corrupted prompt",
+    "mean": "its mean over train prompts at the same named position",
+    "zero": "zero",
+}
 _RANKED = {
     "corrupted": "set to its activation on the corrupted prompt",
     "mean": "set to its mean over train prompts at the same named position",
@@ -256,13 +285,12 @@ def interventions_page(site: Site, behaviour: str) -> None:
         effects = (str(g.get("name")), g.get("n"), Measured.of(g), Measured.of(g, "control_effect"))
         groups.setdefault(str(g.get("kind")), []).append(effects)
     metric, ci_name = unit.metric, site.data.interval_name
-    frozen, live = (charts.edges(summary, measured, ci_name) for measured in ("frozen", "live"))
+    tested = edges_of(summary)
     for name, drawn, heading in (
         ("interventions", charts.forest(tests, metric, ci_name), "Effects against matched controls"),
         ("dose-response", charts.dose_response(summary, ci_name), "Dose-response"),
         ("patching", charts.patching(summary), "Where the information is"),
-        ("edges-frozen", frozen, "Edges: predicted and measured, attention and norms frozen"),
-        ("edges-live", live, "Edges: predicted and measured, live model"),
+        *((name, charts.edges(tested, drawn, ci_name), text) for name, (text, drawn) in charts.EDGE_FIGURES.items()),
     ):
         site.figures.add(f"{name}-{key}", drawn, heading, unit)
     for kind, of_kind in groups.items():
@@ -276,7 +304,8 @@ def interventions_page(site: Site, behaviour: str) -> None:
         claims=of_behaviour,
         kinds=list(groups),
         ranked=ranked_by(summary.get("ranking")),
-        edges=summary.get("edges") or {},
+        edges=tested,
+        replaced=_REPLACED.get(str(tested.get("replaced_by"))),
         absent=None if summary else site.data.why_no_circuit(unit, behaviour),
         unit=unit.name,
     )

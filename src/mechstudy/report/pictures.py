@@ -79,7 +79,7 @@ def _choose(
                 features.append(i)
     kept = set(features)
     strength: dict[int, float] = defaultdict(float)
-    for s, t, w in _edges(view):
+    for s, t, w, _ in _edges(view):
         strength[t] += abs(w or 0) if s in kept else 0
         strength[s] += abs(w or 0) if t in kept else 0
     ends = sorted((i for i, kind in enumerate(kinds) if kind in ("token", "logit")), key=lambda i: -strength[i])
@@ -87,8 +87,9 @@ def _choose(
     return features + ends[:14], {cell: found[cell] - n for cell, n in drawn.items() if found[cell] > n}
 
 
-def _edges(view: Mapping[str, Any]) -> Iterator[tuple[int, int, float | None]]:
-    return zip(*(view["edges"][field] for field in ("source", "target", "weight")), strict=True)
+def _edges(view: Mapping[str, Any]) -> Iterator[tuple[int, int, float | None, int]]:
+    """Source, target, weight, and whether it runs through an attention pattern."""
+    return zip(*(view["edges"][field] for field in ("source", "target", "weight", "qk")), strict=True)
 
 
 def _lay_out(
@@ -130,17 +131,19 @@ def _draw_edges(
     max_edges: int,
     boxes: bool,
 ) -> Iterator[str]:
-    drawn = [(s, t, w) for s, t, w in _edges(view) if s in places and t in places and w][:max_edges]
-    top = max((abs(w) for _, _, w in drawn), default=1.0)
+    known = [(s, t, w, qk) for s, t, w, qk in _edges(view) if s in places and t in places and w]
+    drawn = [edge for edge in known if not edge[3]][:max_edges]
+    drawn += [edge for edge in known if edge[3]][: max_edges // 4]
+    top = max((abs(w) for _, _, w, _ in drawn), default=1.0)
     half = _BOX_H / 2 if boxes else 4
-    for s, t, w in reversed(drawn):
+    for s, t, w, qk in reversed(drawn):
         (x1, y1), (x2, y2) = places[s], places[t]
         path = _beside(x1, y1, x2, y2) if boxes and abs(x1 - x2) < 30 else _between(x1, y1 - half, x2, y2 + half)
         share = abs(w) / top
         yield _element(
-            "path", d=path, fill="none", stroke=theme["@pos" if w > 0 else "@neg"],
+            "path", d=path, fill="none", stroke=theme["@pattern" if qk else "@pos" if w > 0 else "@neg"],
             stroke_width=f"{0.6 + 3 * share:.2f}", stroke_opacity=f"{0.25 + 0.6 * share:.2f}",
-            **{"stroke-dasharray": "5 3"} if w < 0 else {},
+            **{"stroke-dasharray": "1.5 3"} if qk else {"stroke-dasharray": "5 3"} if w < 0 else {},
         )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from mechstudy.core.jsonio import jsonable
 from mechstudy.dictionaries.evaluation.loss_recovered import LOSSES, UNDEFINED
+from mechstudy.interventions.results import edges_of
 from mechstudy.report.claims import VERDICT_WORDS, claims
 from mechstudy.report.data import Address, ReportData
 from mechstudy.report.formatting import interval_of, number, percent, plain
@@ -21,7 +22,8 @@ _GRAPH_FIELDS = (
     "replacement_among_rows", "completeness_among_rows", "conservation_residual_max",
 )  # fmt: skip
 _TEST_FIELDS = ("n", "effect", "ci95", "control_effect", "control_ci95", "p_adjusted")
-_EDGE_FIELDS = ("n", "spearman_frozen", "spearman_live")
+_EDGE_FIELDS = ("n", "spearman_frozen", "spearman_direct_live", "spearman_total_live")
+_QK_FIELDS = ("n", "spearman_qk", "spearman_direct_live", "spearman_total_live")
 _UNIT_FIELDS = ("seconds", "status", "artifact")
 _CLAIMS = 3  # per behaviour, among the findings
 
@@ -49,7 +51,7 @@ def build_summary(data: ReportData, wall_seconds: float, peak_rss_bytes: int) ->
         "dictionaries": {str(layer): _of_dictionary(e) for layer, e in evaluations.items() if e},
         "graphs": {b: _part(s, _GRAPH_FIELDS) for b, u in data.graphs.items() if (s := u.json("scores.json"))},
         "interventions": {b: _each(s.get("tests"), _TEST_FIELDS) for b, s in interventions.items() if s},
-        "edges": {b: _part(edges, _EDGE_FIELDS) for b, s in interventions.items() if (edges := s.get("edges"))},
+        "edges": {b: _of_edges(edges) for b, s in interventions.items() if (edges := edges_of(s))},
         "units": {unit.name: _part(unit.record, _UNIT_FIELDS) for unit in data.units},
     }
     lines = [*_behaviour_findings(data, summary), *_dictionary_finding(data, summary["dictionaries"])]
@@ -70,6 +72,12 @@ def _of_dictionary(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Its fields; where the loss recovered is undefined, also the reason and the three losses."""
     more = (UNDEFINED, *LOSSES) if evaluation.get(UNDEFINED) else ()
     return _part(evaluation, (*_DICTIONARY_FIELDS, *more))
+
+
+def _of_edges(edges: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers of value edges; those of edges through attention patterns under ``qk``, where any were tested."""
+    qk = edges.get("qk") or {}
+    return _part(edges, _EDGE_FIELDS) | ({"qk": _part(qk, _QK_FIELDS)} if qk.get("n") else {})
 
 
 def _each(records: Mapping[str, Mapping[str, Any]] | None, fields: Sequence[str]) -> dict[str, Any]:
@@ -115,9 +123,14 @@ def _graph_finding(graph: Mapping[str, Any], edges: Mapping[str, Any] | None) ->
     line = f"{graph['n_prompts']} graphs, completeness {completeness}, replacement {replacement}"
     if not edges:
         return line
-    frozen, live = number(edges["spearman_frozen"]), number(edges["spearman_live"])
-    checked = f"{edges['n']} edges checked by intervention, Spearman {frozen} with attention and norms frozen"
-    return f"{line}; {checked}, {live} in the live model"
+    frozen, total = number(edges["spearman_frozen"]), number(edges["spearman_total_live"])
+    line += f"; {edges['n']} edges checked by intervention, Spearman {frozen} with attention and norms frozen"
+    if edges["spearman_direct_live"] is None:
+        return f"{line}, {total} in the live model"
+    line += f", {number(edges['spearman_direct_live'])} of direct effects in the live model"
+    if qk := edges.get("qk"):
+        line += f"; {qk['n']} edges through attention patterns, {number(qk['spearman_qk'])}"
+    return line
 
 
 def _dictionary_finding(data: ReportData, dictionaries: Mapping[str, Any]) -> Iterator[tuple[str, Address]]:

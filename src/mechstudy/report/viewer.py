@@ -19,6 +19,7 @@ from mechstudy.report.formatting import clip, significant, visible
 
 TYPES = ("feature", "error", "token", "bias", "logit")
 MAX_EDGES = 40_000  # drawn; the artifact keeps them all
+MAX_HEADS = 20
 
 OTHER = "other"
 TARGETS = {"logit_difference": "answer − wrong answer", "logits": "top outputs"}
@@ -29,6 +30,8 @@ _NEURONPEDIA_TYPES = {"mlp reconstruction error": "error", "embedding": "token",
 MAX_EXAMPLES = 10
 BEFORE, AFTER = 28, 10  # tokens of an example kept around its peak
 N_LOGITS = 10
+
+_CHECKED = ("predicted", "predicted_qk", "frozen", "qk", "direct_live", "direct_live_ci95", "total_live", "n")
 
 Labels = Mapping[tuple[int, int], str]
 
@@ -46,8 +49,14 @@ def prompt_view(graph: Mapping[str, Any], labels: Labels) -> dict[str, Any]:
     names = {int(i): str(name) for name, i in (ours.get("positions") or {}).items()}
     columns = [{"label": visible(t), "name": names.get(i, "")} for i, t in enumerate(tokens)]
     nodes = [_prompt_node(n, labels, tokens) for n in graph.get("nodes") or []]
-    return _view(nodes, graph.get("links") or [], columns) | {
+    qk = [dict(zip(("source", "target", "weight"), link, strict=True)) for link in ours.get("qk_links") or []]
+    heads = [
+        _head(layer, head, names.get(query) or visible(tokens[query]), influence)
+        for layer, head, query, influence in ours.get("heads") or []
+    ]
+    return _view(nodes, graph.get("links") or [], columns, qk) | {
         "kind": "prompt",
+        "heads": heads[:MAX_HEADS],
         "slug": str(meta.get("slug", "")),
         "prompt": str(meta.get("prompt") or "".join(tokens)),
         **{field: "|".join(ours.get(f"{field}s") or ()) or ours.get(field) for field in ("answer", "wrong_answer")},
@@ -112,8 +121,14 @@ def aggregate_view(
         column = where.get(str(n.get("position")), len(positions) - 1 if kind == "logit" else None)
         label = _label(n, labels, target)
         nodes.append(_node(n, str(n["id"]), kind if kind in TYPES else "feature", n.get("feature"), column, label))
-    return _view(nodes, aggregate.get("edges") or [], columns, checked) | {
+    heads: list[dict[str, Any]] = []
+    for entry in aggregate.get("heads") or []:
+        place, _, query = str(entry["id"]).partition("@")
+        _, layer, head = place.split(".")
+        heads.append(_head(int(layer), int(head), query, entry.get("influence"), entry.get("frequency")))
+    return _view(nodes, aggregate.get("edges") or [], columns, aggregate.get("qk_edges") or [], checked) | {
         "kind": "aggregate",
+        "heads": heads[:MAX_HEADS],
         "slug": "aggregate",
         "target": (aggregate.get("metric") or TARGETS.get(target, target))
         + (f", {OF_DIFFERENCE}" if _explains(aggregate) else ""),
@@ -126,6 +141,12 @@ def aggregate_view(
 def _explains(about: Mapping[str, Any]) -> bool:
     """Whether graphs explain the difference between two prompts."""
     return about.get("explains") == "difference"
+
+
+def _head(layer: int, head: int, query: str, influence: float | None, frequency: float | None = None) -> dict[str, Any]:
+    """A head that edges run through: its name, where it reads for, and the influence that passes it first."""
+    [influence, frequency] = significant([influence, frequency], 3)
+    return {"name": f"L{layer} head {head}", "query": query, "influence": influence, "frequency": frequency}
 
 
 def _label(n: Mapping[str, Any], labels: Labels, target: str) -> str:
@@ -143,10 +164,11 @@ def _view(
     nodes: list[dict[str, Any]],
     edges: Sequence[Mapping[str, Any]],
     columns: list[dict[str, str]],
+    qk_edges: Sequence[Mapping[str, Any]],
     checked: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     shift = int(any(n["column"] is None for n in nodes))  # biases have a column of their own, the first
-    columns = [{"label": "bias", "name": ""}] * shift + columns
+    columns = [{"label": "constants", "name": ""}] * shift + columns
     layers = sorted({n["layer"] for n in nodes if n["layer"] is not None})
     rows = ["tokens", *(f"L{layer}" for layer in layers), "output"]
     row_of = {layer: i for i, layer in enumerate([None, *layers])}
@@ -165,29 +187,43 @@ def _view(
             **{field: significant([n[field] for n in nodes]) for field in numbers},
             "label": [n["label"] for n in nodes],
         },
-        **_edges(edges, {n["id"]: i for i, n in enumerate(nodes)}, checked),
+        **_edges(edges, qk_edges, {n["id"]: i for i, n in enumerate(nodes)}, checked),
     }
 
 
 def _edges(
-    edges: Sequence[Mapping[str, Any]], index: Mapping[str, int], checked: Sequence[Mapping[str, Any]]
+    edges: Sequence[Mapping[str, Any]],
+    qk_edges: Sequence[Mapping[str, Any]],
+    index: Mapping[str, int],
+    checked: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    known = [e for e in edges if {str(e["source"]), str(e["target"])} <= index.keys() and e.get("weight")]
-    known.sort(key=lambda e: -(e["strength"] if e.get("strength") is not None else abs(e["weight"])))
-    drawn = known[:MAX_EDGES]
+    """Edges between drawn nodes, strongest first; those through attention patterns, marked by ``qk``, come last."""
+    values, qk = (_between(some, index) for some in (edges, qk_edges))
+    drawn = [*values[:MAX_EDGES], *qk]
+    n_values = len(drawn) - len(qk)
     ends = [(str(e["source"]), str(e["target"])) for e in drawn]
     result: dict[str, Any] = {
         "source": [index[source] for source, _ in ends],
         "target": [index[target] for _, target in ends],
         "weight": significant([e["weight"] for e in drawn]),
+        "qk": [int(i >= n_values) for i in range(len(drawn))],
     }
     for field in ("weight_sd", "frequency"):
         if any(e.get(field) is not None for e in drawn):
             result[field] = significant([e.get(field) for e in drawn], 3)
-    fields = ("predicted", "frozen", "frozen_ci95", "live", "live_ci95", "n")
-    rows = {(str(r["source"]), str(r["target"])): {field: r.get(field) for field in fields} for r in checked}
-    checks = {str(i): rows[pair] for i, pair in enumerate(ends) if pair in rows}
-    return {"edges": result, "edges_dropped": len(known) - len(drawn), "checks": checks}
+    rows = {(r.get("kind") == "qk", str(r["source"]), str(r["target"])): r for r in checked}
+    checks = {
+        str(i): {field: row.get(field) for field in _CHECKED}
+        for i, pair in enumerate(ends)
+        if (row := rows.get((i >= n_values, *pair))) is not None
+    }
+    return {"edges": result, "edges_dropped": len(values) - n_values, "checks": checks}
+
+
+def _between(edges: Sequence[Mapping[str, Any]], index: Mapping[str, int]) -> list[Mapping[str, Any]]:
+    """The edges between drawn nodes, strongest first."""
+    known = [e for e in edges if {str(e["source"]), str(e["target"])} <= index.keys() and e.get("weight")]
+    return sorted(known, key=lambda e: -(e["strength"] if e.get("strength") is not None else abs(e["weight"])))
 
 
 def _by_importance(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:

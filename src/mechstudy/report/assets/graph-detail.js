@@ -3,14 +3,14 @@
   "use strict";
   const app = window.mechstudy;
   const { el } = app;
-  const TYPE_NAMES = ["Feature", "Error", "Token", "Bias", "Output"];
+  const TYPE_NAMES = ["Feature", "Error", "Token", "Constant", "Output"];
   const FIRST = 12;
 
   app.nodeName = function (graph, i) {
     const { type, layer, feature, label, id } = graph.nodes;
     if (type[i] === 0) return "L" + layer[i] + " #" + feature[i] + (label[i] ? " " + label[i] : "");
     if (type[i] === 1) return "Error L" + layer[i];
-    if (type[i] === 3) return "Bias" + (layer[i] === null ? "" : " L" + layer[i]);
+    if (type[i] === 3) return "Constant" + (layer[i] === null ? "" : " L" + layer[i]);
     return label[i] || id[i];
   };
 
@@ -21,7 +21,7 @@
   };
 
   function edgeList(graph, edges, end, state) {
-    const shown = edges.filter((e) => state.visible[graph.edges[end][e]])
+    const shown = edges.filter((e) => state.visible[graph.edges[end][e]] && state.kindShown(e))
       .sort((a, b) => Math.abs(graph.edges.weight[b]) - Math.abs(graph.edges.weight[a]));
     if (!shown.length) return [el("p", { class: "hint" }, "None in this view.")];
     const top = Math.abs(graph.edges.weight[shown[0]]);
@@ -35,6 +35,7 @@
         type: "button", title: graph.nodes.id[other] + freq, onclick: () => state.select(other),
         onmouseenter: () => state.peek(other), onmouseleave: () => state.peek(-1),
       }, el("span", { class: "name" }, app.nodeName(graph, other) + " " + app.nodePlace(graph, other)),
+      graph.edges.qk[e] ? el("span", { class: "kind" }, "through an attention pattern") : null,
       el("span", { class: "w" }, (w > 0 ? "+" : "") + app.number(w, 3) + sd),
       check ? el("span", { class: "checked" }, checkText(check)) : null,
       el("i", { style: "width:" + (100 * Math.abs(w)) / top + "%" }))));
@@ -51,8 +52,11 @@
   }
 
   function checkText(c) {
-    return "✓ checked: predicted " + app.number(c.predicted, 3) + ", frozen " + app.number(c.frozen, 3) + interval(c.frozen_ci95)
-      + ", live " + app.number(c.live, 3) + interval(c.live_ci95);
+    const number = (name) => app.number(c[name], 3);
+    const value = "✓ checked: predicted " + number("predicted") + ", frozen " + number("frozen");
+    if (c.direct_live === null) return value + ", live " + number("total_live");
+    return value + "; through patterns " + number("predicted_qk") + ", measured " + number("qk")
+      + "; direct, live " + number("direct_live") + interval(c.direct_live_ci95) + "; total " + number("total_live");
   }
 
   app.showNode = function (panel, graph, i, state) {
@@ -70,7 +74,7 @@
         el("button", { type: "button", "aria-pressed": String(pinned), onclick: () => state.pin(i) }, pinned ? "Pinned" : "Pin")),
       type === 0 && nodes.label[i] ? el("p", { class: "f-label" }, nodes.label[i]) : "",
       type === 1 ? el("p", { class: "hint" }, "What the dictionary of this layer misses at this position: real computation without a name.") : "",
-      type === 3 ? el("p", { class: "hint" }, "What this layer adds, whatever the prompt.") : "",
+      type === 3 ? el("p", { class: "hint" }, "What this layer adds whatever the prompt: its biases, and what the first position writes.") : "",
       app.facts(facts),
       pinList(graph, state), evidence,
       el("h3", {}, "Comes from"), ...edgeList(graph, graph.incoming[i], "source", state),
@@ -111,6 +115,21 @@
     }
     if (graph.edges_dropped) add("Not drawn", graph.edges_dropped + " weakest edges");
     box.replaceChildren(el("dl", { class: "facts-list" }, ...facts.flatMap(([k, v]) => [el("dt", {}, k), el("dd", {}, String(v))])));
+  };
+
+  /* The heads that the strongest edges run through. */
+  app.showHeads = function (box, graph) {
+    if (!(graph.heads || []).length) {
+      box.replaceChildren(el("p", { class: "hint" }, "This graph does not say through which heads its edges run."));
+      return;
+    }
+    const top = graph.heads[0].influence || 1;
+    box.replaceChildren(
+      el("table", { class: "ledger" }, el("tbody", {}, ...graph.heads.slice(0, 10).map((h) => el("tr", {},
+        el("th", { scope: "row" }, h.name), el("td", {}, "at " + h.query), el("td", { class: "n" }, app.number(h.influence, 3)),
+        el("td", { class: "n" }, h.frequency === null ? "" : Math.round(100 * h.frequency) + "% of prompts"),
+        el("td", { class: "bar" }, el("div", {}, el("i", { style: "width:" + (100 * h.influence) / top + "%" }))))))),
+      el("p", { class: "hint" }, "Influence that passes each head first, on its way from one node to another; values move, patterns are frozen."));
   };
 
   /* features + errors + tokens + biases = target, with the residual. */

@@ -6,7 +6,7 @@
   const FEATURE = 0, ERROR = 1, TOKEN = 2, BIAS = 3, LOGIT = 4;
 
   function palette() {
-    const names = ["pos", "neg", "ink", "muted", "paper", "effect", "compare", "line", "axis", "accent", "focus", "raised"];
+    const names = ["pos", "neg", "ink", "muted", "paper", "effect", "compare", "pattern", "line", "axis", "accent", "focus", "raised"];
     return Object.fromEntries(names.map((n) => [n, app.colour(n)]));
   }
 
@@ -32,13 +32,13 @@
     context.bezierCurveTo(x1 - bow, middle, x2 - bow, middle, x2, y2);
   }
 
-  /* Strokes edges in a few batches: one path per sign and strength. */
+  /* Strokes edges in a few batches: one path per kind, sign and strength. Those through patterns are dotted. */
   function strokeEdges(context, graph, view, list, colours, alpha, scale) {
     const batches = new Map();
     for (const e of list) {
       const w = graph.edges.weight[e];
       const bucket = Math.min(BUCKETS - 1, Math.floor(Math.sqrt(Math.abs(w) / scale) * BUCKETS));
-      const key = (w < 0 ? "n" : "p") + bucket;
+      const key = (graph.edges.qk[e] ? "q" : w < 0 ? "n" : "p") + bucket;
       if (!batches.has(key)) batches.set(key, []);
       batches.get(key).push(e);
     }
@@ -46,10 +46,10 @@
       const share = (Number(key[1]) + 1) / BUCKETS;
       context.beginPath();
       for (const e of members) curve(context, graph, view, e);
-      context.strokeStyle = key[0] === "n" ? colours.neg : colours.pos;
+      context.strokeStyle = { n: colours.neg, p: colours.pos, q: colours.pattern }[key[0]];
       context.globalAlpha = alpha[0] + (alpha[1] - alpha[0]) * share;
       context.lineWidth = 0.7 + 2.6 * share * share;
-      context.setLineDash(key[0] === "n" ? [5, 3] : []);
+      context.setLineDash({ n: [5, 3], p: [], q: [1.5, 3] }[key[0]]);
       context.stroke();
     }
     context.globalAlpha = 1;
@@ -198,7 +198,7 @@
       context.lineWidth = 3.5;
       context.strokeStyle = colours.paper;
       context.strokeText(text, x, y);
-      context.fillStyle = weight > 0 ? colours.pos : colours.neg;
+      context.fillStyle = graph.edges.qk[e] ? colours.pattern : weight > 0 ? colours.pos : colours.neg;
       context.fillText(text, x, y);
       if (taken.length >= 12) break;
     }

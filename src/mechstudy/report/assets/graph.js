@@ -15,8 +15,11 @@
     selected: -1, hover: -1, pins: new Set(), visible: new Uint8Array(0), shownEdges: [], rank: [], rankOf: 0,
     edgesOf(i) {
       const s = graph.edges.source, t = graph.edges.target;
-      return [...graph.incoming[i].slice(0, 60), ...graph.outgoing[i].slice(0, 60)].filter((e) => state.visible[s[e]] && state.visible[t[e]]);
+      const first = (list) => [0, 1].flatMap((qk) => list.filter((e) => graph.edges.qk[e] === qk).slice(0, qk ? 20 : 60));
+      return [...first(graph.incoming[i]), ...first(graph.outgoing[i])]
+        .filter((e) => state.visible[s[e]] && state.visible[t[e]] && state.kindShown(e));
     },
+    kindShown: (e) => !graph.edges.qk[e] || $("g-qk").checked,
     select(i) {
       state.selected = i;
       if (i >= 0) {
@@ -75,13 +78,13 @@
       state.visible[i] = (only ? state.pins.has(i) : allowed && (outer || share[i] <= limit)) ? 1 : 0;
       count += state.visible[i];
     }
-    const { source, target } = graph.edges;
-    const incoming = new Uint16Array(n);
+    const { source, target, qk } = graph.edges;
+    const incoming = [new Uint16Array(n), new Uint16Array(n)]; // of each kind
     state.shownEdges = [];
     for (let e = 0; e < source.length; e++) {
       if (!state.visible[source[e]] || !state.visible[target[e]]) continue;
-      if (k && !only && incoming[target[e]] >= k) continue;
-      incoming[target[e]]++;
+      if (!state.kindShown(e) || (k && !only && incoming[qk[e]][target[e]] >= k)) continue;
+      incoming[qk[e]][target[e]]++;
       state.shownEdges.push(e);
     }
     state.nodeCount = count;
@@ -168,6 +171,8 @@
     filter();
     app.showFacts($("g-facts"), graph);
     app.showLedger($("g-ledger"), graph);
+    app.showHeads($("g-heads"), graph);
+    $("g-qk").parentElement.hidden = $("g-qk-key").hidden = !graph.edges.qk.includes(1);
     selectWanted(wanted);
     root.dataset.ready = graph.slug;
   }
@@ -292,7 +297,7 @@
     }
   });
 
-  for (const id of ["g-influence", "g-topk", "g-errors", "g-biases", "g-pinned"]) $(id).addEventListener("input", () => { if (graph) filter(); });
+  for (const id of ["g-influence", "g-topk", "g-errors", "g-biases", "g-qk", "g-pinned"]) $(id).addEventListener("input", () => { if (graph) filter(); });
   $("g-in").addEventListener("click", () => zoom(1.3));
   $("g-out").addEventListener("click", () => zoom(1 / 1.3));
   $("g-fit").addEventListener("click", () => { if (graph) fit(); });

@@ -53,7 +53,7 @@ class IntervenePhase(Phase[InterveneSpec, InterveneInputs]):
     kind = name = "intervene"
     per = "behaviour"
     title, report_field = "Interventions", "interventions"
-    version = 3  # features ranked by effects of replacing them; the patching grid starts at its layers and tokens
+    version = 4  # edges of both kinds, their sources replaced as features are ranked, measured as direct effects
     spec, inputs = InterveneSpec, InterveneInputs
     resumes = True
     usage = PhaseProfile(gpu=(0.60, 0.80))
@@ -158,13 +158,14 @@ class IntervenePhase(Phase[InterveneSpec, InterveneInputs]):
             model, dictionaries, plan, spec, out.path, progress=runtime.progress, batch_tokens=batch_tokens
         )
         if "edges" in spec.kinds and spec.n_edges:
-            checks = interventions.edge_checks(aggregate, train)
             interventions.measure_edges(
                 model,
                 dictionaries,
-                checks,
+                interventions.edge_checks(aggregate, train),
                 spec,
                 out.path,
+                replace_by=interventions.edges_replaced_by(spec, aggregate.get("contrast")),
+                discovery=discovery[: spec.n_discovery],
                 elsewhere=aggregate.get("elsewhere", "errors"),
                 progress=runtime.progress,
                 batch_tokens=batch_tokens,

@@ -55,7 +55,7 @@ class ReportPhase(Phase[ReportSpec, ReportInputs]):
 
     kind = name = "report"
     title = "Report"
-    version = 5  # figures in the package's own font, intervals with the reason where there is none
+    version = 6  # edges of both kinds, heads, and what the nodes of each layer are
     spec, inputs = ReportSpec, ReportInputs
     optional_inputs = True
     reads_payload = False

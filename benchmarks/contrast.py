@@ -53,8 +53,8 @@ def chosen_by(
     means: dict[str, dict[Place, float]] = {w: defaultdict(float) for w in ("live", "first order", "integrated")}
     sums: dict[str, list[float]] = defaultdict(list)
     seconds: dict[str, float] = defaultdict(float)
-    corrupted = Replacements(model, nodes, "corrupted")
-    zero = Replacements(model, nodes, "zero")
+    corrupted = Replacements.of_pairs(model, nodes, "corrupted")
+    zero = Replacements.of_pairs(model, nodes, "zero")
     for pair in train:
         question = Question.of_pair(pair)
         names = position_names(pair.positions, len(pair.clean_tokens))
@@ -93,7 +93,7 @@ def single_features(
     """
     predicted: list[float] = []
     measured: list[float] = []
-    corrupted = Replacements(model, nodes, "corrupted")
+    corrupted = Replacements.of_pairs(model, nodes, "corrupted")
     each = -(-n // len(pairs))
     for pair in pairs:
         effects = corrupted.replaced(Question.of_pair(pair)).first_order()

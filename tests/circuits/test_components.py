@@ -22,10 +22,11 @@ def test_names_are_read_as_they_print():
 def test_every_token_has_one_name_and_the_first_of_two_counts():
     one = pair(0, 5).model_copy(update={"positions": {"subject": 2, "object": 2, "last": 4}})
     names = NamedPositions.of([one])
-    assert names.names == ("object", "subject", "last", "other")
-    assert [names.names[i] for i in names.numbers([one])[0]] == ["other", "other", "subject", "other", "last"]
+    assert names.names == ("first token", "object", "subject", "last", "other")
+    assert [names.names[i] for i in names.numbers([one])[0]] == ["first token", "other", "subject", "other", "last"]
+    assert NamedPositions(("subject", "last", "other")).numbers([one])[0].tolist() == [2, 2, 0, 2, 1]
     everywhere = one.model_copy(update={"positions": {str(i): i for i in range(5)}})
-    assert "other" not in NamedPositions.of([everywhere]).names
+    assert not {"other", "first token"} & set(NamedPositions.of([everywhere]).names)
     assert NamedPositions.whole().numbers([one]).tolist() == [[0] * 5]
 
 
@@ -50,6 +51,10 @@ def test_replacing_by_a_mean_needs_prompts():
     nodes = Components(model, NamedPositions.of(some))
     with pytest.raises(MechstudyError, match="needs prompts to take activations from"):
         DonorSource(model, [nodes], "mean", nodes.positions)
+    elsewhere = [p.model_copy(update={"positions": {"first": 0, "last": 6}}) for p in some[:1]]
+    names = NamedPositions.of([*some, *elsewhere])
+    with pytest.raises(MechstudyError, match="no discovery prompt has a position 'first'"):
+        DonorSource(model, [Components(model, names)], "mean", names, some).donors(elsewhere)
     bare = [p.model_copy(update={"corrupted": "", "corrupted_tokens": ()}) for p in some[:1]]
     with pytest.raises(MechstudyError, match="has no corrupted prompt"):
         DonorSource(model, [nodes], "corrupted", nodes.positions).donors(bare)

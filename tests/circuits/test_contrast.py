@@ -10,9 +10,11 @@ from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.contrast import Replaced
 from mechstudy.circuits.custom_targets import Direction, OfLogits
+from mechstudy.circuits.donors import DonorSource
 from mechstudy.circuits.live import live_effects
+from mechstudy.circuits.named_positions import AlignedPrompt, NamedPositions
 from mechstudy.circuits.node_sets import nodes_of
-from mechstudy.circuits.node_values import MeanValues, node_values, zero_values
+from mechstudy.circuits.node_values import NodeRecorder, node_values
 from mechstudy.circuits.targets import AnswerContrast, AnswerTokens
 from mechstudy.interventions.engine import SetFeature, clean_run, edited_run
 from mechstudy.interventions.features import NamedActivations
@@ -34,8 +36,14 @@ def world(family="llama", kind="transcoder", target=TARGET, layers=(0, 2)):
     else:
         dicts = transcoders(model, layers, skip=kind == "skip")
     nodes = nodes_of(model, dicts)
-    own, other = (node_values(model, nodes, torch.tensor(t)) for t in (pair(0).clean_tokens, pair(0).corrupted_tokens))
-    return model, dicts, Replaced(model, nodes, TOKENS, target, own, other.at(range(len(TOKENS)), own))
+    own = node_values(model, nodes, TOKENS)
+    return model, dicts, Replaced(model, nodes, TOKENS, target, own, other_values(model, nodes, own, "corrupted"))
+
+
+def other_values(model, nodes, own, to, prompt=None):
+    """The values that a prompt's nodes are replaced by."""
+    source = DonorSource(model, [NodeRecorder(nodes)], to, NamedPositions.whole())
+    return own.replaced_by(source.donors([prompt or pair(0)]))
 
 
 def measured(model, dicts, layer, feature, position, value, final_norm=True):
@@ -109,7 +117,7 @@ def test_replacing_by_zero_is_minus_the_live_effect(kind):
     model, dicts, replaced = world(kind=kind)
     graph = attribute(model, dicts, TOKENS, AttributionConfig(), answer=7, wrong_answer=99)
     live = live_effects(model, dicts, graph, TARGET)
-    effects = replace(replaced, other=zero_values(replaced.nodes, replaced.own)).first_order()
+    effects = replace(replaced, other=other_values(model, replaced.nodes, replaced.own, "zero")).first_order()
     columns = (graph.feature_layer_S, graph.feature_id_S, graph.feature_position_S)
     expected = dict(zip(zip(*(c.tolist() for c in columns), strict=False), (-live).tolist(), strict=False))
     places = zip(effects.layer_M.tolist(), effects.feature_M.tolist(), effects.position_M.tolist(), strict=True)
@@ -179,25 +187,33 @@ def test_means_are_those_that_interventions_set():
     model, some = tiny_model(), pairs(6)
     dicts = transcoders(model)
     nodes = nodes_of(model, dicts)
-    means, theirs = MeanValues(model, nodes, some), NamedActivations(model, dicts, some)
-    in_parts = MeanValues(model, nodes, some, batch_tokens=1)
-    own = node_values(model, nodes, TOKENS)
-    names = ["other", "other", "subject", "nowhere", "other", "other", "last"]
-    values, again = means.on(names, own), in_parts.on(names, own)
+    theirs, own = NamedActivations(model, dicts, some), node_values(model, nodes, TOKENS)
+    names = ["other", "other", "subject", "answer tokens", "other", "other", "last"]
+    prompt = AlignedPrompt("p", tuple(TOKENS.tolist()), tuple(names))
+    values, again = (
+        own.replaced_by(
+            DonorSource(
+                model, [NodeRecorder(nodes)], "mean", NamedPositions.of(some), some, batch_tokens=batch_tokens
+            ).donors([prompt])
+        )
+        for batch_tokens in (4096, 1)
+    )
     for layer in dicts:
         for t, name in enumerate(names):
-            expected = own.activation_TF[layer][t] if name == "nowhere" else theirs.means(layer, name)
+            expected = own.activation_TF[layer][t] if t == 3 else theirs.means(layer, name)
             applies = bool(own.applies_T[layer][t])
             assert applies == (t > 0)
             found = values.activation_TF[layer][t]
             assert torch.allclose(found, expected * applies, rtol=0, atol=1e-12)
+        assert torch.equal(values.site_TD[layer][3], own.site_TD[layer][3])
         assert torch.allclose(values.written_TD(layer), again.written_TD(layer), rtol=0, atol=1e-12)
 
 
 def test_places_that_the_other_prompt_lacks_keep_their_values():
     model, _, replaced = world()
-    other = node_values(model, replaced.nodes, torch.tensor(pair(0).corrupted_tokens))
-    values = other.at([0, 1, 2, None, 4, 5, 6], replaced.own)
+    prompt = AlignedPrompt.of_pair(pair(0))
+    lacking = replace(prompt, corrupted_at=(0, 1, 2, None, 4, 5, 6))
+    values = other_values(model, replaced.nodes, replaced.own, "corrupted", lacking)
     effects = replace(replaced, other=values).first_order()
     assert 3 not in effects.position_M.tolist()
     assert all(not e[3] for e in effects.error_T.values())

@@ -34,8 +34,8 @@ def of(world, some=SOME, **config):
 
 
 def test_values_are_the_corrupted_prompts_where_every_pair_has_one(world):
-    assert of(world).replace_by == "corrupted"
-    assert of(world, [*SOME[:2], ALONE[2]]).replace_by == "mean"
+    assert of(world).source.to == "corrupted"
+    assert of(world, [*SOME[:2], ALONE[2]]).source.to == "mean"
     with pytest.raises(MechstudyError, match="no corrupted prompt") as error:
         of(world, ALONE, replace_by="corrupted")
     assert "mean" in error.value.fix

@@ -24,7 +24,7 @@ NAMES = NamedPositions.of(SOME)
 class World:
     """Nodes whose kept number k gives a metric of choice on every prompt."""
 
-    reads = ()
+    reads = writes = ()
     positions = NAMES
 
     def __init__(self, n):
@@ -34,10 +34,8 @@ class World:
     def values(self, activations):
         return {}
 
-    def edits(self, replaced_CN, donors):
+    def edits(self, share_RN, donors, sites=None):
         return {}
-
-    effects = change = edits
 
 
 def of_order(world, order, **options):
@@ -109,6 +107,9 @@ def test_ranking_by_size_and_by_support():
     effects = torch.tensor([0.5, -1.0, -0.2, 1.0], dtype=torch.float64)
     assert ranked(effects) == [1, 3, 0, 2]
     assert ranked(effects, "support") == [1, 2, 0, 3]
+    assert ranked(effects, "balance") == [3, 1, 0, 2]
+    other = torch.tensor([0.5, -1.0, -0.6, 0.1], dtype=torch.float64)  # together -1
+    assert ranked(other, "balance") == [1, 0, 2, 3]  # sums -1, -.5, -1.1, -1
     with pytest.raises(MechstudyError, match="cannot be ranked"):
         ranked(effects, "size")
 

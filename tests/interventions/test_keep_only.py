@@ -10,9 +10,11 @@ from mechstudy.circuits.named_positions import NamedPositions
 from mechstudy.circuits.node_attribution import INPUTS, predict_effects
 from mechstudy.circuits.relevance import relevance_rules
 from mechstudy.circuits.site_gradients import contrast_gradients
+from mechstudy.circuits.universe import NodeSets
 from mechstudy.core.errors import MechstudyError
-from mechstudy.interventions.keep_only import NodeSets, keep_only_values
+from mechstudy.interventions.keep_only import keep_only_values
 from mechstudy.interventions.node_patching import measure_effects
+from mechstudy.models.sites import Site
 from tests.support.interventions_world import pair, pairs
 from tests.support.tiny import ALL, tiny_model
 
@@ -136,8 +138,9 @@ def test_means_and_resamples_are_those_of_the_named_position():
     last = torch.stack([x[-1] for x in rows])
     donors = DonorSource(model, [nodes], "mean", NAMES, OTHERS).donors(SOME[:1])
     torch.testing.assert_close(donors.values[site][0, -1], last.mean(0))
-    others = torch.cat([torch.cat([x[:2], x[3:-1]]) for x in rows])
-    torch.testing.assert_close(donors.values[site][0, 0], others.mean(0))
+    others = torch.cat([torch.cat([x[1:2], x[3:-1]]) for x in rows])
+    torch.testing.assert_close(donors.values[site][0, 1], others.mean(0))
+    torch.testing.assert_close(donors.values[site][0, 0], torch.stack([x[0] for x in rows]).mean(0))
     drawn = DonorSource(model, [nodes], "resample", NAMES, OTHERS).donors(SOME[:1])
     which = [i for i in range(5) if torch.allclose(drawn.values[site][0, -1], last[i])]
     assert len(which) == 1
@@ -192,13 +195,53 @@ def test_effects_of_heads_are_those_of_their_own_slices():
         torch.testing.assert_close(measured.effects_PN[i, head], change[0], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("method", ["eap_ig_inputs", "eap_ig_activations"])
+@pytest.mark.parametrize("method", ["eap_ig_inputs", "eap_ig_activations", "ig_nodes"])
 def test_the_gap_of_a_path_closes_with_its_steps(method):
     model = tiny_model()
     nodes = Components(model, NAMES)
     few, many = (predict_effects(model, nodes, SOME, method=method, steps=steps) for steps in (1, 40))
     assert many.completeness["gap"].max() < 2e-3 < few.completeness["gap"].max()
-    assert len(many.gaps) == (1 if method == "eap_ig_inputs" else len(nodes.reads))
+    assert len(many.gaps) == (len(nodes.reads) if method == "eap_ig_activations" else 1)
+
+
+@pytest.mark.parametrize("to", KINDS)
+def test_effects_of_all_nodes_divide_what_keep_only_runs_measure(to):
+    """Along the path of all nodes the effects add up to m(none kept) - m(all kept)."""
+    model = tiny_model()
+    nodes = Components(model, NAMES)
+    effects = predict_effects(model, nodes, SOME, method="ig_nodes", replace_by=to, discovery=OTHERS, steps=60)
+    keep = torch.stack([torch.zeros(len(nodes.nodes)), torch.ones(len(nodes.nodes))]).bool()
+    none, every = keep_only_values(model, SOME, nodes, keep, DonorSource(model, [nodes], to, NAMES, OTHERS))
+    torch.testing.assert_close(effects.effects_PN.sum(1), none - every, rtol=2e-2, atol=1e-3)
+    assert (none - every).abs().max() > 0.1
+
+
+def test_first_order_effects_are_slopes_of_shares_and_gradients_times_differences():
+    """Those of single heads against finite differences of an edit written with a hook."""
+    model = tiny_model()
+    nodes = Components(model, NAMES)
+    predicted = predict_effects(model, nodes, SOME, method="eap").effects_PN
+    donors = [DonorSource(model, [nodes], "corrupted", NAMES).donors([p]) for p in SOME]
+    for name in ("head.0.1@subject", "head.1.2@other", "mlp.1@last"):
+        [number] = nodes.index([name])
+        node, layer = nodes.nodes[number], nodes.nodes[number].layer
+        site = Site("attn_heads" if name[0] == "h" else "mlp_out", layer)
+        part = slice(node.head * model.head_dim, (node.head + 1) * model.head_dim) if name[0] == "h" else slice(None)
+        for i, (p, there) in enumerate(zip(SOME, donors, strict=True)):
+            at = [t for t, n in enumerate(there.position_BT[0].tolist()) if NAMES.names[n] == node.position]
+
+            def value(step, site=site, at=at, part=part, there=there, p=p):
+                def edit(x):
+                    x = x.clone()
+                    x[:, at, part] += step * (there.values[site][:, at, part] - x[:, at, part])
+                    return x
+
+                out = model.forward(torch.tensor([p.clean_tokens]), edits={site: edit})
+                return float(contrasts(out.logits, [Contrast.of_pair(p)])[0])
+
+            slope = (value(1e-5) - value(-1e-5)) / 2e-5
+            assert float(predicted[i, number]) == pytest.approx(slope, rel=1e-5, abs=1e-9)
+    assert predicted.abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gemma2", "gemma3", "granite"])

@@ -45,7 +45,7 @@ def without(number: int) -> PromptPair:
 def test_patching_writes_what_is_at_the_same_place_of_the_corrupted_prompt(model):
     mine = longer()
     there = captured(model, torch.tensor([mine.corrupted_tokens]), [SITE])[SITE][0]
-    patch = donor(model, [mine, pair(5)], [SITE], ["subject", ALL])
+    patch = donor(model, [mine, pair(5)], [SITE])
     (edit,) = patch.edits(mine, "subject", SITE)
     assert edit.position == 2 and torch.equal(edit.vector_D, there[4])
     every = {e.position: e.vector_D for e in patch.edits(mine, ALL, SITE)}
@@ -55,7 +55,7 @@ def test_patching_writes_what_is_at_the_same_place_of_the_corrupted_prompt(model
 
 def test_a_position_that_the_corrupted_prompt_lacks_is_not_patched(model):
     lacking = PromptPair.model_validate(longer().model_dump() | {"corrupted_positions": {"last": 8}})
-    assert donor(model, [lacking], [SITE], ["subject"]).edits(lacking, "subject", SITE) == []
+    assert donor(model, [lacking], [SITE]).edits(lacking, "subject", SITE) == []
     dictionaries = transcoders(model, (1,))
     values = NamedActivations(model, dictionaries, [lacking], corrupted=True).values([FeatureAt(1, 3, "subject")])
     assert values == {FeatureAt(1, 3, "subject"): {}}
@@ -107,6 +107,6 @@ def test_capture_takes_the_positions_of_each_version(model):
 
 def test_activations_of_a_corrupted_prompt_that_is_not_there_are_refused(model):
     with pytest.raises(MechstudyError, match="prompt p0-1 has no corrupted prompt"):
-        donor(model, [*pairs(1), without(1)], [SITE], ["last"])
+        donor(model, [*pairs(1), without(1)], [SITE])
     with pytest.raises(MechstudyError, match="prompt p0-1 has no corrupted prompt"):
         NamedActivations(model, {}, [without(1)], corrupted=True)

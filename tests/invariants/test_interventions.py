@@ -160,7 +160,7 @@ def test_patching_the_last_layer_everywhere_gives_the_corrupted_metric(family):
     clean = clean_run(model, tokens_of(EQUAL), (site.layer,))
     corrupted = logit_differences(EQUAL, model.forward(tokens_of(EQUAL, corrupted=True)).logits)
     for is_corrupted in (True, False):
-        other = donor(model, everywhere, [site], names, corrupted=is_corrupted)
+        other = donor(model, everywhere, [site], corrupted=is_corrupted)
         rows = [[e for name in names for e in other.edits(p, name, site)] for p in everywhere]
         patched = logit_differences(EQUAL, edited_run(model, {}, clean, rows).logits)
         unpatched = logit_differences(EQUAL, clean.logits_BV)
@@ -173,7 +173,7 @@ def test_patching_before_the_difference_does_nothing_and_at_it_everything():
     model = tiny_model("llama")
     site = Site("resid_pre", 0)
     named = [p.model_copy(update={"positions": {"first": 1, "subject": 2}}) for p in EQUAL]
-    corrupted = donor(model, named, [site], ("first", "subject"))
+    corrupted = donor(model, named, [site])
     clean = clean_run(model, tokens_of(EQUAL), (0,))
     first = edited_run(model, {}, clean, [corrupted.edits(p, "first", site) for p in named]).logits
     subject = edited_run(model, {}, clean, [corrupted.edits(p, "subject", site) for p in named]).logits

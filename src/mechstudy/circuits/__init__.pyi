@@ -45,7 +45,7 @@ from .node_effects import NodeEffects as NodeEffects
 from .node_sets import DictionaryNodes as DictionaryNodes
 from .node_sets import Nodes as Nodes
 from .node_sets import nodes_of as nodes_of
-from .node_values import MeanValues as MeanValues
+from .node_values import NodeRecorder as NodeRecorder
 from .node_values import NodeValues as NodeValues
 from .node_values import node_values as node_values
 from .prompt_graph import ExplainedPrompt as ExplainedPrompt
@@ -70,3 +70,5 @@ from .rows import feature_targets as feature_targets
 from .targets import AnswerContrast as AnswerContrast
 from .targets import AnswerTokens as AnswerTokens
 from .targets import Explained as Explained
+from .universe import NodeSet as NodeSet
+from .universe import NodeSets as NodeSets

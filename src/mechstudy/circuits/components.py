@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from mechstudy.circuits.donors import Donors, Key
 from mechstudy.circuits.named_positions import ALL, NamedPositions
+from mechstudy.circuits.universe import Shares, at_tokens, change_of, is_replaced
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.language_model import Edit, LanguageModel
 from mechstudy.models.sites import Site
@@ -95,23 +95,6 @@ class Components:
         self.nodes = tuple(nodes)
         self.number = {node: i for i, node in enumerate(self.nodes)}
 
-    @classmethod
-    def of(cls, model: LanguageModel, nodes: Sequence[Component]) -> Components:
-        """The set that some nodes are.
-
-        Raises:
-            MechstudyError: they are not all heads, all MLPs or both of some layers, at every name.
-        """
-        kinds, layers = {type(node) for node in nodes}, sorted({node.layer for node in nodes})
-        names = NamedPositions(tuple(dict.fromkeys(node.position for node in nodes)))
-        whole = cls(model, names, heads=HeadAt in kinds, mlps=MlpAt in kinds, layers=layers)
-        if whole.nodes != tuple(nodes):
-            raise MechstudyError(
-                f"{len(nodes)} nodes are not the components of {len(layers)} layers at {len(names.names)} positions",
-                fix="the effects of mechstudy.components",
-            )
-        return whole
-
     def _add(self, site: Site, parts: int, more: Sequence[Component], nodes: list[Component]) -> None:
         self._parts[site] = parts
         self.slices[site] = slice(len(nodes), len(nodes) + len(more))
@@ -142,49 +125,35 @@ class Components:
             numbers.append(number)
         return numbers
 
-    def effects(
-        self, site: Site, differences: Mapping[Key, Tensor], gradient_BTW: Float[Tensor, "b t w"], donors: Donors
-    ) -> Float64[Tensor, "b n"]:
-        """Difference x gradient of each of a site's nodes, summed over its coordinates and tokens that have a donor."""
-        x_BTP = torch.unflatten((differences[site] * gradient_BTW).double(), -1, (self._parts[site], -1)).sum(-1)
-        return summed_by_name(x_BTP, donors, len(self.positions.names)).flatten(1)
+    @property
+    def writes(self) -> tuple[Site, ...]:
+        """The same sites."""
+        return self.reads
 
-    def change(self, site: Site, differences: Mapping[Key, Tensor]) -> Float[Tensor, "b t w"]:
-        """The change of a site when all of its nodes are replaced."""
-        return differences[site]
-
-    def edits(self, replaced_CN: Bool[Tensor, "c n"], donors: Donors) -> dict[Site, Edit]:
-        """Edits that replace nodes, for rows of every circuit with all prompts, one circuit after the other.
-
-        Args:
-            replaced_CN: the nodes that each of the circuits replaces.
-            donors: of the batch's prompts.
-        """
+    def edits(self, share_RN: Shares, donors: Donors, sites: Collection[Site] | None = None) -> dict[Site, Edit]:
+        """Edits that replace nodes (`NodeSet.edits`)."""
         edits: dict[Site, Edit] = {}
         for site, part in self.slices.items():
-            if bool((here_CN := replaced_CN[:, part]).any()):
-                here_CPN = torch.unflatten(here_CN, 1, (self._parts[site], -1))
-                edits[site] = _replacing(tokens_replaced(here_CPN, donors), donors.values[site])
+            here_RN = share_RN[:, part]
+            if is_replaced(here_RN) and (sites is None or site in sites):
+                here_RPN = torch.unflatten(here_RN, 1, (self._parts[site], -1))
+                edits[site] = _replacing(site, at_tokens(here_RPN, donors), donors)
         return edits
 
 
-def summed_by_name(x_BTP: Float64[Tensor, "b t p"], donors: Donors, n_names: int) -> Float64[Tensor, "b p n"]:
-    """Sums over the tokens of each name, where there is a donor."""
-    of_name_BTN = torch.nn.functional.one_hot(donors.position_BT, n_names) * donors.has_BT[..., None]
-    return torch.einsum("btp,btn->bpn", x_BTP, of_name_BTN.to(x_BTP))
+def _replacing(site: Site, share_RTP: Tensor, donors: Donors) -> Edit:
+    parts, prompts = share_RTP.shape[-1], len(donors.has_BT)
 
+    def by_circuit(x_RTW: Tensor) -> Tensor:
+        return torch.unflatten(torch.unflatten(x_RTW, -1, (parts, -1)), 0, (-1, prompts))
 
-def tokens_replaced(replaced_CPN: Bool[Tensor, "c p n"], donors: Donors) -> Bool[Tensor, "c b t p"]:
-    """Which parts of a site each circuit replaces at each token of each prompt, from those at named positions."""
-    replaced_CBTP = replaced_CPN.transpose(1, 2)[:, donors.position_BT]
-    return replaced_CBTP & donors.has_BT[..., None]
-
-
-def _replacing(replaced_CBTP: Tensor, donor_BTW: Tensor) -> Edit:
     def edit(x_RTW: Tensor) -> Tensor:
-        circuits, prompts, _, parts = replaced_CBTP.shape
-        x = torch.unflatten(torch.unflatten(x_RTW, -1, (parts, -1)), 0, (circuits, prompts))
-        donor = torch.unflatten(donor_BTW.to(x), -1, (parts, -1))
-        return torch.where(replaced_CBTP[..., None].to(x.device), donor, x).flatten(-2).flatten(0, 1)
+        share, donor = by_circuit(share_RTP.to(x_RTW.device)), by_circuit(donors.values[site].to(x_RTW))
+        x = by_circuit(x_RTW)
+        if share.dtype is torch.bool:
+            edited = torch.where(share, donor, x)
+        else:
+            edited = x + change_of(share, donor, by_circuit((donors.relative_to or {site: x_RTW})[site]))
+        return edited.flatten(-2).flatten(0, 1)
 
     return edit

@@ -1,4 +1,4 @@
-"""What activations of clean prompts are replaced by: zero, a mean, another prompt's, the corrupted prompt's."""
+"""What values of prompts are replaced by: zero, a mean, another prompt's, the corrupted prompt's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechstudy.behaviours.schema import PromptPair
-from mechstudy.circuits.named_positions import NamedPositions
+from mechstudy.circuits.named_positions import AlignedPrompt, NamedPositions, aligned
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.seeds import numpy_generator
 from mechstudy.models.batches import captured, length_buckets
@@ -51,12 +51,14 @@ class Donors:
     """Replacements for a batch of clean prompts of one length.
 
     ``values[key]`` is [B, T, width]; ``has_BT`` marks the tokens that have one (a corrupted prompt of another length
-    lacks some); ``position_BT`` is the number of each token's position name.
+    lacks some); ``position_BT`` is the number of each token's position name. ``relative_to`` are the values that a
+    replacement is a change of, those of the clean run; without, those of the running pass.
     """
 
     values: Mapping[Key, Float[Tensor, "b t w"]]
     has_BT: Bool[Tensor, "b t"]
     position_BT: Int[Tensor, "b t"]
+    relative_to: Mapping[Key, Float[Tensor, "b t w"]] | None = None
 
 
 class DonorSource:
@@ -67,7 +69,7 @@ class DonorSource:
         recorded: what is replaced.
         to: ``zero``; the ``mean`` over the discovery prompts at the same named position; that of one of them, drawn for
             each prompt (``resample``: of several positions of one name their mean, and the mean of all prompts where
-            it lacks the name); that of the pair's ``corrupted`` prompt at the place of the token.
+            it lacks the name); that of the prompt's ``corrupted`` one at the place of the token.
         positions: the names that positions have.
         discovery: the prompts that give means and resamples.
         seed: of the draw of resamples.
@@ -98,49 +100,58 @@ class DonorSource:
         self._seed, self._draw, self._n_discovery = seed, draw, len(discovery)
         self._means: dict[Key, Tensor] = {}  # [names, width]
         self._of_prompt: dict[Key, Tensor] = {}  # [prompts, names, width], for resamples
+        self._averaged: set[str] = set()  # names that discovery prompts have
         if to in ("mean", "resample"):
             if not discovery:
                 raise MechstudyError(f"replacing by {to} needs prompts to take activations from", fix="discovery=...")
             self._average(discovery)
 
     @torch.no_grad()
-    def donors(self, pairs: Sequence[PromptPair]) -> Donors:
-        """The replacements of pairs whose clean prompts have one length.
+    def donors(self, prompts: Sequence[PromptPair | AlignedPrompt]) -> Donors:
+        """The replacements of (clean) prompts of one length.
+
+        Tokens of an answer have no mean and no resample.
 
         Raises:
-            MechstudyError: replaced by the corrupted prompt's, and a pair has none.
+            MechstudyError: replaced by the corrupted prompt's, and a prompt has none; by a mean or resample, and no
+                discovery prompt has a token of some name.
         """
-        position_BT = self.positions.numbers(pairs)
-        has_BT = torch.ones_like(position_BT, dtype=torch.bool)
+        some = [aligned(prompt) for prompt in prompts]
+        number_BT = self.positions.numbers(some)
+        has_BT, position_BT = torch.ones_like(number_BT, dtype=torch.bool), number_BT.clamp(min=0)
         if self.to == "corrupted":
-            return Donors(*self._corrupted(pairs, has_BT), position_BT)
+            return Donors(*self._corrupted(some), position_BT)
         if self.to == "zero":
             shape = (*position_BT.shape, -1)
-            tokens = torch.tensor([pairs[0].clean_tokens])
-            first = self._values(captured(self._model, tokens, self._reads))
+            first = self._record([some[0].tokens])
             return Donors({k: torch.zeros_like(x[:, :1]).expand(shape) for k, x in first.items()}, has_BT, position_BT)
+        has_BT = number_BT >= 0
+        if lacking := {self.positions.names[i] for i in number_BT[has_BT].tolist()} - self._averaged:
+            raise MechstudyError(
+                f"no discovery prompt has a position {min(lacking)!r} to take a {self.to} from",
+                fix="discovery prompts like those that are replaced",
+            )
         if self.to == "mean":
             return Donors({k: table[position_BT] for k, table in self._means.items()}, has_BT, position_BT)
-        chosen = donor_numbers(pairs, self._n_discovery, self._seed, "keep_only", self._draw)
+        chosen = donor_numbers(some, self._n_discovery, self._seed, "keep_only", self._draw)
         which = torch.tensor(chosen)[:, None]
         return Donors({k: table[which, position_BT] for k, table in self._of_prompt.items()}, has_BT, position_BT)
 
-    def _values(self, activations: Mapping[Site, Tensor]) -> dict[Key, Tensor]:
-        return {key: value for one in self._recorded for key, value in one.values(activations).items()}
+    def _record(self, tokens: Sequence[Sequence[int]]) -> dict[Key, Tensor]:
+        at = captured(self._model, torch.tensor(tokens), self._reads) if self._reads else {}
+        return {key: value for one in self._recorded for key, value in one.values(at).items()}
 
-    def _corrupted(self, pairs: Sequence[PromptPair], has_BT: Tensor) -> tuple[dict[Key, Tensor], Tensor]:
-        require_corrupted(pairs)
-        there = [[pair.corrupted_at(t) for t in range(has_BT.shape[1])] for pair in pairs]
-        has = torch.tensor([[at is not None for at in row] for row in there])
+    def _corrupted(self, prompts: Sequence[AlignedPrompt]) -> tuple[dict[Key, Tensor], Tensor]:
+        require_corrupted(prompts)
+        has_BT = torch.tensor([[at is not None for at in prompt.corrupted_at] for prompt in prompts])
         rows: dict[Key, dict[int, Tensor]] = defaultdict(dict)
-        for batch in length_buckets([len(pair.corrupted_tokens) for pair in pairs], self._batch_tokens):
-            tokens_BT = torch.tensor([pairs[i].corrupted_tokens for i in batch])
-            values = self._values(captured(self._model, tokens_BT, self._reads))
+        for batch in length_buckets([len(prompt.corrupted) for prompt in prompts], self._batch_tokens):
+            values = self._record([prompts[i].corrupted for i in batch])
             for b, i in enumerate(batch):
-                at = torch.tensor([t or 0 for t in there[i]])
+                at = torch.tensor([t or 0 for t in prompts[i].corrupted_at])
                 for key, value in values.items():
                     rows[key][i] = value[b, at.to(value.device)]
-        return {key: torch.stack([of[i] for i in range(len(pairs))]) for key, of in rows.items()}, has
+        return {key: torch.stack([of[i] for i in range(len(prompts))]) for key, of in rows.items()}, has_BT
 
     @torch.no_grad()
     def _average(self, discovery: Sequence[PromptPair]) -> None:
@@ -152,7 +163,7 @@ class DonorSource:
         for batch in length_buckets([len(pair.clean_tokens) for pair in discovery], self._batch_tokens):
             some = [discovery[i] for i in batch]
             of_name_BTN = torch.nn.functional.one_hot(self.positions.numbers(some), n_names).double()
-            values = self._values(captured(self._model, torch.tensor([p.clean_tokens for p in some]), self._reads))
+            values = self._record([pair.clean_tokens for pair in some])
             for key, value in values.items():
                 summed = torch.einsum("btn,btw->bnw", of_name_BTN.to(value.device), value.double())
                 sums[key].append(summed if self.to == "resample" else summed.sum(0, keepdim=True))
@@ -160,6 +171,7 @@ class DonorSource:
             order += batch
         count_PN = torch.cat(counts)
         total_N1 = count_PN.sum(0)[:, None].clamp(min=1)
+        self._averaged = {name for name, n in zip(self.positions.names, count_PN.sum(0).tolist(), strict=True) if n}
         inverse = torch.tensor(order).argsort()
         for key, parts in sums.items():
             x = torch.cat(parts)
@@ -171,7 +183,7 @@ class DonorSource:
                 self._of_prompt[key] = own[inverse.to(x.device)].to(self._model.dtype)
 
 
-def require_corrupted(pairs: Iterable[PromptPair]) -> None:
+def require_corrupted(pairs: Iterable[PromptPair | AlignedPrompt]) -> None:
     """Checks that every pair has a corrupted prompt.
 
     Raises:
@@ -184,6 +196,8 @@ def require_corrupted(pairs: Iterable[PromptPair]) -> None:
         )
 
 
-def donor_numbers(pairs: Sequence[PromptPair], n_donors: int, seed: int, behaviour: str, draw: int) -> list[int]:
+def donor_numbers(
+    pairs: Sequence[PromptPair | AlignedPrompt], n_donors: int, seed: int, behaviour: str, draw: int
+) -> list[int]:
     """A donor's number for each pair: the same for circuit and controls, drawn separately in every draw."""
     return [int(numpy_generator(seed, behaviour, f"resample/{pair.id}/{draw}").integers(n_donors)) for pair in pairs]

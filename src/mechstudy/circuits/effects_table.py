@@ -12,6 +12,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from mechstudy.circuits.donors import Replacement
+from mechstudy.circuits.named_positions import NamedPositions
 from mechstudy.core.errors import MechstudyError
 
 
@@ -37,7 +38,7 @@ class EffectsTable:
     """The change of the answers' contrast when each node alone is replaced, on each prompt.
 
     ``effects_PN`` [prompts, nodes] is metric(replaced) - metric(clean): negative where the node supports the
-    answer. ``gaps`` are there for methods that promise a sum.
+    answer. ``positions`` are those that nodes are at; ``gaps`` are there for methods that promise a sum.
     """
 
     nodes: tuple[Any, ...]
@@ -45,6 +46,7 @@ class EffectsTable:
     prompts: tuple[str, ...]
     method: str
     replaced_by: Replacement
+    positions: NamedPositions
     gaps: tuple[Gap, ...] = ()
 
     @property
@@ -123,14 +125,32 @@ def ranked(effects_N: Float64[Tensor, " n"], by: str = "magnitude") -> list[int]
         effects_N: of replacing each node.
         by: ``magnitude``, the size of the effect: what a circuit needs to do as the model does, against it too.
             ``support``: the most negative effect first, so that nodes come first without which the metric falls.
+            ``balance``: by size among those that support and those that oppose, taken from the side that brings the sum
+            of effects so far towards the sum of all: a circuit of any size then does as much as the model does.
 
     Raises:
         MechstudyError: another ranking.
     """
+    if by == "balance":
+        return _balanced(effects_N)
     if by not in ("magnitude", "support"):
-        raise MechstudyError(f"nodes cannot be ranked by {by!r}", facts={"rankings": "magnitude, support"})
+        raise MechstudyError(f"nodes cannot be ranked by {by!r}", facts={"rankings": "magnitude, support, balance"})
     strength = effects_N.abs() if by == "magnitude" else -effects_N
     return torch.sort(strength, descending=True, stable=True).indices.tolist()
+
+
+def _balanced(effects_N: Tensor) -> list[int]:
+    effects, total = effects_N.tolist(), float(effects_N.sum())
+    by_size = ranked(effects_N)[::-1]
+    below = [i for i in by_size if effects[i] < 0]
+    others = [i for i in by_size if effects[i] >= 0]
+    order: list[int] = []
+    so_far = 0.0
+    while below or others:
+        side = below if below and (so_far > total or not others) else others
+        order.append(side.pop())
+        so_far += effects[order[-1]]
+    return order
 
 
 def by_prompt(batches: Sequence[Sequence[int]], parts: Sequence[Tensor]) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,39 +15,17 @@ from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.donors import Donors, DonorSource, Key, Recorded, Replacement, SiteValues
 from mechstudy.circuits.effects_table import EffectsTable, Gap, by_prompt
 from mechstudy.circuits.held_path import midpoints
-from mechstudy.circuits.named_positions import NamedPositions
 from mechstudy.circuits.relevance import relevance_rules
-from mechstudy.circuits.site_gradients import contrast_gradients
+from mechstudy.circuits.site_gradients import contrast_values
+from mechstudy.circuits.universe import NodeSet
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.batches import length_buckets
 from mechstudy.models.language_model import Edit, LanguageModel
+from mechstudy.models.reading import merged
 from mechstudy.models.sites import Site
 
-METHODS = ("eap", "eap_ig_inputs", "eap_ig_activations", "relp")
+METHODS = ("eap", "eap_ig_inputs", "eap_ig_activations", "ig_nodes", "relp")
 INPUTS = Site("resid_pre", 0)  # the embeddings, which the path of inputs leads through
-
-
-@runtime_checkable
-class ScoredNodes(Recorded, Protocol):
-    """Nodes that write at sites, such as `Components`."""
-
-    @property
-    def nodes(self) -> tuple[Any, ...]:
-        """The nodes, which print as their names."""
-
-    @property
-    def slices(self) -> Mapping[Site, slice]:
-        """The nodes that write at each site; together all nodes in order."""
-
-    @property
-    def positions(self) -> NamedPositions:
-        """The positions that nodes are at."""
-
-    def effects(self, site: Site, differences: Mapping[Key, Tensor], gradient_BTW: Tensor, donors: Donors) -> Tensor:
-        """What (donor - clean value) x gradient says of a site's nodes, [B, n], in float64."""
-
-    def change(self, site: Site, differences: Mapping[Key, Tensor]) -> Tensor:
-        """The change of a site, [B, T, width], when all of its nodes are replaced."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +47,19 @@ class Batch:
         return lambda _: moved
 
 
-Effects = tuple[Tensor, Mapping[str, tuple[Tensor, Tensor]]]  # [B, N], and sums with the changes they should be
+Sums = Mapping[str, tuple[Tensor, Tensor]]  # of effects, [B], with the changes that they should be
+Effects = tuple[Tensor, Sums]  # [B, N]
 
 
 def predict_effects(
     model: LanguageModel,
-    nodes: ScoredNodes,
+    nodes: NodeSet,
     pairs: Iterable[PromptPair],
     *,
     method: str = "eap_ig_inputs",
     replace_by: Replacement = "corrupted",
     discovery: Sequence[PromptPair] = (),
+    kept: Sequence[int] | None = None,
     steps: int = 5,
     seed: int = 0,
     batch_tokens: int = 4096,
@@ -92,7 +72,12 @@ def predict_effects(
     replacement (Hanna et al. 2403.17806), by the midpoint rule; the embeddings' own effects then add up to the change
     that replacing them makes, and the gap is reported. ``eap_ig_activations``, its mean along the path of the
     activations of the node's site, all nodes of the site together: these add up to the change that replacing the site
-    makes. ``relp``, the gradient at the clean prompt under the rules of `relevance_rules`.
+    makes. ``ig_nodes``, its mean along the path on which every node is replaced by the same growing share, what it
+    holds computed in the running pass: the effects add up to the change that replacing all nodes makes, and so divide
+    among nodes what keep-only runs measure (Aumann-Shapley values). ``relp``, the gradient at the clean prompt under
+    the rules of `relevance_rules`.
+
+    All are gradients with respect to the share of a node that is replaced (`NodeSet.edits`).
 
     Args:
         model: the model.
@@ -101,6 +86,8 @@ def predict_effects(
         method: how effects are predicted.
         replace_by: what a node is replaced by (`DonorSource`).
         discovery: prompts that give means and resamples.
+        kept: for ``ig_nodes``, the nodes that the path begins with; others are replaced from its beginning, and have no
+            effect. By default all.
         steps: points of a path.
         seed: of resamples.
         batch_tokens: tokens run at a time.
@@ -115,12 +102,6 @@ def predict_effects(
     if steps < 1:
         raise MechstudyError(f"steps: {steps} is no number of steps of a path", fix="steps=5")
     pairs = comparable(pairs)
-    of_method: Callable[[LanguageModel, ScoredNodes, Batch, int, str], Effects] = {
-        "eap": _eap,
-        "eap_ig_inputs": _ig_inputs,
-        "eap_ig_activations": _ig_activations,
-        "relp": _relp,
-    }[method]
     replacements = DonorSource(
         model,
         [nodes, SiteValues((INPUTS,))],
@@ -130,19 +111,23 @@ def predict_effects(
         seed=seed,
         batch_tokens=batch_tokens,
     )
-    recorded: list[Recorded] = [nodes, SiteValues((INPUTS, *nodes.slices))]
+    recorded: list[Recorded] = [nodes, SiteValues((INPUTS,))]
     batches = length_buckets([len(pair.clean_tokens) for pair in pairs], batch_tokens)
+    kept_N = torch.ones(len(nodes.nodes), dtype=torch.bool)
+    if kept is not None:
+        kept_N = torch.zeros_like(kept_N).index_fill(0, torch.tensor(kept, dtype=torch.long), True)
     parts: list[Effects] = []
     for batch in batches:
         x = batch_of(model, [pairs[i] for i in batch], recorded, replacements)
-        parts.append(of_method(model, nodes, x, steps, checkpointing))
+        shares = _Shares(model, nodes, x, steps, checkpointing, kept_N)
+        parts.append(getattr(shares, method)())
     gaps = [
         Gap(place, *(by_prompt(batches, [sums[place][side] for _, sums in parts]) for side in (0, 1)))
         for place in parts[0][1]
     ]
     effects_PN = by_prompt(batches, [effects for effects, _ in parts])
     ids = tuple(pair.id for pair in pairs)
-    return EffectsTable(nodes.nodes, effects_PN, ids, method, replace_by, tuple(gaps))
+    return EffectsTable(nodes.nodes, effects_PN, ids, method, replace_by, nodes.positions, tuple(gaps))
 
 
 def comparable(pairs: Iterable[PromptPair]) -> list[PromptPair]:
@@ -170,65 +155,102 @@ def batch_of(
     sites = list(dict.fromkeys(site for one in recorded for site in one.reads))
     out = model.forward(tokens_BT, capture=sites)
     assert out.logits is not None
-    donors = replacements.donors(pairs)
     clean = {key: value for one in recorded for key, value in one.values(out.activations).items()}
+    donors = replace(replacements.donors(pairs), relative_to=clean)
     differences = {key: donors.values[key].to(value) - value for key, value in clean.items() if key in donors.values}
     return Batch(tokens_BT, of_row, contrasts(out.logits, of_row), out.activations, differences, donors)
 
 
-def _eap(model: LanguageModel, nodes: ScoredNodes, x: Batch, steps: int, checkpointing: str) -> Effects:
-    at = contrast_gradients(model, x.tokens_BT, x.of_row, list(nodes.slices), checkpointing=checkpointing).at
-    return _effects(nodes, x, at), {}
+@dataclass(frozen=True)
+class _Shares:
+    """Gradients of a batch's contrasts with respect to shares of nodes that are replaced."""
+
+    model: LanguageModel
+    nodes: NodeSet
+    x: Batch
+    steps: int
+    checkpointing: str
+    kept_N: Tensor
+
+    def eap(self) -> Effects:
+        return self._gradient(0.0), {}
+
+    def relp(self) -> Effects:
+        with relevance_rules(self.model, self.x.tokens_BT):
+            return self.eap()
+
+    def eap_ig_inputs(self) -> Effects:
+        change_BTD = self.x.differences[INPUTS]
+        path = []
+        for share in midpoints(self.steps):
+            share_B = change_BTD.new_full((len(change_BTD),), share).requires_grad_()
+            moved = {INPUTS: self.x.moved(INPUTS, share_B[:, None, None] * change_BTD)}
+            path.append(self._gradients(0.0, share_B, edits=moved))
+        effects_BN, inputs_B = (_mean(parts) for parts in zip(*path, strict=True))
+        return effects_BN, {"inputs": (inputs_B, self._change({INPUTS: self.x.moved(INPUTS, change_BTD)}))}
+
+    def eap_ig_activations(self) -> Effects:
+        parts, sums = [], {}
+        starts = [Site("resid_pre", layer) for layer in sorted({site.layer for site in self.nodes.slices})]
+        resid = self.model.forward(self.x.tokens_BT, capture=starts, logits_at=None).activations
+        for site, part in self.nodes.slices.items():
+            start = (site.layer, resid[Site("resid_pre", site.layer)])
+            path = [self._gradient(share, start=start, sites=[site])[:, part] for share in midpoints(self.steps)]
+            parts.append(_mean(path))
+            measured_B = self._change(self._replacing([site]), start)
+            sums[str(site)] = (parts[-1].sum(1), measured_B)
+        return torch.cat(parts, 1), sums
+
+    def ig_nodes(self) -> Effects:
+        effects_BN = _mean([self._gradient(share, live=True) for share in midpoints(self.steps)])
+        effects_BN = torch.where(self.kept_N.to(effects_BN.device), effects_BN, 0)
+        start_B, end_B = (self._change(self._replacing(None, which_N)) for which_N in (~self.kept_N, None))
+        return effects_BN, {"nodes": (effects_BN.sum(1), end_B - start_B)}
+
+    def _gradient(self, share: float, **options: Any) -> Tensor:
+        return self._gradients(share, **options)[0]
+
+    @torch.enable_grad()
+    def _gradients(
+        self,
+        share: float,
+        *inputs: Tensor,
+        live: bool = False,
+        edits: Mapping[Site, Edit] | None = None,
+        start: tuple[int, Tensor] | None = None,
+        sites: Collection[Site] | None = None,
+    ) -> list[Tensor]:
+        """Gradients with respect to the nodes' shares and further inputs of a run with edits, in float64.
+
+        Nodes of ``sites`` change by a ``share`` of the difference of donors and what they hold in the running pass
+        (``live``), or in the clean one, whatever the edits.
+        """
+        model, x = self.model, self.x
+        shape = (len(x.tokens_BT), len(self.nodes.nodes))
+        share_BN = torch.full(shape, share, dtype=model.dtype, device=model.device)
+        if live:
+            share_BN = torch.where(self.kept_N.to(model.device), share_BN, 1)
+        share_BN.requires_grad_()
+        donors = replace(x.donors, relative_to=None) if live else x.donors
+        of_nodes = self.nodes.edits(share_BN, donors, sites)
+        values = contrast_values(model, x.tokens_BT, x.of_row, start, self.checkpointing)
+        value_B = values(merged([edits or {}, of_nodes]))
+        gradients = torch.autograd.grad(value_B.sum(), [share_BN, *inputs], materialize_grads=True)
+        return [gradient.double() for gradient in gradients]
+
+    def _replacing(self, sites: Collection[Site] | None, which_N: Tensor | None = None) -> dict[Site, Edit]:
+        """Edits that replace nodes, by default all, of some sites."""
+        which_N = torch.ones_like(self.kept_N) if which_N is None else which_N
+        every = which_N.expand(len(self.x.tokens_BT), -1)
+        return self.nodes.edits(every, replace(self.x.donors, relative_to=None), sites)
+
+    @torch.no_grad()
+    def _change(self, edits: Mapping[Site, Edit], start: tuple[int, Tensor] | None = None) -> Tensor:
+        """The change of the contrasts of a run with edits."""
+        logits = self.model.forward(self.x.tokens_BT, edits=edits, start=start).logits
+        assert logits is not None
+        return contrasts(logits, self.x.of_row) - self.x.value_B
 
 
-def _relp(model: LanguageModel, nodes: ScoredNodes, x: Batch, steps: int, checkpointing: str) -> Effects:
-    with relevance_rules(model, x.tokens_BT):
-        return _eap(model, nodes, x, steps, checkpointing)
-
-
-def _ig_inputs(model: LanguageModel, nodes: ScoredNodes, x: Batch, steps: int, checkpointing: str) -> Effects:
-    sites = (INPUTS, *nodes.slices)
-    change_BTD = x.differences[INPUTS]
-    mean: dict[Site, Tensor] = {}
-    for share in midpoints(steps):
-        edits = {INPUTS: x.moved(INPUTS, share * change_BTD)}
-        at = contrast_gradients(model, x.tokens_BT, x.of_row, sites, edits=edits, checkpointing=checkpointing).at
-        mean = {site: mean.get(site, 0) + g / steps for site, g in at.items()}
-    has = x.donors.has_BT[..., None].to(change_BTD.device)
-    summed_B = (change_BTD * mean[INPUTS] * has).double().sum((1, 2))
-    measured_B = _value(model, x, {INPUTS: x.moved(INPUTS, change_BTD)}) - x.value_B
-    return _effects(nodes, x, mean), {"inputs": (summed_B, measured_B)}
-
-
-def _ig_activations(model: LanguageModel, nodes: ScoredNodes, x: Batch, steps: int, checkpointing: str) -> Effects:
-    parts, sums = [], {}
-    starts = [Site("resid_pre", layer) for layer in sorted({site.layer for site in nodes.slices})]
-    resid = model.forward(x.tokens_BT, capture=starts, logits_at=None).activations
-    for site in nodes.slices:
-        start = (site.layer, resid[Site("resid_pre", site.layer)])
-        change_BTW = nodes.change(site, x.differences)
-        mean = torch.zeros_like(change_BTW)
-        for share in midpoints(steps):
-            edits = {site: x.moved(site, share * change_BTW)}
-            gradients = contrast_gradients(
-                model, x.tokens_BT, x.of_row, [site], edits=edits, start=start, checkpointing=checkpointing
-            )
-            mean += gradients.at[site] / steps
-        effects_BN = nodes.effects(site, x.differences, mean, x.donors)
-        parts.append(effects_BN)
-        measured_B = _value(model, x, {site: x.moved(site, change_BTW)}, start) - x.value_B
-        sums[str(site)] = (effects_BN.sum(1), measured_B)
-    return torch.cat(parts, 1), sums
-
-
-def _effects(nodes: ScoredNodes, x: Batch, gradients: Mapping[Site, Tensor]) -> Tensor:
-    return torch.cat([nodes.effects(site, x.differences, gradients[site], x.donors) for site in nodes.slices], 1)
-
-
-@torch.no_grad()
-def _value(
-    model: LanguageModel, x: Batch, edits: Mapping[Site, Edit], start: tuple[int, Tensor] | None = None
-) -> Tensor:
-    logits = model.forward(x.tokens_BT, edits=edits, start=start).logits
-    assert logits is not None
-    return contrasts(logits, x.of_row)
+def _mean(path: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(path)).mean(0)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -23,7 +24,7 @@ Captured = Mapping[Site, Tensor]
 class Nodes(Protocol):
     """The nodes of one layer: features, each of which adds activation x vector at one or more sites, and an error.
 
-    The error is what the site holds beyond features, constants and what passes. Rows N may be any; `passing` accepts
+    The error is what the site holds beyond features and what passes. Rows N may be any; `passing` accepts
     [..., D] too.
     """
 
@@ -46,19 +47,21 @@ class Nodes(Protocol):
 
     @property
     def has_passing(self) -> bool:
-        """Whether a part of the site's value is no node's where features apply: that of a skip path."""
+        """Whether a part of the site's value is no node's where features apply: a decoder's bias, a skip path."""
 
     def passing(self, at: Captured) -> Float[Tensor, "*n d"]:
         """That part, a function of ``reads``; it follows the edited run."""
-
-    def constant(self, applies_N: Bool[Tensor, " n"]) -> Float[Tensor, "n d"]:
-        """What is at the site where every activation and error is zero."""
 
     def vectors(self, features: Int[Tensor, " f"]) -> tuple[Float[Tensor, "f d"], ...]:
         """What features write at each of ``writes_at`` per unit of activation."""
 
     def along(self, gradient_TD: Float[Tensor, "t d"], site: Site, features: Int[Tensor, " f"]) -> Float[Tensor, "t f"]:
         """Inner products of a gradient at one of ``writes_at`` with what features write there."""
+
+    def written(
+        self, amounts: Float[Tensor, "*n f"], features: Int[Tensor, " f"] | None = None
+    ) -> tuple[Float[Tensor, "*n d"], ...]:
+        """What features, by default all, write together at each of ``writes_at`` at these activations."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class DictionaryNodes:
 
     dictionary: Dictionary
     layer: int
+    has_passing: ClassVar[bool] = True
 
     @property
     def reads(self) -> tuple[Site, ...]:
@@ -94,20 +98,12 @@ class DictionaryNodes:
         applies_N = applies_at(self.dictionary, x_ND, position_N, at[self.site])
         return self.dictionary.encode(x_ND.to(self.dictionary.b_enc)).to(x_ND) * applies_N[:, None], applies_N
 
-    @property
-    def has_passing(self) -> bool:
-        """Whether there is a skip path."""
-        return self.dictionary.W_skip is not None
-
     def passing(self, at: Captured) -> Float[Tensor, "*n d"]:
-        """What the skip path writes."""
-        assert self.dictionary.W_skip is not None
+        """The decoder's bias, and what the skip path writes."""
         x_ND = at[self.reads[0]]
-        return x_ND @ self.dictionary.W_skip.T.to(x_ND)
-
-    def constant(self, applies_N: Bool[Tensor, " n"]) -> Float[Tensor, "n d"]:
-        """The decoder's bias where the dictionary applies."""
-        return self.dictionary.b_dec * applies_N[:, None]
+        b_ND = self.dictionary.b_dec.to(x_ND).expand(*x_ND.shape[:-1], -1)
+        W_skip = self.dictionary.W_skip
+        return b_ND if W_skip is None else b_ND + x_ND @ W_skip.T.to(x_ND)
 
     def vectors(self, features: Int[Tensor, " f"]) -> tuple[Float[Tensor, "f d"], ...]:
         """Decoder rows."""
@@ -117,6 +113,18 @@ class DictionaryNodes:
         """As `Nodes.along`."""
         vectors_FD = self.vectors(features)[self.writes_at.index(site)]
         return gradient_TD @ vectors_FD.T.to(gradient_TD)
+
+    def written(
+        self, amounts: Float[Tensor, "*n f"], features: Int[Tensor, " f"] | None = None
+    ) -> tuple[Float[Tensor, "*n d"], ...]:
+        """As `Nodes.written`."""
+        if features is not None:
+            rows: tuple[Tensor, ...] = self.vectors(features)
+        elif len(self.writes_at) == 1:
+            rows = (self.dictionary.W_dec,)  # all rows: as they are, and not copied
+        else:
+            rows = self.vectors(torch.arange(self.dictionary.cfg.d_sae, device=amounts.device))
+        return tuple(amounts @ rows_FD.to(amounts) for rows_FD in rows)
 
 
 @dataclass(frozen=True)
@@ -154,10 +162,6 @@ class NeuronNodes:
         """Nothing passes."""
         raise AssertionError("neurons hold all of their site")
 
-    def constant(self, applies_N: Bool[Tensor, " n"]) -> Float[Tensor, "n d"]:
-        """Zero."""
-        return self.neurons.b_enc.expand(len(applies_N), -1)
-
     def vectors(self, features: Int[Tensor, " f"]) -> tuple[Float[Tensor, "f d"], ...]:
         """Coordinates of ``mlp_act``."""
         return self.neurons.writes(features)
@@ -166,14 +170,23 @@ class NeuronNodes:
         """As `Nodes.along`, without the coordinates' vectors."""
         return gradient_TD[:, features]
 
+    def written(
+        self, amounts: Float[Tensor, "*n f"], features: Int[Tensor, " f"] | None = None
+    ) -> tuple[Float[Tensor, "*n d"], ...]:
+        """As `Nodes.written`: the activations, each at its coordinate."""
+        if features is None:
+            return (amounts,)
+        zeros = amounts.new_zeros(*amounts.shape[:-1], self.neurons.cfg.d_sae)
+        return (zeros.index_copy(-1, features.to(amounts.device), amounts),)
 
-def nodes_of(model: LanguageModel, bases: Mapping[int, Basis]) -> dict[int, Nodes]:
-    """The nodes of each layer that has a basis.
+
+def nodes_of(model: LanguageModel, bases: Mapping[int, Basis], purpose: str = "contrasts") -> dict[int, Nodes]:
+    """The nodes of each layer that has a basis; errors say what ``purpose`` (a plural) need.
 
     Raises:
         MechstudyError: a dictionary is of another site or layer.
     """
-    check_bases(bases, "contrasts", model)
+    check_bases(bases, purpose, model)
     return {
         layer: NeuronNodes(basis, layer) if isinstance(basis, Neurons) else DictionaryNodes(basis, layer)
         for layer, basis in sorted(bases.items())

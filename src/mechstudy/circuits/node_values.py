@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechstudy.behaviours.schema import PromptPair
+from mechstudy.circuits.donors import Donors, Key
 from mechstudy.circuits.node_sets import Captured, Nodes
-from mechstudy.circuits.prompt_record import position_names
-from mechstudy.models.batches import captured, length_buckets
+from mechstudy.models.batches import captured
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
 
@@ -31,29 +29,32 @@ class NodeValues:
     passing_TD: Mapping[int, Tensor]
 
     def written_TD(self, layer: int) -> Float[Tensor, "t d"]:
-        """What features, error and constants write at the layer's site together."""
+        """What features and error write at the layer's site together."""
         if layer not in self.passing_TD:
             return self.site_TD[layer]
         return self.site_TD[layer] - self.passing_TD[layer] * self.applies_T[layer][:, None]
 
-    def at(self, places: Sequence[int | None], own: NodeValues) -> NodeValues:
-        """The values at other positions, as values to set on another prompt; ``own`` are its own, kept at None.
+    def replaced_by(self, donors: Donors) -> NodeValues:
+        """A donor's values (of a `NodeRecorder`), to set on this prompt; its own where there is none.
 
-        Activations are zero where features do not apply on that prompt: they cannot be set there.
+        A mean of activations is that over rows at which features apply. Where they do not apply on this prompt
+        activations stay zero: they cannot be set there.
         """
-        has_T = torch.tensor([place is not None for place in places])
-        index_T = torch.tensor([0 if place is None else place for place in places])
+        values = {key: value[0] for key, value in donors.values.items()}
+        has_T = donors.has_BT[0]
 
-        def moved(here: Mapping[int, Tensor], there: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        def where_there(part: str, own: Mapping[int, Tensor]) -> dict[int, Tensor]:
             return {
-                layer: torch.where(has_T.to(x.device)[:, None], there[layer][index_T.to(x.device)], x)
-                for layer, x in here.items()
+                layer: torch.where(has_T.to(x.device)[:, None], values[part, layer].to(x), x)
+                for layer, x in own.items()
             }
 
-        return own.replaced(
-            moved(own.activation_TF, self.activation_TF),
-            moved(own.site_TD, self.site_TD),
-            moved(own.passing_TD, self.passing_TD),
+        for layer in self.activation_TF:
+            values["features", layer] = where_applied(values["features", layer], values["applies", layer])
+        return self.replaced(
+            where_there("features", self.activation_TF),
+            where_there("site", self.site_TD),
+            where_there("passing", self.passing_TD),
         )
 
     def replaced(
@@ -88,70 +89,34 @@ def values_at(nodes: Mapping[int, Nodes], at: Captured, position_N: Int[Tensor, 
     return NodeValues(activation, applies, {layer: at[one.site] for layer, one in nodes.items()}, passing)
 
 
-class MeanValues:
-    """Means of node values over some prompts, by named position; unnamed positions share the name ``other``.
+@dataclass(frozen=True)
+class NodeRecorder:
+    """Records what `NodeValues` hold, for `DonorSource`.
 
-    Activations are means over the rows at which features apply; values at sites, over all rows.
+    Keys are a part and a layer: ``features`` [B, T, F], ``applies`` [B, T, 1] (1 or 0), ``site``, ``passing``.
     """
 
-    def __init__(
-        self, model: LanguageModel, nodes: Mapping[int, Nodes], pairs: Sequence[PromptPair], batch_tokens: int = 4096
-    ) -> None:
-        self._sums: dict[tuple[int, str], dict[str, tuple[Tensor, int]]] = {}
-        if nodes and pairs:
-            self._measure(model, nodes, pairs, batch_tokens)
+    nodes: Mapping[int, Nodes]
 
-    def on(self, names: Sequence[str], own: NodeValues) -> NodeValues:
-        """The means at positions of these names, to set on a prompt; its own values (``own``) at names without."""
+    @property
+    def reads(self) -> tuple[Site, ...]:
+        """The sites that values are computed from."""
+        return tuple(sites_of(self.nodes))
 
-        def means(what: str, values: Mapping[int, Tensor]) -> dict[int, Tensor]:
-            result = {}
-            for layer, own_TN in values.items():
-                result[layer] = own_TN.clone()
-                for t, name in enumerate(names):
-                    if (layer, name) in self._sums:
-                        total_N, n = self._sums[layer, name][what]
-                        result[layer][t] = (total_N / max(1, n)).to(own_TN)
-            return result
-
-        return own.replaced(
-            means("activation", own.activation_TF), means("site", own.site_TD), means("passing", own.passing_TD)
-        )
-
-    @torch.no_grad()
-    def _measure(
-        self, model: LanguageModel, nodes: Mapping[int, Nodes], pairs: Sequence[PromptPair], batch_tokens: int
-    ) -> None:
-        names = [position_names(pair.positions, len(pair.clean_tokens)) for pair in pairs]
-        for batch in length_buckets([len(pair.clean_tokens) for pair in pairs], batch_tokens):
-            at = captured(model, torch.tensor([pairs[i].clean_tokens for i in batch]), sites_of(nodes))
-            n = len(pairs[batch[0]].clean_tokens)
-            rows: dict[str, list[int]] = defaultdict(list)
-            for row, i in enumerate(batch):
-                for t, name in enumerate(names[i]):
-                    rows[name].append(row * n + t)
-            for name, chosen in rows.items():
-                index = torch.tensor(chosen)
-                part = {site: x.flatten(0, 1)[index.to(x.device)] for site, x in at.items()}
-                self._add(name, values_at(nodes, part, index % n))
-
-    def _add(self, name: str, values: NodeValues) -> None:
-        for layer, site_ND in values.site_TD.items():
-            n, n_applies = len(site_ND), int(values.applies_T[layer].sum())
-            parts = {"activation": (values.activation_TF[layer], n_applies), "site": (site_ND, n)}
-            if layer in values.passing_TD:
-                parts["passing"] = (values.passing_TD[layer], n)
-            sums = self._sums.setdefault((layer, name), {})
-            for what, (x_N, count) in parts.items():
-                total, so_far = sums.get(what, (0.0, 0))
-                sums[what] = (total + x_N.double().sum(0), so_far + count)
+    def values(self, activations: Mapping[Site, Tensor]) -> dict[Key, Tensor]:
+        """The values at every token."""
+        shape = next((x.shape[:2] for x in activations.values()), (0, 0))
+        position_N = torch.arange(shape[1]).repeat(shape[0])
+        x = values_at(self.nodes, {site: x_BTD.flatten(0, 1) for site, x_BTD in activations.items()}, position_N)
+        applies_N1 = {layer: applies_N[:, None].to(x.site_TD[layer]) for layer, applies_N in x.applies_T.items()}
+        parts = {"features": x.activation_TF, "applies": applies_N1, "site": x.site_TD, "passing": x.passing_TD}
+        return {
+            (part, layer): torch.unflatten(rows_ND, 0, shape)
+            for part, by_layer in parts.items()
+            for layer, rows_ND in by_layer.items()
+        }
 
 
-def zero_values(nodes: Mapping[int, Nodes], own: NodeValues) -> NodeValues:
-    """The values at which every feature and every error is zero, to set on the prompt with the values ``own``."""
-    site_TD = {layer: nodes[layer].constant(own.applies_T[layer]).to(x_TD) for layer, x_TD in own.site_TD.items()}
-    return own.replaced(
-        {layer: torch.zeros_like(a_TF) for layer, a_TF in own.activation_TF.items()},
-        site_TD,
-        {layer: torch.zeros_like(x_TD) for layer, x_TD in own.passing_TD.items()},
-    )
+def where_applied(mean: Tensor, applies: Float[Tensor, "*n 1"]) -> Tensor:
+    """The mean over rows at which features apply, from that over all rows (0 where they do not) and their share."""
+    return mean / torch.where(applies > 0, applies, 1)

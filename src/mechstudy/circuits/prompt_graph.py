@@ -105,7 +105,7 @@ def explain_question(
     replacements = None
     if question.explained is not None and question.corrupted and config.contrast.replace_by in ("auto", "corrupted"):
         steps = config.contrast.steps if config.contrast.method == "integrated" else 0
-        replacements = Replacements(model, nodes_of(model, dictionaries), "corrupted", steps)
+        replacements = Replacements.of_pairs(model, nodes_of(model, dictionaries), "corrupted", steps)
     graph, pruned, live_S, effects = _graph(model, dictionaries, question, config, replacements, "auto", progress)
     extra = {"scores": graph_score(graph, pruned), "feature_effects": _effects(graph, live_S, effects)}
     score_edges = _score_edges(model, graph, pruned, config)

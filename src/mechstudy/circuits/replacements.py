@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,35 +12,41 @@ from torch import Tensor
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.config import ContrastConfig
 from mechstudy.circuits.contrast import Replaced
+from mechstudy.circuits.donors import DonorSource, Replacement
+from mechstudy.circuits.named_positions import AlignedPrompt, NamedPositions
 from mechstudy.circuits.node_effects import NodeEffects
 from mechstudy.circuits.node_sets import Nodes
-from mechstudy.circuits.node_values import MeanValues, node_values, zero_values
+from mechstudy.circuits.node_values import NodeRecorder, node_values
 from mechstudy.circuits.prompt_record import position_names
 from mechstudy.circuits.question import Question
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
 
-ReplaceBy = Literal["corrupted", "mean", "zero"]
-
 
 @dataclass(frozen=True)
 class Replacements:
     """Predicts effects of replacing the nodes of a behaviour's prompts.
 
-    ``steps``: of integrated gradients; 0 for first order. ``layer_gap``: what first order misses of the measured
-    changes of whole layers, as a share of them; ``path_gap``: the same of integrated gradients, of the change of
-    replacing everything; None where not measured.
+    ``source`` gives the values of a `NodeRecorder`. ``steps``: of integrated gradients; 0 for first order.
+    ``layer_gap``: what first order misses of the measured changes of whole layers, as a share of them; ``path_gap``:
+    the same of integrated gradients, of the change of replacing everything; None where not measured.
     """
 
     model: LanguageModel
     nodes: Mapping[int, Nodes]
-    replace_by: ReplaceBy
+    source: DonorSource
     steps: int = 0
-    means: MeanValues | None = None
     layer_gap: float | None = None
     path_gap: float | None = None
     checkpointing: str = "auto"
+
+    @classmethod
+    def of_pairs(
+        cls, model: LanguageModel, nodes: Mapping[int, Nodes], to: Replacement, steps: int = 0
+    ) -> Replacements:
+        """By values that need no other prompts: the pair's ``corrupted`` prompt's, or ``zero``."""
+        return cls(model, nodes, DonorSource(model, [NodeRecorder(nodes)], to, NamedPositions.whole()), steps)
 
     def effects(self, question: Question, gradients: Mapping[Site, Tensor] | None = None) -> NodeEffects:
         """Predicted effects on one prompt.
@@ -50,28 +56,25 @@ class Replacements:
         """
         replaced = self.replaced(question)
         effects = replaced.integrated(self.steps) if self.steps else replaced.first_order(gradients)
-        return replace(effects, other_is_a_run=self.replace_by == "corrupted")
+        return replace(effects, other_is_a_run=self.source.to == "corrupted")
 
     def replaced(self, question: Question) -> Replaced:
         """The prompt with the values that its nodes are replaced by."""
         assert question.explained is not None
         tokens_T = torch.tensor(question.tokens, device=self.model.device)
         own = node_values(self.model, self.nodes, tokens_T)
-        if self.replace_by == "corrupted":
-            corrupted = torch.tensor(question.corrupted, device=self.model.device)
-            other = node_values(self.model, self.nodes, corrupted).at(question.corrupted_at, own)
-        elif self.replace_by == "mean":
-            assert self.means is not None
-            other = self.means.on(position_names(question.positions, len(question.tokens), question.n_prompt), own)
-        else:
-            other = zero_values(self.nodes, own)
+        names = position_names(question.positions, len(question.tokens), question.n_prompt)
+        prompt = AlignedPrompt(
+            question.prompt, question.tokens, tuple(names), question.corrupted, question.corrupted_at
+        )
+        other = own.replaced_by(self.source.donors([prompt])) if self.nodes else own
         return Replaced(self.model, self.nodes, tokens_T, question.explained, own, other, self.checkpointing)
 
     @property
     def about(self) -> dict[str, Any]:
         """As it stands in aggregate.json."""
         return {
-            "replace_by": self.replace_by,
+            "replace_by": self.source.to,
             "method": "integrated" if self.steps else "first_order",
             "steps": self.steps or None,
             "layer_gap": self.layer_gap,
@@ -99,7 +102,7 @@ def replacements_of(
         MechstudyError: the corrupted prompt's values are asked for, and a pair has no corrupted prompt.
     """
     lacking = next((pair for pair in explained if not pair.has_corrupted), None)
-    replace_by: ReplaceBy = "mean" if lacking else "corrupted"
+    replace_by: Replacement = "mean" if lacking else "corrupted"
     if config.replace_by != "auto":
         replace_by = config.replace_by
     if replace_by == "corrupted" and lacking:
@@ -108,8 +111,12 @@ def replacements_of(
             where="attribution.contrast.replace_by",
             fix="mean or zero (auto takes the mean here); or give corrupted prompts",
         )
-    means = MeanValues(model, nodes, train, batch_tokens) if replace_by == "mean" else None
-    first = Replacements(model, nodes, replace_by, 0, means, checkpointing=checkpointing)
+    mean = replace_by == "mean"
+    positions = NamedPositions.of([*train, *explained]) if mean else NamedPositions.whole()
+    source = DonorSource(
+        model, [NodeRecorder(nodes)], replace_by, positions, train if mean else (), batch_tokens=batch_tokens
+    )
+    first = Replacements(model, nodes, source, checkpointing=checkpointing)
     questions = [q for pair in explained if (q := Question.of_pair(pair)).explained is not None]
     checked = [first.replaced(question) for question in questions[: config.check_prompts]]
     layer_gap = _layer_gap(checked)

@@ -74,15 +74,26 @@ def contrast_gradients(
         start: the layer that the run starts at, with the residual stream that enters it.
         checkpointing: on, off or auto (`models.graph_memory.should_checkpoint`); gradients are the same.
     """
-    rows, length = tokens_BT.shape
-    again = should_checkpoint(checkpointing, model, rows, length)
+    values = contrast_values(model, tokens_BT, of_row, start, checkpointing)
+    return site_gradients(model, (tokens_BT.shape[0], tokens_BT.shape[1]), sites, values, edits)
+
+
+def contrast_values(
+    model: LanguageModel,
+    tokens_BT: Int[Tensor, "b t"],
+    of_row: Sequence[Contrast],
+    start: tuple[int, Float[Tensor, "b t d"]] | None = None,
+    checkpointing: str = "auto",
+) -> Values:
+    """The answers' contrasts of a batch as a function of a run's edits; arguments as `contrast_gradients`."""
+    again = should_checkpoint(checkpointing, model, *tokens_BT.shape)
 
     def values(edits: Mapping[Site, Edit]) -> Tensor:
         logits = model.forward(tokens_BT, edits=edits, start=start, grad=True, checkpointing=again).logits
         assert logits is not None
         return contrasts(logits, of_row)
 
-    return site_gradients(model, (rows, length), sites, values, edits)
+    return values
 
 
 def _edited_and_added(edit: Edit | None, zero: Tensor, x: Tensor) -> Tensor:

@@ -31,11 +31,11 @@ from .features import recurring_features as recurring_features
 from .generation import generate as generate
 from .generation import generate_tokens as generate_tokens
 from .generation import steering_vectors as steering_vectors
-from .keep_only import NodeSet as NodeSet
-from .keep_only import NodeSets as NodeSets
 from .keep_only import keep_only_values as keep_only_values
 from .metric import kl_divergence as kl_divergence
 from .node_patching import measure_effects as measure_effects
+from .node_universe import node_set as node_set
+from .node_universe import node_set_of as node_set_of
 from .results import read_csv as read_csv
 from .samples import Plan as Plan
 from .samples import build_plan as build_plan

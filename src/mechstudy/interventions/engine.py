@@ -22,7 +22,7 @@ from mechstudy.models.language_model import LanguageModel, Output
 from mechstudy.models.reading import SiteReader, chained
 from mechstudy.models.sites import Site
 
-_ENCODE_ROWS = 512  # rows whose dense feature activations are held at a time
+ENCODE_ROWS = 512  # rows whose dense feature activations are held at a time
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ def site_edits(dictionaries: Mapping[int, Basis], rows: Sequence[Sequence[RowEdi
 
 def encode_rows(dictionary: Basis, x_ND: Float[Tensor, "n d"]) -> Iterable[tuple[int, Float[Tensor, "rows f"]]]:
     """Dense activations [n, F] a few rows at a time, each with the number of its first row."""
-    for start in range(0, x_ND.shape[0], _ENCODE_ROWS):
-        yield start, dictionary.encode(x_ND[start : start + _ENCODE_ROWS].to(dictionary.b_enc))
+    for start in range(0, x_ND.shape[0], ENCODE_ROWS):
+        yield start, dictionary.encode(x_ND[start : start + ENCODE_ROWS].to(dictionary.b_enc))
 
 
 def _vector_edit(placed: Sequence[tuple[int, AddVector | ReplaceVector]]) -> SiteEdit:

@@ -14,10 +14,11 @@ from torch import Tensor
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.donors import DonorSource, Replacement
 from mechstudy.circuits.node_attribution import comparable
+from mechstudy.circuits.universe import NodeSet
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
 from mechstudy.core.seeds import numpy_generator
-from mechstudy.interventions.keep_only import NodeSet, keep_only_values
+from mechstudy.interventions.keep_only import keep_only_values
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.statistics.bootstrap import Estimate, bootstrap_of_sums, ratio
 from mechstudy.statistics.clusters import Array

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import ceil
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float64
@@ -12,72 +11,14 @@ from torch import Tensor
 
 from mechstudy.behaviours.contrast import Contrast, contrasts
 from mechstudy.behaviours.schema import PromptPair
-from mechstudy.circuits.donors import Donors, DonorSource, Key
+from mechstudy.circuits.donors import DonorSource
 from mechstudy.circuits.effects_table import by_prompt
-from mechstudy.circuits.node_attribution import ScoredNodes
-from mechstudy.core.errors import MechstudyError
+from mechstudy.circuits.universe import NodeSet
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.machine.runtime import oom_backoff
 from mechstudy.models.batches import captured, length_buckets
-from mechstudy.models.language_model import Edit, LanguageModel
+from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
-
-
-@runtime_checkable
-class NodeSet(ScoredNodes, Protocol):
-    """Nodes that can be kept or replaced, such as `circuits.Components` and `FeatureNodes`."""
-
-    def edits(self, replaced_CN: Bool[Tensor, "c n"], donors: Donors) -> dict[Site, Edit]:
-        """Edits that replace nodes by the donors', for rows of every circuit with all prompts, circuit by circuit.
-
-        What is replaced is computed from the running pass; no edit for a site where no circuit replaces anything.
-        """
-
-
-class NodeSets:
-    """Several sets of nodes at the same positions as one, in order; no two may write at one site.
-
-    Raises:
-        MechstudyError: two sets write at one site, or positions differ.
-    """
-
-    def __init__(self, sets: Sequence[NodeSet]) -> None:
-        self._sets = tuple(sets)
-        self.nodes: tuple[Any, ...] = tuple(node for one in sets for node in one.nodes)
-        self.reads: tuple[Site, ...] = tuple(dict.fromkeys(site for one in sets for site in one.reads))
-        self.positions = sets[0].positions
-        self.slices: dict[Site, slice] = {}
-        self._of_site: dict[Site, NodeSet] = {}
-        first = 0
-        for one in sets:
-            if one.positions != self.positions:
-                raise MechstudyError("two sets of nodes have other positions", fix="one NamedPositions for all")
-            if both := self.slices.keys() & one.slices.keys():
-                raise MechstudyError(
-                    f"two sets of nodes change {min(both)}",
-                    fix="no MLP components in layers whose features or errors are nodes",
-                )
-            self.slices |= {site: slice(first + x.start, first + x.stop) for site, x in one.slices.items()}
-            self._of_site |= dict.fromkeys(one.slices, one)
-            first += len(one.nodes)
-
-    def values(self, activations: Mapping[Site, Tensor]) -> dict[Key, Tensor]:
-        """The values of all sets."""
-        return {key: value for one in self._sets for key, value in one.values(activations).items()}
-
-    def effects(self, site: Site, differences: Mapping[Key, Tensor], gradient_BTW: Tensor, donors: Donors) -> Tensor:
-        """Those of the set that writes at the site."""
-        return self._of_site[site].effects(site, differences, gradient_BTW, donors)
-
-    def change(self, site: Site, differences: Mapping[Key, Tensor]) -> Tensor:
-        """That of the set that writes at the site."""
-        return self._of_site[site].change(site, differences)
-
-    def edits(self, replaced_CN: Bool[Tensor, "c n"], donors: Donors) -> dict[Site, Edit]:
-        """The edits of all sets."""
-        parts = torch.split(replaced_CN, [len(one.nodes) for one in self._sets], 1)
-        of_sets = [one.edits(part_CN, donors) for one, part_CN in zip(self._sets, parts, strict=True)]
-        return {site: edit for edits in of_sets for site, edit in edits.items()}
 
 
 @torch.no_grad()
@@ -138,7 +79,8 @@ class _Rows:
 
     def _lowest(self) -> tuple[int, Tensor] | None:
         """The lowest layer that some circuit changes, and the residual stream that enters it; None for the first."""
-        changed = self._nodes.edits((~self._keep_CN).any(0, keepdim=True), self._donors)
+        some_RN = (~self._keep_CN).any(0, keepdim=True).expand(len(self.tokens_BT), -1)
+        changed = self._nodes.edits(some_RN, self._donors)
         layer = min((site.layer for site in changed), default=0)
         if layer == 0:
             return None
@@ -159,7 +101,7 @@ class _Rows:
         n = len(keep_CN)
         out = self._model.forward(
             self.tokens_BT.repeat(n, 1),
-            edits=self._nodes.edits(~keep_CN, self._donors),
+            edits=self._nodes.edits((~keep_CN).repeat_interleave(len(self.tokens_BT), 0), self._donors),
             start=None if self._start is None else (self._start[0], self._start[1].repeat(n, 1, 1)),
         )
         assert out.logits is not None

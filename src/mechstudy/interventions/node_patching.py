@@ -10,7 +10,8 @@ from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.donors import DonorSource, Replacement
 from mechstudy.circuits.effects_table import EffectsTable
 from mechstudy.circuits.node_attribution import comparable
-from mechstudy.interventions.keep_only import NodeSet, keep_only_values
+from mechstudy.circuits.universe import NodeSet
+from mechstudy.interventions.keep_only import keep_only_values
 from mechstudy.models.language_model import LanguageModel
 
 
@@ -50,4 +51,4 @@ def measure_effects(
         values_CP = keep_only_values(model, pairs, nodes, keep_CN, replacements, batch_tokens=batch_tokens)
         parts.append((values_CP[1:] - values_CP[0]).T)
     ids = tuple(pair.id for pair in pairs)
-    return EffectsTable(nodes.nodes, torch.cat(parts, 1), ids, "patching", replace_by)
+    return EffectsTable(nodes.nodes, torch.cat(parts, 1), ids, "patching", replace_by, nodes.positions)

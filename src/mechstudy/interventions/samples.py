@@ -136,7 +136,7 @@ def grid_variants(
     """Patching of every layer x position; prompts that lack the position are left out."""
     if not layers or not positions:
         return ()
-    corrupted = donor(model, pairs, [Site(kind, layer) for layer in layers], positions, batch_tokens=batch_tokens)
+    corrupted = donor(model, pairs, [Site(kind, layer) for layer in layers], batch_tokens=batch_tokens)
 
     def cell(site: Site, name: str) -> Callable[[int], Sequence[RowEdit]]:
         return lambda i: corrupted.edits(pairs[i], name, site)

@@ -124,7 +124,7 @@ def _cells(
 ) -> tuple[tuple[Variant, ...], dict[str, tuple[int, int | str]]]:
     """An intervention per layer and name, or per layer and token index, and what each is called in results."""
     sites = [Site(kind, layer) for layer in layers]
-    corrupted = donor(model, pairs, sites, [ALL] if names is None else names, batch_tokens=batch_tokens)
+    corrupted = donor(model, pairs, sites, batch_tokens=batch_tokens)
     at_token: dict[tuple[int, Site], dict[int, ReplaceVector]] = {}
     if names is None:
         for i, pair in enumerate(pairs):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -43,3 +44,12 @@ def chained(edits: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], T
         return x_BTD
 
     return run
+
+
+def merged(parts: Sequence[Mapping[Site, Callable[[Tensor], Tensor]]]) -> dict[Site, Callable[[Tensor], Tensor]]:
+    """Several sets of edits as one; where two have the same site, in order."""
+    chains: dict[Site, list[Callable[[Tensor], Tensor]]] = defaultdict(list)
+    for edits in parts:
+        for site, edit in edits.items():
+            chains[site].append(edit)
+    return {site: chained(some) for site, some in chains.items()}

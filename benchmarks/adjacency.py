@@ -87,12 +87,20 @@ def main() -> None:
         worker.close()
         graph, second = ours(model, dictionaries, tokens, options.rows)
         both = compared(graph, load_file(out))
-    print(json.dumps({
-        "tokens": len(tokens), "active": graph.index.n_features, "circuit_tracer": theirs,
-        "ours_seconds": [first, second], "ours_scores": asdict(graph.scores_among_rows()),
-        "same_active": both.same_active, "same_logits": both.same_logits, "rows": both.rows, "largest_difference": float(both.difference_RC.max()),
-        "product_gflops": product_rate() / 1e9, "threads": torch.get_num_threads(),
-    }))  # fmt: skip
+    result = {
+        "tokens": len(tokens),
+        "active": graph.index.n_features,
+        "circuit_tracer": theirs,
+        "ours_seconds": [first, second],
+        "ours_scores": asdict(graph.scores_among_rows()),
+        "same_active": both.same_active,
+        "same_logits": both.same_logits,
+        "rows": both.rows,
+        "largest_difference": float(both.difference_RC.max()),
+        "product_gflops": product_rate() / 1e9,
+        "threads": torch.get_num_threads(),
+    }
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

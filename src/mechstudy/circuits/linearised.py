@@ -127,7 +127,7 @@ class _Freezer:
             norm_mlp,
             block.parallel,
             mlp_in,
-            at_zero if norm_attn_post is None else norm_attn_post.forward(at_zero),
+            _unless_zero(at_zero if norm_attn_post is None else norm_attn_post.forward(at_zero)),
         )
         if self.elsewhere == "linear" and block.mlp_down is not None:
             return self._with_mlp(layer, number)
@@ -146,7 +146,7 @@ class _Freezer:
             mlp, None if block.norm_mlp_post is None else self.model.linear_norm(block.norm_mlp_post, raw)
         )
         constant = frozen.forward(layer.norm_mlp.forward(torch.zeros_like(layer.mlp_in_TD)))
-        return replace(layer, mlp=frozen, mlp_bias_TD=constant)
+        return replace(layer, mlp=frozen, mlp_bias_TD=_unless_zero(constant))
 
     def _with_nodes(self, plain: LinearLayer, number: int, basis: Basis) -> LinearLayer:
         if isinstance(basis, Neurons):
@@ -215,6 +215,11 @@ def passes_no_effects(model: LanguageModel, layer: int) -> MechstudyError:
         facts={"model": model.name},
         fix="transcoders, or SAEs of mlp_out in every layer with experts",
     )
+
+
+def _unless_zero(constant_TD: Tensor) -> Tensor | None:
+    """A constant; None where it is zero, as in families without biases: nothing has to read gradients for it."""
+    return constant_TD if constant_TD.any() else None
 
 
 def layer_of_neurons(layer: LinearLayer, acts_TF: Tensor, chosen_TF: Tensor) -> LinearLayer:

@@ -6,12 +6,28 @@ from dataclasses import dataclass
 
 from mechstudy.models.shapes import ModelShapes
 
-_ROWS_AT_ONCE = 256
-_BUFFERS = 8  # arrays of rows that are alive at a time
+_ROWS_AT_ONCE = 256  # that are chosen
+_COMPUTED = 128  # of these, in one pass
+_BUFFERS = 4  # arrays of gradients of a pass that are alive at a time
 _PASSES = 10  # over a row's gradient in every layer: norms, additions, copies
 _ROWS_OF_HEADS = 200  # of 500 edges, about
 _ROWS_OF_SCORES = 100
 _ROUNDS = 20  # of the influence's power series
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table with a row of numbers for each of some things, cut where it grows beyond a size."""
+
+    things: int
+    largest: int
+
+    def of(self, rows: int, width: int) -> int:
+        return min(min(rows, self.things) * width, self.largest)
+
+
+_LOADINGS = _Table(500, 1 << 25)  # `head_flow`: heads and queries of the strongest edges
+_SCORES = _Table(_ROWS_OF_SCORES, 1 << 26)  # `score_rows`: effects of scores on targets
 
 
 @dataclass(frozen=True)
@@ -62,11 +78,14 @@ def graph_cost(
     if neurons:  # MLPs as linear maps, and a gradient through each
         encoding += 12.0 * tokens * x.d_model * x.d_mlp * x.n_layers
     moved = passes * tokens * x.d_model * 4.0 * _PASSES * x.n_layers / 2 + 10 * 4.0 * influence / _ROUNDS
+    together = min(rows, _COMPUTED)
     numbers = (
-        4 * rows * sources
-        + _BUFFERS * min(rows, _ROWS_AT_ONCE) * tokens * x.d_model
-        + (1 + n_written) * active * x.d_model
-        + 6 * tokens * x.d_model * x.n_layers
+        (rows + together) * sources
+        + _BUFFERS * together * tokens * x.d_model
+        + n_written * active * x.d_model
+        + (6 * x.d_model + x.n_heads * tokens) * tokens * x.n_layers
+        + _LOADINGS.of(rows, x.n_layers * x.n_heads * tokens)
+        + 2 * _SCORES.of(rows, x.n_heads * tokens**2)
     )
     calls = batches * x.n_layers * max(1, points)
     return GraphCost(rows, passes * per_row + influence + encoding, moved, calls, 4 * numbers)

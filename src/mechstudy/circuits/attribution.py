@@ -87,6 +87,10 @@ class RowTarget(Protocol):
     """What a row explains: where it is read, and its value."""
 
     @property
+    def layer(self) -> int:
+        """The layer whose nodes' site is read, or the number of layers."""
+
+    @property
     def position(self) -> int:
         """The token position."""
 

@@ -83,6 +83,11 @@ class PathTarget:
     value: float
 
     @property
+    def layer(self) -> int:
+        """The layer whose nodes' site is read, or the number of layers."""
+        return self.at_points[0].layer
+
+    @property
     def position(self) -> int:
         """Where it is read."""
         return self.at_points[0].position

@@ -205,7 +205,8 @@ def prompt_difference(
         x_BTD[1, :first] = x_BTD[0, :first]
     clean, corrupted = ({site: x_BTD[row] for site, x_BTD in at.items()} for row in (0, 1))
     own = values_at(nodes, clean, place_T)
-    other = values_at(nodes, corrupted, place_T).at(range(len(clean_T)), own)
+    there = values_at(nodes, corrupted, place_T)
+    other = own.replaced(there.activation_TF, there.site_TD, there.passing_TD)
     path = HeldPath(nodes, own, other, {site: (clean[site], corrupted[site]) for site in held})
     read: dict[int, Tensor] = {
         layer: clean[one.reads[0]] - corrupted[one.reads[0]] for layer, one in nodes.items() if one.reads

@@ -86,8 +86,8 @@ def test_rows_add_up_in_every_family(family):
 
 
 def check_convergence(family, coarse, fine):
-    """Twice the points, a quarter of the error; for Gemma's steep paths these are too few, and errors fall faster."""
-    steep = family.startswith("gemma")
+    """Twice the points, a quarter of the error; on steep paths these are too few, and errors fall faster."""
+    steep = family.startswith(("gemma", "nemotron"))
     assert residuals(fine).max() < (1e-2 if steep else 1e-3) * fine.A_RS.abs().sum(1).max()
     ratio = float(residuals(coarse).norm() / residuals(fine).norm())
     assert ratio > 3.5 if steep else ratio == pytest.approx(4, rel=0.1)

@@ -94,4 +94,4 @@ class LiveScores:
 
 def _by_group(x_QTRH: Tensor, groups: int) -> Tensor:
     """Sums over the query heads of each kv head: [R, T, G, H]."""
-    return torch.unflatten(x_QTRH, 0, (groups, -1)).sum(1).permute(2, 1, 0, 3)
+    return x_QTRH.reshape(groups, -1, *x_QTRH.shape[1:]).sum(1).permute(2, 1, 0, 3)

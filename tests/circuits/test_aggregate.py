@@ -9,8 +9,9 @@ from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.graph import prune, share_kept
 from mechstudy.circuits.influence import total_effects
 from mechstudy.circuits.neuronpedia import graph_json
-from mechstudy.circuits.prompt_record import node_id, position_names, prompt_record
-from tests.support.interventions_world import transcoders
+from mechstudy.circuits.prompt_record import aligned_names, in_order, is_named, node_id, position_names, prompt_record
+from mechstudy.interventions.features import positions_named
+from tests.support.interventions_world import pairs, transcoders
 from tests.support.tiny import tiny_model
 
 CONFIG = AttributionConfig(max_features=500, aggregate_min_prompts=1)
@@ -36,6 +37,36 @@ def records(graphs):
 
 def test_positions_take_the_first_name_given_and_others_share_one():
     assert position_names({"a": 0, "b": 2, "also_b": 2}, 4) == ["a", "other", "b", "other"]
+
+
+def test_unnamed_tokens_are_counted_from_the_nearest_named_one():
+    assert aligned_names({"a": 1, "b": 4}, 7) == ["a-1", "a", "a+1", "b-1", "b", "b+1", "b+2"]
+    assert aligned_names({"a": 0, "b": 2}, 3) == ["a", "a+1", "b"]  # of two as near, the left one
+    assert aligned_names({"a": 1}, 4, 3) == ["a-1", "a", "a+1", "answer tokens"]
+    assert aligned_names({}, 2) == ["other", "other"]
+
+
+def test_relative_positions_name_the_same_tokens_again():
+    """Names of every token resolve to it, in prompts of any length, so interventions reach what graphs name."""
+    for one in pairs(4):
+        names = aligned_names(one.positions, len(one.clean_tokens))
+        assert [positions_named(one, name) for name in names] == [[i] for i in range(len(names))]
+        assert [is_named(name) for name in names] == [name in one.positions for name in names]
+
+
+def test_positions_are_ordered_from_left_to_right():
+    used = ["last", "last-1", "subject+2", "subject-10", "subject+11", "nowhere+1", "other"]
+    ordered = in_order(used, ["subject", "last"])
+    assert ordered == ["subject-10", "subject", "subject+2", "subject+11", "last-1", "last"]
+
+
+def test_a_token_has_a_node_of_its_own_in_every_record(graphs, records):
+    tokens = [key for key in records[0]["nodes"] if key.startswith("token@")]
+    assert len(tokens) == 7 and "token@subject+1" in tokens
+    graph, pruned = graphs[0]
+    weights = sum(edge["weight"] for edge in records[0]["edges"] if edge["target"] == node_id("logit"))
+    logit = sum(float(graph.A_RS[row, c]) for row, c in pruned.edges() if row == 0)
+    assert weights == pytest.approx(logit)
 
 
 def test_a_records_influence_is_the_graphs(graphs, records):
@@ -139,6 +170,7 @@ def test_aggregate_json_names_the_prompts_positions_and_layers(records):
         "behaviour", "target", "n_prompts", "positions", "layers_with_dictionaries", "n_layers", "nodes", "edges",
         "qk_edges", "heads",
     ]  # fmt: skip
-    assert content["positions"] == ["subject", "last", "other"] and content["layers_with_dictionaries"] == [0, 2]
+    named = ["subject-2", "subject-1", "subject", "subject+1", "subject+2", "last-1", "last", "other"]
+    assert content["positions"] == named and content["layers_with_dictionaries"] == [0, 2]
     assert content["n_prompts"] == 3 and content["target"] == "logit_difference"
     assert content["nodes"] == aggregate(records, CONFIG)["nodes"]

@@ -11,7 +11,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from mechstudy.circuits.config import AttributionConfig, Elsewhere
-from mechstudy.circuits.prompt_record import ANSWER, OTHER, node_id
+from mechstudy.circuits.prompt_record import ANSWER, OTHER, in_order, is_named, node_id
 
 _MEANS = (
     "replacement", "completeness", "replacement_pruned", "completeness_pruned", "replacement_among_rows",
@@ -63,18 +63,20 @@ def aggregate_of(
         elsewhere: what the MLPs of layers without nodes are.
         contrast: how effects of replacement were predicted (`Replacements.about`).
     """
+    graph = aggregate(records, config)
+    used = {str(node["position"]) for node in graph["nodes"] if node["position"] is not None}
     return {
         "behaviour": behaviour,
         "target": config.target,
         "n_prompts": len(records),
-        "positions": [*positions, OTHER],
+        "positions": [*in_order(used, positions), OTHER],
         "layers_with_dictionaries": sorted(layers),
         "n_layers": n_layers,
         **({"neuron_layers": list(neuron_layers)} if neuron_layers else {}),
         **({"elsewhere": elsewhere} if elsewhere != "errors" else {}),
         **({"contrast": dict(contrast)} if contrast else {}),
         **({"explains": config.explains} if config.explains else {}),
-    } | aggregate(records, config)
+    } | graph
 
 
 def aggregate(records: Sequence[Mapping[str, Any]], config: AttributionConfig) -> dict[str, Any]:
@@ -193,7 +195,7 @@ def _chosen(nodes: Iterable[dict[str, Any]], config: AttributionConfig, n: int) 
     needed = min(config.aggregate_min_prompts, n) / n
     recurring = [node for node in ordered if node["frequency"] >= needed or node["type"] in ("logit", "token")]
     kept = {node["id"]: node for node in recurring[: config.aggregate_nodes]}
-    named = [node for node in ordered if node["type"] == "feature" and node["position"] not in (OTHER, ANSWER)]
+    named = [node for node in ordered if node["type"] == "feature" and is_named(node["position"])]
     for effect in _EFFECTS:
         largest = sorted((node for node in named if effect in node), key=lambda node: (-abs(node[effect]), node["id"]))
         kept |= {node["id"]: node for node in largest[: config.aggregate_nodes]}

@@ -1,13 +1,15 @@
 """One prompt's part of a behaviour's graph, whose nodes are named by position.
 
-Prompts differ in their tokens, so a node is identified by its type, layer and feature and by the name of its position
-(``subject``, ``last``, ...); positions without a name share the name ``other``.
+Prompts differ in their tokens, so a node is identified by its type, layer and feature and by the name of its position:
+``subject``, ``last``, ...; tokens without a name are counted from the nearest one that has one: ``subject+1``,
+``last-2``.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ OTHER = "other"
 ANSWER = "answer tokens"  # the tokens of a whole answer that are read after the prompt
 _NOTHING = {"influence": 0.0, "total_effect": 0.0, "live_effect": 0.0, "activation": 0.0, "kept": False}
 _CONTRASTED = 20_000  # features of a prompt whose effects of replacement are kept: all, but where neurons are nodes
+_RELATIVE = re.compile(r"[+-]\d+$")
 _LEAST = 1e-3  # of a prompt's largest effect: what inactive features need to be nodes
 
 
@@ -35,6 +38,40 @@ def position_names(positions: Mapping[str, int], n_positions: int, n_prompt: int
     for name, index in reversed(list(positions.items())):
         names[index] = name
     return names
+
+
+def aligned_names(positions: Mapping[str, int], n_positions: int, n_prompt: int | None = None) -> list[str]:
+    """`position_names` with unnamed tokens named relative to the nearest named one, the left one of two as near.
+
+    ``other`` are only the tokens of prompts that name no token.
+    """
+    names = position_names(positions, n_positions, n_prompt)
+    anchors = [at for at, name in enumerate(names) if name not in (OTHER, ANSWER)]
+    if not anchors:
+        return names
+    return [_relative(i, names, anchors) if name == OTHER else name for i, name in enumerate(names)]
+
+
+def _relative(index: int, names: Sequence[str], anchors: Sequence[int]) -> str:
+    nearest = min(anchors, key=lambda at: (abs(index - at), at))
+    return f"{names[nearest]}{index - nearest:+d}"
+
+
+def is_named(position: str) -> bool:
+    """Whether a position's name is one that prompts give, and not relative to one, ``other``, or an answer's."""
+    return position not in (OTHER, ANSWER) and _RELATIVE.search(position) is None
+
+
+def in_order(used: Iterable[str], positions: Sequence[str]) -> list[str]:
+    """Named positions from left to right, with those of ``used`` that are relative to them."""
+    place = {name: i for i, name in enumerate(positions)}
+    relative: dict[str, tuple[int, int]] = {}
+    for name in used:
+        at = max(name.rfind("+"), name.rfind("-"))
+        if name not in place and not is_named(name) and name[:at] in place:
+            relative[name] = (place[name[:at]], int(name[at:]))
+    every = relative | {name: (i, 0) for name, i in place.items()}
+    return sorted(every, key=every.__getitem__)
 
 
 def node_id(kind: str, layer: int | None = None, feature: int | None = None, position: str | None = None) -> str:
@@ -73,13 +110,13 @@ def prompt_record(
             ``active`` marks those that are, or are on the corrupted prompt.
     """
     x = graph.index
-    names = position_names(positions, x.n_positions, n_prompt)
+    names = aligned_names(positions, x.n_positions, n_prompt)
     source_I, _ = graph.influence
     totals = graph.total_effects_S
     keys = _source_keys(graph, names)
     shown = pruned.sources_S | graph.expanded_S
     if effects is not None:
-        named_T = torch.tensor([name not in (OTHER, ANSWER) for name in names])
+        named_T = torch.tensor([is_named(name) for name in names])
         shown[: x.n_features] |= named_T[graph.feature_position_S[: x.n_features]]
     nodes: dict[str, dict[str, Any]] = {}
     for column in shown.nonzero()[:, 0].tolist():
@@ -132,7 +169,7 @@ def _add_contrast(nodes: dict[str, dict[str, Any]], effects: NodeEffects, names:
         key = node_id("feature", layer, feature, names[at])
         if key not in nodes:
             active = own != 0 or (effects.other_is_a_run and other != 0)
-            if names[at] in (OTHER, ANSWER) or (not active and abs(effect) < least):
+            if not is_named(names[at]) or (not active and abs(effect) < least):
                 continue
             place = {"type": "feature", "layer": layer, "feature": feature, "position": names[at]}
             nodes[key] = place | _NOTHING | {"contrast_effect": 0.0, "active": active}

@@ -28,6 +28,7 @@ from mechstudy.interventions.features import (
     NamedActivations,
     check_features,
     features_at,
+    positions_named,
 )
 from mechstudy.interventions.results import COLUMNS, Cell
 from mechstudy.interventions.runner import Suite, run_samples
@@ -215,7 +216,7 @@ def _check(
     names = list(dict.fromkeys(name for pair in pairs for name in pair.positions))
     check_features(members, dictionaries)
     for f in members:
-        if f.position not in (*names, OTHER, ALL):
+        if f.position not in (OTHER, ALL) and not any(positions_named(pair, f.position) for pair in pairs):
             raise MechstudyError(
                 f"{f}: no prompt has a position {f.position!r}", facts={"positions": ", ".join([*names, OTHER, ALL])}
             )

@@ -18,7 +18,7 @@ from mechstudy.circuits.active_nodes import applies_at
 from mechstudy.circuits.bases import site_read
 from mechstudy.circuits.donors import require_corrupted
 from mechstudy.circuits.named_positions import ALL
-from mechstudy.circuits.prompt_record import ANSWER, OTHER, node_id
+from mechstudy.circuits.prompt_record import ANSWER, OTHER, aligned_names, is_named, node_id
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.neurons import Basis
 from mechstudy.interventions.config import InterventionConfig, RankBy
@@ -133,13 +133,18 @@ class FeatureGroup:
 
 
 def positions_named(pair: PromptPair, name: str) -> list[int]:
-    """Token indices that ``name`` means in this pair: one or none; several for ``other`` and ``all``."""
+    """Token indices that ``name`` means in this pair: one or none; several for ``other`` and ``all``.
+
+    Names are the pair's own, or relative to them (`aligned_names`).
+    """
     if name == OTHER:
         taken = set(pair.positions.values())
         return [i for i in range(len(pair.clean_tokens)) if i not in taken]
     if name == ALL and ALL not in pair.positions:
         return list(range(len(pair.clean_tokens)))
-    return [pair.positions[name]] if name in pair.positions else []
+    if name in pair.positions:
+        return [pair.positions[name]]
+    return [i for i, own in enumerate(aligned_names(pair.positions, len(pair.clean_tokens))) if own == name]
 
 
 def feature_groups(
@@ -154,7 +159,7 @@ def feature_groups(
 
     Args:
         nodes: aggregate.json's nodes; those of type ``feature`` need layer, feature, position and the effect.
-            Features at ``other`` positions join only where the named ones would not fill one group.
+            Features at positions without a name of their own join only where the named ones would not fill one group.
         rank_by: the effect (`rank_effect`).
         by: rank by the signed effect, the largest supporters of the answer first, or by its size.
 
@@ -182,7 +187,7 @@ def feature_groups(
         effect = n[name]
         return (sign * effect if by == "effect" else -abs(effect), n["layer"], n["feature"], n["position"])
 
-    named = [n for n in features if n["position"] != OTHER]
+    named = [n for n in features if is_named(n["position"])]
     chosen = named if len(named) >= group_size else features
     members = [FeatureAt(int(n["layer"]), int(n["feature"]), str(n["position"])) for n in sorted(chosen, key=rank)]
     count = max(1, min(n_groups, len(members) // group_size))
@@ -209,7 +214,7 @@ def recurring_features(nodes: Iterable[Mapping[str, Any]], config: InterventionC
     """
     features = [node for node in nodes if node["type"] == "feature" and node["position"] != ANSWER]
     recurring = [node for node in features if node["presence"] >= config.min_presence]
-    enough = sum(node["position"] != OTHER for node in recurring) >= config.group_size
+    enough = sum(is_named(node["position"]) for node in recurring) >= config.group_size
     return recurring if enough else features
 
 

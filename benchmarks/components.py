@@ -29,7 +29,7 @@ from mechstudy.statistics.association import spearman
 
 BEHAVIOURS = ("indirect_object_identification", "subject_verb_agreement")
 NAMED, WHOLE, HEADS = "components, named positions", "components, whole", "heads, named positions"
-METHODS = ("eap", "relp", "eap_ig_inputs", "eap_ig_activations")
+METHODS = ("eap", "relp", "eap_ig_inputs", "eap_ig_activations", "ig_nodes")
 
 
 def curve_row(curve: FaithfulnessCurve) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from mechstudy.circuits.donors import DonorSource
 from mechstudy.circuits.named_positions import FIRST, NamedPositions
 from mechstudy.circuits.node_attribution import predict_effects
 from mechstudy.circuits.prompt_record import OTHER
-from mechstudy.interventions.faithfulness import faithfulness_curve
+from mechstudy.interventions.faithfulness import MIB_FRACTIONS, faithfulness_curve
 from mechstudy.interventions.feature_nodes import active_at
 from mechstudy.interventions.node_universe import node_set
 
@@ -31,12 +31,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--behaviours", nargs="+", default=list(BEHAVIOURS))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["eap", "eap_ig_inputs"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["ig_nodes"])
     parser.add_argument("--replace-by", nargs="+", default=["corrupted", "mean"])
-    parser.add_argument("--by", nargs="+", default=["magnitude", "support"])
+    parser.add_argument("--by", nargs="+", default=["magnitude", "support", "balance"])
     parser.add_argument("--n-train", type=int, default=100)
     parser.add_argument("--n-test", type=int, default=50)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--fractions", nargs="+", type=float, default=list(MIB_FRACTIONS), help="with areas over them")
     parser.add_argument("--heads", action="store_true")
     parser.add_argument("--errors", action="store_true")
     parser.add_argument("--mlps", action="store_true")
@@ -63,10 +64,12 @@ def main() -> None:
                 for ranking in a.by:
                     started = time.perf_counter()
                     replacements = DonorSource(model, [nodes], by, named, train)
+                    hundredth = len(nodes.nodes) // 100
                     curve = faithfulness_curve(
-                        model, test, nodes, effects.order(ranking), replacements, sizes=[10, 20, 50]
+                        model, test, nodes, effects.order(ranking), replacements, sizes=[hundredth],
+                        fractions=a.fractions,
                     )  # fmt: skip
-                    share = curve.at(int(0.01 * len(nodes.nodes)))
+                    share = curve.at(hundredth)
                     row = {"behaviour": behaviour, "nodes": dict(kinds), "replaced_by": by, "method": method,
                            "ranked by": ranking, "f at 1%": share.value, "interval": share.ci,
                            "gap": effects.completeness["gap"].to_list()[:1], "seconds": round(seconds, 1),

@@ -59,7 +59,6 @@ def predict_effects(
     method: str = "eap_ig_inputs",
     replace_by: Replacement = "corrupted",
     discovery: Sequence[PromptPair] = (),
-    kept: Sequence[int] | None = None,
     steps: int = 5,
     seed: int = 0,
     batch_tokens: int = 4096,
@@ -86,8 +85,6 @@ def predict_effects(
         method: how effects are predicted.
         replace_by: what a node is replaced by (`DonorSource`).
         discovery: prompts that give means and resamples.
-        kept: for ``ig_nodes``, the nodes that the path begins with; others are replaced from its beginning, and have no
-            effect. By default all.
         steps: points of a path.
         seed: of resamples.
         batch_tokens: tokens run at a time.
@@ -113,13 +110,10 @@ def predict_effects(
     )
     recorded: list[Recorded] = [nodes, SiteValues((INPUTS,))]
     batches = length_buckets([len(pair.clean_tokens) for pair in pairs], batch_tokens)
-    kept_N = torch.ones(len(nodes.nodes), dtype=torch.bool)
-    if kept is not None:
-        kept_N = torch.zeros_like(kept_N).index_fill(0, torch.tensor(kept, dtype=torch.long), True)
     parts: list[Effects] = []
     for batch in batches:
         x = batch_of(model, [pairs[i] for i in batch], recorded, replacements)
-        shares = _Shares(model, nodes, x, steps, checkpointing, kept_N)
+        shares = _Shares(model, nodes, x, steps, checkpointing)
         parts.append(getattr(shares, method)())
     gaps = [
         Gap(place, *(by_prompt(batches, [sums[place][side] for _, sums in parts]) for side in (0, 1)))
@@ -170,7 +164,6 @@ class _Shares:
     x: Batch
     steps: int
     checkpointing: str
-    kept_N: Tensor
 
     def eap(self) -> Effects:
         return self._gradient(0.0), {}
@@ -203,9 +196,7 @@ class _Shares:
 
     def ig_nodes(self) -> Effects:
         effects_BN = _mean([self._gradient(share, live=True) for share in midpoints(self.steps)])
-        effects_BN = torch.where(self.kept_N.to(effects_BN.device), effects_BN, 0)
-        start_B, end_B = (self._change(self._replacing(None, which_N)) for which_N in (~self.kept_N, None))
-        return effects_BN, {"nodes": (effects_BN.sum(1), end_B - start_B)}
+        return effects_BN, {"nodes": (effects_BN.sum(1), self._change(self._replacing()))}
 
     def _gradient(self, share: float, **options: Any) -> Tensor:
         return self._gradients(share, **options)[0]
@@ -227,10 +218,7 @@ class _Shares:
         """
         model, x = self.model, self.x
         shape = (len(x.tokens_BT), len(self.nodes.nodes))
-        share_BN = torch.full(shape, share, dtype=model.dtype, device=model.device)
-        if live:
-            share_BN = torch.where(self.kept_N.to(model.device), share_BN, 1)
-        share_BN.requires_grad_()
+        share_BN = torch.full(shape, share, dtype=model.dtype, device=model.device).requires_grad_()
         donors = replace(x.donors, relative_to=None) if live else x.donors
         of_nodes = self.nodes.edits(share_BN, donors, sites)
         values = contrast_values(model, x.tokens_BT, x.of_row, start, self.checkpointing)
@@ -238,10 +226,9 @@ class _Shares:
         gradients = torch.autograd.grad(value_B.sum(), [share_BN, *inputs], materialize_grads=True)
         return [gradient.double() for gradient in gradients]
 
-    def _replacing(self, sites: Collection[Site] | None, which_N: Tensor | None = None) -> dict[Site, Edit]:
-        """Edits that replace nodes, by default all, of some sites."""
-        which_N = torch.ones_like(self.kept_N) if which_N is None else which_N
-        every = which_N.expand(len(self.x.tokens_BT), -1)
+    def _replacing(self, sites: Collection[Site] | None = None) -> dict[Site, Edit]:
+        """Edits that replace all nodes, of all or some sites."""
+        every = torch.ones(len(self.x.tokens_BT), len(self.nodes.nodes), dtype=torch.bool)
         return self.nodes.edits(every, replace(self.x.donors, relative_to=None), sites)
 
     @torch.no_grad()

@@ -28,21 +28,23 @@
     const [x1, y1] = app.onScreen(graph, view, s), [x2, y2] = app.onScreen(graph, view, t);
     const middle = (y1 + y2) / 2;
     context.moveTo(x1, y1);
-    const bow = Math.abs(x1 - x2) < 8 && y1 - y2 > 40 * view.k ? Math.min(60, 0.16 * (y1 - y2)) : 0; // same column: go round
+    const round = Math.abs(x1 - x2) < 8 && y1 - y2 > 40 * view.k ? Math.min(60, 0.16 * (y1 - y2)) : 0; // same column: go round
+    const bow = round + (graph.edges.qk[e] ? 16 : 0); // beside the value edge of the same nodes
     context.bezierCurveTo(x1 - bow, middle, x2 - bow, middle, x2, y2);
   }
 
-  /* Strokes edges in a few batches: one path per kind, sign and strength. Those through patterns are dotted. */
-  function strokeEdges(context, graph, view, list, colours, alpha, scale) {
+  /* Strokes edges in a few batches: one path per kind, sign and strength, each kind on its own scale. Those through
+     patterns are dotted. */
+  function strokeEdges(context, graph, view, list, colours, alpha, scales) {
     const batches = new Map();
     for (const e of list) {
       const w = graph.edges.weight[e];
-      const bucket = Math.min(BUCKETS - 1, Math.floor(Math.sqrt(Math.abs(w) / scale) * BUCKETS));
+      const bucket = Math.min(BUCKETS - 1, Math.floor(Math.sqrt(Math.abs(w) / scales[graph.edges.qk[e]]) * BUCKETS));
       const key = (graph.edges.qk[e] ? "q" : w < 0 ? "n" : "p") + bucket;
       if (!batches.has(key)) batches.set(key, []);
       batches.get(key).push(e);
     }
-    for (const [key, members] of [...batches].sort((a, b) => a[0][1] - b[0][1])) {
+    for (const [key, members] of [...batches].sort((a, b) => (a[0][0] === "q") - (b[0][0] === "q") || a[0][1] - b[0][1])) {
       const share = (Number(key[1]) + 1) / BUCKETS;
       context.beginPath();
       for (const e of members) curve(context, graph, view, e);
@@ -162,7 +164,7 @@
     if (focus < 0) return;
     const list = state.edgesOf(focus);
     const top = list.reduce((m, e) => Math.max(m, Math.abs(graph.edges.weight[e])), 1e-12);
-    strokeEdges(context, graph, view, list, colours, [0.35, 0.95], top);
+    strokeEdges(context, graph, view, list, colours, [0.35, 0.95], [top, top]);
     for (const e of list) {
       drawNode(context, graph, view, graph.edges.source[e], colours, 0.6);
       drawNode(context, graph, view, graph.edges.target[e], colours, 0.6);

@@ -73,7 +73,8 @@
       graph.outgoing[source[e]].push(e);
     }
     graph.index = new Map(graph.nodes.id.map((id, i) => [id, i]));
-    graph.maxWeight = graph.edges.weight.reduce((m, w) => Math.max(m, Math.abs(w)), 1e-12);
+    graph.maxWeight = [0, 1].map((qk) => // of each kind
+      graph.edges.weight.reduce((m, w, e) => (graph.edges.qk[e] === qk ? Math.max(m, Math.abs(w)) : m), 1e-12));
   }
 
   /* The visible node nearest to a world point within `reach`, or -1. */

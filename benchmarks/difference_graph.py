@@ -1,7 +1,7 @@
 """Graphs of differences on SmolLM2: `python -m benchmarks.difference_graph RUN --nodes dictionaries neurons`.
 
-RUN is a finished demo, whose prompts and dictionaries are used. Of each graph: CPU seconds, the gap of its target and of
-its other rows by the number of points, and the strongest nodes. The clean prompt's graph stands beside it.
+RUN is a finished demo, whose prompts and dictionaries are used. Of each graph: CPU seconds, the gap of its target and
+of its other rows by the number of points, and the strongest nodes. The clean prompt's graph stands beside it.
 """
 
 from __future__ import annotations

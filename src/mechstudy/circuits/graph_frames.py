@@ -89,7 +89,8 @@ class GraphFrames:
 
         ``replacement``: share of the influence on the target that reaches tokens rather than errors;
         ``completeness``: share of every node's inputs that are not errors, weighted by the node's influence; both also
-        for the pruned graph. ``conservation_residual_max``: the largest difference between a node's value and the sum
+        for the pruned graph, and as circuit-tracer counts them (``_among_rows``: without features that have no row).
+        ``conservation_residual_max``: the largest difference between a node's value and the sum
         of its inputs.
         """
         return dict(self._scores)

@@ -26,7 +26,7 @@ from tests.support.tiny import FAMILIES, tiny_model
 
 PAIR = pair(3)
 SOME = ("llama", "gemma2", "gemma3", "gpt2", "neox")
-TWO_LAYERS = ("transcoder", "sae resid_post", "sae attn_out", "neurons")
+FIRST = ("transcoder", "sae resid_post", "sae attn_out", "neurons")
 
 
 def change(source, at, target=None, target_at=(), removed=1.0):
@@ -68,14 +68,14 @@ def test_frozen_changes_are_the_value_edges_times_what_is_removed(family, kind, 
     assert max(map(abs, frozen)) > 1e-3
 
 
-@pytest.mark.parametrize("kind", TWO_LAYERS)
+@pytest.mark.parametrize("kind", FIRST)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_qk_edges_are_the_slopes_of_what_live_patterns_add(family, kind):
-    """With one attention between source and target there is one score on every path, as in a QK edge."""
-    model = tiny_model(family, n_layers=2)
+def test_qk_edges_are_the_slopes_of_what_patterns_add(family, kind):
+    """Through two layers of attention, each on its own."""
+    model = tiny_model(family)
     basis = {0: transcoders(model, (0,))[0]}
     if kind == "neurons":
-        basis = with_neurons(model, {}, range(2))
+        basis = with_neurons(model, {}, range(3))
     elif kind != "transcoder":
         basis = {0: random_sae(model, kind.removeprefix("sae "), 0)}
     sources = [(s, at) for at in (2, 6) for s in strongest_at(model, basis, 0, at)]

@@ -30,13 +30,13 @@ def test_a_node_moves_targets_through_live_patterns_by_its_edges(family, kind):
     targets += feature_targets(prompt, 2, range(0, len(prompt.layers[2].nodes.value_M), 9))
     nodes = prompt.layers[0].nodes
     values = direct_effects(prompt, index, targets)
-    moved_at_all = 0.0
+    frozen, moved_at_all = FrozenForward(model, prompt), 0.0
     for layer in (1, 2):
         scores = score_effects(prompt, index, targets, query_keys(model, TOKENS, [layer]))
-        live = FrozenForward(model, prompt, [layer])
         for column in (3, len(nodes.value_M) // 2):
             step = STEP * nodes.written()[column, None]
-            up, down = (live.run([(0, int(nodes.position_M[column]), sign * step)]) for sign in (1, -1))
+            at = int(nodes.position_M[column])
+            up, down = (frozen.run_through_scores([[(0, at, sign * step)]], [layer])[1] for sign in (1, -1))
             slopes = [float((up.final_BTD - down.final_BTD)[0, 6] @ direction) / (2 * STEP)]
             slopes += [
                 float((up.read[2] - down.read[2])[0, target.position] @ target.direction_D) / (2 * STEP)

@@ -43,22 +43,12 @@ class FrozenForward:
     Args:
         model: the model.
         prompt: the prompt; what its nodes write is held.
-        live_patterns: layers whose attention patterns follow their queries and keys. Scales of norms are frozen, those
-            of queries and keys too.
-        live_rest: norms, and MLPs that are no nodes, are the model's own, not the linear maps that equal them at the
-            prompt. Neurons are then held, read and perturbed in ``mlp_act``.
+        live: patterns, norms, and MLPs that are no nodes, are the model's own, not what equals them at the prompt.
+            Neurons are then held, read and perturbed in ``mlp_act``.
     """
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        prompt: LinearisedPrompt,
-        live_patterns: Collection[int] = (),
-        *,
-        live_rest: bool = False,
-    ) -> None:
-        self.model, self.prompt = model, prompt
-        self._live_patterns, self._live_rest = frozenset(live_patterns), live_rest
+    def __init__(self, model: LanguageModel, prompt: LinearisedPrompt, *, live: bool = False) -> None:
+        self.model, self.prompt, self._live = model, prompt, live
         kinds = ("resid_pre", "attn_out", "mlp_in", "mlp_out", "resid_post")
         sites = [Site(kind, layer) for layer in range(model.n_layers) for kind in kinds]
         neurons = [layer for layer, x in enumerate(prompt.layers) if isinstance(x.nodes, ActiveNeurons)]
@@ -73,25 +63,48 @@ class FrozenForward:
         """One row per delta (one clean row when there is none)."""
         return self.run_rows([[delta] for delta in deltas] or [[]])
 
-    @torch.no_grad()
     def run_rows(self, rows: Sequence[Sequence[Delta]]) -> FrozenOutput:
         """One row per list of deltas, which act together. Layers below the lowest one are not run."""
+        return self._run(rows, self._patterns())
+
+    def run_through_scores(
+        self, rows: Sequence[Sequence[Delta]], layers: Collection[int]
+    ) -> tuple[FrozenOutput, FrozenOutput]:
+        """`run_rows`, and the same with patterns of some layers that follow what reaches their queries and keys.
+
+        What reaches them is that of the first run: in the second, patterns change along paths with one score each, as
+        QK edges do, but for the curvature of the softmax. Scales of the norms of queries and keys are frozen.
+        """
+        assert not self._live, "live patterns follow all that reaches them"
+        own: dict[int, Tensor] = {}
+        frozen = self._run(rows, self._patterns(), own)
+        moved = {layer: own.get(layer) if layer in layers else None for layer in range(self.model.n_layers)}
+        patterns = {layer: x if moved[layer] is None else moved[layer] for layer, x in self._patterns().items()}
+        return frozen, self._run(rows, patterns)
+
+    @torch.no_grad()
+    def _run(
+        self,
+        rows: Sequence[Sequence[Delta]],
+        patterns: Mapping[int, Tensor | None],
+        own: dict[int, Tensor] | None = None,
+    ) -> FrozenOutput:
         model, prompt = self.model, self.prompt
         start = min((layer for row in rows for layer, _, _ in row), default=0)
         held: dict[Site, Tensor] = {}
         with ExitStack() as stack:
             edits: dict[Site, Edit] = {}
             for layer in range(start, model.n_layers):
-                if not self._live_rest:
+                if not self._live:
                     self._freeze_norms(stack, layer)
                 if self._is_mlp_unused(layer):
                     block = model.blocks[layer]
                     block.mlp.forward = _identity
                     stack.callback(block.mlp.__dict__.pop, "forward")
                 edits |= self._edits(held, layer, rows)
-            if not self._live_rest:
+            if not self._live:
                 self._freeze_norm(stack, model.final_norm, prompt.final_norm)
-            stack.enter_context(frozen_patterns(model.hf, self._patterns()))
+            stack.enter_context(frozen_patterns(model.hf, patterns, own))
             final: list[Tensor] = []
             stack.callback(model.final_norm.register_forward_hook(lambda _m, _a, out: final.append(out)).remove)
             read_at = {layer: self.site_read(layer) for layer in range(model.n_layers)}
@@ -112,10 +125,7 @@ class FrozenForward:
 
     def _patterns(self) -> dict[int, Tensor | None]:
         """The frozen pattern of each layer; None lets a layer attend as its queries and keys say."""
-        return {
-            layer: None if layer in self._live_patterns else x.pattern_QTS[None]
-            for layer, x in enumerate(self.prompt.layers)
-        }
+        return {layer: None if self._live else x.pattern_QTS[None] for layer, x in enumerate(self.prompt.layers)}
 
     def _unchanged(self, site: Site) -> Tensor:
         if site.kind == "resid_mid":
@@ -124,24 +134,23 @@ class FrozenForward:
 
     def _holds_neurons(self, layer: int) -> bool:
         """Whether neurons are held where they are, and not by what they write."""
-        return self._live_rest and isinstance(self.prompt.layers[layer].nodes, ActiveNeurons)
+        return self._live and isinstance(self.prompt.layers[layer].nodes, ActiveNeurons)
 
     def _is_mlp_unused(self, layer: int) -> bool:
         """Whether everything that the MLP computes is replaced. Mixtures of experts return more than a tensor."""
         x = self.prompt.layers[layer]
         if self.model.blocks[layer].mlp_down is None:
             return False
-        if not self._live_rest:
+        if not self._live:
             return True
         return x.is_replaced and not _reads_its_site(x) and not self._holds_neurons(layer)
 
     # ------------------------------------------------------------------- norms
 
     def _norms_of_scores(self) -> list[nn.Module]:
-        """The norms of queries and keys of layers with live patterns, where the family has them."""
-        blocks = [self.model.blocks[layer] for layer in sorted(self._live_patterns)]
-        norms = (getattr(block.attn, name, None) for block in blocks for name in block.arch.qk_norms)
-        return [] if self._live_rest else [norm for norm in norms if norm is not None]
+        """The norms of queries and keys, where the family has them and scales are frozen."""
+        norms = (getattr(block.attn, name, None) for block in self.model.blocks for name in block.arch.qk_norms)
+        return [] if self._live else [norm for norm in norms if norm is not None]
 
     def _keep_score_norm(self, module: nn.Module, args: tuple[Tensor, ...], _out: Tensor) -> None:
         self._score_norms[module] = self.model.linear_norm(module, args[0])
@@ -171,9 +180,9 @@ class FrozenForward:
         if self._holds_neurons(layer):
             edits[Site("mlp_act", layer)] = self._nodes(held, Site("mlp_act", layer), rows)
             return edits
-        if not self._live_rest or (x.is_replaced and not _reads_its_site(x)):
+        if not self._live or (x.is_replaced and not _reads_its_site(x)):
             edits[Site("mlp_out", layer)] = self._mlp_out(held, layer, rows)
-        if _reads_its_site(x) and (self._live_rest or x.writes != "mlp_out"):
+        if _reads_its_site(x) and (self._live or x.writes != "mlp_out"):
             edits[Site(x.writes, layer)] = self._nodes(held, Site(x.writes, layer), rows)
         return edits
 

@@ -2,10 +2,10 @@
 
 Direct effects hold all other nodes at their clean values, as an edge means it. ``frozen``: patterns, scales of norms,
 gates and MLPs that are no nodes are those of the linear model, so that it must equal the value edge. ``qk``: what is
-added where patterns follow their queries and keys, which QK edges predict to first order. ``direct_live``: nothing but
-the nodes is held (path patching, Goldowsky-Dill et al. 2304.05969); beyond ``frozen`` and ``qk`` it has what the change
-does to norms' scales and through nonlinear functions. ``total_live``: other nodes respond too, so that every indirect
-path counts.
+added where patterns follow what reaches their queries and keys, along paths with one score, which QK edges predict to
+first order. ``direct_live``: nothing but the nodes is held (path patching, Goldowsky-Dill et al. 2304.05969); beyond
+``frozen`` and ``qk`` it has paths through several scores, what the change does to norms' scales, and nonlinear
+functions. ``total_live``: other nodes respond too, so that every indirect path counts.
 """
 
 from __future__ import annotations
@@ -187,22 +187,21 @@ class DirectEffects:
     # ---------------------------------------------------------------- measured
 
     def measured(self, size: int) -> list[tuple[float, float, float]]:
-        """``frozen``, ``qk`` and ``direct_live`` of each change, ``size`` of them at a time."""
-        every = range(self.model.n_layers)
-        frozen = self._changes(FrozenForward(self.model, self.prompt), size)
-        patterns = self._changes(FrozenForward(self.model, self.prompt, every), size)
-        live = self._changes(FrozenForward(self.model, self.prompt, every, live_rest=True), size, live=True)
-        return [(f, p - f, x) for f, p, x in zip(frozen, patterns, live, strict=True)]
+        """``frozen``, ``qk`` and ``direct_live`` of each change, ``size`` of them at a time.
 
-    def _changes(self, runner: FrozenForward, size: int, *, live: bool = False) -> list[float]:
-        """The change of each target; every batch has a clean row of its own, the first."""
-        result: list[float] = []
+        Every batch has a clean row of its own, the first.
+        """
+        linear, live = (FrozenForward(self.model, self.prompt, live=live) for live in (False, True))
+        result: list[tuple[float, float, float]] = []
         for start in range(0, len(self.changes), size):
             part = self.changes[start : start + size]
-            lowest = min(change.start for change in part)
-            nothing = (lowest, 0, self.prompt.tokens_TD.new_zeros(0, 1))
-            run = runner.run_rows([[nothing], *(self._deltas(change, live) for change in part)])
-            result += [self._change(run, row, change, live) for row, change in enumerate(part, 1)]
+            nothing = (min(change.start for change in part), 0, self.prompt.tokens_TD.new_zeros(0, 1))
+            rows = [[nothing], *(self._deltas(change, live=False) for change in part)]
+            frozen, scores = linear.run_through_scores(rows, range(self.model.n_layers))
+            whole = live.run_rows([[nothing], *(self._deltas(change, live=True) for change in part)])
+            for row, change in enumerate(part, 1):
+                of_values, of_both = (self._change(run, row, change, live=False) for run in (frozen, scores))
+                result.append((of_values, of_both - of_values, self._change(whole, row, change, live=True)))
         return result
 
     def _change(self, run: FrozenOutput, row: int, change: SourceChange, live: bool) -> float:

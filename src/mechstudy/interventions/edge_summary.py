@@ -27,7 +27,7 @@ def summarise_edges(
     edges, and of QK edges under ``qk``. ``spearman_frozen`` compares the value edge with ``frozen``, ``spearman_qk``
     the QK edge with ``qk``, ``spearman_direct_live`` their sum with ``direct_live`` and ``spearman_total_live`` their
     sum with ``total_live``. ``beyond``: the share of the live direct changes that is neither ``frozen`` nor ``qk``, by
-    size: what frozen scales of norms and gates leave out.
+    size: what frozen scales of norms and gates leave out, and paths through several scores.
 
     ``max_relative_error_frozen``: largest |frozen - predicted| / |predicted| of a value edge, Euclidean norms over its
     prompts (an edge's mean may cancel between prompts, its norm does not); ``max_relative_error_frozen_instance``: of

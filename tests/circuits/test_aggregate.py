@@ -51,7 +51,21 @@ def test_relative_positions_name_the_same_tokens_again():
     for one in pairs(4):
         names = aligned_names(one.positions, len(one.clean_tokens))
         assert [positions_named(one, name) for name in names] == [[i] for i in range(len(names))]
-        assert [is_named(name) for name in names] == [name in one.positions for name in names]
+
+
+def test_only_tokens_that_prompts_name_are_named_whatever_their_names_look_like(graphs):
+    """A prompt may call its last token ``digit-1``; the token before ``digit`` then stays without a name."""
+    names = {"digit": 2, "digit-1": 6}
+    assert aligned_names(names, 7) == ["digit-2", "other", "digit", "digit+1", "digit+2", "digit-1-1", "digit-1"]
+    graph, pruned = graphs[0]
+    nodes = [n for n in prompt_record("p", graph, pruned, names)["nodes"].values() if n["position"] is not None]
+    assert {n["position"] for n in nodes if is_named(n)} == set(names)
+    assert {n["position"] for n in nodes if not is_named(n)} == set(aligned_names(names, 7)) - set(names)
+    of_three = aggregate([prompt_record(f"p{i}", *two, names) for i, two in enumerate(graphs)], CONFIG)["nodes"]
+    assert {n["position"] for n in of_three if n["type"] == "feature" and is_named(n)} == set(names)
+    assert in_order(aligned_names(names, 7), list(names)) == [
+        "digit-2", "digit", "digit+1", "digit+2", "digit-1-1", "digit-1",
+    ]  # fmt: skip
 
 
 def test_positions_are_ordered_from_left_to_right():

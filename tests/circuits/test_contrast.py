@@ -5,21 +5,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mechstudy.behaviours.contrast import Contrast, WholeAnswers
+from mechstudy.behaviours.contrast import Contrast
 from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.contrast import Replaced
-from mechstudy.circuits.custom_targets import Direction, OfLogits
+from mechstudy.circuits.custom_targets import Direction
 from mechstudy.circuits.donors import DonorSource
 from mechstudy.circuits.live import live_effects
 from mechstudy.circuits.named_positions import AlignedPrompt, NamedPositions
 from mechstudy.circuits.node_sets import nodes_of
 from mechstudy.circuits.node_values import NodeRecorder, node_values
-from mechstudy.circuits.targets import AnswerContrast, AnswerTokens
+from mechstudy.circuits.targets import AnswerContrast
 from mechstudy.interventions.engine import SetFeature, clean_run, edited_run
 from mechstudy.interventions.features import NamedActivations
 from tests.support.clt_world import random_clt
 from tests.support.interventions_world import pair, pairs, transcoders
+from tests.support.targets import TARGETS
 from tests.support.tiny import ALL, tiny_model
 
 TARGET = AnswerContrast(Contrast((7,), (99,)))
@@ -166,16 +167,7 @@ def test_effects_do_not_depend_on_the_order_of_layers():
     assert torch.allclose(one.error_T[0], other.error_T[0], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        AnswerContrast(Contrast((7, 20), (99, 5, 6))),
-        AnswerTokens(WholeAnswers((4, 7, 9), (4, 12))),
-        Direction(torch.linspace(-1, 1, 32, dtype=torch.float64), 3),
-        OfLogits(lambda z: z[11] - z.logsumexp(0)),
-    ],
-    ids=["sets", "whole answers", "direction", "function"],
-)
+@pytest.mark.parametrize("target", TARGETS)
 def test_every_target_can_be_contrasted(target):
     _, _, replaced = world(target=target)
     change = replaced.change()

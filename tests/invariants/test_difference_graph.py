@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mechstudy.behaviours.contrast import Contrast, WholeAnswers
+from mechstudy.behaviours.contrast import Contrast
 from mechstudy.circuits.config import AttributionConfig, ContrastConfig
 from mechstudy.circuits.contrast import Replaced
-from mechstudy.circuits.custom_targets import Direction, OfLogits
+from mechstudy.circuits.custom_targets import Direction
 from mechstudy.circuits.difference_graph import DifferenceRows, attribute_difference
 from mechstudy.circuits.held_path import midpoints
 from mechstudy.circuits.live import output_values
@@ -23,6 +23,7 @@ from mechstudy.models.sites import Site
 from tests.support.bases_world import KINDS, bases, random_sae
 from tests.support.clt_world import random_clt
 from tests.support.interventions_world import transcoders
+from tests.support.targets import TARGETS
 from tests.support.tiny import ALL, tiny_model
 
 CLEAN = torch.tensor([5, 17, 200, 33, 9, 120, 64])
@@ -225,17 +226,7 @@ def test_edges_to_the_answer_are_integrated_effects_where_both_hold_the_same():
         assert torch.allclose(-graph.A_RS[0, graph.index.error_slice(layer)], error_T, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        AnswerContrast(Contrast((7, 20), (99, 5, 6))),
-        AnswerTokens(WholeAnswers((4, 7, 9), (4, 12))),
-        Direction(torch.linspace(-1, 1, 32, dtype=torch.float64), 3),
-        OfLogits(lambda z: z[11] - z.logsumexp(0)),
-        None,
-    ],
-    ids=["sets", "whole answers", "direction", "function", "top logits"],
-)
+@pytest.mark.parametrize("target", [*TARGETS, pytest.param(None, id="top logits")])
 def test_every_target_has_a_ledger(target):
     model = tiny_model()
     how = {"target": "logits", "max_logits": 4} if target is None else {}

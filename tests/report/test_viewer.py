@@ -85,28 +85,24 @@ def test_cumulative_influences_are_distinguished_from_direct_ones() -> None:
     assert not is_cumulative([0.4, 0.2, 0.1, 0.05, 0.01, 0.001])
 
 
+ONE_EDGE = {
+    "positions": ["end"],
+    "nodes": [
+        {"id": "a", "type": "feature", "layer": 3, "feature": 7, "position": "end", "influence": 0.5},
+        {"id": "y", "type": "logit", "layer": None, "feature": None, "position": None},
+    ],
+    "edges": [{"source": "a", "target": "y", "weight": 1.0}],
+}
+
+
 def test_a_checked_edge_carries_its_check() -> None:
-    aggregate = {
-        "positions": ["end"],
-        "nodes": [
-            {"id": "a", "type": "feature", "layer": 3, "feature": 7, "position": "end", "influence": 0.5},
-            {"id": "y", "type": "logit", "layer": None, "feature": None, "position": None},
-        ],
-        "edges": [{"source": "a", "target": "y", "weight": 1.0}],
-    }
     checked = {"kind": "value", "source": "a", "target": "y", "predicted": 1.0, "total_live": 0.7}
-    view = aggregate_view(aggregate, {}, [checked])
+    view = aggregate_view(ONE_EDGE, {}, [checked])
     assert view["checks"]["0"]["total_live"] == 0.7 and view["checks"]["0"]["direct_live"] is None
 
 
 def test_edges_through_patterns_are_marked_and_have_checks_of_their_own() -> None:
-    aggregate = {
-        "positions": ["end"],
-        "nodes": [
-            {"id": "a", "type": "feature", "layer": 3, "feature": 7, "position": "end", "influence": 0.5},
-            {"id": "y", "type": "logit", "layer": None, "feature": None, "position": None},
-        ],
-        "edges": [{"source": "a", "target": "y", "weight": 1.0}],
+    aggregate = ONE_EDGE | {
         "qk_edges": [
             {"source": "a", "target": "y", "weight": -0.2, "strength": 0.2},
             {"source": "a", "target": "elsewhere", "weight": 9.0, "strength": 9.0},

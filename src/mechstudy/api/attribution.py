@@ -81,10 +81,10 @@ def attribute(
             right and wrong; a target of another shape or kind, or beside answers; dictionaries of a site
             that no node stands for.
     """
-    _check_arguments(prompt, answer, wrong_answer)
+    _check_arguments(prompt, answer, wrong_answer, corrupted)
+    if target is not None and (answer is not None or wrong_answer is not None):
+        raise MechstudyError("both answers and a target are to be explained", fix="one of them")
     if target is not None:
-        if answer is not None or wrong_answer is not None:
-            raise MechstudyError("both answers and a target are to be explained", fix="one of them")
         question = Question.of_target(model, prompt, target, position, instruction=instruction)
     elif isinstance(prompt, PromptPair):
         question = Question.of_pair(prompt)
@@ -99,14 +99,9 @@ def attribute(
             instruction=instruction,
         )
     if corrupted is not None:
-        if isinstance(prompt, PromptPair):
-            raise MechstudyError(
-                "a prompt pair has its own corrupted prompt", fix="corrupted=..., with the prompt as text"
-            )
         question = question.against(model, corrupted, instruction)
     config = config or AttributionConfig()
-    if explains is not None:
-        config = AttributionConfig(**(config.model_dump() | {"explains": explains}))
+    config = config if explains is None else AttributionConfig(**(config.model_dump() | {"explains": explains}))
     return _graph(model, dictionaries, question, config, progress)
 
 
@@ -125,11 +120,13 @@ def _graph(
     return PromptGraph(*explain_question(model, dictionaries, question, config, progress=progress))
 
 
-def _check_arguments(prompt: object, answer: object, wrong_answer: object) -> None:
+def _check_arguments(prompt: object, answer: object, wrong_answer: object, corrupted: object) -> None:
     if not isinstance(prompt, str | PromptPair):
         raise MechstudyError(
             f"the prompt is a {type(prompt).__name__}", fix='a text such as "The keys to the cabinet", or a prompt pair'
         )
+    if corrupted is not None and isinstance(prompt, PromptPair):
+        raise MechstudyError("a prompt pair has its own corrupted prompt", fix="corrupted=..., with the prompt as text")
     for name, given in (("answer", answer), ("wrong_answer", wrong_answer)):
         texts = [given] if isinstance(given, str) or not isinstance(given, Sequence) else given
         if wrong := [text for text in texts if text is not None and not isinstance(text, str)]:

@@ -172,6 +172,7 @@ def _node(key: str, of_prompts: Sequence[Mapping[str, Any]], n: int) -> dict[str
         "layer": first["layer"],
         "feature": first["feature"],
         "position": first["position"],
+        **({"relative": True} if first.get("relative") else {}),
         "frequency": sum(node["kept"] for node in of_prompts) / n,
         "presence": len(present) / n,
         "influence": sum(node["influence"] for node in of_prompts) / n,
@@ -195,7 +196,7 @@ def _chosen(nodes: Iterable[dict[str, Any]], config: AttributionConfig, n: int) 
     needed = min(config.aggregate_min_prompts, n) / n
     recurring = [node for node in ordered if node["frequency"] >= needed or node["type"] in ("logit", "token")]
     kept = {node["id"]: node for node in recurring[: config.aggregate_nodes]}
-    named = [node for node in ordered if node["type"] == "feature" and is_named(node["position"])]
+    named = [node for node in ordered if node["type"] == "feature" and is_named(node)]
     for effect in _EFFECTS:
         largest = sorted((node for node in named if effect in node), key=lambda node: (-abs(node[effect]), node["id"]))
         kept |= {node["id"]: node for node in largest[: config.aggregate_nodes]}

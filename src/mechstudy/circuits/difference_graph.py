@@ -56,7 +56,12 @@ def attribute_difference(
         MechstudyError: prompts of unequal length, a dictionary of another site or layer, weights below fp32, or an
             attention whose queries and keys are not affine in its input.
     """
-    _check(model, clean_T, corrupted_T)
+    model.require_float32("attribution needs fp32 weights")
+    if len(clean_T) != len(corrupted_T):
+        raise MechstudyError(
+            f"a difference is of prompts of equal length, and these have {len(clean_T)} and {len(corrupted_T)} tokens",
+            fix="prompts that differ in words of equally many tokens; or explains: clean",
+        )
     between = prompt_difference(model, bases, clean_T, corrupted_T, config.elsewhere_of(has_saes(bases)))
     steps = config.contrast.steps
     clean, *points, corrupted = between.at([0.0, *midpoints(steps), 1.0])
@@ -185,16 +190,3 @@ def _clean_activations(between: PromptDifference, graph: Graph) -> Tensor:
             places = graph.feature_position_S[columns], graph.feature_id_S[columns]
             activations[columns] = own_TF[places].to(activations)
     return activations
-
-
-def _check(model: LanguageModel, clean_T: Tensor, corrupted_T: Tensor) -> None:
-    if model.dtype not in (torch.float32, torch.float64):
-        raise MechstudyError(
-            f"attribution needs fp32 weights; the model is loaded as {model.dtype}",
-            fix="set model.dtype: float32",
-        )
-    if len(clean_T) != len(corrupted_T):
-        raise MechstudyError(
-            f"a difference is of prompts of equal length, and these have {len(clean_T)} and {len(corrupted_T)} tokens",
-            fix="prompts that differ in words of equally many tokens; or explains: clean",
-        )

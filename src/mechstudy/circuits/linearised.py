@@ -54,11 +54,7 @@ def linearise(
     Raises:
         MechstudyError: weights below fp32, or a dictionary of another site, layer or model.
     """
-    if model.dtype not in (torch.float32, torch.float64):
-        raise MechstudyError(
-            f"attribution needs fp32 weights; the model is loaded as {model.dtype}",
-            fix="set model.dtype: float32",
-        )
+    model.require_float32("attribution needs fp32 weights")
     check_bases(bases, "graphs", model)
     sites = [Site(kind, layer) for layer in range(model.n_layers) for kind in _CAPTURED]
     sites += [site_read(basis, layer) for layer, basis in bases.items() if isinstance(basis, Neurons)]

@@ -33,16 +33,10 @@ class LiveScores:
     def of(cls, layer: QueryKey, attention: AttentionWeights, first: int = 0) -> LiveScores:
         """Those of a layer whose maps are live, with its value map."""
         x_TD = layer.norm.forward(layer.resid_TD)
-        value_SGH = torch.einsum("sd,ghd->sgh", x_TD, attention.value_GHD)
-        if attention.value_bias_GH is not None:
-            value_SGH = value_SGH + attention.value_bias_GH
-        slope = None
-        if layer.softcap is not None:
-            slope = 1 - torch.tanh(layer.score_QTS / layer.softcap) ** 2
-        by_head = [layer.query.forward(x_TD).transpose(0, 1)]
-        by_head += [x.repeat_interleave(layer.group, 1).transpose(0, 1) for x in (layer.key.forward(x_TD), value_SGH)]
-        query, key, value = (x.contiguous() for x in by_head)
-        return cls(layer.query, layer.key, query, key, value, layer.scaling, slope, first)
+        keys_SQH = layer.key.forward(x_TD).repeat_interleave(layer.group, 1)
+        by_head = (layer.query.forward(x_TD), keys_SQH, attention.values(x_TD))
+        query, key, value = (x.transpose(0, 1).contiguous() for x in by_head)
+        return cls(layer.query, layer.key, query, key, value, layer.scaling, layer.softcap_slope, first)
 
     def until(self, n: int) -> LiveScores:
         """The first ``n`` positions."""

@@ -55,9 +55,7 @@ def graph_json(
     for column in pruned.sources_S.nonzero()[:, 0].tolist():
         activation = float(graph.activation_S[column]) if column < graph.index.errors else None
         node = _source_node(sources[column], ids[column], float(share_S[column]), activation)
-        if graph.difference is not None and column < graph.index.errors:
-            node["change"] = float(graph.difference.change_S[column])
-        nodes.append(node)
+        nodes.append(node | _change(graph, column))
     rows_with_biases = range(len(graph.logits) if graph.summed else 1)
     biases = [(layer, row) for layer in range(graph.index.n_layers) for row in rows_with_biases]
     biases = [(layer, row) for layer, row in biases if _bias(graph, layer, row) != 0]
@@ -106,6 +104,13 @@ def graph_json(
         "nodes": nodes,
         "links": links,
     }
+
+
+def _change(graph: Graph, column: int) -> dict[str, float]:
+    """What a feature's activation differs by from the corrupted prompt's, in the graph of a difference."""
+    if graph.difference is None or column >= graph.index.errors:
+        return {}
+    return {"change": float(graph.difference.change_S[column])}
 
 
 def _cumulative_shares(graph: Graph) -> Tensor:

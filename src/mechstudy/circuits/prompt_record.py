@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,13 +43,14 @@ def position_names(positions: Mapping[str, int], n_positions: int, n_prompt: int
 def aligned_names(positions: Mapping[str, int], n_positions: int, n_prompt: int | None = None) -> list[str]:
     """`position_names` with unnamed tokens named relative to the nearest named one, the left one of two as near.
 
-    ``other`` are only the tokens of prompts that name no token.
+    ``other`` are only the tokens of prompts that name no token, and those whose relative name is another token's own.
     """
     names = position_names(positions, n_positions, n_prompt)
     anchors = [at for at, name in enumerate(names) if name not in (OTHER, ANSWER)]
     if not anchors:
         return names
-    return [_relative(i, names, anchors) if name == OTHER else name for i, name in enumerate(names)]
+    relative = [_relative(i, names, anchors) if name == OTHER else name for i, name in enumerate(names)]
+    return [OTHER if own == OTHER and name in positions else name for own, name in zip(names, relative, strict=True)]
 
 
 def _relative(index: int, names: Sequence[str], anchors: Sequence[int]) -> str:
@@ -57,9 +58,12 @@ def _relative(index: int, names: Sequence[str], anchors: Sequence[int]) -> str:
     return f"{names[nearest]}{index - nearest:+d}"
 
 
-def is_named(position: str) -> bool:
-    """Whether a position's name is one that prompts give, and not relative to one, ``other``, or an answer's."""
-    return position not in (OTHER, ANSWER) and _RELATIVE.search(position) is None
+def is_named(node: Mapping[str, Any]) -> bool:
+    """Whether prompts name a node's position: it is not ``relative`` to one that they name, ``other``, or an answer's.
+
+    A name alone does not tell: prompts may call a position ``digit-1``.
+    """
+    return node["position"] not in (OTHER, ANSWER) and not node.get("relative", False)
 
 
 def in_order(used: Iterable[str], positions: Sequence[str]) -> list[str]:
@@ -67,9 +71,8 @@ def in_order(used: Iterable[str], positions: Sequence[str]) -> list[str]:
     place = {name: i for i, name in enumerate(positions)}
     relative: dict[str, tuple[int, int]] = {}
     for name in used:
-        at = max(name.rfind("+"), name.rfind("-"))
-        if name not in place and not is_named(name) and name[:at] in place:
-            relative[name] = (place[name[:at]], int(name[at:]))
+        if name not in place and (match := _RELATIVE.search(name)) and (anchor := name[: match.start()]) in place:
+            relative[name] = (place[anchor], int(match[0]))
     every = relative | {name: (i, 0) for name, i in place.items()}
     return sorted(every, key=every.__getitem__)
 
@@ -113,10 +116,10 @@ def prompt_record(
     names = aligned_names(positions, x.n_positions, n_prompt)
     source_I, _ = graph.influence
     totals = graph.total_effects_S
-    keys = _source_keys(graph, names)
+    keys = _source_keys(graph, names, positions)
     shown = pruned.sources_S | graph.expanded_S
     if effects is not None:
-        named_T = torch.tensor([is_named(name) for name in names])
+        named_T = torch.tensor([name in positions for name in names])
         shown[: x.n_features] |= named_T[graph.feature_position_S[: x.n_features]]
     nodes: dict[str, dict[str, Any]] = {}
     for column in shown.nonzero()[:, 0].tolist():
@@ -130,7 +133,7 @@ def prompt_record(
             total["live_effect"] += 0.0 if live_S is None else float(live_S[column])
         total["kept"] |= bool(pruned.sources_S[column])
     if effects is not None:
-        _add_contrast(nodes, effects, names)
+        _add_contrast(nodes, effects, names, positions)
     edges: dict[tuple[str, str], float] = defaultdict(float)
     row_keys = [_key(keys[c]) if c >= 0 else node_id("logit") for c in graph.column_R.tolist()]
     for row, column in pruned.edges():
@@ -158,7 +161,9 @@ def _named_heads(flow: HeadFlow | None, names: Sequence[str]) -> dict[str, float
     return dict(heads)
 
 
-def _add_contrast(nodes: dict[str, dict[str, Any]], effects: NodeEffects, names: Sequence[str]) -> None:
+def _add_contrast(
+    nodes: dict[str, dict[str, Any]], effects: NodeEffects, names: Sequence[str], positions: Collection[str]
+) -> None:
     """Adds the effects of replacement to nodes that are there, and the features that only they concern."""
     for node in nodes.values():
         node |= {"contrast_effect": 0.0, "active": True}
@@ -169,7 +174,7 @@ def _add_contrast(nodes: dict[str, dict[str, Any]], effects: NodeEffects, names:
         key = node_id("feature", layer, feature, names[at])
         if key not in nodes:
             active = own != 0 or (effects.other_is_a_run and other != 0)
-            if not is_named(names[at]) or (not active and abs(effect) < least):
+            if names[at] not in positions or (not active and abs(effect) < least):
                 continue
             place = {"type": "feature", "layer": layer, "feature": feature, "position": names[at]}
             nodes[key] = place | _NOTHING | {"contrast_effect": 0.0, "active": active}
@@ -180,17 +185,17 @@ def _add_contrast(nodes: dict[str, dict[str, Any]], effects: NodeEffects, names:
                 nodes[key]["contrast_effect"] += effect
 
 
-def _source_keys(graph: Graph, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Type, layer, feature and position name of every column of the matrix."""
-    return [
-        {
-            "type": source.type,
-            "layer": source.layer,
-            "feature": source.feature if source.type == "feature" else None,
-            "position": None if source.position is None else names[source.position],
-        }
-        for source in graph.sources()
-    ]
+def _source_keys(graph: Graph, names: Sequence[str], positions: Collection[str]) -> list[dict[str, Any]]:
+    """Type, layer, feature and position name of every column of the matrix, and whether that is ``relative``."""
+    relative = {name for name in names if name not in (OTHER, ANSWER, *positions)}
+    keys: list[dict[str, Any]] = []
+    for source in graph.sources():
+        feature = source.feature if source.type == "feature" else None
+        position = None if source.position is None else names[source.position]
+        keys.append({"type": source.type, "layer": source.layer, "feature": feature, "position": position})
+        if position in relative:
+            keys[-1]["relative"] = True
+    return keys
 
 
 def _key(node: Mapping[str, Any]) -> str:

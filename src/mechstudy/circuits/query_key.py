@@ -91,18 +91,13 @@ def score_gradient(
     """
     if norm_post is not None:
         g_RTD = norm_post.backward(g_RTD)
-    x_TD = layer.norm.forward(layer.resid_TD)
-    v_SGH = torch.einsum("sd,ghd->sgh", x_TD, attention.value_GHD)
-    if attention.value_bias_GH is not None:
-        v_SGH = v_SGH + attention.value_bias_GH
-    v_SQH = v_SGH.repeat_interleave(layer.group, 1)
+    v_SQH = attention.values(layer.norm.forward(layer.resid_TD))
     z_RTQH = torch.einsum("rtd,dqh->rtqh", g_RTD, attention.output_DQH)
     value_RQTS = torch.einsum("rtqh,sqh->rqts", z_RTQH, v_SQH)
     pattern = layer.pattern_QTS
     effect = pattern * (value_RQTS - (pattern * value_RQTS).sum(-1, keepdim=True))
-    if layer.softcap is None:
-        return effect
-    return effect * (1 - torch.tanh(layer.score_QTS / layer.softcap) ** 2)
+    slope_QTS = layer.softcap_slope
+    return effect if slope_QTS is None else effect * slope_QTS
 
 
 def through_scores(

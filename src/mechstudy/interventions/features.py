@@ -187,7 +187,7 @@ def feature_groups(
         effect = n[name]
         return (sign * effect if by == "effect" else -abs(effect), n["layer"], n["feature"], n["position"])
 
-    named = [n for n in features if is_named(n["position"])]
+    named = [n for n in features if is_named(n)]
     chosen = named if len(named) >= group_size else features
     members = [FeatureAt(int(n["layer"]), int(n["feature"]), str(n["position"])) for n in sorted(chosen, key=rank)]
     count = max(1, min(n_groups, len(members) // group_size))
@@ -214,7 +214,7 @@ def recurring_features(nodes: Iterable[Mapping[str, Any]], config: InterventionC
     """
     features = [node for node in nodes if node["type"] == "feature" and node["position"] != ANSWER]
     recurring = [node for node in features if node["presence"] >= config.min_presence]
-    enough = sum(is_named(node["position"]) for node in recurring) >= config.group_size
+    enough = sum(is_named(node) for node in recurring) >= config.group_size
     return recurring if enough else features
 
 

@@ -70,16 +70,19 @@ class AttentionWeights:
     output_DQH: Float[Tensor, "d q h"]
     output_bias_D: Float[Tensor, " d"] | None
 
+    def values(self, x_SD: Float[Tensor, "*b s d"]) -> Float[Tensor, "*b s q h"]:
+        """What each query head reads of normed inputs."""
+        v_SGH = torch.einsum("...sd,ghd->...sgh", x_SD, self.value_GHD)
+        if self.value_bias_GH is not None:
+            v_SGH = v_SGH + self.value_bias_GH
+        return v_SGH.repeat_interleave(self.output_DQH.shape[1] // len(self.value_GHD), -2)
+
     def forward(
         self, pattern_BQTS: Float[Tensor, "#b q t s"], x_BSD: Float[Tensor, "#b s d"]
     ) -> Float[Tensor, "b t d"]:
         """Attention output of normed inputs under a fixed pattern, affine in ``x``."""
-        groups = self.value_GHD.shape[0]
-        v_BGSH = torch.einsum("bsd,ghd->bgsh", x_BSD, self.value_GHD)
-        if self.value_bias_GH is not None:
-            v_BGSH = v_BGSH + self.value_bias_GH[:, None]
-        v = v_BGSH.repeat_interleave(pattern_BQTS.shape[1] // groups, 1)
-        out = torch.einsum("bqts,bqsh,dqh->btd", pattern_BQTS, v, self.output_DQH)
+        v_BSQH = self.values(x_BSD)
+        out = torch.einsum("bqts,bsqh,dqh->btd", pattern_BQTS, v_BSQH, self.output_DQH)
         return out if self.output_bias_D is None else out + self.output_bias_D
 
     def backward(self, pattern_QTS: Float[Tensor, "q t s"], g_RTD: Float[Tensor, "r t d"]) -> Float[Tensor, "r s d"]:

@@ -204,6 +204,18 @@ class LanguageModel:
         assert logits_at in ("last", "all"), logits_at
         return self.unembed(hidden_BTD[:, -1] if logits_at == "last" else hidden_BTD)
 
+    def require_float32(self, reason: str) -> None:
+        """Checks that the weights are in float32 or wider.
+
+        Args:
+            reason: the first half of the message, such as "attribution needs fp32 weights".
+
+        Raises:
+            MechstudyError: they are not.
+        """
+        if self.dtype not in (torch.float32, torch.float64):
+            raise MechstudyError(f"{reason}; the model is loaded as {self.dtype}", fix="set model.dtype: float32")
+
     def check_sites(self, sites: Sequence[Site]) -> None:
         """Refuse sites that this model does not have.
 

@@ -128,6 +128,11 @@ class QueryKey:
         """Query heads per kv head."""
         return self.n_heads // self.key.weight_NHD.shape[0]
 
+    @property
+    def softcap_slope(self) -> Float[Tensor, "q t s"] | None:
+        """The derivative of what the softmax reads by each score; None without a soft cap, where it is 1."""
+        return None if self.softcap is None else 1 - torch.tanh(self.score_QTS / self.softcap) ** 2
+
 
 @torch.no_grad()
 def query_keys(
@@ -144,10 +149,7 @@ def query_keys(
             affine in its input (OLMo's ``clip_qkv``).
     """
     wanted = list(range(model.n_layers)) if layers is None else list(layers)
-    if model.dtype not in (torch.float32, torch.float64):
-        raise MechstudyError(
-            f"scores are decomposed in fp32; the model is loaded as {model.dtype}", fix="set model.dtype: float32"
-        )
+    model.require_float32("scores are decomposed in fp32")
     sites = [Site("resid_pre", layer) for layer in wanted]
     model.check_sites(sites)
     with recorded_attention(model, wanted) as recorded:

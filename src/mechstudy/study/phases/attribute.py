@@ -84,9 +84,7 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
     kind = name = "attribute"
     per = "behaviour"
     title, report_field = "Graphs", "graphs"
-    version = (
-        4  # relative names of tokens; scores among rows; weights of edges through patterns; means without first token
-    )
+    version = 4  # relative names; scores among rows; instances of edges through patterns; means without first token
     spec, inputs = AttributeSpec, AttributeInputs
     resumes = True
     pilots, warms_up = 2, True

@@ -7,8 +7,10 @@ import torch
 from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder
 
 
-def random_clt(model, *, n_features: int = 24, seed: int = 0, site_in: str = "mlp_in") -> CrossLayerTranscoder:
-    """One with JumpReLU features, in float64, of which about a quarter are active on a row."""
+def random_clt(
+    model, *, n_features: int = 24, seed: int = 0, site_in: str = "mlp_in", relu: bool = False
+) -> CrossLayerTranscoder:
+    """One with JumpReLU features, in float64, of which about a quarter are active on a row; or ReLU, about half."""
     g = torch.Generator().manual_seed(seed)
     n_layers, d = model.n_layers, model.d_model
 
@@ -18,7 +20,7 @@ def random_clt(model, *, n_features: int = 24, seed: int = 0, site_in: str = "ml
     return CrossLayerTranscoder(
         draw(n_layers, n_features, d) / d**0.5,
         0.1 * draw(n_layers, n_features),
-        0.3 + 0.3 * draw(n_layers, n_features).abs(),
+        (0.3 + 0.3 * draw(n_layers, n_features).abs()) * (not relu),
         [0.3 * draw(n_features, n_layers - layer, d) for layer in range(n_layers)],
         0.1 * draw(n_layers, d),
         site_in=site_in,

@@ -73,7 +73,8 @@ def predict_effects(
     activations of the node's site, all nodes of the site together: these add up to the change that replacing the site
     makes. ``ig_nodes``, its mean along the path on which every node is replaced by the same growing share, what it
     holds computed in the running pass: the effects add up to the change that replacing all nodes makes, and so divide
-    among nodes what keep-only runs measure (Aumann-Shapley values). ``relp``, the gradient at the clean prompt under
+    among nodes what keep-only runs measure (Aumann-Shapley values); a JumpReLU feature that goes off on the path adds
+    to the gap what it writes at sites without error nodes. ``relp``, the gradient at the clean prompt under
     the rules of `relevance_rules`.
 
     All are gradients with respect to the share of a node that is replaced (`NodeSet.edits`).

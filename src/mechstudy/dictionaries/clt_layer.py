@@ -139,6 +139,11 @@ class CltOutput(Dictionary):
         return self.own.b_enc
 
     @property
+    def threshold(self) -> Tensor | None:  # type: ignore[override]  # as b_enc
+        """[F], of layer l."""
+        return self.own.threshold
+
+    @property
     def inputs_below(self) -> tuple[str, ...]:
         """As `Dictionary.inputs_below`: what layers 0 to l - 1 read."""
         return self._inputs_below

@@ -11,6 +11,7 @@ from .api import load_dictionaries as load_dictionaries
 from .api import load_graph as load_graph
 from .api import open_run as open_run
 from .api import train as train
+from .api import verify as verify
 from .behaviours import PromptPair as PromptPair
 from .behaviours import Prompts as Prompts
 from .behaviours import load_prompts as load_prompts
@@ -30,5 +31,7 @@ from .interventions import patch_sweep as patch_sweep
 from .models import LanguageModel as LanguageModel
 from .models import Site as Site
 from .models import load_model as load_model
+from .verdict import Verdict as Verdict
+from .verdict import VerdictConfig as VerdictConfig
 
 __version__: str

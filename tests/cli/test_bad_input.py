@@ -57,7 +57,7 @@ def test_a_plan_for_another_machine_may_name_its_device(here, words):
 
 def test_submit_leaves_the_device_to_the_nodes(here):
     change("device: cpu", "device: cuda")(here)
-    assert "14 units" in mechstudy("submit", "study.yaml", "--dry-run").stdout
+    assert "15 units" in mechstudy("submit", "study.yaml", "--dry-run").stdout
 
 
 def test_a_finished_study_needs_its_device_no_longer(here, monkeypatch):

@@ -52,7 +52,7 @@ def test_neurons_need_no_dictionaries(tmp_path):
     assert set(nodes_of(run)) == {0, 1, 2}
     assert run.graphs["mine"].scores()["conservation_residual_max"] < 1e-4
     phases = {folder.name for folder in (run.path / "artifacts").iterdir()}
-    assert "train" not in phases and {"attribute", "features", "intervene", "report"} <= phases
+    assert "train" not in phases and {"attribute", "features", "intervene", "verdict", "report"} <= phases
     assert frozen_error(run) < 1e-3
 
 

@@ -28,6 +28,7 @@ dictionaries:
   training: {steps: 10, batch_size: 128, precision: float32, tensorboard: false}
 attribution: {n_prompts: 2, max_features: 30}
 features: {documents: 4, per_behaviour: 4}
+verdict: {n_samples: 8, n_discovery: 8, steps: 2, n_random: 2, resamples: 20, bootstrap: 100}
 interventions:
   n_samples: 2
   n_groups: 1

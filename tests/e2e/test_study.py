@@ -168,7 +168,7 @@ def test_killed_in_training_and_in_interventions_a_run_ends_as_if_it_had_not_bee
     kill_when(folder, lambda: list(folder.glob("artifacts/intervene/*.partial/results_partial_2.csv")))
     mechstudy("run", str(STUDY), "--out", str(folder))
     assert mechstudy("verify", str(STUDY), "--out", str(folder)).returncode == 0
-    compared = ("prompts", "baseline", "corpus", "capture", "train", "attribute", "features", "intervene")
+    compared = ("prompts", "baseline", "corpus", "capture", "train", "attribute", "features", "intervene", "verdict")
     expected = checksums(run, *compared)
     found = checksums(folder, *compared)
     assert len(found) > 40

@@ -52,6 +52,7 @@ def study_in(model: Path, tmp_path: Path) -> OpenedStudy:
         "dictionaries: {layers: all, evaluation_rows: 256, evaluation_tokens: 128}\n"
         "attribution: {n_prompts: 2, max_features: 20}\n"
         "features: {documents: 8, per_behaviour: 4}\n"
+        "verdict: {n_samples: 8, n_discovery: 8, steps: 2, n_random: 2, resamples: 20, bootstrap: 100}\n"
         "interventions: {n_samples: 4, n_groups: 1, group_size: 2, n_controls: 1, bootstrap: 100, permutations: 99}\n"
         "compute: {device: cpu, threads: 1}\n"
     )

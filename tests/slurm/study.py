@@ -24,6 +24,7 @@ dictionaries:
   training: {{steps: 200, batch_size: 128, precision: float32, tensorboard: false, checkpoint_every: 20}}
 attribution: {{n_prompts: 2, max_features: 50}}
 features: {{documents: 8, per_behaviour: 5}}
+verdict: {{n_samples: 8, n_discovery: 8, steps: 2, n_random: 2, resamples: 20, bootstrap: 100}}
 interventions:
   n_samples: 4
   n_groups: 1

@@ -20,7 +20,7 @@ def test_a_whole_study_ends_with_the_bytes_of_a_run_without_slurm(submitted, exp
         submitted.wait()
     submitted.assert_equals(expected)
     assert publishes.twice() == []
-    assert "19 of 19" in submitted.mechstudy("status")
+    assert "21 of 21" in submitted.mechstudy("status")
     assert {"gres/gpu=2" in held for held in submitted.accounted("capture", "AllocTRES")} == {True}
     assert {"gres/gpu" in held for held in submitted.accounted("train", "AllocTRES")} == {False}
 
@@ -37,7 +37,7 @@ def test_a_bad_behaviour_fails_alone_and_then_only_the_missing_runs(submitted, e
         submitted.mechstudy("submit")
         digits.write_text(bad)  # while the model's job is waited for
         submitted.wait()
-        lost = {f"{phase}[digits]" for phase in ("prompts", "baseline", "capture", "attribute", "intervene")}
+        lost = {f"{phase}[digits]" for phase in ("prompts", "baseline", "capture", "attribute", "intervene", "verdict")}
         shown = submitted.mechstudy("status", "--json")
         names = {unit["name"] for unit in json.loads(shown[shown.index("{") : shown.rindex("}") + 1])["units"]}
         assert units(submitted.run) == names - lost
@@ -51,5 +51,5 @@ def test_a_bad_behaviour_fails_alone_and_then_only_the_missing_runs(submitted, e
         assert "model" not in submitted.mechstudy("resume").split()
         submitted.wait()
     submitted.assert_equals(expected)
-    assert "19 of 19" in submitted.mechstudy("status")
+    assert "21 of 21" in submitted.mechstudy("status")
     assert publishes.twice() == []

@@ -130,6 +130,7 @@ def test_files_of_published_tasks_are_studied_as_they_are(tmp_path):
     ]
     config["dictionaries"] = {"from": "their", "evaluation_rows": 256, "evaluation_tokens": 128}
     config["attribution"] = {"n_prompts": 2, "max_features": 20}
+    config["verdict"] = {"n_samples": 8, "n_discovery": 8, "steps": 2, "n_random": 2, "resamples": 20, "bootstrap": 100}
     config["interventions"] = {"n_groups": 1, "group_size": 2, "alphas": [-1, 0, 1], "n_edges": 2, "bootstrap": 100,
                                "permutations": 99, "patching": {"layers": "0", "n_pairs": 2}}  # fmt: skip
     config["capture"] = {"layers": "0-2", "positions": "last-1"}

@@ -63,13 +63,13 @@ def test_other_weights_under_the_same_name_are_another_study():
 
 def test_a_dictionary_recipe_leaves_prompts_corpus_and_capture_alone():
     after = changed(ids(), ids("dictionaries.training.steps=7"))
-    assert phases(after) == {"train", "attribute", "features", "intervene", "report"}
+    assert phases(after) == {"train", "attribute", "features", "intervene", "verdict", "report"}
 
 
 def test_a_larger_test_split_leaves_corpus_and_dictionaries_alone():
     after = changed(ids(), ids("behaviours.0.n_test=50"))
     assert not phases(after) & {"model", "corpus", "train"}
-    assert not {n for n in after if "indirect_object" in n}
+    assert {n for n in after if "indirect_object" in n} == {"verdict[indirect_object_identification]"}  # on all prompts
 
 
 def test_another_seed_reruns_all_but_the_model():
@@ -94,7 +94,7 @@ def test_a_misspelt_behaviour_is_refused_with_the_nearest_name():
     assert "did you mean 'subject_verb_agreement'" in str(caught.value)
 
 
-GRAPHS = {"attribute", "features", "intervene"}
+GRAPHS = {"attribute", "features", "intervene", "verdict"}
 
 
 ACTS = "dictionaries.site=mlp_act"  # which no node of a graph stands for

@@ -54,6 +54,7 @@ dictionaries:
   evaluation_tokens: 256
 attribution: {n_prompts: 2, max_features: 100}
 features: {documents: 8, per_behaviour: 30}
+verdict: {n_samples: 8, n_discovery: 8, steps: 2, n_random: 2, resamples: 20, bootstrap: 100}
 interventions:
   n_samples: 8
   n_groups: 1

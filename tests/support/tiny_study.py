@@ -45,6 +45,7 @@ def write_study(folder: Path, *, n_prompts: int = 5, tokens: int = 4096, steps: 
         f"  training: {{steps: {steps}, batch_size: 128, precision: float32, tensorboard: false,"
         " checkpoint_every: 10}\n"
         f"attribution: {{n_prompts: {n_prompts}, max_features: 40}}\n"
+        "verdict: {steps: 2, n_random: 2, resamples: 20, bootstrap: 100}\n"
         "storage: {activations: keep}\n"
         "compute: {device: cpu, threads: 1, batch_tokens: 64}\n"
     )

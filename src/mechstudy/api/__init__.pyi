@@ -9,3 +9,4 @@ from .graphs import load_graph as load_graph
 from .runs import Run as Run
 from .runs import open_run as open_run
 from .studies import Study as Study
+from .verdict import verify as verify

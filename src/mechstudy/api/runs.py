@@ -37,9 +37,10 @@ _COLUMNS = {
     "qk qk_low qk_high direct_live direct_live_low direct_live_high total_live total_live_low total_live_high",
     "patching": "behaviour site layer position effect ci_low ci_high median mean_gap kl n",
     "dose_response": "behaviour direction alpha effect ci_low ci_high n kl",
+    "verdicts": "behaviour outcome criterion state value value_low value_high threshold n n_clusters question",
 }
 _WORDS = ("unit", "phase", "finished", "id", "folder", "behaviour", "split", "kind", "group", "feature", "label",
-          "source", "target", "site", "position", "direction")  # fmt: skip
+          "source", "target", "site", "position", "direction", "outcome", "criterion", "state", "question")  # fmt: skip
 
 
 class Run:
@@ -47,7 +48,7 @@ class Run:
 
     ``run.graphs["subject_verb_agreement"]``, ``run.dictionaries[13]``, ``run.prompts["subject_verb_agreement"]``;
     ``run.baseline``, ``run.evaluations``, ``run.features``, ``run.effects``, ``run.edges``, ``run.patching``,
-    ``run.units``. What the run has not made is an empty frame or mapping.
+    ``run.verdicts``, ``run.units``. What the run has not made is an empty frame or mapping.
     """
 
     def __init__(self, path: Path) -> None:
@@ -215,6 +216,22 @@ class Run:
     def dose_response(self) -> pl.DataFrame:
         """Steering: the effect of each multiple ``alpha`` of a direction."""
         return self._csv("interventions", "dose_response.csv")
+
+    @cached_property
+    def verdicts(self) -> pl.DataFrame:
+        """What each behaviour's circuit was asked, and what was measured.
+
+        A row for each behaviour and criterion: behaviour, outcome, criterion, state, value, value_low, value_high,
+        threshold, at_most, decides, n, n_clusters, question.
+        """
+        rows = []
+        for behaviour, artifact in self._of("verdicts").items():
+            record = artifact.read_json("verdict.json")
+            for c in record["criteria"]:
+                facts = {k: v for k, v in c.items() if k not in ("name", "missing", "ci_missing")}
+                about = {"behaviour": behaviour, "outcome": record["outcome"], "criterion": c["name"]}
+                rows.append(about | _flat(facts, {"ci": "value"}))
+        return _frame(rows, _COLUMNS["verdicts"])
 
     # -------------------------------------------------------------- dictionaries
 

@@ -86,7 +86,7 @@ class DonorSource:
         recorded: Sequence[Recorded],
         to: Replacement,
         positions: NamedPositions,
-        discovery: Sequence[PromptPair] = (),
+        discovery: Sequence[PromptPair | AlignedPrompt] = (),
         *,
         seed: int = 0,
         draw: int = 0,
@@ -154,16 +154,17 @@ class DonorSource:
         return {key: torch.stack([of[i] for i in range(len(prompts))]) for key, of in rows.items()}, has_BT
 
     @torch.no_grad()
-    def _average(self, discovery: Sequence[PromptPair]) -> None:
+    def _average(self, discovery: Sequence[PromptPair | AlignedPrompt]) -> None:
         """Sums of every name's tokens by prompt, in float64, then means."""
         n_names = len(self.positions.names)
         sums: dict[Key, list[Tensor]] = defaultdict(list)
         counts: list[Tensor] = []
         order: list[int] = []
-        for batch in length_buckets([len(pair.clean_tokens) for pair in discovery], self._batch_tokens):
-            some = [discovery[i] for i in batch]
+        prompts = [aligned(prompt) for prompt in discovery]
+        for batch in length_buckets([len(prompt.tokens) for prompt in prompts], self._batch_tokens):
+            some = [prompts[i] for i in batch]
             of_name_BTN = torch.nn.functional.one_hot(self.positions.numbers(some), n_names).double()
-            values = self._record([pair.clean_tokens for pair in some])
+            values = self._record([prompt.tokens for prompt in some])
             for key, value in values.items():
                 summed = torch.einsum("btn,btw->bnw", of_name_BTN.to(value.device), value.double())
                 sums[key].append(summed if self.to == "resample" else summed.sum(0, keepdim=True))

@@ -118,7 +118,7 @@ class EffectsTable:
         return self.top(10)._repr_html_()
 
 
-def ranked(effects_N: Float64[Tensor, " n"], by: str = "magnitude") -> list[int]:
+def ranked(effects_N: Float64[Tensor, " n"], by: str = "magnitude", k: int | None = None) -> list[int]:
     """Node numbers, the strongest first; equal ones in order of number.
 
     Args:
@@ -127,26 +127,28 @@ def ranked(effects_N: Float64[Tensor, " n"], by: str = "magnitude") -> list[int]
             ``support``: the most negative effect first, so that nodes come first without which the metric falls.
             ``balance``: by size among those that support and those that oppose, taken from the side that brings the sum
             of effects so far towards the sum of all: a circuit of any size then does as much as the model does.
+        k: how many; by default all.
 
     Raises:
         MechstudyError: another ranking.
     """
+    k = len(effects_N) if k is None else min(k, len(effects_N))
     if by == "balance":
-        return _balanced(effects_N)
+        return _balanced(effects_N, k)
     if by not in ("magnitude", "support"):
         raise MechstudyError(f"nodes cannot be ranked by {by!r}", facts={"rankings": "magnitude, support, balance"})
     strength = effects_N.abs() if by == "magnitude" else -effects_N
-    return torch.sort(strength, descending=True, stable=True).indices.tolist()
+    return torch.sort(strength, descending=True, stable=True).indices[:k].tolist()
 
 
-def _balanced(effects_N: Tensor) -> list[int]:
+def _balanced(effects_N: Tensor, k: int) -> list[int]:
     effects, total = effects_N.tolist(), float(effects_N.sum())
     by_size = ranked(effects_N)[::-1]
     below = [i for i in by_size if effects[i] < 0]
     others = [i for i in by_size if effects[i] >= 0]
     order: list[int] = []
     so_far = 0.0
-    while below or others:
+    while len(order) < k:
         side = below if below and (so_far > total or not others) else others
         order.append(side.pop())
         so_far += effects[order[-1]]

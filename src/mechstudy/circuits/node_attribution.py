@@ -63,6 +63,7 @@ def predict_effects(
     seed: int = 0,
     batch_tokens: int = 4096,
     checkpointing: str = "auto",
+    given: Sequence[int] = (),
 ) -> EffectsTable:
     """The effect of replacing each node on the answers' contrast, (x' - x) . gradient, summed over its tokens.
 
@@ -90,6 +91,8 @@ def predict_effects(
         seed: of resamples.
         batch_tokens: tokens run at a time.
         checkpointing: of gradients, as in `contrast_gradients`.
+        given: numbers of nodes that are replaced already; effects are of others beside them, and theirs are 0. For the
+            methods ``eap`` and ``ig_nodes``.
 
     Raises:
         MechstudyError: no prompts, whole answers to compare, no corrupted prompts where they are needed, an unknown
@@ -99,6 +102,7 @@ def predict_effects(
         raise MechstudyError(f"unknown method {method!r}", facts={"methods": ", ".join((*METHODS, "patching"))})
     if steps < 1:
         raise MechstudyError(f"steps: {steps} is no number of steps of a path", fix="steps=5")
+    assert not given or method in ("eap", "ig_nodes"), method
     pairs = comparable(pairs)
     replacements = DonorSource(
         model,
@@ -114,7 +118,7 @@ def predict_effects(
     parts: list[Effects] = []
     for batch in batches:
         x = batch_of(model, [pairs[i] for i in batch], recorded, replacements)
-        shares = _Shares(model, nodes, x, steps, checkpointing)
+        shares = _Shares(model, nodes, x, steps, checkpointing, tuple(given))
         parts.append(getattr(shares, method)())
     gaps = [
         Gap(place, *(by_prompt(batches, [sums[place][side] for _, sums in parts]) for side in (0, 1)))
@@ -165,9 +169,10 @@ class _Shares:
     x: Batch
     steps: int
     checkpointing: str
+    given: tuple[int, ...] = ()
 
     def eap(self) -> Effects:
-        return self._gradient(0.0), {}
+        return self._gradient(0.0, live=bool(self.given)), {}
 
     def relp(self) -> Effects:
         with relevance_rules(self.model, self.x.tokens_BT):
@@ -197,7 +202,10 @@ class _Shares:
 
     def ig_nodes(self) -> Effects:
         effects_BN = _mean([self._gradient(share, live=True) for share in midpoints(self.steps)])
-        return effects_BN, {"nodes": (effects_BN.sum(1), self._change(self._replacing()))}
+        change_B = self._change(self._replacing())
+        if self.given:
+            change_B = change_B - self._change(self._replacing(only=self.given))
+        return effects_BN, {"nodes": (effects_BN.sum(1), change_B)}
 
     def _gradient(self, share: float, **options: Any) -> Tensor:
         return self._gradients(share, **options)[0]
@@ -219,18 +227,25 @@ class _Shares:
         """
         model, x = self.model, self.x
         shape = (len(x.tokens_BT), len(self.nodes.nodes))
-        share_BN = torch.full(shape, share, dtype=model.dtype, device=model.device).requires_grad_()
+        share_BN = torch.full(shape, share, dtype=model.dtype, device=model.device)
+        share_BN[:, list(self.given)] = 1.0
+        share_BN.requires_grad_()
         donors = replace(x.donors, relative_to=None) if live else x.donors
         of_nodes = self.nodes.edits(share_BN, donors, sites)
         values = contrast_values(model, x.tokens_BT, x.of_row, start, self.checkpointing)
         value_B = values(merged([edits or {}, of_nodes]))
         gradients = torch.autograd.grad(value_B.sum(), [share_BN, *inputs], materialize_grads=True)
-        return [gradient.double() for gradient in gradients]
+        found = [gradient.double() for gradient in gradients]
+        found[0][:, list(self.given)] = 0.0
+        return found
 
-    def _replacing(self, sites: Collection[Site] | None = None) -> dict[Site, Edit]:
-        """Edits that replace all nodes, of all or some sites."""
-        every = torch.ones(len(self.x.tokens_BT), len(self.nodes.nodes), dtype=torch.bool)
-        return self.nodes.edits(every, replace(self.x.donors, relative_to=None), sites)
+    def _replacing(self, sites: Collection[Site] | None = None, only: Sequence[int] = ()) -> dict[Site, Edit]:
+        """Edits that replace all nodes, or ``only`` some, of all or some sites."""
+        which = torch.ones(len(self.x.tokens_BT), len(self.nodes.nodes), dtype=torch.bool)
+        if only:
+            which = torch.zeros_like(which)
+            which[:, list(only)] = True
+        return self.nodes.edits(which, replace(self.x.donors, relative_to=None), sites)
 
     @torch.no_grad()
     def _change(self, edits: Mapping[Site, Edit], start: tuple[int, Tensor] | None = None) -> Tensor:

@@ -152,8 +152,8 @@ def _parsed(file: str, text: str) -> Any:
 class ReportData:
     """A study's configuration and its units.
 
-    Each of ``prompts``, ``baselines``, ``graphs`` and ``interventions`` has an entry for every behaviour, in the
-    order of the study; one without a record stands for a unit that the study lacks.
+    Each of ``prompts``, ``baselines``, ``graphs``, ``interventions`` and ``verdicts`` has an entry for every behaviour,
+    in the order of the study; one without a record stands for a unit that the study lacks.
 
     Attributes:
         study: the configuration, as plain JSON.
@@ -170,6 +170,7 @@ class ReportData:
     baselines: Mapping[str, UnitFiles]
     graphs: Mapping[str, UnitFiles]
     interventions: Mapping[str, UnitFiles]
+    verdicts: Mapping[str, UnitFiles]
     dictionaries: Mapping[int, UnitFiles]
     variants: Mapping[tuple[int, str], UnitFiles]
     features: UnitFiles
@@ -188,7 +189,7 @@ class ReportData:
     @property
     def no_graphs(self) -> str | None:
         """Why the study leaves graphs out; None where it does not."""
-        units = (*self.graphs.values(), self.features, *self.interventions.values())
+        units = (*self.graphs.values(), self.features, *self.interventions.values(), *self.verdicts.values())
         if any(unit.record or unit.folder for unit in units) or not {"behaviours", "dictionaries"} <= self.study.keys():
             return None
         d, basis = self.study["dictionaries"], (self.study.get("attribution") or {}).get("basis")

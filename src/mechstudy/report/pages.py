@@ -16,6 +16,7 @@ from mechstudy.report.formatting import clip, plain, real, slug, title
 from mechstudy.report.pictures import INLINE, circuit_svg
 from mechstudy.report.record_pages import compute_page, usage_page
 from mechstudy.report.site import Site
+from mechstudy.report.verdict_page import verdict_of, verdict_page
 from mechstudy.report.viewer import Labels, aggregate_view, feature_labels, prompt_view, write_features
 
 N_EXAMPLES, N_WORST = 8, 10
@@ -46,6 +47,7 @@ def build_report(data: ReportData, out: Path) -> None:
         behaviour_page(site, behaviour)
         views[behaviour] = graph_page(site, behaviour, labels)
         interventions_page(site, behaviour)
+        verdict_page(site, behaviour)
     dictionaries_page(site)
     compute_page(site)
     usage_page(site)
@@ -321,6 +323,7 @@ def overview_page(site: Site, views: Mapping[str, Any], phases: Sequence[dict[st
                 "name": behaviour,
                 "key": slug(behaviour),
                 "claims": claims(data.interventions[behaviour]),
+                "verdict": verdict_of(site, behaviour),
                 "picture": circuit_svg(view, boxes=False, theme=INLINE, max_nodes=40, max_edges=70) if view else None,
             }
         )

@@ -26,6 +26,7 @@ from mechstudy.models.sites import SiteKind
 from mechstudy.study.phases import registry
 from mechstudy.study.slurm_config import SlurmConfig
 from mechstudy.study.unit import Retention
+from mechstudy.verdict.config import VerdictConfig
 
 READING = (
     "format",
@@ -339,6 +340,7 @@ class Study(Config):
     attribution: AttributionConfig = AttributionConfig()
     features: FeaturesConfig = FeaturesConfig()
     interventions: InterventionConfig = InterventionConfig()
+    verdict: VerdictConfig = VerdictConfig()
     compute: ComputeConfig = ComputeConfig()
     storage: StorageConfig = StorageConfig()
 

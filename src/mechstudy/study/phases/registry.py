@@ -29,6 +29,7 @@ PHASES = {
     "attribute": "attribute:AttributePhase",
     "features": "features:FeaturesPhase",
     "intervene": "intervene:IntervenePhase",
+    "verdict": "verdict:VerdictPhase",
     "report": "report:ReportPhase",
 }
 COMMANDS = {  # of phases, with the first paragraph of their help
@@ -39,6 +40,7 @@ COMMANDS = {  # of phases, with the first paragraph of their help
     "resumes by itself.",
     "attribute": "Phase 4: attribution graphs of every behaviour, per prompt and aggregated.",
     "intervene": "Phase 5: ablation, patching, resampling, steering and edges, on test prompts discovery has not seen.",
+    "verdict": "Phase 6: does the circuit's claim hold? Sufficiency, necessity, rivals, adversary, stability and more.",
 }
 
 

@@ -1,4 +1,4 @@
-"""Phase 6: the static report, from artifacts alone."""
+"""Phase 7: the static report, from artifacts alone."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ReportPhase(Phase[ReportSpec, ReportInputs]):
 
     kind = name = "report"
     title = "Report"
-    version = 6  # edges of both kinds, heads, and what the nodes of each layer are
+    version = 7  # verdicts
     spec, inputs = ReportSpec, ReportInputs
     optional_inputs = True
     reads_payload = False

@@ -1,0 +1,4 @@
+from .config import VerdictConfig as VerdictConfig
+from .criteria import Criterion as Criterion
+from .result import Verdict as Verdict
+from .verify import verify as verify

@@ -1,0 +1,17 @@
+"""How many runs a verdict takes. Torch-free."""
+
+from __future__ import annotations
+
+from mechstudy.verdict.config import VerdictConfig
+
+_SIZES = 10  # of MIB
+_GROUPS = 8  # of members, at most
+_SPECIFICATIONS = 13  # all, none, the circuit, its complement, three rankings of three sizes
+
+
+def circuits_run(c: VerdictConfig, train: int, test: int, behaviours: int) -> int:
+    """Prompts run with some circuit kept: in the choice, for every criterion, and on other behaviours."""
+    primary = _SPECIFICATIONS + 1 + _SIZES + _GROUPS + 2 * c.n_random + 3
+    others = 2 * _SPECIFICATIONS
+    donors = 6
+    return train // 2 * (_SIZES + 1) + test * (primary + others + donors) + (2 + 1) * test * behaviours + 6 * train

@@ -1,0 +1,90 @@
+"""Values of the contrast under kept circuits, as shares of the effect between replacing nothing and everything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+from torch import Tensor
+
+from mechstudy.core.seeds import numpy_generator
+from mechstudy.statistics.bootstrap import Estimate, bootstrap_of_sums, cluster_bootstrap, ratio
+from mechstudy.statistics.clusters import Array
+
+# Names of circuits that are kept.
+ALL, NONE = "all", "none"
+KEPT, CUT, ADVERSARY = "circuit", "without the circuit", "adversary"
+BACKUPS, BOTH = "without backups", "without circuit and backups"
+GRADIENT = "gradient alone"
+PART = "circuit without "  # a group of its nodes
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The contrast of each prompt with each named circuit kept, and the shares that they make.
+
+    Attributes:
+        values: [prompts] of each circuit, `ALL` and `NONE` among them.
+        clusters: of the prompts.
+        seed: of the bootstrap.
+        n_resamples: of the bootstrap.
+        level: of intervals.
+    """
+
+    values: Mapping[str, Float64[Tensor, " p"]]
+    clusters: Sequence[str]
+    seed: int
+    n_resamples: int = 2000
+    level: float = 0.95
+
+    @property
+    def defined(self) -> bool:
+        """Whether replacing everything changes the contrast by more than about 0."""
+        effect = self._of(ALL) - self._of(NONE)
+        return ratio(effect, effect) is not None
+
+    def f(self, name: str) -> Estimate:
+        """(m(circuit) - m(none)) / (m(all) - m(none)): 1 where it does what the whole model does."""
+        return self.combined([name], [1.0])
+
+    def lost(self, name: str) -> Estimate:
+        """(m(all) - m(circuit)) / (m(all) - m(none)) = 1 - f: what is lost where only these are kept."""
+        return self.combined([name], [-1.0], plus=1.0)
+
+    def combined(self, names: Sequence[str], weights: Sequence[float], plus: float = 0.0) -> Estimate:
+        """``plus`` and a weighted sum of circuits' f, resampled together."""
+        if not self.defined:
+            return Estimate(None, None, len(self.clusters), len(set(self.clusters)))
+        w = np.array(weights)
+
+        def statistic(sums: Array) -> Array:
+            *of_names, none, every = sums
+            effect = every - none
+            safe = np.where(np.abs(effect) > 1e-9 * len(self.clusters), effect, np.nan)
+            shares: Array = plus + w @ ((np.array(of_names) - none) / safe)
+            return shares
+
+        columns = [self._of(name) for name in (*names, NONE, ALL)]
+        return bootstrap_of_sums(
+            statistic, columns, self.clusters, self._rng(), n_resamples=self.n_resamples, level=self.level
+        )
+
+    def mean(self, name: str) -> Estimate:
+        """The mean contrast with a circuit kept."""
+        return cluster_bootstrap(
+            self._of(name), self.clusters, self._rng(), n_resamples=self.n_resamples, level=self.level
+        )
+
+    def point(self, name: str, rows: Sequence[int] | None = None) -> float | None:
+        """F of some prompts, without an interval; None where it is undefined."""
+        values, none, every = (self._of(n) if rows is None else self._of(n)[list(rows)] for n in (name, NONE, ALL))
+        return ratio(values - none, every - none)
+
+    def _of(self, name: str) -> Array:
+        values: Array = self.values[name].numpy()
+        return values
+
+    def _rng(self) -> np.random.Generator:
+        return numpy_generator(self.seed, "verdict", "bootstrap")

@@ -1,0 +1,106 @@
+"""How much a circuit depends on the prompts it was chosen on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from mechstudy.circuits.effects_table import EffectsTable, ranked
+from mechstudy.core.seeds import numpy_generator
+from mechstudy.statistics.bootstrap import Estimate
+
+CORE, NOISE = 0.9, 0.5  # shares of resamples: core from the first, noise below the second, contingent between
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Circuits of one size chosen on resampled prompts, beside the circuit.
+
+    Attributes:
+        jaccard: the mean Jaccard index with the circuit (2510.00845), and the central interval of its values.
+        frequency: of each member of the circuit, the share of resamples in which it is chosen.
+        by_template: the Jaccard index of the circuits that each template alone chooses with the circuit.
+    """
+
+    jaccard: Estimate
+    frequency: Float64[Tensor, " k"]
+    by_template: dict[str, float]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Members that are core (chosen in at least 90% of resamples), contingent, and noise (below 50%)."""
+        n, core = len(self.frequency), int((self.frequency >= CORE).sum())
+        noise = int((self.frequency < NOISE).sum())
+        return {"core": core, "contingent": n - core - noise, "noise": noise}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """As it is written to ``verdict.json``."""
+        return {
+            "jaccard": self.jaccard.value,
+            "jaccard_ci": list(self.jaccard.ci) if self.jaccard.ci else None,
+            "resamples_of_clusters": self.jaccard.n_clusters,
+            **self.counts,
+            "by_template": self.by_template,
+        }
+
+
+def stability(
+    effects: EffectsTable,
+    members: Sequence[int],
+    clusters: Sequence[str],
+    templates: Sequence[str],
+    *,
+    ranking: str,
+    n_resamples: int,
+    seed: int,
+    level: float = 0.95,
+) -> Stability:
+    """Circuits of equal size from effects on clusters of prompts drawn with replacement; nothing is run.
+
+    Args:
+        effects: of every node on the prompts that the circuit was chosen on.
+        members: the circuit's nodes.
+        clusters: of the prompts.
+        templates: of the prompts.
+        ranking: as `circuits.ranked`.
+        n_resamples: how often.
+        seed: of the draws.
+        level: of the interval.
+    """
+    own, k = set(members), len(members)
+    names = sorted(set(clusters))
+    of_cluster_CN = torch.stack([_rows(effects, clusters, name).sum(0) for name in names])
+    rng = numpy_generator(seed, "verdict", "stability")
+    column = {node: i for i, node in enumerate(members)}
+    counts_K, values = torch.zeros(k, dtype=torch.float64), []
+    for _ in range(n_resamples):
+        drawn = torch.from_numpy(rng.integers(0, len(names), len(names)))
+        chosen = ranked(of_cluster_CN[drawn].sum(0), ranking, k)
+        counts_K[[column[i] for i in chosen if i in own]] += 1
+        values.append(_jaccard(own, chosen))
+    by_template = {
+        name: _jaccard(own, ranked(_rows(effects, templates, name).mean(0), ranking, k))
+        for name in sorted(set(templates))
+        if len(set(templates)) > 1
+    }
+    tail = (1 - level) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    n = len(names)
+    ci = (float(low), float(high)) if n > 1 else None
+    return Stability(Estimate(float(np.mean(values)), ci, len(clusters), n), counts_K / n_resamples, by_template)
+
+
+def _rows(effects: EffectsTable, labels: Sequence[str], label: str) -> Tensor:
+    return effects.effects_PN[[i for i, one in enumerate(labels) if one == label]]
+
+
+def _jaccard(own: set[int], chosen: Sequence[int]) -> float:
+    both = len(own & set(chosen))
+    return both / (len(own) + len(chosen) - both)

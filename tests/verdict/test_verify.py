@@ -14,7 +14,7 @@ from mechstudy.interventions.features import FeatureAt
 from mechstudy.interventions.keep_only import keep_only_values
 from mechstudy.interventions.node_universe import node_set
 from mechstudy.verdict import Verdict, VerdictConfig, verify
-from mechstudy.verdict.shares import ADVERSARY, ALL, BOTH, CUT, KEPT, NONE
+from mechstudy.verdict.shares import ADVERSARY, ALL, BOTH, CUT, KEPT, NONE, WITHOUT_ERRORS
 from mechstudy.verdict.specificity import elsewhere
 from tests.support.interventions_world import pairs, transcoders
 from tests.support.tiny import tiny_model
@@ -42,7 +42,8 @@ def test_all_nodes_carry_all_and_none_carry_nothing(found):
 def test_the_record_is_plain_json_and_complete(found):
     record = json.loads(json.dumps(found.record, allow_nan=False))
     assert [c["name"] for c in record["criteria"]] == [
-        "behaviour", "sufficiency", "necessity", "rivals", "adversary", "stability", "robustness", "specificity",
+        "behaviour", "sufficiency", "necessity", "rivals", "adversary", "explained", "stability", "robustness",
+        "specificity",
     ]  # fmt: skip
     assert record["outcome"] in ("holds", "partly", "not shown", "refuted")
     assert len(record["members"]) == record["size"] == found.circuit.size
@@ -61,11 +62,12 @@ def test_sufficiency_and_necessity_are_what_keep_only_runs_measure(found):
     assert nodes.nodes == found.nodes
     kept = found.circuit.kept()
     adversary = kept | (found.effects >= 0)
-    masks = torch.stack([torch.ones_like(kept), torch.zeros_like(kept), kept, ~kept, adversary])
+    no_errors = kept & torch.tensor([not str(node).startswith("error") for node in found.nodes])
+    masks = torch.stack([torch.ones_like(kept), torch.zeros_like(kept), kept, ~kept, adversary, no_errors])
     values = keep_only_values(MODEL, TEST, nodes, masks, DonorSource(MODEL, [nodes], "corrupted", names))
-    for name, expected in zip((ALL, NONE, KEPT, CUT, ADVERSARY), values, strict=True):
+    for name, expected in zip((ALL, NONE, KEPT, CUT, ADVERSARY, WITHOUT_ERRORS), values, strict=True):
         torch.testing.assert_close(found.primary.values[name], expected, rtol=1e-10, atol=1e-10)
-    every, none, of_kept, of_cut, _ = values.mean(1).tolist()
+    every, none, of_kept, of_cut, *_ = values.mean(1).tolist()
     criteria = {c.name: c.estimate.value for c in found.criteria}
     assert criteria["behaviour"] == pytest.approx(every)
     assert criteria["sufficiency"] == pytest.approx((of_kept - none) / (every - none))
@@ -141,6 +143,7 @@ def test_circuits_of_heads_and_mlps_need_no_dictionary():
     found = verify(MODEL, {}, TRAIN, TEST, CONFIG)
     assert {str(node).partition(".")[0] for node in found.nodes} == {"head", "mlp"}
     assert found.elsewhere is None
+    assert next(c for c in found.criteria if c.name == "explained").state == "not measured"
     assert next(c for c in found.criteria if c.name == "specificity").state == "not measured"
 
 

@@ -16,7 +16,8 @@ class Thresholds(Config):
 
     ``sufficiency``: the share f of the behaviour that the circuit carries when only it is kept. ``necessity``: the
     share that is lost when only it is replaced. ``rivals``: by how much f exceeds that of random circuits.
-    ``adversary``: f when an adversary chooses which of the other nodes are replaced. ``stability``: mean Jaccard index
+    ``adversary``: f when an adversary chooses which of the other nodes are replaced. ``explained``: f without the
+    errors of dictionaries that are among the circuit's nodes. ``stability``: mean Jaccard index
     of circuits chosen on resampled prompts with the circuit. ``robustness``: the share of specifications in which
     ``sufficiency`` is reached. ``specificity``: at most this share of what the circuit does to its own behaviour is
     done to any other.
@@ -26,6 +27,7 @@ class Thresholds(Config):
     necessity: float = Field(0.5, ge=0, le=1)
     rivals: float = Field(0.25, ge=0, le=1)
     adversary: float = Field(0.5, ge=0, le=1)
+    explained: float = Field(0.5, ge=0, le=1)
     stability: float = Field(0.6, ge=0, le=1)
     robustness: float = Field(0.75, ge=0, le=1)
     specificity: float = Field(0.5, ge=0, le=1)

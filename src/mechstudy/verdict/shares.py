@@ -18,6 +18,7 @@ ALL, NONE = "all", "none"
 KEPT, CUT, ADVERSARY = "circuit", "without the circuit", "adversary"
 BACKUPS, BOTH = "without backups", "without circuit and backups"
 GRADIENT = "gradient alone"
+WITHOUT_ERRORS = "circuit but its errors"
 PART = "circuit without "  # a group of its nodes
 
 

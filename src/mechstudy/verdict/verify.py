@@ -26,11 +26,23 @@ from mechstudy.interventions.node_universe import node_set
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.statistics.bootstrap import Estimate
 from mechstudy.verdict.backups import Backups, backups
-from mechstudy.verdict.choice import choose, groups_of, random_circuits
+from mechstudy.verdict.choice import choose, groups_of, kind_of, random_circuits
 from mechstudy.verdict.config import VerdictConfig
 from mechstudy.verdict.criteria import Criterion, conclude
 from mechstudy.verdict.result import Verdict
-from mechstudy.verdict.shares import ADVERSARY, ALL, BACKUPS, BOTH, CUT, GRADIENT, KEPT, NONE, PART, Shares
+from mechstudy.verdict.shares import (
+    ADVERSARY,
+    ALL,
+    BACKUPS,
+    BOTH,
+    CUT,
+    GRADIENT,
+    KEPT,
+    NONE,
+    PART,
+    WITHOUT_ERRORS,
+    Shares,
+)
 from mechstudy.verdict.specifications import RANKINGS, named, robustness
 from mechstudy.verdict.specificity import Elsewhere, elsewhere
 from mechstudy.verdict.stability import Stability, stability
@@ -186,6 +198,8 @@ class _Judge:
             circuits[PART + name] = _without(kept_N, group)
         for i, random_N in enumerate(random_circuits(self._nodes, members, self._c.n_random, self._c.seed)):
             circuits[f"random {i}"], circuits[f"without random {i}"] = random_N, ~random_N
+        is_error_N = torch.tensor([kind_of(node) == "error" for node in self._nodes.nodes])
+        circuits[WITHOUT_ERRORS] = kept_N & ~is_error_N
         circuits[GRADIENT] = self._by_gradient(len(members))
         circuits[BACKUPS] = _without(torch.ones_like(kept_N), found.nodes)
         circuits[BOTH] = _without(~kept_N, found.nodes)
@@ -215,6 +229,7 @@ class _Judge:
         t, own, n = self._c.thresholds, shares[self._kinds[0]], self._c.n_random
         randoms = [f"random {i}" for i in range(n)]
         rivals = own.combined([KEPT, *randoms], [1.0, *([-1.0 / n] * n)])
+        nothing = Estimate(None, None, 0, 0)
         no_others = away is None or len(away.lost) < 2
         return (
             Criterion("behaviour", own.mean(ALL), 0.0),
@@ -222,6 +237,12 @@ class _Judge:
             Criterion("necessity", own.lost(CUT), t.necessity),
             Criterion("rivals", rivals, t.rivals),
             Criterion("adversary", own.f(ADVERSARY), t.adversary),
+            Criterion(
+                "explained",
+                own.f(WITHOUT_ERRORS) if self._bases else nothing,
+                t.explained,
+                missing=None if self._bases else "no nodes are of dictionaries",
+            ),
             Criterion("stability", stable.jaccard, t.stability, itself=True),
             Criterion("robustness", robustness(shares, self._test, t.sufficiency), t.robustness, itself=True),
             Criterion(

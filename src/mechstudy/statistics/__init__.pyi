@@ -10,3 +10,6 @@ from .clusters import cluster_sums as cluster_sums
 from .false_discovery import benjamini_hochberg as benjamini_hochberg
 from .permutation import sign_flip_p as sign_flip_p
 from .permutation import smallest_p as smallest_p
+from .retrieval import auroc as auroc
+from .retrieval import f1_at_true_size as f1_at_true_size
+from .retrieval import precision_at as precision_at

@@ -69,8 +69,8 @@ class EdgeEffects:
         return self.frame.sort(pl.col("effect").abs(), descending=True, maintain_order=True).head(k)
 
 
-def _above(model: LanguageModel, components: Sequence[Component]) -> Tensor:
-    """Whether each target reads what each source writes [U, V + 1]: the later of two, and the logits of all."""
+def readable(model: LanguageModel, components: Sequence[Component]) -> Bool[Tensor, "u v"]:
+    """Whether each target reads what each source writes [U, U + 1]: the later of two, and the logits of all."""
     after = [isinstance(node, MlpAt) and not model.blocks[node.layer].parallel for node in components]
     place = [2 * node.layer + later for node, later in zip(components, after, strict=True)] + [2 * model.n_layers]
     return torch.tensor(place)[None] > torch.tensor(place[:-1])[:, None]
@@ -117,7 +117,7 @@ def edge_effects(
         batch_tokens=batch_tokens,
     )  # fmt: skip
     recorded: list[Recorded] = [components, SiteValues((INPUTS,))]
-    nodes = list(dict.fromkeys(_anywhere(node) for node in components.nodes))
+    nodes = list(dict.fromkeys(anywhere(node) for node in components.nodes))
     total_NUV = torch.zeros(len(names.names), len(nodes), len(nodes) + 1, dtype=torch.float64)
     shares = midpoints(steps) if method == "eap_ig_inputs" else [0.0]
     for batch in length_buckets([len(pair.clean_tokens) for pair in pairs], batch_tokens):
@@ -132,12 +132,13 @@ def edge_effects(
                 edges_UV = torch.einsum("mud,mvd->uv", written_BTUD[at.to(model.device)].double(),
                                         read_BTVD[at.to(model.device)].double())  # fmt: skip
                 total_NUV[n] += edges_UV.cpu() / len(shares)
-    reads_UV = _above(model, nodes)
+    reads_UV = readable(model, nodes)
     effects_NUV = torch.where(reads_UV, total_NUV / len(pairs), 0)
     return EdgeEffects(names.names, tuple(nodes), reads_UV, effects_NUV, method, replace_by)
 
 
-def _anywhere(node: Component) -> Component:
+def anywhere(node: Component) -> Component:
+    """The component at every position."""
     return HeadAt(node.layer, node.head, ALL) if isinstance(node, HeadAt) else MlpAt(node.layer, ALL)
 
 

@@ -4,6 +4,7 @@ from .ablation import ablate as ablate
 from .config import InterventionConfig as InterventionConfig
 from .config import PatchingConfig as PatchingConfig
 from .controls import matched_controls as matched_controls
+from .edge_patching import measure_edge_effects as measure_edge_effects
 from .edges import EdgeCheck as EdgeCheck
 from .edges import EdgeInstance as EdgeInstance
 from .edges import edge_checks as edge_checks

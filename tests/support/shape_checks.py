@@ -20,5 +20,6 @@ PACKAGES = (
     "mechstudy.features",
     "mechstudy.interventions",
     "mechstudy.models",
+    "mechstudy.referee",
     "mechstudy.statistics",
 )

@@ -80,7 +80,7 @@ def test_the_synthetic_bench_prints_a_row_per_architecture():
 
 
 def test_the_synthetic_bench_names_its_contenders_in_its_help():
-    from mechstudy.cli.dictionary import CONTENDERS as NAMED
+    from mechstudy.cli.bench import CONTENDERS as NAMED
     from mechstudy.dictionaries.evaluation.bench import CONTENDERS
 
     assert tuple(CONTENDERS) == NAMED, "help imports nothing heavy, so it has names of its own"

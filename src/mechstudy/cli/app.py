@@ -56,7 +56,7 @@ PANELS: Mapping[str | None, Mapping[str, str]] = {
         "maintenance.corpus": "Rebuild the bundled corpus: text sampled from the quickstart model itself.",
         "dictionary.dictionary": "Show, compare, push and pull dictionaries, in the formats of SAELens, sparsify, "
         "circuit-tracer and others.",
-        "dictionary.bench": "Measure dictionaries on synthetic data with known features.",
+        "bench.bench": "Measure dictionaries on known features, and attribution methods on known circuits.",
     },
     None: {"slurm.unit": "Called by a job's script: runs one submitted unit, and decides what follows."},  # hidden
 }

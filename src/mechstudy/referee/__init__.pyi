@@ -1,0 +1,16 @@
+from .bench import METHODS as METHODS
+from .bench import RankingScores as RankingScores
+from .bench import bench as bench
+from .bench import edge_scores as edge_scores
+from .bench import is_small as is_small
+from .bench import means as means
+from .bench import node_effects as node_effects
+from .boolean_mlps import boolean_mlp as boolean_mlp
+from .compiler import Program as Program
+from .compiler import compile_program as compile_program
+from .known_circuit import CircuitCheck as CircuitCheck
+from .known_circuit import EdgeAt as EdgeAt
+from .known_circuit import KnownCircuit as KnownCircuit
+from .planting import planted as planted
+from .suite import NAMES as NAMES
+from .suite import known_circuits as known_circuits

@@ -125,7 +125,7 @@
     }
     const top = graph.heads[0].influence || 1;
     box.replaceChildren(
-      el("table", { class: "ledger" }, el("tbody", {}, ...graph.heads.slice(0, 10).map((h) => el("tr", {},
+      el("table", { class: "ledger heads" }, el("tbody", {}, ...graph.heads.slice(0, 10).map((h) => el("tr", {},
         el("th", { scope: "row" }, h.name), el("td", {}, "at " + h.query), el("td", { class: "n" }, app.number(h.influence, 3)),
         el("td", { class: "n" }, h.frequency === null ? "" : Math.round(100 * h.frequency) + "% of prompts"),
         el("td", { class: "bar" }, el("div", {}, el("i", { style: "width:" + (100 * h.influence) / top + "%" }))))))),

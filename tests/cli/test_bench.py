@@ -20,6 +20,15 @@ def test_the_circuits_bench_writes_rows_means_and_checks(tmp_path):
     assert {mean["auroc"] for mean in result["means"] if mean["method"] == "patching"} == {1.0}
 
 
+def test_the_null_bench_counts_wrong_verdicts(tmp_path):
+    file = tmp_path / "null.json"
+    printed = mechstudy("bench", "null", "-k", "random weights", "--n", "1", "--out", str(file)).stdout
+    assert "random weights" in printed and "all null studies" in printed
+    result = json.loads(file.read_text())
+    assert [row["kind"] for row in result["rows"]] == ["random weights"]
+    assert result["rates"][0]["n"] == 1 and result["rates"][0]["holds"] == 0
+
+
 def test_unknown_circuits_and_methods_are_refused():
     refused = mechstudy("bench", "circuits", "-m", "inductoin", code=2)
     assert "no known circuit 'inductoin'" in refused.stderr and "fix:" in refused.stderr

@@ -12,7 +12,7 @@ from mechstudy.circuits.node_attribution import predict_effects
 from mechstudy.interventions.faithfulness import MIB_FRACTIONS, circuit_sizes, first_kept
 from mechstudy.interventions.keep_only import keep_only_values
 from mechstudy.interventions.node_universe import node_set
-from mechstudy.verdict.choice import choose, groups_of, kind_of, random_circuits
+from mechstudy.verdict.choice import BETWEEN, choose, groups_of, kind_of, random_circuits, sizes_between
 from tests.support.interventions_world import pairs, transcoders
 from tests.support.tiny import tiny_model
 
@@ -47,12 +47,26 @@ def test_the_smallest_circuit_that_reaches_the_aim_is_chosen():
     for aim in (0.2, 0.5, 0.9, 0.99):
         expected = next((k for k in sizes if shares[k] >= aim), None)
         if expected is not None:
+            between = sizes_between(max((k for k in sizes if k < expected), default=0), expected)
+            more = keep_only_values(MODEL, SOME, NODES, first_kept(order, between), donors).mean(1) if between else []
+            found_there = {
+                k: float((v - values[0]) / (values[-1] - values[0])) for k, v in zip(between, more, strict=True)
+            }
+            least = next((k for k in between if found_there[k] >= aim), expected)
             found = choose(MODEL, NODES, effects, SOME, donors, aim=aim)
-            assert (found.size, found.reached) == (expected, pytest.approx(shares[expected]))
-            assert found.members == tuple(order[:expected])
+            assert (found.size, found.reached) == (least, pytest.approx((shares | found_there)[least]))
+            assert found.members == tuple(order[:least])
             assert found.kept().nonzero().flatten().tolist() == sorted(found.members)
     best = choose(MODEL, NODES, effects, SOME, donors, aim=100.0)
     assert best.reached == pytest.approx(max(shares[k] for k in sizes if k <= n // 10))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 4), (2, 9), (6, 12), (6, 60), (0, 14), (14, 7000)])
+def test_sizes_between_two_others(low, high):
+    sizes = sizes_between(low, high)
+    assert sizes == sorted(set(sizes)) and len(sizes) <= BETWEEN
+    assert all(low < k < high for k in sizes)
+    assert sizes == list(range(low + 1, high)) or len(sizes) >= 3
 
 
 def test_without_an_effect_there_is_no_share():

@@ -1,4 +1,4 @@
-"""`bench` measures dictionaries on synthetic data, and attribution methods on models whose circuit is known."""
+"""`bench` measures dictionaries on synthetic data, and attribution methods and verdicts on known circuits."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ CIRCUITS = (
     *("boolean_xor", "boolean_majority3", "boolean_and_or", "planted"),
 )
 METHODS = ("eap", "eap_ig_inputs", "eap_ig_activations", "ig_nodes", "relp", "patching")
+STUDIES = (
+    *("shuffled answers", "permuted labels", "random weights", "random dictionaries", "another behaviour"),
+    "true circuits",
+)
 SCORES = {"auroc": "AUROC", "f1": "F1", "precision_at_5": "P@5"}
 
 bench = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", add_completion=False)
@@ -158,6 +162,46 @@ def circuits(
         )
     if out is not None:
         printed.print(f"written: {out}", markup=False, soft_wrap=True)
+
+
+@bench.command()
+@guarded
+def null(
+    kinds: Annotated[
+        list[str] | None, typer.Option("--kinds", "-k", help=f"One of {', '.join(STUDIES)}; repeatable. Default: all.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Studies of each kind.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the first study; they count up.")] = 0,
+    source: Annotated[
+        str | None, typer.Option(help="The model that circuits are planted into. Default: small random models.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every study as JSON.")] = None,
+    as_json: Json = False,
+) -> None:
+    """How often does the verdict say "holds" of nothing, and how often of a circuit that is there?
+
+    Two circuits are planted into a model. A null study spoils one thing that a claim rests on: answers drawn at
+    random, labels exchanged for half of the prompts, a model without the circuits, dictionaries of random features
+    where the circuit runs, a circuit judged on the other's prompts. True circuits are judged unspoilt, with the other
+    circuit's behaviour to be spared. Intervals are exact (Clopper-Pearson).
+
+    [dim]mechstudy bench null --n 40[/]
+    """
+    began = time.perf_counter()
+    rows = list(referee.null_studies(kinds or (), n, seed=seed, host=source, progress=Progress()))
+    result = {"rates": referee.rates(rows), "rows": rows, "seed": seed, "seconds": time.perf_counter() - began}
+    if out is not None:
+        write_json_atomic(out, result)
+    if as_json:
+        print_json(jsonable(result))
+        return
+    printed = table("studies", ">n", ">holds", ">partly", ">not shown", ">refuted", ">holds, 95% interval")
+    for rate in result["rates"]:
+        counts = [str(rate[name]) for name in ("n", "holds", "partly", "not shown", "refuted")]
+        printed.add_row(rate["kind"], *counts, f"{rate['rate']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]")
+    console().print(printed)
+    if out is not None:
+        console().print(f"written: {out}", markup=False, soft_wrap=True)
 
 
 def _score_table(rows: Sequence[Mapping[str, Any]], means: Sequence[Mapping[str, Any]], kind: str) -> Table:

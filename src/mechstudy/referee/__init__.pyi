@@ -11,6 +11,9 @@ from .compiler import compile_program as compile_program
 from .known_circuit import CircuitCheck as CircuitCheck
 from .known_circuit import EdgeAt as EdgeAt
 from .known_circuit import KnownCircuit as KnownCircuit
+from .nulls import KINDS as KINDS
+from .nulls import null_studies as null_studies
+from .nulls import rates as rates
 from .planting import planted as planted
 from .suite import NAMES as NAMES
 from .suite import known_circuits as known_circuits

@@ -1,4 +1,4 @@
-"""The circuit that is judged: the smallest of MIB's sizes that does what the model does, on train prompts."""
+"""The circuit that is judged: the smallest that does what the model does, on train prompts."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from mechstudy.core.seeds import numpy_generator
 from mechstudy.interventions.faithfulness import MIB_FRACTIONS, circuit_sizes, first_kept
 from mechstudy.interventions.keep_only import keep_only_values
 from mechstudy.models.language_model import LanguageModel
+
+BETWEEN = 6  # sizes that are tried between two of MIB's
 
 
 @dataclass(frozen=True)
@@ -56,27 +58,41 @@ def choose(
     aim: float = 0.9,
     batch_tokens: int = 4096,
 ) -> Circuit:
-    """The smallest circuit of MIB's sizes (below all nodes) whose f on ``pairs`` reaches ``aim``.
+    """The smallest circuit whose f on ``pairs`` reaches ``aim``: of MIB's sizes, then of some between it and the last.
 
-    Where none does, that with the largest f up to a tenth of the nodes.
+    Where none does, that of MIB's sizes with the largest f up to a tenth of the nodes.
     """
     n = len(nodes.nodes)
     order = effects.order(ranking)
     sizes = sorted({k for k in circuit_sizes(n, MIB_FRACTIONS) if 0 < k < n} or {1})
-    values_CP = keep_only_values(
-        model, pairs, nodes, first_kept(order, [0, *sizes, n]), replacements, batch_tokens=batch_tokens
-    )
-    none, *means, every = values_CP.mean(1).tolist()
+
+    def means(sizes: Sequence[int]) -> list[float]:
+        kept_CN = first_kept(order, sizes)
+        values_CP = keep_only_values(model, pairs, nodes, kept_CN, replacements, batch_tokens=batch_tokens)
+        return [float(mean) for mean in values_CP.mean(1)]
+
+    none, *of_sizes, every = means([0, *sizes, n])
     effect = every - none
     if abs(effect) < 1e-9:
         return Circuit(tuple(order), sizes[0], None)
-    shares = {k: (mean - none) / effect for k, mean in zip(sizes, means, strict=True)}
-    for k in sizes:
+    shares = {k: (mean - none) / effect for k, mean in zip(sizes, of_sizes, strict=True)}
+    for i, k in enumerate(sizes):
         if shares[k] >= aim:
-            return Circuit(tuple(order), k, shares[k])
+            if between := sizes_between(sizes[i - 1] if i else 0, k):
+                shares |= {size: (mean - none) / effect for size, mean in zip(between, means(between), strict=True)}
+            least = next(size for size in (*between, k) if shares[size] >= aim)
+            return Circuit(tuple(order), least, shares[least])
     small = [k for k in sizes if k <= max(sizes[0], n // 10)]
     best = max(small, key=lambda k: shares[k])
     return Circuit(tuple(order), best, shares[best])
+
+
+def sizes_between(low: int, high: int) -> list[int]:
+    """Sizes between two others, at most `BETWEEN`, in equal ratios; every one where there are as few."""
+    if high - low - 1 <= BETWEEN:
+        return list(range(low + 1, high))
+    ratio = (high / max(low, 1)) ** (1 / (BETWEEN + 1))
+    return sorted({round(max(low, 1) * ratio**step) for step in range(1, BETWEEN + 1)} - {low, high, 0})
 
 
 def kind_of(node: Any) -> str:

@@ -36,11 +36,12 @@ class Thresholds(Config):
 class VerdictConfig(Config):
     """How a behaviour's circuit is chosen and judged.
 
-    Nodes are ranked on ``n_discovery`` train prompts by integrated gradients of ``steps`` points over all nodes; the
-    circuit is the smallest of MIB's sizes whose f on half of these reaches ``aim``. Everything else is measured on
-    ``n_samples`` test prompts. ``ranking``: as `circuits.ranked`. ``n_random`` random circuits of equal size, kinds and
-    layers are its rivals; ``resamples`` circuits are chosen on resampled prompts. ``n_texts`` documents of the corpus
-    show what replacing it does to other text. Intervals hold the share ``ci`` of ``bootstrap`` cluster resamples.
+    Nodes are ranked on ``n_discovery`` train prompts by integrated gradients of ``steps`` points over all nodes. The
+    circuit is the smallest of MIB's sizes, or of some between, whose f on half of these reaches ``aim``. Everything
+    else is measured on ``n_samples`` test prompts. ``ranking``: as `circuits.ranked`. ``n_random`` random circuits of
+    equal size, kinds and layers are its rivals; ``resamples`` circuits are chosen on resampled prompts. ``n_texts``
+    documents of the corpus show what replacing it does to other text. Intervals hold the share ``ci`` of ``bootstrap``
+    cluster resamples.
     """
 
     n_discovery: int = Field(20, ge=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mechstudy.verdict.config import VerdictConfig
 
 _SIZES = 10  # of MIB
+_BETWEEN = 6  # that are tried between two of these
 _GROUPS = 8  # of members, at most
 _SPECIFICATIONS = 13  # all, none, the circuit, its complement, three rankings of three sizes
 
@@ -14,4 +15,9 @@ def circuits_run(c: VerdictConfig, train: int, test: int, behaviours: int) -> in
     primary = _SPECIFICATIONS + 1 + _SIZES + _GROUPS + 2 * c.n_random + 3
     others = 2 * _SPECIFICATIONS
     donors = 6
-    return train // 2 * (_SIZES + 1) + test * (primary + others + donors) + (2 + 1) * test * behaviours + 6 * train
+    return (
+        train // 2 * (_SIZES + 1 + _BETWEEN)
+        + test * (primary + others + donors)
+        + (2 + 1) * test * behaviours
+        + 6 * train
+    )

@@ -1,0 +1,228 @@
+"""How often a verdict is wrong: studies in which there is nothing to find, and studies in which there is.
+
+Every study is about a circuit that is planted into a model beside a second one. A null study spoils one thing that a
+claim rests on; the rule should then not say *holds*. Without spoiling, it should.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from numpy.random import Generator
+from scipy import stats
+
+from mechstudy.behaviours.schema import PromptPair
+from mechstudy.core.errors import MechstudyError, nearest
+from mechstudy.core.progress import NullProgress, Progress
+from mechstudy.core.seeds import numpy_generator, torch_generator
+from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
+from mechstudy.dictionaries.neurons import Basis
+from mechstudy.models.language_model import LanguageModel
+from mechstudy.models.loading import load_model
+from mechstudy.referee.hosts import random_host
+from mechstudy.referee.known_circuit import KnownCircuit
+from mechstudy.referee.planting import Plan, draw_plan, planted
+from mechstudy.verdict.config import VerdictConfig
+from mechstudy.verdict.criteria import OUTCOMES
+from mechstudy.verdict.result import Verdict
+from mechstudy.verdict.verify import verify
+
+TRUE = "true circuits"
+CONFIG = VerdictConfig(n_discovery=12, n_samples=12, n_random=3, resamples=100, bootstrap=1000)
+_TRIES = 20  # to draw two plans without a shared part
+
+
+@dataclass(frozen=True)
+class Case:
+    """A study of a planted circuit, whole or spoilt.
+
+    ``train`` and ``test`` are its prompts, ``other`` the test prompts of the second circuit, ``bases`` dictionaries.
+    """
+
+    model: LanguageModel
+    train: Sequence[PromptPair]
+    test: Sequence[PromptPair]
+    other: Sequence[PromptPair]
+    bases: Mapping[int, Basis] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two circuits in one model, and the model before they were planted."""
+
+    host: LanguageModel
+    first: KnownCircuit
+    second: KnownCircuit
+
+    @classmethod
+    def of_seed(cls, host: LanguageModel, seed: int) -> Pair:
+        """Two circuits without a common head or MLP.
+
+        Raises:
+            MechstudyError: no two such circuits can be planted.
+        """
+        rng = numpy_generator(seed, "nulls", "plans")
+        for number in range(_TRIES):
+            one, other = draw_plan(host, rng), draw_plan(host, rng)
+            if _parts(one) & _parts(other):
+                continue
+            try:
+                below = planted(host, 2 * (_TRIES * seed + number) + 1, plan=other)
+                above = planted(below.model, 2 * (_TRIES * seed + number), plan=one)
+            except MechstudyError:  # of these words and directions none is clean enough
+                continue
+            return cls(host, above, below)
+        raise MechstudyError(f"no two circuits of seed {seed} fit into {host.name}", fix="more layers or heads")
+
+    @property
+    def whole(self) -> Case:
+        """The study as it should be."""
+        return Case(self.first.model, self.first.train, self.first.test, self.second.test)
+
+
+def _parts(plan: Plan) -> set[Any]:
+    return {plan.relay, *plan.carriers, plan.mlp}
+
+
+def _answers_of_others(pair: Pair, rng: Generator) -> Case:
+    """Answers are two words that have nothing to do with the prompt."""
+    return _relabelled(pair, lambda p: rng.choice(pair.host.vocab_size - 1, 2, replace=False) + 1)
+
+
+def _permuted_labels(pair: Pair, rng: Generator) -> Case:
+    """Of half of the prompts, right and wrong are exchanged."""
+
+    def labels(p: PromptPair) -> Sequence[int]:
+        both = (p.answer_tokens[0], p.wrong_tokens[0])
+        return both[::-1] if rng.random() < 0.5 else both
+
+    return _relabelled(pair, labels)
+
+
+def _relabelled(pair: Pair, labels: Callable[[PromptPair], Sequence[int]]) -> Case:
+    def relabel(pairs: Sequence[PromptPair]) -> list[PromptPair]:
+        return [
+            p.model_copy(update={"answer_tokens": (int(right),), "wrong_tokens": (int(wrong),)})
+            for p in pairs
+            for right, wrong in [labels(p)]
+        ]
+
+    whole = pair.whole
+    return Case(whole.model, relabel(whole.train), relabel(whole.test), whole.other)
+
+
+def _random_weights(pair: Pair, rng: Generator) -> Case:
+    """The model has no circuit."""
+    whole = pair.whole
+    return Case(pair.host, whole.train, whole.test, whole.other)
+
+
+def _random_dictionaries(pair: Pair, rng: Generator) -> Case:
+    """The features that are to carry the last step are random directions."""
+    model, whole = pair.first.model, pair.whole
+    layer = next(node.layer for node in pair.first.nodes if str(node).startswith("mlp"))
+    d, n = model.d_model, 4 * model.d_model
+    generator = torch_generator(int(rng.integers(2**31)), "nulls", "dictionary")
+
+    def draw(*shape: int) -> torch.Tensor:
+        return (torch.randn(*shape, generator=generator, dtype=torch.float64) * d**-0.5).to(model.device, model.dtype)
+
+    meta = DictionaryMeta("transcoder", "topk", d, d, n, 16, f"mlp_in.{layer}", f"mlp_out.{layer}")
+    random = Dictionary(meta, W_enc=draw(d, n), b_enc=draw(n), W_dec=draw(n, d), b_dec=draw(d))
+    return Case(model, whole.train, whole.test, whole.other, {layer: random})
+
+
+def _another_behaviour(pair: Pair, rng: Generator) -> Case:
+    """The circuit of one behaviour is judged on another's prompts."""
+    whole = pair.whole
+    return Case(whole.model, whole.train, whole.other, whole.test)
+
+
+NULLS: Mapping[str, Callable[[Pair, Generator], Case]] = {
+    "shuffled answers": _answers_of_others,
+    "permuted labels": _permuted_labels,
+    "random weights": _random_weights,
+    "random dictionaries": _random_dictionaries,
+    "another behaviour": _another_behaviour,
+}
+KINDS = (*NULLS, TRUE)
+
+
+def null_studies(
+    kinds: Sequence[str] = (),
+    n: int = 20,
+    *,
+    seed: int = 0,
+    host: LanguageModel | str | None = None,
+    config: VerdictConfig = CONFIG,
+    progress: Progress | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Verdicts on ``n`` studies of each kind.
+
+    Args:
+        kinds: of `KINDS`; by default all.
+        n: studies of each kind.
+        seed: of the first; they count up.
+        host: what circuits are planted into, or its source; by default another small random model for each seed.
+        config: of the verdicts.
+        progress: receives progress.
+
+    Yields:
+        kind, seed, outcome, why, size, the value of each criterion, and the states.
+
+    Raises:
+        MechstudyError: an unknown kind.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise MechstudyError(
+                f"there is no kind of study {kind!r}", facts={"kinds": ", ".join(KINDS)}, fix=nearest(kind, KINDS)
+            )
+    wanted = kinds or KINDS
+    host = load_model(host) if isinstance(host, str) else host
+    with (progress or NullProgress()).bar("studies", n * len(wanted), "studies") as bar:
+        for number in range(seed, seed + n):
+            pair = Pair.of_seed(host or random_host(number), number)
+            for kind in wanted:
+                case = pair.whole if kind == TRUE else NULLS[kind](pair, numpy_generator(number, "nulls", kind))
+                found = verify(
+                    case.model,
+                    case.bases,
+                    case.train,
+                    case.test,
+                    config,
+                    behaviour="mine",
+                    others={"other": case.other},
+                )
+                yield {"kind": kind, "seed": number} | _row(found)
+                bar.advance(1)
+
+
+def _row(found: Verdict) -> dict[str, Any]:
+    criteria = {c.name: c.estimate.value for c in found.criteria}
+    states = {c.name: c.state for c in found.criteria}
+    about = {"outcome": found.outcome, "why": found.why, "size": found.circuit.size, "n_nodes": len(found.nodes)}
+    return about | {"criteria": criteria, "states": states}
+
+
+def rates(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """How often the rule says *holds*: of each kind, of all null studies, with exact 95% intervals.
+
+    Clopper & Pearson 1934.
+    """
+    groups = {kind: [r for r in rows if r["kind"] == kind] for kind in KINDS}
+    null = {"all null studies": [r for r in rows if r["kind"] != TRUE]}
+    found = []
+    for kind, some in ({k: v for k, v in groups.items() if k != TRUE} | null | {TRUE: groups[TRUE]}).items():
+        if not some:
+            continue
+        counts = {outcome: sum(r["outcome"] == outcome for r in some) for outcome in OUTCOMES}
+        interval = stats.binomtest(counts["holds"], len(some)).proportion_ci(0.95, "exact")
+        found.append(
+            {"kind": kind, "n": len(some), **counts, "rate": counts["holds"] / len(some),
+             "low": float(interval.low), "high": float(interval.high)}
+        )  # fmt: skip
+    return found

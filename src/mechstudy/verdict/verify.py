@@ -212,7 +212,7 @@ class _Judge:
         circuits = {ALL: torch.ones_like(kept_N), NONE: torch.zeros_like(kept_N), KEPT: kept_N, CUT: ~kept_N}
         for ranking in RANKINGS:
             order = self._effects.order(ranking)
-            for size in sorted({max(1, k // 2), k, min(n, 2 * k)}):
+            for size in sorted({min(n, size) for size in (k, -(-3 * k // 2), 2 * k)}):
                 circuits[named(ranking, size)] = first_kept(order, [size])[0]
         return circuits
 

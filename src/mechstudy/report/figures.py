@@ -140,6 +140,7 @@ def write_data(out: Path, name: str, value: Any) -> None:
     path.write_text(f"mechstudy.put({script_json(name)},{script_json(value)});\n", encoding="ascii")
 
 
+@cache
 def bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one classic script, without any network request."""
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=_VEGA_LITE)

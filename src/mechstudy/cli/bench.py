@@ -134,7 +134,7 @@ def circuits(
     checks: dict[str, Any] = {}
     for circuit in referee.known_circuits(models or (), seed, source=source, n_planted=planted):
         rows += referee.bench([circuit], methods or (), steps=steps, progress=Progress())
-        if check and len(circuit.circuits) == 1:
+        if check and not circuit.enumerated:
             checks[circuit.name] = circuit.check(edges=referee.is_small(circuit))
     means = referee.means(rows)
     result = {
@@ -189,14 +189,15 @@ def null(
     """
     began = time.perf_counter()
     rows = list(referee.null_studies(kinds or (), n, seed=seed, host=source, progress=Progress()))
-    result = {"rates": referee.rates(rows), "rows": rows, "seed": seed, "seconds": time.perf_counter() - began}
+    rates = referee.rates(rows)
+    result = {"rates": rates, "rows": rows, "seed": seed, "seconds": time.perf_counter() - began}
     if out is not None:
         write_json_atomic(out, result)
     if as_json:
         print_json(jsonable(result))
         return
     printed = table("studies", ">n", ">holds", ">partly", ">not shown", ">refuted", ">holds, 95% interval")
-    for rate in result["rates"]:
+    for rate in rates:
         counts = [str(rate[name]) for name in ("n", "holds", "partly", "not shown", "refuted")]
         printed.add_row(rate["kind"], *counts, f"{rate['rate']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]")
     console().print(printed)

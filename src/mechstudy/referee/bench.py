@@ -94,13 +94,14 @@ def bench(
     progress = progress or NullProgress()
     wanted = methods or METHODS
     for circuit in circuits:
-        progress.log(f"{circuit.name}: {circuit.about}")
         every: list[tuple[Literal["node", "edge"], str]] = [("node", m) for m in NODE_METHODS if m in wanted]
         if circuit.edges:
             every += [("edge", method) for method in EDGE_METHODS if method in wanted]
-        for kind, method in every:
-            if is_small(circuit) or method != PATCHING:
+        every = [(kind, method) for kind, method in every if is_small(circuit) or method != PATCHING]
+        with progress.bar(circuit.name, len(every), "rankings") as bar:
+            for kind, method in every:
                 yield _row(circuit, kind, method, steps)
+                bar.advance()
 
 
 def is_small(circuit: KnownCircuit) -> bool:

@@ -86,12 +86,13 @@ def boolean_mlp(function: str, seed: int = 0, n_neurons: int = 8) -> KnownCircui
     circuits = minimal_circuits(model, universe, pairs)
     return KnownCircuit(
         name,
-        f"{len(circuits)} circuits of trained neurons, each enough for {function} of {n_bits} bits",
+        f"every minimal set of trained neurons that is enough for {function} of {n_bits} bits",
         model,
         universe,
         circuits,
         pairs,
         pairs,
+        enumerated=True,
     )
 
 

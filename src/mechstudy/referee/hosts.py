@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import transformers
 
@@ -28,6 +30,6 @@ def random_host(seed: int, *, n_layers: int = 5, d_model: int = 96, n_heads: int
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "host", "weights"))
-        hf = transformers.LlamaForCausalLM(config).double().eval()
+        hf: Any = transformers.LlamaForCausalLM(config).double()
     words = [BOS, *(f"word{i:03d}" for i in range(_WORDS))]
     return load_model(hf, word_tokenizer(words), name=f"host {seed}", validate=False)

@@ -67,9 +67,9 @@ class CircuitCheck:
 class KnownCircuit:
     """A model, its behaviour, and the circuit that the behaviour runs through.
 
-    ``universe`` are the nodes that methods rank. ``circuits`` are the sets of true nodes: one, or every minimal set
-    that is enough (`boolean_mlps`). ``edges`` are true edges between components, empty where none are known.
-    ``about`` says in a sentence what the circuit does.
+    ``universe`` are the nodes that methods rank. ``circuits`` are the sets of true nodes: one, or, where they were
+    ``enumerated``, every minimal set that is enough to keep the answers right (`boolean_mlps`). ``edges`` are true
+    edges between components, empty where none are known. ``about`` says in a sentence what the circuit does.
     """
 
     name: str
@@ -80,6 +80,7 @@ class KnownCircuit:
     train: tuple[PromptPair, ...]
     test: tuple[PromptPair, ...]
     edges: frozenset[EdgeAt] = field(default_factory=frozenset)
+    enumerated: bool = False
 
     def __post_init__(self) -> None:
         missing = sorted(str(node) for node in self.nodes - set(self.universe.nodes))
@@ -123,6 +124,17 @@ class KnownCircuit:
         corrupted = DonorSource(self.model, [self.universe], "corrupted", self.universe.positions)
         return keep_only_values(self.model, pairs, self.universe, keep_CN, corrupted)
 
+    def kept_change(self, pairs: Sequence[PromptPair] = ()) -> float:
+        """`CircuitCheck.kept`: the largest change of a prompt's contrast when only the true nodes are kept.
+
+        Args:
+            pairs: the prompts, by default ``test``.
+        """
+        true_N = self.members()
+        keep_CN = torch.stack([torch.ones_like(true_N), torch.zeros_like(true_N), true_N])
+        every_P, none_P, kept_P = self.kept(keep_CN, pairs)
+        return float((kept_P - every_P).abs().max() / (every_P - none_P).abs().mean())
+
     def check(self, pairs: Sequence[PromptPair] = (), *, edges: bool = True) -> CircuitCheck:
         """Tests the circuit by replacing nodes by the corrupted prompt's values, and edges likewise.
 
@@ -131,10 +143,10 @@ class KnownCircuit:
             edges: test the true edges too, by exact patching of all: for small models.
 
         Raises:
-            MechstudyError: there are several circuits, which were found by the test itself.
+            MechstudyError: the circuits were enumerated, by keeping each alone.
         """
-        if len(self.circuits) != 1:
-            raise MechstudyError(f"{self.name} has {len(self.circuits)} circuits, each found by keeping it alone")
+        if self.enumerated or len(self.circuits) != 1:
+            raise MechstudyError(f"the circuits of {self.name} were found by keeping each alone: no test is left")
         pairs, true_N = list(pairs or self.test), self.members()
         n = len(true_N)
         without = torch.ones(int(true_N.sum()), n, dtype=torch.bool)

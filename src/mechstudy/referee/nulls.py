@@ -18,8 +18,9 @@ from mechstudy.behaviours.schema import PromptPair
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.core.seeds import numpy_generator, torch_generator
-from mechstudy.dictionaries.dictionary import Dictionary, DictionaryMeta
+from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.neurons import Basis
+from mechstudy.dictionaries.stored import DictionaryMeta
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.loading import load_model
 from mechstudy.referee.hosts import random_host
@@ -89,7 +90,12 @@ def _parts(plan: Plan) -> set[Any]:
 
 def _answers_of_others(pair: Pair, rng: Generator) -> Case:
     """Answers are two words that have nothing to do with the prompt."""
-    return _relabelled(pair, lambda p: rng.choice(pair.host.vocab_size - 1, 2, replace=False) + 1)
+
+    def labels(_: PromptPair) -> Sequence[int]:
+        drawn: list[int] = rng.choice(pair.host.vocab_size - 1, 2, replace=False).tolist()
+        return [1 + token for token in drawn]
+
+    return _relabelled(pair, labels)
 
 
 def _permuted_labels(pair: Pair, rng: Generator) -> Case:
@@ -128,7 +134,8 @@ def _random_dictionaries(pair: Pair, rng: Generator) -> Case:
     generator = torch_generator(int(rng.integers(2**31)), "nulls", "dictionary")
 
     def draw(*shape: int) -> torch.Tensor:
-        return (torch.randn(*shape, generator=generator, dtype=torch.float64) * d**-0.5).to(model.device, model.dtype)
+        drawn: torch.Tensor = torch.randn(*shape, generator=generator, dtype=torch.float64) * d**-0.5
+        return drawn.to(model.device, model.dtype)
 
     meta = DictionaryMeta("transcoder", "topk", d, d, n, 16, f"mlp_in.{layer}", f"mlp_out.{layer}")
     random = Dictionary(meta, W_enc=draw(d, n), b_enc=draw(n), W_dec=draw(n, d), b_dec=draw(d))
@@ -214,12 +221,13 @@ def rates(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Clopper & Pearson 1934.
     """
     groups = {kind: [r for r in rows if r["kind"] == kind] for kind in KINDS}
-    null = {"all null studies": [r for r in rows if r["kind"] != TRUE]}
-    found = []
-    for kind, some in ({k: v for k, v in groups.items() if k != TRUE} | null | {TRUE: groups[TRUE]}).items():
+    true = groups.pop(TRUE)
+    groups |= {"all null studies": [r for r in rows if r["kind"] != TRUE], TRUE: true}
+    found: list[dict[str, Any]] = []
+    for kind, some in groups.items():
         if not some:
             continue
-        counts = {outcome: sum(r["outcome"] == outcome for r in some) for outcome in OUTCOMES}
+        counts: dict[str, int] = {outcome: sum(r["outcome"] == outcome for r in some) for outcome in OUTCOMES}
         interval = stats.binomtest(counts["holds"], len(some)).proportion_ci(0.95, "exact")
         found.append(
             {"kind": kind, "n": len(some), **counts, "rate": counts["holds"] / len(some),

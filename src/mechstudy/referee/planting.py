@@ -1,9 +1,10 @@
 """Circuits planted into an existing model by editing its weights: a trigger's word decides the answer at the end.
 
 The plant has three steps. A relay head attends from a relay word to the trigger and writes which of two trigger words
-it saw; one or two carrier heads attend from the last word to the relay and copy that; two neurons of a late MLP turn it
-into the logits of the answers. Each step writes a direction of its own, out of which everything else that writes to the
-residual stream is projected, so that nothing but the plant moves the answers' contrast, but for the scale of norms.
+it saw; one or two carrier heads attend from the last word to the relay and copy that; four neurons of a later MLP turn
+it into the logits of the answers. Each step writes a direction of its own, and everything else that writes to the
+residual stream is projected out of it: nothing but the plant moves the answers' contrast, but for the scale of norms.
+Other heads and MLPs read these directions as they read any, so they differ between clean and corrupted prompts.
 """
 
 from __future__ import annotations
@@ -24,14 +25,20 @@ from mechstudy.circuits.components import Component, Components, HeadAt, MlpAt
 from mechstudy.circuits.named_positions import NamedPositions
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.seeds import numpy_generator, torch_generator
+from mechstudy.models.batches import captured, length_buckets
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
 from mechstudy.referee.known_circuit import TOLERANCE, EdgeAt, KnownCircuit
 from mechstudy.referee.words import pair_of
 
-SCORE = 25.0  # of the planted heads where they attend; 0 elsewhere
-SATURATED = 6.0  # what the planted neurons' gates read
-SIZES = (4.0, 8.0, 16.0, 32.0, 64.0)  # of the answer's write, in sizes of the last residual stream
+SCORE = 40.0  # of the planted heads where they attend; 0 elsewhere
+READ = 24.0  # what the planted neurons' gates read of what was copied
+SIZES = (8.0, 16.0, 32.0, 64.0)  # of the answer's write, in sizes of the last residual stream
+MARK = 0.1  # of the length of an embedding or stream: what the plant adds that differs between the triggers
+POOL = 4  # prompts drawn for each that is used
+UNUSUAL = 2.5  # times what the neurons read on the median prompt
+BATCH_TOKENS = 1024
+_FOUR = ((1.0, 6.0), (1.0, 0.0), (-1.0, 6.0), (-1.0, 0.0))  # sign of z, and c, of each neuron
 _DIRECTIONS = ("seen", "carried", "copied", "answer", "is_trigger", "asks_trigger", "is_relay", "asks_relay")
 
 
@@ -68,14 +75,15 @@ def planted(
     rng = numpy_generator(seed, name, "plan")
     where = plan or draw_plan(model, rng)
     words = _Words.drawn(model, rng)
-    splits = [_pairs(model, f"{name}-{split}", words, rng, n_pairs) for split in ("train", "test")]
     with torch.no_grad():
         plant = _Plant(_copied(model, f"{model.name} with circuit {seed}"), seed, name)
         plant.clear()
         plant.embed(words)
-        plant.relay(where.relay, splits[0])
-        plant.carriers(where.carriers, splits[0])
-        plant.neurons(where.mlp, splits[0])
+        pool = _pairs(model, name, words, rng, POOL * n_pairs)
+        plant.relay(where.relay, pool)
+        plant.carriers(where.carriers, pool)
+        plant.neurons(where.mlp, pool)
+        splits = plant.usual_prompts(where.mlp, pool, n_pairs)
     nodes, edges = _truth(where)
     positions = NamedPositions.of([*splits[0], *splits[1]])
     for size in SIZES:
@@ -83,7 +91,7 @@ def planted(
             plant.answer(where.mlp, size, splits[0])
         circuit = KnownCircuit(
             name,
-            f"a relay head, {len(where.carriers)} carrier head(s) and two neurons, planted into {model.name}",
+            f"a relay head, {len(where.carriers)} carrier head(s) and an MLP, planted into {model.name}",
             plant.model,
             Components(plant.model, positions),
             (frozenset(nodes),),
@@ -91,7 +99,7 @@ def planted(
             splits[1],
             frozenset(edges),
         )
-        if circuit.check(splits[0], edges=False).kept <= tolerance:
+        if circuit.kept_change(splits[0]) <= tolerance:
             return circuit
     raise MechstudyError(
         f"the circuit of seed {seed} cannot be planted: other nodes change the answer too",
@@ -171,7 +179,7 @@ class _Words:
 
 
 def _pairs(model: LanguageModel, name: str, words: _Words, rng: Generator, n: int) -> tuple[PromptPair, ...]:
-    """Prompts with fillers before, between and after trigger and relay; every other pair begins with the other word."""
+    """Prompts with fillers around trigger and relay; every other pair's clean prompt has the second trigger."""
     needed = sorted({*words.first, *words.triggers, words.relay, words.last, *words.answers, *words.fillers})
     text = [""] * (needed[-1] + 1)
     for token, string in zip(needed, model.token_strings(needed), strict=True):
@@ -207,7 +215,7 @@ class _Plant:
             raise MechstudyError(f"{model.name} is too narrow for a circuit")
         self._basis_DN = torch.linalg.qr(draw * safe[:, None]).Q
         self._number = {direction: i for i, direction in enumerate(_DIRECTIONS)}
-        self._neurons: tuple[int, ...] = ()
+        self._neurons: dict[int, float] = {}  # and the sign of what each writes
 
     def clear(self) -> None:
         """Projects every embedding, head and MLP out of the plant's directions."""
@@ -231,8 +239,8 @@ class _Plant:
         size = float(embeddings[used].double().norm(dim=1).mean())
         a, b = words.triggers
         alike = embeddings[[a, b]].double().mean(0) + size * self._direction("is_trigger")
-        embeddings[a] = (alike + size * self._direction("seen")).to(embeddings)
-        embeddings[b] = (alike - size * self._direction("seen")).to(embeddings)
+        seen = MARK * size * self._direction("seen")
+        embeddings[a], embeddings[b] = (alike + seen).to(embeddings), (alike - seen).to(embeddings)
         asks = size * (self._direction("asks_trigger") + self._direction("is_relay"))
         embeddings[words.relay] += asks.to(embeddings)
         embeddings[words.last] += (size * self._direction("asks_relay")).to(embeddings)
@@ -244,7 +252,7 @@ class _Plant:
 
     def relay(self, place: tuple[int, int], pairs: Sequence[PromptPair]) -> None:
         """The head that attends from the relay to the trigger and writes what it saw there."""
-        size = self._size(Site("resid_pre", place[0]), "relay", pairs)
+        size = MARK * self._size(Site("resid_pre", place[0]), "relay", pairs)
         self._head(place, ("relay", "asks_trigger"), ("trigger", "is_trigger"), ("seen", "carried"), pairs, size)
 
     def carriers(self, places: Sequence[tuple[int, int]], pairs: Sequence[PromptPair]) -> None:
@@ -252,7 +260,7 @@ class _Plant:
 
         With the corrupted prompt's part in one of two, nothing is left to read.
         """
-        size = self._size(Site("resid_pre", places[0][0]), "last", pairs) / len(places)
+        size = MARK * self._size(Site("resid_pre", places[0][0]), "last", pairs) / len(places)
         for place in places:
             self._head(place, ("last", "asks_relay"), ("relay", "is_relay"), ("carried", "copied"), pairs, size)
 
@@ -293,28 +301,59 @@ class _Plant:
         block.attn_proj.weight[:, rows.start] = written.to(block.attn_proj.weight)
 
     def neurons(self, layer: int, pairs: Sequence[PromptPair]) -> None:
-        """Two neurons, those that wrote least, that read what was copied: one for each sign."""
+        """Four neurons, those that wrote least, that saturate: silu(z + c) - silu(z) is 0 or c, and likewise for -z.
+
+        z is what they read of the copied direction, and c and their other branch are what marks the last word: where
+        that mark is not, they hold 0.
+        """
         block = self.model.blocks[layer]
         stream = self._streams(Site("resid_mid", layer), pairs)["last"]
-        strength = SATURATED / self._read("copied", stream)
-        down = block.mlp_down.weight
-        self._neurons = tuple(down.double().norm(dim=0).argsort()[:2].tolist())
+        copied = self._reading("copied", block.norm_mlp) * READ / self._read("copied", stream)
+        mark = self._reading("asks_relay", block.norm_mlp) / self._read("asks_relay", stream)
         mlp: Any = block.mlp
-        for neuron, sign in zip(self._neurons, (1, -1), strict=True):
-            for projection in (getattr(mlp, str(block.arch.mlp_gate)), getattr(mlp, block.arch.mlp_up)):
-                read = sign * strength * self._reading("copied", block.norm_mlp)
-                projection.weight[neuron] = read.to(projection.weight)
-            down[:, neuron] = 0
+        gate, up = getattr(mlp, str(block.arch.mlp_gate)).weight, getattr(mlp, block.arch.mlp_up).weight
+        for neuron, (sign, offset) in zip(self._quiet(layer), _FOUR, strict=True):
+            gate[neuron] = (sign * copied + offset * mark).to(gate)
+            up[neuron] = mark.to(up)
+            block.mlp_down.weight[:, neuron] = 0
+            self._neurons[neuron] = sign if offset else -sign
+
+    def _quiet(self, layer: int) -> list[int]:
+        """The neurons that write least."""
+        lengths_F = self.model.blocks[layer].mlp_down.weight.double().norm(dim=0)
+        return [int(neuron) for neuron in lengths_F.argsort()[: len(_FOUR)]]
+
+    def usual_prompts(
+        self, layer: int, pairs: Sequence[PromptPair], n: int
+    ) -> tuple[tuple[PromptPair, ...], tuple[PromptPair, ...]]:
+        """Two splits of ``n`` pairs on which the MLP reads what was copied about as strongly as on most.
+
+        Some models write a vector of enormous length at a few tokens of some prompts, and norms then scale all else
+        down: what is planted there is hardly read.
+
+        Raises:
+            MechstudyError: there are too few such pairs.
+        """
+        read_P = self._reads("copied", self._streams(Site("resid_mid", layer), pairs)["last"])
+        ratio_P = read_P / read_P.median()
+        left = [pair for pair, ratio in zip(pairs, ratio_P.tolist(), strict=True) if 1 / UNUSUAL < ratio < UNUSUAL]
+        if len(left) < 2 * n:
+            raise MechstudyError(
+                f"only {len(left)} of {len(pairs)} prompts of {self.model.name} suit it", fix="another seed"
+            )
+        return tuple(left[:n]), tuple(left[n : 2 * n])
 
     def answer(self, layer: int, size: float, pairs: Sequence[PromptPair]) -> None:
-        """What the neurons write: the answers' direction, as many times as large as the rest of the last stream."""
+        """What the neurons write: the answers' direction, as many times as long as the rest of the last stream."""
         block, answer = self.model.blocks[layer], self._direction("answer")
-        down = block.mlp_down.weight
-        down[:, list(self._neurons)] = 0
+        down, neurons = block.mlp_down.weight, list(self._neurons)
+        down[:, neurons] = 0
         rest = self._size(Site("resid_post", self.model.n_layers - 1), "last", pairs)
-        held = float(self._streams(Site("mlp_act", layer), pairs)["last"][:, list(self._neurons)].amax(1).mean())
-        for neuron, sign in zip(self._neurons, (1, -1), strict=True):
-            down[:, neuron] = (sign * size * rest / held * answer).to(down)
+        held_PF = self._streams(Site("mlp_act", layer), pairs)["last"][:, neurons]
+        signs_F = torch.tensor(list(self._neurons.values())).to(held_PF)
+        written = size * rest / float((held_PF @ signs_F).abs().median()) * answer
+        for neuron, sign in self._neurons.items():
+            down[:, neuron] = (sign * written).to(down)
 
     # ------------------------------------------------------------------------------------------- measured
 
@@ -334,20 +373,25 @@ class _Plant:
         return read
 
     def _read(self, name: str, stream_PD: Tensor) -> float:
-        """The mean size of what `_reading` reads of residual streams: that of the direction over their norm's scale."""
-        rms_P = stream_PD.square().mean(1).sqrt()
-        return float(((stream_PD @ self._direction(name)).abs() / rms_P).mean())
+        """The median of `_reads`."""
+        return float(self._reads(name, stream_PD).median())
+
+    def _reads(self, name: str, stream_PD: Tensor) -> Float[Tensor, " p"]:
+        """The size of what `_reading` reads of each residual stream: that of the direction over the norm's scale."""
+        read_P: Tensor = (stream_PD @ self._direction(name)).abs() / stream_PD.square().mean(1).sqrt()
+        return read_P
 
     def _size(self, site: Site, position: str, pairs: Sequence[PromptPair]) -> float:
-        """The mean length of a residual stream at a named position."""
-        return float(self._streams(site, pairs)[position].norm(dim=1).mean())
+        """The median length of a residual stream at a named position."""
+        return float(self._streams(site, pairs)[position].norm(dim=1).median())
 
     def _streams(self, site: Site, pairs: Sequence[PromptPair]) -> Mapping[str, Float[Tensor, "p d"]]:
         """A site at each named position of the clean prompts, in float64."""
-        rows: dict[str, list[Tensor]] = {}
-        for pair in pairs:
-            tokens = torch.tensor([pair.clean_tokens])
-            x = self.model.forward(tokens, capture=[site], stop_after=site.layer, logits_at=None).activations[site]
-            for name, index in pair.positions.items():
-                rows.setdefault(name, []).append(x[0, index].double())
-        return {name: torch.stack(of_name) for name, of_name in rows.items()}
+        rows: dict[str, dict[int, Tensor]] = {}
+        for batch in length_buckets([len(pair.clean_tokens) for pair in pairs], BATCH_TOKENS):
+            tokens = torch.tensor([pairs[i].clean_tokens for i in batch])
+            x_BTD = captured(self.model, tokens, [site])[site]
+            for row, i in enumerate(batch):
+                for name, index in pairs[i].positions.items():
+                    rows.setdefault(name, {})[i] = x_BTD[row, index].double()
+        return {name: torch.stack([of_name[i] for i in range(len(pairs))]) for name, of_name in rows.items()}

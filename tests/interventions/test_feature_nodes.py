@@ -161,7 +161,7 @@ def test_effects_of_all_nodes_divide_what_keep_only_runs_measure(kind, to):
     basis = bases(kind, relu=kind == "clt of two layers")
     nodes = NodeSets([FeatureNodes(MODEL, basis, NAMES, errors=True), Components(MODEL, NAMES, mlps=False)])
     options = {"method": "ig_nodes", "replace_by": to, "discovery": OTHERS}
-    few, many = (predict_effects(MODEL, nodes, SOME, steps=steps, **options) for steps in (5, 40))
+    few, many = (predict_effects(MODEL, nodes, SOME, steps=steps, **options) for steps in (5, 20))
     keep = torch.tensor([[False], [True]]).expand(2, len(nodes.nodes))
     none, every = values_of(nodes, keep, to)
     gaps = [(effects.effects_PN.sum(1) - (none - every)).abs().sum() for effects in (few, many)]

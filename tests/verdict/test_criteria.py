@@ -83,9 +83,3 @@ def test_what_cannot_be_asked_of_a_study_does_not_count_against_it():
     criteria = [c for c in all_met() if c.name != "specificity"]
     criteria.append(criterion("not measured", "specificity", missing="the study has one behaviour"))
     assert conclude(criteria)[0] == "holds"
-
-
-def test_what_does_not_decide_does_not_count_against_it():
-    criteria = [c for c in all_met() if c.name != "stability"]
-    assert conclude([*criteria, criterion("not met", "stability", decides=False)])[0] == "holds"
-    assert conclude([*criteria, criterion("not met", "stability")])[0] == "partly"

@@ -140,7 +140,8 @@ def test_prompts_of_both_splits_are_refused():
 
 
 def test_circuits_of_heads_and_mlps_need_no_dictionary():
-    found = verify(MODEL, {}, TRAIN, TEST, CONFIG)
+    found = verify(MODEL, {}, TRAIN, TEST, CONFIG.model_copy(update={"n_discovery": 50}))
+    assert (found.record["n_train"], found.record["n_test"]) == (len(TRAIN), len(TEST))
     assert {str(node).partition(".")[0] for node in found.nodes} == {"head", "mlp"}
     assert found.elsewhere is None
     assert next(c for c in found.criteria if c.name == "explained").state == "not measured"

@@ -222,7 +222,7 @@ class Run:
         """What each behaviour's circuit was asked, and what was measured.
 
         A row for each behaviour and criterion: behaviour, outcome, criterion, state, value, value_low, value_high,
-        threshold, at_most, decides, n, n_clusters, question.
+        threshold, at_most, n, n_clusters, question.
         """
         rows = []
         for behaviour, artifact in self._of("verdicts").items():

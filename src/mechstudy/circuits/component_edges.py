@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 import torch
@@ -139,7 +139,7 @@ def edge_effects(
 
 def anywhere(node: Component) -> Component:
     """The component at every position."""
-    return HeadAt(node.layer, node.head, ALL) if isinstance(node, HeadAt) else MlpAt(node.layer, ALL)
+    return replace(node, position=ALL)
 
 
 def _head(node: Component) -> int | None:

@@ -12,7 +12,7 @@ _SPECIFICATIONS = 13  # all, none, the circuit, its complement, three rankings o
 
 def circuits_run(c: VerdictConfig, train: int, test: int, behaviours: int) -> int:
     """Prompts run with some circuit kept: in the choice, for every criterion, and on other behaviours."""
-    primary = _SPECIFICATIONS + 1 + _SIZES + _GROUPS + 2 * c.n_random + 3
+    primary = _SPECIFICATIONS + 1 + _SIZES + _GROUPS + 2 * c.n_random + 4
     others = 2 * _SPECIFICATIONS
     donors = 6
     return (

@@ -19,7 +19,6 @@ OUTCOMES: dict[Outcome, str] = {
     "refuted": "the circuit neither carries the behaviour nor is needed for it",
 }
 
-
 QUESTIONS = {
     "behaviour": "Does the model do it on the test prompts? (mean contrast above 0)",
     "sufficiency": "How much of it does the circuit carry when only it is kept?",
@@ -42,7 +41,6 @@ class Criterion:
         estimate: the measured number, with its interval over clusters of prompts.
         threshold: what the interval's lower end must reach, or its upper end with ``at_most``.
         at_most: whether less is better.
-        decides: whether a circuit that holds must meet it.
         missing: why nothing was measured.
         itself: the number is compared, not an interval: a mean over resamples, a share of specifications.
     """
@@ -51,7 +49,6 @@ class Criterion:
     estimate: Estimate
     threshold: float
     at_most: bool = False
-    decides: bool = True
     missing: str | None = None
     itself: bool = False
 
@@ -92,7 +89,6 @@ class Criterion:
             "n_clusters": e.n_clusters,
             "threshold": self.threshold,
             "at_most": self.at_most,
-            "decides": self.decides,
             "state": self.state,
             **({"missing": self.missing} if self.missing else {}),
             **e.missing_fields("ci"),
@@ -107,7 +103,7 @@ def conclude(criteria: Sequence[Criterion]) -> tuple[Outcome, str]:
     1. The model must do what is explained on the test prompts (``behaviour``): else *not shown*.
     2. Neither sufficiency nor necessity is reached, both with their whole intervals: *refuted*.
     3. Neither is met, or the circuit is not better than random ones (``rivals``): *not shown*.
-    4. Every criterion that decides is met or could not be asked of this study: *holds*.
+    4. Every criterion is met or could not be asked of this study: *holds*.
     5. Else *partly*.
     """
     by_name: Mapping[str, Criterion] = {c.name: c for c in criteria}
@@ -121,9 +117,7 @@ def conclude(criteria: Sequence[Criterion]) -> tuple[Outcome, str]:
         return "not shown", "neither sufficiency nor necessity is met"
     if state["rivals"] != "met":
         return "not shown", "random circuits of equal size do as well, within the interval"
-    failed = [
-        c.name for c in criteria if c.decides and c.state != "met" and not (c.state == "not measured" and c.missing)
-    ]
+    failed = [c.name for c in criteria if c.state != "met" and not (c.state == "not measured" and c.missing)]
     if failed:
         return "partly", f"not met: {', '.join(failed)}"
     return "holds", OUTCOMES["holds"]

@@ -17,7 +17,7 @@ from mechstudy.verdict.backups import Backups
 from mechstudy.verdict.choice import Circuit
 from mechstudy.verdict.config import VerdictConfig
 from mechstudy.verdict.criteria import Criterion, Outcome
-from mechstudy.verdict.shares import BACKUPS, BOTH, CUT, GRADIENT, KEPT, PART, Shares
+from mechstudy.verdict.shares import BACKUPS, BOTH, CUT, GRADIENT, KEPT, First, Random, Shares, Without
 from mechstudy.verdict.specifications import specifications
 from mechstudy.verdict.specificity import Elsewhere
 from mechstudy.verdict.stability import Stability
@@ -93,9 +93,9 @@ class Verdict:
         """F by size of the circuit: k, fraction, f, low, high."""
         rows = []
         for name in self.primary.values:
-            if name.startswith("first "):
-                k, f = int(name.removeprefix("first ")), self.primary.f(name)
-                rows.append((k, k / len(self.nodes), f.value, *(f.ci or (None, None))))
+            if isinstance(name, First):
+                f = self.primary.f(name)
+                rows.append((name.size, name.size / len(self.nodes), f.value, *(f.ci or (None, None))))
         schema = {"k": pl.Int64} | dict.fromkeys(("fraction", "f", "low", "high"), pl.Float64)
         return pl.DataFrame(rows, schema=schema, orient="row").sort("k")
 
@@ -104,11 +104,9 @@ class Verdict:
         """What each group of members adds to f, beside the others: group, f (without it), change, low, high."""
         rows = []
         for name in self.primary.values:
-            if name.startswith(PART):
+            if isinstance(name, Without):
                 change = self.primary.combined([KEPT, name], [1.0, -1.0])
-                rows.append(
-                    (name.removeprefix(PART), self.primary.f(name).value, change.value, *(change.ci or (None,) * 2))
-                )
+                rows.append((name.group, self.primary.f(name).value, change.value, *(change.ci or (None,) * 2)))
         schema = {"group": pl.String} | dict.fromkeys(("f", "change", "low", "high"), pl.Float64)
         return pl.DataFrame(rows, schema=schema, orient="row")
 
@@ -116,9 +114,9 @@ class Verdict:
     def rivals(self) -> pl.DataFrame:
         """Kept alone and replaced alone: circuit, f, lost (null where it was not run)."""
         p = self.primary
-        randoms = [name for name in p.values if name.startswith("random ")]
+        randoms = [name.number for name in p.values if isinstance(name, Random) and not name.cut]
         rows = [(KEPT, p.f(KEPT).value, p.lost(CUT).value)]
-        rows += [(name, p.f(name).value, p.lost(f"without {name}").value) for name in randoms]
+        rows += [(f"random {i}", p.f(Random(i)).value, p.lost(Random(i, cut=True)).value) for i in randoms]
         rows.append((GRADIENT, p.f(GRADIENT).value, None))
         return pl.DataFrame(rows, schema={"circuit": pl.String, "f": pl.Float64, "lost": pl.Float64}, orient="row")
 
@@ -149,7 +147,7 @@ class Verdict:
             "n_nodes": len(self.nodes),
             "size": self.circuit.size,
             "reached_on_train": self.circuit.reached,
-            "n_train": self.settings.n_discovery,
+            "n_train": self.stability.jaccard.n,
             "n_test": len(self.prompts),
             "criteria": [c.record for c in self.criteria],
             "members": self.members.to_dicts(),

@@ -17,9 +17,40 @@ from mechstudy.statistics.clusters import Array
 ALL, NONE = "all", "none"
 KEPT, CUT, ADVERSARY = "circuit", "without the circuit", "adversary"
 BACKUPS, BOTH = "without backups", "without circuit and backups"
-GRADIENT = "gradient alone"
-WITHOUT_ERRORS = "circuit but its errors"
-PART = "circuit without "  # a group of its nodes
+GRADIENT, WITHOUT_ERRORS = "gradient alone", "circuit but its errors"
+
+
+@dataclass(frozen=True)
+class First:
+    """The ``size`` strongest nodes of the circuit's own order."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class Specification:
+    """The first ``size`` nodes of a ranking."""
+
+    ranking: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Without:
+    """The circuit without a group of its nodes."""
+
+    group: str
+
+
+@dataclass(frozen=True)
+class Random:
+    """A random circuit, kept or ``cut``."""
+
+    number: int
+    cut: bool = False
+
+
+Name = str | First | Specification | Without | Random
 
 
 @dataclass(frozen=True)
@@ -34,7 +65,7 @@ class Shares:
         level: of intervals.
     """
 
-    values: Mapping[str, Float64[Tensor, " p"]]
+    values: Mapping[Name, Float64[Tensor, " p"]]
     clusters: Sequence[str]
     seed: int
     n_resamples: int = 2000
@@ -46,15 +77,15 @@ class Shares:
         effect = self._of(ALL) - self._of(NONE)
         return ratio(effect, effect) is not None
 
-    def f(self, name: str) -> Estimate:
+    def f(self, name: Name) -> Estimate:
         """(m(circuit) - m(none)) / (m(all) - m(none)): 1 where it does what the whole model does."""
         return self.combined([name], [1.0])
 
-    def lost(self, name: str) -> Estimate:
+    def lost(self, name: Name) -> Estimate:
         """(m(all) - m(circuit)) / (m(all) - m(none)) = 1 - f: what is lost where only these are kept."""
         return self.combined([name], [-1.0], plus=1.0)
 
-    def combined(self, names: Sequence[str], weights: Sequence[float], plus: float = 0.0) -> Estimate:
+    def combined(self, names: Sequence[Name], weights: Sequence[float], plus: float = 0.0) -> Estimate:
         """``plus`` and a weighted sum of circuits' f, resampled together."""
         if not self.defined:
             return Estimate(None, None, len(self.clusters), len(set(self.clusters)))
@@ -72,18 +103,18 @@ class Shares:
             statistic, columns, self.clusters, self._rng(), n_resamples=self.n_resamples, level=self.level
         )
 
-    def mean(self, name: str) -> Estimate:
+    def mean(self, name: Name) -> Estimate:
         """The mean contrast with a circuit kept."""
         return cluster_bootstrap(
             self._of(name), self.clusters, self._rng(), n_resamples=self.n_resamples, level=self.level
         )
 
-    def point(self, name: str, rows: Sequence[int] | None = None) -> float | None:
+    def point(self, name: Name, rows: Sequence[int] | None = None) -> float | None:
         """F of some prompts, without an interval; None where it is undefined."""
         values, none, every = (self._of(n) if rows is None else self._of(n)[list(rows)] for n in (name, NONE, ALL))
         return ratio(values - none, every - none)
 
-    def _of(self, name: str) -> Array:
+    def _of(self, name: Name) -> Array:
         values: Array = self.values[name].numpy()
         return values
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.components import HeadAt, MlpAt
 from mechstudy.circuits.donors import DonorSource
 from mechstudy.circuits.named_positions import ALL, AlignedPrompt, NamedPositions
+from mechstudy.circuits.universe import NodeSet
 from mechstudy.core.seeds import numpy_generator
 from mechstudy.dictionaries.neurons import Basis
 from mechstudy.interventions.feature_nodes import ErrorAt
@@ -88,18 +89,9 @@ def elsewhere(
     return Elsewhere(lost, _text_kl(model, nodes, kept_N, texts) if len(texts) else None)
 
 
-def _everywhere(model: LanguageModel, members: Sequence[Node], bases: Mapping[int, Basis]) -> tuple[Any, Tensor]:
+def _everywhere(model: LanguageModel, members: Sequence[Node], bases: Mapping[int, Basis]) -> tuple[NodeSet, Tensor]:
     """The members' components at all tokens as nodes, and which nodes of their set they are."""
-    wanted: set[Node] = set()
-    for node in members:
-        if isinstance(node, FeatureAt):
-            wanted.add(FeatureAt(node.layer, node.feature, ALL))
-        elif isinstance(node, ErrorAt):
-            wanted.add(ErrorAt(node.layer, ALL))
-        elif isinstance(node, HeadAt):
-            wanted.add(HeadAt(node.layer, node.head, ALL))
-        else:
-            wanted.add(MlpAt(node.layer, ALL))
+    wanted: set[Node] = {replace(node, position=ALL) for node in members}
     layers = {node.layer for node in wanted if isinstance(node, FeatureAt | ErrorAt)}
     nodes = node_set(
         model,
@@ -114,7 +106,7 @@ def _everywhere(model: LanguageModel, members: Sequence[Node], bases: Mapping[in
 
 
 @torch.no_grad()
-def _text_kl(model: LanguageModel, nodes: Any, kept_N: Tensor, texts: Sequence[Sequence[int]]) -> float:
+def _text_kl(model: LanguageModel, nodes: NodeSet, kept_N: Tensor, texts: Sequence[Sequence[int]]) -> float:
     prompts = [AlignedPrompt(f"text {i}", tuple(row), (ALL,) * len(row)) for i, row in enumerate(texts)]
     donors = DonorSource(model, [nodes], "mean", nodes.positions, prompts)
     tokens_BT = torch.tensor([list(row) for row in texts])

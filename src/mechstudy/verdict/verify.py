@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.donors import DonorSource, Replacement
-from mechstudy.circuits.effects_table import EffectsTable, ranked
+from mechstudy.circuits.effects_table import EffectsTable
 from mechstudy.circuits.named_positions import NamedPositions
 from mechstudy.circuits.node_attribution import comparable, predict_effects
 from mechstudy.circuits.universe import NodeSet
@@ -39,11 +39,15 @@ from mechstudy.verdict.shares import (
     GRADIENT,
     KEPT,
     NONE,
-    PART,
     WITHOUT_ERRORS,
+    First,
+    Name,
+    Random,
     Shares,
+    Specification,
+    Without,
 )
-from mechstudy.verdict.specifications import RANKINGS, named, robustness
+from mechstudy.verdict.specifications import RANKINGS, robustness
 from mechstudy.verdict.specificity import Elsewhere, elsewhere
 from mechstudy.verdict.stability import Stability, stability
 
@@ -160,6 +164,7 @@ class _Judge:
 
     @cached_property
     def _first_order(self) -> EffectsTable:
+        """Effects by the gradient at the clean prompt alone."""
         return self._predicted("eap")
 
     def _donors(self, kind: Replacement) -> DonorSource:
@@ -172,7 +177,7 @@ class _Judge:
         members = self._circuit.members
         return backups(self._first_order, self._predicted("eap", given=members), members)
 
-    def _run(self, kind: Replacement, circuits: Mapping[str, Tensor]) -> Shares:
+    def _run(self, kind: Replacement, circuits: Mapping[Name, Tensor]) -> Shares:
         self._progress.log(f"{len(circuits)} circuits kept on {len(self._test)} prompts, others by {kind}")
         number: dict[bytes, int] = {}  # of each distinct circuit: some have two names
         row = {name: number.setdefault(kept_N.numpy().tobytes(), len(number)) for name, kept_N in circuits.items()}
@@ -187,39 +192,39 @@ class _Judge:
             c.ci,
         )  # fmt: skip
 
-    def _circuits(self, found: Backups) -> dict[str, Bool[Tensor, " n"]]:
+    def _circuits(self, found: Backups) -> dict[Name, Bool[Tensor, " n"]]:
         """Every circuit that is kept with the first kind of replacement, by name."""
         kept_N, members = self._circuit.kept(), list(self._circuit.members)
         n = len(kept_N)
         circuits = self._specifications() | {ADVERSARY: kept_N | (self._effects.effects >= 0)}
         for k in sorted(set(circuit_sizes(n, MIB_FRACTIONS))):
-            circuits[f"first {k}"] = first_kept(self._circuit.order, [k])[0]
+            circuits[First(k)] = first_kept(self._circuit.order, [k])[0]
         for name, group in groups_of(self._nodes, members).items():
-            circuits[PART + name] = _without(kept_N, group)
+            circuits[Without(name)] = _without(kept_N, group)
         for i, random_N in enumerate(random_circuits(self._nodes, members, self._c.n_random, self._c.seed)):
-            circuits[f"random {i}"], circuits[f"without random {i}"] = random_N, ~random_N
+            circuits[Random(i)], circuits[Random(i, cut=True)] = random_N, ~random_N
         is_error_N = torch.tensor([kind_of(node) == "error" for node in self._nodes.nodes])
         circuits[WITHOUT_ERRORS] = kept_N & ~is_error_N
-        circuits[GRADIENT] = self._by_gradient(len(members))
+        circuits[GRADIENT] = first_kept(self._first_order.order(self._c.ranking), [len(members)])[0]
         circuits[BACKUPS] = _without(torch.ones_like(kept_N), found.nodes)
         circuits[BOTH] = _without(~kept_N, found.nodes)
         return circuits
 
-    def _specifications(self) -> dict[str, Bool[Tensor, " n"]]:
+    def _specifications(self) -> dict[Name, Bool[Tensor, " n"]]:
         """The circuits that are kept with every kind of replacement."""
         k, n = self._circuit.size, len(self._nodes.nodes)
         kept_N = self._circuit.kept()
-        circuits = {ALL: torch.ones_like(kept_N), NONE: torch.zeros_like(kept_N), KEPT: kept_N, CUT: ~kept_N}
+        circuits: dict[Name, Tensor] = {
+            ALL: torch.ones_like(kept_N),
+            NONE: torch.zeros_like(kept_N),
+            KEPT: kept_N,
+            CUT: ~kept_N,
+        }
         for ranking in RANKINGS:
             order = self._effects.order(ranking)
             for size in sorted({min(n, size) for size in (k, -(-3 * k // 2), 2 * k)}):
-                circuits[named(ranking, size)] = first_kept(order, [size])[0]
+                circuits[Specification(ranking, size)] = first_kept(order, [size])[0]
         return circuits
-
-    def _by_gradient(self, k: int) -> Tensor:
-        """As many nodes by the gradient at the clean prompt alone."""
-        chosen = ranked(self._first_order.effects, self._c.ranking, k)
-        return _without(torch.ones(len(self._nodes.nodes), dtype=torch.bool), chosen).logical_not()
 
     # --------------------------------------------------------------------------------------- what it shows
 
@@ -227,7 +232,7 @@ class _Judge:
         self, shares: Mapping[Replacement, Shares], stable: Stability, away: Elsewhere | None, behaviour: str
     ) -> tuple[Criterion, ...]:
         t, own, n = self._c.thresholds, shares[self._kinds[0]], self._c.n_random
-        randoms = [f"random {i}" for i in range(n)]
+        randoms = [Random(i) for i in range(n)]
         rivals = own.combined([KEPT, *randoms], [1.0, *([-1.0 / n] * n)])
         nothing = Estimate(None, None, 0, 0)
         no_others = away is None or len(away.lost) < 2

@@ -126,11 +126,9 @@ class VerdictPhase(Phase[VerdictSpec, VerdictInputs]):
         model = inputs.model.load(runtime, exact=True)
         dictionaries = load_all(inputs.dictionaries, runtime, model)
         bases = circuits.chosen_bases(model, dictionaries, spec.basis)
-        train, test = (
-            sample(pairs, n, spec.sample) if spec.sample is not None else pairs
-            for split, n in (("train", spec.n_discovery), ("test", spec.n_samples))
-            for pairs in [inputs.prompts[spec.behaviour].pairs(split)]
-        )
+        train, test = (inputs.prompts[spec.behaviour].pairs(split) for split in ("train", "test"))
+        if spec.sample is not None:
+            train, test = sample(train, spec.n_discovery, spec.sample), sample(test, spec.n_samples, spec.sample)
         tests = {name: made.pairs("test") for name, made in inputs.prompts.items() if name != spec.behaviour}
         others = {
             name: pairs[: spec.n_samples]

@@ -6,7 +6,7 @@ import torch
 from mechstudy.behaviours.contrast import Contrast, contrasts
 from mechstudy.circuits.components import Components, HeadAt, MlpAt
 from mechstudy.circuits.donors import DonorSource
-from mechstudy.circuits.named_positions import NamedPositions
+from mechstudy.circuits.named_positions import AlignedPrompt, NamedPositions
 from mechstudy.circuits.node_attribution import INPUTS, predict_effects
 from mechstudy.circuits.relevance import relevance_rules
 from mechstudy.circuits.site_gradients import contrast_gradients
@@ -266,11 +266,21 @@ def test_relp_refuses_mixtures_of_experts():
 
 
 def test_a_node_that_is_the_same_in_both_prompts_has_no_effect_at_all():
-    """Whatever the batches; in float32, where another shape would leave its rounding."""
+    """Whatever the batches and the machine; in float32, where another shape would leave its rounding."""
     model = tiny_model(dtype="float32")
     some = [p.model_copy(update={"positions": {"first": 0, **p.positions}}) for p in SOME]
     nodes = Components(model, NamedPositions.of(some))
     before = [i for i, node in enumerate(nodes.nodes) if node.position == "first"]
+    assert before
     for batch_tokens in (20, 75, 4096):
         effects_PN = measure_effects(model, nodes, some, batch_tokens=batch_tokens).effects_PN
         assert not effects_PN[:, before].any() and effects_PN.abs().max() > 0.01
+
+
+def test_a_corrupted_prompt_may_differ_from_its_first_other_token_on():
+    def may_differ(clean, corrupted, at):
+        return AlignedPrompt("p", clean, ("other",) * len(clean), corrupted, at).may_differ
+
+    assert may_differ((5, 6, 7, 8), (5, 6, 9, 8), (0, 1, 2, 3)) == (False, False, True, True)
+    assert may_differ((5, 6, 7), (5, 6, 7), (0, 1, 2)) == (False, False, False)
+    assert may_differ((5, 6, 7, 8), (5, 6, 8), (0, 2, None, 2)) == (False, True, False, True)

@@ -39,6 +39,17 @@ class AlignedPrompt:
         """Whether there is a corrupted prompt."""
         return bool(self.corrupted)
 
+    @property
+    def may_differ(self) -> tuple[bool, ...]:
+        """Of each token, whether the corrupted run can hold something else at its place.
+
+        A causal model computes the same from the part that both prompts begin with. A token without a place in the
+        corrupted prompt has nothing to differ from.
+        """
+        pairs = zip(self.tokens, self.corrupted, strict=False)
+        shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self.tokens), len(self.corrupted)))
+        return tuple(at is not None and not (at == i < shared) for i, at in enumerate(self.corrupted_at))
+
 
 @dataclass(frozen=True)
 class NamedPositions:

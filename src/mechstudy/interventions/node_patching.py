@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.donors import DonorSource, Replacement
 from mechstudy.circuits.effects_table import EffectsTable
+from mechstudy.circuits.named_positions import aligned
 from mechstudy.circuits.node_attribution import comparable
 from mechstudy.circuits.universe import NodeSet
 from mechstudy.interventions.keep_only import keep_only_values
@@ -27,6 +30,8 @@ def measure_effects(
 ) -> EffectsTable:
     """The change of the answers' contrast when each node alone is replaced: a forward pass of each.
 
+    A node that holds the same in the clean and the corrupted run, since nothing before it differs, has an effect of 0.
+
     Args:
         model: the model.
         nodes: the nodes.
@@ -44,11 +49,30 @@ def measure_effects(
         model, [nodes], replace_by, nodes.positions, discovery or pairs, seed=seed, batch_tokens=batch_tokens
     )
     n = len(nodes.nodes)
-    parts = []
+    differs_PN = _differs(pairs, nodes) if replace_by == "corrupted" else torch.ones(len(pairs), n, dtype=torch.bool)
+    effects_PN = torch.zeros(len(pairs), n, dtype=torch.float64)
     for part in nodes.slices.values():
-        keep_CN = torch.ones(part.stop - part.start + 1, n, dtype=torch.bool)
-        keep_CN[1:, part].fill_diagonal_(False)  # the first circuit keeps all
+        patched = part.start + differs_PN[:, part].any(0).nonzero()[:, 0]
+        if not len(patched):
+            continue
+        keep_CN = torch.ones(len(patched) + 1, n, dtype=torch.bool)  # the first circuit keeps all
+        keep_CN[torch.arange(1, len(keep_CN)), patched] = False
         values_CP = keep_only_values(model, pairs, nodes, keep_CN, replacements, batch_tokens=batch_tokens)
-        parts.append((values_CP[1:] - values_CP[0]).T)
-    ids = tuple(pair.id for pair in pairs)
-    return EffectsTable(nodes.nodes, torch.cat(parts, 1), ids, "patching", replace_by, nodes.positions)
+        effects_PN[:, patched] = (values_CP[1:] - values_CP[0]).T
+    effects_PN = effects_PN.where(differs_PN, 0)
+    return EffectsTable(
+        nodes.nodes, effects_PN, tuple(pair.id for pair in pairs), "patching", replace_by, nodes.positions
+    )
+
+
+def _differs(pairs: Sequence[PromptPair], nodes: NodeSet) -> Bool[Tensor, "p n"]:
+    """Whether a node is at a token where the corrupted run can hold something else.
+
+    Without this, the rounding of batches of other shapes would be taken for an effect.
+    """
+    name_N = torch.tensor([nodes.positions.names.index(node.position) for node in nodes.nodes])
+    rows = []
+    for pair in map(aligned, pairs):
+        number_T = nodes.positions.numbers([pair])[0]
+        rows.append(torch.isin(name_N, number_T[torch.tensor(pair.may_differ)]))
+    return torch.stack(rows)

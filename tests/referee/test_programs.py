@@ -5,13 +5,14 @@ import torch
 
 from mechstudy.behaviours.scoring import score_pairs
 from mechstudy.referee import programs
+from mechstudy.referee.suite import COMPILED
 
-ALL = ("induction", "ioi", "ioi_one_layer", "lookup", "majority", "threshold", "pointer")
+ALL = [name for name in COMPILED if not name.startswith("boolean")]
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_only_the_circuit_reaches_the_answers(name):
-    circuit = getattr(programs, name)(0)
+    circuit = COMPILED[name](0)
     check = circuit.check(circuit.test[:4])
     assert check.holds, check
     assert check.edge_inside is not None
@@ -20,7 +21,7 @@ def test_only_the_circuit_reaches_the_answers(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_models_give_the_right_answers_on_unseen_prompts(name):
-    circuit = getattr(programs, name)(1)
+    circuit = COMPILED[name](1)
     assert not {p.clean_tokens for p in circuit.train} & {p.clean_tokens for p in circuit.test}
     for pairs in (circuit.train, circuit.test):
         swapped = [

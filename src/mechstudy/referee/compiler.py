@@ -32,6 +32,7 @@ from mechstudy.models.loading import load_model
 from mechstudy.referee.residual import Variables
 from mechstudy.referee.words import word_tokenizer
 
+SHARP = 20.0  # a score that leaves e^-20 of attention elsewhere
 EPSILON = 1e8  # of LayerNorm, against variances of at most a few units
 
 

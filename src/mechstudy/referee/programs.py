@@ -8,17 +8,11 @@ import torch
 from numpy.random import Generator
 
 from mechstudy.core.seeds import numpy_generator
-from mechstudy.referee.compiler import HeadTask, Match, Program, neurons_of
+from mechstudy.referee.compiler import SHARP, HeadTask, Match, Program, neurons_of
 from mechstudy.referee.drafts import Draft, known_program, shuffled
 from mechstudy.referee.known_circuit import KnownCircuit
 from mechstudy.referee.residual import Variables
-from mechstudy.referee.words import BOS
-
-SHARP = 20.0  # a score that leaves e^-20 of attention elsewhere
-
-
-def _words(n: int) -> tuple[str, ...]:
-    return (BOS, *(f"w{i}" for i in range(1, n)))
+from mechstudy.referee.words import numbered_words
 
 
 def _previous_token(v: Variables, head: int, n_words: int, n_positions: int, layer: int = 0) -> HeadTask:
@@ -57,7 +51,7 @@ def induction(seed: int = 0) -> KnownCircuit:
     return known_program(
         "induction",
         "a previous-token head in layer 0 and an induction head in layer 2 of 4",
-        Program(_words(n_words), n_positions, 4, v, heads, nudged=("previous",)),
+        Program(numbered_words(n_words), n_positions, 4, v, heads, nudged=("previous",)),
         seed,
         draw,
         ("head.0.1@after1", "head.0.1@after2", "head.2.2@last"),
@@ -121,7 +115,7 @@ def ioi(seed: int = 0) -> KnownCircuit:
         "ioi",
         "a duplicate-token head, two S-inhibition heads and two name movers in layers 0 to 2 of 4",
         Program(
-            _words(n_words),
+            numbered_words(n_words),
             n_positions,
             4,
             v,
@@ -161,7 +155,7 @@ def ioi_one_layer(seed: int = 0) -> KnownCircuit:
     return known_program(
         "ioi_one_layer",
         "a head that adds the names and one that subtracts the repeated one, in one layer",
-        Program(_words(n_words), n_positions, 1, v, heads),
+        Program(numbered_words(n_words), n_positions, 1, v, heads),
         seed,
         draw,
         ("head.0.0@last", "head.0.1@last"),
@@ -200,7 +194,7 @@ def lookup(seed: int = 0) -> KnownCircuit:
     return known_program(
         "lookup",
         "a previous-token head, a head that finds the latest match, and an MLP that maps what it found",
-        Program(_words(n_words), n_positions, 3, v, heads, (neurons_of(neurons, 2),), nudged=("previous",)),
+        Program(numbered_words(n_words), n_positions, 3, v, heads, (neurons_of(neurons, 2),), nudged=("previous",)),
         seed,
         draw,
         ("head.0.3@new_value", "head.1.0@last", "mlp.2@last"),
@@ -241,7 +235,7 @@ def majority(seed: int = 0) -> KnownCircuit:
     return known_program(
         "majority",
         "two counting heads and an MLP that compares them with a saturating step",
-        Program(_words(n_words), n_positions, 3, v, heads, (step,)),
+        Program(numbered_words(n_words), n_positions, 3, v, heads, (step,)),
         seed,
         draw,
         ("head.0.0@last", "head.0.2@last", "mlp.2@last"),
@@ -279,7 +273,7 @@ def threshold(seed: int = 0) -> KnownCircuit:
     return known_program(
         "threshold",
         "a counting head and an MLP with a steep step",
-        Program(_words(n_words), n_positions, 3, v, (head,), (step,)),
+        Program(numbered_words(n_words), n_positions, 3, v, (head,), (step,)),
         seed,
         draw,
         ("head.0.1@last", "mlp.2@last"),
@@ -324,7 +318,7 @@ def pointer(seed: int = 0) -> KnownCircuit:
     return known_program(
         "pointer",
         "a previous-token head, a head that fetches the marked word, and one that follows it, in layers 0 to 2 of 4",
-        Program(_words(n_words), n_positions, 4, v, heads, nudged=("pointer",)),
+        Program(numbered_words(n_words), n_positions, 4, v, heads, nudged=("pointer",)),
         seed,
         draw,
         ("head.0.2@marked", "head.0.2@unmarked", "head.1.0@last", "head.2.3@last"),

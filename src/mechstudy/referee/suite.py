@@ -7,7 +7,7 @@ from functools import partial
 
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.models.loading import load_model
-from mechstudy.referee import programs
+from mechstudy.referee import programs, redundancy
 from mechstudy.referee.boolean_mlps import FUNCTIONS, boolean_mlp
 from mechstudy.referee.known_circuit import KnownCircuit
 from mechstudy.referee.planting import planted
@@ -21,6 +21,8 @@ COMPILED: Mapping[str, Callable[[int], KnownCircuit]] = {
     "majority": programs.majority,
     "threshold": programs.threshold,
     "pointer": programs.pointer,
+    "backup": redundancy.backup,
+    "opposed": redundancy.opposed,
     **{f"boolean_{function}": partial(boolean_mlp, function) for function in FUNCTIONS},
 }
 NAMES = (*COMPILED, PLANTED)

@@ -13,6 +13,11 @@ from mechstudy.behaviours.schema import PromptPair
 BOS = "<s>"  # the first word of every vocabulary, and of every prompt
 
 
+def numbered_words(n: int) -> tuple[str, ...]:
+    """A vocabulary of ``n`` words without a meaning, `BOS` the first."""
+    return (BOS, *(f"w{i}" for i in range(1, n)))
+
+
 def word_tokenizer(words: Sequence[str]) -> Any:
     """A tokenizer whose tokens are these words, in order; unknown words become the first."""
     vocabulary = {word: i for i, word in enumerate(words)}

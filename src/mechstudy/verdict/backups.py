@@ -11,6 +11,7 @@ import torch
 from mechstudy.circuits.effects_table import EffectsTable
 
 MOST = 10  # backups that are replaced together
+NEGLIGIBLE = 0.01  # of what the strongest backup takes over
 
 
 @dataclass(frozen=True)
@@ -49,5 +50,6 @@ def backups(alone: EffectsTable, beside: EffectsTable, members: Sequence[int]) -
     growth_N = alone.effects - beside.effects  # supporters have negative effects
     growth_N[list(members)] = 0
     order = torch.sort(growth_N, descending=True, stable=True).indices[:MOST].tolist()
-    nodes = tuple(i for i in order if growth_N[i] > 0 and beside.effects[i] < 0)
+    least = NEGLIGIBLE * max(float(growth_N.max()), 0.0)
+    nodes = tuple(i for i in order if growth_N[i] > least and beside.effects[i] < 0)
     return Backups(nodes, *(tuple(float(t.effects[i]) for i in nodes) for t in (alone, beside)))

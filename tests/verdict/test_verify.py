@@ -45,6 +45,8 @@ def test_the_record_is_plain_json_and_complete(found):
         "behaviour", "sufficiency", "necessity", "rivals", "adversary", "explained", "stability", "robustness",
         "specificity",
     ]  # fmt: skip
+    assert all(0 < part["p"] <= part["q"] <= 1 for part in record["parts"])
+    assert 0 <= record["equivalence"]["above"] <= 1 and 0 < record["equivalence"]["p"] <= 1
     assert record["outcome"] in ("holds", "partly", "not shown", "refuted")
     assert len(record["members"]) == record["size"] == found.circuit.size
     assert record["curve"][-1]["f"] == pytest.approx(1) and record["curve"][-1]["k"] == record["n_nodes"]

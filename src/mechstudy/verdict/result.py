@@ -17,7 +17,8 @@ from mechstudy.verdict.backups import Backups
 from mechstudy.verdict.choice import Circuit
 from mechstudy.verdict.config import VerdictConfig
 from mechstudy.verdict.criteria import Criterion, Outcome
-from mechstudy.verdict.shares import BACKUPS, BOTH, CUT, GRADIENT, KEPT, First, Random, Shares, Without
+from mechstudy.verdict.hypotheses import Equivalence, equivalence, part_tests
+from mechstudy.verdict.shares import ALL, BACKUPS, BOTH, CUT, GRADIENT, KEPT, First, Random, Shares, Without
 from mechstudy.verdict.specifications import specifications
 from mechstudy.verdict.specificity import Elsewhere
 from mechstudy.verdict.stability import Stability
@@ -101,14 +102,25 @@ class Verdict:
 
     @property
     def parts(self) -> pl.DataFrame:
-        """What each group of members adds to f, beside the others: group, f (without it), change, low, high."""
+        """What each group of members adds to f, beside the others: group, f (without it), change, low, high, p, q.
+
+        p and q (adjusted over the groups) are of the hypothesis that leaving it out changes nothing.
+        """
+        own = self.primary
+        names = [name for name in own.values if isinstance(name, Without)]
+        p, q = part_tests(own.contrasts(KEPT), [own.contrasts(name) for name in names], own.clusters, own.seed)
         rows = []
-        for name in self.primary.values:
-            if isinstance(name, Without):
-                change = self.primary.combined([KEPT, name], [1.0, -1.0])
-                rows.append((name.group, self.primary.f(name).value, change.value, *(change.ci or (None,) * 2)))
-        schema = {"group": pl.String} | dict.fromkeys(("f", "change", "low", "high"), pl.Float64)
-        return pl.DataFrame(rows, schema=schema, orient="row")
+        for name, *tests in zip(names, p, q, strict=True):
+            change = own.combined([KEPT, name], [1.0, -1.0])
+            rows.append((name.group, own.f(name).value, change.value, *(change.ci or (None,) * 2), *tests))
+        columns = ("f", "change", "low", "high", "p", "q")
+        return pl.DataFrame(rows, schema={"group": pl.String} | dict.fromkeys(columns, pl.Float64), orient="row")
+
+    @property
+    def equivalence(self) -> Equivalence:
+        """Whether the circuit's contrast is above the model's as often as below it."""
+        own = self.primary
+        return equivalence(own.contrasts(KEPT), own.contrasts(ALL), own.clusters, own.level)
 
     @property
     def rivals(self) -> pl.DataFrame:
@@ -153,6 +165,7 @@ class Verdict:
             "members": self.members.to_dicts(),
             "curve": self.curve.to_dicts(),
             "by_replacement": self.by_replacement.to_dicts(),
+            "equivalence": self.equivalence.record,
             "parts": self.parts.to_dicts(),
             "rivals": self.rivals.to_dicts(),
             "specifications": self.specifications.to_dicts(),

@@ -109,6 +109,10 @@ class Shares:
             self._of(name), self.clusters, self._rng(), n_resamples=self.n_resamples, level=self.level
         )
 
+    def contrasts(self, name: Name) -> Array:
+        """The contrast of each prompt with a circuit kept."""
+        return self._of(name)
+
     def point(self, name: Name, rows: Sequence[int] | None = None) -> float | None:
         """F of some prompts, without an interval; None where it is undefined."""
         values, none, every = (self._of(n) if rows is None else self._of(n)[list(rows)] for n in (name, NONE, ALL))

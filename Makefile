@@ -8,6 +8,9 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 RUN    := runs/demo
 SLURM  := $(PYTHON) -m tests.slurm.cluster
+# Tests share cores, so a thread that has nothing to do must sleep and not spin.
+SHARED := OMP_WAIT_POLICY=passive
+ONE    := $(SHARED) OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo check test gpu format golden clean chromium slurm-up slurm-down
@@ -33,17 +36,17 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m 'not real and not browser and not slow and not process and not peers and not slurm'
+	$(ONE) $(BIN)/pytest -q -n auto -m 'not real and not browser and not slow and not process and not peers and not slurm'
 
 test: $(READY) chromium
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m 'not real and not browser and not peers and not slurm'
-	$(BIN)/pytest -q -m 'real or browser'
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m peers tests/peers
-	$(SLURM) run -- env OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 5 --dist loadfile -m slurm tests/slurm
+	$(ONE) $(BIN)/pytest -q -n auto -m 'not real and not browser and not peers and not slurm'
+	$(SHARED) $(BIN)/pytest -q -m 'real or browser'
+	$(ONE) $(BIN)/pytest -q -m peers tests/peers
+	$(SLURM) run -- env $(ONE) $(BIN)/pytest -q -n 5 --dist loadfile -m slurm tests/slurm
 
 gpu:
 	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 from jaxtyping import install_import_hook
@@ -17,6 +18,9 @@ from tests.support.toy_model import write_model
 # pytest imports readline, which sets these for child processes, and those of pytest-xdist are such.
 for _name in ("COLUMNS", "LINES"):
     os.environ.pop(_name, None)
+
+
+_THREADS = os.environ.get("OMP_NUM_THREADS")
 
 
 @pytest.fixture
@@ -51,6 +55,23 @@ def pytest_runtest_setup(item):
 
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")
+
+
+def pytest_runtest_call(item):
+    _own_threads()
+
+
+def pytest_runtest_teardown(item):
+    _own_threads()
+
+
+def _own_threads():
+    """A study in this process sets torch's threads; left so, they would fight with other workers' for the cores."""
+    torch = sys.modules.get("torch")
+    if _THREADS and torch is not None:
+        os.environ["OMP_NUM_THREADS"] = _THREADS
+        if torch.get_num_threads() != int(_THREADS):
+            torch.set_num_threads(int(_THREADS))
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,15 @@
 Names are loaded when they are first used: importing the package imports no torch.
 """
 
+import os
+
 import lazy_loader
 
 from mechstudy._version import __version__ as __version__
+
+# OpenMP reads this when torch is loaded. A thread that waits spins for about 300,000 turns by default, which takes the
+# cores from whatever else runs on them (docs/how-to/performance.md).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,6 +1,7 @@
 """`import mechstudy as ms`: quick, complete, documented."""
 
 import inspect
+import os
 import subprocess
 import sys
 from importlib.resources import files
@@ -54,3 +55,15 @@ def test_opening_a_run_loads_no_torch(tmp_path):
     code = f"import mechstudy as ms, sys; ms.open_run({str(tmp_path)!r}).effects; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "False"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "None")],
+)
+def test_waiting_threads_leave_the_cores_to_others_unless_another_way_is_asked_for(given, expected):
+    unset = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = "import os, mechstudy; print(os.environ.get('GOMP_SPINCOUNT'))"
+    shown = subprocess.run([sys.executable, "-c", code], env=unset | given, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == expected

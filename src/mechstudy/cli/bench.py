@@ -20,7 +20,7 @@ from mechstudy.core.progress import Progress
 # Help imports nothing heavy, so it has names of its own; tests compare them.
 CONTENDERS = ("topk", "batchtopk", "matryoshka", "jumprelu", "jumprelu-tanh", "gated", "relu", "relu-tanh")
 CIRCUITS = (
-    *("induction", "ioi", "ioi_one_layer", "lookup", "majority", "threshold", "pointer"),
+    *("induction", "ioi", "ioi_one_layer", "lookup", "majority", "threshold", "pointer", "backup", "opposed"),
     *("boolean_xor", "boolean_majority3", "boolean_and_or", "planted"),
 )
 METHODS = ("eap", "eap_ig_inputs", "eap_ig_activations", "ig_nodes", "relp", "patching")

@@ -136,12 +136,16 @@ def edge_scores(
     circuit: KnownCircuit, method: str, *, steps: int = 5
 ) -> tuple[Float64[Tensor, " e"], Bool[Tensor, " e"]]:
     """The mean effect of each edge at each position, by one of `EDGE_METHODS`, and which edges are true."""
+    edges = edge_effects_of(circuit, method, steps=steps)
+    return torch.tensor(edges.frame["effect"].to_list(), dtype=torch.float64), circuit.edge_members(edges)
+
+
+def edge_effects_of(circuit: KnownCircuit, method: str, *, steps: int = 5) -> component_edges.EdgeEffects:
+    """The mean effects of edges, by one of `EDGE_METHODS`."""
     assert isinstance(circuit.universe, Components)
     if method == PATCHING:
-        edges = measure_edge_effects(circuit.model, circuit.universe, circuit.train)
-    else:
-        edges = component_edges.edge_effects(circuit.model, circuit.universe, circuit.train, method=method, steps=steps)
-    return torch.tensor(edges.frame["effect"].to_list(), dtype=torch.float64), circuit.edge_members(edges)
+        return measure_edge_effects(circuit.model, circuit.universe, circuit.train)
+    return component_edges.edge_effects(circuit.model, circuit.universe, circuit.train, method=method, steps=steps)
 
 
 def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

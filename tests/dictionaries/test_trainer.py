@@ -263,3 +263,28 @@ def test_both_widths_given_is_an_error_and_neither_means_four_times():
     with pytest.raises(ValueError, match="both given"):
         DictionaryConfig(expansion=2, d_sae=64)
     assert DictionaryConfig(k=4).width(24) == 96
+
+
+@pytest.mark.parametrize("kind", ["sae", "skip_transcoder"])
+@pytest.mark.parametrize(("frozen", "name", "other"), [("encoder", "W_enc", "W_dec"), ("decoder", "W_dec", "W_enc")])
+def test_a_frozen_matrix_keeps_its_initial_weights_and_all_else_learns(kind, frozen, name, other):
+    cfg = DictionaryConfig(kind=kind, d_sae=64, k=4)
+    one, many = (
+        train(cfg, SHORT.model_copy(update={"steps": steps, "frozen": frozen}), world(kind), **sites(kind))
+        for steps in (1, 40)
+    )
+    free = train(cfg, SHORT.model_copy(update={"steps": 40}), world(kind), **sites(kind))
+    # Statistics of the first rows scale both alike: what is compared are directions.
+    directions = [torch.nn.functional.normalize(getattr(d, name).flatten(), dim=0) for d in (one, many, free)]
+    torch.testing.assert_close(directions[0], directions[1], rtol=1e-5, atol=1e-6)
+    assert (directions[1] - directions[2]).norm() > 0.05
+    assert (getattr(one, other) - getattr(many, other)).norm() > 0.05 * getattr(one, other).norm()
+
+
+def test_frozen_weights_are_not_resampled():
+    with pytest.raises(MechstudyError, match="resampling would change the frozen decoder"):
+        TrainConfig(frozen="decoder", revive="resample")
+
+
+def test_a_recipe_without_frozen_weights_has_the_ids_it_always_had():
+    assert "frozen" not in TrainConfig().canonical() and TrainConfig(frozen="encoder").canonical()["frozen"]

@@ -63,10 +63,14 @@ def test_a_gpu_is_known_by_its_name(described, name):
     assert (found and found.name) == name
 
 
-def test_this_machine_is_measured_once_and_remembered(tmp_path, monkeypatch):
+def test_this_machine_is_measured_once_it_is_idle_and_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("MECHSTUDY_CACHE", str(tmp_path))
     monkeypatch.setattr(machine, "SECONDS", 0.01)
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (9.0, 9.0, 9.0))
+    assert "other work runs here" in machine.this_machine("cpu", 1).source and not list(tmp_path.iterdir())
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     found = machine.this_machine("cpu", 1)
+    assert "other work" not in found.source
     assert found.is_here and found.flops["float32"] > 1e8 and found.memory_bandwidth > 1e8
     monkeypatch.setattr(machine, "quick", lambda threads: pytest.fail("measured again"))
     assert machine.this_machine("cpu", 1) == found

@@ -208,6 +208,19 @@ def test_variants_are_a_table_of_their_own_and_no_layers(report: Path) -> None:
     assert "k16" not in page.partition("<h2>All dictionaries</h2>")[2].partition("</section>")[0]
 
 
+@pytest.mark.parametrize(("better", "said"), [(0.1, "does not beat a frozen one"), (-0.1, "beats every control in R²")])
+def test_controls_say_whether_training_beats_them(quick_bundle: None, tmp_path: Path, better: float, said: str) -> None:
+    study = FakeStudy(tmp_path / "study", prompts=1, big=False, features_per_layer=12)
+    own = json.loads((study.data.dictionaries[LAYERS[0]].folder / "evaluation.json").read_text())
+    file = study.data.variants[LAYERS[0], "k16"].folder / "evaluation.json"
+    control = {"frozen": "encoder", "r2": own["r2"] + better, "ce_loss_recovered": own["ce_loss_recovered"]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | control))
+    build_report(study.data, tmp_path / "report")
+    page = (tmp_path / "report" / "dictionaries.html").read_text(encoding="utf-8")
+    section = page.partition("<h2>Controls</h2>")[2].partition("</section>")[0]
+    assert said in section and "encoder" in section
+
+
 def test_pages_name_a_loss_recovered_that_is_undefined_and_text_of_another_model(
     quick_bundle: None, tmp_path: Path
 ) -> None:

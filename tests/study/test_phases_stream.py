@@ -130,6 +130,21 @@ def test_variants_change_nothing_of_the_layers_own_units(study, tmp_path):
     assert len(set(seeds)) == 3
 
 
+@pytest.mark.parametrize("source", ["stream", "store"])
+def test_controls_are_the_same_dictionary_with_a_frozen_part(study, tmp_path, source):
+    sets = ["dictionaries.controls=frozen", f"dictionaries.source={source}", "dictionaries.layers=1"]
+    opened = open_study(study, sets, out=tmp_path)
+    names = [f"variant[1:frozen-{part}]" for part in ("encoder", "decoder")]
+    assert [unit.name for unit in opened.units if unit.phase.name == "variant"] == names
+    result = execute(opened, names, progress=NullProgress())
+    assert result.exit_code == 0, result.failures
+    for part, name in zip(("encoder", "decoder"), names, strict=True):
+        artifact = result.unit(name).artifact
+        assert read_json(artifact.file("evaluation.json"))["frozen"] == part
+    own = read_json(result.unit("train[1]").artifact.file("evaluation.json"))
+    assert "frozen" not in own
+
+
 @pytest.mark.parametrize(
     ("variants", "what"),
     [("[{name: a}, {name: a}]", "two variants"), ("[{name: a, architecture: {kind: sae}}]", "reads other rows")],

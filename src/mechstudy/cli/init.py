@@ -61,6 +61,7 @@ dictionaries:             # one per layer; other layers enter the graphs as erro
   source: store           # or: stream (nothing on disk), auto (`plan` chooses, with its reason)
   store_dtype: bfloat16   # or: int8, half the disk; its loss is measured and reported
   # variants: [{{name: seed-1}}, {{name: k64, architecture: {{kind: transcoder, activation: topk, k: 64}}}}]
+  # controls: frozen      # two more, with a frozen random encoder or decoder: training must beat them
 
 attribution:
   target: logit_difference

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -187,6 +187,8 @@ class TrainConfig(Config):
     (`optimizer.relative_rates`). Sums, master weights and the optimizer are float32, whatever the precision.
     """
 
+    optional: ClassVar[frozenset[str]] = frozenset({"frozen"})
+
     steps: int = Field(default=2_000, ge=1, description="batches to train on")
     batch_size: int = Field(default=2_048, ge=1, description="rows of a batch")
     lr: float | None = Field(
@@ -244,6 +246,18 @@ class TrainConfig(Config):
     log_every: int = Field(default=50, ge=1, description="steps between logged scalars, and between health checks")
     tensorboard: bool = Field(default=True, description="log scalars for TensorBoard too")
     seed: int = Field(default=0, ge=0, description="of the initial weights, and of the order of rows in memory")
+    frozen: Literal["encoder", "decoder"] | None = Field(
+        default=None,
+        description="matrix that keeps its random initial weights, for a control; biases and all else are trained",
+    )
+
+    @model_validator(mode="after")
+    def _stays_frozen(self) -> TrainConfig:
+        if self.frozen is not None and self.revive == "resample":
+            raise MechstudyError(
+                f"resampling would change the frozen {self.frozen}", where="revive", fix="revive: aux or off"
+            )
+        return self
 
     def resolved_lr(self, n_features: int) -> float:
         """Peak learning rate of Adam: 2e-4 / sqrt(F / 2^14) (OpenAI, sparsify) for runs of 50,000 steps or more.

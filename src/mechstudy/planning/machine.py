@@ -1,4 +1,4 @@
-"""Rates of this machine's products, memory and disk, measured once and cached.
+"""Rates of this machine's products, memory and disk, measured once it is idle and cached.
 
 `plan` measures for a third of a second, without torch; `validate` measures with torch, in both precisions, at the
 study's own widths.
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mechstudy.machine.cache import recall, remember
+from mechstudy.machine.cgroup import allowed_cores
 from mechstudy.machine.hardware import nvidia_smi
 from mechstudy.machine.memory import total_memory_bytes
 from mechstudy.planning.hardware import HERE, Hardware, Share, load_hardware, profile_of_gpu
@@ -28,17 +29,24 @@ SECONDS = 0.12  # a measurement of one product
 BLOCK = 64 << 20  # bytes moved to measure memory and disk
 # Shares of plain products that whole units reached on the machines of docs/how-to/budget.md.
 _CPU_SHARES = {"forward": 0.75, "train": 0.6, "attribute": 0.3, "stream": 0.7, "sparse": 0.5}
+BUSY = 0.5  # load per core above which a measurement is not kept
 _PROCESS_BYTES = 500_000_000  # Python, torch and transformers
 
 
 def this_machine(device: str, threads: int) -> Hardware:
-    """The profile of this machine's GPU, unless ``device`` is cpu or there is none; else the measured CPU."""
+    """The profile of this machine's GPU, unless ``device`` is cpu or there is none; else the measured CPU.
+
+    What is measured while other work runs is not kept: later plans would all be as slow.
+    """
     if device != "cpu" and (gpu := _gpu()) is not None:
         return gpu
     record = recall(_name(threads))
     if record is None:
         record = quick(threads)
-        remember(_name(threads), record)
+        if os.getloadavg()[0] > BUSY * allowed_cores():
+            record["source"] += "; other work runs here, so the next plan measures again"
+        else:
+            remember(_name(threads), record)
     return hardware_of(record)
 
 

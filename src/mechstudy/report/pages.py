@@ -147,6 +147,7 @@ def dictionaries_page(site: Site) -> None:
     curves = charts.loss_curves(scalars)
     figures.add("dictionaries-training", curves, "Training: fraction of variance unexplained", *units.values())
     densities = charts.density_histograms(evaluations)
+    variants = [(*key, unit.name, e) for key, unit in site.data.variants.items() if (e := unit.evaluation)]
     figures.add("dictionaries-density", densities, "Feature densities", *units.values())
     site.render(
         "dictionaries",
@@ -155,8 +156,20 @@ def dictionaries_page(site: Site) -> None:
         credits=_credits(units),
         errors={layer: e for layer, e in evaluations.items() if e.get("fvu_per_row")},
         alike=_alike(evaluations.values()),
-        variants=[(*key, unit.name, e) for key, unit in site.data.variants.items() if (e := unit.evaluation)],
+        variants=variants,
+        controls=[
+            (layer, unit, e, own, _beats(own, e))
+            for layer, _, unit, e in variants
+            if e.get("frozen") and (own := evaluations.get(layer))
+        ],
     )
+
+
+def _beats(trained: Mapping[str, Any], control: Mapping[str, Any]) -> bool:
+    """Whether a trained dictionary explains more than a control with a frozen part, and recovers no less loss."""
+    own, other = trained.get("ce_loss_recovered"), control.get("ce_loss_recovered")
+    no_less = own is None or other is None or own >= other
+    return bool(trained["r2"] > control["r2"] and no_less)
 
 
 def _credits(units: Mapping[int, UnitFiles]) -> list[tuple[str, str, str]]:

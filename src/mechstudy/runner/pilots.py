@@ -110,6 +110,7 @@ def _overrides(opened: OpenedStudy, size: str, hardware: Hardware) -> Iterator[s
     yield f"dictionaries.layers={list(some)}"
     yield f"dictionaries.layers_per_pass={len(some)}"
     yield "dictionaries.variants=[]"
+    yield "dictionaries.controls=null"
     yield f"dictionaries.source={d.source}"
     yield f"behaviours=[{_first_behaviour(opened, hardware) if study.behaviours else ''}]"
     yield "baseline.on_fail=continue"

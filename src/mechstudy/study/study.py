@@ -154,11 +154,21 @@ class VariantConfig(Config):
     """Another dictionary of every layer, from the same rows and by the same recipe, with its own initial weights.
 
     It is evaluated like the layer's own and compared with it (``agreement.json``); no other unit uses it. Without
-    ``architecture`` it has the study's own, and the comparison shows the effect of the seed.
+    ``architecture`` it has the study's own, and the comparison shows the effect of the seed. A ``frozen`` encoder or
+    decoder keeps its random initial weights: a control (2602.14111).
     """
+
+    optional: ClassVar[frozenset[str]] = frozenset({"frozen"})
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
     architecture: DictionaryConfig | None = None
+    frozen: Literal["encoder", "decoder"] | None = None
+
+
+CONTROLS = (
+    VariantConfig(name="frozen-encoder", frozen="encoder"),
+    VariantConfig(name="frozen-decoder", frozen="decoder"),
+)
 
 
 class DictionariesConfig(Config):
@@ -175,13 +185,15 @@ class DictionariesConfig(Config):
     ``layers_per_pass`` bounds the disk, or the window: this many layers are captured, trained and (with
     ``storage.retain: {capture: discard}``) deleted before the next.
     ``variants`` are more dictionaries of every layer from the same rows: other k, other architectures, other seeds.
+    ``controls: frozen`` adds two, with a frozen random encoder and a frozen random decoder; the report says where the
+    trained dictionary does not beat them.
     ``from`` names published dictionaries to use instead of training any: a set's folder, a run, ``hf:owner/name``,
     ``saelens:RELEASE/ID``, a list of these, or one for each layer (``{12: ..., 13: ...}``). ``layers`` selects among
     them; ``architecture`` and ``site`` are theirs.
     """
 
     model_config = ConfigDict(populate_by_name=True)
-    optional: ClassVar[frozenset[str]] = frozenset({"from"})
+    optional: ClassVar[frozenset[str]] = frozenset({"from", "controls"})
 
     published: str | tuple[str, ...] | dict[int, str] | None = Field(default=None, alias="from")
     layers: str | int | tuple[int | str, ...] = "all"
@@ -196,6 +208,12 @@ class DictionariesConfig(Config):
     evaluation_rows: int = Field(16_384, ge=256)
     evaluation_tokens: int = Field(4096, ge=128)
     variants: tuple[VariantConfig, ...] = ()
+    controls: Literal["frozen"] | None = None
+
+    @property
+    def every_variant(self) -> tuple[VariantConfig, ...]:
+        """The variants, and the controls."""
+        return (*self.variants, *(CONTROLS if self.controls else ()))
 
     @model_validator(mode="after")
     def _one_dictionary_a_layer(self) -> DictionariesConfig:
@@ -210,7 +228,7 @@ class DictionariesConfig(Config):
 
     @model_validator(mode="after")
     def _published_or_trained(self) -> DictionariesConfig:
-        trained = {"architecture", "training", "variants"} & self.model_fields_set
+        trained = {"architecture", "training", "variants", "controls"} & self.model_fields_set
         if self.published is not None and trained and self.source != "published":
             raise MechstudyError(
                 f"`from` names published dictionaries, and {' and '.join(sorted(trained))} how to train some",
@@ -223,7 +241,7 @@ class DictionariesConfig(Config):
 
     @model_validator(mode="after")
     def _variants_of_the_same_rows(self) -> DictionariesConfig:
-        names = [variant.name for variant in self.variants]
+        names = [variant.name for variant in self.every_variant]
         if repeated := [name for name in names if names.count(name) > 1]:
             raise MechstudyError(f"two variants are called {repeated[0]!r}", where="variants")
         for number, variant in enumerate(self.variants):

@@ -46,8 +46,8 @@ def evaluation_record(
         progress: receives findings about the held-out L0.
 
     Returns:
-        layer, kind, activation, sites, widths, k, steps, train_rows, health and `rows_read`, followed by the scores of
-        `evaluate` (n_rows under the name n_eval_rows) and of `language_model_effect`.
+        layer, kind, activation, sites, widths, k, steps, train_rows, health, frozen (of a control) and `rows_read`,
+        followed by the scores of `evaluate` (n_rows under the name n_eval_rows) and of `language_model_effect`.
     """
     reconstruction = evaluate(dictionary, held_out, non_finite=recipe.non_finite)
     reconstruction["n_eval_rows"] = reconstruction.pop("n_rows")
@@ -70,6 +70,7 @@ def evaluation_record(
         "steps": recipe.steps,
         "train_rows": recipe.steps * recipe.batch_size,
         "health": cfg.metadata.get("health", []) + watch.as_json(),
+        **({"frozen": recipe.frozen} if recipe.frozen else {}),
         **rows_read,
     }
     return about | reconstruction | effect

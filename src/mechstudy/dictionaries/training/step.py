@@ -65,7 +65,7 @@ def train_step(
         state.weights,
         total.gradients,
         train_cfg.resolved_lr(len(state.weights.b_enc)) * train_cfg.lr_factor(state.step),
-        rates=relative_rates(unit),
+        rates=relative_rates(unit, train_cfg.frozen),
         factor=clip_factor(total.gradients, train_cfg.clip, total.squares),
         unit=("dec",) if unit else (),
         copies=state.scratch.copies,

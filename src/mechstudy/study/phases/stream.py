@@ -26,11 +26,14 @@ PASS = "pass.json"
 
 
 class StreamedVariant(Config):
-    """A variant of every layer: its architecture, and the seed of each layer."""
+    """A variant of every layer: its architecture, what is frozen in it, and the seed of each layer."""
+
+    optional: ClassVar[frozenset[str]] = frozenset({"frozen"})
 
     name: str
     architecture: DictionaryConfig
     seeds: Mapping[str, int]
+    frozen: Literal["encoder", "decoder"] | None = None
 
 
 class StreamSpec(Spec):
@@ -104,8 +107,9 @@ class StreamPhase(Phase[StreamSpec, StreamInputs]):
                     name=variant.name,
                     architecture=variant.architecture or d.architecture,
                     seeds={str(layer): init_seed(plan, layer, variant) for layer in layers},
+                    frozen=variant.frozen,
                 )
-                for variant in d.variants
+                for variant in d.every_variant
             )
             spec = StreamSpec(
                 layers=layers,
@@ -125,7 +129,7 @@ class StreamPhase(Phase[StreamSpec, StreamInputs]):
     def estimate(self, plan: StudyPlan, layers: tuple[int, ...]) -> Estimate:
         """A forward pass over every row trained on, and all trainings side by side."""
         d, c, t = plan.study.dictionaries, plan.study.corpus, plan.study.dictionaries.training
-        architectures = [d.architecture, *(variant.architecture or d.architecture for variant in d.variants)]
+        architectures = [d.architecture, *(variant.architecture or d.architecture for variant in d.every_variant)]
         each = [plan.costs.dictionary(architecture) for architecture in architectures for _ in layers]
         widths = sum(plan.shapes.width(kind) for kind in dict.fromkeys(d.sites())) * len(layers)
         tokens, costs = t.steps * t.batch_size, plan.costs
@@ -150,10 +154,11 @@ class StreamPhase(Phase[StreamSpec, StreamInputs]):
         jobs = []
         for layer in spec.layers:
             site_in, site_out = (str(Site(kind, layer)) for kind in spec.sites)
-            own = (None, spec.architecture, spec.seeds)
-            for name, architecture, seeds in (own, *((v.name, v.architecture, v.seeds) for v in spec.variants or ())):
+            own = (None, spec.architecture, spec.seeds, spec.training.frozen)
+            variants = ((v.name, v.architecture, v.seeds, v.frozen) for v in spec.variants or ())
+            for name, architecture, seeds, frozen in (own, *variants):
                 where = place(layer, name)
-                recipe = spec.training.model_copy(update={"seed": seeds[str(layer)]})
+                recipe = spec.training.model_copy(update={"seed": seeds[str(layer)], "frozen": frozen})
                 checkpoint = out.scratch / f"{where.replace('/', '-')}.safetensors"
                 jobs.append(
                     dictionaries.Job(where, architecture, recipe, site_in, site_out, out.path / where, checkpoint)

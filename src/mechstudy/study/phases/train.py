@@ -137,12 +137,13 @@ def training_spec(plan: StudyPlan, layer: int, variant: VariantConfig | None = N
     """The spec of a layer's dictionary, or of a variant of it."""
     d = plan.study.dictionaries
     site_in, site_out = d.sites()
+    frozen = d.training.frozen if variant is None else variant.frozen
     return TrainSpec(
         layer=layer,
         site_in=site_in,
         site_out=site_out,
         architecture=(variant.architecture if variant is not None else None) or d.architecture,
-        training=d.training.model_copy(update={"seed": init_seed(plan, layer, variant)}),
+        training=d.training.model_copy(update={"seed": init_seed(plan, layer, variant), "frozen": frozen}),
         evaluation_rows=d.evaluation_rows,
         evaluation_tokens=d.evaluation_tokens,
         model_dtype=d.model_dtype,
@@ -243,7 +244,7 @@ class VariantPhase(TrainPhase, Phase[VariantSpec, VariantInputs]):
         """One unit per layer and variant."""
         for wave, layers in enumerate(plan.layer_groups):
             for layer in layers:
-                for variant in plan.study.dictionaries.variants:
+                for variant in plan.study.dictionaries.every_variant:
                     spec = VariantSpec(**dict(training_spec(plan, layer, variant)), variant=variant.name)
                     yield plan.unit(
                         self,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from mechstudy.report import figures as figures_module
 from mechstudy.report.data import FILES, addresses, at, content_of
 from mechstudy.report.pages import build_report
 from mechstudy.report.summary import build_summary
@@ -22,17 +20,6 @@ from tests.support.report_graphs import HOSTILE, LAYERS
 @pytest.fixture(scope="module")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> FakeStudy:
     return FakeStudy(tmp_path_factory.mktemp("study"), prompts=1, big=False, features_per_layer=12)
-
-
-@pytest.fixture(scope="module")
-def quick_bundle() -> Iterator[None]:
-    """Charts and the Vega bundle are exported for real in the browser tests; here they would take most of a minute."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(figures_module.vl_convert, "vegalite_to_svg", lambda *_, **__: "<svg/>")
-    patch.setattr(figures_module.vl_convert, "svg_to_png", lambda *_, **__: b"png")
-    patch.setattr(figures_module.vl_convert, "javascript_bundle", lambda *_, **__: "/* vega */")
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="module")

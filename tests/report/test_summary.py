@@ -22,7 +22,7 @@ def test_the_summary_has_exactly_the_agreed_keys(fake: FakeStudy) -> None:
     summary = build_summary(fake.data, 12.5, 10**9)
     assert set(summary) == {
         "model", "wall_seconds", "peak_rss_bytes", "baseline", "dictionaries", "graphs", "interventions", "edges",
-        "units", "findings",
+        "verdicts", "units", "findings",
     }  # fmt: skip
     behaviour = BEHAVIOURS[0]
     assert set(summary["baseline"][behaviour]["test"]) == {"n", "accuracy", "mean_logit_difference", "ci95", "passed"}

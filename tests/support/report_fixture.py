@@ -89,7 +89,16 @@ def report_data(
 class FakeStudy:
     """Writes artifacts below `root`; `data` is `build_report`'s argument, made of `study`, `inputs` and `units`."""
 
-    def __init__(self, root: Path, *, prompts: int = 6, big: bool = True, features_per_layer: int = 40, seed: int = 0):
+    def __init__(
+        self,
+        root: Path,
+        *,
+        prompts: int = 6,
+        big: bool = True,
+        features_per_layer: int = 40,
+        seed: int = 0,
+        verdict: Mapping[str, Any] | None = None,
+    ):
         self.root, self.random = root, random.Random(seed)
         self.features = {layer: self.random.sample(range(2304), features_per_layer) for layer in LAYERS}
         self.n_prompts, self.big = prompts, big
@@ -124,6 +133,10 @@ class FakeStudy:
         self._features()
         for behaviour in BEHAVIOURS:
             self._intervene(behaviour)
+        if verdict is not None:
+            name = f"verdict[{BEHAVIOURS[0]}]"
+            write(self.folder(name) / "verdict.json", verdict)
+            self._unit(name, 60, {"verdict.json": 9_000})
         self._usage()
         for phase in ("attribute", "intervene"):
             name = f"{phase}[{STOPPED}]"

@@ -24,6 +24,8 @@ _GRAPH_FIELDS = (
 _TEST_FIELDS = ("n", "effect", "ci95", "control_effect", "control_ci95", "p_adjusted")
 _EDGE_FIELDS = ("n", "spearman_frozen", "spearman_direct_live", "spearman_total_live")
 _QK_FIELDS = ("n", "spearman_qk", "spearman_direct_live", "spearman_total_live")
+_VERDICT_FIELDS = ("outcome", "why", "size", "n_nodes", "n_test")
+_CRITERION_FIELDS = ("state", "value", "ci")
 _UNIT_FIELDS = ("seconds", "status", "artifact")
 _CLAIMS = 3  # per behaviour, among the findings
 
@@ -38,7 +40,7 @@ def build_summary(data: ReportData, wall_seconds: float, peak_rss_bytes: int) ->
 
     Returns:
         `model`, `wall_seconds`, `peak_rss_bytes`, `baseline`, `dictionaries`, `graphs`, `interventions`,
-        `edges`, `units`, `findings`, as docs/reference/artifacts.md describes; no NaN.
+        `edges`, `verdicts`, `units`, `findings`, as docs/reference/artifacts.md describes; no NaN.
     """
     baselines = {b: unit.json("summary.json") for b, unit in data.baselines.items()}
     interventions = {b: unit.json("summary.json") for b, unit in data.interventions.items()}
@@ -52,6 +54,7 @@ def build_summary(data: ReportData, wall_seconds: float, peak_rss_bytes: int) ->
         "graphs": {b: _part(s, _GRAPH_FIELDS) for b, u in data.graphs.items() if (s := u.json("scores.json"))},
         "interventions": {b: _each(s.get("tests"), _TEST_FIELDS) for b, s in interventions.items() if s},
         "edges": {b: _of_edges(edges) for b, s in interventions.items() if (edges := edges_of(s))},
+        "verdicts": {b: _of_verdict(v) for b, u in data.verdicts.items() if (v := u.json("verdict.json"))},
         "units": {unit.name: _part(unit.record, _UNIT_FIELDS) for unit in data.units},
     }
     lines = [*_behaviour_findings(data, summary), *_dictionary_finding(data, summary["dictionaries"])]
@@ -80,12 +83,17 @@ def _of_edges(edges: Mapping[str, Any]) -> dict[str, Any]:
     return _part(edges, _EDGE_FIELDS) | ({"qk": _part(qk, _QK_FIELDS)} if qk.get("n") else {})
 
 
+def _of_verdict(verdict: Mapping[str, Any]) -> dict[str, Any]:
+    criteria = {c["name"]: _part(c, _CRITERION_FIELDS) for c in verdict["criteria"]}
+    return _part(verdict, _VERDICT_FIELDS) | {"criteria": criteria}
+
+
 def _each(records: Mapping[str, Mapping[str, Any]] | None, fields: Sequence[str]) -> dict[str, Any]:
     return {key: _part(record, fields) for key, record in (records or {}).items()}
 
 
 def _behaviour_findings(data: ReportData, summary: Mapping[str, Any]) -> Iterator[tuple[str, Address]]:
-    """Per behaviour its baseline, strongest claims, circuit and edges; a claim that does not hold says so."""
+    """Per behaviour its baseline, verdict, strongest claims and graphs; a claim that does not hold says so."""
     for behaviour in dict.fromkeys([*summary["baseline"], *summary["interventions"]]):
         gate = data.baselines[behaviour].json("summary.json").get("gate") or {}
         if behaviour in summary["interventions"]:
@@ -94,6 +102,8 @@ def _behaviour_findings(data: ReportData, summary: Mapping[str, Any]) -> Iterato
             after = "" if gate.get("on_fail") == "continue" else ", so it was not studied further"
         if line := _baseline_finding(summary["baseline"].get(behaviour) or {}, data.baselines[behaviour].metric, after):
             yield f"{behaviour}: {line}", data.baselines[behaviour].address("summary.json", "/splits")
+        if verdict := summary["verdicts"].get(behaviour):
+            yield f"{behaviour}: {_verdict_finding(verdict)}", data.verdicts[behaviour].address("verdict.json")
         for claim in claims(data.interventions[behaviour])[:_CLAIMS]:
             hedge, usual = VERDICT_WORDS[claim.verdict]
             hedge = hedge.lower() + (f": {claim.why}" if claim.why != usual else "")
@@ -116,6 +126,18 @@ def _baseline_finding(splits: Mapping[str, Any], metric: str, below: str) -> str
         f"mean {metric} {number(split['mean_logit_difference'])} {ends}"
     )
     return line + (f"; below the gate{below}" if any(s.get("passed") is False for s in splits.values()) else "")
+
+
+def _verdict_finding(verdict: Mapping[str, Any]) -> str:
+    line = f"verdict: {verdict['outcome']} ({verdict['why']})"
+    carried, lost = (verdict["criteria"][name] for name in ("sufficiency", "necessity"))
+    if carried["value"] is None or lost["value"] is None:
+        return line
+    kept, taken = (f"{number(c['value'])} {interval_of(c, 'ci', 'value')}" for c in (carried, lost))
+    return (
+        f"{line}; kept alone, {verdict['size']:,} of {verdict['n_nodes']:,} nodes carry {kept} of the behaviour; "
+        f"replaced, they take away {taken}"
+    )
 
 
 def _graph_finding(graph: Mapping[str, Any], edges: Mapping[str, Any] | None) -> str:

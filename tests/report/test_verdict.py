@@ -1,0 +1,55 @@
+"""What the report says of a verdict: its page, the overview, the summary and its findings."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mechstudy.report.pages import build_report
+from mechstudy.report.summary import build_summary
+from mechstudy.verdict import Verdict, VerdictConfig, verify
+from tests.support.interventions_world import pairs
+from tests.support.report_fixture import BEHAVIOURS, FakeStudy
+from tests.support.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def found() -> Verdict:
+    config = VerdictConfig(n_discovery=8, n_samples=8, steps=2, n_random=2, resamples=20, bootstrap=200)
+    others = {"<b>other</b>": pairs(6, seed=2)}
+    return verify(tiny_model(), {}, pairs(8), pairs(8, seed=1), config, behaviour=BEHAVIOURS[0], others=others)
+
+
+@pytest.fixture(scope="module")
+def study(found: Verdict, tmp_path_factory: pytest.TempPathFactory) -> FakeStudy:
+    root = tmp_path_factory.mktemp("study")
+    return FakeStudy(root, prompts=1, big=False, features_per_layer=12, verdict=found.record)
+
+
+def test_the_summary_has_the_verdict_and_its_first_finding_says_it(study: FakeStudy, found: Verdict) -> None:
+    summary = build_summary(study.data, 1.0, 1)
+    verdict = summary["verdicts"][BEHAVIOURS[0]]
+    assert (verdict["outcome"], verdict["size"]) == (found.outcome, found.circuit.size)
+    assert set(verdict["criteria"]) == {c.name for c in found.criteria}
+    assert list(summary["verdicts"]) == [BEHAVIOURS[0]]
+    [line] = [f["text"] for f in summary["findings"] if f["text"].startswith(f"{BEHAVIOURS[0]}: verdict")]
+    assert f"verdict: {found.outcome} (" in line and f"{found.circuit.size} of {len(found.nodes)} nodes carry" in line
+
+
+def test_the_page_shows_every_criterion_part_and_rival(
+    study: FakeStudy, found: Verdict, quick_bundle: None, tmp_path: Path
+) -> None:
+    build_report(study.data, tmp_path / "report")
+    slug = BEHAVIOURS[0]
+    page = (tmp_path / "report" / f"verdict-{slug}.html").read_text(encoding="utf-8")
+    for criterion in found.criteria:
+        assert re.search(rf"<th scope=\"row\">{criterion.name.capitalize()}\b", page), criterion.name
+        assert criterion.question in page
+    for group in found.parts["group"]:
+        assert group in page
+    assert "adjusted over the groups" in page and "clusters of prompts" in page
+    assert "<b>other</b>" not in page and "&lt;b&gt;" in page.lower(), "what a study is called is escaped"
+    overview = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert f"verdict-{slug}.html" in overview

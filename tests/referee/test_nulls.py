@@ -5,9 +5,12 @@ import torch
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.seeds import numpy_generator
+from mechstudy.referee import nulls
 from mechstudy.referee.hosts import random_host
-from mechstudy.referee.nulls import CONFIG, KINDS, NULLS, TRUE, Pair, null_studies, rates
+from mechstudy.referee.nulls import CONFIG, KINDS, NULLS, TRUE, Pair, Prompted, null_studies, rates
 from mechstudy.verdict.verify import verify
+from tests.support.interventions_world import pairs
+from tests.support.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,50 @@ def test_what_is_spoilt(pair):
         node.layer for node in pair.first.nodes if str(node).startswith("mlp")
     ]
     assert spoilt(pair, "another behaviour").test == pair.second.test
+
+
+def test_behaviours_are_spoilt_in_the_same_ways_as_planted_circuits():
+    model = tiny_model()
+    first, second = (Prompted(model, pairs(8, seed=seed), pairs(8, seed=seed + 1)) for seed in (0, 4))
+    pair = Pair(tiny_model(seed=1), first, second)
+    whole = pair.whole
+    assert (whole.train, whole.test, whole.other) == (first.train, first.test, second.test)
+    cases = {kind: spoilt(pair, kind) for kind in NULLS}
+    assert cases["random weights"].model is pair.host and cases["another behaviour"].test == second.test
+    assert list(cases["random dictionaries"].bases) == [0]
+    drawn = cases["shuffled answers"].test
+    assert [p.clean_tokens for p in drawn] == [p.clean_tokens for p in first.test]
+    assert [p.answer_tokens for p in drawn] != [p.answer_tokens for p in first.test]
+
+
+def test_behaviours_take_turns_and_lose_their_model(monkeypatch):
+    model, asked = tiny_model(), []
+
+    def load(name, of, n, *, split, seed):
+        asked.append((name, split, seed))
+        return pairs(4, seed=len(asked))
+
+    monkeypatch.setattr(nulls, "load_prompts", load)
+    even, odd = (Pair.of_behaviours(model, ["a", "b"], seed) for seed in (0, 1))
+    assert asked == [(name, split, seed) for seed in (0, 1) for name in "ab" for split in ("train", "test")]
+    assert even.first.train == pairs(4, seed=1) and odd.first.train == pairs(4, seed=7)
+    weights = [dict(m.hf.named_parameters()) for m in (model, even.host, odd.host)]
+    assert len({frozenset(w) for w in weights}) == 1
+    drawn = [w["model.layers.0.mlp.up_proj.weight"] for w in weights]
+    assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+    assert drawn[1].dtype == model.dtype and torch.equal(weights[0]["model.norm.weight"], model.final_norm.weight)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"behaviours": ["subject_verb_agreement"] * 2}, "behaviours are those of a model"),
+        ({"behaviours": ["subject_verb_agreement"], "host": tiny_model()}, "two behaviours make a study, not 1"),
+    ],
+)
+def test_behaviours_need_a_model_and_are_two(options, said):
+    with pytest.raises(MechstudyError, match=said):
+        list(null_studies([], 1, **options))
 
 
 def test_rates_have_exact_intervals():

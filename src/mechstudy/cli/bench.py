@@ -175,6 +175,10 @@ def null(
     source: Annotated[
         str | None, typer.Option(help="The model that circuits are planted into. Default: small random models.")
     ] = None,
+    behaviours: Annotated[
+        list[str] | None,
+        typer.Option("--behaviours", "-b", help="Two built-in behaviours of --source, instead of planted circuits."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every study as JSON.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -183,12 +187,17 @@ def null(
     Two circuits are planted into a model. A null study spoils one thing that a claim rests on: answers drawn at
     random, labels exchanged for half of the prompts, a model without the circuits, dictionaries of random features
     where the circuit runs, a circuit judged on the other's prompts. True circuits are judged unspoilt, with the other
-    circuit's behaviour to be spared. Intervals are exact (Clopper-Pearson).
+    circuit's behaviour to be spared. Intervals are exact (Clopper-Pearson). With --behaviours a model's own behaviours
+    are spoilt in the same five ways; what is true of them nobody knows, so there are no true circuits.
 
     [dim]mechstudy bench null --n 40[/]
     """
     began = time.perf_counter()
-    rows = list(referee.null_studies(kinds or (), n, seed=seed, host=source, progress=Progress()))
+    progress = Progress()
+    studies = referee.null_studies(
+        kinds or (), n, seed=seed, host=source, behaviours=behaviours or (), progress=progress
+    )
+    rows = list(studies)
     rates = referee.rates(rows)
     result = {"rates": rates, "rows": rows, "seed": seed, "seconds": time.perf_counter() - began}
     if out is not None:

@@ -1,7 +1,8 @@
 """How often a verdict is wrong: studies in which there is nothing to find, and studies in which there is.
 
-Every study is about a circuit that is planted into a model beside a second one. A null study spoils one thing that a
-claim rests on; the rule should then not say *holds*. Without spoiling, it should.
+Every study is about a circuit that is planted into a model beside a second one, or about a behaviour of a model as it
+is, beside another. A null study spoils one thing that a claim rests on; the rule should then not say *holds*. Of a
+planted circuit, unspoilt, it should.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import torch
 from numpy.random import Generator
 from scipy import stats
 
+from mechstudy.behaviours.prompts import load_prompts
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.core.progress import NullProgress, Progress
-from mechstudy.core.seeds import numpy_generator, torch_generator
+from mechstudy.core.seeds import numpy_generator, seed_for, torch_generator
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.neurons import Basis
 from mechstudy.dictionaries.stored import DictionaryMeta
@@ -34,6 +36,7 @@ from mechstudy.verdict.verify import verify
 TRUE = "true circuits"
 CONFIG = VerdictConfig(n_discovery=12, n_samples=12, n_random=3, resamples=100, bootstrap=1000)
 _TRIES = 20  # to draw two plans without a shared part
+_PROMPTS = 24  # of each split of a behaviour
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,21 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Prompted:
+    """A model and prompts of something that it does; what its circuit is, nobody knows."""
+
+    model: LanguageModel
+    train: Sequence[PromptPair]
+    test: Sequence[PromptPair]
+
+
+@dataclass(frozen=True)
 class Pair:
-    """Two circuits in one model, and the model before they were planted."""
+    """Two circuits or behaviours of one model, and the same model without them."""
 
     host: LanguageModel
-    first: KnownCircuit
-    second: KnownCircuit
+    first: KnownCircuit | Prompted
+    second: KnownCircuit | Prompted
 
     @classmethod
     def of_seed(cls, host: LanguageModel, seed: int) -> Pair:
@@ -77,6 +89,31 @@ class Pair:
                 continue
             return cls(host, above, below)
         raise MechstudyError(f"no two circuits of seed {seed} fit into {host.name}", fix="more layers or heads")
+
+    @classmethod
+    def of_behaviours(cls, model: LanguageModel, names: Sequence[str], seed: int) -> Pair:
+        """Two built-in behaviours, by turns the first; without them the model is one with random weights.
+
+        Raises:
+            MechstudyError: not two names, or no such behaviour.
+        """
+        if len(set(names)) != 2:
+            raise MechstudyError(f"two behaviours make a study, not {len(set(names))}", fix="name two")
+        both = [
+            Prompted(
+                model, *(load_prompts(name, model, _PROMPTS, split=split, seed=seed) for split in ("train", "test"))
+            )
+            for name in names
+        ]
+        first, second = both if seed % 2 == 0 else both[::-1]
+        return cls(_random_weights_of(model, seed), first, second)
+
+    @property
+    def dictionary_layers(self) -> list[int]:
+        """Where random dictionaries are put: at the circuit's MLP, or in every fifth layer."""
+        if isinstance(self.first, KnownCircuit):
+            return [next(node.layer for node in self.first.nodes if str(node).startswith("mlp"))]
+        return list(range(0, self.first.model.n_layers, 5))
 
     @property
     def whole(self) -> Case:
@@ -127,9 +164,8 @@ def _random_weights(pair: Pair, rng: Generator) -> Case:
 
 
 def _random_dictionaries(pair: Pair, rng: Generator) -> Case:
-    """The features that are to carry the last step are random directions."""
+    """The features that are to carry a step are random directions."""
     model, whole = pair.first.model, pair.whole
-    layer = next(node.layer for node in pair.first.nodes if str(node).startswith("mlp"))
     d, n = model.d_model, 4 * model.d_model
     generator = torch_generator(int(rng.integers(2**31)), "nulls", "dictionary")
 
@@ -137,15 +173,25 @@ def _random_dictionaries(pair: Pair, rng: Generator) -> Case:
         drawn: torch.Tensor = torch.randn(*shape, generator=generator, dtype=torch.float64) * d**-0.5
         return drawn.to(model.device, model.dtype)
 
-    meta = DictionaryMeta("transcoder", "topk", d, d, n, 16, f"mlp_in.{layer}", f"mlp_out.{layer}")
-    random = Dictionary(meta, W_enc=draw(d, n), b_enc=draw(n), W_dec=draw(n, d), b_dec=draw(d))
-    return Case(model, whole.train, whole.test, whole.other, {layer: random})
+    def random(layer: int) -> Dictionary:
+        meta = DictionaryMeta("transcoder", "topk", d, d, n, 16, f"mlp_in.{layer}", f"mlp_out.{layer}")
+        return Dictionary(meta, W_enc=draw(d, n), b_enc=draw(n), W_dec=draw(n, d), b_dec=draw(d))
+
+    bases = {layer: random(layer) for layer in pair.dictionary_layers}
+    return Case(model, whole.train, whole.test, whole.other, bases)
 
 
 def _another_behaviour(pair: Pair, rng: Generator) -> Case:
     """The circuit of one behaviour is judged on another's prompts."""
     whole = pair.whole
     return Case(whole.model, whole.train, whole.other, whole.test)
+
+
+def _random_weights_of(model: LanguageModel, seed: int) -> LanguageModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, "nulls", "weights"))
+        hf: Any = type(model.hf)(model.hf.config).to(model.device, model.dtype)
+    return load_model(hf, model.tokenizer, name=f"{model.name} with random weights", validate=False)
 
 
 NULLS: Mapping[str, Callable[[Pair, Generator], Case]] = {
@@ -164,16 +210,18 @@ def null_studies(
     *,
     seed: int = 0,
     host: LanguageModel | str | None = None,
+    behaviours: Sequence[str] = (),
     config: VerdictConfig = CONFIG,
     progress: Progress | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Verdicts on ``n`` studies of each kind.
 
     Args:
-        kinds: of `KINDS`; by default all.
+        kinds: of `KINDS`; by default all, or all null studies of behaviours.
         n: studies of each kind.
         seed: of the first; they count up.
         host: what circuits are planted into, or its source; by default another small random model for each seed.
+        behaviours: two built-in behaviours of the host to study as they are, instead of planted circuits.
         config: of the verdicts.
         progress: receives progress.
 
@@ -181,18 +229,24 @@ def null_studies(
         kind, seed, outcome, why, size, the value of each criterion, and the states.
 
     Raises:
-        MechstudyError: an unknown kind.
+        MechstudyError: an unknown kind, or behaviours without a host.
     """
     for kind in kinds:
         if kind not in KINDS:
             raise MechstudyError(
                 f"there is no kind of study {kind!r}", facts={"kinds": ", ".join(KINDS)}, fix=nearest(kind, KINDS)
             )
-    wanted = kinds or KINDS
+    if behaviours and host is None:
+        raise MechstudyError("behaviours are those of a model", fix="name its source")
+    wanted = kinds or (tuple(NULLS) if behaviours else KINDS)
     host = load_model(host) if isinstance(host, str) else host
     with (progress or NullProgress()).bar("studies", n * len(wanted), "studies") as bar:
         for number in range(seed, seed + n):
-            pair = Pair.of_seed(host or random_host(number), number)
+            if behaviours:
+                assert host is not None
+                pair = Pair.of_behaviours(host, behaviours, number)
+            else:
+                pair = Pair.of_seed(host or random_host(number), number)
             for kind in wanted:
                 case = pair.whole if kind == TRUE else NULLS[kind](pair, numpy_generator(number, "nulls", kind))
                 found = verify(

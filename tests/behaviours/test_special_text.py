@@ -30,6 +30,8 @@ def test_a_prompt_that_begins_with_the_bos_token_is_refused():
         opening("<|bos|>").check("clean", "<|bos|>The cat")
     with pytest.raises(Unsuitable, match="begins with '<bos>'"):
         opening("<bos>").check("clean", "<bos>The cat")
+    with pytest.raises(Unsuitable, match="begins with '<bos>'"):
+        opening("<bos>").check("corrupted", " \n<bos>The cat")
 
 
 def test_a_bos_token_is_accepted_where_the_encoding_adds_none_or_inside_a_prompt():

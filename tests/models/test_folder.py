@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -184,6 +185,23 @@ def test_a_small_file_that_is_a_dangling_link_is_named(folder, name):
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to("/scratch/purged/blob")
     assert f"{name} is a link to /scratch/purged/blob, which is not there" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
+def test_a_tokenizer_that_is_a_dangling_link_is_named_where_it_is_the_only_one(folder, name):
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    (folder / name).symlink_to("../../blobs/tok")
+    assert f"{name} is a link to ../../blobs/tok, which is not there" in refusal(folder)
+
+
+def test_a_folder_that_may_not_be_entered_is_named(folder, monkeypatch):
+    """Root may enter every folder, so what the system says is replaced."""
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder)
+    for use in (lambda: local_folder(f"path:{folder}", Path()), lambda: load_model(folder)):
+        with pytest.raises(MechstudyError, match="the folder cannot be read: Permission denied") as error:
+            use()
+        assert "chmod u+rx" in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model-00002"])

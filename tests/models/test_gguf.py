@@ -48,6 +48,7 @@ def write(
     yarn: bool = False,
     freqs: np.ndarray | None = None,
     old_linear: float | None = None,
+    factor_alone: float | None = None,
     without: str | None = None,
     experts: int | None = None,
 ) -> Path:
@@ -77,6 +78,8 @@ def write(
         w.add_rope_scaling_factor(linear or 4.0)
     if old_linear:
         w.add_float32("llama.rope.scale_linear", old_linear)
+    if factor_alone:
+        w.add_rope_scaling_factor(factor_alone)
     if experts:
         w.add_expert_count(experts)
     if freqs is not None:
@@ -118,7 +121,7 @@ def rope(path: Path) -> dict:
     return read_config(resolve_source(f"gguf:{path}"))["rope_parameters"]
 
 
-@pytest.mark.parametrize("written", ["linear", "old_linear"])
+@pytest.mark.parametrize("written", ["linear", "old_linear", "factor_alone"])
 def test_a_linear_factor_is_kept(cache, written):
     plain, scaled = write(cache / "plain.gguf"), write(cache / "linear.gguf", **{written: 8.0})
     assert rope(plain)["rope_type"] == "default"

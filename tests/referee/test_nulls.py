@@ -71,7 +71,7 @@ def test_what_is_spoilt(pair):
     assert list(spoilt(pair, "random dictionaries").bases) == [
         node.layer for node in pair.first.nodes if str(node).startswith("mlp")
     ]
-    assert spoilt(pair, "another behaviour").test == pair.second.test
+    assert tuple(spoilt(pair, "another behaviour").test) == tuple(pair.second.test)
 
 
 def test_behaviours_are_spoilt_in_the_same_ways_as_planted_circuits():
@@ -82,6 +82,10 @@ def test_behaviours_are_spoilt_in_the_same_ways_as_planted_circuits():
     assert (whole.train, whole.test, whole.other) == (first.train, first.test, second.test)
     cases = {kind: spoilt(pair, kind) for kind in NULLS}
     assert cases["random weights"].model is pair.host and cases["another behaviour"].test == second.test
+    renamed = [p.model_copy(update={"positions": {"elsewhere": 1, **p.positions}}) for p in second.test]
+    other = spoilt(Pair(pair.host, first, Prompted(model, second.train, renamed)), "another behaviour")
+    assert all("elsewhere" not in p.positions and p.positions for p in other.test)
+    assert judged(other).prompts == tuple(other.test), "positions that nobody was chosen on are no obstacle"
     assert list(cases["random dictionaries"].bases) == [0]
     drawn = cases["shuffled answers"].test
     assert [p.clean_tokens for p in drawn] == [p.clean_tokens for p in first.test]

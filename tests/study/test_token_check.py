@@ -54,9 +54,11 @@ def test_corpus_rows_are_checked_at_their_field(folder: Path) -> None:
     assert list(token_notes(study(behaviours=[]), GPT2, None, folder)) == []
 
 
-def test_a_bos_token_that_the_tokenizer_adds_is_refused_in_prompts(folder: Path) -> None:
+@pytest.mark.parametrize(("clean", "corrupted"), [("BOS", "BOS"), ("", "BOS"), ("BOS", ""), (" BOS", " BOS")])
+def test_a_bos_token_that_the_tokenizer_adds_is_refused_in_prompts(folder: Path, clean: str, corrupted: str) -> None:
     bos = tiny_tokenizer(bos=True).bos_token
-    row = {"clean": f"{bos}a", "corrupted": f"{bos}b", "answer": "x", "wrong_answer": "y"}
+    row = {"clean": f"{clean}a", "corrupted": f"{corrupted}b", "answer": "x", "wrong_answer": "y"}
+    row = {key: value.replace("BOS", bos) for key, value in row.items()}
     (folder / "mine.jsonl").write_text(json.dumps(row))
     with pytest.raises(MechstudyError, match="which the encoding adds itself"):
         list(token_notes(study(), LLAMA, folder / "model", folder))

@@ -38,6 +38,7 @@ class Opening:
         Raises:
             Unsuitable: it does.
         """
+        text = text.lstrip()  # white space before a BOS token makes it no better
         first = _FIRST.match(text)
         if first is not None and not self._is_token(first[0]):
             raise Unsuitable(

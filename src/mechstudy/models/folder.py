@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         MechstudyError: there is none, it cannot be read, or it names no ``model_type``.
     """
     path = folder / "config.json"
+    check_folder_opens(folder)
     if not os.path.lexists(path):
         if (folder / "adapter_config.json").exists():
             raise _is_adapter(folder)
@@ -118,6 +120,18 @@ def check_folder(folder: Path) -> None:
     _check_tokenizer(folder)
     for path in (*folder.glob("*.json"), *folder.glob("*.jinja")):  # each is read where it is there
         check_readable(path)
+
+
+def check_folder_opens(folder: Path) -> None:
+    """Checks that a folder, if it is there, can be listed and entered.
+
+    Raises:
+        MechstudyError: it cannot.
+    """
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise MechstudyError(
+            "the folder cannot be read: Permission denied", where=str(folder), fix=f"chmod u+rx {folder}"
+        )
 
 
 def check_readable(path: Path) -> None:
@@ -217,7 +231,8 @@ def _check_safetensors(path: Path) -> None:
 
 
 def _check_tokenizer(folder: Path) -> None:
-    found = [path for pattern in _TOKENIZERS for path in folder.glob(pattern)]
+    # Dangling links too, which a glob leaves out.
+    found = sorted(path for path in folder.iterdir() if any(fnmatch(path.name, pattern) for pattern in _TOKENIZERS))
     if not found:
         raise MechstudyError(
             "the folder holds no tokenizer (tokenizer.json)",

@@ -99,6 +99,8 @@ def _restore_rope_scaling(config: Any, reader: GGUFReader, gguf: Path) -> None:
     before = _field(reader, f"{architecture}.rope.scale_linear")  # of files from before the type was written
     if kind is None and before is not None and float(before) != 1.0:
         kind, factor = "linear", before
+    if kind is None and factor is not None and float(factor) not in (0.0, 1.0):
+        kind = "linear"  # which llama.cpp takes a missing type for
     frequencies = {t.name: t for t in reader.tensors if t.name.startswith("rope_")}
     if kind in (None, "none") and not frequencies:
         return

@@ -11,7 +11,15 @@ from typing import Any
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
 from mechstudy.models import hub
-from mechstudy.models.folder import check_config, check_folder, is_converted, model_name, read_config, weight_files
+from mechstudy.models.folder import (
+    check_config,
+    check_folder,
+    check_folder_opens,
+    is_converted,
+    model_name,
+    read_config,
+    weight_files,
+)
 from mechstudy.models.known import known_config
 from mechstudy.models.sources import HUB_FILES, gguf_folder, gguf_name, resolve_source, wheel_and_sha256, wheel_folder
 
@@ -94,6 +102,7 @@ def _folder(source: str, base: Path) -> Path:
 def _only_config(source: str, base: Path) -> bool:
     """Whether a folder holds a config and no weights of any kind, which is enough for a plan."""
     folder = _folder(source, base)
+    check_folder_opens(folder)
     weights = [*weight_files(folder), *folder.glob("*.bin"), *folder.glob("*.pt")]
     return (folder / "config.json").is_file() and not weights
 

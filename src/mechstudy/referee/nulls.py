@@ -182,9 +182,14 @@ def _random_dictionaries(pair: Pair, rng: Generator) -> Case:
 
 
 def _another_behaviour(pair: Pair, rng: Generator) -> Case:
-    """The circuit of one behaviour is judged on another's prompts."""
+    """The circuit of one behaviour is judged on another's prompts, at the positions that both name."""
     whole = pair.whole
-    return Case(whole.model, whole.train, whole.other, whole.test)
+    named = {name for p in whole.train for name in p.positions}
+
+    def shared(p: PromptPair) -> PromptPair:
+        return p.model_copy(update={"positions": {name: at for name, at in p.positions.items() if name in named}})
+
+    return Case(whole.model, whole.train, [shared(p) for p in whole.other], whole.test)
 
 
 def _random_weights_of(model: LanguageModel, seed: int) -> LanguageModel:

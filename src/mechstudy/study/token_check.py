@@ -16,12 +16,14 @@ from mechstudy.models.context import ContextLength, context_length
 from mechstudy.models.tokenizer import bare_encode
 from mechstudy.study.study import READING, Study
 
+_PROMPTS = ("clean", "corrupted")
+
 
 def token_notes(study: Study, config: Mapping[str, Any], folder: Path | None, base: Path) -> Iterator[str]:
     """Sentences on texts beyond the positions that a rotary model was trained on.
 
     A file is encoded only where it may matter: where a prompt has more bytes than the model has positions (a token has
-    at least one), or begins with ``<``, as special tokens do.
+    at least one), or begins with ``<`` or ``[``, as special tokens do.
 
     Args:
         config: the model's ``config.json``.
@@ -63,7 +65,9 @@ def _prompt_notes(
         length = max(len(tokens(text)) - 1 for text in _longest(row))
         try:
             if not chat:  # the template may write the BOS token, and the bare tokenizer not
-                opening.check("clean", row["clean"])
+                for prompt in _PROMPTS:
+                    if prompt in row:
+                        opening.check(prompt, row[prompt])
             require_positions(context, length)
         except Unsuitable as error:
             broken[number] = Broken(error.what, error.fix, error.kind)
@@ -80,11 +84,11 @@ def _prompt_notes(
 
 
 def _longest(row: Row) -> list[str]:
-    prompts = [row[key] for key in ("clean", "corrupted") if key in row]
+    prompts = [row[key] for key in _PROMPTS if key in row]
     answers = [text for key in ANSWERS if key in row for text in texts_of(row[key])]
     return [prompt + answer for prompt in prompts for answer in answers]
 
 
 def _is_suspect(row: Row, context: ContextLength | None) -> bool:
     long = context is not None and any(len(text.encode()) > context.n for text in _longest(row))
-    return long or row["clean"].startswith("<")
+    return long or any(row[name].lstrip().startswith(("<", "[")) for name in _PROMPTS if name in row)

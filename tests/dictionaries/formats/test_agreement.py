@@ -80,8 +80,15 @@ def test_an_impossible_k_in_a_file_is_refused(value, tmp_path):
 
 @pytest.mark.parametrize("name", ["topk", "activation_function.top_k"])
 def test_a_number_of_unknown_meaning_is_refused(name, tmp_path):
-    with pytest.raises(MechstudyError, match=f"holds the number '{name}', whose meaning is not known"):
+    with pytest.raises(MechstudyError, match=f"holds a number, '{name}', whose meaning is not known"):
         Dictionary.load(layer(tmp_path, **{name: torch.tensor(K)}))
+
+
+@pytest.mark.parametrize("name", ["threshold", "log_threshold", "activation_function.log_threshold"])
+@pytest.mark.parametrize("k", [{}, {"k": torch.tensor(K)}])
+def test_thresholds_under_another_name_are_not_dropped(name, k, tmp_path):
+    with pytest.raises(MechstudyError, match=rf"holds a tensor of shape \[{F}\], '{name}', whose meaning"):
+        Dictionary.load(layer(tmp_path, **{name: torch.full((F,), 0.5)}, **k))
 
 
 def test_a_copied_file_of_a_topk_set_that_we_wrote_is_a_topk(tmp_path):

@@ -75,11 +75,11 @@ def read(
     shapes |= {"W_skip": (d_in, d_in)} if "W_skip" in t else {}
     shapes |= {THRESHOLD: (d_sae,)} if THRESHOLD in t else {}
     require(t, shapes, path, mapped=mapped)
-    unknown = [name for name, tensor in t.items() if name not in (*shapes, *K) and tensor.numel() == 1]
-    if unknown:
+    for name in sorted(t.keys() - {*shapes, *K}):
+        what = "number" if t[name].numel() == 1 else f"tensor of shape {list(t[name].shape)}"
         raise MechstudyError(
-            f"the file holds the number {unknown[0]!r}, whose meaning is not known", where=str(path),
-            facts={"known": f"{', '.join(K)}, {THRESHOLD}"}, fix="the set as circuit-tracer writes it",
+            f"the file holds a {what}, {name!r}, whose meaning is not known", where=str(path),
+            facts={"known": f"{', '.join(K)}, {THRESHOLD}, W_skip"}, fix="the set as circuit-tracer writes it",
         )  # fmt: skip
     k = _k(config, t, d_sae, path)
     if THRESHOLD in t and k is None:

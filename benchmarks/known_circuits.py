@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.peers import run_worker
-from mechstudy.circuits.components import Components
+from benchmarks.contenders import write
+from benchmarks.peers import HERE, run_worker
+from mechstudy.circuits.components import Components, HeadAt
 from mechstudy.referee.bench import EDGE_METHODS, RankingScores, edge_effects_of, node_effects
 from mechstudy.referee.known_circuit import KnownCircuit
 from mechstudy.referee.suite import COMPILED, known_circuits
@@ -27,14 +28,13 @@ NAMES = tuple(name for name in COMPILED if not name.startswith("boolean"))
 
 
 def main() -> None:
-    """Print a table, and write every score."""
+    """Print a table; of all circuits, keep every score."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--circuits", nargs="+", default=list(NAMES), choices=NAMES)
-    parser.add_argument("--out", type=Path, default=Path("build/known-circuits.json"))
     asked = parser.parse_args()
     rows = [row for circuit in known_circuits(asked.circuits) for row in compared(circuit)]
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps(rows, indent=1))
+    if set(asked.circuits) == set(NAMES):
+        write(HERE / "results" / "known_circuits.json", rows=rows)
     for kind in ("edge", "node"):
         some = [row for row in rows if row["kind"] == kind]
         methods = list(dict.fromkeys(row["method"] for row in some))
@@ -91,8 +91,7 @@ def _ours(edge: str) -> tuple[str, str]:
 def _component(name: str) -> str:
     if name == "Resid End":
         return "logits"
-    kind, where = (name[0], name[1:]) if name[0] == "A" else ("M", name.removeprefix("MLP "))
-    return f"head.{where}" if kind == "A" else f"mlp.{where}"
+    return f"mlp.{name.removeprefix('MLP ')}" if name.startswith("MLP ") else f"head.{name.removeprefix('A')}"
 
 
 def _edges(circuit: KnownCircuit, method: str, effects: Mapping[tuple[str, str], float]) -> dict[str, Any]:
@@ -118,7 +117,7 @@ def _at_names(circuit: KnownCircuit, of_pairs: Sequence[Mapping[str, Any]]) -> T
         for i, node in enumerate(nodes):
             name = circuit.universe.positions.names.index(node.position)
             at = [t for t, number in enumerate(number_T) if number == name]
-            of_layer = heads[node.layer, :, node.head] if hasattr(node, "head") else mlps[node.layer]
+            of_layer = heads[node.layer, :, node.head] if isinstance(node, HeadAt) else mlps[node.layer]
             effect_N[i] += of_layer[at].sum() / len(of_pairs)
     return effect_N
 

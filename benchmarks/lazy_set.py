@@ -107,7 +107,7 @@ def main() -> None:
     print(json.dumps(result, indent=1))
     full = (a.layers, a.features, a.width) == (16, 65_536, 2_048)
     if full and not a.whole:
-        write(HERE / "results" / "lazy_set.json", command=" ".join(sys.argv), bar=BAR, **result)
+        write(HERE / "results" / "lazy_set.json", bar=BAR, **result)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -63,17 +64,33 @@ def test_a_gpu_is_known_by_its_name(described, name):
     assert (found and found.name) == name
 
 
-def test_this_machine_is_measured_once_it_is_idle_and_remembered(tmp_path, monkeypatch):
+def test_this_machine_is_measured_once_and_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("MECHSTUDY_CACHE", str(tmp_path))
     monkeypatch.setattr(machine, "SECONDS", 0.01)
-    monkeypatch.setattr(machine.os, "getloadavg", lambda: (9.0, 9.0, 9.0))
-    assert "other work runs here" in machine.this_machine("cpu", 1).source and not list(tmp_path.iterdir())
     monkeypatch.setattr(machine.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     found = machine.this_machine("cpu", 1)
     assert "other work" not in found.source
     assert found.is_here and found.flops["float32"] > 1e8 and found.memory_bandwidth > 1e8
     monkeypatch.setattr(machine, "quick", lambda threads: pytest.fail("measured again"))
     assert machine.this_machine("cpu", 1) == found
+
+
+def test_what_is_measured_beside_other_work_is_measured_again_later(tmp_path, monkeypatch):
+    monkeypatch.setenv("MECHSTUDY_CACHE", str(tmp_path))
+    monkeypatch.setattr(machine, "SECONDS", 0.01)
+    now, measured, quick = [1000.0], [], machine.quick
+    monkeypatch.setattr(machine.time, "time", lambda: now[0])
+    monkeypatch.setattr(machine, "quick", lambda threads: measured.append(now[0]) or quick(threads))
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (9.0 * os.cpu_count(),) * 3)
+    assert "other work ran here" in machine.this_machine("cpu", 1).source
+    now[0] += 599
+    machine.this_machine("cpu", 1)
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    now[0] += 2
+    assert "other work" not in machine.this_machine("cpu", 1).source
+    now[0] += 1e6
+    machine.this_machine("cpu", 1)
+    assert measured == [1000.0, 1601.0]
 
 
 def test_torch_measures_both_precisions_and_the_disk(tmp_path, monkeypatch):

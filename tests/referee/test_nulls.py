@@ -113,13 +113,14 @@ def test_behaviours_take_turns_and_lose_their_model(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ({"kinds": [TRUE], "host": tiny_model(), "behaviours": ["a", "b"]}, "nobody knows the true circuits"),
         ({"behaviours": ["subject_verb_agreement"] * 2}, "behaviours are those of a model"),
         ({"behaviours": ["subject_verb_agreement"], "host": tiny_model()}, "two behaviours make a study, not 1"),
     ],
 )
 def test_behaviours_need_a_model_and_are_two(options, said):
     with pytest.raises(MechstudyError, match=said):
-        list(null_studies([], 1, **options))
+        list(null_studies(**{"kinds": [], "n": 1} | options))
 
 
 def test_rates_have_exact_intervals():

@@ -28,7 +28,7 @@ def study(found: Verdict, tmp_path_factory: pytest.TempPathFactory) -> FakeStudy
     return FakeStudy(root, prompts=1, big=False, features_per_layer=12, verdict=found.record)
 
 
-def test_the_summary_has_the_verdict_and_its_first_finding_says_it(study: FakeStudy, found: Verdict) -> None:
+def test_the_summary_has_the_verdict_and_a_finding_says_it(study: FakeStudy, found: Verdict) -> None:
     summary = build_summary(study.data, 1.0, 1)
     verdict = summary["verdicts"][BEHAVIOURS[0]]
     assert (verdict["outcome"], verdict["size"]) == (found.outcome, found.circuit.size)

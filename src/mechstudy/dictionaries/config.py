@@ -16,6 +16,7 @@ C = TypeVar("C", bound=Config)
 Kind = Literal["sae", "transcoder", "skip_transcoder", "crosscoder", "clt"]
 ActivationName = Literal["topk", "batchtopk", "relu", "gated", "jumprelu"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Frozen = Literal["encoder", "decoder"]
 PENALTIES_OF: dict[str, tuple[str, ...]] = {  # the first is the default
     "topk": (),
     "batchtopk": (),
@@ -246,7 +247,7 @@ class TrainConfig(Config):
     log_every: int = Field(default=50, ge=1, description="steps between logged scalars, and between health checks")
     tensorboard: bool = Field(default=True, description="log scalars for TensorBoard too")
     seed: int = Field(default=0, ge=0, description="of the initial weights, and of the order of rows in memory")
-    frozen: Literal["encoder", "decoder"] | None = Field(
+    frozen: Frozen | None = Field(
         default=None,
         description="matrix that keeps its random initial weights, for a control; biases and all else are trained",
     )

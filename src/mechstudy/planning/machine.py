@@ -1,4 +1,4 @@
-"""Rates of this machine's products, memory and disk, measured once it is idle and cached.
+"""Rates of this machine's products, memory and disk, measured and cached; for minutes only where other work ran.
 
 `plan` measures for a third of a second, without torch; `validate` measures with torch, in both precisions, at the
 study's own widths.
@@ -29,24 +29,25 @@ SECONDS = 0.12  # a measurement of one product
 BLOCK = 64 << 20  # bytes moved to measure memory and disk
 # Shares of plain products that whole units reached on the machines of docs/how-to/budget.md.
 _CPU_SHARES = {"forward": 0.75, "train": 0.6, "attribute": 0.3, "stream": 0.7, "sparse": 0.5}
-BUSY = 0.5  # load per core above which a measurement is not kept
+BUSY = 0.5  # load per core above which a measurement is kept for a while only
+_WHILE = 600.0  # seconds
 _PROCESS_BYTES = 500_000_000  # Python, torch and transformers
 
 
 def this_machine(device: str, threads: int) -> Hardware:
     """The profile of this machine's GPU, unless ``device`` is cpu or there is none; else the measured CPU.
 
-    What is measured while other work runs is not kept: later plans would all be as slow.
+    What is measured while other work runs is kept for ten minutes: later plans would all be as slow.
     """
     if device != "cpu" and (gpu := _gpu()) is not None:
         return gpu
     record = recall(_name(threads))
-    if record is None:
+    if record is None or time.time() - record.get("busy_at", float("inf")) > _WHILE:
         record = quick(threads)
         if os.getloadavg()[0] > BUSY * allowed_cores():
-            record["source"] += "; other work runs here, so the next plan measures again"
-        else:
-            remember(_name(threads), record)
+            record["busy_at"] = time.time()
+            record["source"] += "; other work ran here, so it is measured again in ten minutes"
+        remember(_name(threads), record)
     return hardware_of(record)
 
 

@@ -234,7 +234,7 @@ def null_studies(
         kind, seed, outcome, why, size, the value of each criterion, and the states.
 
     Raises:
-        MechstudyError: an unknown kind, or behaviours without a host.
+        MechstudyError: an unknown kind, behaviours without a host, or true circuits of behaviours.
     """
     for kind in kinds:
         if kind not in KINDS:
@@ -243,6 +243,8 @@ def null_studies(
             )
     if behaviours and host is None:
         raise MechstudyError("behaviours are those of a model", fix="name its source")
+    if behaviours and TRUE in kinds:
+        raise MechstudyError("of a model's own behaviours nobody knows the true circuits", fix="null studies alone")
     wanted = kinds or (tuple(NULLS) if behaviours else KINDS)
     host = load_model(host) if isinstance(host, str) else host
     with (progress or NullProgress()).bar("studies", n * len(wanted), "studies") as bar:

@@ -19,7 +19,7 @@ from mechstudy.circuits.config import AttributionConfig, ContrastConfig, no_grap
 from mechstudy.core.config import Config, Lines, load_config_with_lines
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.corpus.config import CorpusConfig
-from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
+from mechstudy.dictionaries.config import DictionaryConfig, Frozen, TrainConfig
 from mechstudy.interventions.config import InterventionConfig
 from mechstudy.machine.runtime_options import RuntimeOptions
 from mechstudy.models.sites import SiteKind
@@ -162,7 +162,7 @@ class VariantConfig(Config):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
     architecture: DictionaryConfig | None = None
-    frozen: Literal["encoder", "decoder"] | None = None
+    frozen: Frozen | None = None
 
 
 CONTROLS = (

@@ -74,7 +74,7 @@ class Shares:
     @property
     def defined(self) -> bool:
         """Whether replacing everything changes the contrast by more than about 0."""
-        effect = self._of(ALL) - self._of(NONE)
+        effect = self.contrasts(ALL) - self.contrasts(NONE)
         return ratio(effect, effect) is not None
 
     def f(self, name: Name) -> Estimate:
@@ -98,7 +98,7 @@ class Shares:
             shares: Array = plus + w @ ((np.array(of_names) - none) / safe)
             return shares
 
-        columns = [self._of(name) for name in (*names, NONE, ALL)]
+        columns = [self.contrasts(name) for name in (*names, NONE, ALL)]
         return bootstrap_of_sums(
             statistic, columns, self.clusters, self._rng(), n_resamples=self.n_resamples, level=self.level
         )
@@ -106,19 +106,18 @@ class Shares:
     def mean(self, name: Name) -> Estimate:
         """The mean contrast with a circuit kept."""
         return cluster_bootstrap(
-            self._of(name), self.clusters, self._rng(), n_resamples=self.n_resamples, level=self.level
+            self.contrasts(name), self.clusters, self._rng(), n_resamples=self.n_resamples, level=self.level
         )
-
-    def contrasts(self, name: Name) -> Array:
-        """The contrast of each prompt with a circuit kept."""
-        return self._of(name)
 
     def point(self, name: Name, rows: Sequence[int] | None = None) -> float | None:
         """F of some prompts, without an interval; None where it is undefined."""
-        values, none, every = (self._of(n) if rows is None else self._of(n)[list(rows)] for n in (name, NONE, ALL))
+        values, none, every = (
+            self.contrasts(n) if rows is None else self.contrasts(n)[list(rows)] for n in (name, NONE, ALL)
+        )
         return ratio(values - none, every - none)
 
-    def _of(self, name: Name) -> Array:
+    def contrasts(self, name: Name) -> Array:
+        """The contrast of each prompt with a circuit kept."""
         values: Array = self.values[name].numpy()
         return values
 

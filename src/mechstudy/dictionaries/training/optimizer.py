@@ -6,14 +6,16 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
+from mechstudy.dictionaries.config import Frozen
 from mechstudy.dictionaries.kernels import kernels_for
 from mechstudy.dictionaries.weights import Weights, large_empty
 
 BIAS_RATE = 3.0
 UNIT_DECODER_RATE = 3.0
+MATRIX_OF: Mapping[Frozen, str] = {"encoder": "enc", "decoder": "dec"}  # in `Weights`
 
 
-def relative_rates(unit_decoder: bool, frozen: str | None = None) -> dict[str, float]:
+def relative_rates(unit_decoder: bool, frozen: Frozen | None = None) -> dict[str, float]:
     """Learning rates of some weights relative to the others.
 
     A step of the rate in every entry of an encoder row moves a pre-activation by many times the rate, a bias by the
@@ -25,7 +27,7 @@ def relative_rates(unit_decoder: bool, frozen: str | None = None) -> dict[str, f
     .79 and .81. A ``frozen`` encoder or decoder does not learn.
     """
     rates = {"b_enc": BIAS_RATE} | ({"dec": UNIT_DECODER_RATE} if unit_decoder else {})
-    return rates | ({frozen[:3]: 0.0} if frozen else {})
+    return rates | ({MATRIX_OF[frozen]: 0.0} if frozen else {})
 
 
 class Adam:

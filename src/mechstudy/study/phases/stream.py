@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from mechstudy import activations, dictionaries
 from mechstudy.core.config import Config
 from mechstudy.core.work import Estimate
-from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
+from mechstudy.dictionaries.config import DictionaryConfig, Frozen, TrainConfig
 from mechstudy.machine.runtime import Runtime
 from mechstudy.models.sites import Site, SiteKind
 from mechstudy.monitoring.expected_usage import PhaseProfile
@@ -33,7 +33,7 @@ class StreamedVariant(Config):
     name: str
     architecture: DictionaryConfig
     seeds: Mapping[str, int]
-    frozen: Literal["encoder", "decoder"] | None = None
+    frozen: Frozen | None = None
 
 
 class StreamSpec(Spec):

@@ -61,6 +61,18 @@ def test_keeping_everything_changes_no_bit(kind, to):
         assert (together[1] - clean_values()).abs().min() > 1e-6
 
 
+@pytest.mark.parametrize("kind", BASES)
+def test_circuits_that_share_a_prefix_do_what_each_does_alone(kind):
+    """Several start at the first token that can differ; one alone runs from the first token on."""
+    nodes = FeatureNodes(MODEL, bases(kind), NAMES, errors=True)
+    keep = torch.rand(4, len(nodes.nodes), generator=torch.Generator().manual_seed(0)) < 0.5
+    together = values_of(nodes, torch.cat([keep, keep[:1]]))
+    alone = torch.cat([values_of(nodes, keep[i : i + 1]) for i in range(len(keep))])
+    torch.testing.assert_close(together[:4], alone, rtol=1e-11, atol=1e-12)
+    assert torch.equal(together[0], together[4])
+    assert alone.std(0).min() > 1e-6
+
+
 @pytest.mark.parametrize("to", ["zero", "mean"])
 @pytest.mark.parametrize("kind", BASES)
 def test_a_replaced_feature_is_one_that_is_set(kind, to):

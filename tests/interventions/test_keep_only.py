@@ -110,6 +110,32 @@ def test_a_run_started_above_the_first_layer_is_the_same():
     torch.testing.assert_close(of_upper, whole[:3], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("family", ALL)
+def test_circuits_that_share_a_prefix_do_what_each_does_alone(family):
+    """Windows, caches and rotary maps of every family: several circuits start at the first token that can differ."""
+    model = tiny_model(family)
+    nodes = Components(model, NAMES)
+    keep = torch.rand(3, len(nodes.nodes), generator=torch.Generator().manual_seed(0)) < 0.5
+    replacements = DonorSource(model, [nodes], "corrupted", NAMES)
+    assert replacements.donors(SOME[:1]).same_until == 2
+    together = keep_only_values(model, SOME, nodes, keep, replacements)
+    alone = torch.cat([keep_only_values(model, SOME, nodes, one[None], replacements) for one in keep])
+    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["eap", "ig_nodes"])
+def test_effects_do_not_depend_on_the_prefix_that_is_left_out_or_on_the_batch(method, monkeypatch):
+    model = tiny_model()
+    nodes = Components(model, NAMES)
+    short = predict_effects(model, nodes, SOME, method=method, steps=3).effects_PN
+    small = predict_effects(model, nodes, SOME, method=method, steps=3, batch_tokens=1).effects_PN
+    monkeypatch.setattr("mechstudy.circuits.node_attribution.Batch.differing", lambda batch, _model: batch)
+    whole = predict_effects(model, nodes, SOME, method=method, steps=3).effects_PN
+    torch.testing.assert_close(short, whole, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(small, whole, rtol=1e-9, atol=1e-12)
+    assert whole.abs().max() > 0.1
+
+
 def test_sets_of_nodes_act_together():
     model = tiny_model()
     every = Components(model, NAMES)

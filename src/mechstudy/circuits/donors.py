@@ -52,13 +52,26 @@ class Donors:
 
     ``values[key]`` is [B, T, width]; ``has_BT`` marks the tokens that have one (a corrupted prompt of another length
     lacks some); ``position_BT`` is the number of each token's position name. ``relative_to`` are the values that a
-    replacement is a change of, those of the clean run; without, those of the running pass.
+    replacement is a change of, those of the clean run; without, those of the running pass. Up to token ``same_until``
+    every prompt's donor holds what the prompt does, by causality. ``first`` tokens of the prompts are left out before
+    these.
     """
 
     values: Mapping[Key, Float[Tensor, "b t w"]]
     has_BT: Bool[Tensor, "b t"]
     position_BT: Int[Tensor, "b t"]
     relative_to: Mapping[Key, Float[Tensor, "b t w"]] | None = None
+    same_until: int = 0
+    first: int = 0
+
+    def after(self, n: int) -> Donors:
+        """Those of the tokens after the first ``n``."""
+        values, relative_to = (
+            None if some is None else {key: x_BTW[:, n:] for key, x_BTW in some.items()}
+            for some in (self.values, self.relative_to)
+        )
+        has_BT, position_BT = self.has_BT[:, n:], self.position_BT[:, n:]
+        return Donors(values or {}, has_BT, position_BT, relative_to, max(0, self.same_until - n), self.first + n)
 
 
 class DonorSource:
@@ -120,7 +133,8 @@ class DonorSource:
         number_BT = self.positions.numbers(some)
         has_BT, position_BT = torch.ones_like(number_BT, dtype=torch.bool), number_BT.clamp(min=0)
         if self.to == "corrupted":
-            return Donors(*self._corrupted(some), position_BT)
+            same_until = min((*prompt.may_differ, True).index(True) for prompt in some)
+            return Donors(*self._corrupted(some), position_BT, same_until=same_until)
         if self.to == "zero":
             shape = (*position_BT.shape, -1)
             first = self._record([some[0].tokens])

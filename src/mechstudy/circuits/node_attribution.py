@@ -21,6 +21,7 @@ from mechstudy.circuits.universe import NodeSet
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.batches import length_buckets
 from mechstudy.models.language_model import Edit, LanguageModel
+from mechstudy.models.prefix import Prefix, keep_prefix
 from mechstudy.models.reading import merged
 from mechstudy.models.sites import Site
 
@@ -38,6 +39,19 @@ class Batch:
     clean: Mapping[Site, Tensor]
     differences: Mapping[Key, Tensor]
     donors: Donors
+    prefix: Prefix | None = None
+
+    def cache(self, copies: int = 1) -> Any:
+        """What a pass of the prompts, ``copies`` times, reads of tokens that were left out."""
+        return None if self.prefix is None else self.prefix.cache(copies)
+
+    def differing(self, model: LanguageModel) -> Batch:
+        """The tokens from the first on at which a donor can differ, for runs in which nodes alone are replaced."""
+        n = min(self.donors.same_until, self.tokens_BT.shape[1] - 1)
+        if not n:
+            return self
+        prefix, donors = keep_prefix(model, self.tokens_BT, n), self.donors.after(n)
+        return replace(self, tokens_BT=self.tokens_BT[:, n:], clean={}, differences={}, donors=donors, prefix=prefix)
 
     def moved(self, site: Site, change_BTW: Tensor) -> Edit:
         """Writes the clean activations over a site, with a change where there are donors."""
@@ -118,7 +132,9 @@ def predict_effects(
     parts: list[Effects] = []
     for batch in batches:
         x = batch_of(model, [pairs[i] for i in batch], recorded, replacements)
-        shares = _Shares(model, nodes, x, steps, checkpointing, tuple(given))
+        if method in ("eap", "ig_nodes"):
+            x = x.differing(model)
+        shares = _Shares(model, nodes, x, steps, checkpointing, tuple(given), batch_tokens)
         parts.append(getattr(shares, method)())
     gaps = [
         Gap(place, *(by_prompt(batches, [sums[place][side] for _, sums in parts]) for side in (0, 1)))
@@ -170,6 +186,7 @@ class _Shares:
     steps: int
     checkpointing: str
     given: tuple[int, ...] = ()
+    batch_tokens: int = 4096
 
     def eap(self) -> Effects:
         return self._gradient(0.0, live=bool(self.given)), {}
@@ -201,7 +218,10 @@ class _Shares:
         return torch.cat(parts, 1), sums
 
     def ig_nodes(self) -> Effects:
-        effects_BN = _mean([self._gradient(share, live=True) for share in midpoints(self.steps)])
+        at_once = max(1, self.batch_tokens // self.x.tokens_BT.numel())  # points of the path that share a pass
+        path = list(midpoints(self.steps))
+        parts = [self._gradients(path[i : i + at_once], live=True)[0] for i in range(0, self.steps, at_once)]
+        effects_BN = torch.unflatten(torch.cat(parts), 0, (self.steps, -1)).mean(0)
         change_B = self._change(self._replacing())
         if self.given:
             change_B = change_B - self._change(self._replacing(only=self.given))
@@ -213,7 +233,7 @@ class _Shares:
     @torch.enable_grad()
     def _gradients(
         self,
-        share: float,
+        shares: float | Sequence[float],
         *inputs: Tensor,
         live: bool = False,
         edits: Mapping[Site, Edit] | None = None,
@@ -222,17 +242,20 @@ class _Shares:
     ) -> list[Tensor]:
         """Gradients with respect to the nodes' shares and further inputs of a run with edits, in float64.
 
-        Nodes of ``sites`` change by a ``share`` of the difference of donors and what they hold in the running pass
-        (``live``), or in the clean one, whatever the edits.
+        Nodes of ``sites`` change by a share of the difference of donors and what they hold in the running pass
+        (``live``), or in the clean one, whatever the edits. Rows are all prompts, once for each of ``shares``.
         """
         model, x = self.model, self.x
-        shape = (len(x.tokens_BT), len(self.nodes.nodes))
-        share_BN = torch.full(shape, share, dtype=model.dtype, device=model.device)
+        of_copy = [shares] if isinstance(shares, float) else list(shares)
+        n = len(of_copy)
+        share_C = torch.tensor(of_copy, dtype=model.dtype, device=model.device)
+        share_BN = share_C.repeat_interleave(len(x.tokens_BT))[:, None].repeat(1, len(self.nodes.nodes))
         share_BN[:, list(self.given)] = 1.0
         share_BN.requires_grad_()
         donors = replace(x.donors, relative_to=None) if live else x.donors
         of_nodes = self.nodes.edits(share_BN, donors, sites)
-        values = contrast_values(model, x.tokens_BT, x.of_row, start, self.checkpointing)
+        tokens_BT, of_row = x.tokens_BT.repeat(n, 1), list(x.of_row) * n
+        values = contrast_values(model, tokens_BT, of_row, start, self.checkpointing, x.cache(n))
         value_B = values(merged([edits or {}, of_nodes]))
         gradients = torch.autograd.grad(value_B.sum(), [share_BN, *inputs], materialize_grads=True)
         found = [gradient.double() for gradient in gradients]
@@ -250,7 +273,7 @@ class _Shares:
     @torch.no_grad()
     def _change(self, edits: Mapping[Site, Edit], start: tuple[int, Tensor] | None = None) -> Tensor:
         """The change of the contrasts of a run with edits."""
-        logits = self.model.forward(self.x.tokens_BT, edits=edits, start=start).logits
+        logits = self.model.forward(self.x.tokens_BT, edits=edits, start=start, cache=self.x.cache()).logits
         assert logits is not None
         return contrasts(logits, self.x.of_row) - self.x.value_B
 

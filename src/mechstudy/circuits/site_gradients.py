@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -84,12 +85,16 @@ def contrast_values(
     of_row: Sequence[Contrast],
     start: tuple[int, Float[Tensor, "b t d"]] | None = None,
     checkpointing: str = "auto",
+    cache: Any = None,
 ) -> Values:
-    """The answers' contrasts of a batch as a function of a run's edits; arguments as `contrast_gradients`."""
+    """The answers' contrasts of a batch as a function of a run's edits; arguments as `contrast_gradients`.
+
+    ``cache``: keys and values of tokens before ``tokens_BT``, which the runs read and do not add to (`models.prefix`).
+    """
     again = should_checkpoint(checkpointing, model, *tokens_BT.shape)
 
     def values(edits: Mapping[Site, Edit]) -> Tensor:
-        logits = model.forward(tokens_BT, edits=edits, start=start, grad=True, checkpointing=again).logits
+        logits = model.forward(tokens_BT, edits=edits, start=start, grad=True, checkpointing=again, cache=cache).logits
         assert logits is not None
         return contrasts(logits, of_row)
 

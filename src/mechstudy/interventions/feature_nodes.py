@@ -140,15 +140,15 @@ class _Layer:
         self._column_M = torch.tensor([column[f.feature] for f in members], dtype=torch.long)
         self._name_M = torch.tensor([number[f.position] for f in members], dtype=torch.long)
 
-    def values(self, at: Mapping[Site, Tensor], ahead: _Ahead) -> dict[Key, Tensor]:
-        """Values at every token; what all features write goes into ``ahead``, if errors are nodes."""
+    def values(self, at: Mapping[Site, Tensor], ahead: _Ahead, first: int = 0) -> dict[Key, Tensor]:
+        """Values at every token from ``first`` on; what all features write goes into ``ahead``, if errors are nodes."""
         nodes, x_BTD = self.nodes, at[self.nodes.site]
         rows, length = x_BTD.shape[:2]
         flat = {site: at[site].flatten(0, 1) for site in (*nodes.reads, nodes.site)}
-        position_N = torch.arange(length, device=x_BTD.device).repeat(rows)
+        position_N = torch.arange(first, first + length, device=x_BTD.device).repeat(rows)
         parts = []
-        for first in range(0, len(position_N), ENCODE_ROWS):
-            part = slice(first, first + ENCODE_ROWS)
+        for start in range(0, len(position_N), ENCODE_ROWS):
+            part = slice(start, start + ENCODE_ROWS)
             f_nF, applies_n = nodes.activations({site: x[part] for site, x in flat.items()}, position_N[part])
             written = nodes.written(f_nF) if self._errors else ()
             parts.append((f_nF[:, self._ids.to(f_nF.device)], applies_n[:, None].to(f_nF), *written))
@@ -178,7 +178,7 @@ class _Layer:
         def edit(out_RTD: Tensor) -> Tensor:
             if donors.relative_to is None:
                 at = {site: reader.take() for site, reader in readers.items()}
-                own = self.values({**at, own_site: out_RTD}, ahead)
+                own = self.values({**at, own_site: out_RTD}, ahead, donors.first)
             else:
                 own = self._of_rows(donors.relative_to, out_RTD)
             donor, applies = self._of_rows(donors.values, out_RTD), own[self._key("applies")]

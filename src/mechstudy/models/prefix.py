@@ -33,6 +33,32 @@ class KeptRun:
     logits_at: str | int = "last"
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """The first ``length`` tokens of B prompts: their keys and values in every layer, [B, G, length, H] each."""
+
+    length: int
+    keys_values: Sequence[tuple[Float[Tensor, "b g t h"], Float[Tensor, "b g t h"]]]
+
+    def cache(self, copies: int = 1) -> Cache | None:
+        """What passes of the tokens after these read: of all prompts, ``copies`` times. Any number of passes may."""
+        if not self.length:
+            return None
+        rows = torch.arange(len(self.keys_values[0][0])).repeat(copies)
+        layers: list[Any] = [_PrefixLayer(keys, values, rows) for keys, values in self.keys_values]
+        return Cache(layers=layers)
+
+
+def keep_prefix(model: LanguageModel, tokens_BT: Int[Tensor, "b t"], length: int) -> Prefix:
+    """Run the first ``length`` tokens of prompts once; later ones cannot change what they hold."""
+    if not length:
+        return Prefix(0, ())
+    cache = DynamicCache()  # without windows, as in `keep_run`
+    model.forward(tokens_BT[:, :length], logits_at=None, cache=cache)
+    layers: list[Any] = cache.layers
+    return Prefix(length, [(layer.keys, layer.values) for layer in layers])
+
+
 def keep_run(model: LanguageModel, tokens_BT: Int[Tensor, "b t"], *, logits_at: str | int = "last") -> KeptRun:
     """Run prompts once and keep residuals, keys and values of every layer."""
     sites = [*(Site("resid_pre", layer) for layer in range(model.n_layers)), Site("resid_post", model.n_layers - 1)]
@@ -117,16 +143,19 @@ def _squeezed(kept: KeptRun, logits_BNV: Tensor) -> Tensor:
 
 
 class _PrefixLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers' classes have few types
-    """Keys and values of earlier tokens, which a pass reads and does not add to."""
+    """Keys and values of earlier tokens of prompts, which a pass of some ``rows`` reads and does not add to.
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
+    Rows are taken when their layer runs: a prompt that many rows share is held once.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, rows: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.keys, self.values, self.is_initialized = keys, values, True
         self.dtype, self.device = keys.dtype, keys.device
-        self._kept = keys, values
+        self._kept, self._rows = (keys, values), rows.to(keys.device)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        keys, values = self._kept
+        keys, values = (kept[self._rows] for kept in self._kept)
         return torch.cat([keys, key_states], -2), torch.cat([values, value_states], -2)
 
 
@@ -138,6 +167,5 @@ def _prefix(kept: KeptRun, index: Tensor, first: Sequence[int], position: int) -
     layers: list[Any] = []
     for number, (keys, values) in enumerate(kept.keys_values):
         joined = sum(layer <= number for layer in first)
-        which = index[: max(joined, 1)].to(keys.device)
-        layers.append(_PrefixLayer(keys[which, :, :position], values[which, :, :position]))
+        layers.append(_PrefixLayer(keys[:, :, :position], values[:, :, :position], index[: max(joined, 1)]))
     return Cache(layers=layers)

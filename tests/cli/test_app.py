@@ -70,6 +70,7 @@ def test_help_names_every_command_and_imports_nothing_heavy():
         assert re.search(rf"^\W+{command}\s", printed, re.MULTILINE), command
 
 
+@pytest.mark.slow
 def test_the_synthetic_bench_prints_a_row_per_architecture():
     small = ("--features", "24", "--d", "12", "--l0", "2", "--steps", "20", "--json")
     rows = json.loads(mechstudy("bench", "synthetic", "-a", "topk", "-a", "gated", *small).stdout)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.support.toy_model import mechstudy
 
 
@@ -20,6 +22,7 @@ def test_the_circuits_bench_writes_rows_means_and_checks(tmp_path):
     assert {mean["auroc"] for mean in result["means"] if mean["method"] == "patching"} == {1.0}
 
 
+@pytest.mark.slow
 def test_the_null_bench_counts_wrong_verdicts(tmp_path):
     file = tmp_path / "null.json"
     printed = mechstudy("bench", "null", "-k", "random weights", "--n", "1", "--out", str(file)).stdout

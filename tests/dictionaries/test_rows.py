@@ -157,6 +157,7 @@ def test_the_kind_decides_what_is_trained_and_its_default_sites(kind, trained, s
     assert (source.site_in, source.site_out) == sites
 
 
+@pytest.mark.slow
 def test_the_example_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train_dictionary.py"])

@@ -23,6 +23,7 @@ from mechstudy.models.sites import Site
 from tests.support import bases_world
 from tests.support.clt_world import random_clt
 from tests.support.interventions_world import pairs, transcoder, transcoders
+from tests.support.thorough import few
 from tests.support.tiny import tiny_model
 
 SOME = pairs(4, lengths=(7, 9))
@@ -49,7 +50,7 @@ def values_of(nodes, keep, to="corrupted", **options):
 
 
 @pytest.mark.parametrize("to", KINDS)
-@pytest.mark.parametrize("kind", BASES)
+@pytest.mark.parametrize("kind", few(BASES, 2))
 def test_keeping_everything_changes_no_bit(kind, to):
     for errors in (False, True):
         nodes = FeatureNodes(MODEL, bases(kind), NAMES, errors=errors)
@@ -61,7 +62,7 @@ def test_keeping_everything_changes_no_bit(kind, to):
         assert (together[1] - clean_values()).abs().min() > 1e-6
 
 
-@pytest.mark.parametrize("kind", BASES)
+@pytest.mark.parametrize("kind", few(BASES, 2))
 def test_circuits_that_share_a_prefix_do_what_each_does_alone(kind):
     """Several start at the first token that can differ; one alone runs from the first token on."""
     nodes = FeatureNodes(MODEL, bases(kind), NAMES, errors=True)
@@ -74,7 +75,7 @@ def test_circuits_that_share_a_prefix_do_what_each_does_alone(kind):
 
 
 @pytest.mark.parametrize("to", ["zero", "mean"])
-@pytest.mark.parametrize("kind", BASES)
+@pytest.mark.parametrize("kind", few(BASES, 2))
 def test_a_replaced_feature_is_one_that_is_set(kind, to):
     """The engine of interventions sets the same features to the same values, and later layers respond alike."""
     basis = bases(kind)
@@ -142,7 +143,7 @@ def test_where_features_do_not_apply_the_error_is_all_that_changes(bound):
 
 
 @pytest.mark.parametrize("to", ["zero", "mean", "corrupted"])
-@pytest.mark.parametrize("kind", BASES)
+@pytest.mark.parametrize("kind", few(BASES, 2))
 def test_predicted_effects_are_those_of_graphs(kind, to):
     """Two implementations, one through shares and one through inner products, give features and errors one effect."""
     basis = bases(kind)
@@ -167,7 +168,7 @@ def test_predicted_effects_are_those_of_graphs(kind, to):
 
 
 @pytest.mark.parametrize("to", ["mean", "corrupted"])
-@pytest.mark.parametrize("kind", BASES)
+@pytest.mark.parametrize("kind", few(BASES, 2))
 def test_effects_of_all_nodes_divide_what_keep_only_runs_measure(kind, to):
     """A feature that jumps is made up for by the error of its own layer, but not at a later layer without one."""
     basis = bases(kind, relu=kind == "clt of two layers")

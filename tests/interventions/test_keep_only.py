@@ -16,6 +16,7 @@ from mechstudy.interventions.keep_only import keep_only_values
 from mechstudy.interventions.node_patching import measure_effects
 from mechstudy.models.sites import Site
 from tests.support.interventions_world import pair, pairs
+from tests.support.thorough import few
 from tests.support.tiny import ALL, tiny_model
 
 SOME = pairs(4, lengths=(7, 9))
@@ -110,7 +111,7 @@ def test_a_run_started_above_the_first_layer_is_the_same():
     torch.testing.assert_close(of_upper, whole[:3], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", few(ALL, 3))
 def test_circuits_that_share_a_prefix_do_what_each_does_alone(family):
     """Windows, caches and rotary maps of every family: several circuits start at the first token that can differ."""
     model = tiny_model(family)
@@ -221,7 +222,7 @@ def test_effects_of_heads_are_those_of_their_own_slices():
         torch.testing.assert_close(measured.effects_PN[i, head], change[0], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("method", ["eap_ig_inputs", "eap_ig_activations", "ig_nodes"])
+@pytest.mark.parametrize("method", few(["ig_nodes", "eap_ig_inputs", "eap_ig_activations"]))
 def test_the_gap_of_a_path_closes_with_its_steps(method):
     model = tiny_model()
     nodes = Components(model, NAMES)
@@ -230,7 +231,7 @@ def test_the_gap_of_a_path_closes_with_its_steps(method):
     assert len(many.gaps) == (len(nodes.reads) if method == "eap_ig_activations" else 1)
 
 
-@pytest.mark.parametrize("to", KINDS)
+@pytest.mark.parametrize("to", few(KINDS[::-1]))
 def test_effects_of_all_nodes_divide_what_keep_only_runs_measure(to):
     """Along the path of all nodes the effects add up to m(none kept) - m(all kept)."""
     model = tiny_model()

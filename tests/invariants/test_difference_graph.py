@@ -24,6 +24,7 @@ from tests.support.bases_world import KINDS, bases, random_sae
 from tests.support.clt_world import random_clt
 from tests.support.interventions_world import transcoders
 from tests.support.targets import TARGETS
+from tests.support.thorough import few
 from tests.support.tiny import ALL, tiny_model
 
 CLEAN = torch.tensor([5, 17, 200, 33, 9, 120, 64])
@@ -66,8 +67,8 @@ def logit_difference(model, tokens):
     return float(logits[7] - logits[99])
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "clt"])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
+@pytest.mark.parametrize("kind", few([*KINDS, "clt"]))
+@pytest.mark.parametrize("family", few(["llama", "gpt2", "neox"]))
 def test_every_row_adds_up_to_its_targets_difference(family, kind):
     """But for the midpoint rule's error, which falls with the square of the steps: so every derivative is right."""
     model = tiny_model(family)
@@ -79,7 +80,7 @@ def test_every_row_adds_up_to_its_targets_difference(family, kind):
     check_convergence(family, coarse, fine)
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", few(ALL, 2))
 def test_rows_add_up_in_every_family(family):
     model = tiny_model(family)
     coarse, fine = (graph_of(model, transcoders(model, (0, 2), skip=True), steps) for steps in (12, 24))
@@ -136,10 +137,12 @@ def reference(model, between, graph, steps):
 
 @pytest.mark.parametrize(
     ("family", "kind"),
-    [
-        *(("llama", kind) for kind in (*KINDS, "clt")),
-        *((family, kind) for family in ("neox", "gemma3") for kind in ("skip transcoders", "neurons")),
-    ],
+    few(
+        [
+            *(("llama", kind) for kind in (*KINDS, "clt")),
+            *((family, kind) for family in ("neox", "gemma3") for kind in ("skip transcoders", "neurons")),
+        ]
+    ),
 )
 def test_edges_are_differences_times_gradients_of_the_models_own_modules(family, kind):
     model, steps = tiny_model(family), 3

@@ -22,6 +22,7 @@ from mechstudy.models.attention import recorded_patterns
 from mechstudy.models.sites import Site
 from tests.support.bases_world import KINDS, bases, random_sae
 from tests.support.interventions_world import logit_differences, pair, pairs, transcoders
+from tests.support.thorough import few
 from tests.support.tiny import FAMILIES, tiny_model
 
 PAIR = pair(3)
@@ -56,8 +57,8 @@ def some_changes(model, basis, elsewhere: Elsewhere = "errors", removed=0.7):
 
 
 @pytest.mark.parametrize("elsewhere", ["errors", "linear"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", SOME)
+@pytest.mark.parametrize("kind", few(KINDS, 3))
+@pytest.mark.parametrize("family", few(SOME, 2))
 def test_frozen_changes_are_the_value_edges_times_what_is_removed(family, kind, elsewhere):
     model = tiny_model(family)
     basis = bases(model, kind)
@@ -69,7 +70,7 @@ def test_frozen_changes_are_the_value_edges_times_what_is_removed(family, kind, 
 
 
 @pytest.mark.parametrize("kind", FIRST)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", few(FAMILIES, 3))
 def test_qk_edges_are_the_slopes_of_what_patterns_add(family, kind):
     """Through two layers of attention, each on its own."""
     model = tiny_model(family)
@@ -121,7 +122,7 @@ def held_change(model, basis, one, sites):
 
 
 @pytest.mark.parametrize("kind", ["transcoders", "sae resid_post", "sae attn_out", "sae mlp_out", "neurons"])
-@pytest.mark.parametrize("family", SOME)
+@pytest.mark.parametrize("family", few(SOME, 2))
 def test_direct_changes_are_those_of_the_model_with_its_nodes_held(family, kind):
     """Against hooks of our own: MLPs without nodes are errors, which are held as well, or run."""
     model = tiny_model(family)
@@ -151,7 +152,7 @@ def test_a_source_without_a_path_changes_nothing(kind):
         assert direct.measured(1)[0] == pytest.approx((0, 0, 0), abs=1e-13) and direct.predicted() == [(0.0, 0.0)]
 
 
-@pytest.mark.parametrize("family", SOME)
+@pytest.mark.parametrize("family", few(SOME, 2))
 def test_nothing_stands_between_the_last_layer_and_the_output(family, tmp_path):
     """There the direct effect is the whole effect, and patterns have no part in it."""
     model = tiny_model(family)

@@ -65,6 +65,7 @@ def test_unknown_names_are_refused():
         next(bench([], ["epa"]))
 
 
+@pytest.mark.slow
 def test_the_best_edge_method_finds_nearly_all_edges():
     some = list(bench(known_circuits(["ioi", "majority", "threshold"]), ["eap", "patching"]))
     of_edges = {mean["method"]: mean["auroc"] for mean in means(some) if mean["kind"] == "edge"}

@@ -10,6 +10,7 @@ from mechstudy.referee.hosts import random_host
 from mechstudy.referee.nulls import CONFIG, KINDS, NULLS, TRUE, Pair, Prompted, null_studies, rates
 from mechstudy.verdict.verify import verify
 from tests.support.interventions_world import pairs
+from tests.support.thorough import few
 from tests.support.tiny import tiny_model
 
 
@@ -27,6 +28,7 @@ def judged(case):
     return verify(case.model, case.bases, case.train, case.test, config, behaviour="mine", others={"other": case.other})
 
 
+@pytest.mark.slow
 def test_two_circuits_share_no_component_and_both_hold(pair):
     def parts(circuit):
         return {str(node).partition("@")[0] for node in circuit.nodes}
@@ -44,6 +46,7 @@ def test_two_circuits_share_no_component_and_both_hold(pair):
         )
 
 
+@pytest.mark.slow
 def test_a_true_circuit_holds_and_spares_the_other(pair):
     found = judged(pair.whole)
     assert found.outcome == "holds", found
@@ -53,7 +56,7 @@ def test_a_true_circuit_holds_and_spares_the_other(pair):
     assert lost["mine"] > 0.9 and abs(lost["other"]) < 0.1
 
 
-@pytest.mark.parametrize("kind", NULLS)
+@pytest.mark.parametrize("kind", few(NULLS))
 def test_nothing_holds_of_a_spoilt_study(pair, kind):
     assert judged(spoilt(pair, kind)).outcome != "holds"
 

@@ -8,11 +8,12 @@ from mechstudy.interventions.node_patching import measure_effects
 from mechstudy.referee import redundancy
 from mechstudy.verdict import VerdictConfig, verify
 from mechstudy.verdict.shares import BACKUPS, BOTH, CUT
+from tests.support.thorough import few
 
 CONFIG = VerdictConfig(n_discovery=12, n_samples=12, n_random=2, resamples=20, bootstrap=200)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", few([0, 1]))
 def test_a_backup_is_missed_by_single_ablation_and_found_by_co_ablation(seed):
     circuit = redundancy.backup(seed)
     [number] = circuit.universe.index(["head.3.2@last"])
@@ -25,7 +26,7 @@ def test_a_backup_is_missed_by_single_ablation_and_found_by_co_ablation(seed):
     assert lost == pytest.approx({CUT: 0.5, BACKUPS: 0, BOTH: 1}, abs=1e-3)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", few([0, 1]))
 def test_an_adversary_passes_the_true_circuit_and_fails_a_part_of_equal_f(seed):
     circuit = redundancy.opposed(seed)
     effects = predict_effects(circuit.model, circuit.universe, circuit.train, method="ig_nodes").effects

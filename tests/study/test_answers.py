@@ -19,6 +19,8 @@ from mechstudy.cli.app import app
 from mechstudy.models.loading import load_folder
 from tests.support.tiny_study import write_study
 
+pytestmark = pytest.mark.slow
+
 INTERVENTIONS = (
     "interventions: {bootstrap: 100, permutations: 99, n_groups: 1, group_size: 2, min_presence: 0.1,"
     " alphas: [-1, 0, 1], resample_draws: 1, n_edges: 4, patching: {layers: '0', n_pairs: 4}}\n"

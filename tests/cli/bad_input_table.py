@@ -117,6 +117,11 @@ MODELS = [
          "tokenizer.json is not JSON, or it is truncated"),
     case("a pointer of Git LFS", write("model/model.safetensors", POINTER), "run study.yaml",
          "model.safetensors is a pointer of Git LFS", "git lfs pull"),
+    case("a vocabulary without its merges", rename("model/tokenizer.json", "model/vocab.json"), "plan study.yaml",
+         "merges.txt is missing, without which vocab.json is no tokenizer", "copy tokenizer.json"),
+    case("a tokenizer.model that is none", both(
+        delete("model/tokenizer.json"), write("model/tokenizer.model", "<!doctype html>")
+    ), "doctor path:model --quick", "tokenizer.model is no SentencePiece model", "fetch or copy it again"),
     case("a link to nothing", link("model/model.safetensors", "../blobs/abc"), "run study.yaml",
          "is a link to ../blobs/abc, which is not there"),
     case("half of the weights", write("model/model.safetensors", b"{}"), "run study.yaml", "truncated", "again"),

@@ -195,6 +195,76 @@ def test_a_tokenizer_that_is_a_dangling_link_is_named_where_it_is_the_only_one(f
     assert f"{name} is a link to ../../blobs/tok, which is not there" in refusal(folder)
 
 
+def without_tokenizer_json(folder: Path) -> dict[str, int]:
+    """Deletes the tokenizer's file, and returns its vocabulary."""
+    path = folder / "tokenizer.json"
+    vocabulary = json.loads(path.read_text())["model"]["vocab"]
+    path.unlink()
+    return vocabulary
+
+
+def test_a_vocabulary_without_its_merges_is_named_before_anything_is_loaded(folder):
+    (folder / "vocab.json").write_text(json.dumps(without_tokenizer_json(folder)))
+    message = refusal(folder)
+    assert "merges.txt is missing, without which vocab.json is no tokenizer" in message
+    assert "fix:" in message and "copy tokenizer.json" in message
+    (folder / "merges.txt").symlink_to("../../blobs/gone")
+    assert "merges.txt is a link to ../../blobs/gone" in refusal(folder)
+
+
+def test_merges_without_their_vocabulary_are_named(folder):
+    without_tokenizer_json(folder)
+    (folder / "merges.txt").write_text("#version: 0.2\na b\n")
+    assert "vocab.json is missing, without which merges.txt is no tokenizer" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("vocab.json", b'{"a": 1', "vocab.json is not JSON, or it is truncated"),
+        ("tokenizer.model", b"<!doctype html>", "tokenizer.model is no SentencePiece model, or it is truncated"),
+        ("tokenizer.model", b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02\n\x0e\n", "or it is truncated"),
+        ("tokenizer.model", b"", "tokenizer.model is empty"),
+        ("tekken.json", b"[1]", "tekken.json is not JSON"),
+    ],
+)
+def test_a_broken_tokenizer_that_is_the_only_one_is_named(folder, name, content, message):
+    without_tokenizer_json(folder)
+    (folder / name).write_bytes(content)
+    assert message in refusal(folder) and "fetch or copy it again" in refusal(folder)
+
+
+PIECES = b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02" + b"\n\x08\n\x01a\x15\0\0\0\0"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.model", PIECES + b"\x12\x02\x18\x02"),
+        ("tokenizer.model", b"IQ== 0\nIg== 1\n"),
+        ("vocab.txt", b"a\n"),
+    ],
+)
+def test_a_whole_tokenizer_of_another_kind_is_left_to_transformers(folder, name, content):
+    without_tokenizer_json(folder)
+    (folder / name).write_bytes(content)
+    check_folder(folder)
+
+
+def test_tokenizer_json_makes_what_is_beside_it_unimportant(folder):
+    (folder / "tokenizer.model").write_bytes(b"<!doctype html>")
+    (folder / "vocab.json").write_text("{}")
+    check_folder(folder)
+    assert load_model(folder, device="cpu").encode("cat")
+
+
+def test_a_tokenizer_that_transformers_cannot_load_has_a_fix(folder):
+    (folder / "tokenizer.json").write_text('{"added_tokens": []}')
+    with pytest.raises(MechstudyError, match="the tokenizer cannot be loaded") as error:
+        load_model(folder, device="cpu")
+    assert "copy tokenizer.json" in str(error.value) and "tokenizer.json" in error.value.facts["files"]
+
+
 def test_a_folder_that_may_not_be_entered_is_named(folder, monkeypatch):
     """Root may enter every folder, so what the system says is replaced."""
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import partial
@@ -42,6 +44,13 @@ class MechstudyError(ValueError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return partial(type(self), where=self.where, facts=self.facts, fix=self.fix), (self.what,)
+
+
+def first_sentence(error: BaseException, longest: int = 200) -> str:
+    """The first sentence of another library's error: whole, or cut between words with an ellipsis."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    sentence = re.split(r"(?<=[.!?]) (?=[A-Z`'\"(])", line)[0]
+    return textwrap.shorten(sentence, longest, placeholder=" ...")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:

@@ -9,19 +9,15 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from mechstudy.core.errors import MechstudyError
+from mechstudy.models.readable import check_readable
+from mechstudy.models.tokenizer_files import check_tokenizer_files
 
 CARD = "mechstudy_source.json"  # beside a model that mechstudy has converted
-_TOKENIZERS = (
-    "tokenizer.json", "tokenizer.model", "tokenizer.model.v3", "tekken.json", "vocab.json", "vocab.txt", "spiece.model",
-    "sentencepiece.bpe.model", "*.tiktoken",
-)  # fmt: skip
 _SNAPSHOT = re.compile(r"models--(?P<repo>[^/]+)/snapshots/(?P<commit>[^/]+)$")
-_POINTER = b"version https://git-lfs"
 _QUANTISATION = ("quantization_config", "compression_config", "quantization")  # the last is MLX's
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -117,7 +113,7 @@ def check_folder(folder: Path) -> None:
         )
     for path in weights:
         _check_safetensors(path)
-    _check_tokenizer(folder)
+    check_tokenizer_files(folder)
     for path in (*folder.glob("*.json"), *folder.glob("*.jinja")):  # each is read where it is there
         check_readable(path)
 
@@ -131,32 +127,6 @@ def check_folder_opens(folder: Path) -> None:
     if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
         raise MechstudyError(
             "the folder cannot be read: Permission denied", where=str(folder), fix=f"chmod u+rx {folder}"
-        )
-
-
-def check_readable(path: Path) -> None:
-    """Checks that a file can be opened and is the file itself.
-
-    Raises:
-        MechstudyError: a dangling link, a folder, no permission, or a pointer of Git LFS.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(len(_POINTER))
-    except OSError as error:
-        what = f"{path.name} cannot be read: {error.strerror}"
-        fix = "check the file's permissions"
-        if path.is_symlink() and not path.exists():
-            what = f"{path.name} is a link to {path.readlink()}, which is not there"
-            fix = "fetch the model again"
-        elif path.is_dir():
-            what, fix = f"{path.name} is a folder", "a file of that name, or rename the folder"
-        raise MechstudyError(what, where=str(path.parent), fix=fix) from None
-    if head == _POINTER:
-        raise MechstudyError(
-            f"{path.name} is a pointer of Git LFS, not the file itself",
-            where=str(path.parent),
-            fix="`git lfs pull` in the folder, or fetch the model with `hf download`",
         )
 
 
@@ -228,32 +198,6 @@ def _check_safetensors(path: Path) -> None:
     for name, tensor in header.items():
         if name != "__metadata__" and "weight" in name.rpartition(".")[2] and tensor["dtype"] not in _FLOATS:
             raise _is_quantised(f"{name} is {tensor['dtype']}", str(path.parent), {"file": path.name})
-
-
-def _check_tokenizer(folder: Path) -> None:
-    # Dangling links too, which a glob leaves out.
-    found = sorted(path for path in folder.iterdir() if any(fnmatch(path.name, pattern) for pattern in _TOKENIZERS))
-    if not found:
-        raise MechstudyError(
-            "the folder holds no tokenizer (tokenizer.json)",
-            where=str(folder),
-            facts={"looked for": " ".join(_TOKENIZERS)},
-            fix="copy tokenizer.json and tokenizer_config.json from the base model",
-        )
-    for path in found:
-        check_readable(path)
-        if path.name == "tokenizer.json" and not _is_whole_object(path):
-            raise MechstudyError(
-                "tokenizer.json is not JSON, or it is truncated", where=str(folder), fix="fetch or copy it again"
-            )
-
-
-def _is_whole_object(path: Path) -> bool:
-    """Whether a JSON file begins and ends as an object does; those of large vocabularies take long to parse."""
-    with path.open("rb") as file:
-        head = file.read(64)
-        file.seek(max(0, path.stat().st_size - 64))
-        return head.lstrip().startswith(b"{") and file.read().rstrip().endswith(b"}") and len(head.strip()) > 1
 
 
 def _is_adapter(folder: Path) -> MechstudyError:

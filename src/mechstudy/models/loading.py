@@ -7,7 +7,7 @@ from typing import Any
 
 import transformers
 
-from mechstudy.core.errors import MechstudyError, nearest
+from mechstudy.core.errors import MechstudyError, first_sentence, nearest
 from mechstudy.machine.devices import resolve_device
 from mechstudy.models.families import family_of
 from mechstudy.models.folder import check_folder, model_name, read_config
@@ -119,9 +119,16 @@ def load_folder(
             output_loading_info=True,
         )
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    except MechstudyError:
+        raise
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise MechstudyError("the model cannot be loaded", where=str(folder), facts={"reason": reason}) from error
+        again = "fetch or copy the folder again; `mechstudy doctor` checks its files"
+        raise MechstudyError(
+            "the model cannot be loaded",
+            where=str(folder),
+            facts={"reason": first_sentence(error)} | ({} if attention == "auto" else {"attention": attention}),
+            fix=again if attention == "auto" else f'attention="auto"; or {again}',
+        ) from error
     finally:
         log.set_verbosity(before)
     hf, report = loaded

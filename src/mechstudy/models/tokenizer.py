@@ -8,8 +8,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from mechstudy.core.errors import MechstudyError
+from mechstudy.core.errors import MechstudyError, first_sentence
 from mechstudy.models.chat_clock import fixed_clock
+from mechstudy.models.tokenizer_files import tokenizer_files
 
 FILE = "tokenizer.json"
 
@@ -39,12 +40,24 @@ def encode(tokenizer: Any, text: str, instruction: str | None, name: str, date: 
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model's folder, as the model uses it."""
+    """The tokenizer of a model's folder, as the model uses it.
+
+    Raises:
+        MechstudyError: its files cannot be loaded, or hold no vocabulary.
+    """
     import transformers  # imports torch, which the bare tokenizer does without
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=trust_remote_code
-    )
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # transformers and tokenizers raise many kinds for broken files
+        raise MechstudyError(
+            "the tokenizer cannot be loaded",
+            where=str(folder),
+            facts={"files": " ".join(tokenizer_files(folder)), "reason": first_sentence(error)},
+            fix="copy tokenizer.json and tokenizer_config.json from the base model",
+        ) from error
     check_encodes(tokenizer, str(folder))
     return tokenizer
 

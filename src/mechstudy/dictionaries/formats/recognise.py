@@ -19,7 +19,7 @@ from mechstudy.dictionaries.formats import (
 )
 from mechstudy.dictionaries.formats.circuit_tracer import CONFIG, read_config
 from mechstudy.dictionaries.formats.fields import Fields, read_json
-from mechstudy.models.folder import check_readable
+from mechstudy.models.readable import check_readable
 
 SET_FILE = re.compile(r"layer_(\d+)\.safetensors")
 CLT_FILE = re.compile(r"W_(enc|dec)_(\d+)\.safetensors")

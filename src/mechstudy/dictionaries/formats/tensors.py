@@ -16,7 +16,7 @@ from torch import Tensor
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.architectures.gated import gate_as_threshold
 from mechstudy.dictionaries.formats.fields import shown
-from mechstudy.models.folder import check_readable
+from mechstudy.models.readable import check_readable
 
 _COPIED = 2**26  # numbers of a matrix that are copied at a time
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -61,6 +61,22 @@ def test_arguments_that_cannot_be_used_are_refused(saved, arguments, message):
         load_model(saved[1], **arguments)
 
 
+def test_an_attention_that_the_family_lacks_is_refused_with_those_that_it_has(tmp_path):
+    save_tiny(tmp_path / "gemma", "gemma2")
+    with pytest.raises(MechstudyError, match="Gemma 2 has no sdpa attention") as error:
+        load_model(tmp_path / "gemma", attention="sdpa", device="cpu")
+    assert "soft cap" in error.value.facts["reason"] and "eager" in error.value.facts["attention"]
+    assert 'attention="auto"' in str(error.value.fix)
+    assert load_model(tmp_path / "gemma", attention="eager", device="cpu").arch.name == "Gemma 2"
+
+
+def test_a_misspelt_attention_has_the_nearest_as_its_fix(saved):
+    with pytest.raises(MechstudyError, match="'spda' is no attention") as error:
+        load_model(saved[1], attention="spda", device="cpu")
+    assert error.value.fix == "attention='sdpa'"
+    assert load_model(saved[1], attention="sdpa", device="cpu").hf.config._attn_implementation == "sdpa"
+
+
 def test_a_loaded_model_without_its_tokenizer_is_refused(saved):
     with pytest.raises(MechstudyError, match="needs its tokenizer"):
         load_model(saved[0].hf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import transformers
 
 from mechstudy.core.errors import MechstudyError, first_sentence, nearest
 from mechstudy.machine.devices import resolve_device
-from mechstudy.models.families import family_of
+from mechstudy.models.families import Family, family_of
 from mechstudy.models.folder import check_folder, model_name, read_config
 from mechstudy.models.language_model import DTYPES, LanguageModel
 from mechstudy.models.precision import faster_dtype
@@ -17,6 +18,8 @@ from mechstudy.models.shapes import shapes_of
 from mechstudy.models.sources import full_source, resolve_source
 from mechstudy.models.tokenizer import check_vocabulary, load_tokenizer
 from mechstudy.models.validate import validate_model
+
+_INTERFACE: Any = transformers.AttentionInterface
 
 
 def load_model(
@@ -92,8 +95,8 @@ def load_folder(
     Weights are read from safetensors only; code shipped with the model runs only with ``trust_remote_code``.
 
     Raises:
-        MechstudyError: no config, unsupported family, no weights, truncated or incomplete weights, another model's
-            tokenizer.
+        MechstudyError: no config, unsupported family, no weights, truncated or incomplete weights, an attention that
+            the family does not have, another model's tokenizer.
     """
     if dtype not in DTYPES:
         guess = nearest(dtype, DTYPES)
@@ -103,7 +106,9 @@ def load_folder(
             fix=f"did you mean {guess!r}?" if guess else None,
         )
     check_folder(folder)
-    arch = family_of(read_config(folder)["model_type"])
+    config = read_config(folder)
+    arch = family_of(config["model_type"])
+    check_attention(attention, arch, config)
     log: Any = transformers.utils.logging
     log.disable_progress_bar()
     before = log.get_verbosity()
@@ -141,6 +146,32 @@ def load_folder(
         )
     check_vocabulary(tokenizer, hf.get_input_embeddings().weight.shape[0], str(folder))
     return LanguageModel(hf.to(device), tokenizer, arch, name or model_name(folder))
+
+
+def check_attention(attention: str, arch: Family, config: Mapping[str, Any]) -> None:
+    """Checks that transformers has an implementation of attention for a family.
+
+    Raises:
+        MechstudyError: it has not; the message lists those that there are.
+    """
+    model = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[transformers.CONFIG_MAPPING[config["model_type"]]]
+    optional = {"sdpa": "_supports_sdpa", "flex_attention": "_supports_flex_attn"}
+    optional |= {f"flash_attention_{version}": "_supports_flash_attn" for version in (2, 3)}
+    has = ["auto", "eager", *(name for name, flag in optional.items() if getattr(model, flag, False))]
+    others = () if attention in optional else _INTERFACE().valid_keys()
+    if attention in has or attention in others or "/" in attention:  # a kernel of the hub
+        return
+    capped = attention == "sdpa" and config.get("attn_logit_softcapping")
+    known = attention in optional
+    guess = None if known else nearest(attention, has)
+    raise MechstudyError(
+        f"{arch.name} has no {attention} attention in transformers" if known else f"{attention!r} is no attention",
+        facts={"attention": " ".join(has)}
+        | ({"reason": "its attention scores have a soft cap, which sdpa does not compute"} if capped else {}),
+        fix=f"attention={guess!r}"
+        if guess
+        else 'attention="auto", which takes sdpa where the family has it, else eager',
+    )
 
 
 def _wrapped(hf: transformers.PreTrainedModel, tokenizer: Any, name: str | None) -> LanguageModel:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.folder import check_folder, hub_revision, model_name
 from mechstudy.models.loading import load_model
-from mechstudy.models.local_files import config_without_fetching, local_folder
+from mechstudy.models.local_files import cache_defect, config_without_fetching, local_folder
 from mechstudy.models.sources import resolve_source
 from tests.support.hub_cache import put_in_hub_cache
 from tests.support.tiny import tiny_model
@@ -334,13 +334,35 @@ def test_a_snapshot_without_its_weights_is_not_the_model(saved, cache):
     assert local_folder("hf:acme/tiny-lm", Path()) is None
 
 
-def test_a_snapshot_whose_blob_is_gone_is_refused_by_name(saved, cache):
+@pytest.fixture
+def dangling(saved, cache) -> Path:
+    """A shard of a snapshot in the hub's cache, whose blob is gone."""
     path = shard(put_in_hub_cache(cache, saved, "acme/tiny-lm", "a" * 40))
     path.unlink()
     path.symlink_to("../../blobs/gone")
-    assert local_folder("hf:acme/tiny-lm", Path()) is None  # with a network it would be fetched again
-    with pytest.raises(MechstudyError, match=r"is a link to \.\./\.\./blobs/gone"):
-        load_model("hf:acme/tiny-lm")
+    return path
+
+
+def test_a_snapshot_whose_blob_is_gone_is_refused_by_name_at_once_where_the_hub_is_not_asked(dangling):
+    for use in (lambda: local_folder("hf:acme/tiny-lm", Path()), lambda: load_model("hf:acme/tiny-lm")):
+        with pytest.raises(MechstudyError, match=r"is a link to \.\./\.\./blobs/gone") as error:
+            use()
+        assert "HF_HUB_OFFLINE" in str(error.value) and "where there is a network" in str(error.value)
+
+
+def test_a_snapshot_whose_blob_is_gone_is_fetched_again_where_the_hub_is_asked(dangling, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert local_folder("hf:acme/tiny-lm", Path()) is None
+    defect = cache_defect("hf:acme/tiny-lm")
+    assert defect is not None and f"{dangling.name} is a link to" in defect.what
+
+
+def test_a_model_of_which_nothing_is_cached_has_no_defect(saved, cache):
+    assert cache_defect("hf:acme/tiny-lm") is None
+    target = put_in_hub_cache(cache, saved, "acme/tiny-lm", "a" * 40)
+    assert cache_defect("hf:acme/tiny-lm") is None and cache_defect(f"path:{target}") is None
 
 
 def test_a_path_into_the_hub_cache_has_the_repositorys_name(saved, cache, tmp_path):

@@ -101,6 +101,11 @@ def partial_folder(repo: str, *, revision: str | None = None) -> Path | None:
     return Path(path).parent if isinstance(path, str) else None
 
 
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids to ask the hub."""
+    return bool(constants.HF_HUB_OFFLINE)
+
+
 def list_files(repo: str, *, revision: str | None = None, token: str | None = None) -> list[str]:
     """Names of all files of a repository.
 

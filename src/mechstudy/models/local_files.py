@@ -131,11 +131,37 @@ def pinned_source(source: str, commit: str | None) -> str:
     return f"hf:{rest.partition('@')[0]}@{commit}" if kind == "hf" and commit else source
 
 
+def cache_defect(source: str) -> MechstudyError | None:
+    """What is missing or broken in the cached snapshot of a hub's model that holds some of its weights.
+
+    None where it is whole, or no weights were ever fetched.
+    """
+    kind, _, rest = source.partition(":")
+    repo, _, revision = rest.partition("@")
+    snapshot = hub.partial_folder(repo, revision=revision or None) if kind == "hf" else None
+    # A glob lists dangling links too.
+    if snapshot is None or not weight_files(snapshot):
+        return None
+    try:
+        check_folder(snapshot)
+    except MechstudyError as error:
+        return error
+    return None
+
+
 def _hub_folder(spec: str) -> Path | None:
-    """The hub's cached snapshot, if all of it is there that `resolve_source` fetches."""
+    """The hub's cached snapshot, if all of it is there that `resolve_source` fetches.
+
+    Raises:
+        MechstudyError: what is there is broken, and the hub may not be asked for it again.
+    """
     repo, _, revision = spec.partition("@")
     folder = hub.cached_folder(repo, patterns=HUB_FILES, revision=revision or None)
     if folder is None or not weight_files(folder):
+        defect = cache_defect(f"hf:{spec}") if hub.is_offline() else None
+        if defect is not None:
+            facts = {"hub": "is not asked (HF_HUB_OFFLINE)", **defect.facts}
+            raise MechstudyError(defect.what, where=defect.where, facts=facts, fix=hub.OFFLINE_FIX)
         return None
     check_folder(folder)
     return folder

@@ -15,7 +15,14 @@ from mechstudy.core.jsonio import read_json
 from mechstudy.core.sizes import human
 from mechstudy.machine.runtime_options import RunOptions, RuntimeOptions
 from mechstudy.models.folder import hub_revision, read_config
-from mechstudy.models.local_files import NOT_FETCHED, config_without_fetching, local_folder, model_names, pinned_source
+from mechstudy.models.local_files import (
+    NOT_FETCHED,
+    cache_defect,
+    config_without_fetching,
+    local_folder,
+    model_names,
+    pinned_source,
+)
 from mechstudy.models.shapes import ModelShapes, shapes_of
 from mechstudy.models.sources import resolve_source
 from mechstudy.planning.chat_date import record_chat_date, with_chat_date
@@ -121,6 +128,7 @@ def open_study(
     try:
         source, pin_note = _pinned(out, study.model.source, base)
         folder, config = _model(source, base, fetch, say)
+        defect = cache_defect(source) if folder is None else None
         shapes = shapes_of(config)
     except MechstudyError as error:
         what = error.what if error.where is None else f"{error.what} ({error.where})"
@@ -155,6 +163,7 @@ def open_study(
         *more_notes,
         *([choice.note()] if choice is not None else []),
         *pin_note,
+        *([] if defect is None else [_refetched(source, defect)]),
         *date_notes,
     )
     for note in study_notes if fetch else ():
@@ -179,6 +188,10 @@ def _model(source: str, base: Path, fetch: bool, say: Callable[[str], None]) -> 
         say(f"fetching {source}; this happens once")
         folder = resolve_source(source, base=base)
     return folder, read_config(folder)
+
+
+def _refetched(source: str, defect: MechstudyError) -> str:
+    return f"{source} is incomplete in the hub's cache ({defect.what}; {defect.where}): a run fetches it again"
 
 
 def _content(study: Study, folder: Path, say: Callable[[str], None]) -> Content:
@@ -206,8 +219,10 @@ def _pinned(run: Path, source: str, base: Path) -> tuple[str, list[str]]:
     if not begun:
         return source, []
     commit = max(begun)[1]
-    now = local_folder(source, base)
-    newer = None if now is None else hub_revision(now)
+    newer: str | None = None
+    with suppress(MechstudyError):  # a broken snapshot, which is not the one that is used
+        now = local_folder(source, base)
+        newer = None if now is None else hub_revision(now)
     moved = f"{source} is commit {commit[:12]} in this run, as it began; in the cache it is now {str(newer)[:12]}"
     fix = f"name another --out, or model.source: hf:{rest.partition('@')[0]}@{newer}, to study that"
     return pinned_source(source, commit), [f"{moved}: {fix}"] if newer not in (None, commit) else []

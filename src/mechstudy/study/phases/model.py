@@ -59,10 +59,17 @@ class ModelSpec(Spec):
 
         Of a hub's snapshots it is the one with this spec's files, whatever the branch is now.
         """
-        here = models.local_folder(self.source, base)
+        broken: MechstudyError | None = None
+        try:
+            here = models.local_folder(self.source, base)
+        except MechstudyError as error:  # what the branch is now: the study's commit may be whole
+            here, broken = None, error
         if here is not None and self.matches(here):
             return here
-        return next(filter(self.matches, models.other_snapshots(self.source)), here)
+        other = next(filter(self.matches, models.other_snapshots(self.source)), here)
+        if other is None and broken is not None:
+            raise broken
+        return other
 
 
 def content_of(source: str, folder: Path, *, code: bool) -> Content:

@@ -17,6 +17,7 @@ from tests.support.bad_input import (
     nothing,
     prompts,
     rename,
+    tokenizer_of_letters,
     tokenizer_of_words,
     write,
 )
@@ -157,6 +158,10 @@ PROMPTS = [
          "prompts have no 'claen'", "did you mean 'clean'?"),
     case("a mapping of a missing column", prompts(lines()), "run study.yaml --set 'behaviours.0.columns={clean: x}'",
          "no value of column 'x'", "this line has clean, corrupted"),
+    case("words that the tokenizer does not know", both(
+        prompts(lines(clean="The keys", corrupted="The key", answer=" are", wrong_answer=" is")), tokenizer_of_letters
+    ), "submit study.yaml", "the tokenizer of model knows few of the words: 100% of the tokens of the prompts are",
+         "'<unk>'", "4 of 4", "line 1", "the tokenizer that these weights were trained with"),
     case("a misspelt format", prompts(lines()), "run study.yaml --set behaviours.0.format=feature-circuit",
          "there is no format 'feature-circuit'", "did you mean 'feature-circuits'?"),
     case("another format", prompts(lines()), "run study.yaml --set behaviours.0.format=feature-circuits",

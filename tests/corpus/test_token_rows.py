@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.progress import NullProgress
 from mechstudy.corpus.config import CorpusConfig
 from mechstudy.corpus.token_rows import Corpus, build_corpus
 from tests.support.corpus_files import texts, write_jsonl
 from tests.support.tiny import tiny_tokenizer
+from tests.support.word_tokenizer import word_tokenizer
 
 BOS = 0
 
@@ -68,6 +71,28 @@ def test_too_little_text_says_how_much_there_is(tmp_path):
     assert build_corpus(config(file, tokens=found - 128), tiny_tokenizer()).n_train == found // 32 - 4
     with pytest.raises(MechstudyError, match="shorter than one row"):
         build_corpus(config(file, context=2000, held_out_tokens=0), tiny_tokenizer())
+
+
+@pytest.mark.parametrize("held_out", [0, 128])
+def test_text_of_which_most_is_unknown_is_refused_with_its_share(tmp_path, held_out):
+    file = write_jsonl(tmp_path / "a.jsonl", ["The keys to the cabinet a"] * 200)
+    with pytest.raises(MechstudyError, match=r"knows little of the text: 7\d% of its tokens are '<unk>'") as error:
+        build_corpus(config(file, held_out_tokens=held_out), word_tokenizer(), name="acme/tiny")
+    assert "the tokenizer of acme/tiny" in error.value.what and "a.jsonl" in str(error.value.where)
+    assert "50%" in error.value.facts["limit"] and "trained with" in str(error.value.fix)
+
+
+def test_a_few_unknown_tokens_are_counted_and_said(tmp_path):
+    file = write_jsonl(tmp_path / "a.jsonl", ["a b c d e f g h keys"] * 200)
+    said = SimpleNamespace(log=[])
+    progress = NullProgress()
+    progress.log = said.log.append
+    corpus = build_corpus(config(file), word_tokenizer(), progress=progress)
+    assert corpus.n_unknown == int((corpus.tokens == 1).sum()) > 0
+    assert said.log == ["44 of 448 tokens (9.8%) are '<unk>'"]
+    corpus.save(tmp_path)
+    assert json.loads((tmp_path / "corpus.json").read_text())["n_unknown_tokens"] == corpus.n_unknown
+    assert Corpus.load(tmp_path).n_unknown == corpus.n_unknown
 
 
 def test_a_saved_corpus_is_read_back(tmp_path):

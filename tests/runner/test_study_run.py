@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mechstudy.models.tokenizer import BareTokenizer
 from mechstudy.planning.opened_study import OpenedStudy, open_study
 from mechstudy.runner import study_run
 from mechstudy.runner.study_run import prompts_refusal
@@ -41,7 +42,8 @@ def test_a_broken_line_is_named_and_a_unit_that_is_done_is_not_looked_at(file):
 
 def test_what_only_the_bare_tokenizer_finds_wrong_is_not_refused(file, monkeypatch):
     """Its settings are not all in its file, so its word alone keeps nobody from submitting."""
-    monkeypatch.setattr(study_run, "bare_encode", lambda _: lambda text: [len(text), *map(ord, text)])
+    bare = BareTokenizer(lambda text: [len(text), *map(ord, text)], None)
+    monkeypatch.setattr(study_run, "bare_tokenizer", lambda _: bare)
     assert refusal(file) is None
 
 

@@ -13,6 +13,7 @@ from mechstudy.behaviours.schema import from_jsonl
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.known import known_config
 from mechstudy.models.shapes import shapes_of
+from mechstudy.models.unknown_token import UnknownToken
 from mechstudy.study.phases.attribute import AttributeSpec
 from mechstudy.study.phases.intervene import InterveneSpec
 from mechstudy.study.phases.prompts import PromptsPhase, PromptsSpec, notes_of
@@ -48,14 +49,17 @@ def specs(folder: Path, lines: list[dict[str, Any]], **changes: Any) -> dict[str
     return {unit.name.partition("[")[0]: unit.spec for unit in units}
 
 
-def run(spec: PromptsSpec, base: Path, config: dict[str, Any] | None = None) -> tuple[dict[str, Any], list[str]]:
-    """The files that the phase writes, and its log."""
+def run(
+    spec: PromptsSpec, base: Path, config: dict[str, Any] | None = None, unknown: str | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """The files that the phase writes, and its log; ``unknown`` is a word that has the unknown token."""
     encode = FakeTokenizer(bos=False)
     written: dict[str, Any] = {}
     log: list[str] = []
     model = SimpleNamespace(
         encode=lambda text, *, instruction=None, date=None: encode(text),
         hf=SimpleNamespace(config=SimpleNamespace(to_dict=lambda: config or {})),
+        unknown_token=None if unknown is None else UnknownToken(encode(unknown)[0], "<unk>", "the tokenizer of m"),
         token_strings=lambda ids: [encode.text(i) for i in ids],
     )
     inputs: Any = SimpleNamespace(model=SimpleNamespace(load=lambda _: model, chat_instruction=None))
@@ -82,6 +86,15 @@ def test_fewer_prompts_than_lines_are_a_proportional_sample(tmp_path: Path) -> N
     said = (
         "8 of 20 train prompts are used: a seeded sample that keeps the shares of templates (cat 4, dog 4) and groups"
     )
+    assert log == notes_of(written["summary.json"]) == [said]
+
+
+def test_prompts_with_a_few_unknown_words_are_used_and_counted(tmp_path: Path) -> None:
+    lines = [*rows(8, "cat", "train"), *rows(6, "cat", "test"), *rows(2, "axolotl", "test")]
+    spec = specs(tmp_path, lines)["prompts"]
+    written, log = run(spec, tmp_path, unknown=" axolotl")
+    assert written["summary.json"]["unknown"] == {"n": 2, "token": "<unk>", "prompts": ["line-0015", "line-0016"]}
+    said = "2 of 16 prompts hold '<unk>', which stands for text that the tokenizer does not know (line-0015, line-0016)"
     assert log == notes_of(written["summary.json"]) == [said]
 
 

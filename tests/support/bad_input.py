@@ -107,6 +107,13 @@ def tokenizer_of_words(root: Path) -> None:
     words.save(str(root / "model" / "tokenizer.json"))
 
 
+def tokenizer_of_letters(root: Path) -> None:
+    """A tokenizer that knows single letters, and no word."""
+    from tests.support.word_tokenizer import word_tokenizer
+
+    word_tokenizer().backend_tokenizer.save(str(root / "model" / "tokenizer.json"))
+
+
 def dictionary(place: str, d: int, layer: int = 1) -> Arrange:
     """A dictionary of coordinates in SAELens' format."""
 

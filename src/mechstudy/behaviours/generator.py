@@ -10,8 +10,9 @@ from itertools import islice
 from string import Formatter
 
 from mechstudy.behaviours.schema import SPLITS, Encode, PromptPair
-from mechstudy.behaviours.tokenise import Tokens, Unsuitable, pair_tokens, require_open_end, same_positions
+from mechstudy.behaviours.tokenise import UNKNOWN, Tokens, Unsuitable, pair_tokens, require_open_end, same_positions
 from mechstudy.core.errors import MechstudyError, nearest
+from mechstudy.models.unknown_token import UnknownToken
 
 Rank = Callable[[str], int]
 """A hash of a text, keyed by seed, behaviour and split: the only randomness of a family."""
@@ -100,7 +101,14 @@ class Behaviour:
     lexicon: Mapping[str, frozenset[str]]
     slots: Callable[[str, Rank], Iterable[Slot]]
 
-    def generate(self, encode: Encode, n: int = 100, split: str = "train", seed: int = 0) -> list[PromptPair]:
+    def generate(
+        self,
+        encode: Encode,
+        n: int = 100,
+        split: str = "train",
+        seed: int = 0,
+        unknown: UnknownToken | None = None,
+    ) -> list[PromptPair]:
         """The first ``n`` prompt pairs of the split's sequence for this seed and tokenizer.
 
         The sequence does not depend on ``n``: asking for more keeps the earlier pairs. The clean and the corrupted
@@ -112,6 +120,7 @@ class Behaviour:
             n: number of pairs.
             split: ``train`` or ``test``.
             seed: of the sequence.
+            unknown: the tokenizer's unknown token; prompts that are mostly it, and answers with it, are skipped.
 
         Raises:
             MechstudyError: unknown split, ``n`` below 1, more pairs than exist, or an ``encode`` that adds tokens after
@@ -127,7 +136,7 @@ class Behaviour:
         if n < 1:
             raise MechstudyError(f"{self.name}: {n} {split} prompts asked for", fix="ask for at least 1")
         rank, skipped = self._rank(split, seed), Counter[str]()
-        tokens = Tokens(encode)
+        tokens = Tokens(encode, unknown)
         require_open_end(tokens)
         stream = _fill(self.slots(split, rank), f"{self.name}-{split}", tokens, rank, skipped)
         pairs = list(islice(stream, n))
@@ -137,7 +146,11 @@ class Behaviour:
         raise MechstudyError(
             f"{self.name}: {n} {split} prompts asked for, but this tokenizer allows {len(pairs)} at most",
             facts={"skipped": "\n".join(reasons)} if reasons else None,
-            fix=f"ask for at most {len(pairs)}" if pairs else "bring your own prompts as JSONL",
+            fix=f"ask for at most {len(pairs)}"
+            if pairs
+            else unknown.fix
+            if unknown is not None and skipped[UNKNOWN]
+            else "bring your own prompts as JSONL",
         )
 
     def _rank(self, split: str, seed: int) -> Rank:

@@ -102,7 +102,9 @@ def load_prompts(
     """
     encode = partial(model.encode, instruction=instruction)
     if str(source) in BEHAVIOURS or not _is_file(source):
-        pairs = behaviour(str(source)).generate(encode, 100 if n is None else n, split or "train", seed)
+        pairs = behaviour(str(source)).generate(
+            encode, 100 if n is None else n, split or "train", seed, model.unknown_token
+        )
         return Prompts(pairs, str(source))
     reading = {
         "format": format,
@@ -114,7 +116,8 @@ def load_prompts(
         "answer_tokens": answer_tokens,
         "strict": strict,
     }
-    by_split = read_prompts(PromptSource.of(Path(source).expanduser(), reading, seed), encode).pairs
+    path = Path(source).expanduser()
+    by_split = read_prompts(PromptSource.of(path, reading, seed), encode, unknown=model.unknown_token).pairs
     if split is not None and split not in by_split:
         raise MechstudyError(f"unknown split {split!r}", facts={"splits": ", ".join(by_split)})
     pairs = [pair for name in by_split if split in (None, name) for pair in by_split[name]]

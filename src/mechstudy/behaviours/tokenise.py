@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from mechstudy.behaviours.schema import Encode, n_shared
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.context import ContextLength
+from mechstudy.models.unknown_token import MOST, UnknownToken
 
+UNKNOWN = "text that the tokenizer does not know"
 UNEQUAL = "clean and corrupted of unequal token length"
 TOO_LONG = "longer than the model's context"
 
@@ -50,10 +52,11 @@ class PairTokens:
 
 
 class Tokens:
-    """``encode`` with a cache, as the same few prompts are encoded many times."""
+    """``encode`` with a cache, as the same few prompts are encoded many times; and the tokenizer's unknown token."""
 
-    def __init__(self, encode: Encode) -> None:
+    def __init__(self, encode: Encode, unknown: UnknownToken | None = None) -> None:
         self._encode = encode
+        self.unknown = unknown
         self._cache: dict[str, tuple[int, ...]] = {}
 
     def __call__(self, text: str) -> tuple[int, ...]:
@@ -61,6 +64,32 @@ class Tokens:
         if text not in self._cache:
             self._cache[text] = tuple(self._encode(text))
         return self._cache[text]
+
+    def own(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text without those that the encoding puts before every text; all where they merge."""
+        opening, ids = self(""), self(text)
+        return ids[len(opening) :] if ids[: len(opening)] == opening else ids
+
+
+def require_known(tokens: Tokens, name: str, text: str) -> None:
+    """Checks that at most half of a prompt's own tokens are the unknown one.
+
+    Raises:
+        Unsuitable: more are: the model would read one token in place of most of the text.
+    """
+    if (unknown := tokens.unknown) is None:
+        return
+    own = tokens.own(text)
+    if (n := unknown.among(own)) > MOST * len(own):
+        raise Unsuitable(
+            UNKNOWN, f"{name}: {n} of {len(own)} tokens are {unknown.text!r}, which stands for what is not known: "
+            f"{shortened(text)!r}", unknown.fix,
+        )  # fmt: skip
+
+
+def shortened(text: str, longest: int = 40) -> str:
+    """The beginning of a text, for an error."""
+    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def require_open_end(tokens: Tokens) -> None:
@@ -107,7 +136,8 @@ def continuation(tokens: Tokens, prompt: str, answer: str) -> tuple[int, ...]:
     """The answer's tokens after the prompt.
 
     Raises:
-        Unsuitable: the prompt's own tokens change when the answer is appended, or the answer has no token.
+        Unsuitable: the prompt's own tokens change when the answer is appended, or the answer has no token or an
+            unknown one.
     """
     before, both = tokens(prompt), tokens(prompt + answer)
     if both[: len(before)] != before:
@@ -118,7 +148,14 @@ def continuation(tokens: Tokens, prompt: str, answer: str) -> tuple[int, ...]:
         )
     if len(both) == len(before):
         raise Unsuitable("answer without a token", f"answer {answer!r} has no token", "give an answer")
-    return both[len(before) :]
+    ids, unknown = both[len(before) :], tokens.unknown
+    if unknown is not None and unknown.among(ids) and unknown.text not in answer:
+        raise Unsuitable(
+            UNKNOWN,
+            f"answer {answer!r} holds {unknown.text!r}, the token of all texts that the tokenizer does not know",
+            "an answer of words that it knows",
+        )
+    return ids
 
 
 def pair_tokens(
@@ -143,9 +180,13 @@ def pair_tokens(
         whole: whether all tokens of the answers are compared, so that they may begin alike.
 
     Raises:
-        Unsuitable: prompts of unequal length, a right and a wrong answer that begin with the same token, or answers
-            that merge with the prompt or are tokenised differently after the clean and the corrupted prompt.
+        Unsuitable: prompts that are mostly unknown tokens, prompts of unequal length, a right and a wrong answer that
+            begin with the same token, or answers that merge with the prompt or are tokenised differently after the
+            clean and the corrupted prompt.
     """
+    require_known(tokens, "clean", clean)
+    if corrupted is not None:
+        require_known(tokens, "corrupted", corrupted)
     clean_ids, corrupted_ids = tokens(clean), () if corrupted is None else tokens(corrupted)
     if equal and corrupted is not None and len(clean_ids) != len(corrupted_ids):
         raise Unsuitable(

@@ -18,9 +18,10 @@ from mechstudy.behaviours.row_checks import ANSWERS, KEYS, REQUIRED, checked_row
 from mechstudy.behaviours.schema import SPLITS, AnswerSets, Encode, PromptPair
 from mechstudy.behaviours.special_text import CHAT_MARKUP, FOREIGN, OWN_BOS, Opening
 from mechstudy.behaviours.splits import group_of, mark_repeats, split_of, splits_of, stated_splits
-from mechstudy.behaviours.tokenise import TOO_LONG, Tokens, require_open_end, texts_of
+from mechstudy.behaviours.tokenise import TOO_LONG, UNKNOWN, Tokens, require_open_end, texts_of
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.context import ContextLength
+from mechstudy.models.unknown_token import MOST, UnknownToken
 
 MAX_LISTED = 10
 MAX_NAMED = 3  # in a note
@@ -143,7 +144,9 @@ class UserPrompts:
     n_lines: int
 
 
-def read_prompts(source: PromptSource, encode: Encode, context: ContextLength | None = None) -> UserPrompts:
+def read_prompts(
+    source: PromptSource, encode: Encode, context: ContextLength | None = None, unknown: UnknownToken | None = None
+) -> UserPrompts:
     """Reads a user's prompts, tokenises and validates every line, and splits them.
 
     A line without ``split`` is put into a split by the hash of its group: no group is in both splits, and adding lines
@@ -153,12 +156,14 @@ def read_prompts(source: PromptSource, encode: Encode, context: ContextLength | 
         source: the file.
         encode: text to token ids (`LanguageModel.encode`).
         context: the model's positions.
+        unknown: the tokenizer's unknown token.
 
     Raises:
         MechstudyError: the file is missing or empty; lines are broken and the source is strict; a line brings a BOS
-            token or chat markup of its own, or is longer than the model's context; or a split has no line.
+            token or chat markup of its own, or is longer than the model's context; the tokenizer does not know the
+            text of most lines; or a split has no line.
     """
-    tokens = Tokens(encode)
+    tokens = Tokens(encode, unknown)
     require_open_end(tokens)
     opening = Opening(tokens)
     read = source.read()
@@ -186,6 +191,9 @@ def read_prompts(source: PromptSource, encode: Encode, context: ContextLength | 
     splits = splits_of(rows, pairs, broken)
     mark_repeats(pairs, broken)
     n_lines = len(rows.keys() | broken.keys())
+    strange = {number: error for number, error in broken.items() if error.kind == UNKNOWN}
+    if unknown is not None and len(strange) > max(1, MOST * n_lines):
+        raise _not_known(source.path, rows, strange, n_lines, tokens, unknown)
     if broken and source.strict:
         raise report_of(source.path, broken, n_lines)
     if fatal := {number: error for number, error in broken.items() if error.kind in FATAL}:
@@ -298,6 +306,29 @@ def first_lines(defects: Mapping[int, str]) -> str:
     shown = [f"line {number}: {what}" for number, what in list(defects.items())[:MAX_NAMED]]
     more = len(defects) - len(shown)
     return "; ".join(shown) + (f"; and {more} more" if more else "")
+
+
+def _not_known(
+    path: Path,
+    rows: Mapping[int, Row],
+    strange: Mapping[int, Broken],
+    n_lines: int,
+    tokens: Tokens,
+    unknown: UnknownToken,
+) -> MechstudyError:
+    """One error for a file of words that the tokenizer has no tokens for."""
+    ids = [token for number in strange for token in tokens.own(rows[number]["clean"])]
+    first = min(strange)
+    return MechstudyError(
+        f"{unknown.tokenizer} knows few of the words: {unknown.among(ids) / max(1, len(ids)):.0%} of the tokens of the "
+        f"prompts are {unknown.text!r}",
+        where=str(path),
+        facts={
+            "lines": f"{len(strange)} of {n_lines}, with more unknown tokens than others or an unknown answer",
+            "example": f"line {first}: {strange[first].what}",
+        },
+        fix=unknown.fix,
+    )
 
 
 def _require_both(path: Path, n: Mapping[str, int], broken: Mapping[int, Broken], n_lines: int) -> None:

@@ -9,7 +9,15 @@ from typing import Any, Literal
 from mechstudy.behaviours.contrast import Contrast, WholeAnswers
 from mechstudy.behaviours.metrics import DIFFERENCE, WHOLE, metric_name
 from mechstudy.behaviours.schema import AnswerSets, PromptPair, aligned
-from mechstudy.behaviours.tokenise import Tokens, Unsuitable, continuation, pair_tokens, require_open_end, texts_of
+from mechstudy.behaviours.tokenise import (
+    Tokens,
+    Unsuitable,
+    continuation,
+    pair_tokens,
+    require_known,
+    require_open_end,
+    texts_of,
+)
 from mechstudy.circuits.custom_targets import own_target
 from mechstudy.circuits.targets import AnswerContrast, AnswerTokens, Explained
 from mechstudy.core.errors import MechstudyError
@@ -45,11 +53,13 @@ class Question:
         """The same with a corrupted prompt as text; its tokens are aligned as `PromptPair.corrupted_at` aligns them.
 
         Raises:
-            MechstudyError: the corrupted prompt is empty.
+            MechstudyError: the corrupted prompt is empty, or mostly unknown to the tokenizer.
         """
-        tokens = tuple(model.encode(corrupted, instruction=instruction)) if corrupted else ()
+        encode = _tokens_of(model, instruction)
+        tokens = encode(corrupted) if corrupted else ()
         if not tokens:
             raise MechstudyError("the corrupted prompt is empty", fix='a text such as "The key to the cabinet"')
+        _require_known(encode, corrupted, "the corrupted prompt")
         clean, answer = self.tokens[: self.n_prompt], self.tokens[self.n_prompt :]
         places = [aligned(clean, tokens, i) for i in range(len(clean))]
         n = len(tokens)
@@ -126,9 +136,10 @@ class Question:
                 the prompt, or one of several tokens unless ``answer_tokens`` is ``all``; an answer that is both right
                 and wrong.
         """
-        tokens = Tokens(lambda text: model.encode(text, instruction=instruction))
+        tokens = _tokens_of(model, instruction)
         if not prompt or not tokens(prompt):
             raise MechstudyError("the prompt is empty", fix='a text such as "The keys to the cabinet"')
+        _require_known(tokens, prompt)
         if answer is None and wrong_answer is None:
             return cls(prompt, tokens(prompt))
         if answer is None or wrong_answer is None:
@@ -176,7 +187,9 @@ class Question:
             corrupted = _corrupted(prompt)
         else:
             text, named = prompt, {}
-            tokens = tuple(model.encode(prompt, instruction=instruction)) if prompt else ()
+            encode = _tokens_of(model, instruction)
+            tokens = encode(prompt) if prompt else ()
+            _require_known(encode, prompt)
         if not tokens:
             raise MechstudyError("the prompt is empty", fix='a text such as "The keys to the cabinet"')
         n, names = len(tokens), {**named, "last": len(tokens) - 1}
@@ -214,6 +227,17 @@ def _corrupted(pair: PromptPair, answer: tuple[int, ...] = ()) -> tuple[tuple[in
 def _explained(pair: PromptPair) -> AnswerContrast | None:
     contrast = Contrast.of_pair(pair)
     return None if set(contrast.right) & set(contrast.wrong) else AnswerContrast(contrast)
+
+
+def _tokens_of(model: LanguageModel, instruction: str | None) -> Tokens:
+    return Tokens(lambda text: model.encode(text, instruction=instruction), model.unknown_token)
+
+
+def _require_known(tokens: Tokens, prompt: str, name: str = "the prompt") -> None:
+    try:
+        require_known(tokens, name, prompt)
+    except Unsuitable as error:
+        raise MechstudyError(error.what, fix=error.fix) from error
 
 
 def _only_token(model: LanguageModel, tokens: Tokens, prompt: str, answer: str) -> int:

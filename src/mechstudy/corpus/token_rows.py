@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int32
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,17 +22,19 @@ from mechstudy.corpus.documents import read_documents
 from mechstudy.corpus.packing import Packer, bos_tokens, separator_token, tokenize
 from mechstudy.corpus.sampling import sample_rows
 from mechstudy.models.language_model import LanguageModel
+from mechstudy.models.unknown_token import MOST, UnknownToken, unknown_token
 
 TOKENS_FILE, CORPUS_FILE = "tokens.safetensors", "corpus.json"
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Rows of equal length: those for training first, then those held out."""
+    """Rows of equal length: those for training first, then those held out; ``n_unknown`` counts unknown tokens."""
 
     tokens: Int32[Tensor, "rows context"]
     n_held_out: int
     source: str
+    n_unknown: int = 0
 
     @property
     def n_train(self) -> int:
@@ -59,7 +62,7 @@ class Corpus:
             "n_train_documents": self.n_train,
             "n_held_out_documents": self.n_held_out,
             "dtype": "int32",
-        }
+        } | ({"n_unknown_tokens": self.n_unknown} if self.n_unknown else {})
 
     def save(self, folder: Path) -> None:
         """Writes ``tokens.safetensors`` and ``corpus.json``."""
@@ -80,13 +83,15 @@ class Corpus:
             raise MechstudyError(
                 "the corpus cannot be read", where=str(folder), facts={"reason": str(error)}
             ) from error
-        return cls(tokens, int(summary["n_held_out_documents"]), str(summary["source"]))
+        n_unknown = int(summary.get("n_unknown_tokens", 0))
+        return cls(tokens, int(summary["n_held_out_documents"]), str(summary["source"]), n_unknown)
 
 
 def build_corpus(
     config: CorpusConfig,
     tokenizer: Any,
     *,
+    name: str = "this model",
     model: LanguageModel | None = None,
     scratch: Path | None = None,
     progress: Progress | None = None,
@@ -98,12 +103,14 @@ def build_corpus(
     Args:
         config: the source, and how many rows of how many tokens.
         tokenizer: the model's.
+        name: the model's name, for errors.
         model: the model that ``self`` needs.
         scratch: where finished batches of ``self`` are kept.
         progress: reports tokens.
 
     Raises:
-        MechstudyError: the source cannot be read, or has too few tokens; the message says how many.
+        MechstudyError: the source cannot be read, or has too few tokens; the message says how many. Or more than half
+            of its tokens are the tokenizer's unknown one.
     """
     progress = progress or NullProgress()
     source = config.parsed()
@@ -121,6 +128,7 @@ def build_corpus(
         )
         tokens = torch.cat([rows[config.held_out_rows :], rows[: config.held_out_rows]])
         return Corpus(tokens, config.held_out_rows, config.source)
+    unknown = unknown_token(tokenizer, name)
     documents = tokenize(read_documents(source, config.text_field, config.seed), tokenizer)
     with progress.bar("tokens", config.n_rows * config.context, "tokens") as bar:
         try:
@@ -133,10 +141,33 @@ def build_corpus(
                     bar.advance((packer.n_rows - before) * config.context)
                     before = packer.n_rows
                 parts.append(packer.rows)
+                _check_known(parts[-1], unknown, config)
         except StopIteration:
             available = (packer.n_rows + sum(map(len, parts))) * config.context
             raise _too_few(config, available) from None
-    return Corpus(torch.from_numpy(np.concatenate(parts[::-1])), config.held_out_rows, config.source)
+    tokens = torch.from_numpy(np.concatenate(parts[::-1]))
+    n_unknown = 0 if unknown is None else int((tokens == unknown.id).sum())
+    if unknown is not None and unknown.id in (tokenizer.bos_token_id, separator_token(tokenizer)):
+        n_unknown = 0  # it has another meaning too, and most of these are of that
+    if n_unknown and unknown is not None:
+        progress.log(
+            f"{n_unknown:,} of {tokens.numel():,} tokens ({n_unknown / tokens.numel():.1%}) are {unknown.text!r}"
+        )
+    return Corpus(tokens, config.held_out_rows, config.source, n_unknown)
+
+
+def _check_known(rows: NDArray[np.int32], unknown: UnknownToken | None, config: CorpusConfig) -> None:
+    """Refuses rows of which more than half is the unknown token."""
+    if unknown is None or not rows.size:
+        return
+    share = float((rows == unknown.id).mean())
+    if share > MOST:
+        raise MechstudyError(
+            f"{unknown.tokenizer} knows little of the text: {share:.0%} of its tokens are {unknown.text!r}",
+            where=f"corpus: {config.source}",
+            facts={"limit": f"{MOST:.0%}: above it the model reads one token in place of most of the text"},
+            fix=unknown.fix,
+        )
 
 
 def _too_few(config: CorpusConfig, available: int) -> MechstudyError:

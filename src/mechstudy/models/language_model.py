@@ -20,6 +20,7 @@ from mechstudy.models.gradient_checkpointing import checkpoint_blocks
 from mechstudy.models.shapes import shapes_of
 from mechstudy.models.sites import Site
 from mechstudy.models.tokenizer import encode
+from mechstudy.models.unknown_token import UnknownToken, unknown_token
 
 DTYPES = {
     "float64": torch.float64,
@@ -110,6 +111,11 @@ class LanguageModel:
                 fix="a text without it, or the tokenizer that belongs to these weights",
             )
         return ids
+
+    @property
+    def unknown_token(self) -> UnknownToken | None:
+        """The token of all texts that the tokenizer has none for; None where it has no such token."""
+        return unknown_token(self.tokenizer, self.name)
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """Each token as text; bytes that are not a whole character become the replacement character."""

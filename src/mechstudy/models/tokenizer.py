@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from tokenizers import Tokenizer
 
 from mechstudy.core.errors import MechstudyError, first_sentence
 from mechstudy.models.chat_clock import fixed_clock
+from mechstudy.models.folder import model_name
 from mechstudy.models.tokenizer_files import tokenizer_files
+from mechstudy.models.unknown_token import UnknownToken, unknown_token
 
 FILE = "tokenizer.json"
 
@@ -92,8 +95,16 @@ def check_vocabulary(tokenizer: Any, n_rows: int, where: str) -> None:
         )
 
 
-def bare_encode(folder: Path) -> Callable[[str], list[int]] | None:
-    """A function that encodes with ``tokenizer.json`` alone; None if there is no such file or it cannot be read.
+@dataclass(frozen=True)
+class BareTokenizer:
+    """``tokenizer.json`` alone: its ``encode``, and its unknown token."""
+
+    encode: Callable[[str], list[int]]
+    unknown: UnknownToken | None
+
+
+def bare_tokenizer(folder: Path) -> BareTokenizer | None:
+    """The tokenizer of ``tokenizer.json`` alone; None if there is no such file or it cannot be read.
 
     Token ids nearly equal those of the model's tokenizer: settings outside the file (a BOS token, a chat template) are
     missing.
@@ -105,4 +116,4 @@ def bare_encode(folder: Path) -> Callable[[str], list[int]] | None:
         bare = Tokenizer.from_file(str(file))
     except Exception:  # the library raises nothing narrower for a file of a later version
         return None
-    return lambda text: list(bare.encode(text).ids)
+    return BareTokenizer(lambda text: list(bare.encode(text).ids), unknown_token(bare, model_name(folder)))

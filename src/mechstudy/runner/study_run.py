@@ -13,8 +13,9 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
 from mechstudy.machine.devices import resolve_device
 from mechstudy.models.context import context_length
-from mechstudy.models.folder import read_config
-from mechstudy.models.tokenizer import bare_encode, encode, load_tokenizer
+from mechstudy.models.folder import model_name, read_config
+from mechstudy.models.tokenizer import bare_tokenizer, encode, load_tokenizer
+from mechstudy.models.unknown_token import unknown_token
 from mechstudy.planning.disk import disk_need, disk_refusal
 from mechstudy.planning.opened_study import OpenedStudy, record_resolved
 from mechstudy.planning.source_choice import record
@@ -96,13 +97,13 @@ def prompts_refusal(opened: OpenedStudy, names: Collection[str]) -> MechstudyErr
     model, folder = opened.study.model, opened.model
     specs = [PromptsSpec.of(unit) for unit in opened.made_by(PromptsPhase) if unit.name in names]
     files = [spec for spec in specs if spec.file]
-    if not files or folder is None or (bare := bare_encode(folder)) is None:
+    if not files or folder is None or (bare := bare_tokenizer(folder)) is None:
         return None
     context = context_length(read_config(folder))
     for spec in files:
         source = spec.source(opened.options.base)
         try:
-            read = read_prompts(source, bare, context)
+            read = read_prompts(source, bare.encode, context, bare.unknown)
         except MechstudyError:
             pass
         else:
@@ -113,7 +114,7 @@ def prompts_refusal(opened: OpenedStudy, names: Collection[str]) -> MechstudyErr
         instruction = model.chat_instruction if model.chat else None
         whole = partial(encode, tokenizer, instruction=instruction, date=model.chat_date, name=model.source)
         try:
-            read_prompts(source, whole, context)
+            read_prompts(source, whole, context, unknown_token(tokenizer, model_name(folder)))
         except MechstudyError as error:
             return error
     return None

@@ -13,7 +13,7 @@ from mechstudy.behaviours.tokenise import Tokens, Unsuitable, require_positions,
 from mechstudy.behaviours.user import PromptSource, report_of
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.context import ContextLength, context_length
-from mechstudy.models.tokenizer import bare_encode
+from mechstudy.models.tokenizer import bare_tokenizer
 from mechstudy.study.study import READING, Study
 
 _PROMPTS = ("clean", "corrupted")
@@ -53,10 +53,10 @@ def _prompt_notes(
 ) -> Iterator[str]:
     rows = source.read().rows
     suspect = {number: row for number, row in rows.items() if _is_suspect(row, context)}
-    encode = bare_encode(folder) if suspect and folder is not None else None
-    if encode is None:
+    bare = bare_tokenizer(folder) if suspect and folder is not None else None
+    if bare is None:
         return
-    tokens = Tokens(encode)
+    tokens = Tokens(bare.encode)
     opening = Opening(tokens)
     broken: dict[int, Broken] = {}
     long: dict[int, int] = {}

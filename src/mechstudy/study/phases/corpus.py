@@ -95,6 +95,7 @@ class CorpusPhase(Phase[CorpusSpec, CorpusInputs]):
         rows = text.build_corpus(
             config,
             model.tokenizer,
+            name=model.name,
             model=model if sampled else None,
             scratch=out.scratch / "samples",
             progress=runtime.progress,

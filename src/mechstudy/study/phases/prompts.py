@@ -15,11 +15,12 @@ from mechstudy.behaviours.remarks import Texts, remarks, too_long
 from mechstudy.behaviours.sampling import sample
 from mechstudy.behaviours.schema import SPLITS, AnswerSets, PromptPair, from_jsonl, to_jsonl
 from mechstudy.behaviours.tokenise import UNEQUAL, Unsuitable, require_positions
-from mechstudy.behaviours.user import PromptSource, UserPrompts, count_kinds, first_lines, read_prompts
+from mechstudy.behaviours.user import MAX_NAMED, PromptSource, UserPrompts, count_kinds, first_lines, read_prompts
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.work import Estimate
 from mechstudy.machine.runtime import Runtime
 from mechstudy.models.context import ContextLength, context_length
+from mechstudy.models.unknown_token import UnknownToken
 from mechstudy.store.artifact_writer import ArtifactWriter
 from mechstudy.study.fingerprints import prompts_fingerprint
 from mechstudy.study.phases.base import Command, Flag, Output, Phase, Spec
@@ -131,15 +132,19 @@ class PromptsPhase(Phase[PromptsSpec, PromptsInputs]):
         context = context_length(model.hf.config.to_dict())
         more: dict[str, Any] = {}
         if spec.file:
-            read = read_prompts(spec.source(runtime.base), encode, context)
+            read = read_prompts(spec.source(runtime.base), encode, context, model.unknown_token)
             pairs = {str(split): chosen(read.pairs[split], spec.n[split], spec) for split in SPLITS}
-            description, more = f"prompts from {spec.file}", _file_summary(read, pairs)
+            description = f"prompts from {spec.file}"
+            more = _file_summary(read, pairs) | _unknown_summary(pairs, model.unknown_token)
             counts = {"n": {split: len(of_split) for split, of_split in pairs.items()}}
             for note in [*notes_of(counts | more), *_remarks(pairs, context)]:
                 runtime.progress.log(note)
         else:
             family = behaviour(spec.behaviour)
-            pairs = {str(split): family.generate(encode, spec.n[split], split, spec.seed) for split in SPLITS}
+            pairs = {
+                str(split): family.generate(encode, spec.n[split], split, spec.seed, model.unknown_token)
+                for split in SPLITS
+            }
             description = family.description
         everything = [pair for split in SPLITS for pair in pairs[split]]
         for pair in everything if not spec.file else ():
@@ -185,6 +190,11 @@ def notes_of(summary: Mapping[str, Any]) -> list[str]:
             f"{left_out['n']} of {left_out['n_lines']} lines are left out: {kinds} ({lines});"
             f" {' and '.join(remain)} prompts remain{align}"
         )
+    if unknown := summary.get("unknown"):
+        notes.append(
+            f"{unknown['n']} of {sum(summary['n'].values())} prompts hold {unknown['token']!r}, which stands for text"
+            f" that the tokenizer does not know ({', '.join(unknown['prompts'])}{', ...' * (unknown['n'] > MAX_NAMED)})"
+        )
     for split, used in (summary.get("sampled") or {}).items():
         notes.append(
             f"{used['n']} of {used['of']} {split} prompts are used: a seeded sample that keeps the shares of"
@@ -223,6 +233,22 @@ def _file_summary(read: UserPrompts, pairs: Mapping[str, list[PromptPair]]) -> d
         **({"left_out": left_out} if read.left_out else {}),
         **({"sampled": sampled} if sampled else {}),
     }
+
+
+def _unknown_summary(pairs: Mapping[str, list[PromptPair]], unknown: UnknownToken | None) -> dict[str, Any]:
+    """Prompts that hold a few unknown tokens, where there are any."""
+    if unknown is None:
+        return {}
+    everything = [pair for split in SPLITS for pair in pairs[split]]
+    at_start = {pair.clean_tokens[:1] for pair in everything} == {(unknown.id,)}  # the encoding's own
+    holding = [
+        pair.id
+        for pair in everything
+        if any(unknown.among(ids[at_start:]) for ids in (pair.clean_tokens, pair.corrupted_tokens))
+    ]
+    if not holding:
+        return {}
+    return {"unknown": {"n": len(holding), "token": unknown.text, "prompts": holding[:MAX_NAMED]}}
 
 
 def _require_positions(pair: PromptPair, context: ContextLength | None) -> None:

@@ -19,6 +19,7 @@ from tests.support.bad_input import (
     rename,
     tokenizer_of_letters,
     tokenizer_of_words,
+    transcoders,
     write,
 )
 
@@ -188,6 +189,10 @@ DICTIONARIES = [
          "ae.pt is a pickle of more than tensors: loading it could run code, so it is not loaded", "posix.system",
          "as safetensors in SAELens' format"),
     case("half a pickle", write("set/ae.pt", b"PK"), FROM % "set", "ae.pt is damaged or truncated", "2 bytes", "again"),
+    case("a relu with the k of a topk", transcoders("set", activation_function="relu"), FROM % "set",
+         "the activation is not one", "config.yaml activation_function: relu", "topk, k 8"),
+    case("an architecture of other files", transcoders("set", architecture="clt"), FROM % "set",
+         "config.yaml says architecture: clt, and the file holds a transcoder of one layer"),
     case("two tools' files in one folder", both(dictionary("set", 32), write("set/ae.pt", b"")), FROM % "set",
          "two tools or kinds", "SAELens", "dictionary_learning"),
     case("another model's width", dictionary("set", 8), FROM % "set", "has width 8", "the model 32", "of this model"),

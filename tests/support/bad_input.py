@@ -127,6 +127,24 @@ def dictionary(place: str, d: int, layer: int = 1) -> Arrange:
     return arrange
 
 
+def transcoders(place: str, d: int = 32, family: str = "llama", **config: object) -> Arrange:
+    """A circuit-tracer set for every layer of the model, whose config.yaml has more fields, for a model of a family."""
+
+    def arrange(root: Path) -> None:
+        import yaml
+
+        from mechstudy.dictionaries.formats.circuit_tracer import write_set
+        from tests.support.interventions_world import transcoder
+
+        write_set([transcoder(d, layer).float() for layer in range(6)], root / place, model_name="")
+        file = root / place / "config.yaml"
+        file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | config))
+        sizes = {**CONFIG, "model_type": family, "num_key_value_heads": 4, "head_dim": 8}
+        (root / "model" / "config.json").write_text(json.dumps(sizes))
+
+    return arrange
+
+
 def archive_of(name: str, *members: str) -> Arrange:
     """A tar of files of the folder, which is none of mechstudy's."""
 

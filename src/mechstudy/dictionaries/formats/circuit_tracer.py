@@ -3,9 +3,10 @@
 A transcoder set is ``layer_N.safetensors`` for every layer from 0 on, and one ``config.yaml``. A file holds
 W_enc [F, d], W_dec [F, d], b_enc [F], b_dec [d], and optionally ``activation_function.threshold`` [F] and
 W_skip [d, d], used as x @ W_skip.T. Without a threshold the activation is a ReLU, or TopK where the file holds a scalar
-``k`` or config.yaml says ``activation: topk`` with ``k``; where both do, they must agree. circuit-tracer's TopK keeps
-negative values among the k largest, a `Dictionary` only positive ones: the two agree wherever k features are positive.
-Cross-layer transcoders: see `cross_layer`. Sets whose config.yaml lists their files: see `sets`.
+``k`` or config.yaml says ``activation: topk`` with ``k``; whatever states one must agree (see `stated`).
+circuit-tracer's TopK keeps negative values among the k largest, a `Dictionary` only positive ones: the two agree
+wherever k features are positive. Cross-layer transcoders: see `cross_layer`. Sets whose config.yaml lists their files:
+see `sets`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.formats.fields import Fields
 from mechstudy.dictionaries.formats.folders import replacing
 from mechstudy.dictionaries.formats.hooks import hook_name, site_name
+from mechstudy.dictionaries.formats.stated import Claim, agreed, claims_of, refuse_layout, without_thresholds
 from mechstudy.dictionaries.formats.tensors import (
     header_text,
     of_one_dtype,
@@ -81,6 +83,7 @@ def read(
             f"the file holds a {what}, {name!r}, whose meaning is not known", where=str(path),
             facts={"known": f"{', '.join(K)}, {THRESHOLD}, W_skip"}, fix="the set as circuit-tracer writes it",
         )  # fmt: skip
+    refuse_layout(config, "one file a layer", skip="W_skip" in t, path=path)
     k = _k(config, t, d_sae, path)
     if THRESHOLD in t and k is None:
         refuse_negative(t[THRESHOLD], path)
@@ -244,36 +247,20 @@ def _refuse_gaps(layers: Mapping[int, object], folder: Path) -> None:
 
 def _k(config: Fields, t: Mapping[str, Tensor], d_sae: int, path: Path) -> int | None:
     """K of a TopK; None for ReLU and JumpReLU. What config.yaml and the file's tensors say must agree."""
-    claims: dict[str, tuple[str, int | None]] = {}
-    if "activation" in config or "k" in config:
-        claims[CONFIG] = _stated(config)
-    claims |= {f"tensor {name}": ("topk", whole_tensor(t, name, path)) for name in K if name in t}
+    claims = claims_of(config)
+    claims |= {f"tensor {name}": Claim("topk", whole_tensor(t, name, path)) for name in K if name in t}
     if (header := header_text(path, _HEADER_K)).isdigit():
-        claims["header"] = ("topk", int(header))
+        claims["header"] = Claim("topk", int(header))
     if THRESHOLD in t:
-        claims[f"tensor {THRESHOLD}"] = ("jump_relu", None)
-    if len(set(claims.values())) > 1:
-        raise MechstudyError(
-            "the activation is not one: config.yaml and the file do not agree", where=str(path),
-            facts={where: name if k is None else f"{name}, k {k}" for where, (name, k) in claims.items()},
-            fix="the config and the weights of one set",
-        )  # fmt: skip
-    k = next((k for _, k in claims.values()), None)
+        claims[f"tensor {THRESHOLD}"] = Claim("jump_relu")
+    claim = agreed(claims, path)
+    if claim is None:
+        return None
+    if claim.activation == "jump_relu" and THRESHOLD not in t:
+        raise without_thresholds(claims, path)
+    k = claim.k
     if k is not None and not 1 <= k <= d_sae:
         raise MechstudyError(
             f"k = {k} active features of {d_sae} is impossible", where=str(path), fix="the k of the training"
         )
     return k
-
-
-def _stated(config: Fields) -> tuple[str, int | None]:
-    """The activation that config.yaml names, and its k."""
-    activation = config.text("activation", "topk")
-    if activation in ("jump_relu", "jumprelu", "relu"):
-        return activation.replace("jumprelu", "jump_relu"), None
-    if activation != "topk":
-        raise MechstudyError(
-            f"activation {activation!r} cannot be represented here", where=str(config.where),
-            facts={"known": "relu, jump_relu, topk"}, fix="a set with one of these",
-        )  # fmt: skip
-    return activation, config.whole("k")

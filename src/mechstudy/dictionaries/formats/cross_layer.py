@@ -23,6 +23,7 @@ from mechstudy.dictionaries.formats.circuit_tracer import CONFIG, read_config, r
 from mechstudy.dictionaries.formats.fields import Fields
 from mechstudy.dictionaries.formats.folders import replacing
 from mechstudy.dictionaries.formats.hooks import site_name
+from mechstudy.dictionaries.formats.stated import Claim, agreed, claims_of, refuse_layout, without_thresholds
 from mechstudy.dictionaries.formats.tensors import read_safetensors, require, shape_of, write_safetensors
 from mechstudy.dictionaries.stored import AnyPath
 
@@ -129,7 +130,8 @@ def read_clt(folder: AnyPath, only: int | None = None) -> Clt:
         raise MechstudyError(
             f"model_kind is {kind!r}", where=str(folder / CONFIG), fix="model_kind: cross_layer_transcoder"
         )
-    _refuse_topk(config, layers, folder)
+    refuse_layout(config, "cross-layer", skip=False, path=folder)
+    _check_activation(config, layers, folder, jumps=jumps)
     hooks = [
         config.text(f"feature_{end}_hook", default)
         for end, default in (("input", "hook_resid_mid"), ("output", "hook_mlp_out"))
@@ -159,16 +161,20 @@ def chosen_layers(n_layers: int, only: int | None, where: Path) -> range:
     return range(only, only + 1)
 
 
-def _refuse_topk(config: Fields, layers: Sequence[dict[str, Tensor]], folder: Path) -> None:
+def _check_activation(config: Fields, layers: Sequence[dict[str, Tensor]], folder: Path, *, jumps: bool) -> None:
     """Refuse activations other than the thresholds that the files hold, or none (ReLU)."""
-    activation = config.text("activation", "relu")
-    if "k" in config or any(name == "k" or name.startswith("k_") for tensors in layers for name in tensors):
-        activation = "topk"
-    if activation not in ("relu", "jump_relu", "jumprelu"):
+    claims = claims_of(config)
+    claims |= {
+        f"tensor {name}": Claim("topk") for tensors in layers for name in tensors if re.fullmatch("k(_.*)?", name)
+    }
+    if any(claim.activation == "topk" for claim in claims.values()):
         raise MechstudyError(
-            f"a cross-layer transcoder with {activation} cannot be represented here", where=str(folder),
+            "a cross-layer transcoder with topk cannot be represented here", where=str(folder),
             facts={"known": "relu, jump_relu"}, fix="one with thresholds, or a ReLU",
         )  # fmt: skip
+    claim = agreed(claims | ({"thresholds": Claim("jump_relu")} if jumps else {}), folder)
+    if claim is not None and claim.activation == "jump_relu" and not jumps:
+        raise without_thresholds(claims, folder)
 
 
 def _named(layer: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

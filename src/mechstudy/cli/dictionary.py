@@ -46,6 +46,7 @@ def show(place: Place, as_json: Json = False) -> None:
             "  widths": f"{widths}, {entry['dtype']}",
             "  k": "" if entry["k"] is None else f"{entry['k']:,}",
             "  site": " -> ".join(sites) + ASSUMED * bool(entry.get("site_assumed")),
+            "  output of": entry["hookpoint"] or "",
             "  model": entry["model"] or "",
             **{f"  {name}": f"{value:.4g}" for name, value in entry["metrics"].items()},
         }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.arrays import Array
 from mechstudy.dictionaries.dictionary import Dictionary
-from mechstudy.dictionaries.formats.hooks import clt_site
+from mechstudy.dictionaries.formats.hooks import HOOKPOINT, clt_site
 from mechstudy.dictionaries.stored import DictionaryMeta, check_tensors
 
 ARCHITECTURE = "cross_layer_transcoder"
@@ -95,11 +95,13 @@ def clt_layer(
     site_out: str,
     k: int | None,
     model_name: str,
+    hookpoint: str = "",
 ) -> CltLayer:
     """The features of one layer. Tensors are used as they are, not copied.
 
     Args:
         site_in, site_out: kinds (``mlp_in``), or names of other hooks of a block.
+        hookpoint: the module whose own output the files name (see `hookpoints`).
     """
     cfg = DictionaryMeta(
         "transcoder",
@@ -110,7 +112,8 @@ def clt_layer(
         k,
         clt_site(site_in, layer),
         clt_site(site_out, layer),
-        {"architecture": ARCHITECTURE, "model_name": model_name or None},
+        {"architecture": ARCHITECTURE, "model_name": model_name or None}
+        | ({HOOKPOINT: hookpoint} if hookpoint else {}),
     )
     return CltLayer(cfg, W_enc=W_enc.T, b_enc=b_enc, threshold=threshold, W_writes=W_writes, b_dec=b_dec)
 

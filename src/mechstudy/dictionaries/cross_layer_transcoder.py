@@ -16,6 +16,7 @@ from mechstudy.dictionaries.arrays import Array, rows_like
 from mechstudy.dictionaries.clt_layer import CltLayer, clt_layer
 from mechstudy.dictionaries.formats import gemma_scope
 from mechstudy.dictionaries.formats.cross_layer import META, Clt, read_clt, write_clt
+from mechstudy.dictionaries.formats.hooks import HOOKPOINT, written_hook
 from mechstudy.dictionaries.formats.sets import clt_files
 from mechstudy.dictionaries.stored import AnyPath
 from mechstudy.dictionaries.training.initialise import Normalisation
@@ -97,6 +98,7 @@ class CrossLayerTranscoder(nn.Module):
             site_out=self.site_out,
             k=self.k,
             model_name=str(self.metadata.get("model_name") or ""),
+            hookpoint=str(self.metadata.get(HOOKPOINT) or ""),
         )
 
     def layers(self) -> dict[int, CltLayer]:
@@ -146,7 +148,8 @@ class CrossLayerTranscoder(nn.Module):
         """
         write_clt(
             folder, list(self.W_enc), list(self.b_enc), list(self.W_dec), self.b_dec, list(self.threshold),
-            model_name=str(self.metadata.get("model_name", "")), site_in=self.site_in, site_out=self.site_out,
+            model_name=str(self.metadata.get("model_name", "")), site_in=self.site_in,
+            site_out=written_hook(self.site_out, self.metadata),
         )  # fmt: skip
         write_json_atomic(Path(folder) / META, {"k": self.k, "metadata": self.metadata})
 
@@ -168,7 +171,7 @@ class CrossLayerTranscoder(nn.Module):
             k=ours.get("k"),
             site_in=clt["site_in"],
             site_out=clt["site_out"],
-            metadata=ours.get("metadata") or {"model_name": clt["model_name"]},
+            metadata=(ours.get("metadata") or {"model_name": clt["model_name"]}) | _module(clt),
         )
 
     @classmethod
@@ -218,7 +221,12 @@ def load_layer(folder: AnyPath, layer: int) -> CltLayer:
         site_out=clt["site_out"],
         k=ours.get("k"),
         model_name=str((ours.get("metadata") or {}).get("model_name") or clt["model_name"]),
+        hookpoint=clt["hookpoint"],
     )
+
+
+def _module(clt: Clt) -> dict[str, str]:
+    return {HOOKPOINT: clt["hookpoint"]} if clt["hookpoint"] else {}
 
 
 def _read(folder: Path, only: int | None = None) -> tuple[Clt, dict[str, Any]]:

@@ -20,6 +20,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.clt_layer import CltLayer
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.formats.hooks import is_before_weight, layer_of
+from mechstudy.dictionaries.hookpoints import refuse_other_tensor
 from mechstudy.dictionaries.lazy import LazyDictionary
 from mechstudy.dictionaries.neurons import Basis, Neurons
 from mechstudy.models.language_model import LanguageModel
@@ -60,8 +61,10 @@ def fitted(model: LanguageModel, dictionary: Dictionary) -> Dictionary:
     """A dictionary of ``ln2.hook_normalized`` as one that reads `mlp_in`; another as it is.
 
     Raises:
-        MechstudyError: the model has no such layer or another width, or its norm's weight is 0 somewhere.
+        MechstudyError: the model has no such layer or another width, or its norm's weight is 0 somewhere; or the
+            dictionary is of another tensor (see `hookpoints`).
     """
+    refuse_other_tensor(model, dictionary)
     if not is_before_weight(dictionary.cfg.site_in):
         return dictionary
     layer = layer_of(dictionary.cfg.site_in)

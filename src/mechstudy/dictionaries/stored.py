@@ -17,7 +17,6 @@ from mechstudy.core.errors import MechstudyError
 AnyPath = str | os.PathLike[str]
 DictionaryKind = Literal["sae", "transcoder", "skip_transcoder"]
 StoredActivation = Literal["topk", "jumprelu"]
-HOOKPOINT = "hookpoint"  # in metadata: the module of the model's own code whose output the file says it is of
 
 
 @dataclass(frozen=True)

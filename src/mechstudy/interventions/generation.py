@@ -11,6 +11,7 @@ from torch import Tensor
 from mechstudy.circuits.named_positions import ALL
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
+from mechstudy.dictionaries.hookpoints import refuse_other_tensor
 from mechstudy.interventions.features import check_features, feature_at
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
@@ -85,13 +86,18 @@ def generate_tokens(
         stop: token ids after which nothing follows (such as the end-of-text token), kept in the result.
 
     Raises:
-        MechstudyError: a feature that no dictionary has; no tokens.
+        MechstudyError: a feature that no dictionary has, or a dictionary of another tensor (see `hookpoints`); no
+            tokens.
     """
     if not tokens:
         raise MechstudyError("there are no tokens to continue")
     if max_new_tokens < 1 or temperature < 0:
         raise MechstudyError("max_new_tokens is at least 1, and temperature at least 0")
-    edits = {site: _added(vector_D) for site, vector_D in steering_vectors(dictionaries or {}, steer or {}).items()}
+    by_layer = dictionaries or {}
+    edits = {site: _added(vector_D) for site, vector_D in steering_vectors(by_layer, steer or {}).items()}
+    for layer in {feature_at(name).layer for name in steer or {}}:
+        if isinstance(by_layer[layer], Dictionary):  # not neurons
+            refuse_other_tensor(model, by_layer[layer])
     generator = torch.Generator().manual_seed(seed)
     ids = list(tokens)
     for _ in range(max_new_tokens):

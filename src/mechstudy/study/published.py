@@ -11,6 +11,8 @@ from mechstudy import dictionaries
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.config import DictionaryConfig
 from mechstudy.dictionaries.formats.hooks import check_layer, clt_site, is_before_weight, layer_of
+from mechstudy.dictionaries.hookpoints import refuse_normed_output
+from mechstudy.models.families import family_of
 from mechstudy.models.sites import SITES, parse_layers
 from mechstudy.study import finished
 
@@ -238,6 +240,10 @@ def _check(one: Published, shapes: ModelShapes, config: DictionariesConfig) -> N
             },
             fix=f"dictionaries of this model; or dictionaries.layers: 0-{shapes.n_layers - 1}, if the others are",
         )
+    facts = {"dictionary": str(one.path)}
+    refuse_normed_output(
+        one.about.get("hookpoint"), one.site_out, family_of(shapes.model_type), facts=facts, where=FIELD
+    )
     for end, site in (("in", one.site_in), ("out", one.site_out)):
         kind = site.partition(".")[0]
         kind = "mlp_in" if kind not in SITES else kind

@@ -25,7 +25,7 @@ from torch import Tensor
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.formats.fields import Fields
 from mechstudy.dictionaries.formats.folders import replacing
-from mechstudy.dictionaries.formats.hooks import hook_name, site_name
+from mechstudy.dictionaries.formats.hooks import hook_name, named_module, site_name, written_hook
 from mechstudy.dictionaries.formats.stated import Claim, agreed, claims_of, refuse_layout, without_thresholds
 from mechstudy.dictionaries.formats.tensors import (
     header_text,
@@ -94,10 +94,12 @@ def read(
         config.text(f"feature_{end}_hook", default)
         for end, default in (("input", "mlp.hook_in"), ("output", "hook_mlp_out"))
     )
-    site_in, site_out = (hook if layer is None else site_name(f"blocks.{layer}.{hook}") for hook in hooks)
+    model = config.text("model_name")
+    named = [hook if layer is None else f"blocks.{layer}.{hook}" for hook in hooks]
+    site_in, site_out = (site_name(hook, model) for hook in named)
     W_enc = transposed(t["W_enc"], mapped=mapped)
     weights = {"W_enc": W_enc, "b_enc": t["b_enc"], "W_dec": t["W_dec"], "b_dec": t["b_dec"]}
-    metadata = {"model_name": config.text("model_name")} if "model_name" in config else {}
+    metadata = ({"model_name": model} if "model_name" in config else {}) | named_module(named[1])
     kind: DictionaryKind = "skip_transcoder" if "W_skip" in t else "transcoder"
     meta = DictionaryMeta(kind, "topk" if k else "jumprelu", d_in, d_in, d_sae, k, site_in, site_out, metadata)
     weights |= {"W_skip": t["W_skip"]} if "W_skip" in t else {}
@@ -200,7 +202,8 @@ def write_set(
             # In the header, so that a copied file is a topk too: circuit-tracer refuses a tensor k, which it writes.
             header = {_HEADER_K: str(dictionary.cfg.k)} if dictionary.threshold is None else {}
             write_safetensors(tensors, place / f"layer_{layer}.safetensors", header)
-        write_config(place, "transcoder_set", model_name, scan, cfg.site_in, cfg.site_out, **topk)
+        out = written_hook(cfg.site_out, cfg.metadata)
+        write_config(place, "transcoder_set", model_name, scan, cfg.site_in, out, **topk)
 
 
 def write_config(folder: Path, kind: str, model_name: str, scan: str, site_in: str, site_out: str, **more: Any) -> None:

@@ -22,7 +22,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.formats.circuit_tracer import CONFIG, read_config, refuse_negative, write_config
 from mechstudy.dictionaries.formats.fields import Fields
 from mechstudy.dictionaries.formats.folders import replacing
-from mechstudy.dictionaries.formats.hooks import site_name
+from mechstudy.dictionaries.formats.hooks import HOOKPOINT, named_module, site_name
 from mechstudy.dictionaries.formats.stated import Claim, agreed, claims_of, refuse_layout, without_thresholds
 from mechstudy.dictionaries.formats.tensors import read_safetensors, require, shape_of, write_safetensors
 from mechstudy.dictionaries.stored import AnyPath
@@ -33,7 +33,8 @@ META = "mechstudy.json"  # our own fields, beside circuit-tracer's files
 class Clt(TypedDict):
     """Content of a folder, of all L layers or of one. A ReLU has no `threshold`.
 
-    Sites are kinds (``mlp_in``), or names of other hooks.
+    Sites are kinds (``mlp_in``), or names of other hooks. `hookpoint` is the module of layer 0 whose own output the
+    file names (`hooks.named_module`); "" where it names none.
     """
 
     enc: list[Tensor]  # of every layer [F, d]
@@ -44,6 +45,7 @@ class Clt(TypedDict):
     model_name: str
     site_in: str
     site_out: str
+    hookpoint: str
 
 
 def write_clt(
@@ -136,11 +138,15 @@ def read_clt(folder: AnyPath, only: int | None = None) -> Clt:
         config.text(f"feature_{end}_hook", default)
         for end, default in (("input", "hook_resid_mid"), ("output", "hook_mlp_out"))
     ]
-    sites = [hook if (site := site_name(f"blocks.0.{hook}")).startswith("blocks.") else site[:-2] for hook in hooks]
+    model, named = config.text("model_name"), [f"blocks.0.{hook}" for hook in hooks]
+    sites = [
+        hook if (site := site_name(name, model)).startswith("blocks.") else site[:-2]
+        for name, hook in zip(named, hooks, strict=True)
+    ]
     return {
         "enc": of("W_enc"), "b_enc": of("b_enc"), "dec": of("W_dec"), "b_dec": torch.stack(of("b_dec")),
-        "threshold": of("threshold") if jumps else None, "model_name": config.text("model_name"),
-        "site_in": sites[0], "site_out": sites[1],
+        "threshold": of("threshold") if jumps else None, "model_name": model,
+        "site_in": sites[0], "site_out": sites[1], "hookpoint": named_module(named[1]).get(HOOKPOINT, ""),
     }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from mechstudy.dictionaries.evaluation import loss_recovered
 from mechstudy.dictionaries.formats import gemma_scope
 from mechstudy.dictionaries.formats.cross_layer import read_clt
 from mechstudy.dictionaries.formats.fields import read_json
+from mechstudy.dictionaries.formats.hooks import HOOKPOINT
 from mechstudy.dictionaries.formats.recognise import CROSS_LAYER, Source
 from mechstudy.dictionaries.formats.registry import local_path, read
 from mechstudy.dictionaries.formats.sets import clt_files, is_cross_layer, sources
@@ -27,9 +28,9 @@ def describe(place: AnyPath | Source, *, mapped: bool = False) -> list[dict[str,
 
     Returns:
         place, format, architecture (as the file names it), kind, activation, d_in, d_sae, d_out, k, site_in, site_out,
-        model, dtype, metrics of each, and in_file: whether both matrices can stay in the file (`lazy.LazyDictionary`);
-        listed: the folder of the set whose config.yaml lists it; site_assumed: whether neither the files nor their
-        folders name the site.
+        model, hookpoint, dtype, metrics of each, and in_file: whether both matrices can stay in the file
+        (`lazy.LazyDictionary`); listed: the folder of the set whose config.yaml lists it; site_assumed: whether neither
+        the files nor their folders name the site.
         A cross-layer transcoder is one entry, with n_layers; also where one layer of it is meant (layer).
 
     Raises:
@@ -79,6 +80,7 @@ def _describe_one(source: Source, mapped: bool) -> dict[str, Any]:
         "site_in": cfg.site_in,
         "site_out": cfg.site_out,
         "model": cfg.metadata.get("model_name"),
+        HOOKPOINT: cfg.metadata.get(HOOKPOINT),
         "dtype": str(stored.W_enc.dtype).removeprefix("torch."),
         "metrics": metrics_of(path if path.is_dir() else path.parent),
         "in_file": stored.in_file,
@@ -106,6 +108,7 @@ def _describe_clt(folder: Path, layer: int | None = None) -> dict[str, Any]:
         "site_in": clt["site_in"],
         "site_out": clt["site_out"],
         "model": clt["model_name"] or None,
+        HOOKPOINT: clt["hookpoint"] or None,
         "dtype": str(clt["enc"][0].dtype).removeprefix("torch."),
         "metrics": metrics_of(folder),
         "in_file": False,

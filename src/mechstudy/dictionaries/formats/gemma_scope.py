@@ -106,6 +106,7 @@ def read_clt(files: Sequence[Path], only: int | None = None) -> Clt:
         "dec": [t["w_dec"][:, layer:] for layer, t in zip(wanted, layers, strict=True)],
         "b_dec": torch.stack([t["b_dec"] for t in layers]), "threshold": [t["threshold"] for t in layers],
         "model_name": "" if config is None else _model(config), "site_in": "mlp_in", "site_out": "mlp_out",
+        "hookpoint": "",
     }  # fmt: skip
 
 

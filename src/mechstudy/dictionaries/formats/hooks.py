@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models import hub
 from mechstudy.models.families import FAMILIES, Family
 from mechstudy.models.sites import Site
 
+HOOKPOINT = "hookpoint"  # in metadata: the module of the model's own code whose output the file says it is of
 _HOOKS = {
     "resid_pre": "hook_resid_pre",
     "resid_mid": "hook_resid_mid",
@@ -20,6 +23,7 @@ _HOOKS = {
     "mlp_act": "mlp.hook_post",
     "mlp_out": "hook_mlp_out",
 }
+_MLP_HOOK = "mlp.hook_out"
 _TYPE = re.compile(r"([a-z_]*[a-z])_?(\d*)(?:_text)?")
 _TYPES = [found.groups() for family in FAMILIES for known in family.model_types if (found := _TYPE.fullmatch(known))]
 _NUMBERED = {stem for stem, number in _TYPES if number}
@@ -37,12 +41,18 @@ def hook_name(site: str) -> str:
     return f"blocks.{layer}.{_HOOKS[kind]}" if kind in _HOOKS and layer.isdigit() else str(site)
 
 
-def site_name(hook: str) -> str:
-    """Inverse of `hook_name`, and dictionary_learning's ``resid_post_layer_3``; other text stays as it is."""
+def site_name(hook: str, model: str = "") -> str:
+    """Inverse of `hook_name`, and dictionary_learning's ``resid_post_layer_3``; other text stays as it is.
+
+    circuit-tracer's ``mlp.hook_out`` is the module's own output, as in `module_site`: it stays its name where the
+    ``model`` norms it before adding it.
+    """
     if named := _RESIDUAL.fullmatch(hook):
         return f"{named[1]}.{named[2]}"
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook)
-    kinds = {name: kind for kind, name in _HOOKS.items()} | {"mlp.hook_out": "mlp_out"}
+    kinds = {name: kind for kind, name in _HOOKS.items()}
+    if match is not None and match[2] == _MLP_HOOK:
+        return hook if norm_after("mlp_out", model) else f"mlp_out.{match[1]}"
     if match is None or match[2] not in kinds:
         return hook
     return f"{kinds[match[2]]}.{match[1]}"
@@ -137,10 +147,29 @@ def module_site(module: str, model: str = "") -> str:
     return f"{kinds[part]}.{layer}" if part in kinds else module
 
 
-def is_module_output(module: str) -> bool:
-    """Whether a name is that of a block's MLP or attention module, whose output some families norm."""
+def named_module(module: str) -> dict[str, str]:
+    """The metadata of a dictionary of a block's MLP or attention module, whose output some families norm."""
+    return {} if _module_kind(module) is None else {HOOKPOINT: module}
+
+
+def written_hook(site: str, metadata: Mapping[str, Any]) -> str:
+    """What circuit-tracer's config.yaml calls a transcoder's output: the MLP's own, where its files were of that."""
+    return _MLP_HOOK if _module_kind(str(metadata.get(HOOKPOINT))) == "mlp" else site
+
+
+def norm_between(module: str, family: Family) -> str | None:
+    """The norm between a module's own output and what its block adds; None where there is none, or no such module."""
+    return {"mlp": family.norm_mlp_post, "attn": family.norm_attn_post}.get(_module_kind(module) or "")
+
+
+def _module_kind(module: str) -> Literal["mlp", "attn"] | None:
+    """Which module's own output a name is, in Hugging Face's words or circuit-tracer's."""
+    if re.fullmatch(rf"blocks\.\d+\.{re.escape(_MLP_HOOK)}", module):
+        return "mlp"
     match = _MODULE.fullmatch(module)
-    return match is not None and match[2] in ("mlp", "attn", "self_attn", "attention") and match[3] != "input"
+    if match is None or match[3] == "input":
+        return None
+    return "mlp" if match[2] == "mlp" else "attn" if match[2] in ("attn", "self_attn", "attention") else None
 
 
 def norm_after(kind: str, model: str) -> str | None:

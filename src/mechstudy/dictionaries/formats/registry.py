@@ -18,7 +18,7 @@ from mechstudy.dictionaries.formats import (
     sparsify,
 )
 from mechstudy.dictionaries.formats.fields import Fields
-from mechstudy.dictionaries.formats.hooks import site_name
+from mechstudy.dictionaries.formats.hooks import named_module, site_name
 from mechstudy.dictionaries.formats.recognise import QWEN, Source, source_of
 from mechstudy.dictionaries.stored import AnyPath, StoredDictionary
 
@@ -82,9 +82,12 @@ def _member(source: Source, config: Fields, mapped: bool) -> StoredDictionary:
                 facts={"file": str(source.path)}, fix="one transcoder for each layer, from 0 on and in order",
             )  # fmt: skip
     hooks = [config.text(f"feature_{end}_hook") for end in ("input", "output")]
-    sites = [site_name(f"blocks.{source.layer}.{hook}") if hook else None for hook in hooks]
     metadata = dict(cfg.metadata)
     if "model_name" in config:
         metadata["model_name"] = config.text("model_name")
+    model = str(metadata.get("model_name") or "")
+    named = [f"blocks.{source.layer}.{hook}" if hook else "" for hook in hooks]
+    sites = [site_name(hook, model) for hook in named]
+    metadata |= named_module(named[1])
     meta = replace(cfg, site_in=sites[0] or cfg.site_in, site_out=sites[1] or cfg.site_out, metadata=metadata)
     return replace(stored, cfg=meta)

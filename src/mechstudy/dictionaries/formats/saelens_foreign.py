@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.formats.fields import Fields, read_json, shown
-from mechstudy.dictionaries.formats.hooks import site_name, with_head
+from mechstudy.dictionaries.formats.hooks import named_module, site_name, with_head
 from mechstudy.dictionaries.formats.tensors import (
     gated_as_jumprelu,
     of_one_dtype,
@@ -92,9 +92,9 @@ def convert(fields: Fields, folder: Path, *, mapped: bool = False) -> StoredDict
         t |= {"W_enc": torch.cat([t["W_enc"], -t["W_enc"]], 1), "b_enc": torch.cat([t["b_enc"], -t["b_enc"]])}
         t["W_dec"] = torch.cat([t["W_dec"], -t["W_dec"]])
     metadata = fields.table("metadata")
-    site_in, site_out, head = _sites(fields, metadata)
-    more: dict[str, Any] = {"model_name": metadata.text("model_name") or fields.text("model_name") or None}
-    more["architecture"] = architecture
+    model = metadata.text("model_name") or fields.text("model_name")
+    site_in, site_out, head, module = _sites(fields, metadata, model)
+    more: dict[str, Any] = {"model_name": model or None, "architecture": architecture, **module}
     if head is not None:
         more["hook_head_index"] = head  # a row is one head's slice, which has no heads to put side by side
     elif "hook_z" in (fields.text("reshape_activations"), site_in.rpartition(".")[2]):
@@ -246,14 +246,15 @@ def _fold_norms(t: dict[str, Tensor]) -> None:
     t |= {"W_enc": t["W_enc"] * norms, "b_enc": t["b_enc"] * norms, "W_dec": t["W_dec"] / norms[:, None]}
 
 
-def _sites(fields: Fields, metadata: Fields) -> tuple[str, str, int | None]:
-    """Sites, and the attention head whose slice of the hook is a row; None if rows hold all heads."""
+def _sites(fields: Fields, metadata: Fields, model: str) -> tuple[str, str, int | None, dict[str, str]]:
+    """Sites, the attention head whose slice of the hook is a row (None if rows hold all heads), and `named_module`."""
     hook = metadata.text("hook_name") or fields.text("hook_name") or fields.text("hook_point") or "unknown"
     hook_out = metadata.text("hook_name_out") or fields.text("hook_name_out") or hook
     head, head_out = (_head(fields, metadata, end) for end in ("", "_out"))
     if hook_out == hook:
         head_out = head
-    return with_head(site_name(hook), head), with_head(site_name(hook_out), head_out), head
+    site_in, site_out = with_head(site_name(hook, model), head), with_head(site_name(hook_out, model), head_out)
+    return site_in, site_out, head, named_module(hook_out)
 
 
 def _head(fields: Fields, metadata: Fields, end: str) -> int | None:

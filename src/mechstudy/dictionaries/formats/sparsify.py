@@ -14,7 +14,7 @@ from pathlib import Path
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.formats.fields import Fields, read_json
 from mechstudy.dictionaries.formats.folders import replacing
-from mechstudy.dictionaries.formats.hooks import is_module_output, module_site, norm_after
+from mechstudy.dictionaries.formats.hooks import module_site, named_module, norm_after
 from mechstudy.dictionaries.formats.tensors import (
     of_one_dtype,
     read_safetensors,
@@ -25,7 +25,6 @@ from mechstudy.dictionaries.formats.tensors import (
     write_text,
 )
 from mechstudy.dictionaries.stored import (
-    HOOKPOINT,
     AnyPath,
     DictionaryKind,
     DictionaryLike,
@@ -69,7 +68,7 @@ def read(folder: AnyPath, *, mapped: bool = False) -> StoredDictionary:
     hookpoint, model = folder.absolute().name, _model(folder, fields)
     site_in, site_out = _sites(hookpoint, transcode, model)
     metadata = {"model_name": model} if model else {}
-    metadata |= {HOOKPOINT: hookpoint} if is_module_output(hookpoint) else {}
+    metadata |= named_module(hookpoint)
     W_enc, b_enc = transposed(tensors["encoder.weight"], mapped=mapped), tensors["encoder.bias"]
     meta = DictionaryMeta(kind, "topk", d_in, d_in, d_sae, fields.whole("k", 32), site_in, site_out, metadata)
     weights = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": tensors["W_dec"], "b_dec": tensors["b_dec"]}

@@ -50,6 +50,8 @@ def first_sentence(error: BaseException, longest: int = 200) -> str:
     """The first sentence of another library's error: whole, or cut between words with an ellipsis."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     sentence = re.split(r"(?<=[.!?]) (?=[A-Z`'\"(])", line)[0]
+    if " " not in sentence:  # a KeyError's key alone
+        sentence = f"{type(error).__name__}: {sentence}" if sentence != type(error).__name__ else sentence
     return textwrap.shorten(sentence, longest, placeholder=" ...")
 
 

@@ -66,7 +66,12 @@ def _loaded(folder: Path, dtype: str, device: str, *, first: bool) -> Iterator[C
         yield _tokenizer(model)
     allowed = models.TOLERANCE[model.dtype]
     attention = model.hf.config._attn_implementation
-    for name, residual in models.identities(model).items():
+    residuals = models.identities(model)
+    broken = None if all(residual <= allowed for residual in residuals.values()) else models.not_finite(model)
+    if broken is not None:
+        yield Check(f"weights {dtype}", "bad", broken, "fetch the weights again, or an earlier checkpoint")
+        return
+    for name, residual in residuals.items():
         good = residual <= allowed
         yield Check(
             f"{name} {dtype}",

@@ -18,4 +18,5 @@ from .sites import parse_layers as parse_layers
 from .sources import resolve_source as resolve_source
 from .validate import TOLERANCE as TOLERANCE
 from .validate import identities as identities
+from .validate import not_finite as not_finite
 from .validate import validate_model as validate_model

@@ -13,6 +13,7 @@ from mechstudy.machine.devices import resolve_device
 from mechstudy.models.families import Family, family_of
 from mechstudy.models.folder import check_folder, model_name, read_config
 from mechstudy.models.language_model import DTYPES, LanguageModel
+from mechstudy.models.loading_report import check_report
 from mechstudy.models.precision import faster_dtype
 from mechstudy.models.shapes import shapes_of
 from mechstudy.models.sources import full_source, resolve_source
@@ -122,12 +123,13 @@ def load_folder(
             local_files_only=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, each with its sizes
         )
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     except MechstudyError:
         raise
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        again = "fetch or copy the folder again; `mechstudy doctor` checks its files"
+    except Exception as error:  # transformers passes on whatever a field of the config provokes
+        again = "check config.json; or fetch or copy the folder again"
         raise MechstudyError(
             "the model cannot be loaded",
             where=str(folder),
@@ -137,13 +139,7 @@ def load_folder(
     finally:
         log.set_verbosity(before)
     hf, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise MechstudyError(
-            f"the weights are incomplete: {len(missing)} tensors are missing",
-            where=str(folder),
-            facts={"first": missing[0]},
-            fix="fetch the model again",
-        )
+    check_report(report, arch, hf.config.num_hidden_layers, folder)
     check_vocabulary(tokenizer, hf.get_input_embeddings().weight.shape[0], str(folder))
     return LanguageModel(hf.to(device), tokenizer, arch, name or model_name(folder))
 

@@ -36,18 +36,28 @@ def validate_model(model: LanguageModel, n_tokens: int = 8) -> dict[str, float]:
     """Checks the identities and returns their residuals (see `identities`).
 
     Raises:
-        MechstudyError: an identity fails, so the family table does not describe this model.
+        MechstudyError: an identity fails, so the family table does not describe this model; or weights are not finite.
     """
     checks = identities(model, n_tokens)
     tolerance = TOLERANCE[model.dtype]
     for name, residual in checks.items():
         if not residual <= tolerance:
+            if (broken := not_finite(model)) is not None:
+                raise MechstudyError(f"{model.name}: {broken}", fix="fetch the weights again, or an earlier checkpoint")
             raise MechstudyError(
                 f"{model.name} fails the check {name}",
                 facts={"relative residual": f"{residual:.2e}, at most {tolerance:.0e} is allowed"},
                 fix="the weights are broken, or this variant of the family is not supported: please report it",
             )
     return checks
+
+
+def not_finite(model: LanguageModel) -> str | None:
+    """A sentence on the first weights that hold NaN or infinity; None where there are none. Reads all of them."""
+    for name, tensor in model.hf.named_parameters():
+        if bad := int((~tensor.isfinite()).sum()):
+            return f"tensor {name} holds {bad:,} of {tensor.numel():,} values that are no finite numbers"
+    return None
 
 
 def relative_error(actual: Float[Tensor, "*shape"], expected: Float[Tensor, "*shape"]) -> float:

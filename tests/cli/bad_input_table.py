@@ -123,6 +123,8 @@ MODELS = [
         delete("model/tokenizer.json"), write("model/tokenizer.model", "<!doctype html>")
     ), "doctor path:model --quick", "tokenizer.model is no SentencePiece model", "fetch or copy it again"),
     case("a pointer of Git LFS", write("model/model.safetensors", POINTER), "run study.yaml",
+    case("settings that are no JSON", write("model/tokenizer_config.json", "{'bos_token': 1}"), "plan study.yaml",
+         "tokenizer_config.json cannot be read as JSON", "fetch or copy it again"),
          "model.safetensors is a pointer of Git LFS", "git lfs pull"),
     case("a link to nothing", link("model/model.safetensors", "../blobs/abc"), "run study.yaml",
          "is a link to ../blobs/abc, which is not there"),

@@ -187,6 +187,13 @@ def test_a_small_file_that_is_a_dangling_link_is_named(folder, name):
     assert f"{name} is a link to /scratch/purged/blob, which is not there" in refusal(folder)
 
 
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json"])
+@pytest.mark.parametrize("content", ["{broken", "[]", ""])
+def test_a_small_file_that_is_no_json_object_is_named(folder, name, content):
+    (folder / name).write_text(content)
+    assert f"{name} cannot be read as JSON" in refusal(folder)
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
 def test_a_tokenizer_that_is_a_dangling_link_is_named_where_it_is_the_only_one(folder, name):
     for path in folder.glob("tokenizer*"):

@@ -19,6 +19,7 @@ from mechstudy.models.tokenizer_files import check_tokenizer_files
 CARD = "mechstudy_source.json"  # beside a model that mechstudy has converted
 _SNAPSHOT = re.compile(r"models--(?P<repo>[^/]+)/snapshots/(?P<commit>[^/]+)$")
 _QUANTISATION = ("quantization_config", "compression_config", "quantization")  # the last is MLX's
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "added_tokens.json")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -116,6 +117,20 @@ def check_folder(folder: Path) -> None:
     check_tokenizer_files(folder)
     for path in (*folder.glob("*.json"), *folder.glob("*.jinja")):  # each is read where it is there
         check_readable(path)
+        if path.name in _SETTINGS:
+            _check_json(path)
+
+
+def _check_json(path: Path) -> None:
+    try:
+        whole = isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+        reason = "it is no object"
+    except (ValueError, RecursionError) as error:
+        whole, reason = False, str(error)
+    if not whole:
+        raise MechstudyError(
+            f"{path.name} cannot be read as JSON: {reason}", where=str(path.parent), fix="fetch or copy it again"
+        )
 
 
 def check_folder_opens(folder: Path) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.variables import whole_variable
 
 _CONNECT = timedelta(seconds=60)
 _FILE, _STORE = "file:", "store:"
@@ -53,19 +54,33 @@ def started() -> bool:
 
 
 def claim(environment: MutableMapping[str, str] = os.environ) -> Launch | None:
-    """Takes torchrun's variables out of the environment, where libraries would wait for other ranks."""
+    """Takes torchrun's variables out of the environment, where libraries would wait for other ranks.
+
+    Raises:
+        MechstudyError: they are not all there, or hold no numbers, as a shell's profile may leave them.
+    """
     global _launch
-    size = int(environment.get("WORLD_SIZE", "1"))
-    if _launch is None and size > 1 and "RANK" in environment and "MASTER_ADDR" in environment:
-        _launch = Launch(
-            rank=int(environment.pop("RANK")),
-            size=int(environment.pop("WORLD_SIZE")),
-            local_rank=int(environment.get("LOCAL_RANK", "0")),
-            local_size=int(environment.get("LOCAL_WORLD_SIZE", str(size))),
-            host=environment["MASTER_ADDR"],
-            port=int(environment["MASTER_PORT"]),
-            hosted=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-        )
+    if _launch is not None or not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= environment.keys():
+        return _launch
+    try:
+        size = whole_variable(environment, "WORLD_SIZE", 1, least=1)
+        if size > 1:
+            _launch = Launch(
+                rank=whole_variable(environment, "RANK"),
+                size=size,
+                local_rank=whole_variable(environment, "LOCAL_RANK", 0),
+                local_size=whole_variable(environment, "LOCAL_WORLD_SIZE", size, least=1),
+                host=environment["MASTER_ADDR"],
+                port=whole_variable(environment, "MASTER_PORT", least=1),
+                hosted=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            )
+            del environment["RANK"], environment["WORLD_SIZE"]
+    except MechstudyError as error:
+        raise MechstudyError(
+            error.what,
+            facts={"read because": "RANK, WORLD_SIZE and MASTER_ADDR are set, as torchrun sets them"},
+            fix="unset RANK WORLD_SIZE MASTER_ADDR; or start several processes with torchrun itself",
+        ) from None
     return _launch
 
 

@@ -12,8 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.variables import whole_variable
 
-SECONDS = 30.0  # one call may take; $MECHSTUDY_SLURM_SECONDS is another number
+SECONDS = 30  # one call may take; $MECHSTUDY_SLURM_SECONDS is another number
 ATTEMPTS = 3
 PAUSE = 2.0  # seconds before the next attempt, then twice that
 _BUSY = re.compile(
@@ -91,7 +92,7 @@ def call(*words: str, attempts: int = ATTEMPTS) -> str:
     Raises:
         SlurmError: it refused (its words are quoted), is not there, or did not answer.
     """
-    limit = float(os.environ.get("MECHSTUDY_SLURM_SECONDS") or SECONDS)
+    limit = whole_variable(os.environ, "MECHSTUDY_SLURM_SECONDS", SECONDS, least=1)
     for attempt in range(attempts):
         try:
             done = subprocess.run(
@@ -100,7 +101,7 @@ def call(*words: str, attempts: int = ATTEMPTS) -> str:
         except FileNotFoundError:
             raise _error(words, f"there is no {words[0]} on this machine") from None
         except subprocess.TimeoutExpired:
-            error = _error(words, f"{words[0]} did not answer in {limit:.0f} seconds", maybe_done=True)
+            error = _error(words, f"{words[0]} did not answer in {limit} seconds", maybe_done=True)
         else:
             if done.returncode == 0:
                 return done.stdout.decode(errors="replace")

@@ -20,6 +20,7 @@ from tests.support.bad_input import (
     tokenizer_of_letters,
     tokenizer_of_words,
     transcoders,
+    two_layers,
     write,
 )
 
@@ -216,6 +217,8 @@ DICTIONARIES = [
     )), FROM % "sets", "layer_1 holds 2 dictionaries", "layer_1/width_16/l0_1, layer_1/width_16/l0_2"),
     case("a run that has trained none", folder("runs/other/artifacts"), FROM % "runs/other",
          "this run has no dictionaries yet", "mechstudy train"),
+    case("a dictionary from one layer to another", two_layers("set"), FROM % "set",
+         "the dictionary reads layer 1 and writes layer 2", "writes: mlp_out.2"),
     case("both published and trained", dictionary("set", 32),
          "plan study.yaml --set 'dictionaries={from: set, architecture: {k: 3}}'", "architecture how to train some"),
     case("nothing to show", nothing, "dictionary show model", "model: there is no dictionary here"),

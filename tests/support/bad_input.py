@@ -114,6 +114,21 @@ def tokenizer_of_letters(root: Path) -> None:
     word_tokenizer().backend_tokenizer.save(str(root / "model" / "tokenizer.json"))
 
 
+def two_layers(place: str) -> Arrange:
+    """A transcoder that reads one layer and writes another."""
+
+    def arrange(root: Path) -> None:
+        from dataclasses import replace
+
+        from tests.support.interventions_world import transcoder
+
+        one = transcoder(32, 1).float()
+        one.cfg = replace(one.cfg, site_out="mlp_out.2")
+        one.save(root / place)
+
+    return arrange
+
+
 def dictionary(place: str, d: int, layer: int = 1) -> Arrange:
     """A dictionary of coordinates in SAELens' format."""
 

@@ -16,7 +16,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.core.notices import counted
 from mechstudy.dictionaries.cross_layer_transcoder import CrossLayerTranscoder, load_layer
 from mechstudy.dictionaries.dictionary import Dictionary
-from mechstudy.dictionaries.formats.hooks import at_layer, check_layer, layer_of
+from mechstudy.dictionaries.formats.hooks import at_layer, check_layer, check_one_layer, layer_of
 from mechstudy.dictionaries.formats.recognise import CROSS_LAYER, Source
 from mechstudy.dictionaries.formats.registry import local_path
 from mechstudy.dictionaries.formats.sets import is_cross_layer, sources
@@ -142,6 +142,7 @@ def load_dictionaries(
             return moved(load_layer(path, layer))
         one = _loaded(path, str(device), dtype, lazy)
         check_layer(one.cfg.site_in, layer, _name(place))
+        check_one_layer(one.cfg.site_in, one.cfg.site_out, _name(place))
         one.cfg = replace(one.cfg, site_in=at_layer(one.cfg.site_in, layer), site_out=at_layer(one.cfg.site_out, layer))
         return one
 

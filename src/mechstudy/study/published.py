@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mechstudy import dictionaries
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.config import DictionaryConfig
-from mechstudy.dictionaries.formats.hooks import check_layer, clt_site, is_before_weight, layer_of
+from mechstudy.dictionaries.formats.hooks import check_layer, check_one_layer, clt_site, is_before_weight, layer_of
 from mechstudy.dictionaries.hookpoints import refuse_normed_output
 from mechstudy.models.families import family_of
 from mechstudy.models.sites import SITES, parse_layers
@@ -164,6 +164,7 @@ def _read(address: str, base: Path, layer: int | None, site: str | None) -> Iter
             yield from _of_clt(about, address, layer, site)
             continue
         path, listed = Path(about["place"]), about["listed"] and Path(about["listed"])
+        check_one_layer(str(about["site_in"]), str(about["site_out"]), path, where=FIELD)
         at = _layer(about, layer)
         named = ("", "") if about["site_assumed"] and site else (str(about["site_in"]), str(about["site_out"]))
         site_in, site_out = (_site(name, site, at) for name in named)

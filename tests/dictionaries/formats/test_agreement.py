@@ -18,6 +18,7 @@ from mechstudy.dictionaries.formats import circuit_tracer, sparsify
 from mechstudy.dictionaries.formats.cross_layer import write_clt
 from mechstudy.dictionaries.formats.hooks import module_site, norm_after
 from mechstudy.dictionaries.hookpoints import refuse_other_tensor
+from mechstudy.dictionaries.loading import load_dictionaries
 from mechstudy.dictionaries.stored import DictionaryMeta
 from mechstudy.models.sites import Site
 from tests.support.dictionary_files import D, F, K, X, clt, draw
@@ -233,6 +234,27 @@ def test_a_model_folder_says_its_family_itself(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma2"}))
     assert norm_after("mlp_out", str(tmp_path)) == "post_feedforward_layernorm"
     assert norm_after("mlp_out", "somebody/finetune") is None
+
+
+def test_a_dictionary_that_reads_one_layer_and_writes_another_is_refused_by_a_mapping(tmp_path):
+    sites = {"hook_name": "blocks.1.mlp.hook_in", "hook_name_out": "blocks.2.hook_mlp_out"}
+    place = of_head(tmp_path / "a", architecture="transcoder", d_out=D, metadata=sites)
+    with pytest.raises(MechstudyError, match="the dictionary reads layer 1 and writes layer 2") as error:
+        load_dictionaries({1: place})
+    assert error.value.facts["writes"] == "mlp_out.2"
+
+
+@pytest.mark.parametrize("place", ["blocks.{layer}.", "blocks.{}.", ""])
+def test_a_hook_may_have_its_block_before_it(place, tmp_path):
+    config = f"feature_input_hook: '{place}mlp.hook_in'\nfeature_output_hook: '{place}hook_mlp_out'\n"
+    cfg = Dictionary.load(layer(tmp_path, config)).cfg
+    assert (cfg.site_in, cfg.site_out) == ("mlp_in.3", "mlp_out.3")
+
+
+def test_the_mark_that_windows_editors_write_is_no_part_of_a_config(tmp_path):
+    folder = of_head(tmp_path / "a", **OLD)
+    (folder / "cfg.json").write_bytes(b"\xef\xbb\xbf" + (folder / "cfg.json").read_bytes())
+    assert Dictionary.load(folder).cfg.site_in == "blocks.1.attn.hook_q head 3"
 
 
 @pytest.mark.parametrize("name", ["model.layers.1.mlp", "layers.1.mlp"])

@@ -25,7 +25,7 @@ from torch import Tensor
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.formats.fields import Fields
 from mechstudy.dictionaries.formats.folders import replacing
-from mechstudy.dictionaries.formats.hooks import hook_name, named_module, site_name, written_hook
+from mechstudy.dictionaries.formats.hooks import config_hook, hook_name, named_module, site_name, written_hook
 from mechstudy.dictionaries.formats.stated import Claim, agreed, claims_of, refuse_layout, without_thresholds
 from mechstudy.dictionaries.formats.tensors import (
     header_text,
@@ -91,7 +91,7 @@ def read(
     match = re.search(r"(\d+)(?!.*\d)", path.stem)
     layer = int(match[1]) if layer is None and match else layer
     hooks = (
-        config.text(f"feature_{end}_hook", default)
+        config_hook(config.text(f"feature_{end}_hook", default))
         for end, default in (("input", "mlp.hook_in"), ("output", "hook_mlp_out"))
     )
     model = config.text("model_name")

@@ -22,7 +22,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.formats.circuit_tracer import CONFIG, read_config, refuse_negative, write_config
 from mechstudy.dictionaries.formats.fields import Fields
 from mechstudy.dictionaries.formats.folders import replacing
-from mechstudy.dictionaries.formats.hooks import HOOKPOINT, named_module, site_name
+from mechstudy.dictionaries.formats.hooks import HOOKPOINT, config_hook, named_module, site_name
 from mechstudy.dictionaries.formats.stated import Claim, agreed, claims_of, refuse_layout, without_thresholds
 from mechstudy.dictionaries.formats.tensors import read_safetensors, require, shape_of, write_safetensors
 from mechstudy.dictionaries.stored import AnyPath
@@ -135,7 +135,7 @@ def read_clt(folder: AnyPath, only: int | None = None) -> Clt:
     refuse_layout(config, "cross-layer", skip=False, path=folder)
     _check_activation(config, layers, folder, jumps=jumps)
     hooks = [
-        config.text(f"feature_{end}_hook", default)
+        config_hook(config.text(f"feature_{end}_hook", default))
         for end, default in (("input", "hook_resid_mid"), ("output", "hook_mlp_out"))
     ]
     model, named = config.text("model_name"), [f"blocks.0.{hook}" for hook in hooks]

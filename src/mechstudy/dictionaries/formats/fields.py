@@ -24,7 +24,7 @@ def read_json(path: Path) -> dict[str, Any]:
         MechstudyError: the file is absent, not JSON, or not an object.
     """
     try:
-        content = json.loads(path.read_bytes().decode())
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))  # with the mark that Windows editors write
     except FileNotFoundError as error:
         raise MechstudyError(
             f"no dictionary here: {path.name} is missing", where=str(path.parent), fix="the folder that holds it"

@@ -108,6 +108,34 @@ def check_layer(site: str, layer: int, place: Path | str, *, where: str | None =
     )
 
 
+def check_one_layer(site_in: str, site_out: str, place: Path | str, *, where: str | None = None) -> None:
+    """Refuse a dictionary that reads one layer and writes another, which only cross-layer transcoders do.
+
+    Args:
+        site_in: what it reads, in any tool's words.
+        site_out: what it writes.
+        place: its folder or file.
+        where: the field that names it.
+
+    Raises:
+        MechstudyError: the two sites name different layers.
+    """
+    layers = [_LAYER.search(site) for site in (site_in, site_out)]
+    if layers[0] is None or layers[1] is None or layers[0][1] == layers[1][1]:
+        return
+    raise MechstudyError(
+        f"the dictionary reads layer {layers[0][1]} and writes layer {layers[1][1]}",
+        where=where,
+        facts={"dictionary": str(place), "reads": site_in, "writes": site_out},
+        fix="a dictionary of one layer, or a whole cross-layer transcoder",
+    )
+
+
+def config_hook(text: str) -> str:
+    """A hook of a set's config.yaml inside its block; some tools write the block before it: ``blocks.{layer}.NAME``."""
+    return re.sub(r"^blocks\.\{\w*\}\.", "", text)
+
+
 def with_head(site: str, head: int | None) -> str:
     """The site of one attention head's slice: "blocks.1.attn.hook_z head 3"; without a head, the site itself."""
     return site if head is None else f"{site} head {head}"

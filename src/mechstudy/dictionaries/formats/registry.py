@@ -18,7 +18,7 @@ from mechstudy.dictionaries.formats import (
     sparsify,
 )
 from mechstudy.dictionaries.formats.fields import Fields
-from mechstudy.dictionaries.formats.hooks import named_module, site_name
+from mechstudy.dictionaries.formats.hooks import config_hook, named_module, site_name
 from mechstudy.dictionaries.formats.recognise import QWEN, Source, source_of
 from mechstudy.dictionaries.stored import AnyPath, StoredDictionary
 
@@ -81,7 +81,7 @@ def _member(source: Source, config: Fields, mapped: bool) -> StoredDictionary:
                 f"entry {source.layer} of the list is a dictionary of {site}", where=str(config.where),
                 facts={"file": str(source.path)}, fix="one transcoder for each layer, from 0 on and in order",
             )  # fmt: skip
-    hooks = [config.text(f"feature_{end}_hook") for end in ("input", "output")]
+    hooks = [config_hook(config.text(f"feature_{end}_hook")) for end in ("input", "output")]
     metadata = dict(cfg.metadata)
     if "model_name" in config:
         metadata["model_name"] = config.text("model_name")

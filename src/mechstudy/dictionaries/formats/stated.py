@@ -15,6 +15,7 @@ ACTIVATIONS = ("relu", "jump_relu", "topk")
 _KEYS = ("activation", "activation_function", "activation_fn")
 _KINDS = ("model_kind", "architecture")
 _CROSS = re.compile(r"cross_?layer|clt")
+_NO_TRANSCODER = re.compile(r"sae|lorsa|crosscoder|molt|neuron")
 _BY_LAYER = re.compile(r"(per|single)_?layer|plt|transcoder_?set")
 
 
@@ -98,10 +99,10 @@ def refuse_layout(config: Fields, layout: Layout, *, skip: bool, path: Path) -> 
     holds += " with a skip path" if skip else ""
     for key in _KINDS:
         words = _words(config, key)
-        if other.search(words) or ("skip" in words and not skip):
+        if other.search(words) or _NO_TRANSCODER.search(words) or ("skip" in words and not skip):
             raise MechstudyError(
                 f"{config.where.name} says {key}: {config.text(key)}, and the file holds {holds}", where=str(path),
-                facts={"needs": "files of the other layout" if other.search(words) else "W_skip"},
+                facts={"needs": "W_skip" if "skip" in words and not other.search(words) else "files of that kind"},
                 fix="the config and the weights of one set",
             )  # fmt: skip
 

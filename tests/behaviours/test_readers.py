@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import lzma
 from pathlib import Path
 
 import polars as pl
@@ -116,3 +118,15 @@ def test_prompts_of_a_csv_have_positions_as_json(tmp_path):
     assert outline(source).positions == ("subject", "last")
     pairs = read_prompts(source, FakeTokenizer(bos=False)).pairs
     assert [pair.positions for pair in pairs["test"]] == [{"subject": 1, "last": 4}] * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(gzip.compress(b"{}"), "gzip"), (b"PK\x03\x04rest", "a zip or Excel file"), (lzma.compress(b"{}"), "xz")],
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json", "a.xlsx"])
+def test_a_packed_file_is_called_by_its_kind(tmp_path, name, content, kind):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(MechstudyError, match=f"the file is {kind}, not text") as error:
+        read_rows(tmp_path / name)
+    assert "unpack it" in str(error.value.fix)

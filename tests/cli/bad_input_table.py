@@ -123,9 +123,9 @@ MODELS = [
     case("a tokenizer.model that is none", both(
         delete("model/tokenizer.json"), write("model/tokenizer.model", "<!doctype html>")
     ), "doctor path:model --quick", "tokenizer.model is no SentencePiece model", "fetch or copy it again"),
-    case("a pointer of Git LFS", write("model/model.safetensors", POINTER), "run study.yaml",
     case("settings that are no JSON", write("model/tokenizer_config.json", "{'bos_token': 1}"), "plan study.yaml",
          "tokenizer_config.json cannot be read as JSON", "fetch or copy it again"),
+    case("a pointer of Git LFS", write("model/model.safetensors", POINTER), "run study.yaml",
          "model.safetensors is a pointer of Git LFS", "git lfs pull"),
     case("a link to nothing", link("model/model.safetensors", "../blobs/abc"), "run study.yaml",
          "is a link to ../blobs/abc, which is not there"),
@@ -157,6 +157,11 @@ PROMPTS = [
     case("no lines", prompts(""), "run study.yaml", "no prompts in the file"),
     case("other columns", prompts('{"prompt": "a", "target": "b"}\n'), "run study.yaml",
          "unknown keys 'prompt', 'target'", "prompt -> clean, target -> answer"),
+    case("a packed file of prompts", prompts("PK\x03\x04", "own.csv"), "plan study.yaml",
+         "the file is a zip or Excel file, not text", "unpack it"),
+    case("a brace that is never closed", prompts(lines()),
+         "plan study.yaml --set 'behaviours.0.columns={clean: \"{a\"}'",
+         "'{a' of 'clean' is no text with columns in braces"),
     case("a column that is missing", prompts(lines(answer=None)), "run study.yaml", "own.jsonl:1", "answer"),
     case("a mapping of no key", prompts(lines()), "run study.yaml --set 'behaviours.0.columns={claen: x}'",
          "prompts have no 'claen'", "did you mean 'clean'?"),
@@ -212,13 +217,13 @@ DICTIONARIES = [
          "of layer 9, which the model does not have", "dictionaries.layers: 0-5"),
     case("published dictionaries to train", dictionary("set", 32), FROM.replace("plan", "train") % "set",
          "nothing to train", "dictionaries.from names published dictionaries"),
+    case("a dictionary from one layer to another", two_layers("set"), FROM % "set",
+         "the dictionary reads layer 1 and writes layer 2", "writes: mlp_out.2"),
     case("two candidates of one layer", both(*(
         dictionary(f"sets/layer_{layer}/width_16/l0_{l0}", 32, layer) for layer, l0 in ((0, 1), (1, 1), (1, 2))
     )), FROM % "sets", "layer_1 holds 2 dictionaries", "layer_1/width_16/l0_1, layer_1/width_16/l0_2"),
     case("a run that has trained none", folder("runs/other/artifacts"), FROM % "runs/other",
          "this run has no dictionaries yet", "mechstudy train"),
-    case("a dictionary from one layer to another", two_layers("set"), FROM % "set",
-         "the dictionary reads layer 1 and writes layer 2", "writes: mlp_out.2"),
     case("both published and trained", dictionary("set", 32),
          "plan study.yaml --set 'dictionaries={from: set, architecture: {k: 3}}'", "architecture how to train some"),
     case("nothing to show", nothing, "dictionary show model", "model: there is no dictionary here"),

@@ -144,3 +144,25 @@ def test_hub_datasets_without_a_network_say_what_to_do_instead(monkeypatch):
     with pytest.raises(MechstudyError, match="cannot be read") as caught:
         list(read_documents(Source.parse("hf:org/set"), "text", 0))
     assert "Couldn't reach" in str(caught.value) and "without a network" in str(caught.value)
+
+
+def test_half_a_surrogate_pair_is_an_error_of_its_line(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "whole"}\n{"text": "ab\\ud83d"}\n')
+    with pytest.raises(MechstudyError, match="holds half a surrogate pair") as error:
+        read("jsonl", tmp_path / "a.jsonl")
+    assert str(error.value.where).endswith("a.jsonl:2") and error.value.facts["at"] == "character 2"
+    (tmp_path / "a.jsonl").write_text('{"text": "ab\\ud83d\\ude00"}\n')
+    assert read("jsonl", tmp_path / "a.jsonl") == ["ab\U0001f600"]
+
+
+def test_the_mark_that_windows_editors_write_is_no_part_of_the_first_line(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one"}\n{"text": "two"}\n')
+    assert sorted(read("jsonl", tmp_path / "a.jsonl")) == ["one", "two"]
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"text": 1e', '{"text": ' + "9" * 5000 + "}"])
+def test_a_line_that_is_no_json_has_its_place_and_a_fix(tmp_path, line):
+    (tmp_path / "a.jsonl").write_text(line + "\n")
+    with pytest.raises(MechstudyError, match=r"the line is not JSON|is int, not text") as error:
+        read("jsonl", tmp_path / "a.jsonl")
+    assert str(error.value.where).endswith("a.jsonl:1") and error.value.fix

@@ -32,6 +32,9 @@ def test_steering_moves_the_text_and_strength_zero_does_not(world):
         ({"steer": {"2/5": 1.0}, "dictionaries": None}, "layers with one: none"),
         ({"steer": {"2/5@last": 1.0}}, "no named positions"),
         ({"max_new_tokens": 0}, "at least 1"),
+        ({"temperature": float("nan")}, "temperature at least 0"),
+        ({"steer": {"2/5": float("nan")}}, "2/5 is steered by nan, not a finite number"),
+        ({"prompt": "ab\ud800c"}, "half a surrogate pair at character 2"),
     ],
 )
 def test_mistakes_say_what_to_do(world, asked, message):

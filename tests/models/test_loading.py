@@ -82,7 +82,7 @@ def test_a_loaded_model_without_its_tokenizer_is_refused(saved):
         load_model(saved[0].hf)
 
 
-@pytest.mark.parametrize("source", ["nowhere:x", "pypi:unknown==1", "path:no-such-folder"])
+@pytest.mark.parametrize("source", ["", "nowhere:x", "pypi:unknown==1", "path:no-such-folder"])
 def test_a_source_that_is_none_is_an_error_with_a_fix(source):
     with pytest.raises(MechstudyError, match="fix:"):
         load_model(source)

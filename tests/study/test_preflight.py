@@ -105,6 +105,8 @@ def test_pairs_that_most_likely_differ_in_tokens_are_counted_before_any_tokenize
     [
         ({"format": "feature-circuit"}, "there is no format 'feature-circuit'"),
         ({"columns": {"cleen": "a"}}, "prompts have no 'cleen'"),
+        ({"columns": {"clean": "Q: {question"}}, "'Q: {question' of 'clean' is no text with columns in braces"),
+        ({"columns": {"clean": "Q: {}"}}, "is no text with columns in braces"),
         ({"format": "ioi", "columns": {"clean": "a"}}, "both say how to read the file"),
         ({"counterfactual": "abc"}, "counterfactual is one of a format's"),
         ({"file": None, "name": "antonym", "strict": True}, "strict is about a file of prompts"),

@@ -16,6 +16,7 @@ Row = dict[str, Any]
 _INDEX = ("", "Unnamed: 0")  # the column of row numbers that pandas writes
 _BOM = b"\xef\xbb\xbf"  # the byte order mark that Windows editors write
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")  # its marks, in either byte order
+_PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "a zip or Excel file", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz"}
 _DELIMITERS = (",", ";", "\t")  # tables saved where the comma is the decimal mark have semicolons
 
 
@@ -75,6 +76,9 @@ def _bytes(path: Path) -> bytes:
             where=str(path),
             fix="a file that exists and can be read; relative paths start from the current folder",
         ) from error
+    for mark, kind in _PACKED.items():
+        if content.startswith(mark):
+            raise MechstudyError(f"the file is {kind}, not text", where=str(path), fix="unpack it, or save it as JSONL")
     if content.startswith(_UTF16):
         raise MechstudyError("the file is UTF-16", where=str(path), fix="save the file as UTF-8")
     return content.removeprefix(_BOM)

@@ -55,6 +55,14 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
     return result
 
 
+def is_template(text: str) -> bool:
+    """Whether a text's braces hold names of columns."""
+    try:
+        return all(name is None or name for _, name, _, _ in Formatter().parse(text))
+    except ValueError:
+        return False
+
+
 def _column(row: Row, name: str) -> Any:
     if name not in row:
         guess = nearest(name, row)

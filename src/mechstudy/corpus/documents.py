@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from mechstudy.core.errors import MechstudyError, nearest
+from mechstudy.core.errors import MechstudyError, first_sentence, nearest
 from mechstudy.corpus.bundled import bundled_file
 from mechstudy.corpus.config import SEPARATOR, Source, files_of_folder
+from mechstudy.models.tokenizer import half_pair
 
 TEXT_DOCUMENT_CHARACTERS = 2_000  # paragraphs are joined into documents of at least this many
 HUB_SHUFFLE_BUFFER = 10_000
+_BOM = b"\xef\xbb\xbf"  # the byte order mark that Windows editors write
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 
 
@@ -122,6 +124,7 @@ def _jsonl(path: Path, field: str, rng: np.random.Generator) -> Iterator[str]:
         for number in rng.permutation(len(lengths)).tolist():
             file.seek(int(offsets[number]))
             line = file.read(int(lengths[number]))
+            line = line if number else line.removeprefix(_BOM)
             if line.strip():
                 yield _field(_decode(line, f"{path}:{number + 1}"), field, f"{path}:{number + 1}")
 
@@ -129,8 +132,11 @@ def _jsonl(path: Path, field: str, rng: np.random.Generator) -> Iterator[str]:
 def _field(line: str, field: str, where: str) -> str:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise MechstudyError("the line is not JSON", where=where, facts={"reason": str(error)}) from error
+    except (ValueError, RecursionError) as error:
+        fix = 'write {"text": "..."}, one object a line'
+        raise MechstudyError(
+            "the line is not JSON", where=where, facts={"reason": first_sentence(error)}, fix=fix
+        ) from error
     if not isinstance(record, dict):
         raise MechstudyError("the line is not a JSON object", where=where, fix='write {"text": "..."}')
     if field not in record:
@@ -143,7 +149,15 @@ def _field(line: str, field: str, where: str) -> str:
         )
     text = record[field]
     if not isinstance(text, str):
-        raise MechstudyError(f"field {field!r} is {type(text).__name__}, not text", where=where)
+        fix = "a text on every line, or another text_field"
+        raise MechstudyError(f"field {field!r} is {type(text).__name__}, not text", where=where, fix=fix)
+    if half_pair(text) is not None:
+        raise MechstudyError(
+            f"field {field!r} holds half a surrogate pair, which is no character",
+            where=where,
+            facts={"at": f"character {half_pair(text)}"},
+            fix="write the character itself, or leave the line out",
+        )
     return text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -91,8 +92,12 @@ def generate_tokens(
     """
     if not tokens:
         raise MechstudyError("there are no tokens to continue")
-    if max_new_tokens < 1 or temperature < 0:
-        raise MechstudyError("max_new_tokens is at least 1, and temperature at least 0")
+    if max_new_tokens < 1 or not 0 <= temperature < math.inf:
+        raise MechstudyError(
+            "max_new_tokens is at least 1, and temperature at least 0",
+            facts={"max_new_tokens": str(max_new_tokens), "temperature": str(temperature)},
+            fix="max_new_tokens=20, temperature=0.0",
+        )
     by_layer = dictionaries or {}
     edits = {site: _added(vector_D) for site, vector_D in steering_vectors(by_layer, steer or {}).items()}
     for layer in {feature_at(name).layer for name in steer or {}}:
@@ -124,6 +129,8 @@ def steering_vectors(
     vectors: dict[Site, Tensor] = {}
     for name, strength in steer.items():
         feature = feature_at(name)
+        if isinstance(strength, str) or not math.isfinite(strength):
+            raise MechstudyError(f"{name} is steered by {strength!r}, not a finite number", fix=f'{{"{name}": 8.0}}')
         check_features([feature], dictionaries)
         if feature.position != ALL:
             raise MechstudyError(

@@ -77,6 +77,8 @@ def full_source(source: str | Path, base: Path = Path()) -> str:
         MechstudyError: no such file or folder, and not the form of a hub id either.
     """
     text = str(source)
+    if not text:
+        raise MechstudyError("the model's source is empty", facts={"sources": FORMS}, fix="a folder or a model source")
     if not isinstance(source, Path) and text.partition(":")[0] in SOURCE_KINDS:
         return text
     path = (base / Path(text).expanduser()).resolve()

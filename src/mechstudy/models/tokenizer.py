@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from mechstudy.models.tokenizer_files import tokenizer_files
 from mechstudy.models.unknown_token import UnknownToken, unknown_token
 
 FILE = "tokenizer.json"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def encode(tokenizer: Any, text: str, instruction: str | None, name: str, date: str | None = None) -> list[int]:
@@ -29,8 +32,17 @@ def encode(tokenizer: Any, text: str, instruction: str | None, name: str, date: 
         date: ``YYYY-MM-DD``, for templates that write one; None is the clock's.
 
     Raises:
-        MechstudyError: an instruction for a tokenizer without a chat template.
+        MechstudyError: no text, or one that is not Unicode; an instruction for a tokenizer without a chat template.
     """
+    for given in (text, instruction or ""):
+        if not isinstance(given, str):
+            raise MechstudyError(f"{reprlib.repr(given)} is no text", fix='a text such as "Paris is in"')
+        if (at := half_pair(given)) is not None:
+            raise MechstudyError(
+                f"the text holds half a surrogate pair at character {at}, which is no character",
+                facts={"text": reprlib.repr(given)},
+                fix="write the character itself; or text.encode('utf-8', 'replace').decode()",
+            )
     if instruction is None:
         return list(tokenizer(text).input_ids)
     if not getattr(tokenizer, "chat_template", None):
@@ -40,6 +52,12 @@ def encode(tokenizer: Any, text: str, instruction: str | None, name: str, date: 
             [{"role": "user", "content": instruction}], tokenize=False, add_generation_prompt=True
         )
     return list(tokenizer(rendered + text, add_special_tokens=False).input_ids)
+
+
+def half_pair(text: str) -> int | None:
+    """The first character of a text that is half a surrogate pair, which JSON can write; None where there is none."""
+    found = _SURROGATE.search(text)
+    return None if found is None else found.start()
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:

@@ -13,7 +13,7 @@ from mechstudy.activations.config import PromptCaptureConfig
 from mechstudy.activations.quota import parse_size
 from mechstudy.behaviours.formats import FORMATS
 from mechstudy.behaviours.registry import BEHAVIOURS
-from mechstudy.behaviours.row_checks import KEYS
+from mechstudy.behaviours.row_checks import KEYS, is_template
 from mechstudy.behaviours.schema import AnswerSets
 from mechstudy.circuits.config import AttributionConfig, ContrastConfig, no_graphs
 from mechstudy.core.config import Config, Lines, load_config_with_lines
@@ -123,6 +123,13 @@ class BehaviourConfig(Config):
                     where="columns",
                     facts={"keys": ", ".join(KEYS)},
                     fix=f"did you mean {guess!r}?" if guess else "key: column",
+                )
+        for key, column in (self.columns or {}).items():
+            if "{" in column and not is_template(column):
+                raise MechstudyError(
+                    f"{column!r} of {key!r} is no text with columns in braces",
+                    where="columns",
+                    fix="a column's name; or a text such as 'Q: {question} A:', with {{ and }} for braces themselves",
                 )
         return self
 

@@ -23,7 +23,7 @@ DIRECTIONS = {
     "difference_of_means": "difference of means",
 }
 _CI = alt.Tooltip("ci:N", title="interval")
-_MEAN_AND_INTERVAL = (alt.Tooltip("v:Q", title="mean", format=".3f"), _CI, "n:Q")
+_MEAN_AND_INTERVAL = (alt.Tooltip("v:Q", title="mean", format=".3f"), _CI, alt.Tooltip("n:Q"))
 
 
 def chart(rows: list[dict[str, Any]]) -> alt.Chart:
@@ -64,9 +64,9 @@ def logit_differences(splits: Mapping[str, Sequence[Mapping[str, Any]]], metric:
     y = alt.Y("prompts:Q", title="prompts", stack=True, axis=alt.Axis(tickMinStep=1))
     colours = alt.Scale(domain=order, range=["@effect", "@compare"])
     colour = alt.Color("split:N", title="split", sort=order, scale=colours)
-    tooltip = ["split:N", "start:Q", "end:Q", "prompts:Q"]
+    tooltip = [alt.Tooltip("split:N"), alt.Tooltip("start:Q"), alt.Tooltip("end:Q"), alt.Tooltip("prompts:Q")]
     bars = chart(rows).mark_bar(opacity=0.75, binSpacing=1)
-    return sized(zero_rule("x") + bars.encode(x=x, x2="end:Q", y=y, color=colour, tooltip=tooltip), 220)
+    return sized(zero_rule("x") + bars.encode(x=x, x2=alt.X2("end:Q"), y=y, color=colour, tooltip=tooltip), 220)
 
 
 def accuracy(splits: Mapping[str, Mapping[str, Any]], gate: float | None) -> alt.TopLevelMixin | None:
@@ -82,10 +82,9 @@ def accuracy(splits: Mapping[str, Mapping[str, Any]], gate: float | None) -> alt
     base = chart(rows).encode(y=alt.Y("split:N", title=None, sort=None))
     scale = alt.Scale(domain=[min(0.4, *(r.get("low", r["accuracy"]) for r in rows)), 1])
     x = alt.X("accuracy:Q", title=f"accuracy ({_shown(rows, '95% CI')})", scale=scale, axis=alt.Axis(format="%"))
-    tooltip = ["split:N", alt.Tooltip("accuracy:Q", format=".1%"), _CI]
-    bars = (
-        _with_ends(base).mark_rule(color="@effect", strokeWidth=2.5).encode(x=alt.X("low:Q", scale=scale), x2="high:Q")
-    )
+    tooltip = [alt.Tooltip("split:N"), alt.Tooltip("accuracy:Q", format=".1%"), _CI]
+    bars = _with_ends(base).mark_rule(color="@effect", strokeWidth=2.5)
+    bars = bars.encode(x=alt.X("low:Q", scale=scale), x2=alt.X2("high:Q"))
     points = base.mark_point(color="@effect", size=90).encode(x=x, tooltip=tooltip)
     rule = chart([{"gate": gate}]).mark_rule(color="@neg", strokeDash=[5, 4]).encode(x=alt.X("gate:Q", scale=scale))
     marks = [*([] if gate is None else [rule]), bars, points, *_reasons(rows, base, x)]
@@ -171,7 +170,7 @@ def graph_scores(per_prompt: Sequence[Mapping[str, Any]]) -> alt.TopLevelMixin |
     base = chart(rows).encode(y=alt.Y("score:N", title=None, sort=list(labels.values())))
     title, scale = "score (1 = nothing left to error nodes)", alt.Scale(domain=[0, 1])
     x = alt.X("v:Q", title=title, scale=scale, axis=alt.Axis(tickCount=6))
-    tooltip = ["prompt:N", alt.Tooltip("v:Q", format=".3f")]
+    tooltip = [alt.Tooltip("prompt:N"), alt.Tooltip("v:Q", format=".3f")]
     ticks = base.mark_tick(color="@effect", opacity=0.5, thickness=2, size=18).encode(x=x, tooltip=tooltip)
     median = base.mark_point(color="@ink", size=70, shape="diamond").encode(x=alt.X("median(v):Q"))
     return sized(ticks + median, 150)
@@ -212,10 +211,10 @@ def forest(
     axis = alt.Axis(labelLimit=260, grid=False, labelExpr="split(datum.label, '\\n')", labelLineHeight=13)
     y = alt.Y("test:N", title=None, sort=None, axis=axis)
     base = chart(rows).encode(y=y, yOffset=offset, color=color)
-    tooltip = ["test:N", "role:N", *_MEAN_AND_INTERVAL]
+    tooltip = [alt.Tooltip("test:N"), alt.Tooltip("role:N"), *_MEAN_AND_INTERVAL]
     shape = alt.Shape("role:N", title=None, scale=alt.Scale(domain=roles, range=["circle", "diamond"]))
     x = alt.X("v:Q", title=f"mean change of the {metric} ({_shown(rows, ci_name)})", axis=alt.Axis(tickCount=8))
-    bars = _with_ends(base).mark_rule(strokeWidth=2.5).encode(x=alt.X("low:Q"), x2="high:Q", tooltip=tooltip)
+    bars = _with_ends(base).mark_rule(strokeWidth=2.5).encode(x=alt.X("low:Q"), x2=alt.X2("high:Q"), tooltip=tooltip)
     points = base.mark_point(size=70, opacity=1).encode(x=x, shape=shape, tooltip=tooltip)
     n_tests = len({r["test"] for r in rows})
     marks = [zero_rule("x"), bars, points, *_reasons(rows, base, x)]
@@ -267,11 +266,11 @@ def dose_response(summary: Mapping[str, Any], ci_name: str = "95% CI") -> alt.To
     colour = alt.Color("direction:N", title=None, scale=scale)
     base = chart(rows).encode(x=alt.X("alpha:Q", title="steering coefficient α"), color=colour)
     y = alt.Y("v:Q", title=f"change of the {summary.get('metric', 'logit difference')} ({_shown(rows, ci_name)})")
-    band = _with_ends(base).mark_area(opacity=0.18).encode(y=alt.Y("low:Q"), y2="high:Q")
+    band = _with_ends(base).mark_area(opacity=0.18).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q"))
     dash = alt.StrokeDash("direction:N", title=None, scale=alt.Scale(domain=names, range=[[1, 0], [5, 3], [2, 2]]))
     line = base.mark_line(strokeWidth=2).encode(y=y, strokeDash=dash)
-    tooltip = ["direction:N", "alpha:Q", *_MEAN_AND_INTERVAL]
-    points = base.mark_point(size=36, opacity=1).encode(y="v:Q", tooltip=tooltip)
+    tooltip = [alt.Tooltip("direction:N"), alt.Tooltip("alpha:Q"), *_MEAN_AND_INTERVAL]
+    points = base.mark_point(size=36, opacity=1).encode(y=alt.Y("v:Q"), tooltip=tooltip)
     return sized(zero_rule("y") + zero_rule("x") + band + line + points, 280)
 
 
@@ -354,13 +353,15 @@ def edges(
     shape = alt.Shape("kind:N", title=None, scale=alt.Scale(domain=kinds, range=list(shapes)))
     base = chart(rows).encode(x=alt.X("p:Q", title="predicted by the graph"), color=colour)
     corners = chart([{"p": end, "m": end} for end in ends])
-    diagonal = corners.mark_line(color="@control", strokeDash=[5, 4], strokeWidth=1).encode(x="p:Q", y="m:Q")
+    diagonal = corners.mark_line(color="@control", strokeDash=[5, 4], strokeWidth=1).encode(
+        x=alt.X("p:Q"), y=alt.Y("m:Q")
+    )
     y = alt.Y("m:Q", title=f"measured by intervention ({_shown(rows, ci_name)})")
     tooltip = [
-        "edge:N", "kind:N", alt.Tooltip("p:Q", title="predicted", format=".3g"),
+        alt.Tooltip("edge:N"), alt.Tooltip("kind:N"), alt.Tooltip("p:Q", title="predicted", format=".3g"),
         alt.Tooltip("m:Q", title="measured", format=".3g"), _CI,
     ]  # fmt: skip
-    bars = _with_ends(base).mark_rule(opacity=0.4).encode(y=alt.Y("low:Q"), y2="high:Q")
+    bars = _with_ends(base).mark_rule(opacity=0.4).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q"))
     points = base.mark_point(size=40, opacity=0.85).encode(y=y, shape=shape, tooltip=tooltip)
     return sized(zero_rule("x") + zero_rule("y") + diagonal + bars + points, 300)
 

@@ -7,6 +7,8 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
+from altair.utils.schemapi import debug_mode
+
 from mechstudy.interventions.results import edges_of
 from mechstudy.report import charts
 from mechstudy.report.claims import Measured, claims
@@ -34,6 +36,11 @@ def build_report(data: ReportData, out: Path) -> None:
         MechstudyError: an artifact's file is broken.
     """
     out.mkdir(parents=True, exist_ok=True)
+    with debug_mode(False):  # altair would check each chart against its schema, many times; the tests do
+        _build(data, out)
+
+
+def _build(data: ReportData, out: Path) -> None:
     site = Site(data, out)
     site.write_assets(bundle())
     write_data(out, "chart-theme", chart_themes())

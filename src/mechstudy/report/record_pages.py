@@ -69,11 +69,11 @@ def _overview(phases: list[PhaseUsage]) -> alt.TopLevelMixin | None:
     scale = alt.Scale(domain=states, range=["@effect", "@pos", "@compare", "@control"])
     legend = alt.Legend(values=[s for s in states if any(row["state"] == s for row in rows)])
     colour = alt.Color("state:N", title=None, scale=scale, legend=legend)
-    tooltip = ["phase:N", alt.Tooltip("busy:Q", format=".0%"), "state:N"]
+    tooltip = [alt.Tooltip("phase:N"), alt.Tooltip("busy:Q", format=".0%"), alt.Tooltip("state:N")]
     base = chart(rows).encode(y=y)
     bars = base.mark_bar(height=12, cornerRadiusEnd=2).encode(x=x, color=colour, tooltip=tooltip)
     ranges = chart([row for row in rows if row["low"] is not None]).mark_bar(height=20, color="@pos", opacity=0.22)
-    bands = ranges.encode(y=y, x=alt.X("low:Q"), x2="high:Q")
+    bands = ranges.encode(y=y, x=alt.X("low:Q"), x2=alt.X2("high:Q"))
     labels = base.mark_text(align="left", dx=4, fontSize=10, color="@muted")
     return sized(bands + bars + labels.encode(x=x, text=alt.Text("busy:Q", format=".0%")), max(80, 26 * len(rows)))
 
@@ -95,12 +95,12 @@ def _course(phase: PhaseUsage) -> alt.TopLevelMixin | None:
     whole = alt.Scale(domain=[0, 1])
     y = alt.Y("busy:Q", title="in use", scale=whole, axis=alt.Axis(format="%", tickCount=5))
     tooltip = [
-        "unit:N", alt.Tooltip("start:Q", title="from (s)", format=",.1f"), alt.Tooltip("busy:Q", format=".0%"),
-        alt.Tooltip("rss:Q", title="memory (GB)", format=".2f"),
+        alt.Tooltip("unit:N"), alt.Tooltip("start:Q", title="from (s)", format=",.1f"),
+        alt.Tooltip("busy:Q", format=".0%"), alt.Tooltip("rss:Q", title="memory (GB)", format=".2f"),
     ]  # fmt: skip
     bars = chart(rows).mark_rect(color="@effect", opacity=0.75)
-    layers = [bars.encode(x=x, x2="end:Q", y=y, y2=alt.Y2Datum(0), tooltip=tooltip)]
+    layers = [bars.encode(x=x, x2=alt.X2("end:Q"), y=y, y2=alt.Y2Datum(0), tooltip=tooltip)]
     if (wanted := phase.expected) is not None:
         band = chart([{"low": wanted.low, "high": wanted.high}]).mark_rect(color="@pos", opacity=0.16)
-        layers.insert(0, band.encode(y=alt.Y("low:Q", scale=whole), y2="high:Q"))
+        layers.insert(0, band.encode(y=alt.Y("low:Q", scale=whole), y2=alt.Y2("high:Q")))
     return sized(alt.layer(*layers), 140)

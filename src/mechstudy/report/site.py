@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2.bccache import Bucket
 from markupsafe import Markup
 
 from mechstudy.report import formatting
@@ -24,6 +25,23 @@ CSP = (
 )
 
 
+class _Compiled(jinja2.BytecodeCache):
+    """Compiled templates, kept for the next report of this process."""
+
+    def __init__(self) -> None:
+        self._code: dict[str, bytes] = {}
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        if (code := self._code.get(bucket.key + bucket.checksum)) is not None:
+            bucket.bytecode_from_string(code)
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        self._code[bucket.key + bucket.checksum] = bucket.bytecode_to_string()
+
+
+_COMPILED = _Compiled()
+
+
 class Site:
     """Renders templates into `out` with what all pages share."""
 
@@ -36,6 +54,7 @@ class Site:
             undefined=jinja2.ChainableUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
+            bytecode_cache=_COMPILED,
         )
         filters: dict[str, Callable[..., Any]] = {
             "visible": formatting.visible, "plain": formatting.plain, "title_": formatting.title,

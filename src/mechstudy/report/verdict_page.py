@@ -75,15 +75,20 @@ def criteria_chart(criteria: Sequence[Mapping[str, Any]], ci_name: str) -> alt.T
         scale=alt.Scale(domain=["met", "open", "not met"], range=["@effect", "@control", "@neg"]),
     )
     base = chart(rows).encode(y=y)
-    tooltip = ["name:N", alt.Tooltip("value:Q", format=".3f"), alt.Tooltip("low:Q", format=".3f"),
-               alt.Tooltip("high:Q", format=".3f"), "at:N", "asked:Q", "state:N"]  # fmt: skip
-    bars = base.mark_rule(strokeWidth=2.5).encode(x="low:Q", x2="high:Q", color=states)
+    tooltip = [
+        alt.Tooltip("name:N"),
+        *(alt.Tooltip(f"{name}:Q", format=".3f") for name in ("value", "low", "high")),
+        alt.Tooltip("at:N"),
+        alt.Tooltip("asked:Q"),
+        alt.Tooltip("state:N"),
+    ]
+    bars = base.mark_rule(strokeWidth=2.5).encode(x=alt.X("low:Q"), x2=alt.X2("high:Q"), color=states)
     points = base.mark_point(size=90).encode(
         x=alt.X("value:Q", title=f"share of the behaviour, with its {ci_name}; ticks: what is asked"),
         color=states,
         tooltip=tooltip,
     )
-    ticks = base.mark_tick(color="@ink", thickness=2, size=18).encode(x="asked:Q")
+    ticks = base.mark_tick(color="@ink", thickness=2, size=18).encode(x=alt.X("asked:Q"))
     return sized(bars + points + ticks, 34 * len(rows) + 40)
 
 
@@ -96,10 +101,10 @@ def curve_chart(curve: Sequence[Mapping[str, Any]], size: int, ci_name: str) -> 
         "fraction:Q", title="share of nodes that are kept", scale=alt.Scale(type="log"), axis=alt.Axis(format="%")
     )
     base = chart(rows).encode(x=x)
-    band = base.mark_area(color="@effect", opacity=0.18).encode(y="low:Q", y2="high:Q")
+    band = base.mark_area(color="@effect", opacity=0.18).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q"))
     line = base.mark_line(color="@effect", point=True).encode(
         y=alt.Y("f:Q", title=f"share of the behaviour ({ci_name})"),
-        tooltip=["k:Q", alt.Tooltip("fraction:Q", format=".1%"), alt.Tooltip("f:Q", format=".3f")],
+        tooltip=[alt.Tooltip("k:Q"), alt.Tooltip("fraction:Q", format=".1%"), alt.Tooltip("f:Q", format=".3f")],
     )
     one = chart([{"one": 1}]).mark_rule(color="@zero", strokeDash=[5, 4]).encode(y=alt.YDatum(1))
     at = chart([row for row in rows if row["k"] == size]).mark_rule(color="@compare").encode(x=x)
@@ -123,7 +128,10 @@ def specification_chart(record: Mapping[str, Any]) -> alt.TopLevelMixin | None:
         x=alt.X("order:Q", title="specifications, by result", axis=alt.Axis(labels=False, ticks=False)),
         y=alt.Y("f:Q", title="share of the behaviour", scale=alt.Scale(clamp=True, domain=_around(rows))),
         color=alt.Color("replaced by:N", scale=colours),
-        tooltip=["replaced by:N", "ranking:N", "size:Q", "template:N", alt.Tooltip("f:Q", format=".3f")],
+        tooltip=[
+            *(alt.Tooltip(name) for name in ("replaced by:N", "ranking:N", "size:Q", "template:N")),
+            alt.Tooltip("f:Q", format=".3f"),
+        ],
     )  # fmt: skip
     rule = chart([{"asked": asked}]).mark_rule(color="@neg", strokeDash=[5, 4]).encode(y=alt.YDatum(asked))
     return sized(points + rule, 220)
@@ -151,7 +159,7 @@ def rivals_chart(rivals: Sequence[Mapping[str, Any]]) -> alt.TopLevelMixin | Non
         x=alt.X("share:Q", title="share of the behaviour"),
         y=alt.Y("circuit:N", title=None, sort=None),
         color=alt.Color("what:N", title=None, scale=kinds),
-        tooltip=["circuit:N", "what:N", alt.Tooltip("share:Q", format=".3f")],
+        tooltip=[alt.Tooltip("circuit:N"), alt.Tooltip("what:N"), alt.Tooltip("share:Q", format=".3f")],
     )  # fmt: skip
     zero = chart([{"zero": 0}]).mark_rule(color="@zero", strokeWidth=1).encode(x=alt.XDatum(0))
     return sized(zero + points, 26 * len(rivals) + 40)

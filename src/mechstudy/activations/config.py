@@ -159,8 +159,11 @@ class CaptureConfig(Config):
     """Sites to capture over a corpus, for dictionary training."""
 
     sites: tuple[SiteKind, ...] = ("mlp_in", "mlp_out")
+    """Sites to capture."""
     layers: str | int | tuple[int | str, ...] = "all"
+    """Layers to capture: `all`, `10-24`, `3,5,8-10` or a list."""
     dtype: Dtype = "bfloat16"
+    """Precision of stored rows."""
 
     @field_validator("sites")
     @classmethod
@@ -193,9 +196,13 @@ class PromptCaptureConfig(CaptureConfig):
     """Sites and token positions to capture over a behaviour's clean or corrupted prompts, or both."""
 
     sites: tuple[SiteKind, ...] = ("resid_post", "attn_out", "mlp_out")
+    """Sites to capture."""
     positions: Positions = Positions(("last-5",))
+    """`all`, `last`, `last-5`, a named position of the behaviour, or a list of these."""
     splits: tuple[Literal["train", "test"], ...] = ("train",)
+    """Splits whose prompts are captured."""
     versions: tuple[Literal["clean", "corrupted"], ...] = ("clean", "corrupted")
+    """Prompts of a pair that are captured."""
 
     @field_validator("splits", "versions")
     @classmethod

@@ -98,23 +98,25 @@ def files_of_folder(kind: str, folder: Path) -> list[Path]:
 
 
 class CorpusConfig(Config):
-    """Text for dictionary training, as rows of exactly ``context`` tokens.
-
-    ``source``: ``self`` is text sampled from the study's own model, ``bundled`` the text of the quickstart model that
-    ships with the package; ``text:``, ``jsonl:``, ``parquet:`` and ``hf:`` name text to read.
-    ``tokens`` are for training and ``held_out_tokens`` for evaluation. Both are rounded up to whole rows and come from
-    different source documents. ``self`` draws rows of ``context`` tokens, ``sample_batch`` at a time, at
-    ``temperature``.
-    """
+    """Text for dictionary training, as rows of exactly ``context`` tokens."""
 
     source: str = "bundled"
+    """`bundled` (text of the quickstart model), `self` (text sampled from the study's own model), `text:PATH`,
+    `jsonl:PATH`, `parquet:PATH` or `hf:DATASET[:CONFIG][:SPLIT][@REVISION]`."""
     tokens: int = Field(gt=0)
+    """Tokens to train on, rounded up to whole rows; 200,000 in a study that names no corpus."""
     held_out_tokens: int = Field(16_384, ge=0)
+    """Tokens for evaluation, from other documents."""
     context: int = Field(128, ge=2)
+    """Tokens of a row."""
     text_field: str = "text"
+    """Field or column of a file that holds the text."""
     seed: int = Field(0, ge=0)
+    """Seed of the order of documents, and of samples."""
     temperature: float = Field(0.8, gt=0)
+    """Of `self`: sampling temperature."""
     sample_batch: int = Field(256, gt=0)
+    """Of `self`: rows sampled at a time."""
 
     @field_validator("source")
     @classmethod

@@ -26,12 +26,19 @@ class HealthConfig(Config):
     """
 
     mean: Action | Literal["correct"] = "warn"
+    """The rows' mean is many times their spread."""
     sinks: Action | Literal["correct"] = "warn"
+    """Many rows are left out as sinks, or very long rows are not."""
     mixing: Action = "warn"
+    """Batches hold few documents."""
     spike: Action = "warn"
+    """The loss jumps."""
     dead: Action = "warn"
+    """Features die."""
     l0: Action = "warn"
+    """L0 misses its target, in training or on held-out rows."""
     fvu: Action = "warn"
+    """The reconstruction is no better than the mean."""
 
     @model_validator(mode="before")
     @classmethod

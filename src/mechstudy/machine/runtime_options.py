@@ -13,35 +13,38 @@ from mechstudy.machine.cgroup import allowed_cores
 
 
 class RuntimeOptions(Config):
-    """The options that a study's ``compute`` section and every run share.
-
-    ``world_size`` is how many processes share the work of one unit (capture, training, attribution); ``auto`` is one,
-    and inside a Slurm job one for every GPU that the job may use. ``max_parallel`` is how many units run side by side.
-    ``stage`` copies a store's rows to the node's own disk while they are trained on: ``auto`` (to ``$SLURM_TMPDIR`` or
-    ``$TMPDIR``, where the run lies on a network file system), ``off``, or a folder, in which ``$NAMES`` are replaced.
-    ``verify_reads`` compares what training reads with the store's checksums. ``checkpointing`` recomputes blocks in
-    attribution's backward pass instead of keeping their tensors (``auto``: where they would take over half of the free
-    memory). ``tf32`` lets captures and baselines on CUDA use TF32, ``compile`` compiles the model's layers for corpus
-    captures (``on``: on CUDA; ``force``: anywhere). ``stripe`` spreads a large store's files over a Lustre file
-    system's servers: ``auto``, ``off``, or a number of them (docs/how-to/performance.md). ``monitor`` records what each
-    unit uses (CPU, memory, disk, GPU) beside its artifact, every ``monitor_seconds`` (docs/how-to/monitoring.md);
-    ``expected_usage`` replaces a phase's expected range of utilisation, in per cent.
-    """
+    """The options that a study's ``compute`` section and every run share (docs/how-to/performance.md)."""
 
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1."""
     threads: int | None = Field(None, ge=1)
+    """CPU threads of all units together; without it every core that the process may use."""
     max_parallel: int = Field(1, ge=1)
+    """Units that run side by side."""
     world_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Processes that share the work of one unit; auto: one, and in a Slurm job one for every GPU of the job."""
     batch_tokens: int = Field(4096, ge=1)
+    """Tokens of a forward pass, at most."""
     stage: str = Field("auto", min_length=1)
+    """Copy rows to the node's own disk while they are trained on: auto (from a network file system to $SLURM_TMPDIR or
+    $TMPDIR), off, or a folder."""
     verify_reads: bool = False
+    """Compare what training reads with the store's checksums."""
     checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Recompute blocks in attribution's backward pass in place of keeping their tensors; auto: where these would take
+    over half of the free memory."""
     tf32: bool = False
+    """Captures and baselines on CUDA may use TF32."""
     compile: Literal["off", "on", "force"] = "off"
+    """Compile the model's layers for corpus captures: on CUDA (on) or anywhere (force)."""
     stripe: Annotated[int, Field(ge=1)] | Literal["auto", "off"] = "auto"
+    """Servers of a Lustre file system over which a large store's files are spread."""
     monitor: bool = True
+    """Record each unit's use of CPU, memory, disk and GPU."""
     monitor_seconds: float = Field(1.0, gt=0)
+    """Seconds between two samples of use."""
     expected_usage: Mapping[str, tuple[float, float]] = {}
+    """Expected utilisation of phases, in per cent: `{train: [40, 60]}`."""
 
 
 class RunOptions(RuntimeOptions):

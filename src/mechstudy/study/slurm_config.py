@@ -109,40 +109,47 @@ class _Request(Config):
     """Resources of a job; unset fields are left to the cluster, or to the values of all phases."""
 
     partition: Name | None = None
+    """Partition of the jobs."""
     qos: Name | None = None
+    """Quality of service."""
     gpus: Gpus | None = None
+    """A number, or a kind and a number (`a100:2`); with several, a unit runs one process on each."""
     cpus: int | None = Field(None, ge=1)
+    """CPU cores of a job."""
     memory: Memory | None = None
+    """Memory of a job, such as `64G`; 0 for a whole node's."""
     time: Time | None = None
+    """Time limit of a job: minutes, `HH:MM:SS` or `D-HH:MM:SS`."""
     concurrent: int | None = Field(None, ge=1)
+    """Units of an array that run at once; without it all."""
 
 
 class PhaseSlurm(_Request):
     """Resources of one phase's jobs; unset fields have the values of all phases."""
 
     extra: Extra | None = None
+    """More options of sbatch, such as `--constraint=a100`."""
 
 
 class SlurmConfig(_Request):
-    """Resources of jobs, and the set-up of their environment.
-
-    ``gpus`` is a number, or a kind and a number (``a100:2``); with several, a unit runs one process on each.
-    ``time`` is a job's time limit: minutes, ``HH:MM:SS`` or ``D-HH:MM:SS``. ``concurrent`` is how many of a phase's
-    units run at once (an array's ``%N``). ``modules`` are loaded in their order; ``activate`` is a virtual
-    environment's folder, or a line for the shell; ``extra`` are more options of sbatch (``--constraint=a100``).
-    ``signal_lead`` seconds before its limit a job saves its progress and is requeued, at most ``max_restarts`` times
-    and only while it advances; ``requeue: false``, for sites that forbid requeueing, submits another job instead.
-    ``phases`` holds values of single phases.
-    """
+    """Resources of jobs, and the set-up of their environment (docs/how-to/slurm.md)."""
 
     account: Name | None = None
+    """Account that is charged."""
     modules: tuple[Name, ...] = ()
+    """Modules to load, in their order."""
     activate: Line | None = None
+    """Folder of a virtual environment, or a line for the shell; without it the Python that submitted."""
     extra: Extra = ()
+    """More options of sbatch, such as `--constraint=a100`."""
     max_restarts: int = Field(20, ge=0)
+    """How often a job is requeued, at most, and only while it advances."""
     requeue: bool = True
+    """false where the site forbids requeueing: another job is submitted in its place."""
     signal_lead: int = Field(300, ge=10)
+    """Seconds before its time limit at which a job saves its progress."""
     phases: Mapping[str, PhaseSlurm] = {}
+    """Values of single phases: `{train: {time: 12:00:00}}`."""
 
     @field_validator("phases")
     @classmethod

@@ -28,36 +28,28 @@ from mechstudy.study.slurm_config import SlurmConfig
 from mechstudy.study.unit import Retention
 from mechstudy.verdict.config import VerdictConfig
 
-READING = (
-    "format",
-    "counterfactual",
-    "columns",
-    "align",
-    "corrupted",
-    "answer_sets",
-    "answer_tokens",
-    "strict",
-)  # fields of a behaviour on how its file is read
+# Fields of a behaviour on how its file is read.
+READING = ("format", "counterfactual", "columns", "align", "corrupted", "answer_sets", "answer_tokens", "strict")
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class ModelConfig(Config):
-    """The model: ``hf:<id>[@revision]``, ``path:<folder>``, ``gguf:<file>`` or ``pypi:<package>==<version>``.
-
-    ``dtype`` is the precision in which behaviour, graphs and interventions are computed (graphs need
-    float32); ``chat`` makes every prompt the beginning of the reply to the user's turn ``chat_instruction``, in the
-    model's chat template. ``chat_date`` (``YYYY-MM-DD``) is the date that a template with a clock writes, by default
-    that of the day on which a run begins.
-    """
+    """The model, and how prompts are put to it."""
 
     optional: ClassVar[frozenset[str]] = frozenset({"chat_date"})
 
     source: str
+    """`hf:<id>[@revision]`, `path:<folder>`, `gguf:<file>` or `pypi:<package>==<version>[#sha256=<hex>]`."""
     dtype: Dtype = "float32"
+    """Precision of baselines, graphs and interventions; graphs need float32."""
     chat: bool = False
+    """true: every prompt begins the reply to chat_instruction, in the model's chat template."""
     chat_instruction: str = "Continue the text."
+    """The user's turn, where chat is true."""
     chat_date: str | None = None
+    """`YYYY-MM-DD`, the date that a template with a clock writes; without it the day on which a run begins."""
     trust_remote_code: bool = False
+    """Run Python code that comes with the model; only for sources that you trust."""
 
     @field_validator("chat_date", mode="before")
     @classmethod
@@ -75,28 +67,36 @@ class ModelConfig(Config):
 class BehaviourConfig(Config):
     """A built-in behaviour by name, or prompts of the user in a ``file`` (docs/reference/behaviours.md).
 
-    A file has mechstudy's own keys, the shape of a published ``format`` (and ``counterfactual``, where it has several),
-    or other keys that ``columns`` maps. ``align: ends`` accepts clean and corrupted prompts of different lengths, and
-    ``corrupted: other-line`` takes corrupted prompts from other lines. ``answer_sets`` says how the logits of several
-    right (or wrong) answers of a line are combined: ``logsumexp``, the default, or ``mean``. ``answer_tokens: all``
-    compares all tokens of the answers, teacher-forced, and not only their first ones. Lines that cannot be used
-    are left out and counted; with ``strict: true`` they are errors.
+    A file has mechstudy's own keys, the shape of a published ``format``, or other keys that ``columns`` maps. The
+    fields from ``format`` to ``strict`` are about a file.
     """
 
     optional: ClassVar[frozenset[str]] = frozenset(READING)
 
     name: str = Field(pattern=r"^[A-Za-z0-9_\-]+$")
+    """A built-in behaviour, or the name of your own."""
     file: str | None = None
+    """Your own prompts: .jsonl, .json, .csv, .tsv or .parquet, or `hf:OWNER/NAME[:CONFIG][:SPLIT][@REVISION]`."""
     n_train: int = Field(100, ge=1)
+    """Prompt pairs on which circuits are found; of a file at most so many, sampled."""
     n_test: int = Field(100, ge=1)
+    """Prompt pairs on which circuits are tested; of a file at most so many, sampled."""
     format: str | None = None
+    """The published shape of the file, such as feature-circuits, ioi or mcqa."""
     counterfactual: str | None = None
+    """Which corrupted prompt of the format, where it has several."""
     columns: dict[str, str] | None = None
+    """The file's columns, by mechstudy's keys: `{clean: question, answer: " {capital}"}`."""
     align: Literal["ends"] | None = None
+    """ends: clean and corrupted prompts may differ in length, and are aligned at both ends."""
     corrupted: Literal["other-line"] | None = None
+    """other-line: corrupted prompts are taken from other lines of the file."""
     answer_sets: AnswerSets | None = None
+    """How several answers of a line become one number: logsumexp (without it) or mean of their logits."""
     answer_tokens: Literal["first", "all"] | None = None
+    """first (without it) compares first tokens of answers, all compares all their tokens, teacher-forced."""
     strict: bool | None = None
+    """true: a line that cannot be used is an error; without it, it is left out and counted."""
 
     @model_validator(mode="after")
     def _readable(self) -> BehaviourConfig:
@@ -147,14 +147,14 @@ class BehaviourConfig(Config):
 
 
 class BaselineConfig(Config):
-    """``min_accuracy`` is the gate: a behaviour that the model does not show is not studied further.
-
-    ``on_fail: continue`` studies it nevertheless.
-    """
+    """The measurement of a behaviour, and the gate: one that the model does not show is not studied further."""
 
     min_accuracy: float = Field(0.8, ge=0, le=1)
+    """The gate: the accuracy that every split must reach."""
     on_fail: Literal["stop", "continue"] = "stop"
+    """stop: a behaviour below the gate is not studied further; continue: it is studied nevertheless."""
     bootstrap: int = Field(2000, ge=100)
+    """Cluster resamples behind each interval."""
 
 
 class VariantConfig(Config):
@@ -168,8 +168,11 @@ class VariantConfig(Config):
     optional: ClassVar[frozenset[str]] = frozenset({"frozen"})
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
+    """Its name, which is part of its unit's: `variant[12:NAME]`."""
     architecture: DictionaryConfig | None = None
+    """Without it the study's own, so that only the seed differs."""
     frozen: Frozen | None = None
+    """Matrix that keeps its random initial weights, encoder or decoder: a control."""
 
 
 CONTROLS = (
@@ -181,41 +184,44 @@ CONTROLS = (
 class DictionariesConfig(Config):
     """One dictionary per layer. Transcoders read ``mlp_in`` and write ``mlp_out``; an SAE does both at ``site``.
 
-    ``model_dtype`` is the precision of the forward pass over the corpus (``auto``: bfloat16 where this machine is
-    faster in it, else float32), ``store_dtype`` that of the stored rows: ``int8`` takes half of bfloat16's disk, and
-    ``store.json`` records the loss (``quantisation_fvu``).
-    ``source: stream`` trains from forward passes as they happen: nothing on disk, ``window_rows`` rows of every site in
-    memory, and the corpus is read again for every epoch. ``store`` (the default) captures first. ``auto`` streams
-    where the disk cannot hold a store or a store would save no forward pass; `plan` says which and why, and a run keeps
-    its first choice (``resolved.json``). The source is part of artifact ids: a study that must be the same on two
-    machines names it.
-    ``layers_per_pass`` bounds the disk, or the window: this many layers are captured, trained and (with
-    ``storage.retain: {capture: discard}``) deleted before the next.
-    ``variants`` are more dictionaries of every layer from the same rows: other k, other architectures, other seeds.
-    ``controls: frozen`` adds two, with a frozen random encoder and a frozen random decoder; the report says where the
-    trained dictionary does not beat them.
-    ``from`` names published dictionaries to use instead of training any: a set's folder, a run, ``hf:owner/name``,
-    ``saelens:RELEASE/ID``, a list of these, or one for each layer (``{12: ..., 13: ...}``). ``layers`` selects among
-    them; ``architecture`` and ``site`` are theirs.
+    The corpus of a stream is read again for every epoch. ``source: auto`` streams where the disk cannot hold a store or
+    a store would save no forward pass; `plan` says which and why, and a run keeps its first choice (``resolved.json``).
+    The source is part of artifact ids: a study that must be the same on two machines names it. With ``from``,
+    ``layers`` selects among the published dictionaries, and ``architecture`` and ``site`` are theirs. The report says
+    where a trained dictionary does not beat its ``controls``.
     """
 
     model_config = ConfigDict(populate_by_name=True)
     optional: ClassVar[frozenset[str]] = frozenset({"from", "controls"})
 
     published: str | tuple[str, ...] | dict[int, str] | None = Field(default=None, alias="from")
+    """Published dictionaries in place of training: a folder, a run, `hf:owner/name`, `saelens:RELEASE/ID`, a list of
+    these, or `{layer: place}`."""
     layers: str | int | tuple[int | str, ...] = "all"
+    """Layers that get a dictionary: `all`, `10-24`, `3,5,8-10` or a list."""
     site: SiteKind = "mlp_out"
+    """The site of an SAE; transcoders read mlp_in and write mlp_out."""
     architecture: DictionaryConfig = DictionaryConfig()
     training: TrainConfig = TrainConfig()
     model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the forward pass over the corpus; auto: bfloat16 where this machine is faster in it."""
     store_dtype: Literal["bfloat16", "float32", "int8"] = "bfloat16"
+    """Precision of stored rows; int8 takes half of bfloat16's disk, and its loss is recorded (quantisation_fvu)."""
     layers_per_pass: int = Field(10, ge=1)
+    """Layers that are captured, trained and deleted before the next; bounds the disk, or a stream's memory."""
     source: Literal["auto", "store", "stream", "published"] = "store"
+    """store captures rows first; stream trains from forward passes as they happen, with nothing on disk; auto: `plan`
+    chooses; published follows from `from`."""
     window_rows: int = Field(65_536, ge=1_024)
+    """Of a stream: rows of every site in memory, from which batches are drawn."""
     evaluation_rows: int = Field(16_384, ge=256)
+    """Held-out rows on which each dictionary's reconstruction is evaluated."""
     evaluation_tokens: int = Field(4096, ge=128)
+    """Held-out tokens on which its effect on the model's loss is measured."""
     variants: tuple[VariantConfig, ...] = ()
+    """More dictionaries of every layer from the same rows: other k, architectures or seeds."""
     controls: Literal["frozen"] | None = None
+    """frozen: two more variants, with a frozen random encoder and a frozen random decoder."""
 
     @property
     def every_variant(self) -> tuple[VariantConfig, ...]:
@@ -270,25 +276,32 @@ class FeaturesConfig(Config):
     """Feature pages: the part of the corpus that is searched for examples, and the number shown."""
 
     documents: int = Field(384, ge=1)
+    """Documents of the corpus that are searched for examples."""
     examples: int = Field(8, ge=1)
+    """Examples of each feature."""
     window: int = Field(24, ge=4)
+    """Tokens of each example."""
     top_logits: int = Field(8, ge=1)
+    """Tokens listed that a feature raises most, and as many that it lowers most."""
     per_behaviour: int = Field(150, ge=1)
+    """Features of each behaviour that get a page, at most."""
 
 
 class ComputeConfig(RuntimeOptions):
     """Options of a study's runs. They change no result and are not part of any artifact's id.
 
-    Beside the options of every run: ``slurm`` holds the values of `submit`'s jobs, ``profile`` names a file of such
-    values in the user's config folder (docs/how-to/slurm.md). ``hardware`` is the profile that `plan` and `cost` use
-    (docs/how-to/budget.md), by default this machine; ``su_per_gpu_hour`` and ``price_per_su`` replace the profile's.
+    See docs/how-to/slurm.md, docs/how-to/budget.md and docs/how-to/performance.md.
     """
 
     slurm: SlurmConfig = SlurmConfig()
     profile: str | None = Field(None, pattern=r"^[A-Za-z0-9_.\-]+$")
+    """Name of a file with such resources: `~/.config/mechstudy/profiles/NAME.yaml`."""
     hardware: str | None = None
+    """Profile that plan and cost use: a100-40gb, a100-80gb, h100 or a file; without it this machine."""
     su_per_gpu_hour: float | None = Field(None, ge=0)
+    """Service units per GPU-hour, in place of the profile's."""
     price_per_su: float | None = Field(None, ge=0)
+    """Price of a service unit, in place of the profile's."""
 
     @field_validator("expected_usage")
     @classmethod
@@ -301,17 +314,18 @@ class ComputeConfig(RuntimeOptions):
 
 
 class StorageConfig(Config):
-    """Retention and quota. They change no result and are not part of any artifact's id.
+    """Retention and quota. They change no result and are not part of any artifact's id (docs/how-to/storage.md).
 
-    ``retain`` maps kinds of artifacts to a retention other than the default (docs/how-to/storage.md).
-    ``retain: {capture: keep}`` keeps captured corpus rows; by default (``discard``) they are deleted once every
-    dictionary that needs them is trained, and with ``regenerate`` by `mechstudy clean`. ``activations: keep`` is an
-    earlier spelling of the first. ``quota`` (``50GB``, ``1.5TiB``) bounds the bytes of the run's artifacts; a study
-    that needs more is refused before anything is written.
+    Captured corpus rows are deleted (``discard``) once every dictionary that needs them is trained;
+    ``retain: {capture: keep}`` keeps them, ``regenerate`` leaves it to `mechstudy clean`. ``activations: keep`` is an
+    earlier spelling of the first.
     """
 
     retain: Mapping[str, Retention] = {}
+    """Retention of kinds of artifacts, where it is not the default: `{capture: keep}`."""
     quota: str | None = None
+    """Most bytes of the run's artifacts, such as `50GB` or `1.5TiB`; a study that needs more is refused before it
+    writes."""
 
     @model_validator(mode="before")
     @classmethod
@@ -355,9 +369,12 @@ class Study(Config):
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
+    """The study's name; its run is the folder `runs/<name>`."""
     seed: int = Field(0, ge=0)
+    """The seed from which all others are derived."""
     model: ModelConfig
     behaviours: tuple[BehaviourConfig, ...]
+    """The behaviours; none (`[]`) trains and evaluates dictionaries only."""
     baseline: BaselineConfig = BaselineConfig()
     capture: PromptCaptureConfig = PromptCaptureConfig()
     corpus: CorpusConfig = CorpusConfig(tokens=200_000)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Panel -> module.function of `mechstudy.cli` -> the first paragraph of its help.
 PANELS: Mapping[str | None, Mapping[str, str]] = {
     "Study": {
+        "demo.demo": "Run the demo, or resume it: a whole study of SmolLM2-135M-Instruct, from nothing to a report.",
         "init.init": "Write a commented [cyan]study.yaml[/] to start from. Never overwrites one.",
         "plan.plan": "Show what the study will need: FLOPs, time, memory, disk, GPU-hours, per unit, per phase and "
         "in total.",

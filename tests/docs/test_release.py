@@ -50,3 +50,9 @@ def test_pins_cover_the_tools_of_the_extras():
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in read("constraints.txt").splitlines()}
     wanted = {re.split(r"[>=<\[ ]", one)[0].lower() for name in ("dev", "docs") for one in extras[name]}
     assert not wanted - pinned
+
+
+def test_pages_name_the_wheel_of_this_version():
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    named = {found for page in pages for found in re.findall(r"mechstudy-(\S+?)-py3", page.read_text(encoding="utf-8"))}
+    assert named == {__version__}

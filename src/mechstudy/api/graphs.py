@@ -4,35 +4,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import cache
 from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from mechstudy.circuits.graph_frames import BehaviourFrames, GraphFrames, PromptFrames
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
-from mechstudy.report.formatting import plain, script_json
+from mechstudy.report.formatting import plain
+from mechstudy.report.standalone import asset, rendered, standalone
 from mechstudy.report.viewer import aggregate_view, feature_labels, feature_record, prompt_view
 
-_STYLES = ("report.css", "graph.css")
-_SCRIPTS = ("report.js", "features.js", "graph-layout.js", "graph-draw.js", "graph-detail.js", "graph.js")
+_SCRIPTS = ("features.js", "graph-layout.js", "graph-draw.js", "graph-detail.js", "graph.js")
 _KEY = "this"
 _CELL_HEIGHT = 820  # CSS pixels
-
-# The page may fetch nothing; and it must not write its state into the address of the notebook around it.
-_CSP = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
-_NO_ADDRESS = "history.replaceState = () => {};"
 _OWN_STYLE = """
 body { display: block; min-height: 0; }
 body.wide main { padding: .6rem .8rem 1rem; }
 .toolbar .grow, #g-detail a[href^="features.html"] { display: none; }
-.canvas-box { height: 440px; }
+.canvas-box { height: clamp(440px, calc(100vh - 380px), 760px); }
 .stage { grid-template-columns: minmax(0, 1fr) minmax(240px, 30%); }
-.detail { border-left: 1px solid var(--line); border-top: 0; height: 565px; }
+.detail { border-left: 1px solid var(--line); border-top: 0; height: clamp(565px, calc(100vh - 255px), 885px); }
 .below { margin-top: 1rem; } .below h2 { font-size: 1.05rem; }
 @media (max-width: 700px) { .stage { grid-template-columns: 1fr; } .detail { height: auto; } }
 """
@@ -44,35 +36,14 @@ def _page(view: Mapping[str, Any], features: Mapping[int, Mapping[str, Any]]) ->
     layers = {layer for layer in view["nodes"]["layer"] if layer is not None}
     data = {f"graphs-{_KEY}": {"graphs": [{"data": "graph", "slug": view["slug"], "label": title}]}, "graph": view}
     data |= {f"features-L{layer}": features.get(layer, {}) for layer in sorted(layers)}
-    puts = "\n".join(f"mechstudy.put({script_json(name)},{script_json(value)});" for name, value in data.items())
-    shared, *viewer = [_asset(name) for name in _SCRIPTS]
-    scripts = [_NO_ADDRESS, shared, puts, *viewer]
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_CSP}">',
-            '<meta name="color-scheme" content="light dark">',
-            f"<title>{escape(title)}</title>",
-            *(f"<style>{style}</style>" for style in (*map(_asset, _STYLES), _OWN_STYLE)),
-            f'</head><body class="wide"><main>{_viewer()}</main>',
-            *(f"<script>{script}</script>" for script in scripts),
-            "</body></html>",
-        ]
+    return standalone(
+        title,
+        rendered("graph_viewer.html.j2", key=_KEY),
+        styles=[asset("graph.css"), _OWN_STYLE],
+        scripts=[asset(name) for name in _SCRIPTS],
+        data=data,
+        body_class="wide",
     )
-
-
-@cache
-def _asset(name: str) -> str:
-    text = resources.files("mechstudy.report").joinpath("assets", name).read_text(encoding="utf-8")
-    assert "</script" not in text and "</style" not in text, name
-    return text
-
-
-@cache
-def _viewer() -> str:
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("mechstudy.report", "templates"), autoescape=True)
-    return environment.get_template("graph_viewer.html.j2").render(key=_KEY)
 
 
 Pages = Sequence[Mapping[str, Any]]  # of features.json
@@ -127,6 +98,17 @@ class PromptGraph(_Drawn, PromptFrames):
     def __init__(self, json: Mapping[str, Any], pages: Pages = ()) -> None:
         super().__init__(json, feature_labels(pages))
         self._pages = pages
+
+    def described_by(self, pages: Pages) -> PromptGraph:
+        """The same graph, its features described by these records too, such as a run's (`Run.feature_pages`).
+
+        A record of a feature replaces what the graph has of it, in layers whose features are of the same kind.
+        """
+        kinds = {page["layer"]: page["kind"] for page in self._pages}
+        others = [page for page in pages if kinds.get(page["layer"]) == page.get("kind")]
+        replaced = {(page["layer"], page["feature"]) for page in others}
+        own = [page for page in self._pages if (page["layer"], page["feature"]) not in replaced]
+        return PromptGraph(self._json, [*own, *others])
 
     def _view(self) -> dict[str, Any]:
         return prompt_view(self._json, feature_labels(self._pages))

@@ -14,7 +14,7 @@ import altair as alt
 import vl_convert
 
 from mechstudy.report.data import UnitFiles
-from mechstudy.report.formatting import script_json
+from mechstudy.report.page_data import write_data
 
 LIGHT = {
     "@effect": "#0b6e75", "@control": "#8a8f98", "@compare": "#a8590a", "@pos": "#1f66b8", "@neg": "#c2410c",
@@ -131,13 +131,6 @@ class Figures(dict[str, Figure]):
 def _register_fonts() -> None:
     """Makes the package's fonts known to the renderer, once per process."""
     vl_convert.register_font_directory(str(FONTS))
-
-
-def write_data(out: Path, name: str, value: Any) -> None:
-    """data/<name>.js, a classic script that hands its value to the page's loader."""
-    path = out / "data" / f"{name}.js"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"mechstudy.put({script_json(name)},{script_json(value)});\n", encoding="ascii")
 
 
 @cache

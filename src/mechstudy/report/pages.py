@@ -13,8 +13,9 @@ from mechstudy.interventions.results import edges_of
 from mechstudy.report import charts
 from mechstudy.report.claims import Measured, claims
 from mechstudy.report.data import ReportData, UnitFiles
-from mechstudy.report.figures import LIGHT, bundle, chart_themes, write_data
+from mechstudy.report.figures import LIGHT, bundle, chart_themes
 from mechstudy.report.formatting import clip, plain, real, slug, title
+from mechstudy.report.page_data import write_data
 from mechstudy.report.pictures import INLINE, circuit_svg
 from mechstudy.report.record_pages import compute_page, usage_page
 from mechstudy.report.site import Site

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mechstudy.report.figures import write_data
 from mechstudy.report.formatting import clip, significant, visible
+from mechstudy.report.page_data import write_data
 
 TYPES = ("feature", "error", "token", "bias", "logit")
 MAX_EDGES = 40_000  # drawn; the artifact keeps them all

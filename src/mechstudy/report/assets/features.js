@@ -37,14 +37,15 @@
         el("div", {}, el("h3", {}, "Lowers these tokens"), logitList(record.bottom, true))),
       el("h3", {}, "Top activating text"),
       shown.length ? el("ul", { class: "examples" }, ...shown.map((e) => exampleItem(e, max)))
-        : el("p", { class: "hint" }, "It never fired on the corpus."),
+        : el("p", { class: "hint" }, record.frequency === null ? "No text was searched for it." : "It never fired on the corpus."),
     ];
   };
 
   app.featureFacts = function (record) {
     const share = record.frequency;
+    if (share === null) return "";
     const rows = [
-      ["Fires on", share === null ? "n/a" : app.number(100 * share, share < 0.001 ? 4 : 2) + "% of tokens"],
+      ["Fires on", app.number(100 * share, share < 0.001 ? 4 : 2) + "% of tokens"],
       ["Activation", "mean " + app.number(record.mean) + ", max " + app.number(record.max)],
     ];
     return app.facts(rows);

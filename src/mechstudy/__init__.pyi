@@ -1,11 +1,13 @@
 from .activations.texts import Activations as Activations
 from .activations.texts import capture as capture
 from .api import BehaviourGraph as BehaviourGraph
+from .api import FeatureCard as FeatureCard
 from .api import PromptGraph as PromptGraph
 from .api import Run as Run
 from .api import Study as Study
 from .api import attribute as attribute
 from .api import components as components
+from .api import describe_feature as describe_feature
 from .api import keep_only as keep_only
 from .api import load_dictionaries as load_dictionaries
 from .api import load_graph as load_graph
@@ -15,6 +17,8 @@ from .api import verify as verify
 from .behaviours import PromptPair as PromptPair
 from .behaviours import Prompts as Prompts
 from .behaviours import load_prompts as load_prompts
+from .behaviours import next_tokens as next_tokens
+from .behaviours import prompt_pair as prompt_pair
 from .behaviours import score as score
 from .circuits import AttributionConfig as AttributionConfig
 from .core.errors import MechstudyError as MechstudyError

@@ -3,6 +3,8 @@ from .component_circuits import components as components
 from .component_circuits import keep_only as keep_only
 from .dictionaries import load_dictionaries as load_dictionaries
 from .dictionaries import train as train
+from .feature_card import FeatureCard as FeatureCard
+from .feature_card import describe_feature as describe_feature
 from .graphs import BehaviourGraph as BehaviourGraph
 from .graphs import PromptGraph as PromptGraph
 from .graphs import load_graph as load_graph

@@ -116,8 +116,8 @@ class Run:
             scores = artifact.read_json("scores.json")
             files = [f"graphs/{row['slug']}.json" for row in scores["per_prompt"]]
             checked = (self._summary(name).get("edges") or {}).get("rows") or []
-            prompts = _PromptGraphs(artifact, files, self._pages)
-            return BehaviourGraph(artifact.read_json("aggregate.json"), scores, prompts, self._pages, checked)
+            prompts = _PromptGraphs(artifact, files, self.feature_pages)
+            return BehaviourGraph(artifact.read_json("aggregate.json"), scores, prompts, self.feature_pages, checked)
 
         return Named("behaviour", self._of("graphs"), load)
 
@@ -168,9 +168,14 @@ class Run:
                 "examples": [_marked(example) for example in page.get("examples") or []],
                 "behaviours": sorted(page.get("graphs") or {}),
             }
-            for page in self._pages
+            for page in self.feature_pages
         ]
         return _frame(rows, _COLUMNS["features"])
+
+    @cached_property
+    def feature_pages(self) -> Sequence[Mapping[str, Any]]:
+        """What the run recorded of each feature of its graphs, as features.json has it."""
+        return next((one.read_json("features.json")["features"] for one in self._of("features").values()), ())
 
     @cached_property
     def effects(self) -> pl.DataFrame:
@@ -243,10 +248,6 @@ class Run:
         return DictionarySet(artifacts.dictionary_places(self.artifacts))
 
     # ------------------------------------------------------------------ internals
-
-    @cached_property
-    def _pages(self) -> Sequence[Mapping[str, Any]]:
-        return next((one.read_json("features.json")["features"] for one in self._of("features").values()), ())
 
     def _of(self, field: str) -> dict[str, Artifact]:
         return artifacts.of(self.artifacts, field)

@@ -2,6 +2,10 @@ from .contrast import Contrast as Contrast
 from .generator import Behaviour as Behaviour
 from .metrics import DIFFERENCE as DIFFERENCE
 from .metrics import metric_name as metric_name
+from .one_pair import ComparedAnswers as ComparedAnswers
+from .one_pair import compared_answers as compared_answers
+from .one_pair import next_tokens as next_tokens
+from .one_pair import prompt_pair as prompt_pair
 from .prompts import Prompts as Prompts
 from .prompts import load_prompts as load_prompts
 from .prompts import score as score

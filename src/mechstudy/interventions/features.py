@@ -20,7 +20,7 @@ from mechstudy.circuits.donors import require_corrupted
 from mechstudy.circuits.named_positions import ALL
 from mechstudy.circuits.prompt_record import ANSWER, OTHER, aligned_names, is_named, node_id
 from mechstudy.core.errors import MechstudyError
-from mechstudy.dictionaries.neurons import Basis
+from mechstudy.dictionaries.neurons import Basis, Neurons
 from mechstudy.interventions.config import InterventionConfig, RankBy
 from mechstudy.interventions.engine import encode_rows
 from mechstudy.models.batches import captured, length_buckets
@@ -114,7 +114,9 @@ def check_features(features: Iterable[FeatureAt], dictionaries: Mapping[int, Bas
                 f"{_written(f)}: layer {f.layer} has no dictionary", facts={"layers with one": layers or "none"}
             )
         if not 0 <= f.feature < (width := dictionaries[f.layer].cfg.d_sae):
-            raise MechstudyError(f"{_written(f)}: the dictionary of layer {f.layer} has features 0-{width - 1}")
+            neurons = isinstance(dictionaries[f.layer], Neurons)
+            has = f"layer {f.layer} has neurons" if neurons else f"the dictionary of layer {f.layer} has features"
+            raise MechstudyError(f"{_written(f)}: {has} 0-{width - 1}")
 
 
 def _written(feature: FeatureAt) -> str:

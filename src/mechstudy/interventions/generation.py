@@ -9,10 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechstudy.circuits.bases import chosen_bases
+from mechstudy.circuits.config import BasisKind
 from mechstudy.circuits.named_positions import ALL
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.dictionaries.hookpoints import refuse_other_tensor
+from mechstudy.dictionaries.neurons import Basis
 from mechstudy.interventions.features import check_features, feature_at
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
@@ -23,7 +26,8 @@ def generate(
     prompt: str,
     *,
     steer: Mapping[str | tuple[int, int], float] | None = None,
-    dictionaries: Mapping[int, Dictionary] | None = None,
+    dictionaries: Mapping[int, Basis] | None = None,
+    basis: BasisKind | None = None,
     max_new_tokens: int = 40,
     temperature: float = 0.0,
     seed: int = 0,
@@ -33,6 +37,7 @@ def generate(
 
         ms.generate(model, "I think that")
         ms.generate(model, "I think that", steer={"13/1741": 8.0}, dictionaries=dicts)
+        ms.generate(model, "I think that", steer={"13/741": 8.0}, basis="neurons")
 
     Args:
         model: of any precision.
@@ -51,6 +56,7 @@ def generate(
         tokens,
         steer=steer,
         dictionaries=dictionaries,
+        basis=basis,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         stop=_end_tokens(model),
@@ -68,7 +74,8 @@ def generate_tokens(
     tokens: Sequence[int],
     *,
     steer: Mapping[str | tuple[int, int], float] | None = None,
-    dictionaries: Mapping[int, Dictionary] | None = None,
+    dictionaries: Mapping[int, Basis] | None = None,
+    basis: BasisKind | None = None,
     max_new_tokens: int = 20,
     temperature: float = 0.0,
     stop: Sequence[int] = (),
@@ -83,6 +90,8 @@ def generate_tokens(
             first: that times its decoder row is added to the site that its dictionary writes (of a cross-layer
             transcoder, in each layer that the feature writes to).
         dictionaries: by layer, for ``steer``.
+        basis: ``neurons`` steers neurons of MLPs instead, by adding to what they hold; ``mixed`` those of layers
+            without a dictionary.
         temperature: 0 takes the most probable token; otherwise tokens are drawn, with ``seed``.
         stop: token ids after which nothing follows (such as the end-of-text token), kept in the result.
 
@@ -98,11 +107,13 @@ def generate_tokens(
             facts={"max_new_tokens": str(max_new_tokens), "temperature": str(temperature)},
             fix="max_new_tokens=20, temperature=0.0",
         )
-    by_layer = dictionaries or {}
-    edits = {site: _added(vector_D) for site, vector_D in steering_vectors(by_layer, steer or {}).items()}
+    bases = dictionaries or {}
+    if steer and basis is not None:
+        bases = chosen_bases(model, bases, basis)
+    edits = {site: _added(vector_D) for site, vector_D in steering_vectors(bases, steer or {}).items()}
     for layer in {feature_at(name).layer for name in steer or {}}:
-        if isinstance(by_layer[layer], Dictionary):  # not neurons
-            refuse_other_tensor(model, by_layer[layer])
+        if isinstance(chosen := bases[layer], Dictionary):  # not neurons
+            refuse_other_tensor(model, chosen)
     generator = torch.Generator().manual_seed(seed)
     ids = list(tokens)
     for _ in range(max_new_tokens):
@@ -119,7 +130,7 @@ def generate_tokens(
 
 
 def steering_vectors(
-    dictionaries: Mapping[int, Dictionary], steer: Mapping[str | tuple[int, int], float]
+    dictionaries: Mapping[int, Basis], steer: Mapping[str | tuple[int, int], float]
 ) -> dict[Site, Float[Tensor, " d"]]:
     """Per site, the sum of strength x decoder row over the features that write there.
 

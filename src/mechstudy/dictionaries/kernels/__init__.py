@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from torch import Tensor
 
 from mechstudy.dictionaries.kernels import gpu, reference
 
-try:
-    from mechstudy.dictionaries.kernels import cpu
-except ImportError:  # a Python that Numba does not support yet: slower, the same results
-    cpu = None  # type: ignore[assignment]
+
+@cache
+def _cpu() -> Any:
+    """The kernels for CPUs; None with a Python that Numba does not support yet: slower, the same results."""
+    try:
+        from mechstudy.dictionaries.kernels import cpu  # Numba takes half a second, and graphs of neurons need none
+    except ImportError:
+        return None
+    return cpu
 
 
 def kernels_for(*tensors: Tensor) -> Any:
     """The module whose kernels support these tensors."""
+    cpu = _cpu()
     if cpu is not None and cpu.supports(*tensors):
         return cpu
     return gpu if gpu.supports(*tensors) else reference

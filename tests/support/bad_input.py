@@ -129,6 +129,28 @@ def two_layers(place: str) -> Arrange:
     return arrange
 
 
+def tiny(root: Path) -> None:
+    """A random model with byte tokens in the folder ``tiny``."""
+    from tests.support.tiny import save_tiny
+
+    save_tiny(root / "tiny")
+
+
+def tiny_with_a_word(root: Path) -> None:
+    """The same, with a token for `` cd``."""
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    tiny(root)
+    space = "\u0120"  # how byte tokenizers write it
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {letter: i for i, letter in enumerate([*letters, f"{space}c", f"{space}cd"])}
+    words = Tokenizer(models.BPE(vocab=vocab, merges=[(space, "c"), (f"{space}c", "d")]))
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = decoders.ByteLevel()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(root / "tiny")
+
+
 def dictionary(place: str, d: int, layer: int = 1) -> Arrange:
     """A dictionary of coordinates in SAELens' format."""
 

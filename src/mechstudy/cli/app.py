@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 # Panel -> module.function of `mechstudy.cli` -> the first paragraph of its help.
 PANELS: Mapping[str | None, Mapping[str, str]] = {
+    "One prompt": {
+        "graph.graph": "Explain one prompt: its attribution graph as a page of one file, in seconds.",
+        "steer.steer": "Steer features while the model continues a prompt, and show both texts side by side.",
+        "feature.feature": "Show one feature: its label, density, the tokens it promotes and suppresses, text on which "
+        "it fires, circuits.",
+        "patch.patch": "Find where the information is: patch the corrupted prompt into the clean one, at every layer "
+        "and token.",
+    },
     "Study": {
         "demo.demo": "Run the demo, or resume it: a whole study of SmolLM2-135M-Instruct, from nothing to a report.",
         "init.init": "Write a commented [cyan]study.yaml[/] to start from. Never overwrites one.",
@@ -88,6 +96,7 @@ app = typer.Typer(
     add_completion=False,
     help=(
         "From a behaviour of an open language model to a causally verified circuit.\n\n"
+        '[cyan]mechstudy graph "The keys to the cabinet"[/] explains one prompt, in seconds and without a study.\n\n'
         "[cyan]mechstudy init[/] writes a commented study.yaml, [cyan]mechstudy plan study.yaml[/] shows what it "
         "needs (shapes, memory, disk, time), [cyan]mechstudy run study.yaml[/] runs it, or resumes it.\n\n"
         "The study file specifies everything that is computed. Running the same command again repeats nothing; "

@@ -95,6 +95,11 @@ def percent(share: float | None, digits: int = 1) -> str:
     return NOT_AVAILABLE if share is None else f"{number(100 * share, digits)}%"
 
 
+def whole_percent(share: float | None) -> str:
+    """A share as a percentage without decimals, however small."""
+    return NOT_AVAILABLE if share is None else f"{number(100 * share, 0, scientific=False)}%"
+
+
 def integer(value: float | None) -> str:
     """A count with thousands separators."""
     return NOT_AVAILABLE if value is None else f"{int(value):,}"

@@ -1,0 +1,95 @@
+"""`feature`: what a run, a set of dictionaries or a model knows of one feature."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from mechstudy import api, models
+from mechstudy.cli import one_prompt
+from mechstudy.cli.one_prompt import noted
+from mechstudy.cli.options import Json
+from mechstudy.cli.show import console, print_json, table
+from mechstudy.report.formatting import number, percent, visible
+
+if TYPE_CHECKING:
+    from mechstudy.api.feature_card import FeatureCard
+
+_AROUND = (12, 4)  # tokens of an example shown before and after its peak
+
+
+def feature(
+    name: Annotated[str, typer.Argument(metavar="LAYER/FEATURE", help="Layer and number, such as 13/1741.")],
+    dictionaries: one_prompt.Dictionaries = None,
+    model: one_prompt.ModelSource = None,
+    basis: one_prompt.Basis = None,
+    n: Annotated[
+        int, typer.Option("--n", min=1, help="Tokens promoted, tokens suppressed, and examples, at most.")
+    ] = 8,
+    device: one_prompt.Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Show one feature: its label, density, the tokens it promotes and suppresses, text on which it fires, circuits.
+
+    Of the features in its graphs a run has recorded all of that. Of others, and of sets, promoted and suppressed tokens
+    are computed: the decoder row through the unembedding (logit lens). Without dictionaries the numbers name a neuron.
+
+    [dim]mechstudy feature 13/1741 --dictionaries runs/demo[/]
+    [dim]mechstudy feature 13/741[/]
+    """
+    one_prompt.check_dictionaries(dictionaries)
+    kind = one_prompt.basis_of(basis, dictionaries)
+    with noted():
+        card = None
+        if model is None and kind == "dictionaries":
+            card = api.describe_feature(name, dictionaries, n_tokens=n)  # without a model, as far as a run knows it
+        if card is None or not card.promotes:
+            loaded = models.load_model(model or one_prompt.source_of(dictionaries), device=device)
+            card = api.describe_feature(name, dictionaries, model=loaded, basis=kind, n_tokens=n)
+    if as_json:
+        print_json(card.as_json() | {"examples": list(card.examples[:n])})
+        return
+    _show(card, dictionaries, n)
+
+
+def _show(card: FeatureCard, dictionaries: str | None, n: int) -> None:
+    sites = " -> ".join(dict.fromkeys((card.site_in, card.site_out)))
+    of = "" if card.n_features is None else f", one of {card.n_features:,}"
+    kind = "neuron" if card.kind == "neurons" else f"feature of a {card.kind.replace('_', ' ')}"
+    print(f"{card.feature}: {kind} ({sites}{of})")
+    if card.label:
+        print(f"label:      {card.label}")
+    if card.density is None:
+        print(
+            "density:    not recorded"
+            + ("" if dictionaries is None else ": runs search text for the features of their graphs")
+        )
+    else:
+        mean, top = number(card.mean_activation), number(card.max_activation)
+        print(f"density:    active on {percent(card.density, 2)} of tokens, there {mean} on average and {top} at most")
+    for which, tokens in (("promotes", card.promotes), ("suppresses", card.suppresses)):
+        shown = "  ".join(f"{visible(token)} {number(value)}" for token, value in tokens)
+        print(f"{which + ':':<11} {shown or 'not known without a model'}")
+    for behaviour, graph in card.graphs.items():
+        places = ", ".join(map(str, graph.get("positions") or ()))
+        print(f"circuit:    {behaviour}, influence {number(graph.get('influence'), 3)} at {places}")
+    if card.examples:
+        rows = table(">activation", "~text, its peak in brackets")
+        for example in card.examples[:n]:
+            rows.add_row(number(_peak(example)), _marked(example))
+        console().print(rows)
+
+
+def _peak(example: Mapping[str, Any]) -> float:
+    return float(example["activations"][int(example["peak"])])
+
+
+def _marked(example: Mapping[str, Any]) -> Text:
+    """The text around an example's peak, which stands in brackets."""
+    tokens: Sequence[str] = [visible(str(token), " ") for token in example["tokens"]]
+    peak = int(example["peak"])
+    before, after = tokens[max(0, peak - _AROUND[0]) : peak], tokens[peak + 1 : peak + 1 + _AROUND[1]]
+    return Text.assemble("".join(before), (f"[{tokens[peak]}]", "bold"), "".join(after))

@@ -1,0 +1,191 @@
+"""`graph`, `steer`, `feature` and `patch` on a tiny model: what they print and write, by the functions of the API."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+import mechstudy as ms
+from mechstudy.cli import one_prompt
+from mechstudy.report.formatting import plain
+from tests.support.interventions_world import transcoder
+from tests.support.tiny import save_tiny
+from tests.support.tiny_study import write_study
+from tests.support.toy_model import mechstudy
+
+PROMPT = "the keys"
+HOSTILE = "</script><b>keys</b>"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a tiny model, and a transcoder of its layer 1."""
+    folder = tmp_path_factory.mktemp("place")
+    save_tiny(folder / "model")
+    transcoder(32, 1).save(folder / "dictionary")
+    return folder
+
+
+@pytest.fixture
+def inside(place, tmp_path, monkeypatch):
+    """A current folder of its own; the model's source and the dictionary's folder."""
+    monkeypatch.chdir(tmp_path)
+    return f"path:{place / 'model'}", place / "dictionary"
+
+
+def texts(frame):
+    """Tokens that are whole characters, as they are printed."""
+    return [plain(token) for token in frame["token"] if "\ufffd" not in token]
+
+
+# ------------------------------------------------------------------------------------------------ graph
+
+
+def test_a_graph_of_neurons_is_printed_and_drawn_on_a_page(inside, tmp_path):
+    printed = mechstudy("graph", PROMPT, "--answer", "x", "--wrong-answer", "y", "--model", inside[0]).stdout
+    for text in ('"the keys", 8 tokens', 'logit("x") - logit("y") = ', "next tokens: ", "time: model", "page: "):
+        assert text in printed
+    assert len(re.findall(r"^ *[012]/\d+ ", printed, re.MULTILINE)) == 10
+    [page] = tmp_path.iterdir()
+    assert page.name == "graph-the-keys.html"
+    assert 'mechstudy.put("graph"' in page.read_text()
+
+
+def test_the_table_is_that_of_the_api(inside):
+    printed = mechstudy("graph", PROMPT, "--answer", "x", "--wrong-answer", "y", "--model", inside[0]).stdout
+    graph = ms.attribute(ms.load_model(inside[0]), None, PROMPT, answer="x", wrong_answer="y")
+    top = graph.top(10, by="|live_effect|")["feature"].to_list()
+    assert re.findall(r"^ *([012]/\d+) ", printed, re.MULTILINE) == top
+
+
+def test_answers_that_are_not_given_are_the_models_own(inside):
+    model = ms.load_model(inside[0])
+    first, second = texts(ms.next_tokens(model, PROMPT, 40))[:2]
+    printed = mechstudy("graph", PROMPT, "--model", inside[0]).stdout
+    assert printed.count("is the model's most probable next token") == 2
+    assert f'logit("{first}") - logit("{second}")' in printed
+
+
+def test_without_a_wrong_answer_it_is_what_follows_the_corrupted_prompt(inside):
+    model = ms.load_model(inside[0])
+    own = texts(ms.next_tokens(model, "the dogs", 40))
+    printed = mechstudy("graph", PROMPT, "--answer", "x", "--corrupted", "the dogs", "--model", inside[0]).stdout
+    assert f'logit("x") - logit("{next(one for one in own if one != "x")}")' in printed
+    assert "after the corrupted prompt" in printed and "changes" in printed
+
+
+def test_a_graph_of_dictionaries_has_their_features_alone(inside, tmp_path):
+    words = ("--dictionaries", inside[1], "--model", inside[0], "--out", "own.json")
+    printed = mechstudy("graph", PROMPT, "--answer", "x", "--wrong-answer", "y", *words).stdout
+    assert set(re.findall(r"^ *(\d)/\d+ ", printed, re.MULTILINE)) == {"1"}
+    assert ms.load_graph(tmp_path / "own.json").prompt == PROMPT
+    assert "page: own.json" in printed
+
+
+def test_a_hostile_prompt_stays_text_on_both_pages(inside, tmp_path):
+    mechstudy("graph", HOSTILE, "--model", inside[0], "--out", "graph.html")
+    mechstudy("patch", HOSTILE, "--corrupted", HOSTILE.replace("keys", "dogs"), "--model", inside[0], "--out", "p.html")
+    for name in ("graph.html", "p.html"):
+        page = (tmp_path / name).read_text()
+        assert "<b>keys" not in page
+        assert page.count("</script>") == page.count("<script>")
+        assert "default-src 'none'" in page
+
+
+def test_a_page_is_opened_if_asked_for(inside, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(one_prompt.webbrowser, "open", lambda address: seen.append(address) or True)
+    mechstudy("graph", PROMPT, "--model", inside[0])
+    assert seen == []
+    mechstudy("graph", PROMPT, "--model", inside[0], "--open")
+    assert seen == [(tmp_path / "graph-the-keys.html").as_uri()]
+
+
+# ------------------------------------------------------------------------------------------------ steer
+
+
+def test_both_continuations_are_those_of_generate(inside):
+    words = ("--set", "1/5=90", "--tokens", "6", "--model", inside[0], "--dictionaries", inside[1], "--json")
+    shown = json.loads(mechstudy("steer", PROMPT, *words).stdout)
+    model, dicts = ms.load_model(inside[0]), ms.load_dictionaries(inside[1])
+    assert shown["unsteered"] == ms.generate(model, PROMPT, max_new_tokens=6)
+    assert shown["steered"] == ms.generate(model, PROMPT, steer={"1/5": 90.0}, dictionaries=dicts, max_new_tokens=6)
+    assert shown["steer"] == {"1/5": 90.0} and shown["steered"] != shown["unsteered"]
+
+
+def test_without_dictionaries_a_neuron_is_steered(inside):
+    words = ("--feature", "1/5", "--feature", "2/7", "--by", "90", "--tokens", "6", "--model", inside[0])
+    shown = json.loads(mechstudy("steer", PROMPT, *words, "--json").stdout)
+    steer = {"1/5": 90.0, "2/7": 90.0}
+    own = ms.generate(ms.load_model(inside[0]), PROMPT, steer=steer, basis="neurons", max_new_tokens=6)
+    assert shown["steered"] == own != shown["unsteered"]
+    printed = mechstudy("steer", PROMPT, *words).stdout
+    assert "unsteered" in printed and "steered: 1/5 +90, 2/7 +90" in printed
+
+
+def test_a_value_that_changes_nothing_is_said(inside):
+    printed = mechstudy("steer", PROMPT, "--set", "1/5=0", "--tokens", "3", "--model", inside[0]).stdout
+    assert "the text is the same" in printed
+
+
+# ---------------------------------------------------------------------------------------------- feature
+
+
+def test_a_feature_of_a_set_has_the_tokens_of_the_logit_lens(inside):
+    words = ("feature", "1/5", "--dictionaries", inside[1], "--model", inside[0], "--n", "3", "--json")
+    card = json.loads(mechstudy(*words).stdout)
+    assert card["feature"] == "1/5" and card["site_out"] == "mlp_out.1" and card["n_features"] == 40
+    assert len(card["promotes"]) == len(card["suppresses"]) == 3
+    assert card["promotes"][0][1] > 0 > card["suppresses"][0][1]
+    assert card["density"] is None and card["examples"] == []
+
+
+def test_a_neuron_needs_no_dictionary(inside):
+    printed = mechstudy("feature", "1/5", "--model", inside[0]).stdout
+    assert "1/5: neuron (mlp_act.1, one of 64)" in printed and "promotes: " in printed
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    return ms.Study.load(write_study(folder), out=folder / "run", say=lambda _: None).run(
+        ["attribute[mine]", "features"]
+    )
+
+
+def test_of_its_own_features_a_run_knows_all_without_loading_the_model(run, monkeypatch):
+    monkeypatch.setattr(one_prompt.models, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    of_dictionary = [row for row in run.features.to_dicts() if row["layer"] in run.dictionaries and row["examples"]]
+    row = of_dictionary[0]
+    card = json.loads(mechstudy("feature", row["feature"], "--dictionaries", run.path, "--json").stdout)
+    assert card["label"] == row["label"] and card["density"] == row["frequency"]
+    assert [token for token, _ in card["promotes"]] == row["promotes"][:8]
+    assert list(card["graphs"]) == row["behaviours"]
+    printed = mechstudy("feature", row["feature"], "--dictionaries", run.path).stdout
+    for text in (f"label:      {row['label']}", "density:    active on ", "circuit:    mine", "its peak in brackets"):
+        assert text in printed
+
+
+# ------------------------------------------------------------------------------------------------ patch
+
+
+def test_the_cells_are_those_of_the_sweep_and_the_page_draws_them(inside, tmp_path):
+    words = ("patch", PROMPT, "--corrupted", "the dogs", "--answer", "x", "--wrong-answer", "y", "--model", inside[0])
+    shown = json.loads(mechstudy(*words, "--json").stdout)
+    model = ms.load_model(inside[0])
+    pair = ms.prompt_pair(model, PROMPT, "the dogs", answer="x", wrong_answer="y")
+    assert shown["cells"] == ms.patch_sweep(model, [pair]).to_dicts()
+    printed = mechstudy(*words).stdout
+    assert re.findall(r"^ *(\d) ", printed, re.MULTILINE)[-3:] == ["2", "1", "0"]
+    assert "100%" in printed and "largest: layer " in printed and "7 s" in printed
+    page = (tmp_path / "patch-the-keys.html").read_text()
+    assert 'data-chart="chart-patching"' in page and "7 s" in page and "vegaEmbed" in page
+
+
+def test_only_tokens_that_matter_and_fit_are_in_the_table(inside, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    printed = mechstudy("patch", PROMPT, "--corrupted", "xxx dogs", "--model", inside[0]).stdout
+    assert "more tokens, of smaller effects, are on the page" in printed
+    assert max(len(line) for line in printed.splitlines() if re.match(r" *\d +\S*\d", line)) <= 40

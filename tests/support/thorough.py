@@ -6,10 +6,16 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 
 
 def few(cases: Iterable[Any], n: int = 1) -> list[Any]:
     """The first ``n`` cases as they are, the others marked slow. A case of several arguments is a tuple."""
-    first, others = list(cases)[:n], list(cases)[n:]
-    slow = [pytest.param(*(one if isinstance(one, tuple) else (one,)), marks=pytest.mark.slow) for one in others]
-    return [*first, *slow]
+    listed = list(cases)
+    return [*listed[:n], *map(_slow, listed[n:])]
+
+
+def _slow(case: Any) -> ParameterSet:
+    if isinstance(case, ParameterSet):
+        return pytest.param(*case.values, marks=(*case.marks, pytest.mark.slow), id=case.id)
+    return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)

@@ -122,7 +122,8 @@ def test_prompts_of_a_csv_have_positions_as_json(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "kind"),
-    [(gzip.compress(b"{}"), "gzip"), (b"PK\x03\x04rest", "a zip or Excel file"), (lzma.compress(b"{}"), "xz")],
+    [(gzip.compress(b"{}", mtime=0), "gzip"), (b"PK\x03\x04rest", "a zip or Excel file"), (lzma.compress(b"{}"), "xz")],
+    ids=["gzip", "zip", "xz"],
 )
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json", "a.xlsx"])
 def test_a_packed_file_is_called_by_its_kind(tmp_path, name, content, kind):

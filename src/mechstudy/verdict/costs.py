@@ -10,14 +10,16 @@ _GROUPS = 8  # of members, at most
 _SPECIFICATIONS = 13  # all, none, the circuit, its complement, three rankings of three sizes
 
 
+DIFFERING = 0.5  # of a prompt, the tokens from its first difference on; in the demo .62 and .28
+
+
 def circuits_run(c: VerdictConfig, train: int, test: int, behaviours: int) -> int:
-    """Prompts run with some circuit kept: in the choice, for every criterion, and on other behaviours."""
+    """Whole prompts' worth of runs with some circuit kept: in the choice, for every criterion, on other behaviours.
+
+    Replaced by the corrupted prompt's values, only what comes after the first difference is run.
+    """
     primary = _SPECIFICATIONS + 1 + _SIZES + _GROUPS + 2 * c.n_random + 4
     others = 2 * _SPECIFICATIONS
     donors = 6
-    return (
-        train // 2 * (_SIZES + 1 + _BETWEEN)
-        + test * (primary + others + donors)
-        + (2 + 1) * test * behaviours
-        + 6 * train
-    )
+    corrupted = train // 2 * (_SIZES + 1 + _BETWEEN) + test * primary
+    return round(DIFFERING * corrupted) + test * (others + donors) + (2 + 1) * test * behaviours + 6 * train

@@ -96,13 +96,14 @@ class IntervenePhase(Phase[InterveneSpec, InterveneInputs]):
         edited, grid = forwards_of(i, samples, x.n_layers, TYPICAL_POSITIONS)
         runs = 3 if b.answer_tokens == "all" else 1  # once more after each answer
         forwards = (edited + grid) * runs
-        tokens = (edited + grid // 2) * runs * TYPICAL_PROMPT  # a cell of the grid starts half-way, on average
+        # A batch starts at the lowest layer of its groups, near the bottom; a cell of the grid half-way, on average.
+        tokens = (edited + grid // 2) * runs * TYPICAL_PROMPT
+        clean = min(edited * runs * TYPICAL_PROMPT, LENGTHS * costs.batch)  # rows of each batch shape, once
         batches = LENGTHS + tokens // costs.batch
-        half = -(-x.n_layers // 2)  # edited forwards begin at the lowest edited layer: half-way, on average
         discovery = (min(i.n_discovery, n["train"]) + 2 * samples) * TYPICAL_PROMPT
         edge_prompts = min(i.edge_prompts, plan.study.attribution.n_prompts)
         work = [
-            *costs.forward(tokens, half, "float32", batches=batches, logits=forwards),
+            *costs.forward(tokens + clean, x.n_layers, "float32", batches=batches, logits=forwards),
             *costs.forward(discovery, x.n_layers, "float32", batches=4 * LENGTHS),
             Work("stream", 12.0 * forwards * x.vocab_size * 4),
         ]

@@ -24,7 +24,7 @@ from mechstudy.study.study import BehaviourConfig
 from mechstudy.study.unit import Unit
 from mechstudy.study.units import StudyPlan
 from mechstudy.verdict.config import VerdictConfig
-from mechstudy.verdict.costs import circuits_run
+from mechstudy.verdict.costs import DIFFERING, circuits_run
 
 VERDICT = "verdict.json"
 
@@ -96,7 +96,7 @@ class VerdictPhase(Phase[VerdictSpec, VerdictInputs]):
         n = costs.n_prompts(b)
         train, test = min(c.n_discovery, n["train"]), min(c.n_samples, n["test"])
         runs = circuits_run(c, train, test, len(plan.study.behaviours))
-        gradients = 3 * train * (c.steps + 2)  # a backward pass counts two
+        gradients = round(2 * DIFFERING * train * (c.steps + 2))  # weights have no gradients: backward is as forward
         passes = runs + gradients
         tokens = passes * TYPICAL_PROMPT
         layers = plan.layers or plan.neuron_layers

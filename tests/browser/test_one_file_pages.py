@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import mechstudy as ms
+from tests.browser.axe import serious_violations
 from tests.browser.report_browser import Browser, chromium
 from tests.support.toy_model import mechstudy
 
@@ -57,6 +58,14 @@ def test_a_page_loads_and_fits(browser: Browser, pages: dict[str, Path], command
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
     finally:
         browser.size(1300, 900)
+
+
+@pytest.mark.parametrize("command", ["graph", "patch"])
+def test_a_page_is_accessible(browser: Browser, pages: dict[str, Path], command: str) -> None:
+    for theme in ("dark", "light"):
+        browser.page.emulate_media(color_scheme=theme)
+        browser.open(pages[command])
+        assert serious_violations(browser) == []
 
 
 def test_the_graph_is_drawn_and_a_node_shows_what_it_promotes(browser: Browser, pages: dict[str, Path]) -> None:

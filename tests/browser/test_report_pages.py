@@ -11,6 +11,7 @@ from typing import Literal
 import pytest
 
 from mechstudy.report.pages import build_report
+from tests.browser.axe import serious_violations
 from tests.browser.report_browser import Browser, chromium
 from tests.support.report_fixture import BEHAVIOURS, FakeStudy
 
@@ -65,6 +66,25 @@ def test_every_page_loads_without_error_request_or_foreign_script(
         assert browser.evaluate("document.querySelectorAll('img[src=x]').length") == 0
         assert browser.evaluate("[...document.querySelectorAll('.chart')].every((c) => c.querySelector('svg'))")
     assert browser.dialogs == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_page_is_accessible(browser: Browser, report: Path, theme: Literal["light", "dark"]) -> None:
+    browser.page.emulate_media(color_scheme=theme)
+    found = {}
+    for page in sorted(report.glob("*.html")):
+        browser.open(page)
+        found[page.name] = serious_violations(browser)
+    browser.page.emulate_media(color_scheme="light")
+    assert {name: violations for name, violations in found.items() if violations} == {}
+    assert len(found) > 8
+
+
+def test_axe_finds_what_is_wrong(browser: Browser, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text('<html lang="en"><title>a</title><p style="color: #ccc; background: #fff">pale</p></html>')
+    browser.open(page)
+    assert [violation.split(",")[0] for violation in serious_violations(browser)] == ["color-contrast"]
 
 
 def test_pages_and_their_charts_are_set_in_the_reports_own_font(browser: Browser, report: Path) -> None:

@@ -60,7 +60,7 @@ def chart_config(font: str) -> dict[str, Any]:
         },
         "header": {"labelFont": font, "labelColor": "@ink", "titleFont": font, "titleColor": "@muted"},
         "text": {"font": font, "color": "@ink", "fontSize": 11},
-        "rule": {"color": "@zero"},
+        "rule": {"color": "@zero", "aria": False},  # lines have no text: readers of screens skip them
         "line": {"strokeWidth": 1.8},
         "point": {"filled": True, "size": 55},
     }  # fmt: skip

@@ -69,6 +69,12 @@ def test_a_claim_not_shown_does_not_say_that_anything_was_lowered(tmp_path: Path
     assert "lowers" not in sentence
 
 
+@pytest.mark.parametrize(("control", "share"), [(-0.07, "3%"), (-0.008, "less than 1%")])
+def test_controls_that_are_not_null_are_put_beside_the_effect(tmp_path: Path, control: float, share: str) -> None:
+    found = claim(tmp_path, control_effect=control, control_ci95=[control * 1.2, control * 0.8])
+    assert list(found.caveats) == [f"The controls are not null, their CI excludes zero too, {share} of the effect."]
+
+
 def test_an_ablation_that_helps_is_pointed_out(tmp_path: Path) -> None:
     raising = claim(tmp_path, effect=2.0, ci95=[1.5, 2.5], difference_ci95=[1.4, 2.6])
     assert raising.verdict == "caveat"

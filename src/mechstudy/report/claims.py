@@ -185,8 +185,10 @@ def _caveats(kind: str, test: Mapping[str, Any], verdict: Verdict, effect: Measu
     elif effect.ci95 is not None and not control.has_ends:
         caveats.append("The controls have no interval.")
     elif control.excludes_zero:
-        share = f", {abs(control.mean / effect.mean):.0%} of the effect" if effect.mean else ""
-        share = share if verdict in ("supported", "caveat") else ""
+        share = ""
+        if effect.mean and verdict in ("supported", "caveat"):
+            of_effect = abs(control.mean / effect.mean)
+            share = f", {f'{of_effect:.0%}' if of_effect >= 0.005 else 'less than 1%'} of the effect"
         caveats.append(f"The controls are not null, their CI excludes zero too{share}.")
     if kind.startswith(_LOWERING) and verdict != "unsupported" and (effect.mean or 0) > 0:
         caveats.append("The effect points the other way: a necessary circuit would lower the metric.")

@@ -63,7 +63,7 @@ def test_graphs_are_of_the_published_features(run, world):
     model = ms.load_model(world / "model", device="cpu")
     pair = ms.load_prompts(world / "prompts.jsonl", model, split="train")[0]
     scores = ms.attribute(model, own, pair, config=ms.AttributionConfig(max_features=40)).scores()
-    assert scores["conservation_residual_max"] < 1e-4
+    assert scores.pop("conservation_residual_max") < 1e-4  # rounding, not the same in two processes
     of_run = json.loads((latest(run.path)["attribute[mine]"].path / "scores.json").read_text())["per_prompt"]
     [row] = [row for row in of_run if row["prompt_id"] == pair.id]
     assert {name: row[name] for name in scores} == pytest.approx(scores)

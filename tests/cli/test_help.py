@@ -37,3 +37,9 @@ def test_the_list_of_commands_shows_the_first_paragraph_of_each_help(place, line
 def test_every_command_of_a_phase_is_listed_in_the_order_of_phases():
     declared = dict.fromkeys(phase.command.name for phase in registry.phases() if phase.command is not None)
     assert list(registry.COMMANDS) == list(declared)
+
+
+@pytest.mark.parametrize(("path", "command"), [pytest.param(*c, id=" ".join(c[0]) or "app") for c in commands()])
+def test_paragraphs_of_help_break_where_the_terminal_ends(path, command):
+    for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
+        assert "\n" not in paragraph or paragraph.startswith("[")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated
@@ -112,7 +113,19 @@ def command(name: str) -> Command:
     if not isinstance(made, typer.Typer):
         function, made = made, typer.Typer(rich_markup_mode="rich", add_completion=False)
         made.command()(guarded(function))
-    return typer.main.get_command(made)
+    listed = typer.main.get_command(made)
+    for one in (listed, *getattr(listed, "commands", {}).values()):
+        one.help = _joined(inspect.cleandoc(one.help or ""))
+    return listed
+
+
+def _joined(text: str) -> str:
+    """Help whose paragraphs are one line each, so that a terminal of any width breaks them; examples keep their lines.
+
+    Typer does that for the first paragraph alone.
+    """
+    paragraphs = (part if part.startswith(("[", "- ")) else " ".join(part.split()) for part in text.split("\n\n"))
+    return "\n\n".join(paragraphs)
 
 
 def _version(wanted: bool) -> None:

@@ -32,6 +32,11 @@ def test_a_source_a_bare_path_and_a_loaded_model_are_the_same_model(saved):
     assert loaded.hf is original.hf and torch.equal(loaded.forward(TOKENS).logits, expected)
 
 
+def test_a_model_prints_its_name_and_size(saved):
+    text = repr(load_model(saved[1], device="cpu"))
+    assert text.startswith("LanguageModel tiny: 3 layers, d_model 32, ") and text.endswith("float32 on cpu")
+
+
 def test_dtype_and_device_of_a_source_are_those_asked_for(saved):
     model = load_model(saved[1], dtype="bfloat16", device="cpu")
     assert (model.dtype, model.device.type) == (torch.bfloat16, "cpu")

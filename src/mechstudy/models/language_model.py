@@ -81,6 +81,10 @@ class LanguageModel:
         self.final_softcap: float | None = getattr(hf.config, "final_logit_softcapping", None)
         self.logit_scale = float(getattr(hf.config, "logit_scale", None) or 1 / getattr(hf.config, "logits_scaling", 1))
 
+    def __repr__(self) -> str:
+        size = f"{self.n_layers} layers, d_model {self.d_model}, {self.n_heads} heads"
+        return f"LanguageModel {self.name}: {size}, {str(self.dtype).removeprefix('torch.')} on {self.device}"
+
     # ------------------------------------------------------------------ tokens
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from html import escape
 
 import pytest
 
@@ -101,6 +102,12 @@ def test_a_page_is_opened_if_asked_for(inside, tmp_path, monkeypatch):
     assert seen == []
     mechstudy("graph", PROMPT, "--model", inside[0], "--open")
     assert seen == [(tmp_path / "graph-the-keys.html").as_uri()]
+
+
+def test_the_page_begins_with_the_prompt_and_the_answers(inside, tmp_path):
+    mechstudy("graph", HOSTILE, "--answer", "x", "--wrong-answer", "y", "--model", inside[0], "--out", "graph.html")
+    page = (tmp_path / "graph.html").read_text()
+    assert f"<h1>{escape(HOSTILE)} <small>x rather than y</small></h1>" in page
 
 
 # ------------------------------------------------------------------------------------------------ steer

@@ -11,7 +11,7 @@ from typing import Any
 from mechstudy.circuits.graph_frames import BehaviourFrames, GraphFrames, PromptFrames
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
-from mechstudy.report.formatting import plain
+from mechstudy.report.formatting import plain, visible
 from mechstudy.report.standalone import asset, rendered, standalone
 from mechstudy.report.viewer import aggregate_view, feature_labels, feature_record, prompt_view
 
@@ -21,10 +21,11 @@ _CELL_HEIGHT = 820  # CSS pixels
 _OWN_STYLE = """
 body { display: block; min-height: 0; }
 body.wide main { padding: .6rem .8rem 1rem; }
+h1 { font-size: 1.05rem; margin: 0 0 .5rem; overflow-wrap: anywhere; } h1 small { font-weight: 400; font-size: .9em; }
 .toolbar .grow, #g-detail a[href^="features.html"] { display: none; }
-.canvas-box { height: clamp(440px, calc(100vh - 380px), 760px); }
+.canvas-box { height: clamp(440px, calc(100vh - 420px), 760px); }
 .stage { grid-template-columns: minmax(0, 1fr) minmax(240px, 30%); }
-.detail { border-left: 1px solid var(--line); border-top: 0; height: clamp(565px, calc(100vh - 255px), 885px); }
+.detail { border-left: 1px solid var(--line); border-top: 0; height: clamp(565px, calc(100vh - 295px), 885px); }
 .below { margin-top: 1rem; } .below h2 { font-size: 1.05rem; }
 @media (max-width: 700px) { .stage { grid-template-columns: 1fr; } .detail { height: auto; } }
 """
@@ -38,12 +39,20 @@ def _page(view: Mapping[str, Any], features: Mapping[int, Mapping[str, Any]]) ->
     data |= {f"features-L{layer}": features.get(layer, {}) for layer in sorted(layers)}
     return standalone(
         title,
-        rendered("graph_viewer.html.j2", key=_KEY),
+        _heading(view, title) + rendered("graph_viewer.html.j2", key=_KEY),
         styles=[asset("graph.css"), _OWN_STYLE],
         scripts=[asset(name) for name in _SCRIPTS],
         data=data,
         body_class="wide",
     )
+
+
+def _heading(view: Mapping[str, Any], title: str) -> str:
+    """The prompt, and the answers that are compared or what else is explained."""
+    answer, wrong = view.get("answer"), view.get("wrong_answer")
+    explained = f"{visible(str(answer))} rather than {visible(str(wrong))}" if answer and wrong else view.get("target")
+    note = f" <small>{escape(plain(str(explained)))}</small>" if explained else ""
+    return f"<h1>{escape(title)}{note}</h1>"
 
 
 Pages = Sequence[Mapping[str, Any]]  # of features.json

@@ -102,6 +102,19 @@
       el("button", { type: "button", onclick: () => state.select(i), title: graph.nodes.id[i] }, "📌 " + app.nodeName(graph, i).slice(0, 26))));
   }
 
+  const SCORES = {
+    n_features_active: "Active features",
+    n_features_expanded: "Features with edges",
+    n_nodes: "Nodes before pruning",
+    n_edges: "Edges before pruning",
+    n_nodes_pruned: "Nodes kept, no constants",
+    n_edges_pruned: "Edges kept, no constants",
+    replacement_pruned: "Replacement, pruned",
+    completeness_pruned: "Completeness, pruned",
+    conservation_residual_max: "Largest residual",
+  };
+  const scoreName = (key) => SCORES[key] || key.replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase());
+
   app.showFacts = function (box, graph) {
     const facts = [];
     const add = (k, v) => { if (v !== null && v !== undefined && v !== "" && v !== "n/a") facts.push([k, v]); };
@@ -111,7 +124,7 @@
     add("Answer", graph.answer ? app.visible(graph.answer) + " rather than " + app.visible(graph.wrong_answer || "") : null);
     add("Logit difference", graph.logit_difference === undefined ? null : app.number(graph.logit_difference));
     for (const [key, value] of Object.entries(graph.scores || {})) {
-      if (typeof value === "number") add(key.replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase()), Number.isInteger(value) ? value.toLocaleString("en") : app.number(value, 3));
+      if (typeof value === "number") add(scoreName(key), Number.isInteger(value) ? value.toLocaleString("en") : app.number(value, 3));
     }
     if (graph.edges_dropped) add("Not drawn", graph.edges_dropped + " weakest edges");
     box.replaceChildren(el("dl", { class: "facts-list" }, ...facts.flatMap(([k, v]) => [el("dt", {}, k), el("dd", {}, String(v))])));

@@ -110,6 +110,28 @@ def test_the_page_begins_with_the_prompt_and_the_answers(inside, tmp_path):
     assert f"<h1>{escape(HOSTILE)} <small>x rather than y</small></h1>" in page
 
 
+def test_one_token_has_no_nodes_and_the_table_says_so(inside):
+    printed = mechstudy("graph", "a", "--answer", "x", "--wrong-answer", "y", "--model", inside[0]).stdout
+    assert "no feature or neuron is a node" in printed and "fires on" not in printed
+
+
+@pytest.mark.parametrize("command", ["graph", "patch"])
+def test_an_unwritable_place_is_refused_before_the_model_loads(inside, monkeypatch, command):
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(one_prompt.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(one_prompt.models, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    failed = mechstudy(command, PROMPT, "--corrupted", "the dogs", "--model", inside[0], code=2)
+    assert "no file can be written here: Permission denied" in failed.stderr
+
+
+def test_a_space_at_the_end_of_a_prompt_is_noted(inside):
+    words = ("--answer", "x", "--wrong-answer", "y", "--model", inside[0])
+    assert "note: the prompt ends with a space" in mechstudy("graph", f"{PROMPT} ", *words).stderr
+    assert "note:" not in mechstudy("graph", PROMPT, *words).stderr
+
+
 # ------------------------------------------------------------------------------------------------ steer
 
 
@@ -173,6 +195,22 @@ def test_of_its_own_features_a_run_knows_all_without_loading_the_model(run, monk
     printed = mechstudy("feature", row["feature"], "--dictionaries", run.path).stdout
     for text in (f"label:      {row['label']}", "density:    active on ", "circuit:    mine", "its peak in brackets"):
         assert text in printed
+
+
+def test_beside_a_feature_without_a_record_are_some_that_have_one(run):
+    pages = [page for page in run.feature_pages if page["layer"] in run.dictionaries]
+    layer, known = pages[0]["layer"], {page["feature"] for page in pages if page["layer"] == pages[0]["layer"]}
+    other = next(number for number in range(1000) if number not in known)
+    words = ("feature", f"{layer}/{other}", "--dictionaries", run.path)
+    printed = mechstudy(*words, "--model", f"path:{run.path.parent / 'model'}").stdout
+    [line] = [line for line in printed.splitlines() if line.startswith("recorded:")]
+    assert set(re.findall(r"(\d+)/(\d+)", line)) <= {(str(layer), str(number)) for number in known} != set()
+
+
+def test_a_runs_model_that_is_relative_to_its_study_must_be_named(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    printed = mechstudy("graph", PROMPT, "--dictionaries", run.path, code=2).stderr
+    assert "its path starts at the folder of the study file" in printed and "fix:   --model path:" in printed
 
 
 # ------------------------------------------------------------------------------------------------ patch

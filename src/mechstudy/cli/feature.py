@@ -18,6 +18,7 @@ from mechstudy.report.formatting import number, percent, visible
 if TYPE_CHECKING:
     from mechstudy.api.feature_card import FeatureCard
 
+_LISTED = 8  # recorded features named beside one that is not
 _AROUND = (12, 4)  # tokens of an example shown before and after its peak
 
 
@@ -49,10 +50,27 @@ def feature(
         if card is None or not card.promotes:
             loaded = models.load_model(model or one_prompt.source_of(dictionaries), device=device)
             card = api.describe_feature(name, dictionaries, model=loaded, basis=kind, n_tokens=n)
+    known = () if card.density is not None else _recorded(one_prompt.run_of(dictionaries), card)
     if as_json:
         print_json(card.as_json() | {"examples": list(card.examples[:n])})
         return
     _show(card, dictionaries, n)
+    if known:
+        print(f"recorded:   {', '.join(known)}")
+
+
+def _recorded(run: api.Run | None, card: FeatureCard) -> Sequence[str]:
+    """Features that a run has recorded in place of one that it has not: of its layer, else of every one."""
+    if run is None:
+        return ()
+    pages = sorted(run.feature_pages, key=_influence, reverse=True)
+    layer = int(card.feature.partition("/")[0])
+    chosen = [page for page in pages if page["layer"] == layer] or pages
+    return [f"{page['layer']}/{page['feature']}" for page in chosen[:_LISTED]]
+
+
+def _influence(page: Mapping[str, Any]) -> float:
+    return max((float(graph.get("influence") or 0) for graph in (page.get("graphs") or {}).values()), default=0.0)
 
 
 def _show(card: FeatureCard, dictionaries: str | None, n: int) -> None:

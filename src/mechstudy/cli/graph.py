@@ -47,6 +47,7 @@ def graph(
 
     [dim]mechstudy graph "The keys to the cabinet" --answer " are" --wrong-answer " is"[/]
     """
+    one_prompt.check_prompts(prompt, corrupted)
     stages = Stages()
     kind = one_prompt.basis_of(basis, dictionaries)
     path = one_prompt.page_path(out, "graph", prompt, (*one_prompt.PAGES, ".json"))
@@ -91,7 +92,10 @@ def _show_top(made: PromptGraph, by: str) -> None:
             number(row["activation"]),
             Text(str(row.get("label") or "")),
         )
-    console().print(rows)
+    if rows.row_count:
+        console().print(rows)
+    else:
+        print("no feature or neuron is a node: what the first token alone does is a constant of the graph")
 
 
 def _counts(made: PromptGraph) -> str:

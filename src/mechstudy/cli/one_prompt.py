@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import time
 import warnings
 import webbrowser
@@ -118,6 +119,21 @@ def opened(source: str | None, dictionaries: str | None, device: str = "auto", *
     return Opened(model, api.load_dictionaries(dictionaries, device=model.device, lazy=lazy or ":" in dictionaries))
 
 
+def check_prompts(prompt: str, corrupted: str | None = None) -> None:
+    """Refuse an empty prompt, and the same one twice, before a model is loaded; warn of a space at the end.
+
+    Raises:
+        MechstudyError: a prompt is empty, or both are the same.
+    """
+    for name, text in (("prompt", prompt), ("corrupted prompt", corrupted)):
+        if text == "":
+            raise MechstudyError(f"the {name} is empty", fix='a text such as "The keys to the cabinet"')
+    if prompt == corrupted:
+        raise MechstudyError("clean and corrupted are the same text", fix="change one of them")
+    if any(text is not None and text != text.rstrip(" ") for text in (prompt, corrupted)):
+        say('note: the prompt ends with a space, and most tokens begin with their own (" are"): leave it out')
+
+
 def check_dictionaries(place: str | None) -> None:
     """Refuse a path of dictionaries that is not there, before a model is loaded.
 
@@ -157,27 +173,50 @@ def run_of(dictionaries: str | None) -> api.Run | None:
 
 
 def source_of(dictionaries: str | None) -> str:
-    """The source of the model that a run studied; without a run, the demo's."""
+    """The source of the model that a run studied; without a run, the demo's.
+
+    Raises:
+        MechstudyError: the run's model is a folder or file relative to its study file, and not to the current folder.
+    """
     run = run_of(dictionaries)
-    return DEMO if run is None else str(run.model.get("source") or DEMO)
+    source = DEMO if run is None else str(run.model.get("source") or DEMO)
+    kind, _, place = source.partition(":")
+    if kind in ("path", "gguf") and not Path(place).expanduser().exists():
+        raise MechstudyError(
+            f"the run's model {source} is not here: its path starts at the folder of the study file",
+            where=dictionaries,
+            fix=f"--model {kind}:<path from the current folder>",
+        )
+    return source
 
 
 def page_path(out: Path | None, command: str, prompt: str, suffixes: tuple[str, ...] = PAGES) -> Path:
     """Where a page goes: ``out``, or a file of the current folder that is named after the command and the prompt.
 
     Raises:
-        MechstudyError: a file of another kind, or a folder that is not there.
+        MechstudyError: a folder, a file of another kind, or a place where no file can be written.
     """
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
-    path = Path(f"{command}-{words or 'prompt'}{PAGES[0]}") if out is None else out.expanduser()
+    name = f"{command}-{words or 'prompt'}{PAGES[0]}"
+    path = Path(name) if out is None else out.expanduser()
+    if path.is_dir():
+        raise MechstudyError("this is a folder, and a page is a file", where=str(path), fix=f"--out {path / name}")
     if path.suffix not in suffixes:
+        what = f"{path.suffix!r}" if path.suffix else "a name without a suffix"
         raise MechstudyError(
-            f"{path.suffix or 'a file without suffix'!r} is not a kind of page",
-            where=str(path),
-            fix=f"--out {path.stem or command}{suffixes[0]}",
+            f"{what} is not a kind of page", where=str(path), fix=f"--out {path.with_suffix(suffixes[0])}"
         )
     if not path.parent.is_dir():
         raise MechstudyError("there is no such folder", where=str(path.parent), fix="make it, or choose another --out")
+    try:
+        with tempfile.TemporaryFile(
+            dir=path.parent
+        ):  # root may write where the mode of a folder says no, and vice versa
+            pass
+    except OSError as error:
+        raise MechstudyError(
+            f"no file can be written here: {error.strerror}", where=str(path.parent), fix="another --out"
+        ) from error
     return path
 
 

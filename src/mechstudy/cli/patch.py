@@ -50,6 +50,7 @@ def patch(
             "patching needs a corrupted prompt",
             fix='--corrupted TEXT, such as "The key to the cabinet" for "The keys ..."',
         )
+    one_prompt.check_prompts(prompt, corrupted)
     stages = Stages()
     path = one_prompt.page_path(out, "patch", prompt)
     with noted():

@@ -46,6 +46,7 @@ def steer(
     [dim]mechstudy steer "I think that" --feature 13/1741 --by 8 --dictionaries runs/demo[/]
     [dim]mechstudy steer "I think that" --set 13/741=8 --set 20/15=-4[/]
     """
+    one_prompt.check_prompts(prompt)
     strengths = _strengths(feature or [], by, sets or [])
     kind = one_prompt.basis_of(basis, dictionaries)
     stages = Stages()

@@ -107,7 +107,11 @@ def check_features(features: Iterable[FeatureAt], dictionaries: Mapping[int, Bas
     Raises:
         MechstudyError: the first such feature, and which there are.
     """
+    of_neurons = bool(dictionaries) and all(isinstance(one, Neurons) for one in dictionaries.values())
     for f in features:
+        if f.layer not in dictionaries and of_neurons:
+            layers = f"{min(dictionaries)}-{max(dictionaries)}"
+            raise MechstudyError(f"{_written(f)}: there is no layer {f.layer}", facts={"layers": layers})
         if f.layer not in dictionaries:
             layers = ", ".join(map(str, sorted(dictionaries)))
             raise MechstudyError(
@@ -116,7 +120,10 @@ def check_features(features: Iterable[FeatureAt], dictionaries: Mapping[int, Bas
         if not 0 <= f.feature < (width := dictionaries[f.layer].cfg.d_sae):
             neurons = isinstance(dictionaries[f.layer], Neurons)
             has = f"layer {f.layer} has neurons" if neurons else f"the dictionary of layer {f.layer} has features"
-            raise MechstudyError(f"{_written(f)}: {has} 0-{width - 1}")
+            raise MechstudyError(
+                f"{_written(f)}: {has} 0-{width - 1}",
+                fix="name its dictionaries, if this is a feature and no neuron" if neurons else None,
+            )
 
 
 def _written(feature: FeatureAt) -> str:

@@ -23,8 +23,8 @@ import mechstudy as ms
 from benchmarks.peers import HERE
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.node_effects import NodeEffects
+from mechstudy.circuits.node_names import position_names
 from mechstudy.circuits.node_sets import Nodes, nodes_of
-from mechstudy.circuits.prompt_record import position_names
 from mechstudy.circuits.question import Question
 from mechstudy.circuits.replacements import Replacements
 from mechstudy.core.jsonio import write_json_atomic

@@ -21,7 +21,7 @@ from benchmarks.peers import HERE
 from mechstudy.circuits.donors import DonorSource
 from mechstudy.circuits.named_positions import FIRST, NamedPositions
 from mechstudy.circuits.node_attribution import predict_effects
-from mechstudy.circuits.prompt_record import OTHER
+from mechstudy.circuits.node_names import OTHER
 from mechstudy.interventions.faithfulness import MIB_FRACTIONS, faithfulness_curve
 from mechstudy.interventions.feature_nodes import active_at
 from mechstudy.interventions.node_universe import node_set

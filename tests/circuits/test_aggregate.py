@@ -9,7 +9,8 @@ from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.graph import prune, share_kept
 from mechstudy.circuits.influence import total_effects
 from mechstudy.circuits.neuronpedia import graph_json
-from mechstudy.circuits.prompt_record import aligned_names, in_order, is_named, node_id, position_names, prompt_record
+from mechstudy.circuits.node_names import aligned_names, in_order, is_named, node_id, position_names
+from mechstudy.circuits.prompt_record import prompt_record
 from mechstudy.interventions.features import positions_named
 from tests.support.interventions_world import pairs, transcoders
 from tests.support.tiny import tiny_model

@@ -7,9 +7,9 @@ import pytest
 
 from mechstudy.circuits.aggregate import aggregate
 from mechstudy.circuits.config import AttributionConfig, ContrastConfig
+from mechstudy.circuits.node_names import node_id, position_names
 from mechstudy.circuits.node_sets import nodes_of
 from mechstudy.circuits.prompt_graph import explain_prompt
-from mechstudy.circuits.prompt_record import node_id, position_names
 from mechstudy.circuits.question import Question
 from mechstudy.circuits.replacements import replacements_of
 from mechstudy.core.errors import MechstudyError

@@ -42,6 +42,8 @@ from .named_positions import NamedPositions as NamedPositions
 from .neuronpedia import graph_json as graph_json
 from .node_attribution import predict_effects as predict_effects
 from .node_effects import NodeEffects as NodeEffects
+from .node_names import ANSWER as ANSWER
+from .node_names import node_id as node_id
 from .node_sets import DictionaryNodes as DictionaryNodes
 from .node_sets import Nodes as Nodes
 from .node_sets import nodes_of as nodes_of
@@ -51,8 +53,6 @@ from .node_values import node_values as node_values
 from .prompt_graph import ExplainedPrompt as ExplainedPrompt
 from .prompt_graph import explain_prompt as explain_prompt
 from .prompt_graph import explain_question as explain_question
-from .prompt_record import ANSWER as ANSWER
-from .prompt_record import node_id as node_id
 from .prompt_record import prompt_record as prompt_record
 from .query_key import score_edges as score_edges
 from .query_key import score_gradient as score_gradient

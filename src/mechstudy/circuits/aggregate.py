@@ -1,6 +1,6 @@
 """A behaviour's graph, aggregated from the graphs of its prompts.
 
-Its nodes are named by position (`prompt_record`).
+Its nodes are named by position (`node_names`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from mechstudy.circuits.config import AttributionConfig, Elsewhere
-from mechstudy.circuits.prompt_record import ANSWER, OTHER, in_order, is_named, node_id
+from mechstudy.circuits.node_names import ANSWER, OTHER, in_order, is_named, node_id
 
 _MEANS = (
     "replacement", "completeness", "replacement_pruned", "completeness_pruned", "replacement_among_rows",

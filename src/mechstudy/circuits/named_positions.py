@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mechstudy.behaviours.schema import PromptPair
-from mechstudy.circuits.prompt_record import ANSWER, OTHER, position_names
+from mechstudy.circuits.node_names import ANSWER, OTHER, position_names
 from mechstudy.core.errors import MechstudyError
 
 ALL = "all"  # the position name that means every token

@@ -15,9 +15,9 @@ from mechstudy.circuits.contrast import Replaced
 from mechstudy.circuits.donors import DonorSource, Replacement
 from mechstudy.circuits.named_positions import AlignedPrompt, NamedPositions
 from mechstudy.circuits.node_effects import NodeEffects
+from mechstudy.circuits.node_names import position_names
 from mechstudy.circuits.node_sets import Nodes
 from mechstudy.circuits.node_values import NodeRecorder, node_values
-from mechstudy.circuits.prompt_record import position_names
 from mechstudy.circuits.question import Question
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.language_model import LanguageModel

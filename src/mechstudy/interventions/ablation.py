@@ -13,7 +13,7 @@ from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.bases import check_bases
 from mechstudy.circuits.donors import Replacement, donor_numbers
 from mechstudy.circuits.named_positions import ALL
-from mechstudy.circuits.prompt_record import OTHER
+from mechstudy.circuits.node_names import OTHER
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
 from mechstudy.dictionaries.fitted import all_fitted, require_by_layer

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.config import Elsewhere
 from mechstudy.circuits.donors import Replacement
-from mechstudy.circuits.prompt_record import node_id
+from mechstudy.circuits.node_names import node_id
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
 from mechstudy.dictionaries.neurons import Basis

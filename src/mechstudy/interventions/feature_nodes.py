@@ -14,9 +14,9 @@ from torch import Tensor
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.donors import Donors, DonorSource, Key
 from mechstudy.circuits.named_positions import NamedPositions
+from mechstudy.circuits.node_names import node_id
 from mechstudy.circuits.node_sets import Nodes, nodes_of
 from mechstudy.circuits.node_values import NodeRecorder, sites_of, where_applied
-from mechstudy.circuits.prompt_record import node_id
 from mechstudy.circuits.universe import Shares, at_tokens, change_of, is_replaced
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.neurons import Basis

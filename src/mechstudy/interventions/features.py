@@ -18,7 +18,7 @@ from mechstudy.circuits.active_nodes import applies_at
 from mechstudy.circuits.bases import site_read
 from mechstudy.circuits.donors import require_corrupted
 from mechstudy.circuits.named_positions import ALL
-from mechstudy.circuits.prompt_record import ANSWER, OTHER, aligned_names, is_named, node_id
+from mechstudy.circuits.node_names import ANSWER, OTHER, aligned_names, is_named, node_id
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.neurons import Basis, Neurons
 from mechstudy.interventions.config import InterventionConfig, RankBy

@@ -1,11 +1,13 @@
 from .activations.texts import Activations as Activations
 from .activations.texts import capture as capture
 from .api import BehaviourGraph as BehaviourGraph
+from .api import Comparison as Comparison
 from .api import FeatureCard as FeatureCard
 from .api import PromptGraph as PromptGraph
 from .api import Run as Run
 from .api import Study as Study
 from .api import attribute as attribute
+from .api import compare as compare
 from .api import components as components
 from .api import describe_feature as describe_feature
 from .api import keep_only as keep_only

@@ -104,9 +104,10 @@ class PromptGraph(_Drawn, PromptFrames):
     graph.save("keys.json"), graph.save("keys.html")
     """
 
-    def __init__(self, json: Mapping[str, Any], pages: Pages = ()) -> None:
+    def __init__(self, json: Mapping[str, Any], pages: Pages = (), bases: Mapping[int, str] | None = None) -> None:
         super().__init__(json, feature_labels(pages))
         self._pages = pages
+        self.bases = {**self.bases, **(bases or {})}
 
     def described_by(self, pages: Pages) -> PromptGraph:
         """The same graph, its features described by these records too, such as a run's (`Run.feature_pages`).
@@ -117,7 +118,7 @@ class PromptGraph(_Drawn, PromptFrames):
         others = [page for page in pages if kinds.get(page["layer"]) == page.get("kind")]
         replaced = {(page["layer"], page["feature"]) for page in others}
         own = [page for page in self._pages if (page["layer"], page["feature"]) not in replaced]
-        return PromptGraph(self._json, [*own, *others])
+        return PromptGraph(self._json, [*own, *others], self.bases)
 
     def _view(self) -> dict[str, Any]:
         return prompt_view(self._json, feature_labels(self._pages))
@@ -136,9 +137,11 @@ class BehaviourGraph(_Drawn, BehaviourFrames):
         prompts: Sequence[PromptGraph] = (),
         pages: Pages = (),
         checked: Sequence[Mapping[str, Any]] = (),
+        bases: Mapping[int, str] | None = None,
     ) -> None:
         super().__init__(json, scores, prompts, feature_labels(pages))
         self._pages, self._checked = pages, checked
+        self.bases = {**self.bases, **(bases or {})}
 
     def _view(self) -> dict[str, Any]:
         return aggregate_view(self._json, feature_labels(self._pages), self._checked, self._scores)

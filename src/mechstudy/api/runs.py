@@ -116,8 +116,12 @@ class Run:
             scores = artifact.read_json("scores.json")
             files = [f"graphs/{row['slug']}.json" for row in scores["per_prompt"]]
             checked = (self._summary(name).get("edges") or {}).get("rows") or []
-            prompts = _PromptGraphs(artifact, files, self.feature_pages)
-            return BehaviourGraph(artifact.read_json("aggregate.json"), scores, prompts, self.feature_pages, checked)
+            aggregate, pages = artifact.read_json("aggregate.json"), self.feature_pages
+            bases = dict.fromkeys(aggregate.get("neuron_layers") or (), "neurons")
+            bases |= artifacts.dictionary_checksums(self.artifacts, artifact)
+            return BehaviourGraph(
+                aggregate, scores, _PromptGraphs(artifact, files, pages, bases), pages, checked, bases
+            )
 
         return Named("behaviour", self._of("graphs"), load)
 
@@ -299,8 +303,14 @@ class MissingName(MechstudyError, KeyError):
 class _PromptGraphs(Sequence[PromptGraph]):
     """The graphs of a behaviour's prompts, each read when it is first used."""
 
-    def __init__(self, artifact: Artifact, files: Sequence[str], pages: Sequence[Mapping[str, Any]]) -> None:
-        self._artifact, self._files, self._pages = artifact, list(files), pages
+    def __init__(
+        self,
+        artifact: Artifact,
+        files: Sequence[str],
+        pages: Sequence[Mapping[str, Any]],
+        bases: Mapping[int, str],
+    ) -> None:
+        self._artifact, self._files, self._pages, self._bases = artifact, list(files), pages, bases
         self._loaded: dict[str, PromptGraph] = {}
 
     @overload
@@ -320,7 +330,7 @@ class _PromptGraphs(Sequence[PromptGraph]):
 
     def _graph(self, file: str) -> PromptGraph:
         if file not in self._loaded:
-            self._loaded[file] = PromptGraph(self._artifact.read_json(file), self._pages)
+            self._loaded[file] = PromptGraph(self._artifact.read_json(file), self._pages, self._bases)
         return self._loaded[file]
 
 

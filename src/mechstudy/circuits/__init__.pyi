@@ -31,6 +31,7 @@ from .graph import Pruned as Pruned
 from .graph import Scores as Scores
 from .graph import Source as Source
 from .graph import prune as prune
+from .graph_comparison import GraphComparison as GraphComparison
 from .graph_frames import BehaviourFrames as BehaviourFrames
 from .graph_frames import PromptFrames as PromptFrames
 from .influence import total_effects as total_effects

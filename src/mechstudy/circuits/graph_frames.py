@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,15 @@ class GraphFrames:
     """A graph of a prompt or of a behaviour.
 
     ``nodes`` and ``edges`` are polars frames; ``edges.source`` and ``edges.target`` are names of ``nodes.node``.
+    ``bases`` says, where it is known, what the feature numbers of a layer count: ``neurons``, ``dictionary``, or the
+    checksum of the dictionary.
     """
 
     nodes: pl.DataFrame
     edges: pl.DataFrame
     _scores: Mapping[str, Any]
     _json: Mapping[str, Any]
+    bases: Mapping[int, str]
 
     @property
     def _features(self) -> pl.DataFrame:
@@ -125,6 +128,8 @@ class PromptFrames(GraphFrames):
     live_effect (first order, nothing frozen), contrast_effect (the predicted change where the feature is replaced by
     its activation on the corrupted prompt); label (the token it fires on, or promotes, most).
 
+    ``positions`` are the token positions that the prompt names.
+
     ``explains`` is ``clean``, or ``difference`` for the graph of what the clean prompt has over the corrupted one: then
     weights are of differences, and ``change`` is a feature's activation minus that on the corrupted prompt.
     """
@@ -133,6 +138,7 @@ class PromptFrames(GraphFrames):
         self._json = json
         meta = json.get("metadata") or {}
         ours = meta.get("mechstudy") or {}
+        self.positions: dict[str, int] = {str(name): int(at) for name, at in (ours.get("positions") or {}).items()}
         self.prompt: str = str(meta.get("prompt") or "")
         self.tokens: list[str] = [str(token) for token in meta.get("prompt_tokens") or []]
         self._scores = {k: v for k, v in (ours.get("scores") or {}).items() if not isinstance(v, str)}
@@ -145,6 +151,7 @@ class PromptFrames(GraphFrames):
             changes = {str(node["node_id"]): node["change"] for node in json["nodes"] if "change" in node}
             change = pl.col("node").replace_strict(changes, default=None, return_dtype=pl.Float64)
             self.nodes = self.nodes.with_columns(change=change)
+        self.bases = _bases_of(self.nodes, ours["neuron_layers"]) if "neuron_layers" in ours else {}
         self.edges = pl.DataFrame(
             [(edge["source"], edge["target"], edge["weight"]) for edge in json["links"]], schema=_EDGES, orient="row"
         )
@@ -156,6 +163,14 @@ class PromptFrames(GraphFrames):
         ``residual`` is the difference: rounding, and in the graph of a difference what the path's rule misses.
         """
         return dict(((self._json.get("metadata") or {}).get("mechstudy") or {}).get("ledger") or {})
+
+    @property
+    def answer_weights(self) -> dict[str, float]:
+        """What each output counts in what the graph explains, by its node: 1 for the only one, else its probability."""
+        outputs = [node for node in self._json["nodes"] if _KINDS.get(str(node["feature_type"])) == "output"]
+        weights = [node.get("influence") or node.get("token_prob") or 1.0 for node in outputs]
+        names = [str(node["node_id"]) for node in outputs]
+        return dict(zip(names, map(float, weights), strict=True)) if len(names) > 1 else dict.fromkeys(names, 1.0)
 
     @property
     def qk_edges(self) -> pl.DataFrame:
@@ -234,9 +249,13 @@ class BehaviourFrames(GraphFrames):
         self._json = json
         self._scores = {name: value for name, value in scores.items() if name != "per_prompt"}
         self.behaviour: str = str(json.get("behaviour") or "")
+        self.n_layers: int | None = json.get("n_layers")
+        self.n_prompts: int = int(json.get("n_prompts") or 0)
+        self.explains = "difference" if json.get("explains") == "difference" else "clean"
         self.prompts = prompts
         rows = [_behaviour_row(node, labels or {}) for node in json["nodes"]]
         self.nodes = pl.DataFrame(rows, schema=_BEHAVIOUR_NODES, orient="row")
+        self.bases = _bases_of(self.nodes, json.get("neuron_layers") or ())
         self.edges = pl.DataFrame(
             [{name: value for name, value in edge.items() if not isinstance(value, list)} for edge in json["edges"]],
             schema_overrides=_EDGES,
@@ -262,9 +281,15 @@ class BehaviourFrames(GraphFrames):
     def __repr__(self) -> str:
         n_features = len(self.nodes.filter(pl.col("kind") == "feature"))
         return (
-            f"Graph of {self.behaviour} over {self._json.get('n_prompts')} prompts: "
+            f"Graph of {self.behaviour} over {self.n_prompts} prompts: "
             f"{n_features} features at named positions, {len(self.edges)} edges"
         )
+
+
+def _bases_of(nodes: pl.DataFrame, neuron_layers: Collection[int]) -> dict[int, str]:
+    """What the features of each layer are."""
+    layers = sorted(nodes.filter(kind="feature")["layer"].unique())
+    return {layer: "neurons" if layer in neuron_layers else "dictionary" for layer in layers}
 
 
 def _padded(effects: Sequence[float | None]) -> tuple[float | None, ...]:

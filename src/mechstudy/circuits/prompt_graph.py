@@ -107,7 +107,8 @@ def explain_question(
         steps = config.contrast.steps if config.contrast.method == "integrated" else 0
         replacements = Replacements.of_pairs(model, nodes_of(model, dictionaries), "corrupted", steps)
     graph, pruned, live_S, effects = _graph(model, dictionaries, question, config, replacements, "auto", progress)
-    extra = {"scores": graph_score(graph, pruned), "feature_effects": _effects(graph, live_S, effects)}
+    extra: dict[str, Any] = {"scores": graph_score(graph, pruned), "feature_effects": _effects(graph, live_S, effects)}
+    extra["neuron_layers"] = graph.neuron_layers
     score_edges = _score_edges(model, graph, pruned, config)
     json = _json(model, question, "prompt", graph, pruned, config, extra, _flow(graph, pruned), score_edges)
     kept = pruned.sources_S[: graph.index.n_features].nonzero()[:, 0].tolist()

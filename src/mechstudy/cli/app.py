@@ -26,6 +26,7 @@ PANELS: Mapping[str | None, Mapping[str, str]] = {
         "it fires, circuits.",
         "patch.patch": "Find where the information is: patch the corrupted prompt into the clean one, at every layer "
         "and token.",
+        "compare.compare": "Compare two attribution graphs: what both have, what one has alone, and what differs most.",
     },
     "Study": {
         "demo.demo": "Run the demo, or resume it: a whole study of SmolLM2-135M-Instruct, from nothing to a report.",
@@ -73,7 +74,7 @@ PANELS: Mapping[str | None, Mapping[str, str]] = {
 _MODULES = {name: module for panel in PANELS.values() for module, name in (place.split(".") for place in panel)}
 
 
-_IN_GROUPS = {"show": "dictionary", "compare": "dictionary", "push": "dictionary", "pull": "dictionary"}
+_IN_GROUPS = {"show": "dictionary", "push": "dictionary", "pull": "dictionary"}
 
 
 class LazyGroup(TyperGroup):

@@ -68,3 +68,20 @@ def dictionary_places(artifacts: Mapping[str, Artifact]) -> dict[int, Path | Sou
         return one.file("dictionary/cfg.json").parent
 
     return {int(layer): place(one) for layer, one in of(artifacts, "dictionaries").items()}
+
+
+def dictionary_checksums(artifacts: Mapping[str, Artifact], made: Artifact) -> dict[int, str]:
+    """Checksums of the dictionaries that an artifact was made with, by layer, where the run still has them."""
+    inputs = made.manifest["inputs"]
+    used = {
+        int(layer): one
+        for layer, one in of(artifacts, "dictionaries").items()
+        if inputs.get(one.unit, {}).get("id") == one.id
+    }
+    return {layer: _checksum(one) for layer, one in used.items()}
+
+
+def _checksum(dictionary: Artifact) -> str:
+    files = dictionary.manifest["files"]
+    own = [SOURCE] if SOURCE in files else sorted(name for name in files if name.endswith(".safetensors"))
+    return ",".join(str(files[name]["sha256"]) for name in own)

@@ -14,6 +14,7 @@ from .api import keep_only as keep_only
 from .api import load_dictionaries as load_dictionaries
 from .api import load_graph as load_graph
 from .api import open_run as open_run
+from .api import supernodes as supernodes
 from .api import train as train
 from .api import verify as verify
 from .behaviours import PromptPair as PromptPair
@@ -23,6 +24,7 @@ from .behaviours import next_tokens as next_tokens
 from .behaviours import prompt_pair as prompt_pair
 from .behaviours import score as score
 from .circuits import AttributionConfig as AttributionConfig
+from .circuits import Supernodes as Supernodes
 from .core.errors import MechstudyError as MechstudyError
 from .dictionaries import Dictionary as Dictionary
 from .dictionaries import DictionaryConfig as DictionaryConfig

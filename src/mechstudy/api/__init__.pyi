@@ -11,6 +11,7 @@ from .feature_card import describe_feature as describe_feature
 from .graphs import BehaviourGraph as BehaviourGraph
 from .graphs import PromptGraph as PromptGraph
 from .graphs import load_graph as load_graph
+from .grouping import supernodes as supernodes
 from .runs import Run as Run
 from .runs import open_run as open_run
 from .studies import Study as Study

@@ -6,14 +6,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mechstudy.api.grouping import supernodes
 from mechstudy.circuits.graph_frames import BehaviourFrames, GraphFrames, PromptFrames
+from mechstudy.circuits.supernodes import Supernodes
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
 from mechstudy.report.formatting import plain, visible
 from mechstudy.report.standalone import asset, rendered, standalone
 from mechstudy.report.viewer import aggregate_view, feature_labels, feature_record, prompt_view
+
+if TYPE_CHECKING:
+    from mechstudy.dictionaries.dictionary import Dictionary
 
 _SCRIPTS = ("features.js", "graph-layout.js", "graph-draw.js", "graph-detail.js", "graph.js")
 _KEY = "this"
@@ -85,6 +90,12 @@ class _Drawn(GraphFrames, ABC):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.html(), encoding="utf-8")
         return path
+
+    def supernodes(
+        self, dictionaries: Mapping[int, Dictionary] | None = None, *, n_groups: int | None = None
+    ) -> Supernodes:
+        """Groups of the graph's features, and the graph of the groups (`ms.supernodes`)."""
+        return supernodes(self, dictionaries, n_groups=n_groups)
 
     @abstractmethod
     def _view(self) -> dict[str, Any]:

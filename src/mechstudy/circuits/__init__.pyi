@@ -68,6 +68,7 @@ from .rows import SourceIndex as SourceIndex
 from .rows import Target as Target
 from .rows import direct_effects as direct_effects
 from .rows import feature_targets as feature_targets
+from .supernodes import Supernodes as Supernodes
 from .targets import AnswerContrast as AnswerContrast
 from .targets import AnswerTokens as AnswerTokens
 from .targets import Explained as Explained

@@ -59,6 +59,12 @@ def test_edges_between_groups_add_up_to_the_graphs(seed):
     assert {name: value for name, value in into.items() if name in sums} == sums
 
 
+@pytest.mark.parametrize("n_groups", [1, 3, 7, 99])
+def test_as_many_groups_as_asked_for(n_groups):
+    graph = BehaviourFrames(behaviour_json(2, 20), {})
+    assert Supernodes(graph, n_groups).frame["group"].n_unique() == min(n_groups, len(graph.nodes) - 1)
+
+
 def test_nodes_are_the_groups_and_all_that_is_no_feature():
     graph = BehaviourFrames(behaviour_json(1, 30), {})
     nodes = Supernodes(graph, n_groups=5).nodes

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import mechstudy as ms
-from mechstudy.api import graph_at
+from mechstudy.api.comparison import graph_at
 from tests.support.small_graphs import behaviour_json, prompt_json
 from tests.support.toy_model import mechstudy
 

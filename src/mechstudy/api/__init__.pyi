@@ -1,7 +1,6 @@
 from .attribution import attribute as attribute
 from .comparison import Comparison as Comparison
 from .comparison import compare as compare
-from .comparison import graph_at as graph_at
 from .component_circuits import components as components
 from .component_circuits import keep_only as keep_only
 from .dictionaries import load_dictionaries as load_dictionaries

@@ -35,7 +35,7 @@ def supernodes(
     Args:
         graph: of a prompt or of a behaviour.
         dictionaries: by layer; of features in other layers, edges alone count.
-        n_groups: at most as many groups, in place of the number with the largest silhouette.
+        n_groups: as many groups, in place of the number with the largest silhouette.
 
     Raises:
         MechstudyError: the graph has no features, or ``n_groups`` is below 1.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
-from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.cluster.hierarchy import cut_tree, fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from mechstudy.circuits.graph_frames import GraphFrames
@@ -114,7 +114,7 @@ def clusters(similarity: Array, n_groups: int | None = None) -> tuple[list[int],
     """Groups by average linkage (UPGMA, Sokal & Michener 1958) on 1 - similarity.
 
     The dendrogram is cut at the distance, of .05, .1, ..., .95, at which the mean silhouette is largest, the smallest
-    such distance; ``n_groups`` cuts it into at most as many groups.
+    such distance; ``n_groups`` undoes merges from the last one until there are as many groups.
 
     Returns:
         The number of each node's group [n], 0 for the largest, groups of one size by their first member; and the
@@ -127,7 +127,7 @@ def clusters(similarity: Array, n_groups: int | None = None) -> tuple[list[int],
     np.fill_diagonal(distance, 0.0)
     tree = linkage(squareform(distance, checks=False), "average")
     if n_groups is not None:
-        chosen = fcluster(tree, n_groups, "maxclust")
+        chosen = cut_tree(tree, n_clusters=min(n_groups, n))[:, 0]
     else:
         cuts = [fcluster(tree, cut, "distance") for cut in _CUTS]
         # Scores that differ by rounding alone count as equal, so that machines agree.

@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from mechstudy import api
+from mechstudy.api.comparison import graph_at
 from mechstudy.cli.options import Json
 from mechstudy.cli.show import console, print_json, table
 from mechstudy.core.errors import MechstudyError, nearest
@@ -54,7 +55,7 @@ def compare(
             facts={"positions": ", ".join(_POSITIONS)},
             fix=f"--positions {nearest(positions, _POSITIONS) or _POSITIONS[0]}",
         )
-    made = api.compare(api.graph_at(a), api.graph_at(b), positions=naming, tolerance=tolerance)
+    made = api.compare(graph_at(a), graph_at(b), positions=naming, tolerance=tolerance)
     if as_json:
         print_json(made.as_json(top))
         return

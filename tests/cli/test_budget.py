@@ -64,7 +64,7 @@ def test_a_cost_of_nothing_says_so(tmp_path, in_process):
 
 def test_a_price_without_a_currency_says_whose_it_is(tmp_path, in_process):
     sets = ["--set", "compute.price_per_su=0.5", "--hardware", "h100", "--out", str(tmp_path)]
-    assert "0.32 in the money of price_per_su" in in_process("plan", STUDY, *sets)[1]
+    assert "0.33 in the money of price_per_su" in in_process("plan", STUDY, *sets)[1]
 
 
 def test_a_plan_for_other_threads_than_the_pilots_says_so(tmp_path, in_process):

@@ -40,7 +40,7 @@ def test_a_set_computes_the_same_from_either_ones_files(jumps, skip, circuit_tra
     sets.write_set(found, here, model_name="some/model")
     config = circuit_tracer("compute_set", folder=here)
     assert config["model_kind"] == "transcoder_set"
-    assert (config["feature_input_hook"], config["feature_output_hook"]) == ("mlp.hook_in", "hook_mlp_out")
+    assert (config["feature_input_hook"], config["feature_output_hook"]) == ("mlp.hook_in", "mlp.hook_out")
     for layer, dictionary in found.items():
         assert_computes(dictionary, x, here / f"rows_{layer}")
 

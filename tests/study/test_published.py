@@ -63,9 +63,12 @@ def test_graphs_are_of_the_published_features(run, world):
     model = ms.load_model(world / "model", device="cpu")
     pair = ms.load_prompts(world / "prompts.jsonl", model, split="train")[0]
     scores = ms.attribute(model, own, pair, config=ms.AttributionConfig(max_features=40)).scores()
-    assert scores.pop("conservation_residual_max") < 1e-4  # rounding, not the same in two processes
     of_run = json.loads((latest(run.path)["attribute[mine]"].path / "scores.json").read_text())["per_prompt"]
     [row] = [row for row in of_run if row["prompt_id"] == pair.id]
+    residuals = scores.pop("conservation_residual_max"), row["conservation_residual_max"]
+    assert (
+        max(residuals) < 1e-4
+    )  # each is float32's rounding, which MKL does not repeat where memory is aligned otherwise
     assert {name: row[name] for name in scores} == pytest.approx(scores)
 
 

@@ -16,7 +16,7 @@ from mechstudy.behaviours.readers import Broken
 from mechstudy.behaviours.row_checks import checked_row
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.behaviours.special_text import Opening
-from mechstudy.behaviours.tokenise import Tokens, Unsuitable, continuation, require_open_end
+from mechstudy.behaviours.tokenise import Tokens, Unsuitable, continuation, only_token, require_open_end
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.context import context_length
 from mechstudy.models.language_model import LanguageModel
@@ -244,11 +244,4 @@ def _token_of(
             continuation(tokens, prompt, text)
         except Unsuitable as error:
             raise MechstudyError(error.what, fix=error.fix) from error
-    if len(ids) > 1:
-        strings = model.token_strings(ids)
-        raise MechstudyError(
-            f"the {called} {text!r} is {len(ids)} tokens, and one is compared",
-            facts={"tokens": " | ".join(map(repr, strings))},
-            fix=f"its first token: {strings[0]!r}",
-        )
-    return ids[0]
+    return only_token(ids, model.token_strings(ids), f"the {called} {text!r}", "one is compared")

@@ -15,6 +15,28 @@ UNEQUAL = "clean and corrupted of unequal token length"
 TOO_LONG = "longer than the model's context"
 
 
+def only_token(ids: Sequence[int], strings: Sequence[str], called: str, why: str, instead: str = "") -> int:
+    """The one token of an answer.
+
+    Args:
+        ids: its tokens, at least one.
+        strings: each as text.
+        called: it is called in the error, as in "answer ' a b' is 2 tokens".
+        why: more cannot be: "and" is put before it.
+        instead: what else could be done.
+
+    Raises:
+        MechstudyError: there are more.
+    """
+    if len(ids) > 1:
+        raise MechstudyError(
+            f"{called} is {len(ids)} tokens, and {why}",
+            facts={"tokens": " | ".join(map(repr, strings))},
+            fix=f"its first token: {strings[0]!r}{instead}",
+        )
+    return ids[0]
+
+
 class Unsuitable(ValueError):
     """These prompts cannot form a contrastive pair with this tokenizer.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
@@ -64,14 +64,26 @@ class Donors:
     same_until: int = 0
     first: int = 0
 
+    @property
+    def n_alike(self) -> int:
+        """First tokens that runs may leave out: no donor differs there, and the last token is always run."""
+        return min(self.same_until, self.has_BT.shape[1] - 1)
+
     def after(self, n: int) -> Donors:
         """Those of the tokens after the first ``n``."""
-        values, relative_to = (
-            None if some is None else {key: x_BTW[:, n:] for key, x_BTW in some.items()}
-            for some in (self.values, self.relative_to)
+
+        def cut(values: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+            return {key: x_BTW[:, n:] for key, x_BTW in values.items()}
+
+        return replace(
+            self,
+            values=cut(self.values),
+            has_BT=self.has_BT[:, n:],
+            position_BT=self.position_BT[:, n:],
+            relative_to=None if self.relative_to is None else cut(self.relative_to),
+            same_until=max(0, self.same_until - n),
+            first=self.first + n,
         )
-        has_BT, position_BT = self.has_BT[:, n:], self.position_BT[:, n:]
-        return Donors(values or {}, has_BT, position_BT, relative_to, max(0, self.same_until - n), self.first + n)
 
 
 class DonorSource:

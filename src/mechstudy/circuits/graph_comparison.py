@@ -12,7 +12,7 @@ import polars as pl
 from mechstudy.circuits.common_names import NamedGraph, PositionNames, named_alike
 from mechstudy.circuits.graph_frames import BehaviourFrames, GraphFrames, PromptFrames
 from mechstudy.core.errors import MechstudyError
-from mechstudy.core.jsonio import write_json_atomic
+from mechstudy.core.jsonio import save_json
 from mechstudy.core.notices import counted
 from mechstudy.statistics import spearman
 
@@ -123,16 +123,7 @@ class GraphComparison:
         Returns:
             The path.
         """
-        path = Path(path).expanduser()
-        if path.suffix != ".json":
-            raise MechstudyError(
-                f"comparisons cannot be written as {path.suffix or 'a file without suffix'!r}",
-                where=str(path),
-                fix="a name that ends in .json",
-            )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(path, self.as_json(), indent=None)
-        return path
+        return save_json(path, self.as_json(), "comparisons")
 
 
 def _title(graph: GraphFrames) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from mechstudy.core.errors import MechstudyError
-from mechstudy.core.jsonio import write_json_atomic
+from mechstudy.core.jsonio import save_json
 from mechstudy.core.notices import counted
 
 Labels = Mapping[tuple[int, int], str]
@@ -104,16 +104,7 @@ class GraphFrames:
         Returns:
             The path.
         """
-        path = Path(path).expanduser()
-        if path.suffix != ".json":
-            raise MechstudyError(
-                f"graphs cannot be written as {path.suffix or 'a file without suffix'!r}",
-                where=str(path),
-                fix="a name that ends in .json or .html",
-            )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(path, dict(self._json), indent=None)
-        return path
+        return save_json(path, dict(self._json), "graphs", ".json or .html")
 
 
 class PromptFrames(GraphFrames):

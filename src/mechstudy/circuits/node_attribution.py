@@ -47,8 +47,7 @@ class Batch:
 
     def differing(self, model: LanguageModel) -> Batch:
         """The tokens from the first on at which a donor can differ, for runs in which nodes alone are replaced."""
-        n = min(self.donors.same_until, self.tokens_BT.shape[1] - 1)
-        if not n:
+        if not (n := self.donors.n_alike):
             return self
         prefix, donors = keep_prefix(model, self.tokens_BT, n), self.donors.after(n)
         return replace(self, tokens_BT=self.tokens_BT[:, n:], clean={}, differences={}, donors=donors, prefix=prefix)
@@ -185,8 +184,8 @@ class _Shares:
     x: Batch
     steps: int
     checkpointing: str
-    given: tuple[int, ...] = ()
-    batch_tokens: int = 4096
+    given: tuple[int, ...]
+    batch_tokens: int
 
     def eap(self) -> Effects:
         return self._gradient(0.0, live=bool(self.given)), {}

@@ -13,6 +13,7 @@ from mechstudy.behaviours.tokenise import (
     Tokens,
     Unsuitable,
     continuation,
+    only_token,
     pair_tokens,
     require_known,
     require_open_end,
@@ -245,11 +246,5 @@ def _only_token(model: LanguageModel, tokens: Tokens, prompt: str, answer: str) 
         ids = continuation(tokens, prompt, answer)
     except Unsuitable as error:
         raise MechstudyError(error.what, fix=error.fix) from error
-    if len(ids) > 1:
-        strings = model.token_strings(ids)
-        raise MechstudyError(
-            f"answer {answer!r} is {len(ids)} tokens, and a graph explains one",
-            facts={"tokens": " | ".join(map(repr, strings))},
-            fix=f'its first token: {strings[0]!r}; or answer_tokens="all"',
-        )
-    return ids[0]
+    strings = model.token_strings(ids)
+    return only_token(ids, strings, f"answer {answer!r}", "a graph explains one", '; or answer_tokens="all"')

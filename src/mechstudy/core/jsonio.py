@@ -93,6 +93,30 @@ def write_json_atomic(path: Path, obj: Any, *, indent: int | None = 2) -> None:
         temporary.write_bytes(data)
 
 
+def save_json(path: str | Path, obj: Any, what: str, endings: str = ".json") -> Path:
+    """Writes JSON to a place that a user names, in a folder that is made if there is none.
+
+    Args:
+        path: where to; a leading ``~`` is the home folder.
+        obj: what is written.
+        what: it is called in the error, as in "graphs cannot be written as ...".
+        endings: of names that the error's fix offers.
+
+    Raises:
+        MechstudyError: the name does not end in ``.json``, or the disk is full.
+    """
+    place = Path(path).expanduser()
+    if place.suffix != ".json":
+        raise MechstudyError(
+            f"{what} cannot be written as {place.suffix or 'a file without suffix'!r}",
+            where=str(place),
+            fix=f"a name that ends in {endings}",
+        )
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(place, obj, indent=None)
+    return place
+
+
 def read_json(path: Path) -> Any:
     """Reads a JSON file.
 

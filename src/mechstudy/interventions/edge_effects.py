@@ -10,6 +10,7 @@ functions. ``total_live``: other nodes respond too, so that every indirect path 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -189,7 +190,9 @@ class DirectEffects:
     def measured(self, size: int) -> list[tuple[float, float, float]]:
         """``frozen``, ``qk`` and ``direct_live`` of each change, ``size`` of them at a time.
 
-        Every batch has a clean row of its own, the first.
+        Every batch has a clean row of its own, the first. With all frozen the run is affine: there changes are made
+        larger by a power of two, and measured ones smaller by it, so that float32's rounding of the residual stream
+        does not drown small ones.
         """
         linear, live = (FrozenForward(self.model, self.prompt, live=live) for live in (False, True))
         result: list[tuple[float, float, float]] = []
@@ -198,11 +201,22 @@ class DirectEffects:
             nothing = (min(change.start for change in part), 0, self.prompt.tokens_TD.new_zeros(0, 1))
             rows = [[nothing], *(self._deltas(change, live=False) for change in part)]
             frozen, scores = linear.run_through_scores(rows, range(self.model.n_layers))
+            scales = [self._scale(deltas) for deltas in rows]
+            larger = linear.run_rows([_scaled(deltas, s) for deltas, s in zip(rows, scales, strict=True)])
             whole = live.run_rows([[nothing], *(self._deltas(change, live=True) for change in part)])
             for row, change in enumerate(part, 1):
-                of_values, of_both = (self._change(run, row, change, live=False) for run in (frozen, scores))
-                result.append((of_values, of_both - of_values, self._change(whole, row, change, live=True)))
+                of_values, of_both, enlarged = (
+                    self._change(run, row, change, live=False) for run in (frozen, scores, larger)
+                )
+                of_all = self._change(whole, row, change, live=True)
+                result.append((enlarged / scales[row], of_both - of_values, of_all))
         return result
+
+    def _scale(self, deltas: Sequence[Delta]) -> float:
+        """The power of two, at least 1, that makes what is added about as large as the last residual stream."""
+        added = max((float(x_ND.norm(dim=-1).max()) for _, _, x_ND in deltas if x_ND.numel()), default=0.0)
+        held = float(self.prompt.resid_final_TD[-1].norm())
+        return 2.0 ** max(0, math.floor(math.log2(held / added))) if added else 1.0
 
     def _change(self, run: FrozenOutput, row: int, change: SourceChange, live: bool) -> float:
         if change.target is None:
@@ -254,6 +268,10 @@ class DirectEffects:
             position_M = torch.tensor(list(places), device=nodes.position_M.device)
             return nodes.mlp.readers(position_M, torch.full_like(position_M, target.feature))[0]
         return self.bases[target.layer].encoder_rows([target.feature]).expand(len(places), -1)
+
+
+def _scaled(deltas: Sequence[Delta], scale: float) -> list[Delta]:
+    return [(layer, at, scale * x_ND) for layer, at, x_ND in deltas]
 
 
 def _along(change_ND: Tensor, directions_ND: Tensor) -> float:

@@ -36,8 +36,9 @@ def keep_only_values(
     """The answers' contrast of each pair's clean prompt when each circuit is kept and every other node replaced.
 
     Circuits and prompts of one length share batches, which start at the lowest replaced layer and, where there are
-    several circuits, at the first token whose replacement can differ. Whatever is kept computes from what reaches it;
-    equal circuits give equal bits, and one that keeps every node changes no bit of the logits.
+    several circuits, at the first token whose replacement can differ. Whatever is kept computes from what reaches it.
+    Equal circuits give equal bits; keeping every node changes no bit of the logits, but for rounding where several
+    circuits share the first tokens.
 
     Args:
         model: the model.
@@ -77,7 +78,7 @@ class _Rows:
         self._of_row = [Contrast.of_pair(pair) for pair in pairs]
         tokens_BT, donors = torch.tensor([pair.clean_tokens for pair in pairs]), replacements.donors(pairs)
         # A prefix is worth a pass of its own where several circuits share it.
-        length = min(donors.same_until, tokens_BT.shape[1] - 1) if len(keep_CN) > 1 else 0
+        length = donors.n_alike if len(keep_CN) > 1 else 0
         self._prefix = keep_prefix(model, tokens_BT, length)
         self._start = self._lowest(tokens_BT, donors)
         self._tokens_BT, self._donors = tokens_BT[:, length:], donors.after(length)

@@ -112,7 +112,7 @@ class VerdictPhase(Phase[VerdictSpec, VerdictInputs]):
         rows = min(batch, TYPICAL_PROMPT * max(train, test) // LENGTHS)  # prompts of one length, recorded and replaced
         working = (
             3 * costs.block_bytes(batch)
-            + 4 * rows * x.d_model * x.n_layers  # gradients keep every block's input
+            + 4 * min(batch, c.steps * rows) * x.d_model * x.n_layers  # gradients keep every block's input
             + 4 * 4 * rows * (cost.n_features + 3 * x.d_model) * len(layers)
             + 4 * 2 * TYPICAL_POSITIONS * (cost.n_features + 3 * x.d_model) * len(layers)
             + 6 * 4 * (batch // TYPICAL_PROMPT) * x.vocab_size

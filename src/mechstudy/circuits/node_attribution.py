@@ -21,7 +21,7 @@ from mechstudy.circuits.universe import NodeSet
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.batches import length_buckets
 from mechstudy.models.language_model import Edit, LanguageModel
-from mechstudy.models.prefix import Prefix, keep_prefix
+from mechstudy.models.prefix import NO_PREFIX, Prefix, keep_prefix
 from mechstudy.models.reading import merged
 from mechstudy.models.sites import Site
 
@@ -39,11 +39,7 @@ class Batch:
     clean: Mapping[Site, Tensor]
     differences: Mapping[Key, Tensor]
     donors: Donors
-    prefix: Prefix | None = None
-
-    def cache(self, copies: int = 1) -> Any:
-        """What a pass of the prompts, ``copies`` times, reads of tokens that were left out."""
-        return None if self.prefix is None else self.prefix.cache(copies)
+    prefix: Prefix = NO_PREFIX  # the first tokens, where they are left out
 
     def differing(self, model: LanguageModel) -> Batch:
         """The tokens from the first on at which a donor can differ, for runs in which nodes alone are replaced."""
@@ -254,7 +250,7 @@ class _Shares:
         donors = replace(x.donors, relative_to=None) if live else x.donors
         of_nodes = self.nodes.edits(share_BN, donors, sites)
         tokens_BT, of_row = x.tokens_BT.repeat(n, 1), list(x.of_row) * n
-        values = contrast_values(model, tokens_BT, of_row, start, self.checkpointing, x.cache(n))
+        values = contrast_values(model, tokens_BT, of_row, start, self.checkpointing, x.prefix.cache(n))
         value_B = values(merged([edits or {}, of_nodes]))
         gradients = torch.autograd.grad(value_B.sum(), [share_BN, *inputs], materialize_grads=True)
         found = [gradient.double() for gradient in gradients]
@@ -272,7 +268,7 @@ class _Shares:
     @torch.no_grad()
     def _change(self, edits: Mapping[Site, Edit], start: tuple[int, Tensor] | None = None) -> Tensor:
         """The change of the contrasts of a run with edits."""
-        logits = self.model.forward(self.x.tokens_BT, edits=edits, start=start, cache=self.x.cache()).logits
+        logits = self.model.forward(self.x.tokens_BT, edits=edits, start=start, cache=self.x.prefix.cache()).logits
         assert logits is not None
         return contrasts(logits, self.x.of_row) - self.x.value_B
 

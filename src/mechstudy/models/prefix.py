@@ -49,10 +49,13 @@ class Prefix:
         return Cache(layers=layers)
 
 
+NO_PREFIX = Prefix(0, ())
+
+
 def keep_prefix(model: LanguageModel, tokens_BT: Int[Tensor, "b t"], length: int) -> Prefix:
     """Run the first ``length`` tokens of prompts once; later ones cannot change what they hold."""
     if not length:
-        return Prefix(0, ())
+        return NO_PREFIX
     cache = DynamicCache()  # without windows, as in `keep_run`
     model.forward(tokens_BT[:, :length], logits_at=None, cache=cache)
     layers: list[Any] = cache.layers

@@ -123,6 +123,22 @@ def test_verify_sees_a_manifest_that_only_changed_its_spaces(store):
     assert artifact.verify() == [Problem(artifact.name, "manifest.json", "manifest")]
 
 
+def test_a_flip_of_any_byte_of_a_manifest_is_its_problem_and_no_error(store):
+    artifact = publish(store, data=publish(store, unit="first"))
+    path = artifact.path / "manifest.json"
+    whole = path.read_bytes()
+    about_machine = range(whole.index(b'"provenance"'), whole.index(b'"files"'))
+    assert len(about_machine) > 100
+    for place in set(range(len(whole))) - set(about_machine):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 7
+        path.write_bytes(bytes(flipped))
+        assert Problem(artifact.name, "manifest.json", "manifest") in store.verify(), flipped[place - 20 : place + 20]
+        store.all()
+    path.write_bytes(whole)
+    assert store.verify() == []
+
+
 def test_verify_reports_a_manifest_that_cannot_be_read(store):
     artifact = publish(store)
     (artifact.path / "manifest.json").write_text("{")

@@ -8,7 +8,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
+
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.files import UNREADABLE, UNREADABLE_FIX, not_stale
@@ -48,7 +51,7 @@ def slug(unit: str) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest; None when it is absent, truncated or incomplete.
+    """The manifest; None when it is absent, truncated, or not what `_Manifest` says.
 
     Raises:
         MechstudyError: the file system failed twice, which does not mean that the manifest is damaged.
@@ -59,10 +62,45 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in UNREADABLE:
             raise MechstudyError(error.what, where=error.where, fix=UNREADABLE_FIX) from error.__cause__
         return None
-    required = {"schema", "phase", "unit", "id", "version", "spec", "inputs", "files"}
-    if not isinstance(manifest, dict) or not required <= manifest.keys() or manifest["schema"] != SCHEMA:
+    try:
+        _MANIFEST.validate_python(manifest)
+    except ValidationError:
         return None
-    return manifest
+    return dict(manifest)
+
+
+class _File(TypedDict):
+    size: NonNegativeInt
+    sha256: str
+
+
+class _Input(TypedDict):
+    id: str
+    path: str
+
+
+class _Manifest(TypedDict):
+    """What every reader of a manifest may rely on: a damaged one that parses as JSON is not taken for a manifest."""
+
+    schema: Literal["mechstudy-artifact-1"]
+    phase: str
+    unit: str
+    id: str
+    version: int
+    spec: dict[str, Any]
+    inputs: dict[str, _Input]
+    files: dict[str, _File]
+    started: str
+    finished: str
+    seconds: float
+    peak_rss_bytes: int | None
+    peak_gpu_bytes: NotRequired[int]
+    discarded: NotRequired[list[str]]
+    processes: NotRequired[list[dict[str, Any]]]  # not in manifests of earlier versions
+    provenance: NotRequired[dict[str, Any]]
+
+
+_MANIFEST = TypeAdapter(_Manifest)  # fields of other versions are ignored
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

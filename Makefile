@@ -11,6 +11,8 @@ SLURM  := $(PYTHON) -m tests.slurm.cluster
 # Tests share cores, so a thread that has nothing to do must sleep and not spin.
 SHARED := OMP_WAIT_POLICY=passive
 ONE    := $(SHARED) OMP_NUM_THREADS=1
+# Where containers forbid bytecode, every process that a test starts would compile the package anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo check test gpu site format golden clean chromium slurm-up slurm-down

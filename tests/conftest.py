@@ -6,12 +6,10 @@ import os
 import sys
 
 import pytest
-from jaxtyping import install_import_hook
 
-from tests.support.shape_checks import PACKAGES
+from tests.support import shape_checks
 
-# Before anything of these packages is imported: annotations of shapes are checked wherever tests call them.
-install_import_hook(PACKAGES, "tests.support.shape_checks.typechecked")
+shape_checks.install()
 
 from tests.support.toy_model import write_model
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+
 from beartype import BeartypeConf, beartype
-
-_checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float
-
-
-def typechecked(function):
-    """Functions inside functions are left alone: they would be analysed again at every call of the outer one."""
-    return function if "<locals>" in function.__qualname__ else _checked(function)
-
+from jaxtyping import _import_hook, install_import_hook
 
 PACKAGES = (
     "mechstudy.activations",
@@ -23,3 +18,22 @@ PACKAGES = (
     "mechstudy.referee",
     "mechstudy.statistics",
 )
+
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float
+
+
+class _OuterFunctions(_import_hook.JaxtypingTransformer):
+    """Leaves functions inside functions alone: a hook would be analysed again in every forward pass."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        inner = any(isinstance(parent, ast.FunctionDef) for parent in self._parents)
+        self._no_type_check_level += inner
+        visited = super().visit_FunctionDef(node)
+        self._no_type_check_level -= inner
+        return visited
+
+
+def install() -> None:
+    """Checks annotations of shapes wherever tests call the packages; before anything of them is imported."""
+    _import_hook.JaxtypingTransformer = _OuterFunctions
+    install_import_hook(PACKAGES, "tests.support.shape_checks.checked")

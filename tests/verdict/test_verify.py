@@ -7,6 +7,7 @@ import torch
 
 from mechstudy.behaviours.contrast import Contrast, contrasts
 from mechstudy.circuits.donors import DonorSource
+from mechstudy.circuits.mean_changes import mean_changes
 from mechstudy.circuits.named_positions import NamedPositions
 from mechstudy.circuits.node_attribution import predict_effects
 from mechstudy.core.errors import MechstudyError
@@ -74,6 +75,30 @@ def test_sufficiency_and_necessity_are_what_keep_only_runs_measure(found):
     assert criteria["behaviour"] == pytest.approx(every)
     assert criteria["sufficiency"] == pytest.approx((of_kept - none) / (every - none))
     assert criteria["necessity"] == pytest.approx((every - of_cut) / (every - none))
+
+
+def test_rivals_of_equal_size_are_first_by_other_methods(found):
+    names = NamedPositions.of([*TRAIN, *TEST])
+    nodes = node_set(MODEL, names, transcoders(MODEL), [n for n in found.nodes if str(n)[0] == "f"], errors=True)
+    k, n = found.circuit.size, len(nodes.nodes)
+    orders = {
+        "gradient alone": predict_effects(MODEL, nodes, TRAIN, method="eap").order("balance"),
+        "EAP-IG": predict_effects(MODEL, nodes, TRAIN, method="eap_ig_inputs", steps=3).order("balance"),
+        "top activations": mean_changes(MODEL, nodes, TRAIN, "zero").argsort(descending=True).tolist(),
+        "difference of means": mean_changes(MODEL, nodes, TRAIN, "corrupted").argsort(descending=True).tolist(),
+    }
+    masks = torch.zeros(len(orders), n, dtype=torch.bool)
+    for mask, order in zip(masks, orders.values(), strict=True):
+        mask[order[:k]] = True
+    values = keep_only_values(MODEL, TEST, nodes, masks, DonorSource(MODEL, [nodes], "corrupted", names))
+    for name, expected in zip(orders, values, strict=True):
+        torch.testing.assert_close(found.primary.values[name], expected, rtol=1e-10, atol=1e-10)
+    rivals = {row["circuit"]: row for row in found.rivals.to_dicts()}
+    assert list(rivals) == ["circuit", "random 0", "random 1", *orders]
+    for name in list(rivals)[1:]:
+        row = rivals[name]
+        assert row["ahead"] == pytest.approx(rivals["circuit"]["f"] - row["f"])
+        assert row["low"] <= row["ahead"] <= row["high"]
 
 
 def test_replacing_circuit_and_backups_is_replacing_both(found):

@@ -7,6 +7,7 @@ from mechstudy.verdict.config import VerdictConfig
 _SIZES = 10  # of MIB
 _BETWEEN = 6  # that are tried between two of these
 _GROUPS = 8  # of members, at most
+_RIVALS = 4  # by other methods
 _SPECIFICATIONS = 13  # all, none, the circuit, its complement, three rankings of three sizes
 
 
@@ -18,7 +19,7 @@ def circuits_run(c: VerdictConfig, train: int, test: int, behaviours: int) -> in
 
     Replaced by the corrupted prompt's values, only what comes after the first difference is run.
     """
-    primary = _SPECIFICATIONS + 1 + _SIZES + _GROUPS + 2 * c.n_random + 4
+    primary = _SPECIFICATIONS + 1 + _SIZES + _GROUPS + 2 * c.n_random + _RIVALS + 3
     others = 2 * _SPECIFICATIONS
     donors = 6
     corrupted = train // 2 * (_SIZES + 1 + _BETWEEN) + test * primary

@@ -18,7 +18,7 @@ from mechstudy.verdict.choice import Circuit
 from mechstudy.verdict.config import VerdictConfig
 from mechstudy.verdict.criteria import Criterion, Outcome
 from mechstudy.verdict.hypotheses import Equivalence, equivalence, part_tests
-from mechstudy.verdict.shares import ALL, BACKUPS, BOTH, CUT, GRADIENT, KEPT, First, Random, Shares, Without
+from mechstudy.verdict.shares import ALL, BACKUPS, BOTH, CUT, KEPT, RIVALS, First, Name, Random, Shares, Without
 from mechstudy.verdict.specifications import specifications
 from mechstudy.verdict.specificity import Elsewhere
 from mechstudy.verdict.stability import Stability
@@ -124,13 +124,21 @@ class Verdict:
 
     @property
     def rivals(self) -> pl.DataFrame:
-        """Kept alone and replaced alone: circuit, f, lost (null where it was not run)."""
+        """Circuits of equal size: circuit, f, lost (null where not measured), ahead, low, high.
+
+        ``ahead`` is how much more the circuit carries on the same prompts, with its interval.
+        """
         p = self.primary
         randoms = [name.number for name in p.values if isinstance(name, Random) and not name.cut]
-        rows = [(KEPT, p.f(KEPT).value, p.lost(CUT).value)]
-        rows += [(f"random {i}", p.f(Random(i)).value, p.lost(Random(i, cut=True)).value) for i in randoms]
-        rows.append((GRADIENT, p.f(GRADIENT).value, None))
-        return pl.DataFrame(rows, schema={"circuit": pl.String, "f": pl.Float64, "lost": pl.Float64}, orient="row")
+        rows: list[tuple[Any, ...]] = [(KEPT, p.f(KEPT).value, p.lost(CUT).value, None, None, None)]
+        rows += [self._rival(f"random {i}", Random(i), p.lost(Random(i, cut=True)).value) for i in randoms]
+        rows += [self._rival(name, name) for name in RIVALS if name in p.values]
+        columns = ("f", "lost", "ahead", "low", "high")
+        return pl.DataFrame(rows, schema={"circuit": pl.String} | dict.fromkeys(columns, pl.Float64), orient="row")
+
+    def _rival(self, label: str, name: Name, lost: float | None = None) -> tuple[Any, ...]:
+        ahead = self.primary.combined([KEPT, name], [1.0, -1.0])
+        return (label, self.primary.f(name).value, lost, ahead.value, *(ahead.ci or (None, None)))
 
     @property
     def specifications(self) -> pl.DataFrame:

@@ -17,7 +17,11 @@ from mechstudy.statistics.clusters import Array
 ALL, NONE = "all", "none"
 KEPT, CUT, ADVERSARY = "circuit", "without the circuit", "adversary"
 BACKUPS, BOTH = "without backups", "without circuit and backups"
-GRADIENT, WITHOUT_ERRORS = "gradient alone", "circuit but its errors"
+WITHOUT_ERRORS = "circuit but its errors"
+# Of equal size, the first nodes of other rankings.
+GRADIENT, EAP_IG = "gradient alone", "EAP-IG"
+ACTIVATIONS, DIFFERENCES = "top activations", "difference of means"
+RIVALS = (GRADIENT, EAP_IG, ACTIVATIONS, DIFFERENCES)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.donors import DonorSource, Replacement
-from mechstudy.circuits.effects_table import EffectsTable
+from mechstudy.circuits.effects_table import EffectsTable, ranked
+from mechstudy.circuits.mean_changes import mean_changes
 from mechstudy.circuits.named_positions import NamedPositions
 from mechstudy.circuits.node_attribution import comparable, predict_effects
 from mechstudy.circuits.universe import NodeSet
@@ -31,11 +32,14 @@ from mechstudy.verdict.config import VerdictConfig
 from mechstudy.verdict.criteria import Criterion, conclude
 from mechstudy.verdict.result import Verdict
 from mechstudy.verdict.shares import (
+    ACTIVATIONS,
     ADVERSARY,
     ALL,
     BACKUPS,
     BOTH,
     CUT,
+    DIFFERENCES,
+    EAP_IG,
     GRADIENT,
     KEPT,
     NONE,
@@ -205,10 +209,22 @@ class _Judge:
             circuits[Random(i)], circuits[Random(i, cut=True)] = random_N, ~random_N
         is_error_N = torch.tensor([kind_of(node) == "error" for node in self._nodes.nodes])
         circuits[WITHOUT_ERRORS] = kept_N & ~is_error_N
-        circuits[GRADIENT] = first_kept(self._first_order.order(self._c.ranking), [len(members)])[0]
+        for name, order in self._rival_orders():
+            circuits[name] = first_kept(order, [len(members)])[0]
         circuits[BACKUPS] = _without(torch.ones_like(kept_N), found.nodes)
         circuits[BOTH] = _without(~kept_N, found.nodes)
         return circuits
+
+    def _rival_orders(self) -> Iterator[tuple[str, list[int]]]:
+        """Orders of nodes by other methods, from the same prompts."""
+        yield GRADIENT, self._first_order.order(self._c.ranking)
+        yield EAP_IG, self._predicted("eap_ig_inputs").order(self._c.ranking)
+        yield ACTIVATIONS, ranked(self._mean_changes("zero"))
+        if self._kinds[0] == "corrupted":
+            yield DIFFERENCES, ranked(self._mean_changes("corrupted"))
+
+    def _mean_changes(self, replace_by: Replacement) -> Tensor:
+        return mean_changes(self._model, self._nodes, self._train, replace_by, batch_tokens=self._batch_tokens)
 
     def _specifications(self) -> dict[Name, Bool[Tensor, " n"]]:
         """The circuits that are kept with every kind of replacement."""

@@ -55,7 +55,7 @@ class VerdictPhase(Phase[VerdictSpec, VerdictInputs]):
     kind = name = "verdict"
     per = "behaviour"
     title, report_field = "Verdict", "verdicts"
-    version = 1
+    version = 2  # rivals by other methods
     spec, inputs = VerdictSpec, VerdictInputs
     optional_inputs = True  # prompts of other behaviours may be absent; the gates are what must be there
     usage = PhaseProfile(gpu=(0.60, 0.80))
@@ -96,7 +96,9 @@ class VerdictPhase(Phase[VerdictSpec, VerdictInputs]):
         n = costs.n_prompts(b)
         train, test = min(c.n_discovery, n["train"]), min(c.n_samples, n["test"])
         runs = circuits_run(c, train, test, len(plan.study.behaviours))
-        gradients = round(2 * DIFFERING * train * (c.steps + 2))  # weights have no gradients: backward is as forward
+        gradients = round(
+            2 * train * (DIFFERING * (c.steps + 2) + c.steps)
+        )  # weights have no gradients: backward is as forward
         passes = runs + gradients
         tokens = passes * TYPICAL_PROMPT
         layers = plan.layers or plan.neuron_layers

@@ -25,7 +25,7 @@ class Thresholds(Config):
     explained: float = Field(0.5, ge=0, le=1)
     """f without the errors of dictionaries among the circuit's nodes, at least."""
     stability: float = Field(0.6, ge=0, le=1)
-    """Mean Jaccard index with circuits chosen on resampled prompts, at least."""
+    """Mean Jaccard index with circuits chosen on halves of the prompts, at least."""
     robustness: float = Field(0.75, ge=0, le=1)
     """Share of specifications in which sufficiency is reached, at least."""
     specificity: float = Field(0.5, ge=0, le=1)
@@ -54,7 +54,7 @@ class VerdictConfig(Config):
     n_random: int = Field(5, ge=1)
     """Random circuits of equal size, kinds and layers, its rivals."""
     resamples: int = Field(200, ge=20)
-    """Circuits chosen on resampled train prompts, for stability."""
+    """Circuits chosen on random halves of the train prompts, for stability."""
     n_texts: int = Field(4, ge=0)
     """Documents of the corpus on which the circuit's effect on other text is measured."""
     bootstrap: int = Field(2000, ge=100)

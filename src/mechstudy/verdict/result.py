@@ -79,7 +79,7 @@ class Verdict:
 
     @property
     def members(self) -> pl.DataFrame:
-        """A row for each node of the circuit, the strongest first: node, effect, chosen (share of resamples)."""
+        """A row for each node of the circuit, the strongest first: node, effect, chosen (share of halves)."""
         numbers = self.circuit.members
         return pl.DataFrame(
             {

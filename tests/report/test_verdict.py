@@ -9,8 +9,8 @@ import pytest
 
 from mechstudy.report.pages import build_report
 from mechstudy.report.summary import build_summary
-from mechstudy.verdict import Verdict, VerdictConfig, verify
-from tests.support.interventions_world import pairs
+from mechstudy.verdict import Variant, Verdict, VerdictConfig, verify
+from tests.support.interventions_world import pairs, transcoders
 from tests.support.report_fixture import BEHAVIOURS, FakeStudy
 from tests.support.tiny import tiny_model
 
@@ -19,7 +19,15 @@ from tests.support.tiny import tiny_model
 def found() -> Verdict:
     config = VerdictConfig(n_discovery=8, n_samples=8, steps=2, n_random=2, resamples=20, bootstrap=200)
     others = {"<b>other</b>": pairs(6, seed=2)}
-    return verify(tiny_model(), {}, pairs(8), pairs(8, seed=1), config, behaviour=BEHAVIOURS[0], others=others)
+    model = tiny_model()
+    variants = {
+        "again": Variant(transcoders(model, seed=1)),
+        "frozen-encoder": Variant(transcoders(model, seed=2), frozen=True),
+    }
+    return verify(
+        model, transcoders(model), pairs(8), pairs(8, seed=1), config, behaviour=BEHAVIOURS[0], others=others,
+        variants=variants,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +57,11 @@ def test_the_page_shows_every_criterion_part_and_rival(
         assert criterion.question in page
     for group in found.parts["group"]:
         assert group in page
+    for row in found.rivals.drop_nulls("ahead").to_dicts():
+        assert re.search(rf"<th scope=\"row\">{row['circuit']}\b.*?{row['ahead']:.2f}", page, re.DOTALL), row
+    assert 'scope="row">again' in page and 'scope="row">frozen-encoder (control)' in page
+    for one in found.variants:
+        assert f"{one.features_again} of {one.features}" in page and f"{one.others_again} of {one.others}" in page
     assert "adjusted over the groups" in page and "clusters of prompts" in page
     assert "<b>other</b>" not in page and "&lt;b&gt;" in page.lower(), "what a study is called is escaped"
     overview = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")

@@ -59,9 +59,9 @@ def with_sets(pair: PromptPair, combine: AnswerSets, n_right: int = 3, n_wrong: 
 
 
 def transcoder(
-    d: int, layer: int, n_features: int = 40, k: int = 8, skip: bool = False, **metadata: float
+    d: int, layer: int, n_features: int = 40, k: int = 8, skip: bool = False, seed: int = 0, **metadata: float
 ) -> Dictionary:
-    g = torch.Generator().manual_seed(layer)
+    g = torch.Generator().manual_seed(1000 * seed + layer)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=g, dtype=torch.float64) / shape[0] ** 0.5
@@ -78,8 +78,8 @@ def transcoder(
     )
 
 
-def transcoders(model, layers: tuple[int, ...] = (0, 2), skip: bool = False) -> dict[int, Dictionary]:
-    return {layer: transcoder(model.d_model, layer, skip=skip) for layer in layers}
+def transcoders(model, layers: tuple[int, ...] = (0, 2), skip: bool = False, seed: int = 0) -> dict[int, Dictionary]:
+    return {layer: transcoder(model.d_model, layer, skip=skip, seed=seed) for layer in layers}
 
 
 def logit_differences(some: list[PromptPair], logits_BV: torch.Tensor) -> torch.Tensor:

@@ -52,7 +52,9 @@ def test_noise_chooses_something_else_each_time():
 def test_nodes_that_one_cluster_alone_supports_are_not_core():
     effects = 0.01 * draw(P, N)
     effects[:, :6] -= 5
-    effects[:2, 6:12] -= 100  # of the first cluster: chosen only where it is drawn, in half of all halves, by chance in some others
+    effects[:2, 6:12] -= (
+        100  # of the first cluster: chosen only where it is drawn, in half of all halves, by chance in some others
+    )
     members, found = judged(effects)
     frequency = dict(zip(members, found.frequency.tolist(), strict=True))
     assert all(frequency[i] == 1 for i in range(6))

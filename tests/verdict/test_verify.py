@@ -11,12 +11,14 @@ from mechstudy.circuits.mean_changes import mean_changes
 from mechstudy.circuits.named_positions import NamedPositions
 from mechstudy.circuits.node_attribution import predict_effects
 from mechstudy.core.errors import MechstudyError
+from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.interventions.features import FeatureAt
 from mechstudy.interventions.keep_only import keep_only_values
 from mechstudy.interventions.node_universe import node_set
 from mechstudy.verdict import Verdict, VerdictConfig, verify
 from mechstudy.verdict.shares import ADVERSARY, ALL, BOTH, CUT, KEPT, NONE, WITHOUT_ERRORS
 from mechstudy.verdict.specificity import elsewhere
+from mechstudy.verdict.variants import Variant
 from tests.support.interventions_world import pairs, transcoders
 from tests.support.tiny import tiny_model
 
@@ -43,8 +45,8 @@ def test_all_nodes_carry_all_and_none_carry_nothing(found):
 def test_the_record_is_plain_json_and_complete(found):
     record = json.loads(json.dumps(found.record, allow_nan=False))
     assert [c["name"] for c in record["criteria"]] == [
-        "behaviour", "sufficiency", "necessity", "rivals", "adversary", "explained", "stability", "robustness",
-        "specificity",
+        "behaviour", "sufficiency", "necessity", "rivals", "adversary", "explained", "variants", "controls",
+        "stability", "robustness", "specificity",
     ]  # fmt: skip
     assert all(0 < part["p"] <= part["q"] <= 1 for part in record["parts"])
     assert 0 <= record["equivalence"]["above"] <= 1 and 0 < record["equivalence"]["p"] <= 1
@@ -99,6 +101,60 @@ def test_rivals_of_equal_size_are_first_by_other_methods(found):
         row = rivals[name]
         assert row["ahead"] == pytest.approx(rivals["circuit"]["f"] - row["f"])
         assert row["low"] <= row["ahead"] <= row["high"]
+
+
+def permuted(bases, seed=0):
+    """The same dictionaries with their features in another order."""
+    other = {}
+    for layer, one in bases.items():
+        order = torch.randperm(one.cfg.d_sae, generator=torch.Generator().manual_seed(seed))
+        weights = {"W_enc": one.W_enc[:, order], "b_enc": one.b_enc[order], "W_dec": one.W_dec[order]}
+        other[layer] = Dictionary(one.cfg, b_dec=one.b_dec, W_skip=one.W_skip, **weights)
+    return other
+
+
+def shrunk(bases, factor):
+    return {
+        layer: Dictionary(one.cfg, W_enc=one.W_enc, b_enc=one.b_enc, W_dec=factor * one.W_dec, b_dec=one.b_dec)
+        for layer, one in bases.items()
+    }
+
+
+def test_variants_are_chosen_and_judged_as_the_circuit_is():
+    bases = transcoders(MODEL)
+    variants = {
+        "same": Variant(permuted(bases)),
+        "shrunk": Variant(shrunk(bases, 0.01), frozen=True),
+        "other": Variant(transcoders(MODEL, seed=1)),
+    }
+    found = verify(MODEL, bases, TRAIN, TEST, CONFIG, variants=variants, batch_tokens=64)
+    same, little, other = found.variants
+    own = {c.name: c.estimate for c in found.criteria}
+    n_features = sum(str(found.nodes[i]).startswith("f.") for i in found.circuit.members)
+    assert (same.size, same.n_nodes) == (found.circuit.size, len(found.nodes))
+    assert (same.features, same.features_again) == (n_features, n_features)
+    assert same.others == same.others_again == found.circuit.size - n_features
+    assert same.f.value == pytest.approx(own["sufficiency"].value, rel=1e-9)
+    assert same.at_size.value == pytest.approx(same.f.value)
+    assert same.explained.value == pytest.approx(own["explained"].value, rel=1e-9)
+    assert same.less.value == pytest.approx(0, abs=1e-9)
+    alone = verify(MODEL, transcoders(MODEL, seed=1), TRAIN, TEST, CONFIG, batch_tokens=64)
+    assert (other.size, other.n_nodes) == (alone.circuit.size, len(alone.nodes))
+    assert other.f.value == pytest.approx(alone.primary.f(KEPT).value, rel=1e-9)
+    assert other.features_again < n_features
+    assert same.explained.ci[0] < 0.5 and other.explained.ci[0] < 0.5, "both open: the least is shown"
+    assert own["variants"].value == pytest.approx(min(same.explained.value, other.explained.value))
+    assert own["controls"].value == pytest.approx(own["explained"].value - little.explained.value)
+    assert little.less.ci[0] <= little.less.value <= little.less.ci[1]
+    record = json.loads(json.dumps(found.record, allow_nan=False))["variants"]
+    assert [(row["name"], row["frozen"]) for row in record] == [("same", False), ("shrunk", True), ("other", False)]
+
+
+def test_without_other_dictionaries_the_verdict_does_not_ask_for_them(found):
+    states = {c.name: (c.state, c.missing) for c in found.criteria}
+    assert states["variants"] == ("not measured", "the study has one dictionary a layer")
+    assert states["controls"] == ("not measured", "the study has no frozen dictionaries")
+    assert "variants" not in found.why and "controls" not in found.why
 
 
 def test_replacing_circuit_and_backups_is_replacing_both(found):

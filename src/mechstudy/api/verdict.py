@@ -24,6 +24,8 @@ def verify(
     basis: BasisKind | None = None,
     others: Mapping[str, Sequence[PromptPair]] | None = None,
     texts: Sequence[str] = (),
+    variants: Mapping[str, Mapping[int, Basis]] | None = None,
+    controls: Mapping[str, Mapping[int, Basis]] | None = None,
     config: VerdictConfig | None = None,
     batch_tokens: int = 4096,
 ) -> verdict.Verdict:
@@ -40,6 +42,8 @@ def verify(
         basis: ``neurons``, or ``mixed`` with dictionaries; by default the dictionaries.
         others: test prompts of other behaviours, on which the circuit should do little.
         texts: other text, on which it should do little too; cut to the length of the shortest.
+        variants: other dictionaries of the same layers, by name: does the same procedure find a circuit with them?
+        controls: the same with a frozen random part, which should explain less.
         config: number of prompts, thresholds, and the rest.
         batch_tokens: tokens run at a time.
 
@@ -49,6 +53,11 @@ def verify(
     bases: Mapping[int, Basis] = {}
     if dictionaries is not None or basis is not None:
         bases = chosen_bases(model, all_fitted(model, {} if dictionaries is None else dictionaries), basis)
+    others_by_name = {
+        name: verdict.Variant(all_fitted(model, layers), frozen)
+        for some, frozen in ((variants, False), (controls, True))
+        for name, layers in (some or {}).items()
+    }
     encoded = [model.encode(text) for text in texts]
     shortest = min((len(row) for row in encoded), default=0)
     return verdict.verify(
@@ -59,5 +68,6 @@ def verify(
         config,
         others=others,
         texts=[row[:shortest] for row in encoded],
+        variants=others_by_name,
         batch_tokens=batch_tokens,
     )

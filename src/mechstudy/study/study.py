@@ -160,9 +160,10 @@ class BaselineConfig(Config):
 class VariantConfig(Config):
     """Another dictionary of every layer, from the same rows and by the same recipe, with its own initial weights.
 
-    It is evaluated like the layer's own and compared with it (``agreement.json``); no other unit uses it. Without
-    ``architecture`` it has the study's own, and the comparison shows the effect of the seed. A ``frozen`` encoder or
-    decoder keeps its random initial weights: a control (2602.14111).
+    It is evaluated like the layer's own and compared with it (``agreement.json``), and verdicts choose a circuit with
+    the variant of all layers and compare it with theirs. Without ``architecture`` it has the study's own, and the
+    comparison shows the effect of the seed. A ``frozen`` encoder or decoder keeps its random initial weights: a control
+    (2602.14111).
     """
 
     optional: ClassVar[frozenset[str]] = frozenset({"frozen"})

@@ -24,6 +24,11 @@ class Thresholds(Config):
     """f when an adversary chooses which of the other nodes are replaced, at least."""
     explained: float = Field(0.5, ge=0, le=1)
     """f without the errors of dictionaries among the circuit's nodes, at least."""
+    variants: float = Field(0.5, ge=0, le=1)
+    """f without errors of the circuit of every other trained dictionary (`dictionaries.variants`), at least."""
+    controls: float = Field(0.0, ge=0, le=1)
+    """How much more it carries without errors than the circuit of every frozen dictionary
+    (`dictionaries.controls`), at least."""
     stability: float = Field(0.6, ge=0, le=1)
     """Mean Jaccard index with circuits chosen on halves of the prompts, at least."""
     robustness: float = Field(0.75, ge=0, le=1)

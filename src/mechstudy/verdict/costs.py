@@ -24,3 +24,8 @@ def circuits_run(c: VerdictConfig, train: int, test: int, behaviours: int) -> in
     donors = 6
     corrupted = train // 2 * (_SIZES + 1 + _BETWEEN) + test * primary
     return round(DIFFERING * corrupted) + test * (others + donors) + (2 + 1) * test * behaviours + 6 * train
+
+
+def runs_of_variant(c: VerdictConfig, train: int, test: int) -> int:
+    """The same for the circuit of other dictionaries: it is chosen, and five circuits of its nodes are kept."""
+    return round(DIFFERING * (train // 2 * (_SIZES + 1 + _BETWEEN) + 5 * test)) + 2 * test + 4 * train

@@ -26,6 +26,8 @@ QUESTIONS = {
     "rivals": "By how much is it better than random circuits of equal size, kinds and layers?",
     "adversary": "What does it carry when an adversary replaces only those other nodes that help?",
     "explained": "How much does it carry without the errors of dictionaries among its nodes?",
+    "variants": "How much do circuits of other dictionaries carry, without their errors, at least?",
+    "controls": "By how much more does it carry, without errors, than circuits of frozen random dictionaries?",
     "stability": "How much of it do other prompts of the same kind choose?",
     "robustness": "In what share of specifications does it carry the behaviour?",
     "specificity": "What share of its own effect does it have on another behaviour, at most?",

@@ -22,6 +22,7 @@ from mechstudy.verdict.shares import ALL, BACKUPS, BOTH, CUT, KEPT, RIVALS, Firs
 from mechstudy.verdict.specifications import specifications
 from mechstudy.verdict.specificity import Elsewhere
 from mechstudy.verdict.stability import Stability
+from mechstudy.verdict.variants import VariantCircuit
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Verdict:
         backups: nodes that take over.
         settings: that it was made with.
         replaced_by: what nodes are replaced by, where one kind is meant.
+        variants: the circuits of other dictionaries.
     """
 
     behaviour: str
@@ -59,6 +61,7 @@ class Verdict:
     backups: Backups
     settings: VerdictConfig
     replaced_by: Replacement
+    variants: tuple[VariantCircuit, ...] = ()
 
     @property
     def primary(self) -> Shares:
@@ -176,6 +179,7 @@ class Verdict:
             "equivalence": self.equivalence.record,
             "parts": self.parts.to_dicts(),
             "rivals": self.rivals.to_dicts(),
+            "variants": [one.record for one in self.variants],
             "specifications": self.specifications.to_dicts(),
             "stability": self.stability.record,
             "elsewhere": self.elsewhere.record if self.elsewhere else None,

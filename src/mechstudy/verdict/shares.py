@@ -97,15 +97,34 @@ class Shares:
 
         def statistic(sums: Array) -> Array:
             *of_names, none, every = sums
-            effect = every - none
-            safe = np.where(np.abs(effect) > 1e-9 * len(self.clusters), effect, np.nan)
-            shares: Array = plus + w @ ((np.array(of_names) - none) / safe)
+            shares: Array = plus + w @ self._shares(np.array(of_names), none, every)
             return shares
 
         columns = [self.contrasts(name) for name in (*names, NONE, ALL)]
         return bootstrap_of_sums(
             statistic, columns, self.clusters, self._rng(), n_resamples=self.n_resamples, level=self.level
         )
+
+    def more_than(self, name: Name, other: Shares, of_other: Name) -> Estimate:
+        """How much a circuit's f exceeds that of another, whose nodes are chosen from others, on the same prompts."""
+        if not (self.defined and other.defined):
+            return Estimate(None, None, len(self.clusters), len(set(self.clusters)))
+
+        def statistic(sums: Array) -> Array:
+            own, theirs = self._shares(*sums[:3]), self._shares(*sums[3:])
+            difference: Array = own - theirs
+            return difference
+
+        columns = [self.contrasts(n) for n in (name, NONE, ALL)] + [other.contrasts(n) for n in (of_other, NONE, ALL)]
+        return bootstrap_of_sums(
+            statistic, columns, self.clusters, self._rng(), n_resamples=self.n_resamples, level=self.level
+        )
+
+    def _shares(self, kept: Array, none: Array, every: Array) -> Array:
+        """F from sums; not a number where the effect is about 0."""
+        effect = every - none
+        shares: Array = (kept - none) / np.where(np.abs(effect) > 1e-9 * len(self.clusters), effect, np.nan)
+        return shares
 
     def mean(self, name: Name) -> Estimate:
         """The mean contrast with a circuit kept."""

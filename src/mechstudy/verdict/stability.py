@@ -117,7 +117,7 @@ def half(n: int, rng: np.random.Generator) -> Float64[np.ndarray, " n"]:
 
 def central(values: Sequence[float], level: float) -> tuple[float, float]:
     """The smallest and the largest value with at least a tail's share beyond, half of those equal to it among these."""
-    distinct, counts = np.unique(np.round(values, 12), return_counts=True)
+    distinct, counts = np.unique(values, return_counts=True)
     below = (np.cumsum(counts) - counts / 2) / len(values)
     tail = (1 - level) / 2 - 1e-9
     inside = distinct[(below >= tail) & (below <= 1 - tail)]

@@ -54,6 +54,7 @@ from mechstudy.verdict.shares import (
 from mechstudy.verdict.specifications import RANKINGS, robustness
 from mechstudy.verdict.specificity import Elsewhere, elsewhere
 from mechstudy.verdict.stability import Stability, stability
+from mechstudy.verdict.variants import Variant, VariantCircuit, found_again, variant_criteria
 
 
 def verify(
@@ -66,6 +67,7 @@ def verify(
     behaviour: str = "behaviour",
     others: Mapping[str, Sequence[PromptPair]] | None = None,
     texts: Sequence[Sequence[int]] = (),
+    variants: Mapping[str, Variant] | None = None,
     batch_tokens: int = 4096,
     checkpointing: str = "auto",
     progress: Progress | None = None,
@@ -83,6 +85,7 @@ def verify(
         behaviour: its name.
         others: test prompts of other behaviours, for specificity.
         texts: documents as token ids, of one length.
+        variants: other dictionaries, by name, whose circuits are chosen on the same prompts and compared.
         batch_tokens: tokens run at a time.
         checkpointing: of gradients.
         progress: receives messages.
@@ -100,7 +103,7 @@ def verify(
             fix="judge on prompts that nothing was chosen on",
         )
     judge = _Judge(model, bases, train, test, c, batch_tokens, checkpointing, progress)
-    return judge.verdict(behaviour, others or {}, texts)
+    return judge.verdict(behaviour, others or {}, texts, variants or {})
 
 
 class _Judge:
@@ -133,7 +136,13 @@ class _Judge:
             batch_tokens=batch_tokens,
         )  # fmt: skip
 
-    def verdict(self, behaviour: str, others: Mapping[str, Sequence[PromptPair]], texts: Sequence[Any]) -> Verdict:
+    def verdict(
+        self,
+        behaviour: str,
+        others: Mapping[str, Sequence[PromptPair]],
+        texts: Sequence[Any],
+        variants: Mapping[str, Variant],
+    ) -> Verdict:
         c, members = self._c, self._circuit.members
         found = self._backups()
         primary, *further = self._kinds
@@ -150,11 +159,12 @@ class _Judge:
                 self._model, chosen, self._bases, {behaviour: self._test} | dict(others),
                 texts=texts, n_resamples=c.bootstrap, level=c.ci, seed=c.seed, batch_tokens=self._batch_tokens,
             )  # fmt: skip
-        criteria = self._criteria(shares, stable, away, behaviour)
+        of_variants = tuple(self._of_variant(name, one, shares[primary]) for name, one in variants.items())
+        criteria = self._criteria(shares, stable, away, behaviour, of_variants)
         outcome, why = conclude(criteria)
         return Verdict(
             behaviour, outcome, why, criteria, self._circuit, self._nodes.nodes, self._effects.effects, shares,
-            tuple(self._test), stable, away, found, c, primary,
+            tuple(self._test), stable, away, found, c, primary, of_variants,
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------ what is run
@@ -196,6 +206,41 @@ class _Judge:
             c.ci,
         )  # fmt: skip
 
+    def _of_variant(self, name: str, variant: Variant, own: Shares) -> VariantCircuit:
+        """The circuit of other dictionaries, chosen and run as this one."""
+        self._progress.log(f"the circuit of the dictionaries {name}")
+        other = _Judge(
+            self._model, variant.bases, self._train, self._test, self._c, self._batch_tokens, self._checkpointing,
+            self._progress,
+        )  # fmt: skip
+        circuit, kept_N = other._circuit, other._circuit.kept()
+        at_size_N = first_kept(circuit.order, [min(self._circuit.size, len(kept_N))])[0]
+        shares = other._run(
+            self._kinds[0],
+            {
+                ALL: torch.ones_like(kept_N),
+                NONE: torch.zeros_like(kept_N),
+                KEPT: kept_N,
+                First(self._circuit.size): at_size_N,
+                WITHOUT_ERRORS: kept_N & ~other._is_error(),
+            },
+        )
+        mine, theirs = ([one._nodes.nodes[i] for i in one._circuit.members] for one in (self, other))
+        return VariantCircuit(
+            name,
+            variant.frozen,
+            len(kept_N),
+            circuit.size,
+            shares.f(KEPT),
+            shares.f(First(self._circuit.size)),
+            shares.f(WITHOUT_ERRORS),
+            own.more_than(WITHOUT_ERRORS, shares, WITHOUT_ERRORS),
+            *found_again(self._model, mine, self._bases, theirs, variant.bases),
+        )
+
+    def _is_error(self) -> Bool[Tensor, " n"]:
+        return torch.tensor([kind_of(node) == "error" for node in self._nodes.nodes])
+
     def _circuits(self, found: Backups) -> dict[Name, Bool[Tensor, " n"]]:
         """Every circuit that is kept with the first kind of replacement, by name."""
         kept_N, members = self._circuit.kept(), list(self._circuit.members)
@@ -207,8 +252,7 @@ class _Judge:
             circuits[Without(name)] = _without(kept_N, group)
         for i, random_N in enumerate(random_circuits(self._nodes, members, self._c.n_random, self._c.seed)):
             circuits[Random(i)], circuits[Random(i, cut=True)] = random_N, ~random_N
-        is_error_N = torch.tensor([kind_of(node) == "error" for node in self._nodes.nodes])
-        circuits[WITHOUT_ERRORS] = kept_N & ~is_error_N
+        circuits[WITHOUT_ERRORS] = kept_N & ~self._is_error()
         for name, order in self._rival_orders():
             circuits[name] = first_kept(order, [len(members)])[0]
         circuits[BACKUPS] = _without(torch.ones_like(kept_N), found.nodes)
@@ -245,7 +289,12 @@ class _Judge:
     # --------------------------------------------------------------------------------------- what it shows
 
     def _criteria(
-        self, shares: Mapping[Replacement, Shares], stable: Stability, away: Elsewhere | None, behaviour: str
+        self,
+        shares: Mapping[Replacement, Shares],
+        stable: Stability,
+        away: Elsewhere | None,
+        behaviour: str,
+        of_variants: Sequence[VariantCircuit],
     ) -> tuple[Criterion, ...]:
         t, own, n = self._c.thresholds, shares[self._kinds[0]], self._c.n_random
         randoms = [Random(i) for i in range(n)]
@@ -264,6 +313,7 @@ class _Judge:
                 t.explained,
                 missing=None if self._bases else "no nodes are of dictionaries",
             ),
+            *variant_criteria(of_variants, t.variants, t.controls),
             Criterion("stability", stable.jaccard, t.stability, itself=True),
             Criterion("robustness", robustness(shares, self._test, t.sufficiency), t.robustness, itself=True),
             Criterion(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mechstudy import circuits, verdict
 from mechstudy.behaviours.sampling import sample
@@ -19,12 +20,15 @@ from mechstudy.study.phases.baseline import BaselinePhase
 from mechstudy.study.phases.corpus import CorpusArtifact, CorpusPhase
 from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.phases.prompts import PromptsArtifact, PromptsPhase
-from mechstudy.study.phases.train import DictionaryArtifact, load_all
+from mechstudy.study.phases.train import DictionaryArtifact, VariantPhase, load_all
 from mechstudy.study.study import BehaviourConfig
-from mechstudy.study.unit import Unit
+from mechstudy.study.unit import Input, Unit
 from mechstudy.study.units import StudyPlan
 from mechstudy.verdict.config import VerdictConfig
-from mechstudy.verdict.costs import DIFFERING, circuits_run
+from mechstudy.verdict.costs import DIFFERING, circuits_run, runs_of_variant
+
+if TYPE_CHECKING:
+    from mechstudy.models.language_model import LanguageModel
 
 VERDICT = "verdict.json"
 
@@ -41,12 +45,13 @@ class VerdictSpec(Spec, VerdictConfig):
 
 @dataclass(frozen=True)
 class VerdictInputs:
-    """The model, the prompts of every behaviour, the dictionaries by layer, and text."""
+    """The model, the prompts of every behaviour, the dictionaries by layer, text, and variants by ``name:layer``."""
 
     model: ModelArtifact
     prompts: Mapping[str, PromptsArtifact]
     dictionaries: Mapping[int, DictionaryArtifact]
     corpus: CorpusArtifact
+    variants: Mapping[str, DictionaryArtifact]
 
 
 class VerdictPhase(Phase[VerdictSpec, VerdictInputs]):
@@ -77,6 +82,7 @@ class VerdictPhase(Phase[VerdictSpec, VerdictInputs]):
                 *plan.inputs("prompts", PromptsPhase, key="behaviour"),
                 *plan.dictionaries(),
                 *plan.inputs("corpus", CorpusPhase),
+                *(Input("variants", u.name, f"{u.variant}:{u.layer}") for u in plan.made_by(VariantPhase)),
             ]
             c = plan.study.verdict
             settings = c.canonical() | {"seed": plan.seed(unit, f"draws {c.seed}")}
@@ -99,6 +105,9 @@ class VerdictPhase(Phase[VerdictSpec, VerdictInputs]):
         gradients = round(
             2 * train * (DIFFERING * (c.steps + 2) + c.steps)
         )  # weights have no gradients: backward is as forward
+        variants = len(plan.study.dictionaries.every_variant) if plan.layers else 0
+        runs += variants * runs_of_variant(c, train, test)
+        gradients += variants * round(2 * train * DIFFERING * c.steps)
         passes = runs + gradients
         tokens = passes * TYPICAL_PROMPT
         layers = plan.layers or plan.neuron_layers
@@ -120,7 +129,7 @@ class VerdictPhase(Phase[VerdictSpec, VerdictInputs]):
             + 6 * 4 * (batch // TYPICAL_PROMPT) * x.vocab_size
         )
         held = costs.model("float32")
-        estimate = costs.of_model(held, 400_000, working, work, costs.dictionaries(len(plan.layers)))
+        estimate = costs.of_model(held, 400_000, working, work, costs.dictionaries((1 + variants) * len(plan.layers)))
         return replace(estimate, note=f"about {passes:,} forward passes")
 
     def run(self, spec: VerdictSpec, inputs: VerdictInputs, out: ArtifactWriter, runtime: Runtime) -> None:
@@ -147,8 +156,25 @@ class VerdictPhase(Phase[VerdictSpec, VerdictInputs]):
             behaviour=spec.behaviour,
             others=others,
             texts=texts,
+            variants=_variants(inputs, runtime, model),
             batch_tokens=runtime.batch_tokens,
             checkpointing=runtime.options.checkpointing,
             progress=runtime.progress,
         )
         out.write_json(VERDICT, found.record)
+
+
+def _variants(inputs: VerdictInputs, runtime: Runtime, model: LanguageModel) -> dict[str, verdict.Variant]:
+    """The variants that every layer has, by name."""
+    by_name: dict[str, dict[int, DictionaryArtifact]] = defaultdict(dict)
+    for key, made in inputs.variants.items():
+        name, layer = key.split(":")
+        by_name[name][int(layer)] = made
+    return {
+        name: verdict.Variant(
+            load_all(of_layers, runtime, model),
+            frozen=any(made.spec["training"].get("frozen") for made in of_layers.values()),
+        )
+        for name, of_layers in by_name.items()
+        if set(of_layers) == set(inputs.dictionaries)
+    }

@@ -50,12 +50,12 @@ def parsed(page: Path) -> Links:
     return links
 
 
-def test_every_behaviour_has_four_pages_beside_the_shared_ones(report: Path) -> None:
+def test_every_behaviour_has_five_pages_beside_the_shared_ones(report: Path) -> None:
     names = {p.name for p in report.glob("*.html")}
     per_behaviour = {
         f"{kind}-{b}.html"
         for b in (*BEHAVIOURS, STOPPED)
-        for kind in ("behaviour", "graph", "interventions", "verdict")
+        for kind in ("story", "behaviour", "graph", "interventions", "verdict")
     }
     shared = {"index.html", "dictionaries.html", "features.html", "compute.html", "usage.html"}
     assert names == per_behaviour | shared

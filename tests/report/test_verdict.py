@@ -64,5 +64,12 @@ def test_the_page_shows_every_criterion_part_and_rival(
         assert f"{one.features_again} of {one.features}" in page and f"{one.others_again} of {one.others}" in page
     assert "adjusted over the groups" in page and "clusters of prompts" in page
     assert "<b>other</b>" not in page and "&lt;b&gt;" in page.lower(), "what a study is called is escaped"
+    story = (tmp_path / "report" / f"story-{slug}.html").read_text(encoding="utf-8")
+    for criterion in found.criteria:
+        shown = "Not asked" if criterion.state == "not measured" else f">{criterion.state}</span>"
+        assert shown in story, criterion
+    assert story.count(">met</span>") == sum(c.state == "met" for c in found.criteria)
+    assert f"{len(found.members)} nodes by position and layer" in story and 'class="members"' in story
+    assert "<b>other</b>" not in story
     overview = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
-    assert f"verdict-{slug}.html" in overview
+    assert f"verdict-{slug}.html" in overview and f"story-{slug}.html" in overview

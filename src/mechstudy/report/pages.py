@@ -19,6 +19,7 @@ from mechstudy.report.page_data import write_data
 from mechstudy.report.pictures import INLINE, circuit_svg
 from mechstudy.report.record_pages import compute_page, usage_page
 from mechstudy.report.site import Site
+from mechstudy.report.story_page import story_page
 from mechstudy.report.verdict_page import verdict_of, verdict_page
 from mechstudy.report.viewer import Labels, aggregate_view, feature_labels, prompt_view, write_features
 
@@ -52,10 +53,11 @@ def _build(data: ReportData, out: Path) -> None:
     site.render("features", n=len(features), absent=absent)
     views = {}
     for behaviour in data.behaviours:
-        behaviour_page(site, behaviour)
+        examples = behaviour_page(site, behaviour)
         views[behaviour] = graph_page(site, behaviour, labels)
         interventions_page(site, behaviour)
         verdict_page(site, behaviour)
+        story_page(site, behaviour, examples)
     dictionaries_page(site)
     compute_page(site)
     usage_page(site)
@@ -85,8 +87,8 @@ def _step(label: str, units: Sequence[UnitFiles]) -> dict[str, Any]:
     }
 
 
-def behaviour_page(site: Site, behaviour: str) -> None:
-    """Prompts and baseline of a behaviour."""
+def behaviour_page(site: Site, behaviour: str) -> Rows:
+    """Prompts and baseline of a behaviour; returns its examples of pairs."""
     key, baseline, prompts = slug(behaviour), site.data.baselines[behaviour], site.data.prompts[behaviour]
     summary = baseline.json("summary.json")
     scored = {split: rows for split in ("train", "test") if (rows := baseline.rows(f"{split}.csv"))}
@@ -95,6 +97,7 @@ def behaviour_page(site: Site, behaviour: str) -> None:
     differences = charts.logit_differences(scored, baseline.metric)
     site.figures.add(f"baseline-logit-differences-{key}", differences, "Logit differences of all prompts", baseline)
     pairs = {split: rows for split in ("train", "test") if (rows := prompts.rows(f"{split}.jsonl"))}
+    examples = _examples(pairs.get("train", []), prompts.json("tokens.json"))
     site.render(
         "behaviour",
         key,
@@ -102,10 +105,11 @@ def behaviour_page(site: Site, behaviour: str) -> None:
         prompts=prompts,
         baseline=baseline,
         summary=summary,
-        examples=_examples(pairs.get("train", []), prompts.json("tokens.json")),
+        examples=examples,
         worst=_worst(scored, {str(p["id"]): p for p in chain(*pairs.values())}),
         n_pairs={split: len(rows) for split, rows in pairs.items()},
     )
+    return examples
 
 
 def _examples(pairs: Rows, strings: Mapping[str, str]) -> Rows:

@@ -24,7 +24,7 @@ _DOTS_PER_LINE, _DOT = 8, 13
 _STRIP_W, _STRIP_H, _STRIP_PAD = 320, 58, 12
 
 
-def _element(tag: str, content: str | None = None, /, **attributes: str | float) -> str:
+def element(tag: str, content: str | None = None, /, **attributes: str | float) -> str:
     """An SVG element of escaped ``content``; ``_`` stands for ``-`` in names, floats get one decimal."""
     words = [
         f'{name.strip("_").replace("_", "-")}="{f"{value:.1f}" if isinstance(value, float) else value}"'
@@ -47,19 +47,19 @@ def circuit_svg(view: Mapping[str, Any], *, boxes: bool, theme: Theme, max_nodes
     chosen, left_out = _choose(view, cell_of, max_nodes, PER_CELL_BOXES if boxes else PER_CELL_DOTS)
     places, columns, rows, width, height = _lay_out(chosen, cell_of, boxes)
     size = {"width": width, "height": height} if boxes else {}
-    parts = [_element("rect", **size, fill=theme["@paper"])] if boxes else []
+    parts = [element("rect", **size, fill=theme["@paper"])] if boxes else []
     for row, y in rows.items():
-        parts.append(_element("line", x1=_LEFT, x2=width - 8, y1=y, y2=y, stroke=theme["@grid"]))
-        parts.append(_text(_LEFT - 8, y + 4, view["rows"][row], theme["@muted"], 11, "end"))
+        parts.append(element("line", x1=_LEFT, x2=width - 8, y1=y, y2=y, stroke=theme["@grid"]))
+        parts.append(text(_LEFT - 8, y + 4, view["rows"][row], theme["@muted"], 11, "end"))
     for column, x in columns.items():
         label = clip(plain(str(view["columns"][column]["label"])), 22)
-        parts.append(_text(x, height - 14, label, theme["@ink"], 12, "middle", 600))
+        parts.append(text(x, height - 14, label, theme["@ink"], 12, "middle", 600))
     parts += _draw_edges(view, places, theme, max_edges, boxes)
     parts += [_draw_node(view, i, place, theme, boxes) for i, place in places.items()]
     for cell, n in left_out.items() if boxes else ():
         low = max(y for i, (_, y) in places.items() if cell_of[i] == cell)
-        parts.append(_text(columns[cell[1]] + _BOX_W / 2, low + 20, f"+ {n} more", theme["@muted"], 9, "end"))
-    return _element(
+        parts.append(text(columns[cell[1]] + _BOX_W / 2, low + 20, f"+ {n} more", theme["@muted"], 9, "end"))
+    return element(
         "svg", "".join(parts), xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width} {height}", role="img",
         aria_label="Aggregated circuit", font_family=FONT, **size,
     )  # fmt: skip
@@ -140,7 +140,7 @@ def _draw_edges(
         (x1, y1), (x2, y2) = places[s], places[t]
         path = _beside(x1, y1, x2, y2) if boxes and abs(x1 - x2) < 30 else _between(x1, y1 - half, x2, y2 + half)
         share = abs(w) / top
-        yield _element(
+        yield element(
             "path", d=path, fill="none", stroke=theme["@pattern" if qk else "@pos" if w > 0 else "@neg"],
             stroke_width=f"{0.6 + 3 * share:.2f}", stroke_opacity=f"{0.25 + 0.6 * share:.2f}",
             **{"stroke-dasharray": "1.5 3"} if qk else {"stroke-dasharray": "5 3"} if w < 0 else {},
@@ -171,22 +171,23 @@ def _draw_node(view: Mapping[str, Any], i: int, place: tuple[float, float], them
     feature, logit = (TYPES[node["type"]] == kind for kind in ("feature", "logit"))
     label = plain(str(node["label"] or node["id"]))
     name = f"L{node['layer']} #{node['feature']}" if feature else label
-    tip = _element("title", escape(f"{name} {label}" if feature else name))
+    tip = element("title", escape(f"{name} {label}" if feature else name))
     if not boxes and feature:
-        return _element("circle", tip, cx=x, cy=y, r=4.6, fill=theme["@effect"])
+        return element("circle", tip, cx=x, cy=y, r=4.6, fill=theme["@effect"])
     if not boxes:
         colour = theme["@ink" if logit else "@muted"]
-        return _element("rect", tip, x=x - 4.2, y=y - 4.2, width=8.4, height=8.4, rx=1.5, fill=colour)
-    box = _element(
+        return element("rect", tip, x=x - 4.2, y=y - 4.2, width=8.4, height=8.4, rx=1.5, fill=colour)
+    box = element(
         "rect", x=x - _BOX_W / 2, y=y - _BOX_H / 2, width=_BOX_W, height=_BOX_H, rx=4 if feature else 9,
         fill=theme["@paper" if feature else "@mid"], stroke=theme["@effect" if feature else "@axis"],
     )  # fmt: skip
     shown = f"#{node['feature']} {label if node['label'] else ''}".strip() if feature else name
-    return _element("g", f"{tip}{box}{_text(x, y + 3.6, clip(shown, 34), theme['@ink'], 9.5, 'middle')}")
+    return element("g", f"{tip}{box}{text(x, y + 3.6, clip(shown, 34), theme['@ink'], 9.5, 'middle')}")
 
 
-def _text(x: float, y: float, label: str, fill: str, font_size: float, anchor: str, weight: int = 400) -> str:
-    return _element(
+def text(x: float, y: float, label: str, fill: str, font_size: float, anchor: str, weight: int = 400) -> str:
+    """A line of SVG text, escaped."""
+    return element(
         "text", escape(label), x=float(x), y=float(y), fill=fill, font_size=font_size, text_anchor=anchor,
         font_weight=weight,
     )  # fmt: skip
@@ -203,11 +204,11 @@ def strip(claim: Claim, claims: Sequence[Claim]) -> Markup:
         return _STRIP_PAD + (value - low) / (high - low) * (_STRIP_W - 2 * _STRIP_PAD)
 
     def below(value: float, label: str) -> str:
-        return _element("text", label, class_="strip-label", x=x(value), y=56, text_anchor="middle")
+        return element("text", label, class_="strip-label", x=x(value), y=56, text_anchor="middle")
 
     parts = [
-        _element("line", class_="strip-axis", x1=_STRIP_PAD, x2=_STRIP_W - _STRIP_PAD, y1=42, y2=42),
-        _element("line", class_="strip-zero", x1=x(0), x2=x(0), y1=4, y2=46),
+        element("line", class_="strip-axis", x1=_STRIP_PAD, x2=_STRIP_W - _STRIP_PAD, y1=42, y2=42),
+        element("line", class_="strip-zero", x1=x(0), x2=x(0), y1=4, y2=46),
         below(0, "0"),
     ]
     digits = 1 if high - low > 1 else 2 if high - low > 0.1 else 3
@@ -220,15 +221,15 @@ def strip(claim: Claim, claims: Sequence[Claim]) -> Markup:
         if measured.ci95:
             left, right = map(x, measured.ci95)
             width = max(1.5, right - left)
-            parts.append(_element("rect", class_=f"{name} strip-ci", x=left, width=width, y=y - 4, height=8, rx=4))
+            parts.append(element("rect", class_=f"{name} strip-ci", x=left, width=width, y=y - 4, height=8, rx=4))
         middle = x(measured.mean)
         if name == "strip-effect":
-            parts.append(_element("circle", class_=name, cx=middle, cy=y, r=4.5))
+            parts.append(element("circle", class_=name, cx=middle, cy=y, r=4.5))
         else:
-            parts.append(_element("path", class_=name, d=f"M{middle:.1f} {y - 5}l5 5l-5 5l-5 -5z"))
+            parts.append(element("path", class_=name, d=f"M{middle:.1f} {y - 5}l5 5l-5 5l-5 -5z"))
     label = (
         f"Effect {number(claim.effect.mean)}, control {number(claim.control.mean)}, on a scale from "
         f"{number(low, 1)} to {number(high, 1)}"
     )
     size = f"0 0 {_STRIP_W} {_STRIP_H}"
-    return Markup(_element("svg", "".join(parts), class_="strip", viewBox=size, role="img", aria_label=label))
+    return Markup(element("svg", "".join(parts), class_="strip", viewBox=size, role="img", aria_label=label))

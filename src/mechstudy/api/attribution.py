@@ -10,17 +10,24 @@ from torch import Tensor
 from mechstudy.api.graphs import PromptGraph
 from mechstudy.behaviours.schema import AnswerSets, PromptPair
 from mechstudy.circuits.config import AttributionConfig
+from mechstudy.circuits.costs import graph_cost
 from mechstudy.circuits.custom_targets import LogitFunction
 from mechstudy.circuits.prompt_graph import explain_question
 from mechstudy.circuits.question import Question
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.notices import warn
 from mechstudy.core.progress import Progress
+from mechstudy.core.sizes import human
 from mechstudy.dictionaries.fitted import all_fitted
 from mechstudy.dictionaries.neurons import Basis
+from mechstudy.machine.memory import available_memory_bytes
 from mechstudy.models.context import context_length
 from mechstudy.models.known import same_model
 from mechstudy.models.language_model import LanguageModel
+from mechstudy.models.shapes import shapes_of
+
+_LONG = 512  # tokens from which a graph takes minutes on a CPU
+_TYPICAL_K = 64  # active features, of dictionaries that do not say
 
 
 def attribute(
@@ -114,6 +121,7 @@ def _graph(
 ) -> PromptGraph:
     dictionaries = all_fitted(model, {} if dictionaries is None else dictionaries)
     _check_length(model, len(question.tokens))
+    _check_memory(model, dictionaries, config, len(question.tokens))
     made_for = {str(one.cfg.metadata.get("model_name") or model.name) for one in dictionaries.values()}
     if others := sorted(name for name in made_for if not same_model(name, model.name)):
         warn(f"the dictionaries were made for {', '.join(others)}, by their own files, and this model is {model.name}")
@@ -141,3 +149,31 @@ def _check_length(model: LanguageModel, n_tokens: int) -> None:
     if context.learned:
         raise MechstudyError(context.exceeded(n_tokens), fix=f"a prompt of at most {context.n} tokens")
     warn(f"the prompt has {context.exceeded(n_tokens)}, and was not trained on more")
+
+
+def _check_memory(
+    model: LanguageModel, dictionaries: Mapping[int, Basis], config: AttributionConfig, n_tokens: int
+) -> None:
+    """Refuses a prompt whose graph this machine cannot hold; warns of one that takes minutes."""
+    cfgs = [one.cfg for one in dictionaries.values()]
+    basis = config.basis or ("dictionaries" if cfgs else "neurons")
+    cost = graph_cost(
+        shapes_of(model.hf.config.to_dict()),
+        n_layers=len(cfgs),
+        d_in=max((cfg.d_in for cfg in cfgs), default=0),
+        n_features=max((cfg.d_sae for cfg in cfgs), default=0),
+        k=max((getattr(cfg, "k", None) or _TYPICAL_K for cfg in cfgs), default=0),
+        with_skip=False,
+        max_features=config.max_features,
+        tokens=n_tokens,
+        neurons=0 if basis == "dictionaries" else config.n_neurons,
+    )
+    available = available_memory_bytes()
+    what = f"a graph of {n_tokens:,} tokens"
+    if model.device.type == "cpu" and cost.memory > available:
+        raise MechstudyError(
+            f"{what} needs about {human(cost.memory)} of memory, and {human(available)} are free",
+            fix="a shorter prompt, or fewer nodes: config=AttributionConfig(max_features=...)",
+        )
+    if n_tokens > _LONG:
+        warn(f"{what} takes minutes and about {human(cost.memory)}; both grow with the square of the length")

@@ -172,8 +172,8 @@ def _check_memory(
     what = f"a graph of {n_tokens:,} tokens"
     if model.device.type == "cpu" and cost.memory > available:
         raise MechstudyError(
-            f"{what} needs about {human(cost.memory)} of memory, and {human(available)} are free",
+            f"{what} needs more than {human(cost.memory)} of memory, and {human(available)} are free",
             fix="a shorter prompt, or fewer nodes: config=AttributionConfig(max_features=...)",
         )
     if n_tokens > _LONG:
-        warn(f"{what} takes minutes and about {human(cost.memory)}; both grow with the square of the length")
+        warn(f"{what} takes minutes and more than {human(cost.memory)}; both grow with the square of the length")

@@ -26,7 +26,7 @@ from mechstudy.models.known import same_model
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.shapes import shapes_of
 
-_LONG = 512  # tokens from which a graph takes minutes on a CPU
+_LONG = 128  # tokens from which a graph takes a minute or more on a CPU
 _TYPICAL_K = 64  # active features, of dictionaries that do not say
 
 

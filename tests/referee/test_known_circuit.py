@@ -46,3 +46,11 @@ def test_nodes_and_edges_that_do_not_exist_are_refused(circuit):
         replace(circuit, circuits=(frozenset({HeadAt(9, 0, "last")}),))
     with pytest.raises(MechstudyError, match=r"head\.0\.0 -> head\.0\.1@last is not among the edges"):
         replace(circuit, edges=frozenset({EdgeAt("head.0.0", "head.0.1", "last")})).check(circuit.test[:2])
+
+
+def test_circuits_hold_within_their_own_tolerance(circuit):
+    wrong = replace(circuit, circuits=(frozenset({HeadAt(0, 0, "last")}),), edges=frozenset())
+    assert not wrong.check(circuit.test[:3]).holds
+    lenient = replace(wrong, tolerance=2.0).check(circuit.test[:3])
+    assert lenient.holds and lenient.tolerance == 2.0
+    assert circuit.tolerance == 1e-3, "of circuits that say nothing"

@@ -20,7 +20,7 @@ from mechstudy.interventions.edge_patching import measure_edge_effects
 from mechstudy.interventions.keep_only import keep_only_values
 from mechstudy.models.language_model import LanguageModel
 
-TOLERANCE = 1e-3  # of the effect of all nodes: what nodes outside of a circuit may change
+TOLERANCE = 1e-3  # of the effect of all nodes: what nodes outside of a circuit may change, unless a circuit says more
 NEEDED = 1e-2  # of the same: what every node and edge of a circuit must change
 
 
@@ -43,7 +43,8 @@ class CircuitCheck:
     ``kept``: the largest change on a prompt when only the true nodes are kept. ``removed``: the smallest mean change
     when one of them is replaced. ``edge_outside``: the largest mean change when another edge is replaced, and
     ``edge_inside`` the smallest of a true one; None where edges were not tested. ``active``: the share of nodes
-    outside of the circuit that differ between clean and corrupted prompts.
+    outside of the circuit that differ between clean and corrupted prompts. ``tolerance``: what ``kept`` and
+    ``edge_outside`` may be.
     """
 
     kept: float
@@ -51,16 +52,17 @@ class CircuitCheck:
     active: float
     edge_outside: float | None = None
     edge_inside: float | None = None
+    tolerance: float = TOLERANCE
 
     @property
     def holds(self) -> bool:
-        """Whether the circuit is what the model computes with, within `TOLERANCE` and `NEEDED`."""
+        """Whether the circuit is what the model computes with, within ``tolerance`` and `NEEDED`."""
         edges_hold = (
             self.edge_outside is None
             or self.edge_inside is None
-            or (self.edge_outside <= TOLERANCE and self.edge_inside >= NEEDED)
+            or (self.edge_outside <= self.tolerance and self.edge_inside >= NEEDED)
         )
-        return self.kept <= TOLERANCE and self.removed >= NEEDED and edges_hold
+        return self.kept <= self.tolerance and self.removed >= NEEDED and edges_hold
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class KnownCircuit:
     ``universe`` are the nodes that methods rank. ``circuits`` are the sets of true nodes: one, or, where they were
     ``enumerated``, every minimal set that is enough to keep the answers right (`boolean_mlps`). ``edges`` are true
     edges between components, empty where none are known. ``about`` says in a sentence what the circuit does.
+    ``tolerance`` is what nodes and edges outside of the circuit may change: more than `TOLERANCE` where training makes
+    a circuit that is only nearly all.
     """
 
     name: str
@@ -81,6 +85,7 @@ class KnownCircuit:
     test: tuple[PromptPair, ...]
     edges: frozenset[EdgeAt] = field(default_factory=frozenset)
     enumerated: bool = False
+    tolerance: float = TOLERANCE
 
     def __post_init__(self) -> None:
         missing = sorted(str(node) for node in self.nodes - set(self.universe.nodes))
@@ -168,6 +173,7 @@ class KnownCircuit:
             self._active(pairs, ~true_N),
             outside,
             inside,
+            self.tolerance,
         )
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ from mechstudy.core.progress import Progress
 CONTENDERS = ("topk", "batchtopk", "matryoshka", "jumprelu", "jumprelu-tanh", "gated", "relu", "relu-tanh")
 CIRCUITS = (
     *("induction", "ioi", "ioi_one_layer", "lookup", "majority", "threshold", "pointer", "backup", "opposed"),
-    *("boolean_xor", "boolean_majority3", "boolean_and_or", "planted"),
+    *("boolean_xor", "boolean_majority3", "boolean_and_or", "inflection", "planted"),
 )
 METHODS = ("eap", "eap_ig_inputs", "eap_ig_activations", "ig_nodes", "relp", "patching")
 STUDIES = (
@@ -118,9 +118,10 @@ def circuits(
     """Score attribution methods on models whose circuit is known.
 
     Hand-written transformers (induction, indirect objects, small programs), Boolean MLPs with every circuit that is
-    enough, and circuits planted into a real model by editing its weights. All other heads and MLPs are active too, and
-    do not reach the answers. --check measures it: the change when only true nodes are kept (at most .001 of the effect
-    of all), and the smallest when one true node is replaced.
+    enough, a transformer that is trained so that given components compute given variables (1.5 minutes), and circuits
+    planted into a real model by editing its weights. All other heads and MLPs are active too, and hardly reach the
+    answers. --check measures it: the change when only true nodes are kept (at most .001 of the effect of all; .01 of
+    the trained model), and the smallest when one true node is replaced.
 
     Nodes are heads and MLPs at named positions, in Boolean MLPs neurons; edges are what one reads of another. A method
     ranks them by the size of their effect on the training prompts. AUROC: the chance that a true one ranks above

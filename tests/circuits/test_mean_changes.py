@@ -7,6 +7,7 @@ import torch
 
 from mechstudy.circuits.mean_changes import mean_changes
 from mechstudy.circuits.named_positions import NamedPositions
+from mechstudy.circuits.node_attribution import Recording
 from mechstudy.circuits.node_sets import nodes_of
 from mechstudy.circuits.node_values import values_at
 from mechstudy.core.errors import MechstudyError
@@ -82,7 +83,8 @@ def of_basis(node, nodes, to):
 @pytest.mark.parametrize("kind", few((*bases_world.KINDS, "clt"), 2))
 def test_norms_are_of_mean_differences_times_what_is_written(kind, to):
     nodes = node_set(MODEL, NAMES, bases(kind), errors=True)
-    found = mean_changes(MODEL, nodes, PAIRS, to, batch_tokens=20)
+    recording = Recording(MODEL, nodes, PAIRS, "corrupted", batch_tokens=20)
+    found = mean_changes(MODEL, nodes, recording, to_zero=to == "zero")
     of_bases = nodes_of(MODEL, bases(kind))
     some = list(range(0, len(nodes.nodes), 97))
     some += [i for i, node in enumerate(nodes.nodes) if isinstance(node, ErrorAt) and node.position != "first token"]
@@ -97,12 +99,13 @@ def test_norms_are_of_mean_differences_times_what_is_written(kind, to):
 
 def test_what_is_the_same_in_both_prompts_has_no_difference_of_means():
     nodes = node_set(MODEL, NAMES)
-    found = mean_changes(MODEL, nodes, PAIRS, "corrupted")
+    found = mean_changes(MODEL, nodes, Recording(MODEL, nodes, PAIRS, "corrupted"))
     first = torch.tensor([node.position == "first token" for node in nodes.nodes])
     assert first.any() and found[first].eq(0).all() and found[~first].gt(0).any()
 
 
 def test_a_difference_needs_corrupted_prompts():
     alone = [pair.model_copy(update={"corrupted": None, "corrupted_tokens": ()}) for pair in PAIRS]
+    nodes = node_set(MODEL, NAMES)
     with pytest.raises(MechstudyError, match="no corrupted prompt"):
-        mean_changes(MODEL, node_set(MODEL, NAMES), alone, "corrupted")
+        mean_changes(MODEL, nodes, Recording(MODEL, nodes, alone, "corrupted"))

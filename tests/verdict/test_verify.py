@@ -9,7 +9,7 @@ from mechstudy.behaviours.contrast import Contrast, contrasts
 from mechstudy.circuits.donors import DonorSource
 from mechstudy.circuits.mean_changes import mean_changes
 from mechstudy.circuits.named_positions import NamedPositions
-from mechstudy.circuits.node_attribution import predict_effects
+from mechstudy.circuits.node_attribution import Recording, predict_effects
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.interventions.features import FeatureAt
@@ -83,11 +83,12 @@ def test_rivals_of_equal_size_are_first_by_other_methods(found):
     names = NamedPositions.of([*TRAIN, *TEST])
     nodes = node_set(MODEL, names, transcoders(MODEL), [n for n in found.nodes if str(n)[0] == "f"], errors=True)
     k, n = found.circuit.size, len(nodes.nodes)
+    recording = Recording(MODEL, nodes, TRAIN, "corrupted")
     orders = {
         "gradient alone": predict_effects(MODEL, nodes, TRAIN, method="eap").order("balance"),
         "EAP-IG": predict_effects(MODEL, nodes, TRAIN, method="eap_ig_inputs", steps=3).order("balance"),
-        "top activations": mean_changes(MODEL, nodes, TRAIN, "zero").argsort(descending=True).tolist(),
-        "difference of means": mean_changes(MODEL, nodes, TRAIN, "corrupted").argsort(descending=True).tolist(),
+        "top activations": mean_changes(MODEL, nodes, recording, to_zero=True).argsort(descending=True).tolist(),
+        "difference of means": mean_changes(MODEL, nodes, recording).argsort(descending=True).tolist(),
     }
     masks = torch.zeros(len(orders), n, dtype=torch.bool)
     for mask, order in zip(masks, orders.values(), strict=True):

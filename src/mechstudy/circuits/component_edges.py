@@ -124,7 +124,7 @@ def edge_effects(
         x = batch_of(model, [pairs[i] for i in batch], recorded, replacements)
         written_BTUD = torch.stack([_written(model, node, x) for node in nodes], 2)
         for share in shares:
-            edits = {INPUTS: x.moved(INPUTS, share * x.differences[INPUTS])} if share else {}
+            edits = {INPUTS: x.moved(INPUTS, x.shares([share]))} if share else {}
             readers = reader_gradients(model, x.tokens_BT, x.of_row, edits, _layers(nodes))
             read_BTVD = torch.stack([*(readers.of(node.layer, _head(node)) for node in nodes), readers.logits], 2)
             for n in range(len(names.names)):

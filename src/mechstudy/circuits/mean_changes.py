@@ -8,11 +8,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from mechstudy.behaviours.schema import PromptPair
-from mechstudy.circuits.donors import Donors, DonorSource, Key, Replacement
-from mechstudy.circuits.node_attribution import batch_of
+from mechstudy.circuits.donors import Donors, Key
+from mechstudy.circuits.node_attribution import Recording
 from mechstudy.circuits.universe import NodeSet
-from mechstudy.models.batches import length_buckets
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
 
@@ -21,30 +19,24 @@ ROWS = 256  # nodes of one site at a time
 
 @torch.no_grad()
 def mean_changes(
-    model: LanguageModel,
-    nodes: NodeSet,
-    pairs: Sequence[PromptPair],
-    replace_by: Replacement,
-    *,
-    batch_tokens: int = 4096,
+    model: LanguageModel, nodes: NodeSet, recording: Recording, *, to_zero: bool = False
 ) -> Float64[Tensor, " n"]:
     """The norm of the mean change of what each node writes into the residual stream when it is replaced.
 
-    The mean is over all tokens at the node's position. ``zero``: how much it writes, the top activations.
-    ``corrupted``: the difference of means between the two kinds of prompts. What norms after attention and MLP make of
-    it (Gemma) is left out; of a cross-layer feature, all that it writes counts.
+    The mean is over all tokens at the node's position that have a donor. Replaced by the corrupted prompt's values it
+    is the difference of means between the two kinds of prompts. ``to_zero``: how much it writes, the top activations.
+    What norms after attention and MLP make of it (Gemma) is left out; of a cross-layer feature, all that it writes
+    counts.
 
     Args:
         model: the model.
         nodes: the nodes.
-        pairs: the prompts.
-        replace_by: what a node is replaced by, ``zero`` or ``corrupted``.
-        batch_tokens: tokens run at a time.
-
-    Raises:
-        MechstudyError: a prompt has no corrupted prompt where one is needed.
+        recording: of the nodes on some prompts.
+        to_zero: whether nodes are replaced by zero and not by their donors.
     """
-    own, other = _means(model, nodes, pairs, replace_by, batch_tokens)
+    own, other = _means(nodes, recording)
+    if to_zero:
+        other = {key: torch.zeros_like(x_1PW) for key, x_1PW in own.items()}
     names = nodes.positions.names
     norms_N = torch.zeros(len(nodes.nodes), dtype=torch.float64)
     for site, part in nodes.slices.items():
@@ -64,16 +56,14 @@ def mean_changes(
     return norms_N
 
 
-def _means(
-    model: LanguageModel, nodes: NodeSet, pairs: Sequence[PromptPair], replace_by: Replacement, batch_tokens: int
-) -> tuple[dict[Key, Tensor], dict[Key, Tensor]]:
+def _means(nodes: NodeSet, recording: Recording) -> tuple[dict[Key, Tensor], dict[Key, Tensor]]:
     """Means [1, names, width] over tokens that have a donor, of the prompts' own values and of the donors'."""
     names = nodes.positions.names
-    replacements = DonorSource(model, [nodes], replace_by, nodes.positions, batch_tokens=batch_tokens)
     sums: tuple[dict[Key, Tensor], dict[Key, Tensor]] = ({}, {})
+    dtypes: dict[Key, torch.dtype] = {}
     count_P1 = torch.zeros(len(names), 1, dtype=torch.float64)
-    for batch in length_buckets([len(pair.clean_tokens) for pair in pairs], batch_tokens):
-        x = batch_of(model, [pairs[i] for i in batch], [nodes], replacements).donors
+    for batch in recording.batches():
+        x = batch.donors
         assert x.relative_to is not None
         of_name_BTP = torch.nn.functional.one_hot(x.position_BT, len(names)) * x.has_BT[..., None]
         count_P1 += of_name_BTP.sum((0, 1))[:, None]
@@ -81,9 +71,10 @@ def _means(
             for key, x_BTW in values.items():
                 summed_PW = torch.einsum("btp,btw->pw", of_name_BTP.to(x_BTW.device).double(), x_BTW.double())
                 total[key] = total.get(key, torch.zeros_like(summed_PW)) + summed_PW
+                dtypes[key] = x_BTW.dtype
     safe_P1 = count_P1.clamp(min=1)
     own, other = (
-        {key: (x_PW / safe_P1.to(x_PW.device))[None].to(model.dtype) for key, x_PW in of_keys.items()}
+        {key: (x_PW / safe_P1.to(x_PW.device))[None].to(dtypes[key]) for key, x_PW in of_keys.items()}
         for of_keys in sums
     )
     return own, other

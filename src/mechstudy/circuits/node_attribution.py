@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,14 +46,80 @@ class Batch:
         if not (n := self.donors.n_alike):
             return self
         prefix, donors = keep_prefix(model, self.tokens_BT, n), self.donors.after(n)
-        return replace(self, tokens_BT=self.tokens_BT[:, n:], clean={}, differences={}, donors=donors, prefix=prefix)
+        clean = {site: x_BTW[:, n:] for site, x_BTW in self.clean.items()}
+        differences = {key: x_BTW[:, n:] for key, x_BTW in self.differences.items()}
+        tokens_BT = self.tokens_BT[:, n:]
+        return replace(self, tokens_BT=tokens_BT, clean=clean, differences=differences, donors=donors, prefix=prefix)
 
-    def moved(self, site: Site, change_BTW: Tensor) -> Edit:
-        """Writes the clean activations over a site, with a change where there are donors."""
-        x = self.clean[site]
-        has = self.donors.has_BT[..., None].to(x.device)
-        moved = torch.where(has, x + change_BTW, x)
+    def shares(self, points: Sequence[float]) -> Tensor:
+        """The share of every row, where rows are all prompts once for each point of a path."""
+        like = next(iter(self.clean.values()))
+        return like.new_tensor(list(points)).repeat_interleave(len(self.tokens_BT))
+
+    def moved(self, site: Site, share_R: Tensor) -> Edit:
+        """Writes the clean activations over a site, with a share of the donors' difference where there are donors.
+
+        Rows are all prompts, once or several times.
+        """
+        times = len(share_R) // len(self.tokens_BT)
+        x_RTW, change_RTW = (x_BTW.repeat(times, 1, 1) for x_BTW in (self.clean[site], self.differences[site]))
+        has_RT1 = self.donors.has_BT[..., None].to(x_RTW.device).repeat(times, 1, 1)
+        moved = torch.where(has_RT1, x_RTW + share_R[:, None, None] * change_RTW, x_RTW)
         return lambda _: moved
+
+
+class Recording:
+    """Prompts, what nodes hold on them, and what they are replaced by.
+
+    Recorded once for several methods where all prompts are one batch's worth of tokens, else again at every use.
+
+    Args:
+        model: the model.
+        nodes: the nodes.
+        pairs: the prompts.
+        replace_by: what a node is replaced by (`DonorSource`).
+        discovery: prompts that give means and resamples; by default the same.
+        seed: of resamples.
+        batch_tokens: tokens run at a time.
+
+    Raises:
+        MechstudyError: no prompts, or whole answers to compare.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        nodes: NodeSet,
+        pairs: Iterable[PromptPair],
+        replace_by: Replacement,
+        *,
+        discovery: Sequence[PromptPair] = (),
+        seed: int = 0,
+        batch_tokens: int = 4096,
+    ) -> None:
+        self._model, self.pairs, self.replace_by = model, comparable(pairs), replace_by
+        self._recorded: list[Recorded] = [nodes, SiteValues((INPUTS,))]
+        self._replacements = DonorSource(
+            model, self._recorded, replace_by, nodes.positions, discovery or self.pairs, seed=seed,
+            batch_tokens=batch_tokens,
+        )  # fmt: skip
+        self.numbers = length_buckets([len(pair.clean_tokens) for pair in self.pairs], batch_tokens)
+        self._keeps = sum(len(pair.clean_tokens) for pair in self.pairs) <= batch_tokens
+        self._kept: dict[bool, list[Batch]] = {}
+
+    def batches(self, *, differing: bool = False) -> Iterator[Batch]:
+        """The prompts of each of ``numbers``; with ``differing`` their tokens from the first that can differ on."""
+        if (kept := self._kept.get(differing)) is not None:
+            yield from kept
+            return
+        made = (batch.differing(self._model) for batch in self.batches()) if differing else self._recorded_now()
+        if self._keeps:
+            made = iter(self._kept.setdefault(differing, list(made)))
+        yield from made
+
+    def _recorded_now(self) -> Iterator[Batch]:
+        for some in self.numbers:
+            yield batch_of(self._model, [self.pairs[i] for i in some], self._recorded, self._replacements)
 
 
 Sums = Mapping[str, tuple[Tensor, Tensor]]  # of effects, [B], with the changes that they should be
@@ -73,6 +139,7 @@ def predict_effects(
     batch_tokens: int = 4096,
     checkpointing: str = "auto",
     given: Sequence[int] = (),
+    recording: Recording | None = None,
 ) -> EffectsTable:
     """The effect of replacing each node on the answers' contrast, (x' - x) . gradient, summed over its tokens.
 
@@ -102,6 +169,7 @@ def predict_effects(
         checkpointing: of gradients, as in `contrast_gradients`.
         given: numbers of nodes that are replaced already; effects are of others beside them, and theirs are 0. For the
             methods ``eap`` and ``ig_nodes``.
+        recording: of these nodes, prompts and replacements, where several methods are asked for.
 
     Raises:
         MechstudyError: no prompts, whole answers to compare, no corrupted prompts where they are needed, an unknown
@@ -112,32 +180,22 @@ def predict_effects(
     if steps < 1:
         raise MechstudyError(f"steps: {steps} is no number of steps of a path", fix="steps=5")
     assert not given or method in ("eap", "ig_nodes"), method
-    pairs = comparable(pairs)
-    replacements = DonorSource(
-        model,
-        [nodes, SiteValues((INPUTS,))],
-        replace_by,
-        nodes.positions,
-        discovery or pairs,
-        seed=seed,
-        batch_tokens=batch_tokens,
-    )
-    recorded: list[Recorded] = [nodes, SiteValues((INPUTS,))]
-    batches = length_buckets([len(pair.clean_tokens) for pair in pairs], batch_tokens)
+    if recording is None:
+        recording = Recording(
+            model, nodes, pairs, replace_by, discovery=discovery, seed=seed, batch_tokens=batch_tokens
+        )
     parts: list[Effects] = []
-    for batch in batches:
-        x = batch_of(model, [pairs[i] for i in batch], recorded, replacements)
-        if method in ("eap", "ig_nodes"):
-            x = x.differing(model)
+    for x in recording.batches(differing=method in ("eap", "eap_ig_inputs", "ig_nodes")):
         shares = _Shares(model, nodes, x, steps, checkpointing, tuple(given), batch_tokens)
         parts.append(getattr(shares, method)())
+    numbers = recording.numbers
     gaps = [
-        Gap(place, *(by_prompt(batches, [sums[place][side] for _, sums in parts]) for side in (0, 1)))
+        Gap(place, *(by_prompt(numbers, [sums[place][side] for _, sums in parts]) for side in (0, 1)))
         for place in parts[0][1]
     ]
-    effects_PN = by_prompt(batches, [effects for effects, _ in parts])
-    ids = tuple(pair.id for pair in pairs)
-    return EffectsTable(nodes.nodes, effects_PN, ids, method, replace_by, nodes.positions, tuple(gaps))
+    effects_PN = by_prompt(numbers, [effects for effects, _ in parts])
+    ids = tuple(pair.id for pair in recording.pairs)
+    return EffectsTable(nodes.nodes, effects_PN, ids, method, recording.replace_by, nodes.positions, tuple(gaps))
 
 
 def comparable(pairs: Iterable[PromptPair]) -> list[PromptPair]:
@@ -191,14 +249,13 @@ class _Shares:
             return self.eap()
 
     def eap_ig_inputs(self) -> Effects:
-        change_BTD = self.x.differences[INPUTS]
         path = []
-        for share in midpoints(self.steps):
-            share_B = change_BTD.new_full((len(change_BTD),), share).requires_grad_()
-            moved = {INPUTS: self.x.moved(INPUTS, share_B[:, None, None] * change_BTD)}
-            path.append(self._gradients(0.0, share_B, edits=moved))
-        effects_BN, inputs_B = (_mean(parts) for parts in zip(*path, strict=True))
-        return effects_BN, {"inputs": (inputs_B, self._change({INPUTS: self.x.moved(INPUTS, change_BTD)}))}
+        for points in self._at_once():
+            share_R = self.x.shares(points).requires_grad_()
+            moved = {INPUTS: self.x.moved(INPUTS, share_R)}
+            path.append(self._gradients([0.0] * len(points), share_R, edits=moved))
+        effects_BN, inputs_B = (self._mean_of_points(parts) for parts in zip(*path, strict=True))
+        return effects_BN, {"inputs": (inputs_B, self._change({INPUTS: self.x.moved(INPUTS, self.x.shares([1.0]))}))}
 
     def eap_ig_activations(self) -> Effects:
         parts, sums = [], {}
@@ -213,14 +270,19 @@ class _Shares:
         return torch.cat(parts, 1), sums
 
     def ig_nodes(self) -> Effects:
-        at_once = max(1, self.batch_tokens // self.x.tokens_BT.numel())  # points of the path that share a pass
-        path = list(midpoints(self.steps))
-        parts = [self._gradients(path[i : i + at_once], live=True)[0] for i in range(0, self.steps, at_once)]
-        effects_BN = torch.unflatten(torch.cat(parts), 0, (self.steps, -1)).mean(0)
+        effects_BN = self._mean_of_points([self._gradients(points, live=True)[0] for points in self._at_once()])
         change_B = self._change(self._replacing())
         if self.given:
             change_B = change_B - self._change(self._replacing(only=self.given))
         return effects_BN, {"nodes": (effects_BN.sum(1), change_B)}
+
+    def _at_once(self) -> list[list[float]]:
+        """The points of a path, in parts that share a pass."""
+        n, path = max(1, self.batch_tokens // self.x.tokens_BT.numel()), list(midpoints(self.steps))
+        return [path[i : i + n] for i in range(0, self.steps, n)]
+
+    def _mean_of_points(self, parts: Sequence[Tensor]) -> Tensor:
+        return torch.unflatten(torch.cat(list(parts)), 0, (self.steps, -1)).mean(0)
 
     def _gradient(self, share: float, **options: Any) -> Tensor:
         return self._gradients(share, **options)[0]

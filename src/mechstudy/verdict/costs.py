@@ -8,6 +8,7 @@ _SIZES = 10  # of MIB
 _BETWEEN = 6  # that are tried between two of these
 _GROUPS = 8  # of members, at most
 _RIVALS = 4  # by other methods
+CALLS = 40  # of the model for each length of prompts: donors, gradients, kept circuits; each reads all weights
 _SPECIFICATIONS = 13  # all, none, the circuit, its complement, three rankings of three sizes
 
 
@@ -23,7 +24,7 @@ def circuits_run(c: VerdictConfig, train: int, test: int, behaviours: int) -> in
     others = 2 * _SPECIFICATIONS
     donors = 6
     corrupted = train // 2 * (_SIZES + 1 + _BETWEEN) + test * primary
-    return round(DIFFERING * corrupted) + test * (others + donors) + (2 + 1) * test * behaviours + 6 * train
+    return round(DIFFERING * corrupted) + test * (others + donors) + (2 + 1) * test * behaviours + 3 * train
 
 
 def runs_of_variant(c: VerdictConfig, train: int, test: int) -> int:

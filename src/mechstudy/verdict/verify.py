@@ -15,7 +15,7 @@ from mechstudy.circuits.donors import DonorSource, Replacement
 from mechstudy.circuits.effects_table import EffectsTable, ranked
 from mechstudy.circuits.mean_changes import mean_changes
 from mechstudy.circuits.named_positions import NamedPositions
-from mechstudy.circuits.node_attribution import comparable, predict_effects
+from mechstudy.circuits.node_attribution import Recording, comparable, predict_effects
 from mechstudy.circuits.universe import NodeSet
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress, Progress
@@ -129,6 +129,9 @@ class _Judge:
         # Train prompts alone choose the features that are nodes.
         features = active_at(model, bases, names, train, batch_tokens=batch_tokens) if bases else ()
         self._nodes: NodeSet = node_set(model, names, bases, features, errors=bool(bases))
+        self._recording = Recording(
+            model, self._nodes, train, self._kinds[0], discovery=train, seed=config.seed, batch_tokens=batch_tokens
+        )
         self._effects = self._predicted("ig_nodes")
         every = self._donors(self._kinds[0])
         self._circuit = choose(
@@ -173,7 +176,7 @@ class _Judge:
         return predict_effects(
             self._model, self._nodes, self._train, method=method, replace_by=self._kinds[0], discovery=self._train,
             steps=self._c.steps, seed=self._c.seed, batch_tokens=self._batch_tokens,
-            checkpointing=self._checkpointing, given=given,
+            checkpointing=self._checkpointing, given=given, recording=self._recording,
         )  # fmt: skip
 
     @cached_property
@@ -263,12 +266,9 @@ class _Judge:
         """Orders of nodes by other methods, from the same prompts."""
         yield GRADIENT, self._first_order.order(self._c.ranking)
         yield EAP_IG, self._predicted("eap_ig_inputs").order(self._c.ranking)
-        yield ACTIVATIONS, ranked(self._mean_changes("zero"))
+        yield ACTIVATIONS, ranked(mean_changes(self._model, self._nodes, self._recording, to_zero=True))
         if self._kinds[0] == "corrupted":
-            yield DIFFERENCES, ranked(self._mean_changes("corrupted"))
-
-    def _mean_changes(self, replace_by: Replacement) -> Tensor:
-        return mean_changes(self._model, self._nodes, self._train, replace_by, batch_tokens=self._batch_tokens)
+            yield DIFFERENCES, ranked(mean_changes(self._model, self._nodes, self._recording))
 
     def _specifications(self) -> dict[Name, Bool[Tensor, " n"]]:
         """The circuits that are kept with every kind of replacement."""

@@ -25,7 +25,7 @@ from mechstudy.study.study import BehaviourConfig
 from mechstudy.study.unit import Input, Unit
 from mechstudy.study.units import StudyPlan
 from mechstudy.verdict.config import VerdictConfig
-from mechstudy.verdict.costs import DIFFERING, circuits_run, runs_of_variant
+from mechstudy.verdict.costs import CALLS, DIFFERING, circuits_run, runs_of_variant
 
 if TYPE_CHECKING:
     from mechstudy.models.language_model import LanguageModel
@@ -102,9 +102,7 @@ class VerdictPhase(Phase[VerdictSpec, VerdictInputs]):
         n = costs.n_prompts(b)
         train, test = min(c.n_discovery, n["train"]), min(c.n_samples, n["test"])
         runs = circuits_run(c, train, test, len(plan.study.behaviours))
-        gradients = round(
-            2 * train * (DIFFERING * (c.steps + 2) + c.steps)
-        )  # weights have no gradients: backward is as forward
+        gradients = round(2 * DIFFERING * train * (2 * c.steps + 2))  # weights have none: backward is as forward
         variants = len(plan.study.dictionaries.every_variant) if plan.layers else 0
         runs += variants * runs_of_variant(c, train, test)
         gradients += variants * round(2 * train * DIFFERING * c.steps)
@@ -115,15 +113,19 @@ class VerdictPhase(Phase[VerdictSpec, VerdictInputs]):
         encoding = 4.0 * tokens * cost.d_in * cost.n_features * len(layers)
         work = [
             *costs.forward(tokens, x.n_layers, "float32", batches=LENGTHS + tokens // costs.batch, logits=passes),
+            Work("stream", CALLS * LENGTHS * 4.0 * x.n_block_parameters),
             Work("forward", encoding, "float32", cost.d_in),
             Work("stream", 12.0 * passes * x.vocab_size * 4),
             Work("stream", 16.0 * tokens * cost.n_features * len(layers)),
         ]
         batch = min(tokens, costs.batch)
         rows = min(batch, TYPICAL_PROMPT * max(train, test) // LENGTHS)  # prompts of one length, recorded and replaced
+        kept = train * TYPICAL_PROMPT if train * TYPICAL_PROMPT <= costs.batch else 0
+        recorded = len(layers) * (cost.n_features + 3 * x.d_model) + 2 * x.n_layers * x.d_model
         working = (
             3 * costs.block_bytes(batch)
             + 4 * min(batch, c.steps * rows) * x.d_model * x.n_layers  # gradients keep every block's input
+            + 4 * 6 * kept * recorded  # used by several methods: own, donors' and differences, whole and cut
             + 4 * 4 * rows * (cost.n_features + 3 * x.d_model) * len(layers)
             + 4 * 2 * TYPICAL_POSITIONS * (cost.n_features + 3 * x.d_model) * len(layers)
             + 6 * 4 * (batch // TYPICAL_PROMPT) * x.vocab_size

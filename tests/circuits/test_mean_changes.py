@@ -7,9 +7,9 @@ import torch
 
 from mechstudy.circuits.mean_changes import mean_changes
 from mechstudy.circuits.named_positions import NamedPositions
-from mechstudy.circuits.node_attribution import Recording
 from mechstudy.circuits.node_sets import nodes_of
 from mechstudy.circuits.node_values import values_at
+from mechstudy.circuits.recording import Recording
 from mechstudy.core.errors import MechstudyError
 from mechstudy.interventions.feature_nodes import ErrorAt
 from mechstudy.interventions.features import FeatureAt

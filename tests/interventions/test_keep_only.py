@@ -7,7 +7,8 @@ from mechstudy.behaviours.contrast import Contrast, contrasts
 from mechstudy.circuits.components import Components, HeadAt, MlpAt
 from mechstudy.circuits.donors import DonorSource
 from mechstudy.circuits.named_positions import AlignedPrompt, NamedPositions
-from mechstudy.circuits.node_attribution import INPUTS, predict_effects
+from mechstudy.circuits.node_attribution import predict_effects
+from mechstudy.circuits.recording import INPUTS
 from mechstudy.circuits.relevance import relevance_rules
 from mechstudy.circuits.site_gradients import contrast_gradients
 from mechstudy.circuits.universe import NodeSets

@@ -9,7 +9,8 @@ from mechstudy.behaviours.contrast import Contrast, contrasts
 from mechstudy.circuits.donors import DonorSource
 from mechstudy.circuits.mean_changes import mean_changes
 from mechstudy.circuits.named_positions import NamedPositions
-from mechstudy.circuits.node_attribution import Recording, predict_effects
+from mechstudy.circuits.node_attribution import predict_effects
+from mechstudy.circuits.recording import Recording
 from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.dictionary import Dictionary
 from mechstudy.interventions.features import FeatureAt

@@ -15,8 +15,8 @@ from mechstudy.circuits.components import Component, Components, HeadAt, MlpAt
 from mechstudy.circuits.donors import DonorSource, Recorded, Replacement, SiteValues
 from mechstudy.circuits.held_path import midpoints
 from mechstudy.circuits.named_positions import ALL
-from mechstudy.circuits.node_attribution import INPUTS, Batch, batch_of, comparable
 from mechstudy.circuits.readers import reader_gradients
+from mechstudy.circuits.recording import INPUTS, Batch, batch_of, comparable
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.batches import length_buckets
 from mechstudy.models.language_model import LanguageModel

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from mechstudy.circuits.donors import Donors, Key
-from mechstudy.circuits.node_attribution import Recording
+from mechstudy.circuits.recording import Recording
 from mechstudy.circuits.universe import NodeSet
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site

@@ -13,7 +13,7 @@ from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.component_edges import EdgeEffects, anywhere, readable
 from mechstudy.circuits.components import Component, Components, HeadAt, MlpAt
 from mechstudy.circuits.donors import DonorSource, Replacement
-from mechstudy.circuits.node_attribution import Batch, batch_of, comparable
+from mechstudy.circuits.recording import Batch, batch_of, comparable
 from mechstudy.models.batches import length_buckets
 from mechstudy.models.language_model import Edit, LanguageModel
 from mechstudy.models.sites import Site

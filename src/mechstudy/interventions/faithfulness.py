@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.donors import DonorSource, Replacement
-from mechstudy.circuits.node_attribution import comparable
+from mechstudy.circuits.recording import comparable
 from mechstudy.circuits.universe import NodeSet
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress

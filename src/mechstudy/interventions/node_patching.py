@@ -12,7 +12,7 @@ from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.donors import DonorSource, Replacement
 from mechstudy.circuits.effects_table import EffectsTable
 from mechstudy.circuits.named_positions import aligned
-from mechstudy.circuits.node_attribution import comparable
+from mechstudy.circuits.recording import comparable
 from mechstudy.circuits.universe import NodeSet
 from mechstudy.interventions.keep_only import keep_only_values
 from mechstudy.models.language_model import LanguageModel

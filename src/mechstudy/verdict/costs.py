@@ -9,6 +9,7 @@ _BETWEEN = 6  # that are tried between two of these
 _GROUPS = 8  # of members, at most
 _RIVALS = 4  # by other methods
 CALLS = 40  # of the model for each length of prompts: donors, gradients, kept circuits; each reads all weights
+DISTINCT = 10  # features of a layer that are active on some prompt, for each that is active at a token
 _SPECIFICATIONS = 13  # all, none, the circuit, its complement, three rankings of three sizes
 
 

@@ -15,7 +15,8 @@ from mechstudy.circuits.donors import DonorSource, Replacement
 from mechstudy.circuits.effects_table import EffectsTable, ranked
 from mechstudy.circuits.mean_changes import mean_changes
 from mechstudy.circuits.named_positions import NamedPositions
-from mechstudy.circuits.node_attribution import Recording, comparable, predict_effects
+from mechstudy.circuits.node_attribution import predict_effects
+from mechstudy.circuits.recording import Recording, comparable
 from mechstudy.circuits.universe import NodeSet
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import NullProgress, Progress

@@ -25,7 +25,7 @@ from mechstudy.study.study import BehaviourConfig
 from mechstudy.study.unit import Input, Unit
 from mechstudy.study.units import StudyPlan
 from mechstudy.verdict.config import VerdictConfig
-from mechstudy.verdict.costs import CALLS, DIFFERING, circuits_run, runs_of_variant
+from mechstudy.verdict.costs import CALLS, DIFFERING, DISTINCT, circuits_run, runs_of_variant
 
 if TYPE_CHECKING:
     from mechstudy.models.language_model import LanguageModel
@@ -121,11 +121,14 @@ class VerdictPhase(Phase[VerdictSpec, VerdictInputs]):
         batch = min(tokens, costs.batch)
         rows = min(batch, TYPICAL_PROMPT * max(train, test) // LENGTHS)  # prompts of one length, recorded and replaced
         kept = train * TYPICAL_PROMPT if train * TYPICAL_PROMPT <= costs.batch else 0
-        recorded = len(layers) * (cost.n_features + 3 * x.d_model) + 2 * x.n_layers * x.d_model
+        k = plan.study.dictionaries.architecture.k
+        active = min(cost.n_features, DISTINCT * k) if plan.layers else x.d_mlp
+        # Features, what they read and write and their error; heads; MLPs of layers without features.
+        recorded = len(layers) * (active + 3 * x.d_model) + (2 * x.n_layers - len(layers)) * x.d_model
         working = (
             3 * costs.block_bytes(batch)
             + 4 * min(batch, c.steps * rows) * x.d_model * x.n_layers  # gradients keep every block's input
-            + 4 * 6 * kept * recorded  # used by several methods: own, donors' and differences, whole and cut
+            + 4 * 4 * kept * recorded  # used by several methods: sites, own values, donors' and differences
             + 4 * 4 * rows * (cost.n_features + 3 * x.d_model) * len(layers)
             + 4 * 2 * TYPICAL_POSITIONS * (cost.n_features + 3 * x.d_model) * len(layers)
             + 6 * 4 * (batch // TYPICAL_PROMPT) * x.vocab_size

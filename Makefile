@@ -11,7 +11,6 @@ SLURM  := $(PYTHON) -m tests.slurm.cluster
 # Tests share cores, so a thread that has nothing to do must sleep and not spin.
 SHARED := OMP_WAIT_POLICY=passive
 ONE    := $(SHARED) OMP_NUM_THREADS=1
-SAME   := --hypothesis-profile=same
 # Where containers forbid bytecode, every process that a test starts would compile the package anew.
 export PYTHONDONTWRITEBYTECODE :=
 
@@ -47,10 +46,10 @@ test: $(READY) chromium
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(ONE) $(BIN)/pytest -q $(SAME) -n auto -m 'not real and not browser and not peers and not slurm'
-	$(SHARED) $(BIN)/pytest -q $(SAME) -m 'real or browser'
-	$(ONE) $(BIN)/pytest -q $(SAME) -m peers tests/peers
-	$(SLURM) run -- env $(ONE) $(BIN)/pytest -q $(SAME) -n 5 --dist loadfile -m slurm tests/slurm
+	$(ONE) $(BIN)/pytest -q -n auto -m 'not real and not browser and not peers and not slurm'
+	$(SHARED) $(BIN)/pytest -q -m 'real or browser'
+	$(ONE) $(BIN)/pytest -q -m peers tests/peers
+	$(SLURM) run -- env $(ONE) $(BIN)/pytest -q -n 5 --dist loadfile -m slurm tests/slurm
 
 gpu:
 	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || \

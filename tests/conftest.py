@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-import hypothesis
 import pytest
 
 from tests.support import shape_checks
@@ -18,9 +17,6 @@ from tests.support.toy_model import write_model
 for _name in ("COLUMNS", "LINES"):
     os.environ.pop(_name, None)
 
-
-# `make check` draws other examples each time, and so finds what `make test`, which says the same twice, does not.
-hypothesis.settings.register_profile("same", derandomize=True)
 
 _THREADS = os.environ.get("OMP_NUM_THREADS")
 

@@ -234,5 +234,5 @@ def test_a_prompt_whose_graph_does_not_fit_is_refused_before_it_is_computed(worl
 
 def test_a_long_prompt_is_said_to_take_long(world, monkeypatch):
     monkeypatch.setattr(attribution, "_LONG", 2)
-    with pytest.warns(MechstudyWarning, match="tokens takes minutes and more than"):
+    with pytest.warns(MechstudyWarning, match="tokens may take minutes, and takes more than"):
         ms.attribute(world.model, world.dicts, PROMPT)

@@ -123,13 +123,12 @@ def test_verify_sees_a_manifest_that_only_changed_its_spaces(store):
     assert artifact.verify() == [Problem(artifact.name, "manifest.json", "manifest")]
 
 
+@pytest.mark.slow
 def test_a_flip_of_any_byte_of_a_manifest_is_its_problem_and_no_error(store):
     artifact = publish(store, data=publish(store, unit="first"))
     path = artifact.path / "manifest.json"
     whole = path.read_bytes()
-    about_machine = range(whole.index(b'"provenance"'), whole.index(b'"files"'))
-    assert len(about_machine) > 100
-    for place in set(range(len(whole))) - set(about_machine):
+    for place in range(len(whole)):
         flipped = bytearray(whole)
         flipped[place] ^= 1 << place % 7
         path.write_bytes(bytes(flipped))

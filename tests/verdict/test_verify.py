@@ -154,8 +154,8 @@ def test_variants_are_chosen_and_judged_as_the_circuit_is():
 
 def test_without_other_dictionaries_the_verdict_does_not_ask_for_them(found):
     states = {c.name: (c.state, c.missing) for c in found.criteria}
-    assert states["variants"] == ("not measured", "the study has one dictionary a layer")
-    assert states["controls"] == ("not measured", "the study has no frozen dictionaries")
+    assert states["variants"] == ("not measured", "there are no other dictionaries of every layer")
+    assert states["controls"] == ("not measured", "there are no frozen dictionaries of every layer")
     assert "variants" not in found.why and "controls" not in found.why
 
 

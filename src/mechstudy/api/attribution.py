@@ -154,7 +154,9 @@ def _check_length(model: LanguageModel, n_tokens: int) -> None:
 def _check_memory(
     model: LanguageModel, dictionaries: Mapping[int, Basis], config: AttributionConfig, n_tokens: int
 ) -> None:
-    """Refuses a prompt whose graph this machine cannot hold; warns of one that takes minutes."""
+    """Refuses a prompt whose graph a CPU's machine cannot hold; warns of one that may take minutes there."""
+    if model.device.type != "cpu":
+        return
     cfgs = [one.cfg for one in dictionaries.values()]
     basis = config.basis or ("dictionaries" if cfgs else "neurons")
     cost = graph_cost(
@@ -170,10 +172,11 @@ def _check_memory(
     )
     available = available_memory_bytes()
     what = f"a graph of {n_tokens:,} tokens"
-    if model.device.type == "cpu" and cost.memory > available:
+    if cost.memory > available:
         raise MechstudyError(
             f"{what} needs more than {human(cost.memory)} of memory, and {human(available)} are free",
             fix="a shorter prompt, or fewer nodes: config=AttributionConfig(max_features=...)",
         )
     if n_tokens > _LONG:
-        warn(f"{what} takes minutes and more than {human(cost.memory)}; both grow with the square of the length")
+        least = human(cost.memory)
+        warn(f"{what} may take minutes, and takes more than {least}; both grow with the square of the length")

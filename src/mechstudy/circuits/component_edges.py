@@ -12,13 +12,12 @@ from torch import Tensor
 
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.components import Component, Components, HeadAt, MlpAt
-from mechstudy.circuits.donors import DonorSource, Recorded, Replacement, SiteValues
+from mechstudy.circuits.donors import Replacement
 from mechstudy.circuits.held_path import midpoints
 from mechstudy.circuits.named_positions import ALL
 from mechstudy.circuits.readers import reader_gradients
-from mechstudy.circuits.recording import INPUTS, Batch, batch_of, comparable
+from mechstudy.circuits.recording import INPUTS, Batch, Recording
 from mechstudy.core.errors import MechstudyError
-from mechstudy.models.batches import length_buckets
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
 
@@ -111,17 +110,14 @@ def edge_effects(
     """
     if method not in METHODS:
         raise MechstudyError(f"edges have no method {method!r}", facts={"methods": ", ".join(METHODS)})
-    pairs, names = comparable(pairs), components.positions
-    replacements = DonorSource(
-        model, [components, SiteValues((INPUTS,))], replace_by, names, discovery or pairs, seed=seed,
-        batch_tokens=batch_tokens,
-    )  # fmt: skip
-    recorded: list[Recorded] = [components, SiteValues((INPUTS,))]
+    names = components.positions
+    recording = Recording(
+        model, components, pairs, replace_by, discovery=discovery, seed=seed, batch_tokens=batch_tokens
+    )
     nodes = list(dict.fromkeys(anywhere(node) for node in components.nodes))
     total_NUV = torch.zeros(len(names.names), len(nodes), len(nodes) + 1, dtype=torch.float64)
     shares = midpoints(steps) if method == "eap_ig_inputs" else [0.0]
-    for batch in length_buckets([len(pair.clean_tokens) for pair in pairs], batch_tokens):
-        x = batch_of(model, [pairs[i] for i in batch], recorded, replacements)
+    for x in recording.batches():
         written_BTUD = torch.stack([_written(model, node, x) for node in nodes], 2)
         for share in shares:
             edits = {INPUTS: x.moved(INPUTS, x.shares([share]))} if share else {}
@@ -133,7 +129,7 @@ def edge_effects(
                                         read_BTVD[at.to(model.device)].double())  # fmt: skip
                 total_NUV[n] += edges_UV.cpu() / len(shares)
     reads_UV = readable(model, nodes)
-    effects_NUV = torch.where(reads_UV, total_NUV / len(pairs), 0)
+    effects_NUV = torch.where(reads_UV, total_NUV / len(recording.pairs), 0)
     return EdgeEffects(names.names, tuple(nodes), reads_UV, effects_NUV, method, replace_by)
 
 

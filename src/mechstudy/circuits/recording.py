@@ -112,7 +112,7 @@ class Recording:
 
     def _recorded_now(self) -> Iterator[Batch]:
         for some in self.numbers:
-            yield batch_of(self._model, [self.pairs[i] for i in some], self._recorded, self._replacements)
+            yield _batch_of(self._model, [self.pairs[i] for i in some], self._recorded, self._replacements)
 
 
 def comparable(pairs: Iterable[PromptPair]) -> list[PromptPair]:
@@ -131,7 +131,7 @@ def comparable(pairs: Iterable[PromptPair]) -> list[PromptPair]:
 
 
 @torch.no_grad()
-def batch_of(
+def _batch_of(
     model: LanguageModel, pairs: Sequence[PromptPair], recorded: Sequence[Recorded], replacements: DonorSource
 ) -> Batch:
     """Pairs of one length: what is recorded on their clean prompts, and how the donors differ."""

@@ -12,9 +12,8 @@ from mechstudy.behaviours.contrast import contrasts
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.component_edges import EdgeEffects, anywhere, readable
 from mechstudy.circuits.components import Component, Components, HeadAt, MlpAt
-from mechstudy.circuits.donors import DonorSource, Replacement
-from mechstudy.circuits.recording import Batch, batch_of, comparable
-from mechstudy.models.batches import length_buckets
+from mechstudy.circuits.donors import Replacement
+from mechstudy.circuits.recording import Batch, Recording
 from mechstudy.models.language_model import Edit, LanguageModel
 from mechstudy.models.sites import Site
 
@@ -49,15 +48,14 @@ def measure_edge_effects(
     Raises:
         MechstudyError: as `circuits.predict_effects`.
     """
-    pairs, names = comparable(pairs), components.positions
-    replacements = DonorSource(
-        model, [components], replace_by, names, discovery or pairs, seed=seed, batch_tokens=batch_tokens
+    names = components.positions
+    recording = Recording(
+        model, components, pairs, replace_by, discovery=discovery, seed=seed, batch_tokens=batch_tokens
     )
     nodes = list(dict.fromkeys(anywhere(node) for node in components.nodes))
     ends, reads_UV = [*nodes, None], readable(model, nodes)
     total_NUV = torch.zeros(len(names.names), len(nodes), len(nodes) + 1, dtype=torch.float64)
-    for batch in length_buckets([len(pair.clean_tokens) for pair in pairs], batch_tokens):
-        x = batch_of(model, [pairs[i] for i in batch], [components], replacements)
+    for x in recording.batches():
         patched = _Patched(model, x, _clean_streams(model, x, nodes))
         changes = [_written_change(model, node, x) for node in nodes]
         for targets in _together(nodes):
@@ -68,7 +66,7 @@ def measure_edge_effects(
                 effects_VM = patched.effects([ends[v] for v in targets], torch.cat([r[2] for r in part]))
                 for v, effect_M in zip(targets, effects_VM, strict=True):
                     total_NUV[n, u, v] += effect_M.cpu()
-    return EdgeEffects(names.names, tuple(nodes), reads_UV, total_NUV / len(pairs), "patching", replace_by)
+    return EdgeEffects(names.names, tuple(nodes), reads_UV, total_NUV / len(recording.pairs), "patching", replace_by)
 
 
 def _together(nodes: Sequence[Component]) -> list[list[int]]:

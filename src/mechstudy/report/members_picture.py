@@ -92,7 +92,7 @@ def in_words(members: Sequence[Member], positions: Sequence[str]) -> list[dict[s
 def members_svg(
     members: Sequence[Member], positions: Sequence[str], n_layers: int, tokens: Mapping[str, str], theme: Theme
 ) -> Markup:
-    """SVG: positions from left to right, layers upwards; a mark's area is the size of its node's effect.
+    """SVG: positions from left to right, layers upwards; a mark grows with its node's effect.
 
     Args:
         members: of the circuit, the strongest first.

@@ -17,7 +17,8 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.core.files import UNREADABLE, UNREADABLE_FIX, not_stale
 from mechstudy.core.jsonio import canonical_json, json_bytes, jsonable, read_json, write_json_atomic
 
-SCHEMA = "mechstudy-artifact-1"
+_Schema = Literal["mechstudy-artifact-1"]
+SCHEMA: _Schema = "mechstudy-artifact-1"
 MANIFEST = "manifest.json"
 
 
@@ -82,7 +83,7 @@ class _Input(TypedDict):
 class _Manifest(TypedDict):
     """What every reader of a manifest may rely on: a damaged one that parses as JSON is not taken for a manifest."""
 
-    schema: Literal["mechstudy-artifact-1"]
+    schema: _Schema
     phase: str
     unit: str
     id: str

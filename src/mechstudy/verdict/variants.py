@@ -127,8 +127,8 @@ def variant_criteria(
     trained = [c.explained for c in circuits if not c.frozen]
     frozen = [c.less for c in circuits if c.frozen]
     return (
-        _least("variants", trained, explained, "the study has one dictionary a layer"),
-        _least("controls", frozen, beyond, "the study has no frozen dictionaries"),
+        _least("variants", trained, explained, "there are no other dictionaries of every layer"),
+        _least("controls", frozen, beyond, "there are no frozen dictionaries of every layer"),
     )
 
 

@@ -22,7 +22,7 @@ from mechstudy.study.phases.model import ModelArtifact, ModelPhase
 from mechstudy.study.phases.prompts import PromptsArtifact, PromptsPhase
 from mechstudy.study.phases.train import DictionaryArtifact, VariantPhase, load_all
 from mechstudy.study.study import BehaviourConfig
-from mechstudy.study.unit import Input, Unit
+from mechstudy.study.unit import Unit
 from mechstudy.study.units import StudyPlan
 from mechstudy.verdict.config import VerdictConfig
 from mechstudy.verdict.costs import CALLS, DIFFERING, DISTINCT, circuits_run, runs_of_variant
@@ -45,7 +45,7 @@ class VerdictSpec(Spec, VerdictConfig):
 
 @dataclass(frozen=True)
 class VerdictInputs:
-    """The model, the prompts of every behaviour, the dictionaries by layer, text, and variants by ``name:layer``."""
+    """The model, the prompts of every behaviour, the dictionaries by layer, text, and variants by unit."""
 
     model: ModelArtifact
     prompts: Mapping[str, PromptsArtifact]
@@ -82,7 +82,7 @@ class VerdictPhase(Phase[VerdictSpec, VerdictInputs]):
                 *plan.inputs("prompts", PromptsPhase, key="behaviour"),
                 *plan.dictionaries(),
                 *plan.inputs("corpus", CorpusPhase),
-                *(Input("variants", u.name, f"{u.variant}:{u.layer}") for u in plan.made_by(VariantPhase)),
+                *plan.inputs("variants", VariantPhase, key="name"),
             ]
             c = plan.study.verdict
             settings = c.canonical() | {"seed": plan.seed(unit, f"draws {c.seed}")}
@@ -172,9 +172,8 @@ class VerdictPhase(Phase[VerdictSpec, VerdictInputs]):
 def _variants(inputs: VerdictInputs, runtime: Runtime, model: LanguageModel) -> dict[str, verdict.Variant]:
     """The variants that every layer has, by name."""
     by_name: dict[str, dict[int, DictionaryArtifact]] = defaultdict(dict)
-    for key, made in inputs.variants.items():
-        name, layer = key.split(":")
-        by_name[name][int(layer)] = made
+    for made in inputs.variants.values():
+        by_name[made.spec["variant"]][made.spec["layer"]] = made
     return {
         name: verdict.Variant(
             load_all(of_layers, runtime, model),

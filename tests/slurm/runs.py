@@ -25,8 +25,11 @@ PAGES = re.compile(r"[^/]+\.html|(data|figures)/(chart-)?(compute|usage)-[^/]+")
 _MARK = "MECHSTUDY_TEST_MARK"
 
 
-def wait_until(reached: Callable[[], object], what: str, *, seconds: float = 60.0) -> None:
-    """Polls until ``reached`` is true; fails with ``what`` was waited for."""
+def wait_until(reached: Callable[[], object], what: str, *, seconds: float = 300.0) -> None:
+    """Polls until ``reached`` is true; fails with ``what`` was waited for.
+
+    Patient, as jobs of other tests have the node's CPUs first.
+    """
     deadline = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < deadline, f"waited {seconds:.0f} seconds for {what}"
@@ -91,7 +94,7 @@ class Submitted:
         done = subprocess.run(
             [sys.executable, "-m", "mechstudy", command, str(self.file), *words, "--out", str(self.run)],
             env=self.environment | (environment or {}), cwd=self.folder, capture_output=True, text=True, check=False,
-            timeout=180,
+            timeout=400,
         )  # fmt: skip
         shown = done.stdout + done.stderr
         assert code is None or done.returncode == code, f"{command} exited with {done.returncode}\n{shown[-3000:]}"
@@ -141,7 +144,7 @@ class Submitted:
         with suppress(AssertionError):
             if jobs := sorted({row.job for row in self.queue()}):
                 self.cluster.call("scancel", *jobs, check=False)
-            wait_until(lambda: not self.queue(), "its jobs to be cancelled", seconds=30)
+            wait_until(lambda: not self.queue(), "its jobs to be cancelled")
 
     def workers(self) -> list[int]:
         """Pids of the tool's processes in its jobs."""

@@ -77,7 +77,7 @@ def test_of_two_submits_at_once_one_submits_and_the_other_says_so(submitted):
                          stdout=subprocess.PIPE)
         for _ in range(2)
     ]  # fmt: skip
-    errors = [process.communicate(timeout=120)[1] for process in both]
+    errors = [process.communicate(timeout=400)[1] for process in both]
     codes = [process.returncode for process in both]
     assert sorted(codes) == [0, 2], errors
     error = errors[codes.index(2)]
@@ -107,10 +107,10 @@ def test_a_silent_controller_is_refused_and_a_late_job_is_recovered(fragile, mod
 def test_jobs_that_slurm_forgot_are_submitted_again_unless_done(fragile, model, tmp_path):
     submitted = Submitted(fragile, write_study(tmp_path / "study", model))
     submitted.mechstudy("submit")
-    wait_until(lambda: {"model", "corpus"} <= units(submitted.run), "the first units", seconds=120)
+    wait_until(lambda: {"model", "corpus"} <= units(submitted.run), "the first units")
     fragile.signal("slurmctld", signal.SIGKILL)
     forget(fragile)
-    wait_until(lambda: not submitted.workers(), "workers of forgotten jobs to end", seconds=60)
+    wait_until(lambda: not submitted.workers(), "workers of forgotten jobs to end")
     done = units(submitted.run)
     assert submitted.queue() == []
     shown = submitted.mechstudy("why", "report", code=None)

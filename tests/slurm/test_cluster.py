@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -31,8 +30,11 @@ def states(cluster: Cluster, *jobs: str) -> dict[str, list[str]]:
     return {job: [state for of, state in rows if of == job] for job in jobs}
 
 
-def ended(cluster: Cluster, *jobs: str, seconds: float = 90.0) -> None:
-    wait_until(lambda: not any(states(cluster, *jobs).values()), f"jobs {jobs} to end", seconds=seconds)
+def ended(cluster: Cluster, *jobs: str) -> None:
+    try:
+        wait_until(lambda: not any(states(cluster, *jobs).values()), f"jobs {jobs} to end")
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{cluster.call('squeue', '-r')}{cluster.call('sinfo')}") from None
 
 
 def accounted(cluster: Cluster, job: str) -> list[tuple[str, str]]:
@@ -84,7 +86,7 @@ def test_gpus_are_handed_out_one_by_one(cluster, tmp_path):
     meet = f"echo $CUDA_VISIBLE_DEVICES; while [ $({begun}) -lt 2 ]; do sleep .2; done"
     job = sbatch(cluster, tmp_path, meet, "--array=0-1", "--gres=gpu:1")
     both = sbatch(cluster, tmp_path, "echo $CUDA_VISIBLE_DEVICES", "--array=0", "--gres=gpu:2")
-    ended(cluster, job, both, seconds=300)  # two must run at once, on CPUs that other tests' jobs queue for
+    ended(cluster, job, both)
     assert sorted((tmp_path / f"{job}_{i}.log").read_text().strip() for i in range(2)) == ["0", "1"]
     assert (tmp_path / f"{both}_0.log").read_text().strip() == "0,1"
 
@@ -132,9 +134,11 @@ def read(path: Path) -> bytes:
 
 
 def test_a_restarted_controller_still_knows_its_jobs(cluster, tmp_path):
-    job = sbatch(cluster, tmp_path, "sleep 6", "--array=0-1")
-    time.sleep(1)
+    go = tmp_path / "go"
+    job = sbatch(cluster, tmp_path, f"while [ ! -e {go} ]; do sleep .2; done; echo done", "--array=0-1")
+    wait_until(lambda: "RUNNING" in states(cluster, job)[job], "an element to run")
     cluster.restart("slurmctld")
     assert states(cluster, job)[job]
+    go.touch()
     ended(cluster, job)
-    assert len(list(tmp_path.glob(f"{job}_*.log"))) == 2
+    assert [path.read_text() for path in tmp_path.glob(f"{job}_*.log")] == ["done\n"] * 2

@@ -44,11 +44,11 @@ def test_cost_agrees_with_sacct_about_jobs_put_back_cancelled_and_done(submitted
     def completed() -> int:
         return sum(row["State"] == "COMPLETED" for row in sacct(submitted).values())
 
-    wait_until(lambda: completed() >= 2, "the model and the prompts", seconds=240)
+    wait_until(lambda: completed() >= 2, "the model and the prompts")
     submitted.mechstudy("cancel")
-    submitted.wait(seconds=120)
+    submitted.wait()
 
-    wait_until(lambda: all(row["State"] != "RUNNING" for row in sacct(submitted).values()), "slurmdbd", seconds=60)
+    wait_until(lambda: all(row["State"] != "RUNNING" for row in sacct(submitted).values()), "slurmdbd")
     shown = submitted.mechstudy("cost", "--json")
     cost = json.loads(shown[shown.index("{") : shown.rindex("}") + 1])
     ran = {key: row for key, row in sacct(submitted).items() if int(row["ElapsedRaw"])}

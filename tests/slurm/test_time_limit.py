@@ -59,7 +59,7 @@ def test_where_a_site_forbids_requeue_a_successor_continues(submitted, model, tm
         submitted.cluster.call("scontrol", "update", f"JobId={job}", "Requeue=0")
         wait_until(lambda: list(submitted.run.glob("artifacts/train/*.partial/.scratch")), "training", seconds=400)
         submitted.cluster.call("scancel", "--batch", "--signal=USR1", f"{job}_0")  # as before a time limit
-        wait_until(lambda: job not in {row.job for row in submitted.queue()}, "the job to end", seconds=60)
+        wait_until(lambda: job not in {row.job for row in submitted.queue()}, "the job to end")
         after = {row.name: row.job for row in submitted.queue()}
         assert int(after["tiny-train"]) > int(after["tiny-report"]), after
         submitted.wait()

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from mechstudy.statistics import bootstrap_of_sums, cluster_bootstrap, cluster_share, ratio, wilson
+from mechstudy.statistics.bootstrap import skewed_t_interval
 from mechstudy.statistics.clusters import ALL_EQUAL, ONE_GROUP
 
 
@@ -12,15 +13,31 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-def test_every_row_its_own_cluster_is_the_ordinary_bootstrap():
+def test_each_end_is_the_farther_one_of_bootstrap_and_skewed_t():
     x = rng(1).normal(size=30)
     names = [f"row {i}" for i in range(30)]
     estimate = cluster_bootstrap(x, names, rng(7), n_resamples=500, level=0.9)
     means = x[rng(7).integers(0, 30, (500, 30))].mean(1)
     tail = stats.norm.cdf(np.sqrt(30 / 29) * stats.t.ppf(0.05, 29))
     assert estimate.value == pytest.approx(x.mean())
-    assert estimate.ci == pytest.approx(tuple(np.quantile(means, [tail, 1 - tail])))
+    both = np.array([np.quantile(means, [tail, 1 - tail]), skewed_t_interval(x.mean(), x - x.mean(), 0.9)])
+    assert estimate.ci == pytest.approx((both[:, 0].min(), both[:, 1].max()))
     assert (estimate.n, estimate.n_clusters) == (30, 30)
+
+
+def test_without_skewness_the_t_interval_is_students():
+    x = np.array([-2.0, -1.0, 0.0, 1.0, 2.0]) + 3
+    student = stats.t.interval(0.9, 4, loc=3, scale=stats.sem(x))
+    assert skewed_t_interval(3.0, x - 3, 0.9) == pytest.approx(student)
+
+
+def test_halls_cubic_of_a_skewed_interval_is_students():
+    x = rng(3).exponential(size=12)
+    n, skewness, error = 12, stats.skew(x), stats.sem(x)
+    t = (x.mean() - np.array(skewed_t_interval(x.mean(), x - x.mean()))) / error / np.sqrt(n)
+    cubic = np.sqrt(n) * (t + skewness * t**2 / 3 + skewness**2 * t**3 / 27 + skewness / (6 * n))
+    assert cubic == pytest.approx(stats.t.ppf([0.975, 0.025], n - 1))
+    assert (x.mean() - t[1] * np.sqrt(n) * error) - x.mean() > t[0] * np.sqrt(n) * error, "farther on the long side"
 
 
 def test_rows_that_repeat_their_cluster_do_not_narrow_the_interval():
@@ -33,13 +50,15 @@ def test_rows_that_repeat_their_cluster_do_not_narrow_the_interval():
     assert naive.ci[1] - naive.ci[0] < 0.5 * (once.ci[1] - once.ci[0])
 
 
+@pytest.mark.parametrize("skewed", [False, True])
 @pytest.mark.parametrize("n_clusters", [8, 30])
-def test_95_percent_intervals_of_clustered_data_cover_about_95_percent(n_clusters):
+def test_95_percent_intervals_of_clustered_data_cover_about_95_percent(n_clusters, skewed):
     g, hits, trials = rng(11), 0, 400
     sizes = g.integers(1, 6, n_clusters)
     names = [str(c) for c in np.repeat(np.arange(n_clusters), sizes)]
     for _ in range(trials):
-        x = 1.0 + np.repeat(g.normal(size=n_clusters), sizes) + 0.5 * g.normal(size=sizes.sum())
+        of_clusters = g.exponential(size=n_clusters) - 1 if skewed else g.normal(size=n_clusters)
+        x = 1.0 + np.repeat(of_clusters, sizes) + 0.5 * g.normal(size=sizes.sum())
         low, high = cluster_bootstrap(x, names, g, n_resamples=400).ci
         hits += low <= 1.0 <= high
     assert 0.91 <= hits / trials <= 0.985
@@ -90,6 +109,8 @@ def test_wilson_intervals_equal_scipys_and_contain_their_share():
 def test_a_share_inside_keeps_its_bootstrap_interval():
     correct, names = [1.0] * 20 + [0.0] * 4, [str(i) for i in range(24)]
     assert cluster_share(correct, names, rng(5)) == cluster_bootstrap(correct, names, rng(5))
+    low, high = cluster_bootstrap([1.0] * 23 + [0.0], names, rng(5)).ci
+    assert high > 1 and cluster_share([1.0] * 23 + [0.0], names, rng(5)).ci == (low, 1.0), "no share is above 1"
 
 
 @pytest.mark.parametrize("values", [[0.0] * 12, [-0.1] * 12, [0.3, -0.3] * 6])

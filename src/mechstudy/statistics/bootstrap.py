@@ -52,19 +52,18 @@ def cluster_bootstrap(
     A ratio's value is None where its denominator is about 0. Sums are float64. Clusters that all have the same mean
     have no interval: its width would be zero, as if the value were certain.
 
-    Methods: cluster bootstrap (Davison & Hinkley 1997, 3.8); its percentiles are widened for few clusters (Hesterberg
-    2015, "expanded percentile"), because the plain percentile interval of ten clusters covers 90% instead of 95%.
+    Each end is the farther one of two intervals. The percentiles of a cluster bootstrap (Davison & Hinkley 1997, 3.8),
+    widened for few clusters (Hesterberg 2015, "expanded percentile"): the plain ones of ten clusters cover 90% instead
+    of 95%. And Student's t of the jackknife, transformed for skewness (Hall 1992): of few skewed clusters, percentiles
+    alone cover 92%.
     """
     x = np.asarray(values, dtype=np.float64)
     w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
-    top, bottom = cluster_sums(x, clusters), cluster_sums(w, clusters)
-    n = len(top)
-    value = ratio(x, w)
-    if value is None or n < 2:
-        return Estimate(value, None, len(x), n, None if value is None else ONE_GROUP)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        means = np.divide(*_resampled([top, bottom], rng, n_resamples))
-    return _with_interval(value, means, len(x), n, level)
+    if ratio(x, w) is None:
+        return Estimate(None, None, len(x), len(set(clusters)))
+    return bootstrap_of_sums(
+        lambda sums: sums[0] / sums[1], [x, w], clusters, rng, n_resamples=n_resamples, level=level
+    )
 
 
 def bootstrap_of_sums(
@@ -95,7 +94,40 @@ def bootstrap_of_sums(
         if n < 2:
             return Estimate(value, None, n_rows, n, ONE_GROUP)
         values = statistic(_resampled(sums, rng, n_resamples))
-    return _with_interval(value, values, n_rows, n, level)
+        without_one = statistic(np.array([column.sum() - column for column in sums]))
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return Estimate(value, None, n_rows, n)
+    if values.max() - values.min() <= _ROUNDING * np.abs(values).max():
+        return Estimate(value, None, n_rows, n, ALL_EQUAL)
+    tail = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf((1 - level) / 2, n - 1))
+    low, high = np.quantile(values, [tail, 1 - tail])
+    if np.isfinite(without_one).all():
+        t_low, t_high = skewed_t_interval(value, (n - 1) * (without_one.mean() - without_one), level)
+        low, high = min(low, t_low), max(high, t_high)
+    return Estimate(value, (float(low), float(high)), n_rows, n)
+
+
+def skewed_t_interval(value: float, influence: Array, level: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of a mean, or of what is nearly one, transformed for skewness.
+
+    Args:
+        value: the estimate.
+        influence: [clusters], what each adds to it, of mean 0.
+        level: of the interval.
+
+    Formula: Hall 1992 (On the removal of skewness by transformation), the cubic and its inverse; without skewness it is
+    Student's interval.
+    """
+    n = len(influence)
+    error = influence.std(ddof=1) / np.sqrt(n)
+    skewness = (influence**3).mean() / influence.std() ** 3
+    ends = stats.t.ppf([(1 + level) / 2, (1 - level) / 2], n - 1)
+    if abs(skewness) > _ROUNDING**0.5:
+        inner = 1 + skewness * (ends / np.sqrt(n) - skewness / (6 * n))
+        ends = 3 * np.sqrt(n) / skewness * (np.cbrt(inner) - 1)
+    low, high = value - error * ends
+    return float(low), float(high)
 
 
 def _resampled(columns: Sequence[Array], rng: np.random.Generator, n_resamples: int) -> Array:
@@ -109,17 +141,6 @@ def _resampled(columns: Sequence[Array], rng: np.random.Generator, n_resamples: 
         for row, column in zip(sums, columns, strict=True):
             row[start : start + rows] = column[drawn].sum(1)
     return sums
-
-
-def _with_interval(value: float, resampled: Array, n_rows: int, n: int, level: float) -> Estimate:
-    values = resampled[np.isfinite(resampled)]
-    if not len(values):
-        return Estimate(value, None, n_rows, n)
-    tail = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf((1 - level) / 2, n - 1))
-    low, high = np.quantile(values, [tail, 1 - tail])
-    if values.max() - values.min() <= _ROUNDING * np.abs(values).max():
-        return Estimate(value, None, n_rows, n, ALL_EQUAL)
-    return Estimate(value, (float(low), float(high)), n_rows, n)
 
 
 def cluster_share(
@@ -136,6 +157,8 @@ def cluster_share(
     Wilson's score interval with the clusters as trials: 24 of 24 is [0.86, 1].
     """
     estimate = cluster_bootstrap(correct, clusters, rng, n_resamples=n_resamples, level=level)
+    if estimate.ci is not None:
+        return replace(estimate, ci=(max(0.0, estimate.ci[0]), min(1.0, estimate.ci[1])))
     if estimate.missing != ALL_EQUAL or estimate.value is None:
         return estimate
     return replace(estimate, ci=wilson(estimate.value, estimate.n_clusters, level), missing=None)

@@ -1,13 +1,16 @@
 """Circuits planted into existing models."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from mechstudy.circuits.components import Components
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.seeds import numpy_generator
 from mechstudy.models.loading import load_model
 from mechstudy.models.validate import validate_model
-from mechstudy.referee.planting import Plan, draw_plan, planted
+from mechstudy.referee.planting import Plan, draw_plan, planted, planted_pair
 from tests.support.tiny import tiny_model
 
 
@@ -43,6 +46,15 @@ def test_one_or_two_carriers_in_named_heads(host):
     assert {str(node) for node in circuit.nodes} == {"head.0.1@relay", "head.1.2@last", "head.2.3@last", "mlp.4@last"}
     assert len(circuit.edges) == 5
     assert circuit.check(circuit.test[:2]).holds
+
+
+def test_two_circuits_of_a_model_share_no_word(host):
+    above, below = planted_pair(host, (0, 1), (Plan((0, 1), ((1, 2),), 3), Plan((0, 2), ((1, 1),), 4)), n_pairs=4)
+    words = [{t for p in (*c.train, *c.test) for t in (*p.clean_tokens, *p.corrupted_tokens)} for c in (above, below)]
+    assert not words[0] & words[1] - {host.tokenizer.bos_token_id}
+    for circuit in (above, below):
+        beside = replace(circuit, model=above.model, universe=Components(above.model, circuit.universe.positions))
+        assert beside.check(beside.test[:2], edges=False).holds, "the model of both has each"
 
 
 def test_forty_seeds_give_forty_plans():

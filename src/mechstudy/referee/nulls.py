@@ -27,7 +27,7 @@ from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.loading import load_model
 from mechstudy.referee.hosts import random_host
 from mechstudy.referee.known_circuit import KnownCircuit
-from mechstudy.referee.planting import Plan, draw_plan, planted
+from mechstudy.referee.planting import Plan, draw_plan, planted_pair
 from mechstudy.verdict.config import VerdictConfig
 from mechstudy.verdict.criteria import OUTCOMES
 from mechstudy.verdict.result import Verdict
@@ -72,7 +72,7 @@ class Pair:
 
     @classmethod
     def of_seed(cls, host: LanguageModel, seed: int) -> Pair:
-        """Two circuits without a common head or MLP.
+        """Two circuits without a common head, MLP, word or direction.
 
         Raises:
             MechstudyError: no two such circuits can be planted.
@@ -83,11 +83,10 @@ class Pair:
             if _parts(one) & _parts(other):
                 continue
             try:
-                below = planted(host, 2 * (_TRIES * seed + number) + 1, plan=other)
-                above = planted(below.model, 2 * (_TRIES * seed + number), plan=one)
+                first = 2 * (_TRIES * seed + number)
+                return cls(host, *planted_pair(host, (first, first + 1), (one, other)))
             except MechstudyError:  # of these words and directions none is clean enough
                 continue
-            return cls(host, above, below)
         raise MechstudyError(f"no two circuits of seed {seed} fit into {host.name}", fix="more layers or heads")
 
     @classmethod

@@ -71,12 +71,56 @@ def planted(
         MechstudyError: a model of another architecture or of fewer than three layers, or no size is enough.
     """
     _check_architecture(model)
+    return _planted(model, seed, n_pairs, tolerance, plan)[0]
+
+
+def planted_pair(
+    model: LanguageModel,
+    seeds: tuple[int, int],
+    plans: tuple[Plan, Plan],
+    *,
+    n_pairs: int = 12,
+    tolerance: float = TOLERANCE / 2,
+) -> tuple[KnownCircuit, KnownCircuit]:
+    """Two circuits in one copy of a model, without a head, an MLP, a word or a direction in common.
+
+    The first circuit's model has both, the second's has the second alone.
+
+    Args:
+        model: as of `planted`.
+        seeds: of the circuits.
+        plans: of the circuits.
+        n_pairs: of each split.
+        tolerance: as of `planted`.
+
+    Raises:
+        MechstudyError: as of `planted`.
+    """
+    _check_architecture(model)
+    below, taken = _planted(model, seeds[1], n_pairs, tolerance, plans[1])
+    above, _ = _planted(below.model, seeds[0], n_pairs, tolerance, plans[0], beside=taken)
+    return above, below
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What a plant has for itself: its directions [d, n], and its tokens."""
+
+    basis_DN: Tensor
+    tokens: frozenset[int]
+
+
+def _planted(
+    model: LanguageModel, seed: int, n_pairs: int, tolerance: float, plan: Plan | None, beside: _Taken | None = None
+) -> tuple[KnownCircuit, _Taken]:
     name = f"planted_{seed}"
     rng = numpy_generator(seed, name, "plan")
     where = plan or draw_plan(model, rng)
-    words = _Words.drawn(model, rng)
+    words = _Words.drawn(model, rng, beside.tokens if beside else frozenset())
     with torch.no_grad():
-        plant = _Plant(_copied(model, f"{model.name} with circuit {seed}"), seed, name)
+        plant = _Plant(
+            _copied(model, f"{model.name} with circuit {seed}"), seed, name, beside.basis_DN if beside else None
+        )
         plant.clear()
         plant.embed(words)
         pool = _pairs(model, name, words, rng, POOL * n_pairs)
@@ -100,7 +144,7 @@ def planted(
             frozenset(edges),
         )
         if circuit.kept_change(splits[0]) <= tolerance:
-            return circuit
+            return circuit, _Taken(plant.basis_DN, words.tokens)
     raise MechstudyError(
         f"the circuit of seed {seed} cannot be planted: other nodes change the answer too",
         fix="another seed, or a larger tolerance",
@@ -162,11 +206,11 @@ class _Words:
     fillers: tuple[int, ...]
 
     @classmethod
-    def drawn(cls, model: LanguageModel, rng: Generator) -> _Words:
-        """Different tokens, whole words if the vocabulary has enough of them."""
+    def drawn(cls, model: LanguageModel, rng: Generator, taken: frozenset[int]) -> _Words:
+        """Different tokens, none of those that are taken; whole words if the vocabulary has enough of them."""
         rows = min(model.vocab_size, model.hf.get_input_embeddings().weight.shape[0], len(model.tokenizer))
         special = set(model.tokenizer.all_special_ids)
-        plain = [t for t in range(rows) if t not in special]
+        plain = [t for t in range(rows) if t not in special | taken]
         some = [int(t) for t in rng.choice(plain, min(len(plain), 2000), replace=False)]
         text = dict(zip(some, model.token_strings(some), strict=True))
         words = [t for t in some if re.fullmatch(r" [a-z]{3,}", text[t])]
@@ -177,10 +221,15 @@ class _Words:
         a, b, relay, last, right, wrong, *fillers = chosen
         return cls((bos,) if bos is not None else (), (a, b), relay, last, (right, wrong), tuple(fillers[:40]))
 
+    @property
+    def tokens(self) -> frozenset[int]:
+        """All of them but the first, which every prompt has."""
+        return frozenset({*self.triggers, self.relay, self.last, *self.answers, *self.fillers})
+
 
 def _pairs(model: LanguageModel, name: str, words: _Words, rng: Generator, n: int) -> tuple[PromptPair, ...]:
     """Prompts with fillers around trigger and relay; every other pair's clean prompt has the second trigger."""
-    needed = sorted({*words.first, *words.triggers, words.relay, words.last, *words.answers, *words.fillers})
+    needed = sorted({*words.first, *words.tokens})
     text = [""] * (needed[-1] + 1)
     for token, string in zip(needed, model.token_strings(needed), strict=True):
         text[token] = string
@@ -205,15 +254,18 @@ def _pairs(model: LanguageModel, name: str, words: _Words, rng: Generator, n: in
 class _Plant:
     """Edits the weights of a model, step by step; each measures what it needs of the model as it is by then."""
 
-    def __init__(self, model: LanguageModel, seed: int, name: str) -> None:
+    def __init__(self, model: LanguageModel, seed: int, name: str, taken_DN: Tensor | None) -> None:
         self.model = model
         draw = torch.randn(
             model.d_model, len(_DIRECTIONS), generator=torch_generator(seed, name, "directions"), dtype=torch.float64
         )
         safe = self._safe_coordinates()
-        if int(safe.sum()) < 2 * len(_DIRECTIONS):
+        if int(safe.sum()) < 2 * len(_DIRECTIONS) + (0 if taken_DN is None else taken_DN.shape[1]):
             raise MechstudyError(f"{model.name} is too narrow for a circuit")
-        self._basis_DN = torch.linalg.qr(draw * safe[:, None]).Q
+        free = draw * safe[:, None]
+        if taken_DN is not None:
+            free = free - taken_DN @ (taken_DN.T @ free)
+        self.basis_DN = torch.linalg.qr(free).Q
         self._number = {direction: i for i, direction in enumerate(_DIRECTIONS)}
         self._neurons: dict[int, float] = {}  # and the sign of what each writes
 
@@ -226,11 +278,11 @@ class _Plant:
             assert block.mlp_down.bias is None, "gated MLPs of these families have no bias"
         for weight_DX in written:
             wide = weight_DX.double()
-            weight_DX.copy_(wide - self._basis_DN @ (self._basis_DN.T @ wide))
+            weight_DX.copy_(wide - self.basis_DN @ (self.basis_DN.T @ wide))
         for block in self.model.blocks:
             if block.attn_proj.bias is not None:
                 wide = block.attn_proj.bias.double()
-                block.attn_proj.bias.copy_(wide - self._basis_DN @ (self._basis_DN.T @ wide))
+                block.attn_proj.bias.copy_(wide - self.basis_DN @ (self.basis_DN.T @ wide))
 
     def embed(self, words: _Words) -> None:
         """Marks triggers, relay and last word; the two triggers and the two answers are alike but for the plant."""
@@ -364,7 +416,7 @@ class _Plant:
         return (weights > 0.02 * weights.median(1).values[:, None]).all(0).double()
 
     def _direction(self, name: str) -> Float[Tensor, " d"]:
-        direction: Tensor = self._basis_DN[:, self._number[name]].to(self.model.device)
+        direction: Tensor = self.basis_DN[:, self._number[name]].to(self.model.device)
         return direction
 
     def _reading(self, name: str, norm: Any) -> Float[Tensor, " d"]:

@@ -44,6 +44,6 @@ def test_records_of_a_run_describe_features_of_the_same_kind(graph):
     example = {"tokens": [" the", " keys"], "activations": [0.0, 2.0], "peak": 1, "document": 3}
     record = {"layer": layer, "feature": number, "kind": "transcoder", "frequency": 0.25, "examples": [example]}
     described = graph.described_by([record])
-    assert described.nodes.row(by_predicate=pl.col("feature") == drawn, named=True)["label"] == "on «·keys»"
+    assert described.nodes.row(by_predicate=pl.col("feature") == drawn, named=True)["label"] == "peaks on «·keys»"
     assert '"frequency":0.25' in described.html()
     assert graph.described_by([record | {"kind": "sae"}]).html() == graph.html()

@@ -202,10 +202,15 @@ def test_controls_say_whether_training_beats_them(quick_bundle: None, tmp_path: 
     file = study.data.variants[LAYERS[0], "k16"].folder / "evaluation.json"
     control = {"frozen": "encoder", "r2": own["r2"] + better, "ce_loss_recovered": own["ce_loss_recovered"]}
     file.write_text(json.dumps(json.loads(file.read_text()) | control))
+    labels = {"n": 64, "n_claimed": 9, "median_claimed": 0.875}
+    of_both = {"labels": {"own": labels, "variant": {"n": 64, "n_claimed": 0, "median_claimed": None}}}
+    agreement = file.with_name("agreement.json")
+    agreement.write_text(json.dumps(json.loads(agreement.read_text()) | of_both))
     build_report(study.data, tmp_path / "report")
     page = (tmp_path / "report" / "dictionaries.html").read_text(encoding="utf-8")
     section = page.partition("<h2>Controls</h2>")[2].partition("</section>")[0]
     assert said in section and "encoder" in section
+    assert "9 of 64 (0.88)</td>" in section and "0 of 64</td>" in section
 
 
 def test_pages_name_a_loss_recovered_that_is_undefined_and_text_of_another_model(

@@ -109,6 +109,7 @@ def test_variants_share_rows_and_are_compared_with_the_layers_own(study, tmp_pat
     result = execute(opened, ["variant[1:again]", "variant[1:k2]"], progress=NullProgress())
     assert result.exit_code == 0, result.failures
     again, other = (result.unit(f"variant[1:{name}]").artifact for name in ("again", "k2"))
+    assert "labels" not in read_json(again.file("agreement.json")), "of controls alone"
     assert read_json(other.file("evaluation.json"))["d_sae"] == 48 and not list(other.path.glob("variants"))
     assert read_json(other.file("agreement.json"))["n_features"] == [32, 48]
     matched = read_json(again.file("agreement.json"))["decoder"]["matched"]
@@ -141,6 +142,9 @@ def test_controls_are_the_same_dictionary_with_a_frozen_part(study, tmp_path, so
     for part, name in zip(("encoder", "decoder"), names, strict=True):
         artifact = result.unit(name).artifact
         assert read_json(artifact.file("evaluation.json"))["frozen"] == part
+        labels = read_json(artifact.file("agreement.json"))["labels"]
+        assert labels.keys() == {"own", "variant"}
+        assert all(0 <= of["n_claimed"] <= of["n"] == 32 for of in labels.values())
     own = read_json(result.unit("train[1]").artifact.file("evaluation.json"))
     assert "frozen" not in own
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mechstudy.features.labels import Label, claims
 from mechstudy.monitoring.record import Sample, Session, to_lines, usage_file
 from mechstudy.report.data import ReportData, UnitFiles
 from mechstudy.study.phases import registry
@@ -375,6 +376,10 @@ class FakeStudy:
                         "layer": layer, "feature": feature, "kind": "skip_transcoder",
                         "frequency": 10 ** -self.random.uniform(1.5, 4),
                         "mean_activation": 2.2, "max_activation": 9.0,
+                        "label": {
+                            "rule": f"on «{favourite.strip()}»", "claimed": k % 2 == 0, "score": 0.9 - 0.05 * (k % 5),
+                            "shuffled": 0.5, "precision": 0.6, "recall": 0.8, "n": 40, "sign": 1,
+                        },
                         "top_logits": [{"token": t, "value": 2 - 0.1 * i} for i, t in enumerate(shuffled)],
                         "bottom_logits": [{"token": t, "value": -2 + 0.1 * i} for i, t in enumerate(shuffled[::-1])],
                         "examples": examples,
@@ -382,7 +387,8 @@ class FakeStudy:
                                    for b in BEHAVIOURS if k < 9},
                     }
                 )  # fmt: skip
-        write(self.folder("features") / "features.json", {"features": features})
+        found = claims([Label(**feature["label"]) for feature in features])
+        write(self.folder("features") / "features.json", {"features": features, "labels": found})
         self._unit("features", 44.0, {"features.json": 3_000_000})
 
     def _intervene(self, behaviour: str) -> None:

@@ -34,7 +34,8 @@ class FeatureCard:
     over these, ``max_activation``, ``examples`` ({tokens, activations, peak, document}, the strongest first) and
     ``graphs`` (behaviour -> influence, frequency, total_effect, positions); else None and empty. ``promotes`` and
     ``suppresses`` are (token, logit) by the direct path to the output, comparable within a feature; empty where neither
-    the run nor a model gives them. ``label`` is a summary by machine: the token it fires on and that it promotes most.
+    the run nor a model gives them. ``label`` is a summary by machine: what it fires on and the token that it promotes
+    most. ``rule`` is the rule of what it fires on with its scores (see `Label`); None where none was made.
     """
 
     feature: str
@@ -50,6 +51,7 @@ class FeatureCard:
     suppresses: tuple[tuple[str, float], ...] = ()
     examples: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     graphs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rule: Mapping[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Every field, as JSON has it."""
@@ -145,4 +147,5 @@ def _card(
         suppresses,
         tuple(page.get("examples") or ()),
         page.get("graphs") or {},
+        page.get("label"),
     )

@@ -30,7 +30,8 @@ _COLUMNS = {
     "units": "unit phase seconds finished peak_memory_gb size_mb id folder",
     "baseline": "behaviour split n accuracy accuracy_low accuracy_high mean_logit_difference passed",
     "evaluations": "layer kind d_sae l0 fvu ce_loss_recovered dead_share",
-    "features": "feature layer label frequency mean_activation max_activation promotes suppresses examples behaviours",
+    "features": "feature layer label claimed score score_shuffled frequency mean_activation max_activation promotes "
+    "suppresses examples behaviours",
     "effects": "behaviour kind group n effect effect_low effect_high control_effect "
     "difference difference_low difference_high p p_adjusted p_difference_adjusted",
     "edges": "behaviour kind source target n removed predicted predicted_qk frozen frozen_low frozen_high "
@@ -156,14 +157,17 @@ class Run:
     def features(self) -> pl.DataFrame:
         """The features in graphs, with the text they fire on.
 
-        Columns: feature (``13/1741``), layer, label, frequency, mean_activation, max_activation, promotes and
-        suppresses (tokens, the strongest first), examples (text around the «token» it fires on most), behaviours.
+        Columns: feature (``13/1741``), layer, label, claimed (whether the label is a rule that other documents bear
+        out), score and score_shuffled (of the best rule, and of another feature's; see `Label`), frequency,
+        mean_activation, max_activation, promotes and suppresses (tokens, the strongest first), examples (text around
+        the «token» it fires on most), behaviours.
         """
         rows = [
             {
                 "feature": f"{page['layer']}/{page['feature']}",
                 "layer": page["layer"],
                 "label": auto_label(page),
+                **_of_rule(page),
                 "frequency": page["frequency"],
                 "mean_activation": page["mean_activation"],
                 "max_activation": page["max_activation"],
@@ -358,6 +362,11 @@ def _frame(rows: Sequence[Mapping[str, Any]], columns: str) -> pl.DataFrame:
 
 def _csv(file: Path) -> pl.DataFrame:
     return pl.read_csv(file, infer_schema_length=None)
+
+
+def _of_rule(page: Mapping[str, Any]) -> dict[str, Any]:
+    rule = page.get("label") or {}
+    return {"claimed": rule.get("claimed"), "score": rule.get("score"), "score_shuffled": rule.get("shuffled")}
 
 
 def _flat(entry: Mapping[str, Any], intervals: Mapping[str, str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from mechstudy.cli import one_prompt
 from mechstudy.cli.one_prompt import noted
 from mechstudy.cli.options import Json
 from mechstudy.cli.show import console, print_json, table
-from mechstudy.report.formatting import number, percent, visible
+from mechstudy.report.formatting import number, percent, plain, visible
 
 if TYPE_CHECKING:
     from mechstudy.api.feature_card import FeatureCard
@@ -80,6 +80,8 @@ def _show(card: FeatureCard, dictionaries: str | None, n: int) -> None:
     print(f"{card.feature}: {kind} ({sites}{of})")
     if card.label:
         print(f"label:      {card.label}")
+    if card.rule and card.rule["rule"]:
+        print(f"rule:       {_rule(card.rule)}")
     if card.density is None:
         print(
             "density:    not recorded"
@@ -99,6 +101,14 @@ def _show(card: FeatureCard, dictionaries: str | None, n: int) -> None:
         for example in card.examples[:n]:
             rows.add_row(number(_peak(example)), _marked(example))
         console().print(rows)
+
+
+def _rule(rule: Mapping[str, Any]) -> str:
+    """What it fires on, and how far other documents bear that out."""
+    where, other = "below zero " if rule["sign"] < 0 else "", rule["shuffled"]
+    beside = "" if other is None else f", another feature's rule {number(other, 2)}"
+    said = "" if rule["claimed"] else "; too little to claim"
+    return f"{where}{plain(rule['rule'])}: {number(rule['score'], 2)} on held-out text (.5 is chance{beside}){said}"
 
 
 def _peak(example: Mapping[str, Any]) -> float:

@@ -1,6 +1,12 @@
+from .dictionary_labels import dictionary_claims as dictionary_claims
 from .examples import FeatureStatistics as FeatureStatistics
 from .examples import collect_features as collect_features
 from .examples import example_windows as example_windows
 from .examples import logit_effects as logit_effects
+from .labels import Label as Label
+from .labels import claims as claims
+from .labels import labels as labels
 from .pages import feature_pages as feature_pages
+from .rules import Text as Text
 from .selection import features_in_graphs as features_in_graphs
+from .selection import labelled_documents as labelled_documents

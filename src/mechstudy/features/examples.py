@@ -33,11 +33,14 @@ class FeatureStatistics:
     max_n: Float[Tensor, " n"]
     top_value_nE: Float[Tensor, "n e"]
     top_place_nE: Int[Tensor, "n e"]
+    acts_NBT: Float[Tensor, "n b t"]
+    """Activations on the first documents, in bfloat16, zero at first positions; as many as were asked for."""
 
 
 class _Collector:
-    def __init__(self, dictionary: Basis, features: Sequence[int], n_examples: int) -> None:
+    def __init__(self, dictionary: Basis, features: Sequence[int], n_examples: int, keep: int = 0) -> None:
         self.dictionary, self.features, self.n_examples = dictionary, tuple(features), n_examples
+        self.keep, self.kept = keep, torch.zeros(len(self.features), 0, 0, dtype=torch.bfloat16)
         self.signed = isinstance(dictionary, Neurons)
         n = len(self.features)
         self.count = torch.zeros(n)
@@ -49,6 +52,9 @@ class _Collector:
     def add(self, x_BTD: Tensor, first_document: int) -> None:
         """Add the activations of documents at the dictionary's input site; first positions are not counted."""
         acts_BTn = self.encode(x_BTD)
+        if (left := self.keep - first_document) > 0:
+            new_NBT = acts_BTn[:left].permute(2, 0, 1).to(torch.bfloat16).cpu()
+            self.kept = torch.cat([self.kept, new_NBT], 1) if self.kept.numel() else new_NBT
         fires = acts_BTn > 0
         self.count += fires.sum((0, 1)).cpu()
         self.total += acts_BTn.sum((0, 1), dtype=torch.float64).cpu()
@@ -77,6 +83,7 @@ class _Collector:
             self.values[:, 0],
             self.values,
             self.places,
+            self.kept,
         )
 
 
@@ -87,10 +94,11 @@ def collect_features(
     token_rows_BT: Int[Tensor, "b t"],
     n_examples: int,
     *,
+    keep: int = 0,
     batch_tokens: int = 4096,
     progress: Progress | None = None,
 ) -> dict[int, FeatureStatistics]:
-    """Statistics of chosen features in one pass over the documents; memory does not grow with their number.
+    """Statistics of chosen features in one pass over the documents; memory grows only with those that are kept.
 
     Args:
         model: the model.
@@ -98,6 +106,7 @@ def collect_features(
         chosen: features of each layer.
         token_rows_BT: documents of equal length.
         n_examples: examples per feature, at most one per document.
+        keep: first documents whose activations are kept.
         batch_tokens: tokens of a forward pass.
         progress: receives progress.
 
@@ -105,7 +114,7 @@ def collect_features(
         Statistics by layer.
     """
     progress = progress or NullProgress()
-    collectors = {layer: _Collector(dictionaries[layer], chosen[layer], n_examples) for layer in sorted(chosen)}
+    collectors = {layer: _Collector(dictionaries[layer], chosen[layer], n_examples, keep) for layer in sorted(chosen)}
     sites = {layer: Site.parse(dictionaries[layer].cfg.site_in) for layer in collectors}
     size = max(1, batch_tokens // token_rows_BT.shape[1])
     with progress.bar("feature examples", token_rows_BT.numel(), "tokens") as bar:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from jaxtyping import Int
 from torch import Tensor
 
-from mechstudy.core.progress import Progress
+from mechstudy.core.progress import Bar, NullProgress, Progress
 from mechstudy.dictionaries.neurons import Basis
-from mechstudy.features.examples import collect_features, example_windows, logit_effects
+from mechstudy.features.examples import FeatureStatistics, collect_features, example_windows, logit_effects
+from mechstudy.features.labels import Label, labels
+from mechstudy.features.rules import Text
+from mechstudy.features.selection import labelled_documents
 from mechstudy.models.language_model import LanguageModel
+
+T = TypeVar("T")
 
 
 def feature_pages(
@@ -39,16 +44,20 @@ def feature_pages(
         batch_tokens: tokens of a forward pass.
 
     Returns:
-        layer, feature, kind, frequency, mean_activation, max_activation, top_logits, bottom_logits, examples, graphs.
+        layer, feature, kind, label (see `Label`), frequency, mean_activation, max_activation, top_logits,
+        bottom_logits, examples, graphs.
     """
     chosen: dict[int, list[int]] = defaultdict(list)
     for layer, feature in sorted(graphs):
         chosen[layer].append(feature)
     if not chosen:
         return []
+    keep = min(len(token_rows_BT), labelled_documents(token_rows_BT.shape[1], len(graphs)))
     statistics = collect_features(
-        model, dictionaries, dict(chosen), token_rows_BT, n_examples, batch_tokens=batch_tokens, progress=progress
-    )
+        model, dictionaries, dict(chosen), token_rows_BT, n_examples,
+        keep=keep, batch_tokens=batch_tokens, progress=progress,
+    )  # fmt: skip
+    labelled = _labels(model, statistics, token_rows_BT[:keep], progress)
     logits = {
         (layer, feature): effects
         for layer, features in chosen.items()
@@ -67,6 +76,7 @@ def feature_pages(
                 "layer": layer,
                 "feature": feature,
                 "kind": dictionaries[layer].cfg.kind,
+                "label": labelled[layer, feature].record,
                 "frequency": float(of_layer.frequency_n[i]),
                 "mean_activation": float(of_layer.mean_n[i]),
                 "max_activation": float(of_layer.max_n[i]),
@@ -76,3 +86,22 @@ def feature_pages(
             }
         )
     return pages
+
+
+def _labels(
+    model: LanguageModel,
+    statistics: Mapping[int, FeatureStatistics],
+    token_rows_BT: Int[Tensor, "b t"],
+    progress: Progress | None,
+) -> dict[tuple[int, int], Label]:
+    text = Text.of(model, token_rows_BT)
+    keys = [(layer, feature) for layer, of in statistics.items() for feature in of.features]
+    rows = (acts_BT.flatten().float().numpy() for of in statistics.values() for acts_BT in of.acts_NBT)
+    with (progress or NullProgress()).bar("labels", len(keys), "features") as bar:
+        return dict(zip(keys, labels(text, _counted(rows, bar)), strict=True))
+
+
+def _counted(rows: Iterable[T], bar: Bar) -> Iterator[T]:
+    for row in rows:
+        yield row
+        bar.advance(1)

@@ -1,10 +1,17 @@
-"""The features of finished graphs that get a page."""
+"""The features of finished graphs that get a page, and the documents that labels are made from."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
+
+_KEPT = 1 << 29  # activations that labels are made from, of all features
+
+
+def labelled_documents(context: int, n_features: int) -> int:
+    """Documents that labels are made from, so that the activations on them take at most a gigabyte."""
+    return max(1, _KEPT // (context * max(1, n_features)))
 
 
 def features_in_graphs(

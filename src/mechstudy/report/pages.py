@@ -46,11 +46,12 @@ def _build(data: ReportData, out: Path) -> None:
     site = Site(data, out)
     site.write_assets(bundle())
     write_data(out, "chart-theme", chart_themes())
-    features = data.features.json("features.json").get("features") or []
+    recorded = data.features.json("features.json")
+    features = recorded.get("features") or []
     labels = feature_labels(features)
     write_features(out, features)
     absent = data.why_no_circuit(data.features)
-    site.render("features", n=len(features), absent=absent)
+    site.render("features", n=len(features), claims=recorded.get("labels"), absent=absent)
     views = {}
     for behaviour in data.behaviours:
         examples = behaviour_page(site, behaviour)

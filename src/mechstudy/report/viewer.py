@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mechstudy.report.formatting import clip, significant, visible
+from mechstudy.report.formatting import clip, plain, significant, visible
 from mechstudy.report.page_data import write_data
 
 TYPES = ("feature", "error", "token", "bias", "logit")
@@ -253,21 +253,24 @@ def is_cumulative(influences: Sequence[float]) -> bool:
 
 
 def feature_labels(features: Sequence[Mapping[str, Any]]) -> Labels:
-    """(layer, feature) -> `on «·keys» → «·are»`: where it fires most and which token it promotes most.
-
-    A machine's summary of the evidence, not an interpretation; the pages say so.
-    """
+    """(layer, feature) -> its `auto_label`."""
     return {(int(f["layer"]), int(f["feature"])): auto_label(f) for f in features}
 
 
 def auto_label(feature: Mapping[str, Any]) -> str:
-    """See `feature_labels`; empty where there is neither an example nor a logit."""
+    """`on «keys», «doors» → «·are»`: the rule of what it fires on where one is claimed, and what it promotes most.
+
+    Without a claim the token of its largest activations is in the rule's place: `peaks on «·keys» → «·are»`. Empty
+    where there is neither an example nor a logit.
+    """
+    rule, parts = feature.get("label") or {}, []
     peaks = Counter(
         e["tokens"][e["peak"]] for e in feature.get("examples") or [] if 0 <= e.get("peak", -1) < len(e["tokens"])
     )
-    parts = []
-    if peaks:
-        parts.append(f"on «{clip(visible(peaks.most_common(1)[0][0]), 14)}»")
+    if rule.get("claimed"):
+        parts.append(("below zero " if rule.get("sign") == -1 else "") + clip(plain(rule["rule"]), 48))
+    elif peaks:
+        parts.append(f"peaks on «{clip(visible(peaks.most_common(1)[0][0]), 14)}»")
     if feature.get("top_logits"):
         parts.append(f"→ «{clip(visible(str(feature['top_logits'][0]['token'])), 14)}»")
     return " ".join(parts)
@@ -306,6 +309,7 @@ def feature_record(feature: Mapping[str, Any]) -> dict[str, Any]:
         "mean": significant([feature.get("mean_activation")])[0],
         "max": significant([feature.get("max_activation")])[0],
         "label": auto_label(feature),
+        "rule": feature.get("label"),
         "top": _logits(feature.get("top_logits")),
         "bottom": _logits(feature.get("bottom_logits")),
         "examples": [_example(e) for e in (feature.get("examples") or [])[:MAX_EXAMPLES]],

@@ -41,6 +41,17 @@
     ];
   };
 
+  /* How far the rule of what it fires on can be relied on. */
+  function ruleFacts(rule) {
+    if (!rule.rule) return [["Rule", rule.n ? "none that recurs" : "none: too few strong activations"]];
+    const told = "tells " + app.number(rule.score, 2) + " of strong activations from silence on other documents";
+    const other = rule.shuffled === null ? "" : "; another feature's rule " + app.number(rule.shuffled, 2);
+    const shares = "holds for " + app.number(100 * rule.recall, 0) + "% of " + rule.n + " strong activations; where it holds, "
+      + app.number(100 * rule.precision, 0) + "% are strong";
+    const where = rule.sign < 0 ? "below zero " : "";
+    return [[rule.claimed ? "Rule" : "Best rule, not claimed", where + rule.rule], ["Score", told + other], ["Shares", shares]];
+  }
+
   app.featureFacts = function (record) {
     const share = record.frequency;
     if (share === null) return "";
@@ -48,6 +59,7 @@
       ["Fires on", app.number(100 * share, share < 0.001 ? 4 : 2) + "% of tokens"],
       ["Activation", "mean " + app.number(record.mean) + ", max " + app.number(record.max)],
     ];
+    if (record.rule) rows.push(...ruleFacts(record.rule));
     return app.facts(rows);
   };
 

@@ -43,7 +43,7 @@ class BaselinePhase(Phase[BaselineSpec, BaselineInputs]):
     kind = name = "baseline"
     per = "behaviour"
     title, report_field = "Baseline", "baselines"
-    version = 2
+    version = 3  # intervals of skewed clusters
     spec, inputs = BaselineSpec, BaselineInputs
     usage = PhaseProfile(gpu=(0.60, 0.80))
     command = Command(

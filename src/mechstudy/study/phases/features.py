@@ -40,11 +40,11 @@ class FeaturesInputs:
 
 
 class FeaturesPhase(Phase[FeaturesSpec, FeaturesInputs]):
-    """Finds examples, logits and frequencies of the features in the graphs."""
+    """Finds examples, labels, logits and frequencies of the features in the graphs."""
 
     kind = name = "features"
     title, report_field = "Features", "features"
-    version = 1
+    version = 2  # 2: labels
     spec, inputs = FeaturesSpec, FeaturesInputs
     optional_inputs = True
     usage = PhaseProfile(gpu=(0.60, 0.80))
@@ -83,6 +83,7 @@ class FeaturesPhase(Phase[FeaturesSpec, FeaturesInputs]):
             costs.block_bytes(batch)
             + 4 * batch * (x.d_model * len(layers) + 3 * cost.n_features)
             + 2 * 2 * again * pages
+            + 2 * 2 * c.context * min(f.documents, features.labelled_documents(c.context, pages)) * pages
             + 4 * 2 * pages * x.vocab_size // max(1, len(layers))
         )
         held = costs.model(d.model_dtype)
@@ -90,7 +91,7 @@ class FeaturesPhase(Phase[FeaturesSpec, FeaturesInputs]):
         return replace(estimate, note=f"{tokens:,} tokens searched, {pages:,} pages at most")
 
     def run(self, spec: FeaturesSpec, inputs: FeaturesInputs, out: ArtifactWriter, runtime: Runtime) -> None:
-        """Writes ``features.json``: examples with per-token activations, logits, frequencies, and graphs."""
+        """Writes ``features.json``: examples with per-token activations, labels, logits, frequencies, and graphs."""
         aggregates = {name: graphs.aggregate() for name, graphs in inputs.graphs.items()}
         in_graphs = features.features_in_graphs(aggregates, spec.per_behaviour)
         if not in_graphs:
@@ -109,4 +110,5 @@ class FeaturesPhase(Phase[FeaturesSpec, FeaturesInputs]):
             batch_tokens=runtime.batch_tokens,
             progress=runtime.progress,
         )
-        out.write_json(PAGES, {"features": pages, "rows_searched": int(rows.numel())}, indent=None)
+        found = features.claims([features.Label(**page["label"]) for page in pages])
+        out.write_json(PAGES, {"features": pages, "labels": found, "rows_searched": int(rows.numel())}, indent=None)

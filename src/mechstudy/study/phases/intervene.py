@@ -53,7 +53,7 @@ class IntervenePhase(Phase[InterveneSpec, InterveneInputs]):
     kind = name = "intervene"
     per = "behaviour"
     title, report_field = "Interventions", "interventions"
-    version = 4  # edges of both kinds, their sources replaced as features are ranked, measured as direct effects
+    version = 5  # intervals of skewed clusters
     spec, inputs = InterveneSpec, InterveneInputs
     resumes = True
     usage = PhaseProfile(gpu=(0.60, 0.80))

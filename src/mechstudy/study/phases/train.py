@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from mechstudy import activations, dictionaries
+from mechstudy import activations, dictionaries, features
 from mechstudy.core.config import Config
 from mechstudy.core.work import Estimate, Work
 from mechstudy.dictionaries.config import DictionaryConfig, TrainConfig
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.safetensors"
 FOLDER = "dictionary"
+_LABELLED = 64  # features of a control, and as many of the layer's own
+_LABEL_TOKENS = 16_384  # held-out tokens that labels are made from and scored on
 _EVALUATED_AT_ONCE = 1024  # tokens
 
 
@@ -57,9 +59,10 @@ class TrainSpec(Config):
 
 
 class VariantSpec(TrainSpec):
-    """A dictionary's spec, and the variant's name."""
+    """A dictionary's spec, the variant's name, and how many features of a control and of the layer's own get labels."""
 
     variant: str
+    labelled: int = 0
 
 
 class DictionaryArtifact(Output):
@@ -236,7 +239,7 @@ class VariantPhase(TrainPhase, Phase[VariantSpec, VariantInputs]):
     kind = name = "variant"
     per = "layer"
     title, report_field = "Dictionaries", "variants"
-    version = 4
+    version = 5  # labels of controls
     spec, inputs = VariantSpec, VariantInputs  # type: ignore[assignment]
     calibrated_as = "train"
 
@@ -245,7 +248,11 @@ class VariantPhase(TrainPhase, Phase[VariantSpec, VariantInputs]):
         for wave, layers in enumerate(plan.layer_groups):
             for layer in layers:
                 for variant in plan.study.dictionaries.every_variant:
-                    spec = VariantSpec(**dict(training_spec(plan, layer, variant)), variant=variant.name)
+                    spec = VariantSpec(
+                        **dict(training_spec(plan, layer, variant)),
+                        variant=variant.name,
+                        labelled=_LABELLED if variant.frozen else 0,
+                    )
                     yield plan.unit(
                         self,
                         f"variant[{layer}:{variant.name}]",
@@ -254,18 +261,47 @@ class VariantPhase(TrainPhase, Phase[VariantSpec, VariantInputs]):
                         layer=layer,
                         variant=variant.name,
                         wave=wave,
-                        estimate=training_estimate(plan, spec.architecture),
+                        estimate=_with_labels(training_estimate(plan, spec.architecture), plan, spec),
                     )
 
     def run(  # type: ignore[override]  # narrower types, same uses
         self, spec: VariantSpec, inputs: VariantInputs, out: ArtifactWriter, runtime: Runtime
     ) -> None:
-        """Writes what training writes, and ``agreement.json``."""
+        """Writes what training writes, and ``agreement.json`` with the layer's own; of a control, also labels."""
         make_dictionary(spec, inputs, out, runtime, spec.variant)
         own, other = (
             cast("Dictionary", dictionaries.load_dictionary(path / FOLDER)) for path in (inputs.own.path, out.path)
         )
-        out.write_json("agreement.json", dictionaries.compare(own, other))
+        agreement = dictionaries.compare(own, other)
+        if spec.labelled:
+            model, corpus = inputs.model.load(runtime, spec.model_dtype), inputs.corpus.load()
+            rows_BT = corpus.held_out[: max(2, _LABEL_TOKENS // corpus.held_out.shape[1])].long()
+            agreement["labels"] = {
+                name: features.dictionary_claims(
+                    model, dictionary, rows_BT, spec.labelled,
+                    seed=spec.training.seed, batch_tokens=runtime.batch_tokens, progress=runtime.progress,
+                )
+                for name, dictionary in (("own", own.to(model.device)), ("variant", other.to(model.device)))
+            }  # fmt: skip
+        out.write_json("agreement.json", agreement)
+
+
+def _with_labels(estimate: Estimate, plan: StudyPlan, spec: VariantSpec) -> Estimate:
+    """With the two searches for what features fire on, if there are any."""
+    if not spec.labelled:
+        return estimate
+    corpus, costs = plan.study.corpus, plan.costs
+    tokens = 2 * min(_LABEL_TOKENS, corpus.held_out_rows * corpus.context)
+    cost = costs.dictionary(spec.architecture)
+    searches = [
+        *costs.forward(
+            tokens, spec.layer + 1, spec.model_dtype, batches=-(-tokens // costs.batch), context=corpus.context
+        ),
+        Work("train", 2.0 * tokens * cost.d_in * cost.n_features, "float32", cost.d_in),
+        Work("stream", 12.0 * tokens * cost.n_features),
+    ]
+    more = plan.costs.of_model(costs.model(spec.model_dtype), 0, 0, searches)
+    return replace(estimate, work=(*estimate.work, *searches), flops=estimate.flops + more.flops)
 
 
 def make_dictionary(

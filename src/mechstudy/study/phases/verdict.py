@@ -60,7 +60,7 @@ class VerdictPhase(Phase[VerdictSpec, VerdictInputs]):
     kind = name = "verdict"
     per = "behaviour"
     title, report_field = "Verdict", "verdicts"
-    version = 2  # rivals by other methods
+    version = 3  # intervals of skewed clusters
     spec, inputs = VerdictSpec, VerdictInputs
     optional_inputs = True  # prompts of other behaviours may be absent; the gates are what must be there
     usage = PhaseProfile(gpu=(0.60, 0.80))

@@ -10,6 +10,7 @@ import pytest
 import mechstudy as ms
 from tests.browser.axe import serious_violations
 from tests.browser.report_browser import Browser, chromium
+from tests.support.tiny import tiny_model
 from tests.support.toy_model import mechstudy
 
 pytestmark = [
@@ -17,6 +18,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(chromium() is None, reason="Chromium is not installed"),
 ]
+EDITED = "mechstudyGraph.edits().qParams(mechstudyGraph.pins, -1)"
 CLEAN, CORRUPTED = "<img src=x> keys", "<img src=x> dogs"
 
 
@@ -39,6 +41,13 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for command, page in made.items():
         mechstudy(command, CLEAN, *words, "--out", page)
     return made
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[ms.PromptGraph, Path]:
+    """A graph of a tiny model's neurons, and its page."""
+    graph = ms.attribute(tiny_model("llama", dtype="float32"), None, "a b c d e", answer="x", wrong_answer="y")
+    return graph, graph.save(tmp_path_factory.mktemp("drawn") / "graph.html")
 
 
 def assert_clean(browser: Browser, page: Path) -> None:
@@ -101,3 +110,86 @@ def test_the_readmes_graph_of_the_real_model_opens_without_error_or_request(brow
     browser.open(page)
     assert_clean(browser, page)
     assert browser.evaluate("mechstudyGraph.nodeCount") > 50
+
+
+def pin_features(browser: Browser, n: int) -> None:
+    """Pins the first features, as pressing P on each does."""
+    browser.evaluate(
+        "(() => { const g = mechstudyGraph.graph(); g.nodes.type.map((t, i) => [t, i]).filter(([t]) => t === 0)"
+        f".slice(0, {n}).forEach(([, i]) => mechstudyGraph.pin(i)); }})()"
+    )
+
+
+def test_scores_of_pinned_nodes_are_pythons(browser: Browser, drawn: tuple[ms.PromptGraph, Path]) -> None:
+    graph, page = drawn
+    browser.open(page)
+    for n in (1, 4, 20):
+        browser.evaluate("mechstudyGraph.pins.clear()")
+        pin_features(browser, n)
+        pinned = browser.evaluate(EDITED)["pinnedIds"]
+        shown = browser.evaluate("mechstudy.pinnedScores(mechstudyGraph.graph(), mechstudyGraph.pins)")
+        assert len(pinned) == n and shown == pytest.approx(graph.kept_scores(pinned), abs=1e-6)
+        assert f"{shown['replacement']:.3f}" in browser.evaluate(
+            "document.getElementById('g-pinned-scores').textContent"
+        )
+
+
+def test_nodes_are_pinned_grouped_and_named_and_a_file_keeps_it(
+    browser: Browser, drawn: tuple[ms.PromptGraph, Path], tmp_path: Path
+) -> None:
+    graph, page = drawn
+    browser.open(page)
+    browser.evaluate("localStorage.clear()")
+    browser.open(page)
+    pin_features(browser, 3)
+    browser.page.get_by_role("button", name="Group the 3 free pins").click()
+    name = browser.page.get_by_label("Name of group Group 1")
+    name.fill("all <b>three</b>")
+    name.press("Enter")
+    browser.evaluate("mechstudyGraph.select([...mechstudyGraph.pins][0])")
+    browser.page.get_by_role("button", name="Edit label").click()
+    browser.page.get_by_label("Label", exact=True).fill("my <i>label</i>")
+    browser.page.get_by_label("Label", exact=True).press("Enter")
+    assert browser.evaluate("document.querySelectorAll('.sg-node').length") == 1
+    assert "all <b>three</b>" in browser.evaluate("document.querySelector('.sg-picture').textContent")
+    assert "my <i>label</i>" in browser.evaluate("document.getElementById('g-detail').textContent")
+    made = browser.evaluate(EDITED)
+    assert [row[0] for row in made["supernodes"]] == ["all <b>three</b>"] and len(made["clerps"]) == 1
+    with browser.page.expect_download() as saved:
+        browser.page.get_by_role("button", name="Save edits").click()
+    file = tmp_path / "edits.json"
+    saved.value.save_as(file)
+    assert serious_violations(browser) == [] and browser.errors == []
+
+    browser.open(page)
+    assert browser.evaluate(EDITED) == made, "the browser keeps them"
+    browser.page.get_by_role("button", name="Clear all").click()
+    assert browser.evaluate(EDITED)["pinnedIds"] == []
+    browser.page.locator("#g-sub input[type=file]").set_input_files(file)
+    browser.wait("mechstudyGraph.pins.size === 3")
+    assert browser.evaluate(EDITED) == made, "and a file"
+    browser.page.get_by_role("button", name="Ungroup").click()
+    assert browser.evaluate("document.querySelectorAll('.sg-node').length") == 3
+    browser.evaluate("localStorage.clear()")
+
+    again = graph.edited(file).save(tmp_path / "again.html")
+    browser.open(again)
+    assert {**browser.evaluate(EDITED), "clickedId": ""} == made, "and Python, without loss"
+
+
+def test_all_that_a_search_finds_is_pinned(browser: Browser, drawn: tuple[ms.PromptGraph, Path]) -> None:
+    _, page = drawn
+    browser.open(page)
+    browser.evaluate("(() => { localStorage.clear(); mechstudyGraph.pins.clear(); })()")
+    layer = browser.evaluate(
+        "mechstudyGraph.graph().nodes.layer.find((l, i) => mechstudyGraph.graph().nodes.type[i] === 0)"
+    )
+    browser.page.locator("#g-search").fill(f"{layer}/")
+    browser.page.get_by_role("button", name="Pin found").click()
+    layers = browser.evaluate("[...mechstudyGraph.pins].map((i) => mechstudyGraph.graph().nodes.layer[i])")
+    assert layers and set(layers) == {layer}
+    browser.page.get_by_role("button", name="Group them by token").click()
+    groups = browser.evaluate(
+        "mechstudyGraph.edits().groups.map((g) => g.members.map((i) => mechstudyGraph.graph().nodes.column[i]))"
+    )
+    assert groups and all(len(set(columns)) == 1 for columns in groups)

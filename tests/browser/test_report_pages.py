@@ -222,3 +222,27 @@ def test_a_demo_sized_report_stays_small(report: Path) -> None:
     files = [p for p in report.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) < 20e6
     assert all(p.stat().st_size > 500 for p in (report / "figures").iterdir())
+
+
+def test_an_address_carries_pins_groups_and_labels(browser: Browser, report: Path) -> None:
+    browser.open(report / GRAPH)
+    browser.evaluate("localStorage.clear()")  # of other tests
+    browser.open(report / GRAPH)
+    browser.evaluate(
+        "(() => { const g = mechstudyGraph.graph(); const found = g.nodes.type.map((t, i) => [t, i])"
+        ".filter(([t]) => t === 0).slice(0, 3).map(([, i]) => i); found.forEach((i) => mechstudyGraph.pin(i));"
+        "mechstudyGraph.edits().group('both, \"so\" & so', found.slice(0, 2));"
+        "mechstudyGraph.edits().label(found[2], 'é #1');"
+        "mechstudyGraph.edited(); })()"
+    )
+    edits = "mechstudyGraph.edits().qParams(mechstudyGraph.pins, -1)"
+    made, fragment = browser.evaluate(edits), browser.evaluate("location.hash")
+    assert len(made["pinnedIds"]) == 3 and len(made["supernodes"]) == len(made["clerps"]) == 1
+    browser.evaluate("localStorage.clear()")
+    browser.open(report / GRAPH)
+    assert browser.evaluate(edits)["pinnedIds"] == []
+    browser.open(report / GRAPH, fragment)
+    assert browser.evaluate(edits) == made
+    assert browser.evaluate("document.querySelectorAll('.sg-node').length") == 2
+    assert browser.errors == []
+    browser.evaluate("localStorage.clear()")

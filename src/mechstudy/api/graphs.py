@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import polars as pl
+from pydantic import BaseModel, Field, ValidationError
 
 from mechstudy.api.grouping import supernodes
+from mechstudy.circuits.drawn_influence import drawn_scores
 from mechstudy.circuits.graph_frames import BehaviourFrames, GraphFrames, PromptFrames
 from mechstudy.circuits.supernodes import Supernodes
-from mechstudy.core.errors import MechstudyError
+from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.core.jsonio import read_json
+from mechstudy.core.notices import counted
 from mechstudy.report.formatting import plain, visible
 from mechstudy.report.standalone import asset, rendered, standalone
 from mechstudy.report.viewer import aggregate_view, feature_labels, feature_record, prompt_view
@@ -20,7 +25,7 @@ from mechstudy.report.viewer import aggregate_view, feature_labels, feature_reco
 if TYPE_CHECKING:
     from mechstudy.dictionaries.dictionary import Dictionary
 
-_SCRIPTS = ("features.js", "graph-layout.js", "graph-draw.js", "graph-detail.js", "graph.js")
+_SCRIPTS = ("features.js", "graph-layout.js", "graph-draw.js", "graph-detail.js", "graph-edits.js", "graph.js")
 _KEY = "this"
 _CELL_HEIGHT = 820  # CSS pixels
 _OWN_STYLE = """
@@ -61,6 +66,23 @@ def _heading(view: Mapping[str, Any], title: str) -> str:
 
 
 Pages = Sequence[Mapping[str, Any]]  # of features.json
+
+
+class Edits(BaseModel):
+    """Pins, groups and labels of a graph, in Neuronpedia's form."""
+
+    pinnedIds: list[str] = []
+    supernodes: list[Annotated[list[str], Field(min_length=1)]] = []  # a name, then nodes
+    clerps: list[tuple[str, str]] = []  # node, label
+
+    @property
+    def nodes(self) -> list[str]:
+        """All nodes that are named."""
+        return [
+            *self.pinnedIds,
+            *(node for _, *nodes in self.supernodes for node in nodes),
+            *(n for n, _ in self.clerps),
+        ]
 
 
 class _Drawn(GraphFrames, ABC):
@@ -130,6 +152,53 @@ class PromptGraph(_Drawn, PromptFrames):
         replaced = {(page["layer"], page["feature"]) for page in others}
         own = [page for page in self._pages if (page["layer"], page["feature"]) not in replaced]
         return PromptGraph(self._json, [*own, *others], self.bases)
+
+    def kept_scores(self, nodes: Collection[str] | pl.DataFrame) -> dict[str, float]:
+        """Replacement and completeness of some features of the drawn graph, everything else counted as error.
+
+        Args:
+            nodes: names of ``nodes.node``, or a frame with that column; tokens and outputs always count.
+        """
+        names = nodes["node"].to_list() if isinstance(nodes, pl.DataFrame) else list(nodes)
+        self._check_nodes(names)
+        return drawn_scores(self, names)
+
+    @property
+    def edits(self) -> dict[str, Any]:
+        """What a reader made of the graph, as Neuronpedia's ``qParams``: pinnedIds, supernodes, clerps."""
+        return dict(self._json.get("qParams") or {})
+
+    def edited(self, edits: str | Path | Mapping[str, Any]) -> PromptGraph:
+        """The same graph with pins, groups and labels of a file that its page saved (*Save edits*).
+
+        `save` keeps them, and the page of the result shows them.
+
+        Args:
+            edits: the file, or its content: ``qParams``, alone or under that name.
+
+        Raises:
+            MechstudyError: not such a file, or nodes that the graph does not draw.
+        """
+        content = edits if isinstance(edits, Mapping) else read_json(Path(edits).expanduser())
+        try:
+            chosen = Edits.model_validate(content.get("qParams", content))
+        except (ValidationError, AttributeError) as error:
+            raise MechstudyError(
+                f"not edits of a graph: {error}", where=None if isinstance(edits, Mapping) else str(edits),
+                fix="a file that the page's `Save edits` wrote",
+            ) from None  # fmt: skip
+        self._check_nodes(chosen.nodes)
+        kept = self.edits | chosen.model_dump(mode="json")
+        return PromptGraph({**self._json, "qParams": kept}, self._pages, self.bases)
+
+    def _check_nodes(self, names: Collection[str]) -> None:
+        known = set(self.nodes["node"])
+        if unknown := [name for name in names if name not in known]:
+            raise MechstudyError(
+                f"{counted(len(unknown), 'node')} of {len(names)} not in this graph",
+                facts={"unknown": ", ".join(unknown[:5])},
+                fix=nearest(unknown[0], known),
+            )
 
     def _view(self) -> dict[str, Any]:
         return prompt_view(self._json, feature_labels(self._pages))

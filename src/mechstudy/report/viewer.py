@@ -49,6 +49,7 @@ def prompt_view(graph: Mapping[str, Any], labels: Labels) -> dict[str, Any]:
     names = {int(i): str(name) for name, i in (ours.get("positions") or {}).items()}
     columns = [{"label": visible(t), "name": names.get(i, "")} for i, t in enumerate(tokens)]
     nodes = [_prompt_node(n, labels, tokens) for n in graph.get("nodes") or []]
+    outputs = [n for n in graph.get("nodes") or [] if str(n.get("feature_type")) == "logit"]
     qk = [dict(zip(("source", "target", "weight"), link, strict=True)) for link in ours.get("qk_links") or []]
     heads = [
         _head(layer, head, names.get(query) or visible(tokens[query]), influence)
@@ -65,6 +66,8 @@ def prompt_view(graph: Mapping[str, Any], labels: Labels) -> dict[str, Any]:
         **({"target": f"{ours.get('metric') or 'logit difference'}, {OF_DIFFERENCE}"} if _explains(ours) else {}),
         **({"explains": "difference"} if _explains(ours) else {}),
         **{field: ours.get(field) or {} for field in ("scores", "ledger")},
+        "output_weights": {n["node_id"]: n.get("influence") or n.get("token_prob") or 1.0 for n in outputs},
+        **({"edits": edits} if (edits := graph.get("qParams")) else {}),
     }
 
 
@@ -205,7 +208,7 @@ def _edges(
     result: dict[str, Any] = {
         "source": [index[source] for source, _ in ends],
         "target": [index[target] for _, target in ends],
-        "weight": significant([e["weight"] for e in drawn]),
+        "weight": significant([e["weight"] for e in drawn], 8),  # scores of pinned nodes are as exact as Python's
         "qk": [int(i >= n_values) for i in range(len(drawn))],
     }
     for field in ("weight_sd", "frequency"):

@@ -72,7 +72,7 @@
     panel.replaceChildren(
       el("div", { class: "d-head" }, el("h2", {}, type === 0 ? "Layer " + nodes.layer[i] + ", feature " + nodes.feature[i] : TYPE_NAMES[type] + (type === 2 || type === 4 ? " " + nodes.label[i] : nodes.layer[i] === null ? "" : " of layer " + nodes.layer[i])),
         el("button", { type: "button", "aria-pressed": String(pinned), onclick: () => state.pin(i) }, pinned ? "Pinned" : "Pin")),
-      type === 0 && nodes.label[i] ? el("p", { class: "f-label" }, nodes.label[i]) : "",
+      type === 0 ? labelLine(graph, i, state) : "",
       type === 1 ? el("p", { class: "hint" }, "What the dictionary of this layer misses at this position: real computation without a name.") : "",
       type === 3 ? el("p", { class: "hint" }, "What this layer adds whatever the prompt: its biases, and what the first position writes.") : "",
       app.facts(facts),
@@ -83,6 +83,28 @@
     panel.scrollTop = 0;
     if (type === 0) showEvidence(evidence, graph, i, panel);
   };
+
+  /* The label with a button that makes it a field. */
+  function labelLine(graph, i, state) {
+    const shown = graph.nodes.label[i];
+    const line = el("p", { class: "f-label" }, shown || "No label", " ");
+    const edit = () => {
+      const field = el("input", { type: "text", value: shown, "aria-label": "Label", maxlength: 200, placeholder: "empty: the automatic one" });
+      let done = false;
+      const end = (keep) => {
+        if (done) return;
+        done = true;
+        if (keep) state.edits().label(i, field.value);
+        state.edited();
+      };
+      field.addEventListener("keydown", (event) => { if (event.key === "Enter") end(true); else if (event.key === "Escape") end(false); });
+      field.addEventListener("blur", () => end(true));
+      line.replaceChildren(field);
+      field.focus();
+    };
+    line.append(el("button", { type: "button", class: "quiet", onclick: edit }, "Edit label"));
+    return line;
+  }
 
   async function showEvidence(box, graph, i, panel) {
     const { layer, feature, id } = graph.nodes;

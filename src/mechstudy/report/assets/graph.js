@@ -8,7 +8,7 @@
   const $ = (id) => document.getElementById(id);
   const base = $("g-base"), over = $("g-over"), tip = $("g-tip"), panel = $("g-detail"), box = $("g-box");
   const emptyPanel = panel.innerHTML; // our own markup, before any data
-  let graph = null, entries = [], view = { k: 1, x: 0, y: 0 }, frame = 0, dirty = false, moving = 0;
+  let graph = null, edits = null, entries = [], view = { k: 1, x: 0, y: 0 }, frame = 0, dirty = false, moving = 0;
   const MOVING_EDGES = 900; // drawn while the view moves; all of them when it rests
 
   const state = {
@@ -35,11 +35,18 @@
     peek(i) { state.hover = i; redraw(false); },
     pin(i) {
       if (state.pins.has(i)) state.pins.delete(i); else state.pins.add(i);
+      state.edited();
+    },
+    /* After a change of pins, labels or groups. */
+    edited() {
       if ($("g-pinned").checked) filter();
       if (state.selected >= 0) app.showNode(panel, graph, state.selected, state);
+      app.showSubgraph($("g-sub"), graph, edits, state);
+      app.storeEdits(graph, edits.qParams(state.pins, -1));
       remember();
       redraw(false);
     },
+    edits: () => edits,
   };
   /* For tests: the data, and where a node is on the canvas. */
   state.graph = () => graph;
@@ -146,6 +153,9 @@
     parts.set("g", graph.slug);
     if (state.selected >= 0) parts.set("n", graph.nodes.id[state.selected]);
     if (state.pins.size) parts.set("pin", [...state.pins].map((i) => graph.nodes.id[i]).join(","));
+    const q = edits.qParams(state.pins, -1);
+    if (q.supernodes.length) parts.set("supernodes", JSON.stringify(q.supernodes));
+    if (q.clerps.length) parts.set("clerps", JSON.stringify(q.clerps));
     history.replaceState(null, "", "#" + parts.toString());
   }
 
@@ -167,7 +177,9 @@
     state.rankOf = inner.length;
     $("g-influence").value = graph.nodes.type.length > 500 ? 80 : 100;
     fit();
-    for (const id of (wanted.get("pin") || "").split(",")) if (graph.index.has(id)) state.pins.add(graph.index.get(id));
+    edits = new app.Edits(graph);
+    state.pins = edits.take(wantedEdits(wanted) || app.storedEdits(graph) || graph.edits || {}).pins;
+    app.showSubgraph($("g-sub"), graph, edits, state);
     filter();
     app.showFacts($("g-facts"), graph);
     app.showLedger($("g-ledger"), graph);
@@ -175,6 +187,14 @@
     $("g-qk").parentElement.hidden = $("g-qk-key").hidden = !graph.edges.qk.includes(1);
     selectWanted(wanted);
     root.dataset.ready = graph.slug;
+  }
+
+  /* The edits of an address; null where it has none. */
+  function wantedEdits(wanted) {
+    const fields = ["pin", "supernodes", "clerps"];
+    if (!fields.some((field) => wanted.has(field))) return null;
+    const list = (field) => { try { return JSON.parse(wanted.get(field) || "[]"); } catch { return []; } };
+    return { pinnedIds: (wanted.get("pin") || "").split(",").filter(Boolean), supernodes: list("supernodes"), clerps: list("clerps") };
   }
 
   function fromHash() {
@@ -283,6 +303,14 @@
     results.hidden = true;
     search.setAttribute("aria-expanded", "false");
   }
+  $("g-pin-found").addEventListener("click", () => {
+    if (!graph) return;
+    find();
+    matches.forEach((i) => state.pins.add(i));
+    results.hidden = true;
+    search.setAttribute("aria-expanded", "false");
+    if (matches.length) state.edited();
+  });
   search.addEventListener("input", find);
   search.addEventListener("blur", () => { results.hidden = true; });
   search.addEventListener("keydown", (event) => {

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mechstudy.features.labels import FEWEST, Label, claims, labels, told
+from mechstudy.features.labels import FEWEST, Label, claims, labels, separation
 from mechstudy.features.rules import MAX_WORDS, Before, OfClass, Rule, Start, Text, Words, balanced_accuracy, induced
 
 WORDS = [" the", " The", " cat", " cats", " dogs", " walking", "ing", " 7", "12", ",", ".", "\n", " (", " É"]
@@ -51,7 +51,7 @@ def test_a_planted_rule_is_found_and_claimed(text, rule):
     assert label.claimed and label.score > 0.95 and label.recall > 0.9
     holds = rule.holds(text, rows())
     split = rows()[holds], rows()[~holds]
-    assert told(text, induced(text, *split), split) > 0.95
+    assert separation(text, induced(text, *split), split) > 0.95
 
 
 def test_words_of_a_rule_are_named_without_space_and_capitals(text):
@@ -80,7 +80,7 @@ def test_a_rule_is_scored_against_the_same_tokens_elsewhere(text):
     fires = planted(text, context)
     strong, silent = places[fires > 0], places[(fires == 0) & (places % LENGTH > 0)]
     token = Rule((Words(0, ("the",)),))
-    alone = told(text, token, (strong, silent))
+    alone = separation(text, token, (strong, silent))
     [label] = labels(text, [fires])
     assert alone > 0.95, "against random tokens the token alone looks like an explanation"
     assert "after" in label.rule and label.score > 0.9
@@ -96,7 +96,7 @@ def test_documents_that_rules_are_induced_on_are_not_scored(text):
 def test_another_features_rule_is_the_control(text):
     made = labels(text, [planted(text, RULES[i], noise=0.002, seed=i) for i in range(6)])
     scores = claims(made)
-    assert scores["n_claimed"] == 6 and scores["told"] > 0.95
+    assert scores["n_claimed"] == 6 and scores["auroc"] > 0.95
     assert scores["median_claimed"] > 0.8 > 0.65 > scores["median_shuffled"]
 
 
@@ -107,7 +107,7 @@ def test_too_few_strong_activations_have_no_rule(text):
     assert label == silent == Label(None, False, None, None, None, None, 0)
     assert claims([label, silent]) == {
         "n": 2, "n_claimed": 0, "share_claimed": 0.0, "median_score": None, "median_claimed": None,
-        "median_shuffled": None, "told": None,
+        "median_shuffled": None, "auroc": None,
     }  # fmt: skip
     assert claims([])["share_claimed"] is None
 

@@ -13,7 +13,7 @@ from numpy.random import Generator
 from mechstudy.core.seeds import numpy_generator
 from mechstudy.features.rules import Rows, Rule, Text, balanced_accuracy, induced
 
-CLAIM = 0.75  # balanced accuracy on the documents that it is induced on, from which a rule is claimed
+CLAIM = 0.75  # balanced accuracy of halves on each other, from which a rule is claimed
 FEWEST = 8  # strong activations in each half
 MOST = 200  # of a half that are used
 SILENT = 0.1  # of the threshold of strong activation
@@ -26,7 +26,8 @@ class Label:
 
     Attributes:
         rule: "on «food», «meal»"; None with fewer than `FEWEST` strong activations in either half of the documents.
-        claimed: whether the rule told strong activations from silence where it was induced (at least `CLAIM`).
+        claimed: whether rules induced on each half of these documents separate strong activations from silence on the
+            other half (balanced accuracy of at least `CLAIM`).
         score: balanced accuracy (the AUROC of a yes or no) on the other documents, against hard negatives.
         shuffled: the score of another feature's rule on the same rows.
         precision: share of the tokens of those documents for which the rule holds on which it fires strongly; tokens of
@@ -82,8 +83,8 @@ def labels(text: Text, activations: Iterable[Float[np.ndarray, " n"]], *, seed: 
             Label(
                 str(rule),
                 one.agreed(text) >= CLAIM,
-                told(text, rule, one.scored_on),
-                told(text, wrong, one.scored_on) if wrong else None,
+                separation(text, rule, one.scored_on),
+                separation(text, wrong, one.scored_on) if wrong else None,
                 float(strong.sum() / max(1, strong.sum() + silent.sum())),
                 float(strong.mean()),
                 len(strong),
@@ -131,12 +132,15 @@ class _Rows:
         rules = [induced(text, *fold) for fold in folds]
         return float(
             np.mean(
-                [told(text, rule, (*fold,)) if rule else 0.5 for rule, fold in zip(rules, folds[::-1], strict=True)]
+                [
+                    separation(text, rule, (*fold,)) if rule else 0.5
+                    for rule, fold in zip(rules, folds[::-1], strict=True)
+                ]
             )
         )
 
 
-def told(text: Text, rule: Rule, rows: tuple[Rows, Rows]) -> float:
+def separation(text: Text, rule: Rule, rows: tuple[Rows, Rows]) -> float:
     """Balanced accuracy of a rule on strong and silent rows."""
     return balanced_accuracy(*(rule.holds(text, some) for some in rows))
 
@@ -169,8 +173,8 @@ def claims(made: Sequence[Label]) -> dict[str, Any]:
 
     Returns:
         n, n_claimed, share_claimed, median_score of all that have a rule, median_claimed and median_shuffled of those
-        claimed, and ``told``: the share of pairs (a claimed rule's score, another's on the same rows) in which the
-        right one is ahead, ties counting half: an AUROC.
+        claimed, and ``auroc``: the share of pairs (a claimed rule's score, another's on the same rows) in which the
+        right one is ahead, ties counting half.
     """
     ruled, claimed = [x for x in made if x.score is not None], [x for x in made if x.claimed]
     right = np.array([x.score for x in claimed], dtype=float)
@@ -187,5 +191,5 @@ def claims(made: Sequence[Label]) -> dict[str, Any]:
         "median_score": median([x.score for x in ruled]),
         "median_claimed": median(right),
         "median_shuffled": median(wrong),
-        "told": float(ahead.mean()) if ahead.size else None,
+        "auroc": float(ahead.mean()) if ahead.size else None,
     }

@@ -194,7 +194,7 @@ def balanced_accuracy(positive: Hits, negative: Hits) -> float:
 
 
 def induced(text: Text, positives: Rows, negatives: Rows) -> Rule | None:
-    """The rule that tells positives from negatives best; None where nothing that recurs tells them.
+    """The rule that separates positives from negatives best; None where nothing that recurs does.
 
     A word counts with what it adds to the balanced accuracy less `DOUBT` standard errors of that, and only if it is
     among the positives of two documents. Words at one place exclude each other, so that the best ones are those that
@@ -202,8 +202,8 @@ def induced(text: Text, positives: Rows, negatives: Rows) -> Rule | None:
 
     Args:
         text: the documents.
-        positives: rows to be told.
-        negatives: rows to be told from them.
+        positives: rows of which the rule should hold.
+        negatives: rows of which it should not.
     """
     rows, of = (positives, negatives), (len(positives), len(negatives))
     always: list[Condition] = [OfClass(back, name) for back in (0, 1) for name in CLASSES]
@@ -216,8 +216,8 @@ def induced(text: Text, positives: Rows, negatives: Rows) -> Rule | None:
     for first in sorted(singles, key=_accuracy)[-_TRIED:]:
         within = positives[first.positive], negatives[first.negative]
         seconds = [_Found.of(text, condition, rows) for condition in _word_conditions(text, *within, of)]
-        told_C = (positive_CR & first.positive).mean(1) - (negative_CR & first.negative).mean(1)
-        for number in np.argsort(-told_C, kind="stable")[:2]:  # the first may be about the same place
+        separated_C = (positive_CR & first.positive).mean(1) - (negative_CR & first.negative).mean(1)
+        for number in np.argsort(-separated_C, kind="stable")[:2]:  # the first may be about the same place
             seconds.append(fixed[number])
         pairs += [first.both(second) for second in seconds if _place(second) != _place(first)]
     pair = max(pairs, key=_accuracy, default=best)

@@ -44,12 +44,12 @@
   /* How far the rule of what it fires on can be relied on. */
   function ruleFacts(rule) {
     if (!rule.rule) return [["Rule", rule.n ? "none that recurs" : "none: too few strong activations"]];
-    const told = "tells " + app.number(rule.score, 2) + " of strong activations from silence on other documents";
+    const score = app.number(rule.score, 2) + " on other documents, against hard negatives (0.5 is chance)";
     const other = rule.shuffled === null ? "" : "; another feature's rule " + app.number(rule.shuffled, 2);
     const shares = "holds for " + app.number(100 * rule.recall, 0) + "% of " + rule.n + " strong activations; where it holds, "
       + app.number(100 * rule.precision, 0) + "% are strong";
     const where = rule.sign < 0 ? "below zero " : "";
-    return [[rule.claimed ? "Rule" : "Best rule, not claimed", where + rule.rule], ["Score", told + other], ["Shares", shares]];
+    return [[rule.claimed ? "Rule" : "Best rule, not claimed", where + rule.rule], ["Score", score + other], ["Shares", shares]];
   }
 
   app.featureFacts = function (record) {

@@ -55,7 +55,7 @@ class ReportPhase(Phase[ReportSpec, ReportInputs]):
 
     kind = name = "report"
     title = "Report"
-    version = 8  # the argument of each behaviour
+    version = 9  # labels with scores, a subgraph of your own
     spec, inputs = ReportSpec, ReportInputs
     optional_inputs = True
     reads_payload = False

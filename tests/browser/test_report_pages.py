@@ -246,3 +246,81 @@ def test_an_address_carries_pins_groups_and_labels(browser: Browser, report: Pat
     assert browser.evaluate("document.querySelectorAll('.sg-node').length") == 2
     assert browser.errors == []
     browser.evaluate("localStorage.clear()")
+
+
+def test_an_address_carries_the_controls(browser: Browser, report: Path) -> None:
+    browser.open(report / GRAPH)
+    enter(browser, "g-influence", "55")
+    browser.page.locator("#g-topk").select_option("5")
+    browser.page.locator("#g-errors").click()
+    browser.page.locator("#g-sign").select_option("lowers")
+    fragment, shown = (
+        browser.evaluate("location.hash"),
+        browser.evaluate("document.getElementById('g-count').textContent"),
+    )
+    browser.open(report / GRAPH)
+    assert browser.evaluate("document.getElementById('g-count').textContent") != shown
+    browser.open(report / GRAPH, fragment)
+    assert browser.evaluate("document.getElementById('g-count').textContent") == shown
+    assert browser.evaluate("location.hash") == fragment
+
+
+def test_edges_of_one_sign_and_features_of_low_density_are_shown_alone(browser: Browser, report: Path) -> None:
+    browser.open(report / GRAPH)
+    weights = "mechstudyGraph.shownEdges.map((e) => mechstudyGraph.graph().edges.weight[e])"
+    browser.page.locator("#g-sign").select_option("raises")
+    assert min(browser.evaluate(weights)) > 0
+    browser.page.locator("#g-sign").select_option("lowers")
+    assert max(browser.evaluate(weights)) < 0
+    browser.page.locator("#g-sign").select_option("both")
+    enter(browser, "g-density", "-3")
+    densities = browser.evaluate(
+        "(() => { const n = mechstudyGraph.graph().nodes, seen = mechstudyGraph.visible;"
+        "return n.density.map((d, i) => [d, seen[i]]).filter(([d, v], i) => n.type[i] === 0 && d !== null); })()"
+    )
+    assert {bool(shown) for density, shown in densities if density > 1e-3} == {False}
+    assert any(shown for density, shown in densities if density <= 1e-3)
+
+
+def test_an_edge_says_its_share_of_the_drawn_input(browser: Browser, report: Path) -> None:
+    browser.open(report / GRAPH)
+    node = browser.evaluate(
+        "(() => { const g = mechstudyGraph.graph(); return g.nodes.type.findIndex((t, k) => t === 0"
+        " && g.incoming[k].filter((e) => !g.edges.qk[e]).length > 1); })()"
+    )
+    browser.page.locator("#g-topk").select_option("0")
+    browser.evaluate(f"mechstudyGraph.select({node})")
+    shares = browser.evaluate(
+        "[...document.querySelector('#g-detail .edges-list').querySelectorAll('.share')]"
+        ".map((s) => parseFloat(s.textContent))"
+    )
+    whole = browser.evaluate(f"mechstudyGraph.graph().incoming[{node}].length")
+    assert shares and (whole > 12 or abs(sum(shares) - 100) < len(shares))
+
+
+def test_automatic_groups_start_a_subgraph_that_is_saved_as_a_picture(
+    browser: Browser, report: Path, tmp_path: Path
+) -> None:
+    browser.open(report / GRAPH)
+    browser.evaluate("localStorage.clear()")
+    browser.open(report / GRAPH)
+    browser.page.get_by_role("button", name="Start from the largest automatic groups").click()
+    groups = browser.evaluate("mechstudyGraph.edits().groups.map((g) => g.members.length)")
+    assert groups and min(groups) > 1
+    assert browser.evaluate("document.querySelectorAll('.sg-group').length") == len(groups)
+    assert serious_violations(browser) == []
+    with browser.page.expect_download() as saved:
+        browser.page.get_by_role("button", name="Save picture").click()
+    saved.value.save_as(tmp_path / "picture.svg")
+    picture = (tmp_path / "picture.svg").read_text(encoding="utf-8")
+    assert picture.startswith("<svg") and picture.count("<rect") == len(groups) and "var(" not in picture
+    browser.evaluate("localStorage.clear()")
+
+
+def test_the_graph_fills_the_screen(browser: Browser, report: Path) -> None:
+    browser.open(report / GRAPH)
+    browser.page.get_by_role("button", name="Full screen").click()
+    browser.wait("document.fullscreenElement === document.getElementById('viewer')")
+    browser.page.get_by_role("button", name="Leave full screen").click()
+    browser.wait("!document.fullscreenElement")
+    assert browser.errors == []

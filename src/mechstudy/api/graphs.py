@@ -20,7 +20,14 @@ from mechstudy.core.jsonio import read_json
 from mechstudy.core.notices import counted
 from mechstudy.report.formatting import plain, visible
 from mechstudy.report.standalone import asset, rendered, standalone
-from mechstudy.report.viewer import aggregate_view, feature_labels, feature_record, prompt_view
+from mechstudy.report.viewer import (
+    aggregate_view,
+    automatic_groups,
+    feature_densities,
+    feature_labels,
+    feature_record,
+    prompt_view,
+)
 
 if TYPE_CHECKING:
     from mechstudy.dictionaries.dictionary import Dictionary
@@ -201,7 +208,9 @@ class PromptGraph(_Drawn, PromptFrames):
             )
 
     def _view(self) -> dict[str, Any]:
-        return prompt_view(self._json, feature_labels(self._pages))
+        return prompt_view(
+            self._json, feature_labels(self._pages), feature_densities(self._pages), automatic_groups(self)
+        )
 
 
 class BehaviourGraph(_Drawn, BehaviourFrames):
@@ -224,7 +233,8 @@ class BehaviourGraph(_Drawn, BehaviourFrames):
         self.bases = {**self.bases, **(bases or {})}
 
     def _view(self) -> dict[str, Any]:
-        return aggregate_view(self._json, feature_labels(self._pages), self._checked, self._scores)
+        labels, densities = feature_labels(self._pages), feature_densities(self._pages)
+        return aggregate_view(self._json, labels, self._checked, self._scores, densities, automatic_groups(self))
 
 
 def load_graph(path: str | Path) -> PromptGraph:

@@ -9,6 +9,7 @@ from typing import Any
 
 from altair.utils.schemapi import debug_mode
 
+from mechstudy.circuits.graph_frames import BehaviourFrames, PromptFrames
 from mechstudy.interventions.results import edges_of
 from mechstudy.report import charts
 from mechstudy.report.claims import Measured, claims
@@ -21,7 +22,16 @@ from mechstudy.report.record_pages import compute_page, usage_page
 from mechstudy.report.site import Site
 from mechstudy.report.story_page import story_page
 from mechstudy.report.verdict_page import verdict_of, verdict_page
-from mechstudy.report.viewer import Labels, aggregate_view, feature_labels, prompt_view, write_features
+from mechstudy.report.viewer import (
+    Densities,
+    Labels,
+    aggregate_view,
+    automatic_groups,
+    feature_densities,
+    feature_labels,
+    prompt_view,
+    write_features,
+)
 
 N_EXAMPLES, N_WORST = 8, 10
 Rows = list[dict[str, Any]]
@@ -55,7 +65,7 @@ def _build(data: ReportData, out: Path) -> None:
     views = {}
     for behaviour in data.behaviours:
         examples = behaviour_page(site, behaviour)
-        views[behaviour] = graph_page(site, behaviour, labels)
+        views[behaviour] = graph_page(site, behaviour, labels, feature_densities(features))
         interventions_page(site, behaviour)
         verdict_page(site, behaviour)
         story_page(site, behaviour, examples)
@@ -209,7 +219,7 @@ def _alike(evaluations: Iterable[dict[str, Any]]) -> str:
     return f"{str(kind or '').replace('_', ' ')}, {activation}, {site_in} → {site_out}"
 
 
-def graph_page(site: Site, behaviour: str, labels: Labels) -> dict[str, Any] | None:
+def graph_page(site: Site, behaviour: str, labels: Labels, densities: Densities) -> dict[str, Any] | None:
     """The viewer of a behaviour's graphs; returns the aggregated view for the overview's picture."""
     key, unit = slug(behaviour), site.data.graphs[behaviour]
     scores, aggregate = unit.json("scores.json"), unit.json("aggregate.json")
@@ -217,7 +227,14 @@ def graph_page(site: Site, behaviour: str, labels: Labels) -> dict[str, Any] | N
     view, entries = None, []
     if aggregate.get("nodes"):
         checked = edges_of(site.data.interventions[behaviour].json("summary.json")).get("rows") or ()
-        view = aggregate_view(aggregate, labels, checked, _mean_scores(scores))
+        view = aggregate_view(
+            aggregate,
+            labels,
+            checked,
+            _mean_scores(scores),
+            densities,
+            automatic_groups(BehaviourFrames(aggregate, scores)),
+        )
         name = f"graph-{key}-aggregate"
         write_data(site.out, name, view)
         entries.append({"data": name, "slug": "aggregate", "label": f"All {view['n_prompts']} prompts, aggregated"})
@@ -225,7 +242,7 @@ def graph_page(site: Site, behaviour: str, labels: Labels) -> dict[str, Any] | N
     for row in per_prompt:
         if graph := unit.json(f"graphs/{row['slug']}.json"):
             name = f"graph-{key}-{slug(str(row['slug']))}"
-            write_data(site.out, name, prompt_view(graph, labels))
+            write_data(site.out, name, prompt_view(graph, labels, densities, automatic_groups(PromptFrames(graph))))
             prompt = clip(plain(str(row.get("prompt") or row["slug"])), 90)
             entries.append({"data": name, "slug": str(row["slug"]), "label": prompt})
     write_data(site.out, f"graphs-{key}", {"behaviour": behaviour, "graphs": entries})

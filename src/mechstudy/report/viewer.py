@@ -14,12 +14,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from mechstudy.circuits.graph_frames import GraphFrames
+from mechstudy.circuits.supernodes import Supernodes
 from mechstudy.report.formatting import clip, plain, significant, visible
 from mechstudy.report.page_data import write_data
 
 TYPES = ("feature", "error", "token", "bias", "logit")
 MAX_EDGES = 40_000  # drawn; the artifact keeps them all
 MAX_HEADS = 20
+MAX_GROUPED = 1000  # features: grouping takes the cube of their number
 
 OTHER = "other"
 TARGETS = {"logit_difference": "answer − wrong answer", "logits": "top outputs"}
@@ -34,14 +37,22 @@ N_LOGITS = 10
 _CHECKED = ("predicted", "predicted_qk", "frozen", "qk", "direct_live", "direct_live_ci95", "total_live", "n")
 
 Labels = Mapping[tuple[int, int], str]
+Densities = Mapping[tuple[int, int], float]
 
 
-def prompt_view(graph: Mapping[str, Any], labels: Labels) -> dict[str, Any]:
+def prompt_view(
+    graph: Mapping[str, Any],
+    labels: Labels,
+    densities: Densities = MappingProxyType({}),
+    alike: Sequence[Sequence[str]] = (),
+) -> dict[str, Any]:
     """The viewer's data of a per-prompt graph.
 
     Args:
         graph: Neuronpedia JSON; `metadata.mechstudy` and nodes of type `bias` are optional.
         labels: (layer, feature) -> automatic label, for nodes without a `clerp`.
+        densities: (layer, feature) -> the share of text on which it fires, where that is known.
+        alike: groups of nodes (`automatic_groups`).
     """
     meta = graph.get("metadata") or {}
     ours = meta.get("mechstudy") or {}
@@ -55,8 +66,9 @@ def prompt_view(graph: Mapping[str, Any], labels: Labels) -> dict[str, Any]:
         _head(layer, head, names.get(query) or visible(tokens[query]), influence)
         for layer, head, query, influence in ours.get("heads") or []
     ]
-    return _view(nodes, graph.get("links") or [], columns, qk) | {
+    return _view(nodes, graph.get("links") or [], columns, qk, densities=densities) | {
         "kind": "prompt",
+        "alike": alike,
         "heads": heads[:MAX_HEADS],
         "slug": str(meta.get("slug", "")),
         "prompt": str(meta.get("prompt") or "".join(tokens)),
@@ -103,6 +115,8 @@ def aggregate_view(
     labels: Labels,
     checked: Sequence[Mapping[str, Any]] = (),
     scores: Mapping[str, Any] = MappingProxyType({}),
+    densities: Densities = MappingProxyType({}),
+    alike: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
     """The viewer's data of an aggregated graph.
 
@@ -111,6 +125,8 @@ def aggregate_view(
         labels: (layer, feature) -> automatic label, for nodes without one.
         checked: rows of the interventions' edge check; an edge that has one carries it.
         scores: numbers to show beside the graph.
+        densities: as of `prompt_view`.
+        alike: as of `prompt_view`.
     """
     positions = [str(p) for p in aggregate.get("positions") or []]
     if not any(n.get("position") == OTHER for n in aggregate.get("nodes") or []):
@@ -129,8 +145,10 @@ def aggregate_view(
         place, _, query = str(entry["id"]).partition("@")
         _, layer, head = place.split(".")
         heads.append(_head(int(layer), int(head), query, entry.get("influence"), entry.get("frequency")))
-    return _view(nodes, aggregate.get("edges") or [], columns, aggregate.get("qk_edges") or [], checked) | {
+    qk = aggregate.get("qk_edges") or []
+    return _view(nodes, aggregate.get("edges") or [], columns, qk, checked, densities) | {
         "kind": "aggregate",
+        "alike": alike,
         "heads": heads[:MAX_HEADS],
         "slug": "aggregate",
         "target": (aggregate.get("metric") or TARGETS.get(target, target))
@@ -169,6 +187,7 @@ def _view(
     columns: list[dict[str, str]],
     qk_edges: Sequence[Mapping[str, Any]],
     checked: Sequence[Mapping[str, Any]] = (),
+    densities: Densities = MappingProxyType({}),
 ) -> dict[str, Any]:
     shift = int(any(n["column"] is None for n in nodes))  # biases have a column of their own, the first
     columns = [{"label": "constants", "name": ""}] * shift + columns
@@ -189,9 +208,23 @@ def _view(
             "feature": [n["feature"] for n in nodes],
             **{field: significant([n[field] for n in nodes]) for field in numbers},
             "label": [n["label"] for n in nodes],
+            "density": significant([_density(n, densities) for n in nodes], 3),
         },
         **_edges(edges, qk_edges, {n["id"]: i for i, n in enumerate(nodes)}, checked),
     }
+
+
+def _density(n: Mapping[str, Any], densities: Densities) -> float | None:
+    return None if n["feature"] is None else densities.get((n["layer"], n["feature"]))
+
+
+def automatic_groups(graph: GraphFrames) -> list[list[str]]:
+    """The nodes of each group of several features that `Supernodes` makes by their edges; none of very large graphs."""
+    if not 1 < len(graph.nodes.filter(kind="feature")) <= MAX_GROUPED:
+        return []
+    frame = Supernodes(graph, None, {}).frame
+    groups = frame.group_by("group", maintain_order=True).agg("node")["node"].to_list()
+    return [group for group in groups if len(group) > 1]
 
 
 def _edges(
@@ -258,6 +291,11 @@ def is_cumulative(influences: Sequence[float]) -> bool:
 def feature_labels(features: Sequence[Mapping[str, Any]]) -> Labels:
     """(layer, feature) -> its `auto_label`."""
     return {(int(f["layer"]), int(f["feature"])): auto_label(f) for f in features}
+
+
+def feature_densities(features: Sequence[Mapping[str, Any]]) -> Densities:
+    """(layer, feature) -> the share of the corpus on which it fires, where it was searched."""
+    return {(int(f["layer"]), int(f["feature"])): float(d) for f in features if (d := f.get("frequency")) is not None}
 
 
 def auto_label(feature: Mapping[str, Any]) -> str:

@@ -35,7 +35,9 @@
         type: "button", title: graph.nodes.id[other] + freq, onclick: () => state.select(other),
         onmouseenter: () => state.peek(other), onmouseleave: () => state.peek(-1),
       }, el("span", { class: "name" }, app.nodeName(graph, other) + " " + app.nodePlace(graph, other)),
-      graph.edges.qk[e] ? el("span", { class: "kind" }, "through an attention pattern") : null,
+      graph.edges.qk[e] ? el("span", { class: "kind" }, "through an attention pattern")
+        : el("span", { class: "share" }, app.number((100 * Math.abs(w)) / graph.inputs[graph.edges.target[e]], 0) + "% of "
+          + (end === "source" ? "its drawn input" : "the drawn input there")),
       el("span", { class: "w" }, (w > 0 ? "+" : "") + app.number(w, 3) + sd),
       check ? el("span", { class: "checked" }, checkText(check)) : null,
       el("i", { style: "width:" + (100 * Math.abs(w)) / top + "%" }))));

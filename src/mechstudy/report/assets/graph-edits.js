@@ -175,7 +175,8 @@
   app.showSubgraph = function (root, graph, edits, state) {
     const n = [...state.pins].length;
     if (!n && !edits.groups.length && !edits.labels.size) {
-      root.replaceChildren(el("p", { class: "hint" }, "Nothing pinned. Select a node and press P, or pin all that a search finds; then group what belongs together. Labels can be edited in a node's panel."), files(root, graph, edits, state));
+      root.replaceChildren(el("p", { class: "hint" }, "Nothing pinned. Select a node and press P, or pin all that a search finds; then group what belongs together. Labels can be edited in a node's panel."),
+        el("div", { class: "sg-tools", role: "group", "aria-label": "Grouping" }, alike(graph, edits, state, []), files(root, graph, edits, state)));
       return;
     }
     const scores = app.pinnedScores(graph, state.pins), free = [...state.pins].filter((i) => graph.nodes.type[i] === FEATURE && !edits.groupOf(i));
@@ -191,11 +192,31 @@
       el("div", { class: "sg-tools", role: "group", "aria-label": "Grouping" },
         el("button", { type: "button", disabled: free.length < 2, onclick: changed(() => edits.group("Group " + (edits.groups.length + 1), free)) }, "Group the " + free.length + " free pins"),
         el("button", { type: "button", disabled: free.length < 2, onclick: changed(() => byToken(graph, edits, free)) }, "Group them by token"),
+        alike(graph, edits, state, free),
         el("button", { type: "button", onclick: changed(() => { edits.clear(); state.pins.clear(); }) }, "Clear all"), files(root, graph, edits, state)),
       edits.groups.length ? el("ul", { class: "sg-groups" }, ...edits.groups.map((g) => el("li", {}, name(g), " " + g.members.length + " nodes ",
         el("button", { type: "button", onclick: changed(() => edits.ungroup(g)) }, "Ungroup")))) : "",
       n || edits.groups.length ? el("div", { class: "sg-picture" }, app.drawSubgraph(graph, edits, state.pins, state.select)) : "");
   };
+
+  /* A button that groups free pins by the automatic groups; with nothing pinned it starts from the most influential groups. */
+  const LARGEST = 8;
+  function alike(graph, edits, state, free) {
+    const groups = (graph.alike || []).map((ids) => ids.map((id) => graph.index.get(id)).filter((i) => i !== undefined));
+    const strength = (i) => 1 - graph.nodes.share[i];
+    const sum = (members) => members.reduce((total, i) => total + strength(i), 0);
+    const fresh = !state.pins.size;
+    const chosen = (fresh ? groups.sort((a, b) => sum(b) - sum(a)).slice(0, LARGEST) : groups.map((g) => g.filter((i) => free.includes(i)))).filter((g) => g.length > 1);
+    const act = () => {
+      for (const members of chosen) {
+        const [first] = [...members].sort((a, b) => strength(b) - strength(a));
+        edits.group(graph.nodes.label[first] || app.nodeName(graph, first), members);
+        members.forEach((i) => state.pins.add(i));
+      }
+      state.edited();
+    };
+    return el("button", { type: "button", disabled: !chosen.length, onclick: act }, fresh ? "Start from the largest automatic groups" : "Group what is alike");
+  }
 
   function byToken(graph, edits, free) {
     const columns = new Map();
@@ -219,13 +240,25 @@
         } catch (error) { said.textContent = "Not a file of edits: " + error.message; }
       },
     });
-    const save = () => {
-      const text = JSON.stringify({ slug: graph.slug, qParams: edits.qParams(state.pins, state.selected) }, null, 1);
-      const link = el("a", { href: URL.createObjectURL(new Blob([text], { type: "application/json" })), download: (graph.slug || "graph") + ".edits.json" });
+    const download = (text, type, ending) => {
+      const link = el("a", { href: URL.createObjectURL(new Blob([text], { type })), download: (graph.slug || "graph") + ending });
       link.click();
       URL.revokeObjectURL(link.href);
     };
-    return el("span", { class: "sg-files" }, el("button", { type: "button", onclick: save }, "Save edits"),
+    const save = () => {
+      download(JSON.stringify({ slug: graph.slug, qParams: edits.qParams(state.pins, state.selected) }, null, 1), "application/json", ".edits.json");
+    };
+    const picture = () => {
+      const drawn = root.querySelector(".sg-picture svg");
+      if (!drawn) return;
+      const copy = drawn.cloneNode(true), colour = (name) => app.colour(name);
+      copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+      const style = document.createElementNS("http://www.w3.org/2000/svg", "style");
+      style.textContent = `text{font:12px sans-serif;fill:${colour("ink")}}.sg-count{font-size:10px}rect{fill:${colour("paper")};stroke:${colour("effect")}}.sg-link{fill:none}.pos{stroke:${colour("pos")}}.neg{stroke:${colour("neg")};stroke-dasharray:5 3}`;
+      copy.prepend(style);
+      download(new XMLSerializer().serializeToString(copy), "image/svg+xml", ".subgraph.svg");
+    };
+    return el("span", { class: "sg-files" }, el("button", { type: "button", onclick: picture }, "Save picture"), el("button", { type: "button", onclick: save }, "Save edits"),
       el("button", { type: "button", onclick: () => input.click() }, "Load edits"), input, said);
   }
 

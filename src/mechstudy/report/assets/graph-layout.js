@@ -67,8 +67,10 @@
     const n = graph.nodes.id.length;
     graph.incoming = Array.from({ length: n }, () => []);
     graph.outgoing = Array.from({ length: n }, () => []);
-    const { source, target } = graph.edges;
+    const { source, target, weight, qk } = graph.edges;
+    graph.inputs = new Float64Array(n); // sizes of the edges into each node, without those through patterns
     for (let e = 0; e < source.length; e++) {
+      if (!qk[e]) graph.inputs[target[e]] += Math.abs(weight[e]);
       graph.incoming[target[e]].push(e);
       graph.outgoing[source[e]].push(e);
     }

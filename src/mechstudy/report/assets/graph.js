@@ -19,7 +19,10 @@
       return [...first(graph.incoming[i]), ...first(graph.outgoing[i])]
         .filter((e) => state.visible[s[e]] && state.visible[t[e]] && state.kindShown(e));
     },
-    kindShown: (e) => !graph.edges.qk[e] || $("g-qk").checked,
+    kindShown(e) {
+      const sign = $("g-sign").value, raises = graph.edges.weight[e] > 0;
+      return (!graph.edges.qk[e] || $("g-qk").checked) && (sign === "both" || raises === (sign === "raises"));
+    },
     select(i) {
       state.selected = i;
       if (i >= 0) {
@@ -76,12 +79,13 @@
     const limit = Number($("g-influence").value) / 100;
     const k = Number($("g-topk").value), errors = $("g-errors").checked, biases = $("g-biases").checked;
     const only = $("g-pinned").checked && state.pins.size > 0;
-    const { type, share } = graph.nodes, n = type.length;
+    const { type, share, density } = graph.nodes, n = type.length;
+    const densest = Number($("g-density").value) < 0 ? 10 ** Number($("g-density").value) : Infinity;
     state.visible = new Uint8Array(n);
     let count = 0;
     for (let i = 0; i < n; i++) {
       const outer = type[i] === 2 || type[i] === 4;
-      const allowed = (type[i] !== 1 || errors) && (type[i] !== 3 || biases);
+      const allowed = (type[i] !== 1 || errors) && (type[i] !== 3 || biases) && (type[i] !== 0 || density[i] === null || density[i] <= densest);
       state.visible[i] = (only ? state.pins.has(i) : allowed && (outer || share[i] <= limit)) ? 1 : 0;
       count += state.visible[i];
     }
@@ -96,6 +100,7 @@
     }
     state.nodeCount = count;
     $("g-influence-out").textContent = $("g-influence").value + "%";
+    $("g-density-out").textContent = densest === Infinity ? "100%" : app.number(100 * densest, densest < 0.001 ? 3 : 1) + "%";
     $("g-count").textContent = count.toLocaleString("en") + " of " + n.toLocaleString("en") + " nodes, "
       + state.shownEdges.length.toLocaleString("en") + " of " + source.length.toLocaleString("en") + " edges";
     redraw(true);
@@ -125,6 +130,7 @@
       if (graph.nodes.type[i] === 1) $("g-errors").checked = true;
       if (graph.nodes.type[i] === 3) $("g-biases").checked = true;
       $("g-pinned").checked = false;
+      $("g-density").value = 0;
       filter();
     }
     const [x, y] = app.onScreen(graph, view, i);
@@ -148,11 +154,24 @@
     redraw(false);
   }
 
+  /* What the controls above the graph say, as text. */
+  const CONTROLS = ["g-influence", "g-topk", "g-errors", "g-biases", "g-qk", "g-sign", "g-density", "g-pinned"];
+  const control = (id) => ($(id).type === "checkbox" ? String($(id).checked) : $(id).value);
+  let defaults = {};
+  function setControls(values) {
+    for (const id of CONTROLS) {
+      const value = values(id.slice(2));
+      if (value === null || value === undefined) continue;
+      if ($(id).type === "checkbox") $(id).checked = value === "true"; else $(id).value = value;
+    }
+  }
+
   function remember() {
     const parts = new URLSearchParams();
     parts.set("g", graph.slug);
     if (state.selected >= 0) parts.set("n", graph.nodes.id[state.selected]);
     if (state.pins.size) parts.set("pin", [...state.pins].map((i) => graph.nodes.id[i]).join(","));
+    for (const id of CONTROLS) if (control(id) !== defaults[id]) parts.set(id.slice(2), control(id));
     const q = edits.qParams(state.pins, -1);
     if (q.supernodes.length) parts.set("supernodes", JSON.stringify(q.supernodes));
     if (q.clerps.length) parts.set("clerps", JSON.stringify(q.clerps));
@@ -176,6 +195,10 @@
     inner.forEach((i, k) => { state.rank[i] = k; });
     state.rankOf = inner.length;
     $("g-influence").value = graph.nodes.type.length > 500 ? 80 : 100;
+    defaults = Object.fromEntries(CONTROLS.map((id) => [id, initial[id]]));
+    defaults["g-influence"] = $("g-influence").value;
+    setControls((name) => wanted.get(name));
+    $("g-density-box").hidden = !graph.nodes.density.some((d) => d !== null);
     fit();
     edits = new app.Edits(graph);
     state.pins = edits.take(wantedEdits(wanted) || app.storedEdits(graph) || graph.edits || {}).pins;
@@ -201,7 +224,14 @@
     const wanted = new URLSearchParams(location.hash.slice(1));
     const entry = entries.find((e) => e.slug === wanted.get("g")) || entries[0];
     if (!entry) return;
-    if (graph && graph.slug === entry.slug) selectWanted(wanted);
+    if (graph && graph.slug === entry.slug) {
+      setControls((name) => wanted.get(name));
+      const given = wantedEdits(wanted);
+      if (given) state.pins = edits.take(given).pins;
+      app.showSubgraph($("g-sub"), graph, edits, state);
+      filter();
+      selectWanted(wanted);
+    }
     else open(entry, wanted);
   }
 
@@ -325,7 +355,11 @@
     }
   });
 
-  for (const id of ["g-influence", "g-topk", "g-errors", "g-biases", "g-qk", "g-pinned"]) $(id).addEventListener("input", () => { if (graph) filter(); });
+  const initial = Object.fromEntries(CONTROLS.map((id) => [id, control(id)]));
+  for (const id of CONTROLS) $(id).addEventListener("input", () => { if (graph) { filter(); remember(); } });
+  $("g-full").hidden = !document.fullscreenEnabled;
+  $("g-full").addEventListener("click", () => { if (document.fullscreenElement) document.exitFullscreen(); else root.requestFullscreen(); });
+  document.addEventListener("fullscreenchange", () => { $("g-full").textContent = document.fullscreenElement ? "Leave full screen" : "Full screen"; });
   $("g-in").addEventListener("click", () => zoom(1.3));
   $("g-out").addEventListener("click", () => zoom(1 / 1.3));
   $("g-fit").addEventListener("click", () => { if (graph) fit(); });

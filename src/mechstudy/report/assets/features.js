@@ -82,7 +82,7 @@
   function matching() {
     const query = search.value.trim().toLowerCase().replaceAll(" ", "·");
     return rows.filter((r) => (!circuit.value || circuit.value in r.graphs)
-      && (!query || (r.layer + "/" + r.feature).includes(query) || r.label.toLowerCase().includes(query)));
+      && (!query || (r.layer + "/" + r.feature).includes(query) || r.label.toLowerCase().replaceAll(" ", "·").includes(query)));
   }
 
   function drawList() {

@@ -317,7 +317,7 @@
       const { id, layer, feature, label } = graph.nodes;
       for (let i = 0; i < id.length && matches.length < 40; i++) {
         const keys = [id[i], label[i], feature[i] === null ? "" : layer[i] + "/" + feature[i] + " #" + feature[i]];
-        if (keys.some((s) => String(s).toLowerCase().includes(query))) matches.push(i);
+        if (keys.some((s) => String(s).toLowerCase().replaceAll(" ", "·").includes(query))) matches.push(i);
       }
     }
     chosen = 0;

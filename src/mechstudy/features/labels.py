@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from numpy.random import Generator
 
 from mechstudy.core.seeds import numpy_generator
@@ -75,10 +75,10 @@ def labels(text: Text, activations: Iterable[Float[np.ndarray, " n"]], *, seed: 
     made = []
     for i, (one, rule) in enumerate(zip(found, rules, strict=True)):
         if one is None or rule is None:
-            made.append(Label(None, False, None, None, None, None, len(one.all_scored[0]) if one else 0))
+            made.append(Label(None, False, None, None, None, None, len(one.all_scored()[0]) if one else 0))
             continue
         wrong = rules[other[i]] if other[i] != i else None
-        strong, silent = (rule.holds(text, rows) for rows in one.all_scored)
+        strong, silent = (rule.holds(text, rows) for rows in one.all_scored())
         made.append(
             Label(
                 str(rule),
@@ -96,11 +96,14 @@ def labels(text: Text, activations: Iterable[Float[np.ndarray, " n"]], *, seed: 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Strong and silent rows of a feature: to induce on, to score on, and all of the documents that are scored."""
+    """Strong and silent rows of a feature: to induce on, to score on, and all of the documents that are scored.
+
+    The last as packed bits, since there are as many of them as tokens, of every feature.
+    """
 
     induced_on: tuple[Rows, Rows]
     scored_on: tuple[Rows, Rows]
-    all_scored: tuple[Rows, Rows]
+    scored_bits: tuple[UInt8[np.ndarray, " b"], UInt8[np.ndarray, " b"]]
     sign: int
 
     @classmethod
@@ -118,7 +121,13 @@ class _Rows:
                 return None
             halves.append((strong, silent))
         induced_on, scored_on = (_sampled(text, strong, silent, rng) for strong, silent in halves)
-        return cls(induced_on, scored_on, halves[1], sign)
+        bits = [np.packbits(np.isin(places, rows)) for rows in halves[1]]
+        return cls(induced_on, scored_on, (bits[0], bits[1]), sign)
+
+    def all_scored(self) -> tuple[Rows, Rows]:
+        """All strong and all silent rows of the documents that are scored."""
+        strong, silent = (np.flatnonzero(np.unpackbits(bits)) for bits in self.scored_bits)
+        return strong, silent
 
     def rule(self, text: Text) -> Rule | None:
         """Of all documents that rules are induced on."""
@@ -148,8 +157,8 @@ def separation(text: Text, rule: Rule, rows: tuple[Rows, Rows]) -> float:
 def _half_of_the_sum(size_N: Float[np.ndarray, " n"]) -> float:
     """The activation from which on the larger ones make up half of the sum; infinite where nothing is active."""
     falling = np.sort(size_N)[::-1]
-    total = falling.sum()
-    return float(falling[np.searchsorted(falling.cumsum(), total / 2)]) if total > 0 else np.inf
+    sums = falling.cumsum(dtype=np.float64)
+    return float(falling[np.searchsorted(sums, sums[-1] / 2)]) if sums[-1] > 0 else np.inf
 
 
 def _sampled(text: Text, strong: Rows, silent: Rows, rng: Generator) -> tuple[Rows, Rows]:

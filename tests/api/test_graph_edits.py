@@ -25,6 +25,7 @@ def test_edits_survive_a_file_and_the_drawing_shows_them(graph, tmp_path):
     edited = graph.edited(file)
     read = ms.load_graph(edited.save(tmp_path / "graph.json"))
     assert {field: read.edits[field] for field in made(graph)} == made(graph)
+    assert dict(read.nodes.select("node", "label").iter_rows())[made(graph)["clerps"][0][0]] == "a <b>label</b>"
     assert read._view()["edits"]["supernodes"] == made(graph)["supernodes"]
     assert "<b>label" not in edited.html()
     assert graph.edits["pinnedIds"] == [], "the graph itself is as it was"
@@ -38,7 +39,9 @@ def test_edits_of_another_graph_are_refused_by_name(graph, tmp_path):
         graph.kept_scores(["9_9_9"])
 
 
-@pytest.mark.parametrize("content", ['{"pinnedIds": 3}', "[1]", '{"qParams": {"supernodes": [[]]}}'])
+@pytest.mark.parametrize(
+    "content", ['{"pinnedIds": 3}', "[1]", "{}", '{"a": 1}', "3", "null", '{"qParams": {"supernodes": [[]]}}']
+)
 def test_a_file_of_something_else_is_refused(graph, tmp_path, content):
     file = tmp_path / "x.json"
     file.write_text(content)
@@ -50,5 +53,9 @@ def test_scores_of_more_nodes_are_never_smaller(graph):
     drawn = graph.nodes.filter(kind="feature").sort("influence", descending=True)["node"].to_list()[:20]
     replacement = [graph.kept_scores(drawn[:n])["replacement"] for n in range(len(drawn) + 1)]
     assert replacement == sorted(replacement) and replacement[-1] > replacement[0]
+    assert graph.kept_scores(graph.top(5)) == graph.kept_scores(
+        graph.nodes.join(graph.top(5).select("feature", "position"), on=["feature", "position"], how="semi")
+    )
+    assert graph.kept_scores(drawn[0]) == graph.kept_scores(drawn[:1])
     frame = graph.nodes.filter(kind="feature")
     assert graph.kept_scores(frame) == graph.kept_scores(frame["node"].to_list())

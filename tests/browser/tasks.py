@@ -167,7 +167,7 @@ def pin_all_that_a_label_search_finds(r: Reader) -> None:
 
 def make_and_name_a_supernode(r: Reader) -> None:
     r.pin(3)
-    r.button("Group the 3 free pins")
+    r.button("Group the 3 free features")
     r.page.get_by_label("Name of group Group 1").fill("three")
     r.page.get_by_label("Name of group Group 1").press("Enter")
     assert [row[0] for row in r.js(EDITS)["supernodes"]] == ["three"]
@@ -176,7 +176,7 @@ def make_and_name_a_supernode(r: Reader) -> None:
 
 def ungroup_a_supernode(r: Reader) -> None:
     r.pin(3)
-    r.button("Group the 3 free pins")
+    r.button("Group the 3 free features")
     r.button("Ungroup")
     assert r.js(EDITS)["supernodes"] == [] and r.js("document.querySelectorAll('.sg-node').length") == 3
 
@@ -205,7 +205,7 @@ def edit_a_label(r: Reader) -> None:
 def save_and_load_edits_with_labels(r: Reader) -> None:
     edit_a_label(r)
     r.pin(2)
-    r.button("Group the 2 free pins")
+    r.button("Group the 2 free features")
     made = r.js(EDITS)
     text = r.saved("Save edits")
     assert json.loads(text)["qParams"]["clerps"] == made["clerps"]
@@ -219,7 +219,7 @@ def save_and_load_edits_with_labels(r: Reader) -> None:
 
 def share_it_all_by_an_address(r: Reader) -> None:
     r.pin(2)
-    r.button("Group the 2 free pins")
+    r.button("Group the 2 free features")
     r.page.locator("#g-influence").fill("60")
     made, fragment, count = r.js(EDITS), r.js("location.hash"), r.js(COUNT)
     r.js("localStorage.clear()")

@@ -142,7 +142,7 @@ def test_nodes_are_pinned_grouped_and_named_and_a_file_keeps_it(
     browser.evaluate("localStorage.clear()")
     browser.open(page)
     pin_features(browser, 3)
-    browser.page.get_by_role("button", name="Group the 3 free pins").click()
+    browser.page.get_by_role("button", name="Group the 3 free features").click()
     name = browser.page.get_by_label("Name of group Group 1")
     name.fill("all <b>three</b>")
     name.press("Enter")
@@ -168,6 +168,11 @@ def test_nodes_are_pinned_grouped_and_named_and_a_file_keeps_it(
     browser.page.locator("#g-sub input[type=file]").set_input_files(file)
     browser.wait("mechstudyGraph.pins.size === 3")
     assert browser.evaluate(EDITED) == made, "and a file"
+    for text in ("{}", "[1]", '{"name": "package"}', '{"qParams": {"supernodes": [3]}}', "null", "{"):
+        wrong = {"name": "wrong.json", "mimeType": "application/json", "buffer": text.encode()}
+        browser.page.locator("#g-sub input[type=file]").set_input_files(wrong)  # type: ignore[arg-type]
+        browser.wait("document.getElementById('g-sub').textContent.includes('wrong.json is no file of edits')")
+        assert browser.evaluate(EDITED) == made, "what is no file of edits changes nothing"
     browser.page.get_by_role("button", name="Ungroup").click()
     assert browser.evaluate("document.querySelectorAll('.sg-node').length") == 3
     browser.evaluate("localStorage.clear()")

@@ -15,7 +15,7 @@ from mechstudy.api.grouping import supernodes
 from mechstudy.circuits.drawn_influence import drawn_scores
 from mechstudy.circuits.graph_frames import BehaviourFrames, GraphFrames, PromptFrames
 from mechstudy.circuits.supernodes import Supernodes
-from mechstudy.core.errors import MechstudyError, nearest
+from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
 from mechstudy.core.notices import counted
 from mechstudy.report.formatting import plain, visible
@@ -148,6 +148,8 @@ class PromptGraph(_Drawn, PromptFrames):
         super().__init__(json, feature_labels(pages))
         self._pages = pages
         self.bases = {**self.bases, **(bases or {})}
+        if given := dict(self.edits.get("clerps") or ()):
+            self.nodes = self.nodes.with_columns(label=pl.col("node").replace_strict(given, default=pl.col("label")))
 
     def described_by(self, pages: Pages) -> PromptGraph:
         """The same graph, its features described by these records too, such as a run's (`Run.feature_pages`).
@@ -164,9 +166,15 @@ class PromptGraph(_Drawn, PromptFrames):
         """Replacement and completeness of some features of the drawn graph, everything else counted as error.
 
         Args:
-            nodes: names of ``nodes.node``, or a frame with that column; tokens and outputs always count.
+            nodes: names of ``nodes.node``, or a frame with that column, or with features and positions as `top` has
+                them (those that pruning cut are left out); tokens and outputs always count.
         """
-        names = nodes["node"].to_list() if isinstance(nodes, pl.DataFrame) else list(nodes)
+        if isinstance(nodes, pl.DataFrame):
+            if "node" not in nodes.columns:
+                nodes = self.nodes.join(nodes.select("feature", "position"), on=["feature", "position"], how="semi")
+            names = nodes["node"].to_list()
+        else:
+            names = [nodes] if isinstance(nodes, str) else list(nodes)
         self._check_nodes(names)
         return drawn_scores(self, names)
 
@@ -186,14 +194,18 @@ class PromptGraph(_Drawn, PromptFrames):
         Raises:
             MechstudyError: not such a file, or nodes that the graph does not draw.
         """
-        content = edits if isinstance(edits, Mapping) else read_json(Path(edits).expanduser())
+        where = str(edits) if isinstance(edits, str | Path) else None
+        content: Any = read_json(Path(edits).expanduser()) if isinstance(edits, str | Path) else edits
+        held = content.get("qParams", content) if isinstance(content, Mapping) else None
         try:
-            chosen = Edits.model_validate(content.get("qParams", content))
-        except (ValidationError, AttributeError) as error:
+            if not isinstance(held, Mapping) or not set(held) & set(Edits.model_fields):
+                raise MechstudyError("no pins, groups or labels")
+            chosen = Edits.model_validate(held)
+        except (ValidationError, MechstudyError) as error:
+            what = "; ".join(e["msg"] for e in error.errors()) if isinstance(error, ValidationError) else str(error)
             raise MechstudyError(
-                f"not edits of a graph: {error}", where=None if isinstance(edits, Mapping) else str(edits),
-                fix="a file that the page's `Save edits` wrote",
-            ) from None  # fmt: skip
+                f"not edits of a graph: {what}", where=where, fix="a file that the page's `Save edits` wrote"
+            ) from None
         self._check_nodes(chosen.nodes)
         kept = self.edits | chosen.model_dump(mode="json")
         return PromptGraph({**self._json, "qParams": kept}, self._pages, self.bases)
@@ -204,7 +216,7 @@ class PromptGraph(_Drawn, PromptFrames):
             raise MechstudyError(
                 f"{counted(len(unknown), 'node')} of {len(names)} not in this graph",
                 facts={"unknown": ", ".join(unknown[:5])},
-                fix=nearest(unknown[0], known),
+                fix="names of graph.nodes; edits are of the graph on whose page they were made",
             )
 
     def _view(self) -> dict[str, Any]:

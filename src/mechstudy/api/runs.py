@@ -30,8 +30,8 @@ _COLUMNS = {
     "units": "unit phase seconds finished peak_memory_gb size_mb id folder",
     "baseline": "behaviour split n accuracy accuracy_low accuracy_high mean_logit_difference passed",
     "evaluations": "layer kind d_sae l0 fvu ce_loss_recovered dead_share",
-    "features": "feature layer label claimed score score_shuffled frequency mean_activation max_activation promotes "
-    "suppresses examples behaviours",
+    "features": "feature layer label rule claimed score score_shuffled frequency mean_activation max_activation "
+    "promotes suppresses examples behaviours",
     "effects": "behaviour kind group n effect effect_low effect_high control_effect "
     "difference difference_low difference_high p p_adjusted p_difference_adjusted",
     "edges": "behaviour kind source target n removed predicted predicted_qk frozen frozen_low frozen_high "
@@ -157,10 +157,10 @@ class Run:
     def features(self) -> pl.DataFrame:
         """The features in graphs, with the text they fire on.
 
-        Columns: feature (``13/1741``), layer, label, claimed (whether the label is a rule that other documents bear
-        out), score and score_shuffled (of the best rule, and of another feature's; see `Label`), frequency,
-        mean_activation, max_activation, promotes and suppresses (tokens, the strongest first), examples (text around
-        the «token» it fires on most), behaviours.
+        Columns: feature (``13/1741``), layer, label, rule (the best one), claimed (whether other documents bear it
+        out; the label has it then), score and score_shuffled (of the best rule, and of another feature's; see
+        `Label`), frequency, mean_activation, max_activation, promotes and suppresses (tokens, the strongest first),
+        examples (text around the «token» it fires on most), behaviours.
         """
         rows = [
             {
@@ -366,7 +366,12 @@ def _csv(file: Path) -> pl.DataFrame:
 
 def _of_rule(page: Mapping[str, Any]) -> dict[str, Any]:
     rule = page.get("label") or {}
-    return {"claimed": rule.get("claimed"), "score": rule.get("score"), "score_shuffled": rule.get("shuffled")}
+    return {
+        "rule": rule.get("rule"),
+        "claimed": rule.get("claimed"),
+        "score": rule.get("score"),
+        "score_shuffled": rule.get("shuffled"),
+    }
 
 
 def _flat(entry: Mapping[str, Any], intervals: Mapping[str, str]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def _show(card: FeatureCard, dictionaries: str | None, n: int) -> None:
     print(f"{card.feature}: {kind} ({sites}{of})")
     if card.label:
         print(f"label:      {card.label}")
-    if card.rule and card.rule["rule"]:
+    if card.rule:
         print(f"rule:       {_rule(card.rule)}")
     if card.density is None:
         print(
@@ -89,7 +89,8 @@ def _show(card: FeatureCard, dictionaries: str | None, n: int) -> None:
         )
     else:
         mean, top = number(card.mean_activation), number(card.max_activation)
-        print(f"density:    active on {percent(card.density, 2)} of tokens, there {mean} on average and {top} at most")
+        size = f"a size of {top}" if card.kind == "neurons" else top
+        print(f"density:    active on {percent(card.density, 2)} of tokens, there {mean} on average and {size} at most")
     for which, tokens in (("promotes", card.promotes), ("suppresses", card.suppresses)):
         shown = "  ".join(f"{visible(token)} {number(value)}" for token, value in tokens)
         print(f"{which + ':':<11} {shown or 'not known without a model'}")
@@ -105,6 +106,8 @@ def _show(card: FeatureCard, dictionaries: str | None, n: int) -> None:
 
 def _rule(rule: Mapping[str, Any]) -> str:
     """What it fires on, and how far other documents bear that out."""
+    if not rule["rule"]:
+        return "none: nothing that recurs, or too few strong activations in the text that was searched"
     where, other = "below zero " if rule["sign"] < 0 else "", rule["shuffled"]
     beside = "" if other is None else f", another feature's rule {number(other, 2)}"
     said = "" if rule["claimed"] else "; too little to claim"

@@ -57,7 +57,7 @@
     if (share === null) return "";
     const rows = [
       ["Fires on", app.number(100 * share, share < 0.001 ? 4 : 2) + "% of tokens"],
-      ["Activation", "mean " + app.number(record.mean) + ", max " + app.number(record.max)],
+      ["Activation", "mean " + app.number(record.mean) + (record.kind === "neurons" ? ", largest size " : ", max ") + app.number(record.max)],
     ];
     if (record.rule) rows.push(...ruleFacts(record.rule));
     return app.facts(rows);

@@ -4,7 +4,7 @@
   const app = window.mechstudy;
   const { el } = app;
   const TYPE_NAMES = ["Feature", "Error", "Token", "Constant", "Output"];
-  const FIRST = 12;
+  const FIRST = 12, CHIPS = 6;
 
   app.nodeName = function (graph, i) {
     const { type, layer, feature, label, id } = graph.nodes;
@@ -122,8 +122,9 @@
 
   function pinList(graph, state) {
     if (!state.pins.size) return "";
-    return el("div", { class: "pins", "aria-label": "Pinned nodes" }, ...[...state.pins].map((i) =>
-      el("button", { type: "button", onclick: () => state.select(i), title: graph.nodes.id[i] }, "📌 " + app.nodeName(graph, i).slice(0, 26))));
+    return el("div", { class: "pins", "aria-label": "Pinned nodes" }, state.pins.size + " pinned: ", ...[...state.pins].slice(0, CHIPS).map((i) =>
+      el("button", { type: "button", onclick: () => state.select(i), title: graph.nodes.id[i] }, [...app.nodeName(graph, i)].slice(0, 26).join(""))),
+      state.pins.size > CHIPS ? "…" : "");
   }
 
   const SCORES = {

@@ -5,6 +5,14 @@
   const { el } = app;
   const FEATURE = 0, TOKEN = 2, BIAS = 3, OUTPUT = 4;
 
+  /* Whether something has the form of edits: at least one of its lists, and each of the right form. */
+  app.isEdits = (q) => Boolean(q) && typeof q === "object" && ["pinnedIds", "supernodes", "clerps"].some((f) => f in q)
+    && (q.pinnedIds === undefined || (Array.isArray(q.pinnedIds) && q.pinnedIds.every((id) => typeof id === "string")))
+    && ["supernodes", "clerps"].every((f) => q[f] === undefined || (Array.isArray(q[f])
+      && q[f].every((row) => Array.isArray(row) && row.length > 1 && row.every((x) => typeof x === "string"))));
+  const NONE = { pinnedIds: [], supernodes: [], clerps: [] };
+  app.noEdits = NONE;
+
   /* Edits of one graph. `qParams` is Neuronpedia's form of them. */
   app.Edits = class {
     constructor(graph) {
@@ -50,8 +58,9 @@
       };
     }
 
-    /* Takes what `qParams` gives; unknown nodes are left out and counted. */
+    /* Takes what `qParams` gives; unknown nodes are left out and counted. What is not edits changes nothing. */
     take(q) {
+      if (!app.isEdits(q)) throw new Error("it holds no pins, groups or labels");
       this.clear();
       const index = this.graph.index, pins = new Set();
       let unknown = 0;
@@ -158,7 +167,7 @@
       return line;
     });
     const nodes = made.map((b) => {
-      const shown = [...b.name], text = shown.length > 24 ? shown.slice(0, 23).join("") + "…" : b.name;
+      const shown = [...b.name], text = shown.length > 21 ? shown.slice(0, 20).join("") + "…" : b.name;
       const node = svg("g", { class: "sg-node" + (b.group ? " sg-group" : ""), tabindex: "0", role: "button", "aria-label": b.name + (b.group ? ", " + b.members.length + " nodes" : "") },
         svg("rect", { x: b.x, y: b.y, width: W, height: H, rx: 8 }),
         svg("text", { x: b.x + W / 2, y: b.y + (b.group ? 15 : 21), "text-anchor": "middle" }, text));
@@ -190,8 +199,8 @@
     root.replaceChildren(
       scored,
       el("div", { class: "sg-tools", role: "group", "aria-label": "Grouping" },
-        el("button", { type: "button", disabled: free.length < 2, onclick: changed(() => edits.group("Group " + (edits.groups.length + 1), free)) }, "Group the " + free.length + " free pins"),
-        el("button", { type: "button", disabled: free.length < 2, onclick: changed(() => byToken(graph, edits, free)) }, "Group them by token"),
+        el("button", { type: "button", disabled: free.length < 2, onclick: changed(() => edits.group("Group " + (edits.groups.length + 1), free)) }, "Group the " + free.length + " free features"),
+        el("button", { type: "button", disabled: new Set(free.map((i) => graph.nodes.column[i])).size === free.length, onclick: changed(() => byToken(graph, edits, free)) }, "Group them by token"),
         alike(graph, edits, state, free),
         el("button", { type: "button", onclick: changed(() => { edits.clear(); state.pins.clear(); }) }, "Clear all"), files(root, graph, edits, state)),
       edits.groups.length ? el("ul", { class: "sg-groups" }, ...edits.groups.map((g) => el("li", {}, name(g), " " + g.members.length + " nodes ",
@@ -209,8 +218,11 @@
     const chosen = (fresh ? groups.sort((a, b) => sum(b) - sum(a)).slice(0, LARGEST) : groups.map((g) => g.filter((i) => free.includes(i)))).filter((g) => g.length > 1);
     const act = () => {
       for (const members of chosen) {
+        const layers = members.map((i) => graph.nodes.layer[i]), low = Math.min(...layers), high = Math.max(...layers);
+        const columns = [...new Set(members.map((i) => graph.nodes.column[i]))];
+        const at = columns.length === 1 ? graph.columns[columns[0]].label : columns.length + " tokens";
         const [first] = [...members].sort((a, b) => strength(b) - strength(a));
-        edits.group(graph.nodes.label[first] || app.nodeName(graph, first), members);
+        edits.group("L" + (low === high ? low : low + "–" + high) + " at " + at + (graph.nodes.label[first] ? ": " + graph.nodes.label[first] : ""), members);
         members.forEach((i) => state.pins.add(i));
       }
       state.edited();
@@ -231,13 +243,18 @@
       type: "file", accept: ".json", hidden: true,
       onchange: async () => {
         if (!input.files.length) return;
+        said.textContent = "";
         try {
           const read = JSON.parse(await input.files[0].text());
-          const { pins, unknown } = edits.take(read.qParams || read);
+          const { pins, unknown } = edits.take(Object(read).qParams || read);
           state.pins = pins;
           state.edited();
-          if (unknown) root.append(el("p", { class: "hint", role: "status" }, unknown + " nodes of the file are not drawn in this graph."));
-        } catch (error) { said.textContent = "Not a file of edits: " + error.message; }
+          const other = read.slug && read.slug !== graph.slug ? "The file is of another graph, " + read.slug + ". " : "";
+          if (other || unknown) root.append(el("p", { class: "hint", role: "status" }, other + unknown + " of its nodes are not drawn in this graph."));
+        } catch (error) {
+          said.textContent = input.files[0].name + " is no file of edits (" + (error instanceof SyntaxError ? "it is not JSON" : error.message) + "); nothing was changed.";
+        }
+        input.value = "";
       },
     });
     const download = (text, type, ending) => {
@@ -265,11 +282,15 @@
   /* Edits in the browser's storage, where it has one for this page. */
   const key = (graph) => "mechstudy:" + location.pathname + "#" + graph.slug;
   app.storedEdits = function (graph) {
-    try { return JSON.parse(localStorage.getItem(key(graph)) || "null"); } catch { return null; }
+    try {
+      const kept = JSON.parse(localStorage.getItem(key(graph)) || "null");
+      return app.isEdits(kept) ? kept : null;
+    } catch { return null; }
   };
   app.storeEdits = function (graph, q) {
     try {
-      if (q.pinnedIds.length || q.supernodes.length || q.clerps.length) localStorage.setItem(key(graph), JSON.stringify(q));
+      const filled = (x) => ["pinnedIds", "supernodes", "clerps"].some((f) => ((x || {})[f] || []).length);
+      if (filled(q) || filled(graph.edits)) localStorage.setItem(key(graph), JSON.stringify(q));
       else localStorage.removeItem(key(graph));
     } catch { /* no storage here: the address keeps them */ }
   };

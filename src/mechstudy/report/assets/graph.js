@@ -201,7 +201,7 @@
     $("g-density-box").hidden = !graph.nodes.density.some((d) => d !== null);
     fit();
     edits = new app.Edits(graph);
-    state.pins = edits.take(wantedEdits(wanted) || app.storedEdits(graph) || graph.edits || {}).pins;
+    state.pins = edits.take([wantedEdits(wanted), app.storedEdits(graph), graph.edits].find(app.isEdits) || app.noEdits).pins;
     app.showSubgraph($("g-sub"), graph, edits, state);
     filter();
     app.showFacts($("g-facts"), graph);
@@ -227,7 +227,7 @@
     if (graph && graph.slug === entry.slug) {
       setControls((name) => wanted.get(name));
       const given = wantedEdits(wanted);
-      if (given) state.pins = edits.take(given).pins;
+      if (app.isEdits(given)) state.pins = edits.take(given).pins;
       app.showSubgraph($("g-sub"), graph, edits, state);
       filter();
       selectWanted(wanted);
@@ -336,10 +336,11 @@
   $("g-pin-found").addEventListener("click", () => {
     if (!graph) return;
     find();
+    if (!matches.length) { search.focus(); return; } // the list says that nothing matches
     matches.forEach((i) => state.pins.add(i));
     results.hidden = true;
     search.setAttribute("aria-expanded", "false");
-    if (matches.length) state.edited();
+    state.edited();
   });
   search.addEventListener("input", find);
   search.addEventListener("blur", () => { results.hidden = true; });

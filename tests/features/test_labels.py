@@ -66,7 +66,7 @@ def test_negative_activations_of_neurons_have_rules_too(text):
 
 
 def test_noise_is_not_claimed_and_scores_by_chance(text):
-    noise = [(rng(i).random(N) < 0.05) * rng(i).uniform(1, 2, N) for i in range(40)]
+    noise = [(rng(i).random(N) < 0.05) * rng(i).uniform(1, 2, N) for i in range(12)]
     made = labels(text, noise)
     assert sum(label.claimed for label in made) == 0
     scores = [label.score for label in made if label.score is not None]

@@ -31,6 +31,12 @@ def test_edits_survive_a_file_and_the_drawing_shows_them(graph, tmp_path):
     assert graph.edits["pinnedIds"] == [], "the graph itself is as it was"
 
 
+@pytest.mark.parametrize("held", [[1], "x", None, {"clerps": [["a"], 3, ["a", "b", "c"], [1, 2]]}, {"clerps": None}])
+def test_a_graph_file_with_odd_edits_is_read_and_drawn(graph, held):
+    odd = ms.PromptGraph({**graph._json, "qParams": held})
+    assert odd.nodes["node"].to_list() == graph.nodes["node"].to_list() and odd.html()
+
+
 def test_edits_of_another_graph_are_refused_by_name(graph, tmp_path):
     with pytest.raises(MechstudyError, match="1 node of 1 not in this graph") as caught:
         graph.edited({"pinnedIds": ["9_9_9"]})

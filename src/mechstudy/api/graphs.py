@@ -92,6 +92,11 @@ class Edits(BaseModel):
         ]
 
 
+def _is_pair(row: Any) -> bool:
+    """Whether a row of a file, whoever wrote it, is a node and its label."""
+    return isinstance(row, list | tuple) and len(row) == 2 and all(isinstance(part, str) for part in row)
+
+
 class _Drawn(GraphFrames, ABC):
     """A graph with its features' pages, which label and describe the nodes of the drawing."""
 
@@ -148,7 +153,7 @@ class PromptGraph(_Drawn, PromptFrames):
         super().__init__(json, feature_labels(pages))
         self._pages = pages
         self.bases = {**self.bases, **(bases or {})}
-        if given := dict(self.edits.get("clerps") or ()):
+        if given := dict(row for row in self.edits.get("clerps") or () if _is_pair(row)):
             self.nodes = self.nodes.with_columns(label=pl.col("node").replace_strict(given, default=pl.col("label")))
 
     def described_by(self, pages: Pages) -> PromptGraph:
@@ -181,7 +186,8 @@ class PromptGraph(_Drawn, PromptFrames):
     @property
     def edits(self) -> dict[str, Any]:
         """What a reader made of the graph, as Neuronpedia's ``qParams``: pinnedIds, supernodes, clerps."""
-        return dict(self._json.get("qParams") or {})
+        held = self._json.get("qParams")
+        return dict(held) if isinstance(held, Mapping) else {}
 
     def edited(self, edits: str | Path | Mapping[str, Any]) -> PromptGraph:
         """The same graph with pins, groups and labels of a file that its page saved (*Save edits*).

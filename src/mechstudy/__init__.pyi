@@ -14,6 +14,7 @@ from .api import keep_only as keep_only
 from .api import load_dictionaries as load_dictionaries
 from .api import load_graph as load_graph
 from .api import open_run as open_run
+from .api import subgraph_effects as subgraph_effects
 from .api import supernodes as supernodes
 from .api import train as train
 from .api import verify as verify
@@ -33,6 +34,7 @@ from .dictionaries import TrainConfig as TrainConfig
 from .dictionaries import evaluate as evaluate
 from .interventions import Ablation as Ablation
 from .interventions import FeatureAt as FeatureAt
+from .interventions import SubgraphEffects as SubgraphEffects
 from .interventions import ablate as ablate
 from .interventions import generate as generate
 from .interventions import patch_sweep as patch_sweep

@@ -14,4 +14,5 @@ from .grouping import supernodes as supernodes
 from .runs import Run as Run
 from .runs import open_run as open_run
 from .studies import Study as Study
+from .subgraphs import subgraph_effects as subgraph_effects
 from .verdict import verify as verify

@@ -38,6 +38,8 @@ PANELS: Mapping[str | None, Mapping[str, str]] = {
     "Results and status": {
         "run.status": "Show every unit's state, from the run's files and Slurm's queue, also while the study runs.",
         "run.report": "Rebuild the report from the finished units, and print its path. Runs nothing else.",
+        "serve.serve": "Serve a run's report with its model: steer, explain other prompts, measure what is pinned in a "
+        "graph.",
         "cost.cost": "Show what the study has taken so far beside the plan, phase by phase.",
         "doctor.usage": "Show each phase's use of CPU, memory, disk and GPU beside the expected range.",
         "doctor.doctor": "Check this machine, or a model; or, given a study, show what slowed its run down and the "

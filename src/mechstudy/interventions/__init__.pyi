@@ -40,6 +40,8 @@ from .node_universe import node_set_of as node_set_of
 from .results import read_csv as read_csv
 from .samples import Plan as Plan
 from .samples import build_plan as build_plan
+from .subgraph import SubgraphEffects as SubgraphEffects
+from .subgraph import subgraph_effects as subgraph_effects
 from .summary import PairedTest as PairedTest
 from .summary import edges_replaced_by as edges_replaced_by
 from .summary import summarise as summarise

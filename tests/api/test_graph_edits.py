@@ -2,11 +2,14 @@
 
 import json
 
+import polars as pl
 import pytest
 
 import mechstudy as ms
 from mechstudy.core.errors import MechstudyError
 from tests.support.api_world import PROMPT
+from tests.support.tiny_study import write_study
+from tests.support.toy_model import mechstudy
 
 
 @pytest.fixture(scope="module")
@@ -14,8 +17,15 @@ def graph(world):
     return ms.attribute(world.model, world.dicts, PROMPT, answer="x", wrong_answer="y")
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("edited")
+    study = ms.Study.load(write_study(folder), out=folder / "runs" / "tiny", say=lambda _: None)
+    return study.run(["attribute[mine]", "features"])
+
+
 def made(graph):
-    a, b, c = graph.nodes.filter(kind="feature")["node"][:3]
+    a, b, c = graph.nodes.sort(pl.col("kind") != "feature", maintain_order=True)["node"][:3]
     return {"pinnedIds": [a, b, c], "supernodes": [["pair", a, b]], "clerps": [[c, "a <b>label</b>"]]}
 
 
@@ -65,3 +75,82 @@ def test_scores_of_more_nodes_are_never_smaller(graph):
     assert graph.kept_scores(drawn[0]) == graph.kept_scores(drawn[:1])
     frame = graph.nodes.filter(kind="feature")
     assert graph.kept_scores(frame) == graph.kept_scores(frame["node"].to_list())
+
+
+# ------------------------------------------------------------------------------- edits of a run's graphs
+
+
+def test_a_behaviours_graph_takes_edits_too(run):
+    graph = run.graphs["mine"]
+    edited = graph.edited(made(graph))
+    labelled, label = made(graph)["clerps"][0]
+    assert dict(edited.nodes.select("node", "label").iter_rows())[labelled] == label
+    assert edited._view()["edits"]["pinnedIds"] == made(graph)["pinnedIds"]
+    assert edited.prompt_ids == graph.prompt_ids
+    assert len(edited.prompts) == len(graph.prompts)
+    assert "<b>label" not in edited.html()
+    with pytest.raises(MechstudyError, match="1 node of 1 not in this graph"):
+        graph.edited({"pinnedIds": ["9_9_9"]})
+
+
+def written(file, slug, graph, **more):
+    file.write_text(json.dumps({"slug": slug, "qParams": made(graph)} | more))
+    return file
+
+
+def test_files_of_edits_find_their_graph(run, tmp_path):
+    graph = run.graphs["mine"]
+    name, prompt = list(graph.prompt_ids)[1], graph.prompts[1]
+    file = written(tmp_path / "a.json", name, prompt)
+    assert run.edits_of(file)[0] == name
+    assert run.edits_of(file)[1]["supernodes"] == made(prompt)["supernodes"]
+    for more in ({}, {"behaviour": "mine"}, {"behaviour": None}):
+        assert run.edits_of(written(tmp_path / "b.json", "aggregate", graph, **more))[0] == "mine"
+    with pytest.raises(MechstudyError, match="edits of mine-999, which is no graph") as caught:
+        run.edits_of(written(tmp_path / "c.json", "mine-999", prompt))
+    assert "mine-001" in str(caught.value)
+    for slug, more in (("aggregate", {"behaviour": "other"}), (3, {}), ("aggregate", {"behaviour": ["mine"]})):
+        with pytest.raises(MechstudyError, match="which is no graph of this run"):
+            run.edits_of(written(tmp_path / "d.json", slug, graph, **more))
+    (tmp_path / "e.json").write_text("[1]")
+    with pytest.raises(MechstudyError, match="no graph of this run"):
+        run.edits_of(tmp_path / "e.json")
+
+
+def test_the_report_opens_with_edits_and_later_reports_too(run, tmp_path, monkeypatch):
+    """And an archive takes them along."""
+    study = run.path.parents[1] / "study.yaml"
+    graph = run.graphs["mine"]
+    name = next(iter(graph.prompt_ids))
+    one = written(tmp_path / "one.json", name, graph.prompts[0])
+    all_of_them = written(tmp_path / "all.json", "aggregate", graph, behaviour="mine")
+    before = {unit: artifact.id for unit, artifact in run.artifacts.items()}
+    for words in (("--edits", one, "--edits", all_of_them), ()):
+        mechstudy("report", study, "--out", run.path, *words)
+        for view, edited in ((f"graph-mine-{name}", graph.prompts[0]), ("graph-mine-aggregate", graph)):
+            text = (run.path / "report" / "data" / f"{view}.js").read_text()
+            shown = json.loads(text[text.index(",") + 1 : text.rindex(")")])["edits"]
+            assert shown["pinnedIds"] == made(edited)["pinnedIds"]
+            assert shown["clerps"] == made(edited)["clerps"]
+    after = ms.open_run(run.path)
+    assert {unit: artifact.id for unit, artifact in after.artifacts.items() if unit in before} == before
+    assert set(after.edits) == {name, "mine"}
+    assert (
+        after.graphs["mine"].prompts[0].edited(after.edits[name]).edits["pinnedIds"]
+        == made(graph.prompts[0])["pinnedIds"]
+    )
+    monkeypatch.chdir(study.parent)
+    mechstudy("archive", study, "-o", tmp_path / "packed.tar.gz")
+    mechstudy("restore", tmp_path / "packed.tar.gz", "--out", tmp_path / "restored")
+    assert (tmp_path / "restored" / "edits.json").read_bytes() == (run.path / "edits.json").read_bytes()
+
+
+def test_edits_of_another_graph_leave_the_report_as_it_is(run, tmp_path):
+    study = run.path.parents[1] / "study.yaml"
+    name = next(iter(run.graphs["mine"].prompt_ids))
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps({"slug": name, "qParams": {"pinnedIds": ["9_9_9"]}}))
+    kept = (run.path / "edits.json").read_bytes() if (run.path / "edits.json").exists() else None
+    printed = mechstudy("report", study, "--out", run.path, "--edits", bad, code=2).output
+    assert "1 node of 1 not in this graph" in printed
+    assert (run.path / "edits.json").read_bytes() == kept if kept else not (run.path / "edits.json").exists()

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self, cast
 
 import polars as pl
 from pydantic import BaseModel, Field, ValidationError
@@ -131,6 +131,57 @@ class _Drawn(GraphFrames, ABC):
         """Groups of the graph's features, and the graph of the groups (`ms.supernodes`)."""
         return supernodes(self, dictionaries, n_groups=n_groups)
 
+    @property
+    def edits(self) -> dict[str, Any]:
+        """What a reader made of the graph, as Neuronpedia's ``qParams``: pinnedIds, supernodes, clerps."""
+        held = self._json.get("qParams")
+        return dict(held) if isinstance(held, Mapping) else {}
+
+    def edited(self, edits: str | Path | Mapping[str, Any]) -> Self:
+        """The same graph with pins, groups and labels of a file that its page saved (*Save edits*).
+
+        `save` keeps them, and the page of the result shows them.
+
+        Args:
+            edits: the file, or its content: ``qParams``, alone or under that name.
+
+        Raises:
+            MechstudyError: not such a file, or nodes that the graph does not draw.
+        """
+        where = str(edits) if isinstance(edits, str | Path) else None
+        content: Any = read_json(Path(edits).expanduser()) if isinstance(edits, str | Path) else edits
+        held = content.get("qParams", content) if isinstance(content, Mapping) else None
+        try:
+            if not isinstance(held, Mapping) or not set(held) & set(Edits.model_fields):
+                raise MechstudyError("no pins, groups or labels")
+            chosen = Edits.model_validate(held)
+        except (ValidationError, MechstudyError) as error:
+            what = "; ".join(e["msg"] for e in error.errors()) if isinstance(error, ValidationError) else str(error)
+            raise MechstudyError(
+                f"not edits of a graph: {what}", where=where, fix="a file that the page's `Save edits` wrote"
+            ) from None
+        self._check_nodes(chosen.nodes)
+        kept = self.edits | chosen.model_dump(mode="json")
+        return self._with_json({**self._json, "qParams": kept})
+
+    @abstractmethod
+    def _with_json(self, json: Mapping[str, Any]) -> Self:
+        """The same graph of another content."""
+
+    def _label_nodes(self) -> None:
+        """Labels that a reader gave replace those of nodes."""
+        if given := dict(row for row in self.edits.get("clerps") or () if _is_pair(row)):
+            self.nodes = self.nodes.with_columns(label=pl.col("node").replace_strict(given, default=pl.col("label")))
+
+    def _check_nodes(self, names: Collection[str]) -> None:
+        known = set(self.nodes["node"])
+        if unknown := [name for name in names if name not in known]:
+            raise MechstudyError(
+                f"{counted(len(unknown), 'node')} of {len(names)} not in this graph",
+                facts={"unknown": ", ".join(unknown[:5])},
+                fix="names of graph.nodes; edits are of the graph on whose page they were made",
+            )
+
     @abstractmethod
     def _view(self) -> dict[str, Any]:
         """What the report's page of graphs draws."""
@@ -153,8 +204,10 @@ class PromptGraph(_Drawn, PromptFrames):
         super().__init__(json, feature_labels(pages))
         self._pages = pages
         self.bases = {**self.bases, **(bases or {})}
-        if given := dict(row for row in self.edits.get("clerps") or () if _is_pair(row)):
-            self.nodes = self.nodes.with_columns(label=pl.col("node").replace_strict(given, default=pl.col("label")))
+        self._label_nodes()
+
+    def _with_json(self, json: Mapping[str, Any]) -> PromptGraph:
+        return PromptGraph(json, self._pages, self.bases)
 
     def described_by(self, pages: Pages) -> PromptGraph:
         """The same graph, its features described by these records too, such as a run's (`Run.feature_pages`).
@@ -183,48 +236,6 @@ class PromptGraph(_Drawn, PromptFrames):
         self._check_nodes(names)
         return drawn_scores(self, names)
 
-    @property
-    def edits(self) -> dict[str, Any]:
-        """What a reader made of the graph, as Neuronpedia's ``qParams``: pinnedIds, supernodes, clerps."""
-        held = self._json.get("qParams")
-        return dict(held) if isinstance(held, Mapping) else {}
-
-    def edited(self, edits: str | Path | Mapping[str, Any]) -> PromptGraph:
-        """The same graph with pins, groups and labels of a file that its page saved (*Save edits*).
-
-        `save` keeps them, and the page of the result shows them.
-
-        Args:
-            edits: the file, or its content: ``qParams``, alone or under that name.
-
-        Raises:
-            MechstudyError: not such a file, or nodes that the graph does not draw.
-        """
-        where = str(edits) if isinstance(edits, str | Path) else None
-        content: Any = read_json(Path(edits).expanduser()) if isinstance(edits, str | Path) else edits
-        held = content.get("qParams", content) if isinstance(content, Mapping) else None
-        try:
-            if not isinstance(held, Mapping) or not set(held) & set(Edits.model_fields):
-                raise MechstudyError("no pins, groups or labels")
-            chosen = Edits.model_validate(held)
-        except (ValidationError, MechstudyError) as error:
-            what = "; ".join(e["msg"] for e in error.errors()) if isinstance(error, ValidationError) else str(error)
-            raise MechstudyError(
-                f"not edits of a graph: {what}", where=where, fix="a file that the page's `Save edits` wrote"
-            ) from None
-        self._check_nodes(chosen.nodes)
-        kept = self.edits | chosen.model_dump(mode="json")
-        return PromptGraph({**self._json, "qParams": kept}, self._pages, self.bases)
-
-    def _check_nodes(self, names: Collection[str]) -> None:
-        known = set(self.nodes["node"])
-        if unknown := [name for name in names if name not in known]:
-            raise MechstudyError(
-                f"{counted(len(unknown), 'node')} of {len(names)} not in this graph",
-                facts={"unknown": ", ".join(unknown[:5])},
-                fix="names of graph.nodes; edits are of the graph on whose page they were made",
-            )
-
     def _view(self) -> dict[str, Any]:
         return prompt_view(
             self._json, feature_labels(self._pages), feature_densities(self._pages), automatic_groups(self)
@@ -249,6 +260,13 @@ class BehaviourGraph(_Drawn, BehaviourFrames):
         super().__init__(json, scores, prompts, feature_labels(pages))
         self._pages, self._checked = pages, checked
         self.bases = {**self.bases, **(bases or {})}
+        self._label_nodes()
+
+    def _with_json(self, json: Mapping[str, Any]) -> BehaviourGraph:
+        prompts = cast("Sequence[PromptGraph]", self.prompts)
+        made = BehaviourGraph(json, self._scores, prompts, self._pages, self._checked, self.bases)
+        made.prompt_ids = self.prompt_ids
+        return made
 
     def _view(self) -> dict[str, Any]:
         labels, densities = feature_labels(self._pages), feature_densities(self._pages)

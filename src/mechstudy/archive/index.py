@@ -19,14 +19,14 @@ from mechstudy.monitoring.record import USAGE_SUFFIX as USAGE
 from mechstudy.runner.run_unit import BATCHES
 from mechstudy.store.artifacts import UNPUBLISHED
 from mechstudy.store.manifest import MANIFEST
-from mechstudy.study.run_folder import ARTIFACTS, STUDY, SUMMARY
+from mechstudy.study.run_folder import ARTIFACTS, EDITS, STUDY, SUMMARY
 
 CONTENTS = "mechstudy-archive.json"
 REQUIREMENTS = "requirements.txt"
 RESOLVED = "resolved.json"
 SCHEMA = 2  # 1 had no usage files and no profiles
 READABLE = (1, SCHEMA)
-TOP = (STUDY, REQUIREMENTS, RESOLVED, SUMMARY)  # files at the top of an archive
+TOP = (STUDY, REQUIREMENTS, RESOLVED, SUMMARY, EDITS)  # files at the top of an archive
 OURS = (
     ARTIFACTS, "report", "slurm", "units", "locks", "lock", "log.txt", "progress.json", BATCHES, PROFILE,
     CONTENTS, *TOP,

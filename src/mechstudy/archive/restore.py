@@ -19,10 +19,10 @@ from mechstudy.store.artifact_writer import put_in_place
 from mechstudy.store.artifacts import Artifact, ArtifactStore
 from mechstudy.store.manifest import MANIFEST, manifest_is_sound, read_manifest, sha256_of
 from mechstudy.study.phases import registry
-from mechstudy.study.run_folder import ARTIFACTS, STUDY, SUMMARY, RunFolder
+from mechstudy.study.run_folder import ARTIFACTS, EDITS, STUDY, SUMMARY, RunFolder
 
 STAGING = ".restore-"
-_LATEST = (SUMMARY, REQUIREMENTS)  # written by the latest run: existing ones are kept
+_LATEST = (SUMMARY, REQUIREMENTS, EDITS)  # written by the latest run or a reader: existing ones are kept
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from mechstudy import monitoring, planning, runner
+from mechstudy import api, monitoring, planning, runner
 from mechstudy.cli import options
 from mechstudy.cli.options import overrides, say
 from mechstudy.cli.show import print_json, report_pages, show_status
@@ -64,12 +64,26 @@ def status(
         show_status(states, opened.folder)
 
 
-def report(study: options.StudyFile, sets: options.Sets = None, out: options.Out = None) -> None:
-    """Rebuild the report from the finished units, and print its path. Runs nothing else."""
+def report(
+    study: options.StudyFile,
+    sets: options.Sets = None,
+    out: options.Out = None,
+    edits: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Pins, groups and labels that a graph's page saved; repeatable."),
+    ] = None,
+) -> None:
+    """Rebuild the report from the finished units, and print its path. Runs nothing else.
+
+    With --edits, the graphs' pages of this report and of later ones open with these edits.
+    """
     opened = planning.open_study(study, overrides(sets), out=out, say=say)
     reports = [unit.name for unit in opened.units if unit.phase.concludes]
     if not any(node.artifact is not None for node in opened.evaluate().nodes.values()):
         raise nothing_has_run(opened.folder, study)
+    if edits:
+        run = api.open_run(opened.folder)
+        runner.run_of(opened).folder.keep_edits(dict(run.edits_of(file) for file in edits))
     result = _execute(opened, reports, force=reports)
     if result.exit_code == 0:
         print(opened.folder / "report" / "index.html")

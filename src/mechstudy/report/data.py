@@ -161,6 +161,7 @@ class ReportData:
         dictionaries: by layer.
         variants: by (layer, name); other dictionaries of the layer's rows.
         profiles: what is expected of each phase's use of the machine, in order.
+        edits: what a reader made of graphs (pins, groups, labels), by the graph's name: its slug, or the behaviour.
     """
 
     study: Mapping[str, Any]
@@ -175,6 +176,7 @@ class ReportData:
     variants: Mapping[tuple[int, str], UnitFiles]
     features: UnitFiles
     profiles: Mapping[str, PhaseProfile]
+    edits: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def behaviours(self) -> list[str]:

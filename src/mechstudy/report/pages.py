@@ -23,6 +23,7 @@ from mechstudy.report.site import Site
 from mechstudy.report.story_page import story_page
 from mechstudy.report.verdict_page import verdict_of, verdict_page
 from mechstudy.report.viewer import (
+    AGGREGATE,
     Densities,
     Labels,
     aggregate_view,
@@ -225,7 +226,9 @@ def graph_page(site: Site, behaviour: str, labels: Labels, densities: Densities)
     scores, aggregate = unit.json("scores.json"), unit.json("aggregate.json")
     per_prompt = scores.get("per_prompt") or []
     view, entries = None, []
+    edits = site.data.edits
     if aggregate.get("nodes"):
+        aggregate |= {"qParams": edits.get(behaviour)}
         checked = edges_of(site.data.interventions[behaviour].json("summary.json")).get("rows") or ()
         view = aggregate_view(
             aggregate,
@@ -237,10 +240,11 @@ def graph_page(site: Site, behaviour: str, labels: Labels, densities: Densities)
         )
         name = f"graph-{key}-aggregate"
         write_data(site.out, name, view)
-        entries.append({"data": name, "slug": "aggregate", "label": f"All {view['n_prompts']} prompts, aggregated"})
+        entries.append({"data": name, "slug": AGGREGATE, "label": f"All {view['n_prompts']} prompts, aggregated"})
         site.figures.write_svg(f"circuit-{key}", circuit_svg(view, boxes=True, theme=LIGHT))
     for row in per_prompt:
         if graph := unit.json(f"graphs/{row['slug']}.json"):
+            graph |= {"qParams": edits.get(str(row["slug"])) or graph.get("qParams")}
             name = f"graph-{key}-{slug(str(row['slug']))}"
             write_data(site.out, name, prompt_view(graph, labels, densities, automatic_groups(PromptFrames(graph))))
             prompt = clip(plain(str(row.get("prompt") or row["slug"])), 90)

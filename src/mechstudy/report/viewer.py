@@ -25,6 +25,7 @@ MAX_HEADS = 20
 MAX_GROUPED = 1000  # features: grouping takes the cube of their number
 
 OTHER = "other"
+AGGREGATE = "aggregate"  # the name of a behaviour's graph on its page
 TARGETS = {"logit_difference": "answer − wrong answer", "logits": "top outputs"}
 OF_DIFFERENCE = "clean prompt − corrupted prompt"
 
@@ -150,7 +151,9 @@ def aggregate_view(
         "kind": "aggregate",
         "alike": alike,
         "heads": heads[:MAX_HEADS],
-        "slug": "aggregate",
+        "slug": AGGREGATE,
+        "behaviour": aggregate.get("behaviour"),
+        **({"edits": edits} if (edits := aggregate.get("qParams")) else {}),
         "target": (aggregate.get("metric") or TARGETS.get(target, target))
         + (f", {OF_DIFFERENCE}" if _explains(aggregate) else ""),
         "n_prompts": aggregate.get("n_prompts"),

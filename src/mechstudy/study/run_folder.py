@@ -20,6 +20,7 @@ from mechstudy.store.lock import RunLock
 
 PROGRESS = "progress.json"
 SUMMARY = "summary.json"
+EDITS = "edits.json"
 STUDY = "study.yaml"
 REPORT = "report"
 ARTIFACTS = "artifacts"
@@ -27,7 +28,10 @@ SOURCE = "source.json"  # of an artifact: where its published dictionary is
 
 
 class RunFolder:
-    """``<run>/{study.yaml, artifacts/, report/, summary.json, log.txt, progress.json, lock}``."""
+    """``<run>/{study.yaml, artifacts/, report/, summary.json, log.txt, progress.json, lock}``.
+
+    ``edits.json`` is what a reader made of graphs (pins, groups, labels), by the graph's name.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -73,6 +77,14 @@ class RunFolder:
     def read_summary(self) -> dict[str, Any]:
         """The content of ``summary.json``; empty if there is none."""
         return self._read(SUMMARY)
+
+    def read_edits(self) -> dict[str, Any]:
+        """The content of ``edits.json``; empty if there is none."""
+        return self._read(EDITS)
+
+    def keep_edits(self, edits: Mapping[str, Any]) -> None:
+        """Adds edits of graphs to ``edits.json``, in place of earlier ones of the same graphs."""
+        write_json_atomic(self.path / EDITS, self.read_edits() | dict(edits))
 
     def _read(self, name: str) -> dict[str, Any]:
         with suppress(MechstudyError):

@@ -263,7 +263,7 @@
       URL.revokeObjectURL(link.href);
     };
     const save = () => {
-      download(JSON.stringify({ slug: graph.slug, qParams: edits.qParams(state.pins, state.selected) }, null, 1), "application/json", ".edits.json");
+      download(JSON.stringify({ slug: graph.slug, behaviour: graph.behaviour, qParams: edits.qParams(state.pins, state.selected) }, null, 1), "application/json", ".edits.json");
     };
     const picture = () => {
       const drawn = root.querySelector(".sg-picture svg");

@@ -8,7 +8,7 @@ from typing import Any
 
 from mechstudy import report
 from mechstudy.core.work import Estimate, Work
-from mechstudy.machine.runtime import Runtime
+from mechstudy.machine.runtime import NOTHING, Runtime
 from mechstudy.store.artifact_writer import ArtifactWriter
 from mechstudy.store.artifacts import Artifact
 from mechstudy.study.phases import registry
@@ -87,15 +87,18 @@ class ReportPhase(Phase[ReportSpec, ReportInputs]):
         """Writes the pages; ``index.html`` is the first."""
         absent = {state["name"]: state for state in runtime.absent}
         units = [replace(unit, state=absent.get(unit.name, {})) for unit in inputs.units]
-        report.build_report(report_data(spec.canonical()["study"], units), out.path)
+        report.build_report(report_data(spec.canonical()["study"], units, runtime.edits), out.path)
 
 
-def report_data(study: Mapping[str, Any], units: Sequence[ReportUnit]) -> report.ReportData:
+def report_data(
+    study: Mapping[str, Any], units: Sequence[ReportUnit], edits: Mapping[str, Any] = NOTHING
+) -> report.ReportData:
     """The data of a report: every unit's files, in the field that its phase fills.
 
     Args:
         study: the configuration, as plain JSON.
         units: with an artifact, or failed, waiting or stopped.
+        edits: of graphs, by the graph's name.
     """
     by_field: dict[str, dict[Any, Any]] = {}
     files = []
@@ -105,7 +108,9 @@ def report_data(study: Mapping[str, Any], units: Sequence[ReportUnit]) -> report
         files.append(report.UnitFiles(unit.name, folder, record))
         if unit.phase.report_field is not None:
             by_field.setdefault(unit.phase.report_field, {})[unit.key] = files[-1]
-    return report.ReportData(study=study, units=files, profiles=registry.usage_profiles(), **_fields(study, by_field))
+    return report.ReportData(
+        study=study, units=files, profiles=registry.usage_profiles(), edits=edits, **_fields(study, by_field)
+    )
 
 
 def _fields(study: Mapping[str, Any], by_field: Mapping[str, Mapping[Any, Any]]) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+from .activation_ranges import ActivationRange as ActivationRange
 from .dictionary_labels import dictionary_claims as dictionary_claims
 from .examples import FeatureStatistics as FeatureStatistics
 from .examples import collect_features as collect_features
@@ -8,5 +9,8 @@ from .labels import claims as claims
 from .labels import labels as labels
 from .pages import feature_pages as feature_pages
 from .rules import Text as Text
+from .selection import BINS as BINS
+from .selection import N_INTERVALS as N_INTERVALS
+from .selection import PER_INTERVAL as PER_INTERVAL
 from .selection import features_in_graphs as features_in_graphs
 from .selection import labelled_documents as labelled_documents

@@ -43,7 +43,7 @@ def dictionary_claims(
     layer = Site.parse(dictionary.cfg.site_in).layer
     found = collect_features(
         model, {layer: dictionary}, {layer: drawn}, token_rows_BT, 1,
-        keep=len(token_rows_BT), batch_tokens=batch_tokens, progress=progress,
+        keep=len(token_rows_BT), ranges=False, batch_tokens=batch_tokens, progress=progress,
     )[layer]  # fmt: skip
     text = Text.of(model, token_rows_BT)
     return claims(labels(text, (acts_BT.flatten().float().numpy() for acts_BT in found.acts_NBT), seed=seed))

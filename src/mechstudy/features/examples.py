@@ -1,9 +1,9 @@
-"""Top activating examples, frequencies and logit effects of features."""
+"""Examples, activation ranges, frequencies and logit effects of features."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from typing import Any
@@ -14,8 +14,11 @@ from torch import Tensor
 
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.dictionaries.neurons import Basis, Neurons
+from mechstudy.features.activation_ranges import ActivationRange, RangeCollector
 from mechstudy.models.language_model import LanguageModel
 from mechstudy.models.sites import Site
+
+Example = dict[str, Any]
 
 
 @dataclass
@@ -35,13 +38,18 @@ class FeatureStatistics:
     top_place_nE: Int[Tensor, "n e"]
     acts_NBT: Float[Tensor, "n b t"]
     """Activations on the first documents, in bfloat16, zero at first positions; as many as were asked for."""
+    ranges: tuple[ActivationRange, ...] = field(default=(), repr=False)
+    """Histogram and drawn activations of each feature over all rows but first positions; empty if not asked for."""
 
 
 class _Collector:
-    def __init__(self, dictionary: Basis, features: Sequence[int], n_examples: int, keep: int = 0) -> None:
+    def __init__(
+        self, dictionary: Basis, features: Sequence[int], n_examples: int, keep: int = 0, *, ranges: bool = False
+    ) -> None:
         self.dictionary, self.features, self.n_examples = dictionary, tuple(features), n_examples
         self.keep, self.kept = keep, torch.zeros(len(self.features), 0, 0, dtype=torch.bfloat16)
         self.signed = isinstance(dictionary, Neurons)
+        self.ranges = RangeCollector(self.features, signed=self.signed) if ranges else None
         n = len(self.features)
         self.count = torch.zeros(n)
         self.total = torch.zeros(n, dtype=torch.float64)
@@ -55,6 +63,8 @@ class _Collector:
         if (left := self.keep - first_document) > 0:
             new_NBT = acts_BTn[:left].permute(2, 0, 1).to(torch.bfloat16).cpu()
             self.kept = torch.cat([self.kept, new_NBT], 1) if self.kept.numel() else new_NBT
+        if self.ranges is not None:
+            self.ranges.add(acts_BTn, first_document)
         fires = acts_BTn > 0
         self.count += fires.sum((0, 1)).cpu()
         self.total += acts_BTn.sum((0, 1), dtype=torch.float64).cpu()
@@ -84,6 +94,7 @@ class _Collector:
             self.values,
             self.places,
             self.kept,
+            () if self.ranges is None else self.ranges.result(),
         )
 
 
@@ -95,6 +106,7 @@ def collect_features(
     n_examples: int,
     *,
     keep: int = 0,
+    ranges: bool = True,
     batch_tokens: int = 4096,
     progress: Progress | None = None,
 ) -> dict[int, FeatureStatistics]:
@@ -107,6 +119,7 @@ def collect_features(
         token_rows_BT: documents of equal length.
         n_examples: examples per feature, at most one per document.
         keep: first documents whose activations are kept.
+        ranges: whether histograms are made and activations drawn from intervals (see `ActivationRange`).
         batch_tokens: tokens of a forward pass.
         progress: receives progress.
 
@@ -114,7 +127,10 @@ def collect_features(
         Statistics by layer.
     """
     progress = progress or NullProgress()
-    collectors = {layer: _Collector(dictionaries[layer], chosen[layer], n_examples, keep) for layer in sorted(chosen)}
+    collectors = {
+        layer: _Collector(dictionaries[layer], chosen[layer], n_examples, keep, ranges=ranges)
+        for layer in sorted(chosen)
+    }
     sites = {layer: Site.parse(dictionaries[layer].cfg.site_in) for layer in collectors}
     size = max(1, batch_tokens // token_rows_BT.shape[1])
     with progress.bar("feature examples", token_rows_BT.numel(), "tokens") as bar:
@@ -137,7 +153,7 @@ def example_windows(
     window: int,
     *,
     batch_tokens: int = 4096,
-) -> Iterator[tuple[int, int, list[dict[str, Any]]]]:
+) -> Iterator[tuple[int, int, list[Example], list[list[Example]]]]:
     """Examples of each feature: the tokens around its peak with its activation on each.
 
     Args:
@@ -149,32 +165,35 @@ def example_windows(
         batch_tokens: tokens of a forward pass.
 
     Yields:
-        (layer, feature, examples), an example being {tokens, activations, peak, document}.
+        (layer, feature, top examples, examples of each of its intervals), an example being {tokens, activations, peak,
+        document}. The peak of one of an interval is the activation that was drawn: there may be larger ones beside it.
     """
     context = token_rows_BT.shape[1]
-    documents = sorted(
-        {int(p) // context for s in statistics.values() for p in s.top_place_nE.flatten().tolist() if p >= 0}
-    )
+    documents = sorted({place // context for stats in statistics.values() for place in _places(stats)})
+    row_of = {document: row for row, document in enumerate(documents)}
     acts = _activations_of(model, dictionaries, statistics, token_rows_BT, documents, batch_tokens)
+
+    def example(layer: int, i: int, place: int) -> Example:
+        document, peak = divmod(place, context)
+        start = max(0, min(peak - window // 2, context - window))
+        values = acts[layer][row_of[document], start : start + window, i]
+        return {
+            "tokens": model.token_strings(token_rows_BT[document, start : start + window].tolist()),
+            "activations": [round(float(v), 4) for v in values],
+            "peak": peak - start,
+            "document": document,
+        }
+
     for layer, stats in statistics.items():
         for i, feature in enumerate(stats.features):
-            examples = []
-            for place in stats.top_place_nE[i].tolist():
-                if place < 0:
-                    continue
-                document, peak = divmod(place, context)
-                start = max(0, min(peak - window // 2, context - window))
-                tokens = token_rows_BT[document, start : start + window].tolist()
-                values = acts[layer][documents.index(document), start : start + window, i]
-                examples.append(
-                    {
-                        "tokens": model.token_strings(tokens),
-                        "activations": [round(float(v), 4) for v in values],
-                        "peak": peak - start,
-                        "document": document,
-                    }
-                )
-            yield layer, feature, examples
+            top = [example(layer, i, place) for place in stats.top_place_nE[i].tolist() if place >= 0]
+            intervals = stats.ranges[i].intervals if stats.ranges else ()
+            yield layer, feature, top, [[example(layer, i, place) for place in one.places] for one in intervals]
+
+
+def _places(stats: FeatureStatistics) -> Iterator[int]:
+    yield from (place for place in stats.top_place_nE.flatten().tolist() if place >= 0)
+    yield from (place for of in stats.ranges for interval in of.intervals for place in interval.places)
 
 
 def _activations_of(

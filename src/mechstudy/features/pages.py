@@ -44,7 +44,8 @@ def feature_pages(
         batch_tokens: tokens of a forward pass.
 
     Returns:
-        layer, feature, kind, label (see `Label`), frequency, mean_activation, max_activation, top_logits,
+        layer, feature, kind, label (see `Label`), frequency, mean_activation, max_activation, histogram {bin_width,
+        positive, negative} and intervals {low, high, count, examples} (see `ActivationRange`), top_logits,
         bottom_logits, examples, graphs.
     """
     chosen: dict[int, list[int]] = defaultdict(list)
@@ -66,11 +67,12 @@ def feature_pages(
         )
     }
     pages = []
-    for layer, feature, examples in example_windows(
+    for layer, feature, examples, by_interval in example_windows(
         model, dictionaries, statistics, token_rows_BT, window, batch_tokens=batch_tokens
     ):
         of_layer = statistics[layer]
         i = of_layer.features.index(feature)
+        of_range = of_layer.ranges[i]
         pages.append(
             {
                 "layer": layer,
@@ -80,8 +82,17 @@ def feature_pages(
                 "frequency": float(of_layer.frequency_n[i]),
                 "mean_activation": float(of_layer.mean_n[i]),
                 "max_activation": float(of_layer.max_n[i]),
+                "histogram": {
+                    "bin_width": of_range.bin_width,
+                    "positive": list(of_range.positive),
+                    "negative": list(of_range.negative),
+                },
                 **logits[layer, feature],
                 "examples": examples,
+                "intervals": [
+                    {"low": one.low, "high": one.high, "count": one.count, "examples": drawn}
+                    for one, drawn in zip(of_range.intervals, by_interval, strict=True)
+                ],
                 "graphs": graphs[layer, feature],
             }
         )

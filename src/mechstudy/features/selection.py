@@ -1,4 +1,4 @@
-"""The features of finished graphs that get a page, and the documents that labels are made from."""
+"""The features of finished graphs that get a page, and how much is collected of each."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+BINS = 64  # of a histogram, from zero to the next power of two above the largest size
+N_INTERVALS = 5  # of a side of zero
+PER_INTERVAL = 3  # activations drawn
 _KEPT = 1 << 29  # activations that labels are made from, of all features
 
 

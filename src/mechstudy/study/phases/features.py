@@ -21,6 +21,7 @@ from mechstudy.study.unit import Unit
 from mechstudy.study.units import StudyPlan
 
 PAGES = "features.json"
+_RANGE_BYTES = 300.0  # read and written per token and feature: some 25 passes over numbers of 4 or 8 bytes
 
 
 class FeaturesSpec(FeaturesConfig):
@@ -40,11 +41,11 @@ class FeaturesInputs:
 
 
 class FeaturesPhase(Phase[FeaturesSpec, FeaturesInputs]):
-    """Finds examples, labels, logits and frequencies of the features in the graphs."""
+    """Finds examples, histograms, labels and logits of the features in the graphs."""
 
     kind = name = "features"
     title, report_field = "Features", "features"
-    version = 2  # 2: labels
+    version = 3  # 2: labels; 3: histograms, examples of intervals
     spec, inputs = FeaturesSpec, FeaturesInputs
     optional_inputs = True
     usage = PhaseProfile(gpu=(0.60, 0.80))
@@ -69,29 +70,37 @@ class FeaturesPhase(Phase[FeaturesSpec, FeaturesInputs]):
         tokens = min(f.documents, c.train_rows) * c.context
         cost = costs.dictionary()
         pages = f.per_behaviour * len(plan.study.behaviours)
-        again = min(f.documents, pages * f.examples) * c.context
+        sides = 2 if plan.neuron_layers else 1
+        shown = f.examples + sides * features.N_INTERVALS * features.PER_INTERVAL
+        again = min(f.documents, pages * shown) * c.context
         batches = -(-(tokens + again) // costs.batch)
         encoding = 2.0 * (tokens + again) * cost.d_in * cost.n_features * len(layers)
         work = [
             *costs.forward(tokens + again, max(layers) + 1, d.model_dtype, batches=batches, context=c.context),
             Work("train", encoding, "float32", cost.d_in),
             Work("stream", 12.0 * (tokens + again) * cost.n_features * len(layers)),
+            Work("stream", _RANGE_BYTES * tokens * pages),
             *costs.forward(0, 0, d.model_dtype, batches=0, logits=pages),
         ]
         batch = min(tokens, costs.batch)
+        bins = sides * features.BINS
         working = (
             costs.block_bytes(batch)
             + 4 * batch * (x.d_model * len(layers) + 3 * cost.n_features)
             + 2 * 2 * again * pages
             + 2 * 2 * c.context * min(f.documents, features.labelled_documents(c.context, pages)) * pages
             + 4 * 2 * pages * x.vocab_size // max(1, len(layers))
+            + 8 * (1 + features.PER_INTERVAL) * bins * pages
+            + 8 * (6 * batch + 3 * bins * max(1, batch // c.context)) * pages // max(1, len(layers))
         )
         held = costs.model(d.model_dtype)
-        estimate = costs.of_model(held, pages * 4000, working, work, costs.dictionaries(len(plan.layers)))
+        estimate = costs.of_model(
+            held, pages * (1200 + shown * (60 + 12 * f.window)), working, work, costs.dictionaries(len(plan.layers))
+        )
         return replace(estimate, note=f"{tokens:,} tokens searched, {pages:,} pages at most")
 
     def run(self, spec: FeaturesSpec, inputs: FeaturesInputs, out: ArtifactWriter, runtime: Runtime) -> None:
-        """Writes ``features.json``: examples with per-token activations, labels, logits, frequencies, and graphs."""
+        """Writes ``features.json``: examples with per-token activations, histograms, labels, logits, and graphs."""
         aggregates = {name: graphs.aggregate() for name, graphs in inputs.graphs.items()}
         in_graphs = features.features_in_graphs(aggregates, spec.per_behaviour)
         if not in_graphs:

@@ -55,7 +55,7 @@ class ReportPhase(Phase[ReportSpec, ReportInputs]):
 
     kind = name = "report"
     title = "Report"
-    version = 9  # labels with scores, a subgraph of your own
+    version = 10  # histograms of features' activations, and examples of intervals
     spec, inputs = ReportSpec, ReportInputs
     optional_inputs = True
     reads_payload = False

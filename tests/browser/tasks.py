@@ -82,6 +82,15 @@ def see_what_a_feature_promotes(r: Reader) -> None:
     r.browser.wait("document.querySelectorAll('#g-detail .logits li').length > 4")
 
 
+def see_text_from_the_whole_range_of_activations(r: Reader) -> None:
+    r.browser.open(r.report / "features.html")
+    r.browser.wait("document.querySelectorAll('#f-detail .hist-bar').length > 20")
+    intervals = r.page.locator("#f-detail .interval")
+    assert intervals.count() >= 5 and not intervals.last.locator("li").is_visible()
+    intervals.last.locator("summary").click()
+    assert intervals.last.locator("li").first.is_visible()
+
+
 def see_how_far_a_label_can_be_relied_on(r: Reader) -> None:
     r.browser.open(r.report / "features.html")
     r.browser.wait("document.getElementById('f-detail').textContent.includes('Fires on')")
@@ -244,9 +253,10 @@ def use_the_whole_screen_and_the_keyboard(r: Reader) -> None:
 
 
 TASKS: tuple[Callable[[Reader], None], ...] = (
-    see_a_nodes_edges, see_what_a_feature_fires_on, see_what_a_feature_promotes, see_how_far_a_label_can_be_relied_on,
-    find_a_feature_by_its_label, find_a_token, hide_what_matters_little, hide_dense_features, see_raising_edges_alone,
-    hide_edges_through_patterns, see_an_edges_share_of_the_input, see_the_heads, pin_and_unpin, see_pinned_nodes_alone,
+    see_a_nodes_edges, see_what_a_feature_fires_on, see_what_a_feature_promotes,
+    see_text_from_the_whole_range_of_activations, see_how_far_a_label_can_be_relied_on, find_a_feature_by_its_label,
+    find_a_token, hide_what_matters_little, hide_dense_features, see_raising_edges_alone, hide_edges_through_patterns,
+    see_an_edges_share_of_the_input, see_the_heads, pin_and_unpin, see_pinned_nodes_alone,
     score_what_is_pinned, pin_all_that_a_label_search_finds, make_and_name_a_supernode, ungroup_a_supernode,
     group_automatically, group_by_token, edit_a_label, save_and_load_edits_with_labels, share_it_all_by_an_address,
     export_the_subgraph_as_a_picture, use_the_whole_screen_and_the_keyboard,

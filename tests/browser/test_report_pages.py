@@ -324,3 +324,54 @@ def test_the_graph_fills_the_screen(browser: Browser, report: Path) -> None:
     browser.page.get_by_role("button", name="Leave full screen").click()
     browser.wait("!document.fullscreenElement")
     assert browser.errors == []
+
+
+def of_feature(browser: Browser, report: Path, condition: str) -> None:
+    """The features page with the first feature whose record fulfils a condition."""
+    browser.open(report / "features.html")
+    shown = browser.evaluate(
+        "(async () => { for (const r of await mechstudy.load('features-index')) {"
+        "const f = (await mechstudy.load('features-L' + r.layer))[r.feature];"
+        f"if ({condition}) return r.layer + '/' + r.feature; }} }})()"
+    )
+    browser.evaluate(f"location.hash = '{shown}'")
+    browser.wait(f"document.getElementById('f-detail').dataset.feature === '{shown}'")
+
+
+def test_a_histogram_has_a_bar_for_each_bin_and_says_its_shares(browser: Browser, report: Path) -> None:
+    of_feature(browser, report, "f.histogram && !f.histogram.negative.length")
+    assert browser.evaluate("document.querySelectorAll('#f-detail .hist-bar').length") == 37
+    heights = browser.evaluate("[...document.querySelectorAll('.hist-bar')].map((b) => +b.getAttribute('height'))")
+    assert heights[0] == pytest.approx(60) and heights == [*sorted(heights[:34], reverse=True), 0, 0, heights[-1]]
+    assert heights[-1] > 0, "one activation can be seen"
+    assert browser.evaluate("document.querySelector('.hist-bar title').textContent") == "0 to 0.25: 5,000"
+    said = browser.evaluate("document.querySelector('.hist svg').getAttribute('aria-label')")
+    assert said.startswith("Histogram of activations: 0.3% from 7.25 to 9.25, ")
+    assert said.endswith("% from 0 to 1.75")
+
+
+def test_intervals_are_folded_and_open_on_their_examples(browser: Browser, report: Path) -> None:
+    of_feature(browser, report, "f.histogram && f.histogram.negative.length")
+    summaries = browser.evaluate("[...document.querySelectorAll('.interval summary')].map((s) => s.firstChild.data)")
+    assert summaries[:2] == ["7.25 to 9.25 ", "5.5 to 7.25 "] and summaries[-1] == "−2.25 to −1.75 "
+    intervals = browser.page.locator("#f-detail .interval")
+    assert intervals.count() == 10 and not intervals.last.locator(".ex-peak").is_visible()
+    intervals.last.locator("summary").click()
+    assert "--cold" in (intervals.last.locator(".ex-peak").get_attribute("style") or "")
+    assert intervals.last.locator(".ex-meta").inner_text().startswith("−2.00")
+    assert serious_violations(browser) == []
+
+
+def test_features_of_earlier_runs_are_shown_without_a_histogram(browser: Browser, report: Path) -> None:
+    of_feature(browser, report, "!f.histogram")
+    assert browser.evaluate("document.querySelectorAll('#f-detail .examples li').length") == 6
+    assert browser.evaluate("document.querySelectorAll('#f-detail .hist, #f-detail .interval').length") == 0
+    assert browser.errors == []
+
+
+def test_the_graphs_panel_has_the_histogram_too(browser: Browser, report: Path) -> None:
+    browser.open(report / GRAPH)
+    browser.evaluate("mechstudyGraph.select(mechstudyGraph.graph().nodes.type.indexOf(0))")
+    browser.wait("document.querySelectorAll('#g-detail .hist-bar').length > 30")
+    assert browser.evaluate("document.querySelectorAll('#g-detail .interval').length") >= 5
+    assert browser.errors == []

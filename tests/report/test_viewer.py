@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from mechstudy.report.viewer import TYPES, aggregate_view, is_cumulative, prompt_view
+from mechstudy.report.viewer import TYPES, aggregate_view, feature_record, is_cumulative, prompt_view
 from tests.support.report_graphs import HOSTILE
 
 
@@ -114,3 +114,19 @@ def test_edges_through_patterns_are_marked_and_have_checks_of_their_own() -> Non
     assert view["edges"]["qk"] == [0, 1] and view["edges"]["weight"] == [1.0, -0.2]
     assert list(view["checks"]) == ["1"] and view["checks"]["1"]["qk"] == -0.19
     assert view["heads"] == [{"name": "L23 head 3", "query": "end", "influence": 0.25, "frequency": 0.5}]
+
+
+def test_a_features_record_has_its_histogram_and_intervals_as_they_are_drawn() -> None:
+    example = {"tokens": ["a", "b"], "activations": [0.0, 1.2345], "peak": 1, "document": 3}
+    interval = {"low": 1.0, "high": 2.0, "count": 7}
+    histogram = {"bin_width": 0.5, "positive": [1, 2], "negative": []}
+    record = feature_record({"histogram": histogram, "intervals": [interval | {"examples": [example]}]})
+    assert record["histogram"] == histogram
+    assert record["intervals"] == [
+        interval | {"examples": [{"t": ["a", "b"], "a": [0, 1.23], "p": 1, "d": 3, "cut": [False, False]}]}
+    ]
+
+
+def test_records_of_earlier_runs_have_no_histogram() -> None:
+    record = feature_record({"examples": []})
+    assert record["histogram"] is None and record["intervals"] == []

@@ -357,6 +357,11 @@ def feature_record(feature: Mapping[str, Any]) -> dict[str, Any]:
         "top": _logits(feature.get("top_logits")),
         "bottom": _logits(feature.get("bottom_logits")),
         "examples": [_example(e) for e in (feature.get("examples") or [])[:MAX_EXAMPLES]],
+        "histogram": feature.get("histogram"),
+        "intervals": [
+            {**interval, "examples": [_example(e) for e in interval["examples"]]}
+            for interval in feature.get("intervals") or []
+        ],
         "graphs": feature.get("graphs") or {},
     }
 

@@ -2,7 +2,7 @@
 (function () {
   "use strict";
   const app = window.mechstudy;
-  const { el } = app;
+  const { el, svg } = app;
   const PAGE = 200;
 
   function logitList(rows, down) {
@@ -17,27 +17,73 @@
       app.number(example.a[example.p]) + (example.d === null || example.d === undefined ? "" : " · document " + example.d)));
     if (example.cut[0]) line.append("… ");
     example.t.forEach((token, i) => {
-      const share = max > 0 ? Math.max(0, example.a[i] / max) : 0;
+      const share = max > 0 ? Math.min(1, Math.abs(example.a[i]) / max) : 0;
+      const colour = example.a[i] < 0 ? "--cold" : "--hot";
       line.append(el("span", {
         class: "ex-tok" + (i === example.p ? " ex-peak" : ""), title: share > 0 ? app.number(example.a[i], 3) : null,
-        style: share > 0 ? "background:rgba(var(--hot)," + (0.12 + 0.68 * share).toFixed(2) + ")" : null,
+        style: share > 0 ? "background:rgba(var(" + colour + ")," + (0.12 + 0.68 * share).toFixed(2) + ")" : null,
       }, app.visible(token)), document.createElement("wbr"));
     });
     if (example.cut[1]) line.append(" …");
     return line;
   }
 
-  /* Examples, logits and facts of a feature; `few` limits the examples. */
+  const bound = (value) => String(Number(value.toPrecision(3))).replace("-", "−");
+  const between = (low, high) => bound(low) + " to " + bound(high);
+  const sum = (counts) => counts.reduce((a, b) => a + b, 0);
+
+  function shareOf(count, total) {
+    const percent = (100 * count) / total;
+    return count && percent < 0.1 ? "under 0.1%" : percent.toFixed(percent < 10 ? 1 : 0) + "%";
+  }
+
+  /* How many activations are in each bin, on a logarithmic scale, with the intervals as bands; "" where nothing is known. */
+  function histogram(record) {
+    const { bin_width: width, positive, negative } = record.histogram || { positive: [], negative: [] };
+    const bins = positive.length + negative.length, total = sum(positive) + sum(negative), height = 60;
+    if (!total) return "";
+    const place = (value) => value / width + negative.length;
+    const scale = height / Math.log1p(Math.max(...positive, ...negative));
+    const bar = (start, count) => svg("rect", {
+      class: "hist-bar", x: start + negative.length + 0.06, width: 0.88, y: height - scale * Math.log1p(count), height: scale * Math.log1p(count),
+    }, svg("title", {}, between(start * width, (start + 1) * width) + ": " + count.toLocaleString("en")));
+    const bands = record.intervals.filter((_, i) => i % 2).map((one) =>
+      svg("rect", { class: "hist-band", x: place(one.low), width: (one.high - one.low) / width, y: 0, height }));
+    const ends = [0 - negative.length * width, positive.length * width];
+    const apart = (a, b) => a === b || Math.abs(place(a) - place(b)) > bins / 12;
+    const inner = negative.length ? [0] : record.intervals.map((one) => one.low);
+    const marks = [...new Set([ends[0], ...inner.filter((value) => ends.every((end) => apart(end, value))), ends[1]])].sort((a, b) => a - b);
+    const shares = record.intervals.map((one) => shareOf(one.count, total) + " from " + between(one.low, one.high)).join(", ");
+    return el("figure", { class: "hist" },
+      svg("svg", { viewBox: "0 0 " + bins + " " + height, preserveAspectRatio: "none", role: "img", "aria-label": "Histogram of activations: " + shares },
+        ...bands, ...negative.map((count, i) => bar(-i - 1, count)), ...positive.map((count, i) => bar(i, count))),
+      el("div", { class: "hist-axis", "aria-hidden": "true" }, ...marks.map((value) =>
+        el("span", { style: "left:" + (100 * place(value)) / bins + "%" }, bound(value)))),
+      el("figcaption", {}, total.toLocaleString("en") + " activations by value, counts on a logarithmic scale. Bands mark the intervals."));
+  }
+
+  /* Examples of each interval, folded. */
+  function intervalItems(record, max) {
+    const total = sum(record.intervals.map((one) => one.count));
+    return record.intervals.map((one) => el("details", { class: "interval" },
+      el("summary", {}, between(one.low, one.high) + " ", el("span", { class: "count" }, one.count.toLocaleString("en") + " activations, " + shareOf(one.count, total))),
+      one.examples.length ? el("ul", { class: "examples" }, ...one.examples.map((e) => exampleItem(e, max))) : el("p", { class: "hint" }, "None.")));
+  }
+
+  /* Histogram, logits and examples of a feature; `few` limits the top examples. */
   app.featureBody = function (record, few) {
     const max = record.max || Math.max(0, ...record.examples.map((e) => e.a[e.p]));
     const shown = record.examples.slice(0, few || record.examples.length);
+    const counted = histogram(record), drawn = intervalItems(record, max);
     return [
       el("div", { class: "f-columns" },
         el("div", {}, el("h3", {}, "Raises these tokens"), logitList(record.top, false)),
         el("div", {}, el("h3", {}, "Lowers these tokens"), logitList(record.bottom, true))),
+      ...(counted ? [el("h3", {}, "Activations"), counted] : []),
       el("h3", {}, "Top activating text"),
       shown.length ? el("ul", { class: "examples" }, ...shown.map((e) => exampleItem(e, max)))
         : el("p", { class: "hint" }, record.frequency === null ? "No text was searched for it." : "It never fired on the corpus."),
+      ...(drawn.length ? [el("h3", {}, "Text from each interval"), el("p", { class: "hint" }, "Drawn at random, at most one of a document."), ...drawn] : []),
     ];
   };
 

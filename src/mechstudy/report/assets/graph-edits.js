@@ -2,7 +2,7 @@
 (function () {
   "use strict";
   const app = window.mechstudy;
-  const { el } = app;
+  const { el, svg } = app;
   const FEATURE = 0, TOKEN = 2, BIAS = 3, OUTPUT = 4;
 
   /* Whether something has the form of edits: at least one of its lists, and each of the right form. */
@@ -139,13 +139,6 @@
     return { made, links: [...links].map(([key, w]) => { const [s, t] = key.split(":"); return { source: +s, target: +t, weight: w }; }) };
   }
   app.subgraph = boxes;
-
-  const svg = (tag, attributes, ...children) => {
-    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-    node.append(...children);
-    return node;
-  };
 
   /* The picture of `boxes`: columns by token, rows by layer, nothing over anything else. */
   app.drawSubgraph = function (graph, edits, pins, select) {

@@ -49,6 +49,13 @@
       node.append(...children.filter((c) => c !== null && c !== undefined));
       return node;
     },
+    /* An element of a drawing. */
+    svg(tag, attributes, ...children) {
+      const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+      for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+      node.append(...children);
+      return node;
+    },
     /* A list of terms and their values. */
     facts: (rows) => app.el("dl", { class: "mini" }, ...rows.map(([term, value]) => app.el("div", {}, app.el("dt", {}, term), app.el("dd", {}, value)))),
     dark: window.matchMedia("(prefers-color-scheme: dark)"),

@@ -1,5 +1,7 @@
 """`graph`, `steer`, `feature` and `patch` on a tiny model: what they print and write, by the functions of the API."""
 
+# ruff: noqa: RUF001 - the minus signs of numbers are what is printed
+
 from __future__ import annotations
 
 import json
@@ -10,7 +12,8 @@ import pytest
 
 import mechstudy as ms
 from mechstudy.cli import one_prompt
-from mechstudy.report.formatting import plain
+from mechstudy.cli.feature import _histogram
+from mechstudy.report.formatting import number, plain
 from tests.support.interventions_world import transcoder
 from tests.support.tiny import save_tiny
 from tests.support.tiny_study import write_study
@@ -195,6 +198,37 @@ def test_of_its_own_features_a_run_knows_all_without_loading_the_model(run, monk
     printed = mechstudy("feature", row["feature"], "--dictionaries", run.path).stdout
     for text in (f"label:      {row['label']}", "density:    active on ", "circuit:    mine", "its peak in brackets"):
         assert text in printed
+
+
+def test_intervals_of_a_features_activations_are_printed_on_request(run):
+    of_dictionaries = [page for page in run.feature_pages if page["layer"] in run.dictionaries]
+    page = next(page for page in of_dictionaries if page["histogram"]["positive"])
+    words = ("feature", f"{page['layer']}/{page['feature']}", "--dictionaries", run.path)
+    card = json.loads(mechstudy(*words, "--json").stdout)
+    assert card["histogram"] == page["histogram"] and card["intervals"] == page["intervals"]
+    total = sum(page["histogram"]["positive"])
+    plain_text, with_intervals = mechstudy(*words).stdout, mechstudy(*words, "--intervals").stdout
+    [line] = [line for line in plain_text.splitlines() if line.startswith("histogram:")]
+    assert f"({total:,} activations, logarithmic)" in line and "█" in line
+    assert "drawn at random" not in plain_text and "drawn at random" in with_intervals
+    for one in page["intervals"]:
+        assert re.search(rf"^ *{number(one['low'])} +{number(one['high'])} +{one['count']:,} ", with_intervals, re.M)
+
+
+def test_features_of_earlier_runs_have_neither_histogram_nor_intervals(run, monkeypatch):
+    kept = [{k: v for k, v in page.items() if k not in ("histogram", "intervals")} for page in run.feature_pages]
+    monkeypatch.setattr(ms.Run, "feature_pages", kept)
+    page = next(page for page in kept if page["layer"] in run.dictionaries)
+    printed = mechstudy(
+        "feature", f"{page['layer']}/{page['feature']}", "--dictionaries", run.path, "--intervals"
+    ).stdout
+    assert "intervals:  not recorded" in printed and "histogram:" not in printed
+
+
+def test_histograms_of_neurons_have_both_sides_of_zero():
+    drawn = _histogram({"bin_width": 0.5, "positive": [90, 0, 0, 0, 1], "negative": [90, 3]})
+    assert drawn == "−1.00 █ 0 █ ▂ 2.50 (184 activations, logarithmic)"
+    assert _histogram({"bin_width": 0.5, "positive": [], "negative": []}) == "no activation"
 
 
 def test_beside_a_feature_without_a_record_are_some_that_have_one(run):

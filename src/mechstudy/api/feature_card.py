@@ -1,4 +1,4 @@
-"""What is known of one feature: label, density, promoted and suppressed tokens, examples, circuits."""
+"""What is known of one feature: label, density, activations, promoted and suppressed tokens, examples, circuits."""
 
 from __future__ import annotations
 
@@ -36,6 +36,10 @@ class FeatureCard:
     ``suppresses`` are (token, logit) by the direct path to the output, comparable within a feature; empty where neither
     the run nor a model gives them. ``label`` is a summary by machine: what it fires on and the token that it promotes
     most. ``rule`` is the rule of what it fires on with its scores (see `Label`); None where none was made.
+
+    ``histogram`` ({bin_width, positive, negative}) counts activations in bins from zero up, and those of a neuron from
+    zero down. ``intervals`` ({low, high, count, examples}, the highest first) split their range, with examples that are
+    drawn at random. None and empty for runs of earlier versions.
     """
 
     feature: str
@@ -52,6 +56,8 @@ class FeatureCard:
     examples: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     graphs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rule: Mapping[str, Any] | None = None
+    histogram: Mapping[str, Any] | None = None
+    intervals: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
 
     def as_json(self) -> dict[str, Any]:
         """Every field, as JSON has it."""
@@ -148,4 +154,6 @@ def _card(
         tuple(page.get("examples") or ()),
         page.get("graphs") or {},
         page.get("label"),
+        page.get("histogram"),
+        tuple(page.get("intervals") or ()),
     )

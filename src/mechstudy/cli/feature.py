@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _LISTED = 8  # recorded features named beside one that is not
 _AROUND = (12, 4)  # tokens of an example shown before and after its peak
+_BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def feature(
@@ -30,10 +32,13 @@ def feature(
     n: Annotated[
         int, typer.Option("--n", min=1, help="Tokens promoted, tokens suppressed, and examples, at most.")
     ] = 8,
+    intervals: Annotated[
+        bool, typer.Option("--intervals", help="Also text drawn from each interval of its activations.")
+    ] = False,
     device: one_prompt.Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Show one feature: its label, density, the tokens it promotes and suppresses, text on which it fires, circuits.
+    """Show one feature: label, activations, the tokens it promotes and suppresses, text on which it fires, circuits.
 
     Of the features in its graphs a run has recorded all of that. Of others, and of sets, promoted and suppressed tokens
     are computed: the decoder row through the unembedding (logit lens). Without dictionaries the numbers name a neuron.
@@ -55,6 +60,8 @@ def feature(
         print_json(card.as_json() | {"examples": list(card.examples[:n])})
         return
     _show(card, dictionaries, n)
+    if intervals:
+        _show_intervals(card)
     if known:
         print(f"recorded:   {', '.join(known)}")
 
@@ -91,6 +98,8 @@ def _show(card: FeatureCard, dictionaries: str | None, n: int) -> None:
         mean, top = number(card.mean_activation), number(card.max_activation)
         size = f"a size of {top}" if card.kind == "neurons" else top
         print(f"density:    active on {percent(card.density, 2)} of tokens, there {mean} on average and {size} at most")
+    if card.histogram:
+        print(f"histogram:  {_histogram(card.histogram)}")
     for which, tokens in (("promotes", card.promotes), ("suppresses", card.suppresses)):
         shown = "  ".join(f"{visible(token)} {number(value)}" for token, value in tokens)
         print(f"{which + ':':<11} {shown or 'not known without a model'}")
@@ -102,6 +111,34 @@ def _show(card: FeatureCard, dictionaries: str | None, n: int) -> None:
         for example in card.examples[:n]:
             rows.add_row(number(_peak(example)), _marked(example))
         console().print(rows)
+
+
+def _show_intervals(card: FeatureCard) -> None:
+    if not card.intervals:
+        print("intervals:  not recorded")
+        return
+    rows = table(">from", ">to", ">activations", ">activation", "~text drawn at random, its peak in brackets")
+    for one in card.intervals:
+        ends = number(one["low"]), number(one["high"]), f"{one['count']:,}"
+        shown = [(number(_peak(example)), _marked(example)) for example in one["examples"]] or [("", Text())]
+        for i, (activation, text) in enumerate(shown):
+            rows.add_row(*(ends if i == 0 else ("", "", "")), activation, text)
+    console().print(rows)
+
+
+def _histogram(histogram: Mapping[str, Any]) -> str:
+    """A character for two bins, its height by the logarithm of their count, from the lowest value to the highest."""
+    width, down, up = histogram["bin_width"], histogram["negative"], histogram["positive"]
+    below, above = ([sum(side[i : i + 2]) for i in range(0, len(side), 2)] for side in (down, up))
+    if not below and not above:
+        return "no activation"
+    scale = (len(_BLOCKS) - 1) / math.log1p(max([*below, *above]))
+    left, right = (
+        "".join(_BLOCKS[round(scale * math.log1p(count))] if count else " " for count in counts)
+        for counts in (below[::-1], above)
+    )
+    lowest = f"{number(-width * len(down))} {left} " if down else ""
+    return f"{lowest}0 {right} {number(width * len(up))} ({sum(down) + sum(up):,} activations, logarithmic)"
 
 
 def _rule(rule: Mapping[str, Any]) -> str:

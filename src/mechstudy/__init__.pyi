@@ -6,10 +6,12 @@ from .api import FeatureCard as FeatureCard
 from .api import PromptGraph as PromptGraph
 from .api import Run as Run
 from .api import Study as Study
+from .api import ask_labels as ask_labels
 from .api import attribute as attribute
 from .api import compare as compare
 from .api import components as components
 from .api import describe_feature as describe_feature
+from .api import export_features as export_features
 from .api import keep_only as keep_only
 from .api import load_dictionaries as load_dictionaries
 from .api import load_graph as load_graph

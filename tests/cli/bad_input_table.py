@@ -234,6 +234,7 @@ DICTIONARIES = [
     case("a contender of no name", nothing, "bench synthetic -a matroshka", "no contender 'matroshka'", "matryoshka"),
 ]  # fmt: skip
 
+LABEL = "label %s --endpoint http://127.0.0.1:1/v1 --model m"
 RUNS = [
     case("a report of nothing", nothing, "report study.yaml", "runs/tiny: nothing of this study has run yet", "run"),
     case("a cost of nothing", nothing, "cost study.yaml", "nothing of this study has run yet"),
@@ -255,6 +256,19 @@ RUNS = [
          "old.tar.gz: the archive is damaged", "another copy"),
     case("another tool's archive", archive_of("old.tar.gz", "text.txt"), "restore old.tar.gz --out runs/old",
          "not an archive of mechstudy: it begins with 'text.txt'", "mechstudy archive"),
+    case("labels of no endpoint", folder("runs/other/artifacts"), "label runs/other --model m",
+         "Missing option '--endpoint'"),
+    case("labels from no address", nothing, "label model --endpoint 127.0.0.1:8000 --model m",
+         "this is not an address", "--endpoint http://127.0.0.1:8000/v1"),
+    case("labels of no run", nothing, LABEL % "model", "model: this is not a run's folder", "runs/demo"),
+    case("labels of a run without features", folder("runs/other/artifacts"), LABEL % "runs/other",
+         "runs/other: this run has recorded no features of graphs", "mechstudy run"),
+    case("an export of another format", folder("runs/other/artifacts"), "export runs/other --format delfi --out x",
+         "there is no format 'delfi'", "formats: delphi, neuronpedia", "fix: delphi"),
+    case("an export into a folder with files", folder("runs/other/artifacts"),
+         "export runs/other --format neuronpedia --out model", "model: the folder must be new or empty"),
+    case("an export of no features", folder("runs/other/artifacts"), "export runs/other -f delphi --out x",
+         "this run has recorded no features of graphs"),
     case("a checkpoint that is not there", nothing, "train study.yaml --layers 2 --resume-from old",
          "old: no such checkpoint"),
     case("layers of no number", nothing, "train study.yaml --layers middle", "'middle' does not name layers", "10-24"),

@@ -1,3 +1,4 @@
+from .asked_labels import ask_labels as ask_labels
 from .attribution import attribute as attribute
 from .comparison import Comparison as Comparison
 from .comparison import compare as compare
@@ -7,6 +8,7 @@ from .dictionaries import load_dictionaries as load_dictionaries
 from .dictionaries import train as train
 from .feature_card import FeatureCard as FeatureCard
 from .feature_card import describe_feature as describe_feature
+from .feature_export import export_features as export_features
 from .graphs import BehaviourGraph as BehaviourGraph
 from .graphs import PromptGraph as PromptGraph
 from .graphs import load_graph as load_graph

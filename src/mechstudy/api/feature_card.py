@@ -16,6 +16,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.dictionaries.fitted import all_fitted
 from mechstudy.dictionaries.loading import Place
 from mechstudy.dictionaries.neurons import Basis, Neurons
+from mechstudy.features.asked_labels import AskedLabel, name_of
 from mechstudy.features.examples import logit_effects
 from mechstudy.interventions.features import check_features, feature_at
 from mechstudy.models.language_model import LanguageModel
@@ -35,7 +36,8 @@ class FeatureCard:
     ``graphs`` (behaviour -> influence, frequency, total_effect, positions); else None and empty. ``promotes`` and
     ``suppresses`` are (token, logit) by the direct path to the output, comparable within a feature; empty where neither
     the run nor a model gives them. ``label`` is a summary by machine: what it fires on and the token that it promotes
-    most. ``rule`` is the rule of what it fires on with its scores (see `Label`); None where none was made.
+    most. ``rule`` is the rule of what it fires on with its scores (see `Label`); None where none was made. ``asked`` is
+    the label that an endpoint gave (see `ask_labels`): label, model, score, shuffled and counts; None without one.
 
     ``histogram`` ({bin_width, positive, negative}) counts activations in bins from zero up, and those of a neuron from
     zero down. ``intervals`` ({low, high, count, examples}, the highest first) split their range, with examples that are
@@ -58,6 +60,7 @@ class FeatureCard:
     rule: Mapping[str, Any] | None = None
     histogram: Mapping[str, Any] | None = None
     intervals: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    asked: Mapping[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Every field, as JSON has it."""
@@ -95,9 +98,10 @@ def describe_feature(
         raise MechstudyError(f"{feature}: a feature is described wherever it is", fix=f'"{at.layer}/{at.feature}"')
     run, by_layer = _opened(dictionaries)
     page = _page_of(run, at.layer, at.feature)
+    asked = run.asked_labels.get(name_of(page)) if run is not None and page else None
     if run is not None and at.layer not in by_layer and page.get("kind") == _NEURONS:
         site = f"mlp_act.{at.layer}"
-        return _card(page, f"{at.layer}/{at.feature}", _NEURONS, site, site, None, n_tokens)
+        return _card(page, asked, f"{at.layer}/{at.feature}", _NEURONS, site, site, None, n_tokens)
     if model is not None:
         by_layer = chosen_bases(model, all_fitted(model, by_layer), basis)
     elif not by_layer:
@@ -108,11 +112,11 @@ def describe_feature(
     check_features([at], by_layer)
     one = by_layer[at.layer]
     if isinstance(one, Neurons) != (page.get("kind", one.cfg.kind) == _NEURONS):
-        page = {}  # of another basis
+        page, asked = {}, None  # of another basis
     if model is not None and len(page.get("top_logits") or ()) < n_tokens:
         page = {**page, **logit_effects(model, one, [at.feature], n_tokens)[0]}
     name, cfg = f"{at.layer}/{at.feature}", one.cfg
-    return _card(page, name, cfg.kind, cfg.site_in, " ".join(one.sites_out), cfg.d_sae, n_tokens)
+    return _card(page, asked, name, cfg.kind, cfg.site_in, " ".join(one.sites_out), cfg.d_sae, n_tokens)
 
 
 def _opened(source: Run | Place | Mapping[int, Basis] | None) -> tuple[Run | None, Mapping[int, Basis]]:
@@ -132,8 +136,20 @@ def _page_of(run: Run | None, layer: int, number: int) -> Mapping[str, Any]:
     return next((page for page in pages if (page["layer"], page["feature"]) == (layer, number)), {})
 
 
+def influence_of(page: Mapping[str, Any]) -> float:
+    """The largest influence of a feature in a graph of its run."""
+    return max((float(graph.get("influence") or 0) for graph in (page.get("graphs") or {}).values()), default=0.0)
+
+
 def _card(
-    page: Mapping[str, Any], name: str, kind: str, site_in: str, site_out: str, n_features: int | None, n_tokens: int
+    page: Mapping[str, Any],
+    asked: AskedLabel | None,
+    name: str,
+    kind: str,
+    site_in: str,
+    site_out: str,
+    n_features: int | None,
+    n_tokens: int,
 ) -> FeatureCard:
     promotes, suppresses = (
         tuple((str(row["token"]), float(row["value"])) for row in (page.get(which) or ())[:n_tokens])
@@ -156,4 +172,5 @@ def _card(
         page.get("label"),
         page.get("histogram"),
         tuple(page.get("intervals") or ()),
+        None if asked is None else asdict(asked),
     )

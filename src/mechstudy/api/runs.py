@@ -15,6 +15,7 @@ from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.core.jsonio import read_json
 from mechstudy.core.yaml_source import read_yaml
 from mechstudy.dictionaries.evaluation import loss_recovered
+from mechstudy.features.asked_labels import FILE, AskedLabel, name_of, page_id, read_asked
 from mechstudy.interventions.results import EDGES_MEASURED, edges_of
 from mechstudy.report.viewer import AGGREGATE, auto_label
 from mechstudy.store.artifacts import Artifact
@@ -32,8 +33,8 @@ _COLUMNS = {
     "units": "unit phase seconds finished peak_memory_gb size_mb id folder",
     "baseline": "behaviour split n accuracy accuracy_low accuracy_high mean_logit_difference passed",
     "evaluations": "layer kind d_sae l0 fvu ce_loss_recovered dead_share",
-    "features": "feature layer label rule claimed score score_shuffled frequency mean_activation max_activation "
-    "promotes suppresses examples behaviours",
+    "features": "feature layer label rule claimed score score_shuffled asked_label asked_score asked_shuffled "
+    "frequency mean_activation max_activation promotes suppresses examples behaviours",
     "effects": "behaviour kind group n effect effect_low effect_high control_effect "
     "difference difference_low difference_high p p_adjusted p_difference_adjusted",
     "edges": "behaviour kind source target n removed predicted predicted_qk frozen frozen_low frozen_high "
@@ -43,7 +44,8 @@ _COLUMNS = {
     "verdicts": "behaviour outcome criterion state value value_low value_high threshold n n_clusters question",
 }
 _WORDS = ("unit", "phase", "finished", "id", "folder", "behaviour", "split", "kind", "group", "feature", "label",
-          "source", "target", "site", "position", "direction", "outcome", "criterion", "state", "question")  # fmt: skip
+          "asked_label", "source", "target", "site", "position", "direction", "outcome", "criterion", "state",
+          "question")  # fmt: skip
 
 
 class Run:
@@ -197,8 +199,9 @@ class Run:
 
         Columns: feature (``13/1741``), layer, label, rule (the best one), claimed (whether other documents bear it
         out; the label has it then), score and score_shuffled (of the best rule, and of another feature's; see
-        `Label`), frequency, mean_activation, max_activation, promotes and suppresses (tokens, the strongest first),
-        examples (text around the «token» it fires on most), behaviours.
+        `Label`), asked_label, asked_score and asked_shuffled (of `asked_labels`), frequency, mean_activation,
+        max_activation, promotes and suppresses (tokens, the strongest first), examples (text around the «token» it
+        fires on most), behaviours.
         """
         rows = [
             {
@@ -206,6 +209,7 @@ class Run:
                 "layer": page["layer"],
                 "label": auto_label(page),
                 **_of_rule(page),
+                **_of_asked(self.asked_labels.get(name_of(page))),
                 "frequency": page["frequency"],
                 "mean_activation": page["mean_activation"],
                 "max_activation": page["max_activation"],
@@ -222,6 +226,13 @@ class Run:
     def feature_pages(self) -> Sequence[Mapping[str, Any]]:
         """What the run recorded of each feature of its graphs, as features.json has it."""
         return next((one.read_json("features.json")["features"] for one in self._of("features").values()), ())
+
+    @cached_property
+    def asked_labels(self) -> Mapping[str, AskedLabel]:
+        """Labels that `ask_labels` got from an endpoint, by feature; those of features recorded since are left out."""
+        pages = {name_of(page): page for page in self.feature_pages}
+        asked = read_asked(self.path / FILE)
+        return {name: one for name, one in asked.items() if name in pages and one.page == page_id(pages[name])}
 
     @cached_property
     def effects(self) -> pl.DataFrame:
@@ -409,6 +420,14 @@ def _of_rule(page: Mapping[str, Any]) -> dict[str, Any]:
         "claimed": rule.get("claimed"),
         "score": rule.get("score"),
         "score_shuffled": rule.get("shuffled"),
+    }
+
+
+def _of_asked(asked: AskedLabel | None) -> dict[str, Any]:
+    return {
+        "asked_label": asked and asked.label,
+        "asked_score": asked and asked.score,
+        "asked_shuffled": asked and asked.shuffled,
     }
 
 

@@ -40,6 +40,9 @@ PANELS: Mapping[str | None, Mapping[str, str]] = {
         "run.report": "Rebuild the report from the finished units, and print its path. Runs nothing else.",
         "serve.serve": "Serve a run's report with its model: steer, explain other prompts, measure what is pinned in a "
         "graph.",
+        "label.label": "Ask a model behind an OpenAI-compatible endpoint for labels of a run's features, and score "
+        "them.",
+        "export.export": "Write the features of a run's graphs for other tools: delphi or Neuronpedia.",
         "cost.cost": "Show what the study has taken so far beside the plan, phase by phase.",
         "doctor.usage": "Show each phase's use of CPU, memory, disk and GPU beside the expected range.",
         "doctor.doctor": "Check this machine, or a model; or, given a study, show what slowed its run down and the "

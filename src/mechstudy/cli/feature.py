@@ -10,6 +10,7 @@ import typer
 from rich.text import Text
 
 from mechstudy import api, models
+from mechstudy.api.feature_card import influence_of
 from mechstudy.cli import one_prompt
 from mechstudy.cli.one_prompt import noted
 from mechstudy.cli.options import Json
@@ -70,14 +71,10 @@ def _recorded(run: api.Run | None, card: FeatureCard) -> Sequence[str]:
     """Features that a run has recorded in place of one that it has not: of its layer, else of every one."""
     if run is None:
         return ()
-    pages = sorted(run.feature_pages, key=_influence, reverse=True)
+    pages = sorted(run.feature_pages, key=influence_of, reverse=True)
     layer = int(card.feature.partition("/")[0])
     chosen = [page for page in pages if page["layer"] == layer] or pages
     return [f"{page['layer']}/{page['feature']}" for page in chosen[:_LISTED]]
-
-
-def _influence(page: Mapping[str, Any]) -> float:
-    return max((float(graph.get("influence") or 0) for graph in (page.get("graphs") or {}).values()), default=0.0)
 
 
 def _show(card: FeatureCard, dictionaries: str | None, n: int) -> None:
@@ -89,6 +86,8 @@ def _show(card: FeatureCard, dictionaries: str | None, n: int) -> None:
         print(f"label:      {card.label}")
     if card.rule:
         print(f"rule:       {_rule(card.rule)}")
+    if card.asked:
+        print(f"asked:      {_asked(card.asked)}")
     if card.density is None:
         print(
             "density:    not recorded"
@@ -149,6 +148,15 @@ def _rule(rule: Mapping[str, Any]) -> str:
     beside = "" if other is None else f", another feature's rule {number(other, 2)}"
     said = "" if rule["claimed"] else "; too little to claim"
     return f"{where}{plain(rule['rule'])}: {number(rule['score'], 2)} on held-out text (.5 is chance{beside}){said}"
+
+
+def _asked(asked: Mapping[str, Any]) -> str:
+    """What an endpoint called it, and how far the endpoint itself can use that on other text."""
+    said = f"{plain(asked['label'])} (by {plain(asked['model'])})"
+    if asked["score"] is None:
+        return f"{said}; not scored"
+    beside = "" if asked["shuffled"] is None else f", another feature's label {number(asked['shuffled'], 2)}"
+    return f"{said}: {number(asked['score'], 2)} on held-out text, by its own judgement (.5 is chance{beside})"
 
 
 def _peak(example: Mapping[str, Any]) -> float:

@@ -1,5 +1,11 @@
 from .activation_ranges import ActivationRange as ActivationRange
+from .asked_labels import AskedLabel as AskedLabel
+from .asked_labels import ask_labels as ask_labels
+from .asked_labels import read_asked as read_asked
+from .asked_labels import write_asked as write_asked
+from .delphi import write_delphi as write_delphi
 from .dictionary_labels import dictionary_claims as dictionary_claims
+from .endpoint import Endpoint as Endpoint
 from .examples import FeatureStatistics as FeatureStatistics
 from .examples import collect_features as collect_features
 from .examples import example_windows as example_windows
@@ -7,6 +13,7 @@ from .examples import logit_effects as logit_effects
 from .labels import Label as Label
 from .labels import claims as claims
 from .labels import labels as labels
+from .neuronpedia_features import write_neuronpedia as write_neuronpedia
 from .pages import feature_pages as feature_pages
 from .rules import Text as Text
 from .selection import BINS as BINS

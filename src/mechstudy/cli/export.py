@@ -1,0 +1,65 @@
+"""`export`: features of a run in the files of other tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from mechstudy import api
+from mechstudy.api.feature_export import ExportFormat
+from mechstudy.cli import one_prompt
+from mechstudy.core.progress import Progress
+
+_NEEDS_MODEL = "delphi"
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, such as runs/demo.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            "-f",
+            metavar="FORMAT",
+            help="delphi: activations and explanations for EleutherAI's library; neuronpedia: what an instance of it "
+            "imports.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new or empty folder.")],
+    features: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER/FEATURE", help="Repeatable. Default: all that the run recorded."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="So many features at most, those of largest influence.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The source set at Neuronpedia. Default: the study's name.")
+    ] = None,
+    model: one_prompt.ModelSource = None,
+    device: one_prompt.Device = "auto",
+) -> None:
+    """Write the features of a run's graphs for other tools: delphi or Neuronpedia.
+
+    delphi gets all activations on the text that the run searched, which are computed again with the model. Explanations
+    are the labels of `mechstudy label`, else the rules that are claimed.
+
+    [dim]mechstudy export runs/demo --format neuronpedia --out for-neuronpedia[/]
+    """  # fmt: skip
+    opened = api.open_run(run)
+    made = api.export_features(
+        opened,
+        out,
+        cast(ExportFormat, format),
+        model=model or (one_prompt.source_of(str(run)) if format == _NEEDS_MODEL else None),
+        device=device,
+        features=features,
+        limit=limit,
+        name=name,
+        progress=Progress(),
+    )
+    for one in made:
+        print(one)
+    print(f"written: {out}")

@@ -1,0 +1,112 @@
+"""`label`: labels of a run's features from a model behind an OpenAI-compatible endpoint."""
+
+from __future__ import annotations
+
+from math import nan
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from mechstudy import api
+from mechstudy.api.asked_labels import chosen_features
+from mechstudy.cli.one_prompt import noted
+from mechstudy.cli.options import Json, say
+from mechstudy.cli.show import console, print_json, table
+from mechstudy.core.notices import counted
+from mechstudy.core.progress import Progress
+from mechstudy.features.asked_labels import FILE
+from mechstudy.features.endpoint import KEY_VARIABLE, Endpoint
+from mechstudy.report.formatting import number, plain
+
+if TYPE_CHECKING:
+    import polars as pl
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, such as runs/demo.")]
+
+
+def label(
+    run: RunFolder,
+    endpoint: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            help="Address up to and without /chat/completions, such as http://127.0.0.1:8000/v1. Texts of the run are "
+            "sent there, and nowhere else.",
+        ),
+    ],
+    model: Annotated[str, typer.Option("--model", "-m", metavar="NAME", help="The model's name at the endpoint.")],
+    features: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER/FEATURE", help="Repeatable. Default: all that the run recorded."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="So many features at most, those of largest influence.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help=f"The file of labels. Default: {FILE} in the run's folder."),
+    ] = None,
+    key_variable: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help=f"Environment variable that holds the key. Default: {KEY_VARIABLE}, if it is set."
+        ),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="How long a request may stay without a byte.")
+    ] = 60.0,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Tokens of an answer, with those that a reasoning model thinks in.")
+    ] = 1024,
+    seed: Annotated[int, typer.Option(help="Draws the other texts that a label is scored on, and their order.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Ask a model behind an OpenAI-compatible endpoint for labels of a run's features, and score them.
+
+    A label is made from one half of a feature's examples and scored on the other half, by the endpoint itself; beside
+    it is the score of another feature's label on the same texts. Labels are kept after each answer: the same command
+    asks only for what is missing.
+
+    [dim]mechstudy label runs/demo --endpoint http://127.0.0.1:8000/v1 --model qwen3 --limit 20[/]
+    """
+    host = Endpoint(endpoint, model).host
+    opened = api.open_run(run)
+    n = len(chosen_features(opened, features, limit))
+    with noted():
+        say(f"sending texts of {counted(n, 'feature')} to {host}")
+        made = api.ask_labels(
+            opened,
+            endpoint,
+            model,
+            features=features,
+            limit=limit,
+            out=out,
+            key_variable=key_variable,
+            timeout=timeout,
+            max_tokens=max_tokens,
+            seed=seed,
+            progress=Progress(),
+        )
+    if as_json:
+        print_json(made.to_dicts())
+        return
+    _show(made, n, out or run / FILE)
+
+
+def _show(made: pl.DataFrame, n: int, file: Path) -> None:
+    """Prints labels with scores, and the medians."""
+    if len(made):
+        rows = table("feature", ">score", ">another's", "~label")
+        for row in made.iter_rows(named=True):
+            rows.add_row(row["feature"], number(row["score"]), number(row["shuffled"]), Text(plain(row["label"])))
+        console().print(rows)
+    scored = made.drop_nulls("score")
+    print(f"{counted(len(made), 'label')} of {counted(n, 'feature')}, {len(scored)} scored, in {file}")
+    if len(scored):
+        right, other = (median(scored[name].drop_nulls().to_list() or [nan]) for name in ("score", "shuffled"))
+        print(
+            f"median score {number(right)}, another feature's label {number(other)}; .5 is chance; judge: the endpoint"
+        )

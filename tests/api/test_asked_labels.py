@@ -60,8 +60,8 @@ def test_the_command_says_where_texts_go_and_prints_labels(run, names):
     with stub(knowing) as server:
         words = ("label", run.path, "--endpoint", server.url, "--model", "stub", "--limit", 3)
         result = mechstudy(*words)
-        assert f"sending texts of 3 features to {server.url.split('/')[2]}" in result.stderr
-        assert "3 labels of 3 features" in result.stdout and str(run.path / FILE) in result.stdout
+        assert f"texts of 3 features go to {server.url.split('/')[2]}" in result.stderr
+        assert "3 of 3 features labelled" in result.stdout and str(run.path / FILE) in result.stderr
         n = len(server.bodies)
         again = json.loads(mechstudy(*words, "--json").stdout)
         assert len(again) == 3 and len(server.bodies) == n
@@ -79,7 +79,7 @@ def test_an_interrupted_command_keeps_what_it_got(run):
     assert len(asked) == 3 + 2  # two, the one that failed, and the two that were missing
 
 
-def test_labels_of_features_that_are_recorded_anew_are_not_shown(run, names):
+def test_labels_of_features_that_are_recorded_again_are_not_shown(run, names):
     with stub(knowing) as server:
         ms.ask_labels(run, server.url, "stub", features=names[:1])
     content = json.loads((run.path / FILE).read_text())

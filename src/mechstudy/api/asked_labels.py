@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from mechstudy.api.feature_card import influence_of
 from mechstudy.api.runs import Run, open_run
 from mechstudy.core.errors import MechstudyError
-from mechstudy.core.progress import Progress
+from mechstudy.core.notices import counted
+from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.features import asked_labels as asked
 from mechstudy.features.endpoint import Endpoint
 from mechstudy.interventions.features import Features, features_at
@@ -62,32 +63,27 @@ def ask_labels(
         progress: receives progress.
 
     Returns:
-        A row for each labelled feature that was asked for: feature, label, score, shuffled (another feature's label on
-        the same texts), n_fires and n_other (texts that it was scored on), n_same_word, model. See `AskedLabel`.
+        A row for each feature that was asked for: feature, label (None without examples or a usable answer), score,
+        shuffled (another feature's label on the same texts), n_fires and n_other (texts that it was scored on),
+        n_same_word, model. See `AskedLabel`.
 
     Raises:
         MechstudyError: the run has recorded no such features, or the endpoint fails (see `Endpoint.ask`).
     """
-    run = run if isinstance(run, Run) else open_run(run)
+    server = Endpoint.with_key_of(key_variable, endpoint, model, timeout=timeout, max_tokens=max_tokens)
+    run, progress = run if isinstance(run, Run) else open_run(run), progress or NullProgress()
     file = _file(run, out)
     chosen = chosen_features(run, features, limit)
     kept = asked.read_asked(file)
-    made = asked.ask_labels(
-        Endpoint.with_key_of(key_variable, endpoint, model, timeout=timeout, max_tokens=max_tokens),
-        run.feature_pages,
-        chosen,
-        kept,
-        partial(asked.write_asked, file),
-        seed=seed,
-        progress=progress,
-    )
+    progress.log(f"texts of {counted(len(chosen), 'feature')} go to {server.host}; labels are kept in {file}")
+    keep = partial(asked.write_asked, file)
+    made = asked.ask_labels(server, run.feature_pages, chosen, kept, keep, seed=seed, progress=progress)
     pages = {asked.name_of(page): page for page in run.feature_pages}
     rows = [
-        {"feature": name, **{k: getattr(made[name], k) for k in _SCHEMA if k != "feature"}}
+        {"feature": name} | (asdict(made[name]) if _is_current(made.get(name), model, pages[name]) else {})
         for name in chosen
-        if name in made and (made[name].model, made[name].page) == (model, asked.page_id(pages[name]))
     ]
-    return pl.DataFrame(rows, schema=_SCHEMA)
+    return pl.DataFrame([{column: row.get(column) for column in _SCHEMA} for row in rows], schema=_SCHEMA)
 
 
 def chosen_features(run: Run, features: Features | None, limit: int | None) -> list[str]:
@@ -103,7 +99,7 @@ def chosen_features(run: Run, features: Features | None, limit: int | None) -> l
         )
     if limit is not None and limit < 1:
         raise MechstudyError(f"a limit of {limit} leaves no feature", fix="a limit of at least 1")
-    ranked = sorted(pages, key=lambda name: -influence_of(pages[name]))
+    ranked = sorted(pages, key=lambda name: -asked.influence_of(pages[name]))
     names = ranked if features is None else [f"{one.layer}/{one.feature}" for one in features_at(features)]
     for name in names:
         if name not in pages:
@@ -113,6 +109,10 @@ def chosen_features(run: Run, features: Features | None, limit: int | None) -> l
                 fix="one of the features of its graphs",
             )  # fmt: skip
     return list(dict.fromkeys(names))[:limit]
+
+
+def _is_current(label: asked.AskedLabel | None, model: str, page: Mapping[str, Any]) -> bool:
+    return label is not None and (label.model, label.page) == (model, asked.page_id(page))
 
 
 def _file(run: Run, out: str | Path | None) -> Path:

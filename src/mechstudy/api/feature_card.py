@@ -136,11 +136,6 @@ def _page_of(run: Run | None, layer: int, number: int) -> Mapping[str, Any]:
     return next((page for page in pages if (page["layer"], page["feature"]) == (layer, number)), {})
 
 
-def influence_of(page: Mapping[str, Any]) -> float:
-    """The largest influence of a feature in a graph of its run."""
-    return max((float(graph.get("influence") or 0) for graph in (page.get("graphs") or {}).values()), default=0.0)
-
-
 def _card(
     page: Mapping[str, Any],
     asked: AskedLabel | None,

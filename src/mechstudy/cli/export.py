@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from mechstudy import api
-from mechstudy.api.feature_export import ExportFormat
 from mechstudy.cli import one_prompt
 from mechstudy.core.progress import Progress
+
+if TYPE_CHECKING:
+    from mechstudy.api.feature_export import ExportFormat
 
 _NEEDS_MODEL = "delphi"
 
@@ -52,7 +54,7 @@ def export(
     made = api.export_features(
         opened,
         out,
-        cast(ExportFormat, format),
+        cast("ExportFormat", format),
         model=model or (one_prompt.source_of(str(run)) if format == _NEEDS_MODEL else None),
         device=device,
         features=features,

@@ -10,11 +10,11 @@ import typer
 from rich.text import Text
 
 from mechstudy import api, models
-from mechstudy.api.feature_card import influence_of
 from mechstudy.cli import one_prompt
 from mechstudy.cli.one_prompt import noted
 from mechstudy.cli.options import Json
 from mechstudy.cli.show import console, print_json, table
+from mechstudy.features.asked_labels import influence_of
 from mechstudy.report.formatting import number, percent, plain, visible
 
 if TYPE_CHECKING:

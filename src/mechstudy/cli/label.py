@@ -11,14 +11,13 @@ import typer
 from rich.text import Text
 
 from mechstudy import api
-from mechstudy.api.asked_labels import chosen_features
 from mechstudy.cli.one_prompt import noted
-from mechstudy.cli.options import Json, say
+from mechstudy.cli.options import Json
 from mechstudy.cli.show import console, print_json, table
 from mechstudy.core.notices import counted
 from mechstudy.core.progress import Progress
 from mechstudy.features.asked_labels import FILE
-from mechstudy.features.endpoint import KEY_VARIABLE, Endpoint
+from mechstudy.features.endpoint import KEY_VARIABLE
 from mechstudy.report.formatting import number, plain
 
 if TYPE_CHECKING:
@@ -72,13 +71,9 @@ def label(
 
     [dim]mechstudy label runs/demo --endpoint http://127.0.0.1:8000/v1 --model qwen3 --limit 20[/]
     """
-    host = Endpoint(endpoint, model).host
-    opened = api.open_run(run)
-    n = len(chosen_features(opened, features, limit))
     with noted():
-        say(f"sending texts of {counted(n, 'feature')} to {host}")
         made = api.ask_labels(
-            opened,
+            run,
             endpoint,
             model,
             features=features,
@@ -92,19 +87,18 @@ def label(
         )
     if as_json:
         print_json(made.to_dicts())
-        return
-    _show(made, n, out or run / FILE)
+    else:
+        _show(made)
 
 
-def _show(made: pl.DataFrame, n: int, file: Path) -> None:
+def _show(made: pl.DataFrame) -> None:
     """Prints labels with scores, and the medians."""
-    if len(made):
-        rows = table("feature", ">score", ">another's", "~label")
-        for row in made.iter_rows(named=True):
-            rows.add_row(row["feature"], number(row["score"]), number(row["shuffled"]), Text(plain(row["label"])))
-        console().print(rows)
+    rows = table("feature", ">score", ">another's", "~label")
+    for row in made.iter_rows(named=True):
+        rows.add_row(row["feature"], number(row["score"]), number(row["shuffled"]), Text(plain(row["label"] or "none")))
+    console().print(rows)
     scored = made.drop_nulls("score")
-    print(f"{counted(len(made), 'label')} of {counted(n, 'feature')}, {len(scored)} scored, in {file}")
+    print(f"{len(made.drop_nulls('label'))} of {counted(len(made), 'feature')} labelled, {len(scored)} scored")
     if len(scored):
         right, other = (median(scored[name].drop_nulls().to_list() or [nan]) for name in ("score", "shuffled"))
         print(

@@ -54,6 +54,11 @@ def name_of(page: Page) -> str:
     return f"{page['layer']}/{page['feature']}"
 
 
+def influence_of(page: Page) -> float:
+    """The largest influence of a feature in a graph of its run."""
+    return max((float(graph.get("influence") or 0) for graph in (page.get("graphs") or {}).values()), default=0.0)
+
+
 def page_id(page: Page) -> str:
     """Identifies what a page says that questions use: 16 hexadecimal digits."""
     used = {"examples": _all_examples(page), "promotes": page.get("top_logits") or []}

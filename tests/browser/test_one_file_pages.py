@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
+import polars as pl
 import pytest
 
 import mechstudy as ms
@@ -198,3 +200,30 @@ def test_all_that_a_search_finds_is_pinned(browser: Browser, drawn: tuple[ms.Pro
         "mechstudyGraph.edits().groups.map((g) => g.members.map((i) => mechstudyGraph.graph().nodes.column[i]))"
     )
     assert groups and all(len(set(columns)) == 1 for columns in groups)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_two_graphs_are_one_picture_with_what_each_has_alone(
+    browser: Browser, tmp_path: Path, theme: Literal["light", "dark"]
+) -> None:
+    model = tiny_model("llama", dtype="float32")
+    a, b = (ms.attribute(model, None, text, answer="x", wrong_answer="y") for text in ("a b c", "a <b>"))
+    compared = ms.compare(a, b, positions="end")
+    page = compared.save(tmp_path / "compared.html")
+    browser.page.emulate_media(color_scheme=theme)
+    browser.open(page)
+    assert_clean(browser, page)
+    assert browser.evaluate("document.querySelectorAll('h1 b').length") == 0
+    shown = "(() => mechstudyGraph.visible.reduce((n, v) => n + v, 0))()"
+    assert browser.evaluate(shown) == len(compared.nodes)
+    always = len(compared.nodes.filter(kind="token")) + len(compared.nodes.filter(kind="output"))
+    for choice, changes in {"gained": ["gained"], "lost": ["lost"], "both": ["same", "changed"]}.items():
+        browser.page.select_option("#g-change", choice)
+        inner = compared.nodes.filter(~pl.col("kind").is_in(["token", "output"]), pl.col("change").is_in(changes))
+        assert browser.evaluate(shown) == len(inner) + always, choice
+    gained = compared.nodes.filter(kind="feature", change="gained")["node"][0]
+    browser.evaluate(f"mechstudyGraph.select(mechstudyGraph.graph().index.get({gained!r}))")
+    detail = browser.page.inner_text("#g-detail")
+    assert "only in the second graph" in detail
+    assert "none →" in detail
+    assert serious_violations(browser) == []

@@ -8,14 +8,16 @@ from typing import Any
 
 import polars as pl
 
-from mechstudy.api.graphs import BehaviourGraph, PromptGraph, load_graph
+from mechstudy.api.graphs import BehaviourGraph, PromptGraph, load_graph, page_of, records_of
 from mechstudy.api.runs import open_run
-from mechstudy.circuits.common_names import PositionNames
+from mechstudy.circuits.common_names import PositionNames, position_names_of
 from mechstudy.circuits.graph_comparison import GraphComparison
-from mechstudy.circuits.graph_frames import GraphFrames
+from mechstudy.circuits.graph_frames import BehaviourFrames, GraphFrames, PromptFrames
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
+from mechstudy.report.comparison_view import behaviour_columns, comparison_view, prompt_columns
 from mechstudy.report.formatting import number, plain
+from mechstudy.report.viewer import feature_densities, feature_labels
 from mechstudy.study.finished import is_run
 
 _ROWS = 10  # of each table in a notebook
@@ -27,8 +29,27 @@ class Comparison(GraphComparison):
 
     comparison.summary(), comparison.top(10), comparison.top(10, "edges", "gained")
     comparison.nodes, comparison.edges, comparison.is_same
-    comparison.save("comparison.json")
+    comparison.save("comparison.json"), comparison.save("comparison.html")
     """
+
+    def html(self) -> str:
+        """Both graphs drawn as one, as one HTML page that fetches nothing."""
+        pages = [page for graph in self.graphs for page in getattr(graph, "feature_pages", ())]
+        view = comparison_view(self, _columns(self), feature_labels(pages), feature_densities(pages))
+        return page_of(view, records_of(pages, set(self.nodes["feature"])))
+
+    def save(self, path: str | Path) -> Path:
+        """Write all rows as ``.json``, or the drawing as ``.html``.
+
+        Returns:
+            The path.
+        """
+        path = Path(path).expanduser()
+        if path.suffix != ".html":
+            return super().save(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.html(), encoding="utf-8")
+        return path
 
     def _repr_html_(self) -> str:
         parts = [f"<pre>{escape(plain_lines(repr(self)))}</pre>"]
@@ -69,6 +90,16 @@ def compare(a: GraphFrames, b: GraphFrames, *, positions: PositionNames = "auto"
             outside of [0, 1).
     """
     return Comparison(a, b, positions, tolerance)
+
+
+def _columns(compared: Comparison) -> list[tuple[str, str]]:
+    """The positions of both graphs, with their tokens."""
+    a, b = compared.graphs
+    if isinstance(a, BehaviourFrames) and isinstance(b, BehaviourFrames):
+        return behaviour_columns(a.positions, b.positions)
+    assert isinstance(a, PromptFrames) and isinstance(b, PromptFrames)
+    named = [list(zip(position_names_of(one, compared.positions), one.tokens, strict=True)) for one in (a, b)]
+    return prompt_columns(*named)
 
 
 def graph_at(place: str) -> PromptGraph | BehaviourGraph:

@@ -48,7 +48,10 @@ h1 { font-size: 1.05rem; margin: 0 0 .5rem; overflow-wrap: anywhere; } h1 small 
 """
 
 
-def _page(view: Mapping[str, Any], features: Mapping[int, Mapping[str, Any]]) -> str:
+Pages = Sequence[Mapping[str, Any]]  # of features.json
+
+
+def page_of(view: Mapping[str, Any], features: Mapping[int, Mapping[str, Any]]) -> str:
     """The whole page of one graph; the records of ``features`` by layer, then by feature number as text."""
     title = plain(str(view.get("prompt") or view.get("slug") or "graph"))
     layers = {layer for layer in view["nodes"]["layer"] if layer is not None}
@@ -64,15 +67,24 @@ def _page(view: Mapping[str, Any], features: Mapping[int, Mapping[str, Any]]) ->
     )
 
 
+def records_of(pages: Pages, drawn: Collection[str]) -> dict[int, dict[str, Any]]:
+    """The records of the features that are drawn (``13/1741``), by layer, then by feature number as text."""
+    records: dict[int, dict[str, Any]] = {}
+    for feature in pages:
+        layer, number = int(feature["layer"]), int(feature["feature"])
+        if f"{layer}/{number}" in drawn:
+            records.setdefault(layer, {})[str(number)] = feature_record(feature)
+    return records
+
+
 def _heading(view: Mapping[str, Any], title: str) -> str:
     """The prompt, and the answers that are compared or what else is explained."""
+    if compared := view.get("compared"):
+        return f"<h1>{escape(plain(compared['a']))} <small>compared with</small> {escape(plain(compared['b']))}</h1>"
     answer, wrong = view.get("answer"), view.get("wrong_answer")
     explained = f"{visible(str(answer))} rather than {visible(str(wrong))}" if answer and wrong else view.get("target")
     note = f" <small>{escape(plain(str(explained)))}</small>" if explained else ""
     return f"<h1>{escape(title)}{note}</h1>"
-
-
-Pages = Sequence[Mapping[str, Any]]  # of features.json
 
 
 class Edits(BaseModel):
@@ -102,15 +114,14 @@ class _Drawn(GraphFrames, ABC):
 
     _pages: Pages
 
+    @property
+    def feature_pages(self) -> Pages:
+        """Records of features that label and describe the nodes."""
+        return self._pages
+
     def html(self) -> str:
         """The drawing as one HTML page, which fetches nothing."""
-        records: dict[int, dict[str, Any]] = {}
-        drawn = set(self.nodes["feature"])
-        for feature in self._pages:
-            layer, number = int(feature["layer"]), int(feature["feature"])
-            if f"{layer}/{number}" in drawn:
-                records.setdefault(layer, {})[str(number)] = feature_record(feature)
-        return _page(self._view(), records)
+        return page_of(self._view(), records_of(self._pages, set(self.nodes["feature"])))
 
     def save(self, path: str | Path) -> Path:
         """Write the graph as ``.json`` (for a prompt the format of Neuronpedia and circuit-tracer) or ``.html``.

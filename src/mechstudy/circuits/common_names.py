@@ -50,7 +50,7 @@ def named_alike(a: GraphFrames, b: GraphFrames, positions: PositionNames) -> tup
     naming = _naming(a, b, positions)
     recorded = all(_records_influence(graph) for graph in (a, b))
     one_output = len(a.answer_weights) == len(b.answer_weights) == 1
-    graphs = [_of_prompt(graph, _position_names(graph, naming), recorded, one_output) for graph in (a, b)]
+    graphs = [_of_prompt(graph, position_names_of(graph, naming), recorded, one_output) for graph in (a, b)]
     return graphs[0], graphs[1], naming, "recorded" if recorded else "drawn"
 
 
@@ -151,7 +151,8 @@ def _naming(a: PromptFrames, b: PromptFrames, positions: PositionNames) -> str:
     )
 
 
-def _position_names(graph: PromptFrames, naming: str) -> list[str]:
+def position_names_of(graph: PromptFrames, naming: str) -> list[str]:
+    """The name of each token, as comparisons know it (``named``, ``index`` or ``end``)."""
     n = len(graph.tokens)
     if naming == "named":
         return aligned_names(graph.positions, n)

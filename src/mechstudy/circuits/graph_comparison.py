@@ -27,7 +27,7 @@ _NODES = {
 _EDGES = {
     "source": pl.String, "target": pl.String, "change": pl.String, "weight_a": pl.Float64, "weight_b": pl.Float64,
 }  # fmt: skip
-_CHANGES = ("same", "changed", "gained", "lost")
+CHANGES = ("same", "changed", "gained", "lost")
 
 Change = Literal["same", "changed", "gained", "lost"]
 
@@ -56,6 +56,7 @@ class GraphComparison:
         if not 0 <= tolerance < 1:
             raise MechstudyError(f"the tolerance is {tolerance}", fix="a share of the larger number: 0 <= share < 1")
         first, second, self.positions, self.influence = named_alike(a, b, positions)
+        self.graphs = (a, b)
         self.a, self.b, self.tolerance = _title(a), _title(b), tolerance
         self.nodes, self.edges = _nodes(first, second, tolerance), _edges(first, second, tolerance)
 
@@ -64,7 +65,7 @@ class GraphComparison:
         lines = [f"a: {self.a}", f"b: {self.b}"]
         for what in ("nodes", "edges"):
             part = about[what]
-            counts = ", ".join(f"{part[change]:,} {change}" for change in _CHANGES)
+            counts = ", ".join(f"{part[change]:,} {change}" for change in CHANGES)
             lines.append(f"{what}: {counts}; Jaccard {part['jaccard']:.2f}, weighted {part['jaccard_weighted']:.2f}")
         rank = about["rank_correlation"]
         lines.append(f"rank correlation of shared nodes' influence: {'n/a' if rank is None else f'{rank:.2f}'}")
@@ -172,7 +173,7 @@ def _difference(x: float | None, y: float | None) -> float:
 
 
 def _agreement(frame: pl.DataFrame, number: str) -> dict[str, Any]:
-    counts = {change: int((frame["change"] == change).sum()) for change in _CHANGES}
+    counts = {change: int((frame["change"] == change).sum()) for change in CHANGES}
     both = counts["same"] + counts["changed"]
     x, y = (frame[f"{number}_{side}"].fill_null(0.0).to_numpy() for side in "ab")
     parts = [(x.clip(0), y.clip(0)), ((-x).clip(0), (-y).clip(0))]

@@ -228,7 +228,8 @@ class BehaviourFrames(GraphFrames):
     ``prompts`` are the graphs of single prompts. Columns of ``nodes``: node, kind, feature (``13/1741``), layer,
     position (a name), frequency (share of prompts whose pruned graph has it), presence (share on which it is active),
     activation, influence, total_effect, live_effect, contrast_effect (means over prompts), label.
-    ``prompt_ids`` are the ids of the prompt pairs by the names of their graphs, in the order of ``prompts``.
+    ``positions`` are the names of positions from left to right. ``prompt_ids`` are the ids of the prompt pairs by the
+    names of their graphs, in the order of ``prompts``.
     """
 
     def __init__(
@@ -242,6 +243,7 @@ class BehaviourFrames(GraphFrames):
         self._scores = {name: value for name, value in scores.items() if name != "per_prompt"}
         self.prompt_ids = {str(row["slug"]): str(row["prompt_id"]) for row in scores.get("per_prompt") or ()}
         self.behaviour: str = str(json.get("behaviour") or "")
+        self.positions = tuple(str(name) for name in json.get("positions") or ())
         self.n_layers: int | None = json.get("n_layers")
         self.n_prompts: int = int(json.get("n_prompts") or 0)
         self.explains = "difference" if json.get("explains") == "difference" else "clean"

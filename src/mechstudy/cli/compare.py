@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from mechstudy import api
 from mechstudy.api.comparison import graph_at
+from mechstudy.cli import one_prompt
 from mechstudy.cli.options import Json
 from mechstudy.cli.show import console, print_json, table
 from mechstudy.core.errors import MechstudyError, nearest
@@ -39,13 +41,17 @@ def compare(
         float,
         typer.Option(metavar="SHARE", help="Numbers that differ by at most this share of the larger one are the same."),
     ] = 0.0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Both graphs drawn as one: a name that ends in .html.")
+    ] = None,
+    open_page: one_prompt.Open = False,
     as_json: Json = False,
 ) -> None:
     """Compare two attribution graphs: what both have, what one has alone, and what differs most.
 
     Both are graphs of prompts, or both of behaviours. What only A has is lost, what only B has is gained.
 
-    [dim]mechstudy compare keys.json key.json[/]
+    [dim]mechstudy compare keys.json key.json --out keys-key.html[/]
     [dim]mechstudy compare runs/demo:subject_verb_agreement runs/seed-1:subject_verb_agreement[/]
     """
     naming = next((one for one in _POSITIONS if one == positions), None)
@@ -55,11 +61,16 @@ def compare(
             facts={"positions": ", ".join(_POSITIONS)},
             fix=f"--positions {nearest(positions, _POSITIONS) or _POSITIONS[0]}",
         )
+    path = None if out is None and not open_page else one_prompt.page_path(out, "compare", f"{a} {b}")
     made = api.compare(graph_at(a), graph_at(b), positions=naming, tolerance=tolerance)
+    if path is not None:
+        made.save(path)
     if as_json:
         print_json(made.as_json(top))
         return
     _show(made, top)
+    if path is not None:
+        one_prompt.show_page(path, open_page)
 
 
 def _show(made: Comparison, top: int) -> None:

@@ -5,6 +5,8 @@
   const { el } = app;
   const TYPE_NAMES = ["Feature", "Error", "Token", "Constant", "Output"];
   const FIRST = 12, CHIPS = 6;
+  const CHANGED = { same: "in both, the same", changed: "in both, with other numbers", gained: "only in the second graph", lost: "only in the first graph" };
+  const orNone = (x) => (x === null ? "none" : app.number(x, 3));
 
   app.nodeName = function (graph, i) {
     const { type, layer, feature, label, id } = graph.nodes;
@@ -38,7 +40,7 @@
       graph.edges.qk[e] ? el("span", { class: "kind" }, "through an attention pattern")
         : el("span", { class: "share" }, app.number((100 * Math.abs(w)) / graph.inputs[graph.edges.target[e]], 0) + "% of "
           + (end === "source" ? "its drawn input" : "the drawn input there")),
-      el("span", { class: "w" }, (w > 0 ? "+" : "") + app.number(w, 3) + sd),
+      el("span", { class: "w" }, graph.compared ? orNone(graph.edges.a[e]) + " → " + orNone(graph.edges.b[e]) : (w > 0 ? "+" : "") + app.number(w, 3) + sd),
       check ? el("span", { class: "checked" }, checkText(check)) : null,
       el("i", { style: "width:" + (100 * Math.abs(w)) / top + "%" }))));
     });
@@ -65,11 +67,18 @@
     const nodes = graph.nodes, type = nodes.type[i];
     const pinned = state.pins.has(i);
     const facts = [["Node", nodes.id[i]], ["Place", (graph.rows[nodes.row[i]] + " " + app.nodePlace(graph, i)).trim()]];
-    if (nodes.influence[i] !== null && type !== 4) facts.push(["Influence", app.number(nodes.influence[i], 4)]);
+    if (nodes.influence[i] !== null && type !== 4 && !graph.compared) facts.push(["Influence", app.number(nodes.influence[i], 4)]);
     if (type < 2) facts.push(["Rank", (state.rank[i] + 1) + " of " + state.rankOf + ", enters at " + app.number(100 * nodes.share[i], 0) + "% of influence"]);
     if (nodes.activation[i] !== null && type === 0) facts.push(["Activation", app.number(nodes.activation[i])]);
     if (nodes.frequency[i] !== null) facts.push(["In", app.number(100 * nodes.frequency[i], 0) + "% of the prompts' graphs"]);
     if (nodes.probability[i] !== null) facts.push(["Probability", app.number(nodes.probability[i], 3)]);
+    if (graph.compared) {
+      facts.push(["Change", CHANGED[graph.compared.changes[nodes.change[i]]]]);
+      for (const [name, field] of [["Influence", "influence"], ["Direct effect", "direct"], ["Activation", "activation"]]) {
+        const pair = [nodes[field + "_a"][i], nodes[field + "_b"][i]];
+        if (pair.some((x) => x !== null)) facts.push([name + ", first → second", pair.map(orNone).join(" → ")]);
+      }
+    }
     const evidence = el("div", {});
     panel.replaceChildren(
       el("div", { class: "d-head" }, el("h2", {}, type === 0 ? "Layer " + nodes.layer[i] + ", feature " + nodes.feature[i] : TYPE_NAMES[type] + (type === 2 || type === 4 ? " " + nodes.label[i] : nodes.layer[i] === null ? "" : " of layer " + nodes.layer[i])),
@@ -143,6 +152,7 @@
   app.showFacts = function (box, graph) {
     const facts = [];
     const add = (k, v) => { if (v !== null && v !== undefined && v !== "" && v !== "n/a") facts.push([k, v]); };
+    if (graph.compared) { add("First", graph.compared.a); add("Second", graph.compared.b); }
     add("Prompt", graph.prompt ? app.visible(graph.prompt) : null);
     add("Prompts", graph.n_prompts);
     add("Target", graph.target);
@@ -175,7 +185,7 @@
     const ledger = graph.ledger || {};
     const parts = ["features", "errors", "tokens", "biases"].filter((k) => typeof ledger[k] === "number");
     if (!parts.length) {
-      box.replaceChildren(el("p", { class: "hint" }, graph.kind === "aggregate"
+      box.replaceChildren(el("p", { class: "hint" }, graph.compared ? "Two graphs have two ledgers: open each graph alone." : graph.kind === "aggregate"
         ? "Each prompt's graph has its own ledger: choose one above." : "This graph carries no ledger."));
       return;
     }

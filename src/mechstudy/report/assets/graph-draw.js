@@ -6,7 +6,7 @@
   const FEATURE = 0, ERROR = 1, TOKEN = 2, BIAS = 3, LOGIT = 4;
 
   function palette() {
-    const names = ["pos", "neg", "ink", "muted", "paper", "effect", "compare", "pattern", "line", "axis", "accent", "focus", "raised"];
+    const names = ["control", "pos", "neg", "ink", "muted", "paper", "effect", "compare", "pattern", "line", "axis", "accent", "focus", "raised"];
     return Object.fromEntries(names.map((n) => [n, app.colour(n)]));
   }
 
@@ -72,6 +72,10 @@
     const [x, y] = app.onScreen(graph, view, i);
     const r = Math.max(2.2, graph.r[i] * Math.min(1.5, Math.max(0.6, view.k))) + (grow || 0);
     shape(context, type, x, y, r);
+    if (graph.compared) {
+      drawCompared(context, graph.compared.changes[graph.nodes.change[i]], colours);
+      return { x, y, r };
+    }
     if (type === ERROR || type === BIAS) {
       context.fillStyle = colours.paper;
       context.fill();
@@ -88,6 +92,17 @@
       context.stroke();
     }
     return { x, y, r };
+  }
+
+  /* Of two graphs: what both have is grey, what only the second has is filled, what only the first has is hollow. */
+  function drawCompared(context, change, colours) {
+    context.fillStyle = change === "gained" ? colours.effect : change === "lost" ? colours.paper : colours.control;
+    context.globalAlpha = change === "same" ? 0.45 : 1;
+    context.fill();
+    context.globalAlpha = 1;
+    context.strokeStyle = change === "lost" ? colours.compare : colours.paper;
+    context.lineWidth = change === "lost" ? 1.8 : 0.8;
+    context.stroke();
   }
 
   function clip(text, n) {

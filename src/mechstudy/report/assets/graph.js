@@ -78,7 +78,8 @@
   function filter() {
     const limit = Number($("g-influence").value) / 100;
     const k = Number($("g-topk").value), errors = $("g-errors").checked, biases = $("g-biases").checked;
-    const only = $("g-pinned").checked && state.pins.size > 0;
+    const only = $("g-pinned").checked && state.pins.size > 0, wanted = $("g-change").value;
+    const changeOf = (i) => ({ gained: "gained", lost: "lost" })[graph.compared.changes[graph.nodes.change[i]]] || "both";
     const { type, share, density } = graph.nodes, n = type.length;
     const densest = Number($("g-density").value) < 0 ? 10 ** Number($("g-density").value) : Infinity;
     state.visible = new Uint8Array(n);
@@ -86,7 +87,8 @@
     for (let i = 0; i < n; i++) {
       const outer = type[i] === 2 || type[i] === 4;
       const allowed = (type[i] !== 1 || errors) && (type[i] !== 3 || biases) && (type[i] !== 0 || density[i] === null || density[i] <= densest);
-      state.visible[i] = (only ? state.pins.has(i) : allowed && (outer || share[i] <= limit)) ? 1 : 0;
+      const asked = wanted === "all" || !graph.compared || outer || changeOf(i) === wanted;
+      state.visible[i] = (only ? state.pins.has(i) : allowed && asked && (outer || share[i] <= limit)) ? 1 : 0;
       count += state.visible[i];
     }
     const { source, target, qk } = graph.edges;
@@ -131,6 +133,7 @@
       if (graph.nodes.type[i] === 3) $("g-biases").checked = true;
       $("g-pinned").checked = false;
       $("g-density").value = 0;
+      $("g-change").value = "all";
       filter();
     }
     const [x, y] = app.onScreen(graph, view, i);
@@ -155,7 +158,7 @@
   }
 
   /* What the controls above the graph say, as text. */
-  const CONTROLS = ["g-influence", "g-topk", "g-errors", "g-biases", "g-qk", "g-sign", "g-density", "g-pinned"];
+  const CONTROLS = ["g-influence", "g-topk", "g-errors", "g-biases", "g-qk", "g-sign", "g-density", "g-change", "g-pinned"];
   const control = (id) => ($(id).type === "checkbox" ? String($(id).checked) : $(id).value);
   let defaults = {};
   function setControls(values) {
@@ -207,6 +210,7 @@
     app.showFacts($("g-facts"), graph);
     app.showLedger($("g-ledger"), graph);
     app.showHeads($("g-heads"), graph);
+    root.querySelectorAll(".compared").forEach((part) => { part.hidden = !graph.compared; });
     $("g-qk").parentElement.hidden = $("g-qk-key").hidden = !graph.edges.qk.includes(1);
     selectWanted(wanted);
     root.dataset.ready = graph.slug;

@@ -112,10 +112,11 @@ def test_control_characters_of_a_server_do_not_reach_the_terminal(waits):
     assert "\x1b" not in said and "\x07" not in said and "gone" in said
 
 
-def test_a_redirect_is_refused_and_the_key_goes_nowhere_else(waits):
-    with stub() as other, stub(plan=[(307, {}, {"Location": other.url})]) as server:
+@pytest.mark.parametrize("status", [301, 302, 303, 307])
+def test_a_redirect_is_refused_and_the_key_goes_nowhere_else(waits, status):
+    with stub() as other, stub(plan=[(status, {}, {"Location": other.url})]) as server:
         said = failure(server, waits, key=KEY)
-    assert "redirects to http://127.0.0.1" in said and other.bodies == []
+    assert "redirects to http://127.0.0.1" in said and other.bodies == other.gets == []
 
 
 def test_a_server_that_is_not_there_is_not_asked_again(waits):

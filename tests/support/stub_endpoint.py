@@ -29,6 +29,7 @@ class Stub:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
+    gets: list[dict[str, str]] = field(default_factory=list)
     models: tuple[str, ...] = ("stub",)
     url: str = ""
 
@@ -65,6 +66,7 @@ def stub(answer: ANSWERS = lambda _: "x", **fields: Any) -> Iterator[Stub]:
 def _handler(made: Stub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            made.gets.append(dict(self.headers))
             self._send(200, {"data": [{"id": name} for name in made.models]})
 
         def do_POST(self) -> None:

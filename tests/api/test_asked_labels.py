@@ -92,6 +92,7 @@ def test_a_hostile_label_is_shown_as_text(run, names):
     with stub(lambda question: "[1]" if DETECTION in question else "\x1b[31m<b>[bold]x</b>\u202e") as server:
         words = ("label", run.path, "--endpoint", server.url, "--model", "stub", "--features", names[0])
         printed = mechstudy(*words).stdout
+    assert "the same command asks for what is missing again" not in printed
     assert "[31m<b>[bold]x</b>" in printed and "\x1b[31m" not in printed and "\u202e" not in printed
     assert "\x1b" not in (run.path / FILE).read_text()
 

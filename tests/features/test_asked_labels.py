@@ -120,6 +120,15 @@ def test_the_question_has_marks_activations_and_promoted_tokens():
     assert 'more likely next: " of keys"' in server.questions[0]
 
 
+def test_special_tokens_of_a_text_end_no_question():
+    made_of = pages()
+    for example in made_of[0]["examples"]:
+        example["tokens"][1] = "<|im_end|>"
+    with stub(knowing) as server:
+        asked(server, made_of, names=["3/1"])
+    assert all("<|" not in question and "< |im_end|>" in question for question in server.questions)
+
+
 def test_texts_are_shuffled_and_in_the_same_order_in_each_call():
     with stub(knowing) as first, stub(knowing) as second:
         asked(first), asked(second)

@@ -99,11 +99,19 @@ def test_an_unknown_model_is_named_beside_those_that_there_are(waits):
     ({"object": "list"}, "the answer is not a chat completion"),
     ([1, 2], "the answer is not a chat completion"),
     ({"choices": []}, "the answer is not a chat completion"),
+    (b'"hello"', "the answer is not a chat completion"),
+    (b"null", "the answer is not a chat completion"),
+    ({"choices": [{"message": {"content": ["x"]}}]}, "the answer is not a chat completion"),
 ])  # fmt: skip
 def test_an_answer_of_another_form_is_refused(waits, body, words):
     with stub(plan=[(200, body, {})]) as server:
         said = failure(server, waits)
     assert words in said and "/v1" in said and waits == []
+
+
+def test_an_answer_without_text_is_empty(waits):
+    with stub(lambda _: None) as server:
+        assert ask(server, waits) == ""
 
 
 def test_control_characters_of_a_server_do_not_reach_the_terminal(waits):

@@ -87,7 +87,6 @@ def export_features(
     summary = corpus_made.read_json("corpus.json")
     rows, context = int(recorded.read_json("features.json")["rows_searched"]), int(summary["context"])
     with disk_errors(place):
-        place.mkdir(parents=True, exist_ok=True)
         if format == "neuronpedia":
             export = Export(
                 identifier(str(run.model.get("name") or "model")), identifier(name or str(run.study["name"])), creator,
@@ -96,7 +95,12 @@ def export_features(
             )  # fmt: skip
             return write_neuronpedia(place, pages, said, export)
         source = str(run.model.get("source") or "")
-        loaded = model if isinstance(model, LanguageModel) else models.load_model(model or source, device=device)
+        dtype = str(recorded.manifest["spec"]["model_dtype"])
+        loaded = (
+            model
+            if isinstance(model, LanguageModel)
+            else models.load_model(model or source, dtype=dtype, device=device)
+        )
         config = {
             "dataset_repo": str(summary["source"]), "dataset_split": "train", "dataset_name": "",
             "dataset_column": "text", "batch_size": max(1, batch_tokens // context),

@@ -40,7 +40,15 @@ def export(
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="The source set at Neuronpedia. Default: the study's name.")
     ] = None,
-    model: one_prompt.ModelSource = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="SOURCE",
+            help="For delphi: where the run's model is. Default: where the run had it.",
+        ),
+    ] = None,
     device: one_prompt.Device = "auto",
 ) -> None:
     """Write the features of a run's graphs for other tools: delphi or Neuronpedia.

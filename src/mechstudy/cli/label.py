@@ -99,6 +99,8 @@ def _show(made: pl.DataFrame) -> None:
     console().print(rows)
     scored = made.drop_nulls("score")
     print(f"{len(made.drop_nulls('label'))} of {counted(len(made), 'feature')} labelled, {len(scored)} scored")
+    if len(scored) < len(made):
+        print("the others: no usable answer, or too few texts; the same command asks for what is missing again")
     if len(scored):
         right, other = (median(scored[name].drop_nulls().to_list() or [nan]) for name in ("score", "shuffled"))
         print(

@@ -100,16 +100,14 @@ class Endpoint:
         """
         answer = self._repeated(question)
         try:
-            content = answer["choices"][0]["message"]["content"]
-        except (KeyError, IndexError, TypeError):
-            content = answer  # no text
-        if content is not None and not isinstance(content, str):
+            content = answer["choices"][0]["message"]["content"] or ""
+            return str(content.rpartition("</think>")[2].partition("<think>")[0].strip())
+        except (KeyError, IndexError, TypeError, AttributeError):
             raise MechstudyError(
                 "the answer is not a chat completion", where=self.url,
                 facts={"answer": self._shown(json.dumps(answer))},
                 fix="an address of the chat-completions API: most end with /v1",
-            )  # fmt: skip
-        return (content or "").rpartition("</think>")[2].partition("<think>")[0].strip()
+            ) from None  # fmt: skip
 
     def _repeated(self, question: str) -> Any:
         for attempt in range(ATTEMPTS):

@@ -64,7 +64,7 @@ def label_in(answer: str) -> str | None:
 
 def detection_question(label: str, texts: Sequence[str]) -> str:
     """Asks which of some texts a label fits."""
-    listed = "\n".join(f"{number}. {one_line(text, 2000)}" for number, text in enumerate(texts, 1))
+    listed = "\n".join(f"{number}. {_quoted(text)}" for number, text in enumerate(texts, 1))
     return _DETECTION.format(label=json.dumps(label, ensure_ascii=False), n=len(texts), texts=listed)
 
 
@@ -77,14 +77,19 @@ def chosen_in(answer: str, n: int) -> set[int] | None:
     return {known[number] for number in numbers} if numbers <= known.keys() else None
 
 
+def _quoted(text: str) -> str:
+    """A corpus' text in one line, in which a server reads no ``<|im_end|>`` as the end of the question."""
+    return one_line(text, 2000).replace("<|", "< |")
+
+
 def _marked(example: Mapping[str, Any]) -> str:
     tokens, acts, peak = list(map(str, example["tokens"])), example["activations"], int(example["peak"])
     top = float(acts[peak])
     if not top:
-        return one_line("".join(tokens), 2000)
+        return _quoted("".join(tokens))
     shares = [float(a or 0) / top for a in acts]  # of a neuron below zero too
     start, stop = max(0, peak - _BEFORE), peak + _AFTER + 1
     shown = [f"<<{t}>>" if share >= _MARKED else t for t, share in zip(tokens, shares, strict=True)]
     strongest = sorted(range(start, min(stop, len(tokens))), key=lambda i: -shares[i])[:_STRONGEST]
     listed = [f"{json.dumps(tokens[i])} {max(1, round(10 * shares[i]))}" for i in strongest if shares[i] >= _MARKED]
-    return f"{one_line(''.join(shown[start:stop]), 2000)}  ({', '.join(listed)})"
+    return f"{_quoted(''.join(shown[start:stop]))}  ({', '.join(listed)})"

@@ -209,7 +209,7 @@ def test_intervals_of_a_features_activations_are_printed_on_request(run):
     total = sum(page["histogram"]["positive"])
     plain_text, with_intervals = mechstudy(*words).stdout, mechstudy(*words, "--intervals").stdout
     [line] = [line for line in plain_text.splitlines() if line.startswith("histogram:")]
-    assert f"({total:,} activations, logarithmic)" in line and "█" in line
+    assert f"({total:,} activations, log scale)" in line and "█" in line
     assert "drawn at random" not in plain_text and "drawn at random" in with_intervals
     for one in page["intervals"]:
         assert re.search(rf"^ *{number(one['low'])} +{number(one['high'])} +{one['count']:,} ", with_intervals, re.M)
@@ -227,7 +227,7 @@ def test_features_of_earlier_runs_have_neither_histogram_nor_intervals(run, monk
 
 def test_histograms_of_neurons_have_both_sides_of_zero():
     drawn = _histogram({"bin_width": 0.5, "positive": [90, 0, 0, 0, 1], "negative": [90, 3]})
-    assert drawn == "−1.00 █ 0 █ ▂ 2.50 (184 activations, logarithmic)"
+    assert drawn == "−1.00 █ 0 █ ▂ 2.50 (184 activations, log scale)"
     assert _histogram({"bin_width": 0.5, "positive": [], "negative": []}) == "no activation"
 
 

@@ -106,6 +106,14 @@ def test_silent_features_have_empty_ranges():
     assert sum(other.positive) == 1 and other.negative == (), "below zero is nothing, but of neurons"
 
 
+def test_documents_of_many_activations_leave_room_for_others_when_bins_are_joined():
+    acts = torch.rand(5, 200, N, generator=torch.Generator().manual_seed(0)) + 0.5
+    acts[4] = 1000.0
+    for found in ranges(acts, size=1):
+        assert found.positive[0] == 4 * 200 and len(found.intervals[-1].places) == PER_INTERVAL
+    assert ranges(acts, size=1) == ranges(acts)
+
+
 def test_sizes_far_apart_share_a_histogram():
     for order in ((1e-30, 1e4), (1e4, 1e-30)):
         [found] = ranges(torch.tensor(order).view(2, 1, 1), size=1)
@@ -118,3 +126,9 @@ def test_precisions_of_the_same_numbers_agree(dtype):
     acts = activations(signed=True).bfloat16()
     acts = torch.where(acts.abs() < 1e-3, 0, acts).to(torch.float32)
     assert ranges(acts.to(dtype), signed=True) == ranges(acts, signed=True)
+
+
+@pytest.mark.cuda
+def test_a_gpu_counts_and_draws_the_same():
+    acts = activations(signed=True)
+    assert ranges(acts.cuda(), signed=True, size=7) == ranges(acts, signed=True)

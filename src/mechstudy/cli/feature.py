@@ -137,7 +137,7 @@ def _histogram(histogram: Mapping[str, Any]) -> str:
         for counts in (below[::-1], above)
     )
     lowest = f"{number(-width * len(down))} {left} " if down else ""
-    return f"{lowest}0 {right} {number(width * len(up))} ({sum(down) + sum(up):,} activations, logarithmic)"
+    return f"{lowest}0 {right} {number(width * len(up))} ({sum(down) + sum(up):,} activations, log scale)"
 
 
 def _rule(rule: Mapping[str, Any]) -> str:

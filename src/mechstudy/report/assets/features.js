@@ -30,11 +30,13 @@
 
   const bound = (value) => String(Number(value.toPrecision(3))).replace("-", "−");
   const between = (low, high) => bound(low) + " to " + bound(high);
+  const activations = (count) => (count || "no").toLocaleString("en") + (count === 1 ? " activation" : " activations");
   const sum = (counts) => counts.reduce((a, b) => a + b, 0);
 
   function shareOf(count, total) {
     const percent = (100 * count) / total;
-    return count && percent < 0.1 ? "under 0.1%" : percent.toFixed(percent < 10 ? 1 : 0) + "%";
+    if (!count) return "none";
+    return percent < 0.1 ? "under 0.1%" : percent.toFixed(percent < 10 ? 1 : 0) + "%";
   }
 
   /* How many activations are in each bin, on a logarithmic scale, with the intervals as bands; "" where nothing is known. */
@@ -59,15 +61,15 @@
         ...bands, ...negative.map((count, i) => bar(-i - 1, count)), ...positive.map((count, i) => bar(i, count))),
       el("div", { class: "hist-axis", "aria-hidden": "true" }, ...marks.map((value) =>
         el("span", { style: "left:" + (100 * place(value)) / bins + "%" }, bound(value)))),
-      el("figcaption", {}, total.toLocaleString("en") + " activations by value, counts on a logarithmic scale. Bands mark the intervals."));
+      el("figcaption", {}, activations(total) + " by value, counts on a logarithmic scale. Bands mark the intervals."));
   }
 
   /* Examples of each interval, folded. */
   function intervalItems(record, max) {
     const total = sum(record.intervals.map((one) => one.count));
     return record.intervals.map((one) => el("details", { class: "interval" },
-      el("summary", {}, between(one.low, one.high) + " ", el("span", { class: "count" }, one.count.toLocaleString("en") + " activations, " + shareOf(one.count, total))),
-      one.examples.length ? el("ul", { class: "examples" }, ...one.examples.map((e) => exampleItem(e, max))) : el("p", { class: "hint" }, "None.")));
+      el("summary", {}, between(one.low, one.high) + " ", el("span", { class: "count" }, activations(one.count) + (one.count ? ", " + shareOf(one.count, total) : ""))),
+      one.examples.length ? el("ul", { class: "examples" }, ...one.examples.map((e) => exampleItem(e, max))) : ""));
   }
 
   /* Histogram, logits and examples of a feature; `few` limits the top examples. */

@@ -95,7 +95,7 @@ class FeaturesPhase(Phase[FeaturesSpec, FeaturesInputs]):
         )
         held = costs.model(d.model_dtype)
         estimate = costs.of_model(
-            held, pages * (1200 + shown * (60 + 12 * f.window)), working, work, costs.dictionaries(len(plan.layers))
+            held, pages * (1200 + shown * (60 + 14 * f.window)), working, work, costs.dictionaries(len(plan.layers))
         )
         return replace(estimate, note=f"{tokens:,} tokens searched, {pages:,} pages at most")
 

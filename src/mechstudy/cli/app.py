@@ -22,7 +22,7 @@ PANELS: Mapping[str | None, Mapping[str, str]] = {
     "One prompt": {
         "graph.graph": "Explain one prompt: its attribution graph as a page of one file, in seconds.",
         "steer.steer": "Steer features while the model continues a prompt, and show both texts side by side.",
-        "feature.feature": "Show one feature: its label, density, the tokens it promotes and suppresses, text on which "
+        "feature.feature": "Show one feature: label, activations, the tokens it promotes and suppresses, text on which "
         "it fires, circuits.",
         "patch.patch": "Find where the information is: patch the corrupted prompt into the clean one, at every layer "
         "and token.",

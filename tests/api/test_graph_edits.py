@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 import mechstudy as ms
+from mechstudy.api.reader_edits import edits_of
 from mechstudy.core.errors import MechstudyError
 from tests.support.api_world import PROMPT
 from tests.support.tiny_study import write_study
@@ -102,19 +103,19 @@ def test_files_of_edits_find_their_graph(run, tmp_path):
     graph = run.graphs["mine"]
     name, prompt = list(graph.prompt_ids)[1], graph.prompts[1]
     file = written(tmp_path / "a.json", name, prompt)
-    assert run.edits_of(file)[0] == name
-    assert run.edits_of(file)[1]["supernodes"] == made(prompt)["supernodes"]
+    assert edits_of(run, file)[0] == name
+    assert edits_of(run, file)[1]["supernodes"] == made(prompt)["supernodes"]
     for more in ({}, {"behaviour": "mine"}, {"behaviour": None}):
-        assert run.edits_of(written(tmp_path / "b.json", "aggregate", graph, **more))[0] == "mine"
+        assert edits_of(run, written(tmp_path / "b.json", "aggregate", graph, **more))[0] == "mine"
     with pytest.raises(MechstudyError, match="edits of mine-999, which is no graph") as caught:
-        run.edits_of(written(tmp_path / "c.json", "mine-999", prompt))
+        edits_of(run, written(tmp_path / "c.json", "mine-999", prompt))
     assert "mine-001" in str(caught.value)
     for slug, more in (("aggregate", {"behaviour": "other"}), (3, {}), ("aggregate", {"behaviour": ["mine"]})):
         with pytest.raises(MechstudyError, match="which is no graph of this run"):
-            run.edits_of(written(tmp_path / "d.json", slug, graph, **more))
+            edits_of(run, written(tmp_path / "d.json", slug, graph, **more))
     (tmp_path / "e.json").write_text("[1]")
     with pytest.raises(MechstudyError, match="no graph of this run"):
-        run.edits_of(tmp_path / "e.json")
+        edits_of(run, tmp_path / "e.json")
 
 
 def test_the_report_opens_with_edits_and_later_reports_too(run, tmp_path, monkeypatch):
@@ -140,9 +141,11 @@ def test_the_report_opens_with_edits_and_later_reports_too(run, tmp_path, monkey
         == made(graph.prompts[0])["pinnedIds"]
     )
     monkeypatch.chdir(study.parent)
+    (run.path / "asked_labels.json").write_text("{}")
     mechstudy("archive", study, "-o", tmp_path / "packed.tar.gz")
     mechstudy("restore", tmp_path / "packed.tar.gz", "--out", tmp_path / "restored")
-    assert (tmp_path / "restored" / "edits.json").read_bytes() == (run.path / "edits.json").read_bytes()
+    for name in ("edits.json", "asked_labels.json"):
+        assert (tmp_path / "restored" / name).read_bytes() == (run.path / name).read_bytes()
 
 
 def test_edits_of_another_graph_leave_the_report_as_it_is(run, tmp_path):

@@ -6,18 +6,17 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import polars as pl
 
 from mechstudy.api.graphs import BehaviourGraph, PromptGraph
 from mechstudy.core.errors import MechstudyError, nearest
-from mechstudy.core.jsonio import read_json
 from mechstudy.core.yaml_source import read_yaml
 from mechstudy.dictionaries.evaluation import loss_recovered
 from mechstudy.features.asked_labels import FILE, AskedLabel, name_of, page_id, read_asked
 from mechstudy.interventions.results import EDGES_MEASURED, edges_of
-from mechstudy.report.viewer import AGGREGATE, auto_label
+from mechstudy.report.viewer import auto_label
 from mechstudy.store.artifacts import Artifact
 from mechstudy.study import finished as artifacts
 from mechstudy.study.run_folder import RunFolder
@@ -137,34 +136,6 @@ class Run:
         `edited` of that graph takes it: ``run.graphs[name].edited(run.edits[name])``.
         """
         return RunFolder(self.path).read_edits()
-
-    def edits_of(self, edits: str | Path) -> tuple[str, dict[str, Any]]:
-        """The graph that a file of edits is of, by name as in `edits`, and its pins, groups and labels.
-
-        Raises:
-            MechstudyError: the file holds no edits, or they are of no graph of this run.
-        """
-        content = read_json(Path(edits).expanduser())
-        held = content if isinstance(content, dict) else {}
-        slug, behaviour = str(held.get("slug") or ""), held.get("behaviour")
-        named: dict[str, BehaviourGraph | PromptGraph] = {}
-        for name, graph in self.graphs.items():
-            if slug in graph.prompt_ids:
-                named[slug] = cast("PromptGraph", graph.prompts[list(graph.prompt_ids).index(slug)])
-            elif slug == AGGREGATE and behaviour in (None, name):
-                named[name] = graph
-        refused: MechstudyError | None = None
-        for name, drawn in named.items():  # a file of all prompts' graph that does not say whose fits one alone
-            try:
-                return name, drawn.edited(edits).edits
-            except MechstudyError as error:
-                refused = error
-        raise refused or MechstudyError(
-            f"these are edits of {slug or 'a graph without a name'}, which is no graph of this run",
-            where=str(edits),
-            facts={"graphs": ", ".join([*self.graphs, *(s for g in self.graphs.values() for s in g.prompt_ids)])},
-            fix="a file that `Save edits` wrote on a graph's page of this run",
-        )
 
     @cached_property
     def samples(self) -> Named[pl.DataFrame]:

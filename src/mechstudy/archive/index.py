@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import json_bytes
+from mechstudy.features.asked_labels import FILE as ASKED
 from mechstudy.monitoring.instrumentation import PROFILE
 from mechstudy.monitoring.record import USAGE_SUFFIX as USAGE
 from mechstudy.runner.run_unit import BATCHES
@@ -26,7 +27,8 @@ REQUIREMENTS = "requirements.txt"
 RESOLVED = "resolved.json"
 SCHEMA = 2  # 1 had no usage files and no profiles
 READABLE = (1, SCHEMA)
-TOP = (STUDY, REQUIREMENTS, RESOLVED, SUMMARY, EDITS)  # files at the top of an archive
+READERS = (EDITS, ASKED)  # what readers of a run keep in it
+TOP = (STUDY, REQUIREMENTS, RESOLVED, SUMMARY, *READERS)  # files at the top of an archive
 OURS = (
     ARTIFACTS, "report", "slurm", "units", "locks", "lock", "log.txt", "progress.json", BATCHES, PROFILE,
     CONTENTS, *TOP,

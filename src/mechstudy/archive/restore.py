@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mechstudy.archive.index import REQUIREMENTS, Contents, PackedUnit, is_record
+from mechstudy.archive.index import READERS, REQUIREMENTS, Contents, PackedUnit, is_record
 from mechstudy.archive.tar import disk_too_small, read_archive, read_contents
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.files import disk_errors, fsync_file, fsync_folder
@@ -19,10 +19,10 @@ from mechstudy.store.artifact_writer import put_in_place
 from mechstudy.store.artifacts import Artifact, ArtifactStore
 from mechstudy.store.manifest import MANIFEST, manifest_is_sound, read_manifest, sha256_of
 from mechstudy.study.phases import registry
-from mechstudy.study.run_folder import ARTIFACTS, EDITS, STUDY, SUMMARY, RunFolder
+from mechstudy.study.run_folder import ARTIFACTS, STUDY, SUMMARY, RunFolder
 
 STAGING = ".restore-"
-_LATEST = (SUMMARY, REQUIREMENTS, EDITS)  # written by the latest run or a reader: existing ones are kept
+_LATEST = (SUMMARY, REQUIREMENTS, *READERS)  # written by the latest run or a reader: existing ones are kept
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mechstudy.archive.index import OURS, REQUIREMENTS, RESOLVED, Contents, PackedUnit
+from mechstudy.archive.index import OURS, READERS, REQUIREMENTS, RESOLVED, Contents, PackedUnit
 from mechstudy.behaviours.hub_files import is_hub
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import json_bytes
@@ -21,7 +21,7 @@ from mechstudy.store.manifest import MANIFEST, manifest_is_sound, sha256_of, sig
 from mechstudy.store.provenance import package_index
 from mechstudy.study.dag import Node
 from mechstudy.study.phases.corpus import CorpusPhase
-from mechstudy.study.run_folder import ARTIFACTS, EDITS, STUDY, SUMMARY
+from mechstudy.study.run_folder import ARTIFACTS, STUDY, SUMMARY
 from mechstudy.study.study import Study
 from mechstudy.study.unit import payload_of
 
@@ -166,7 +166,7 @@ def _is_plain(path: Path) -> bool:
 
 def _top(opened: OpenedStudy, done: Mapping[str, Artifact]) -> list[Item]:
     items = [_from_file(STUDY, opened.file), _from_bytes(REQUIREMENTS, requirements(list(done.values())).encode())]
-    for name in (RESOLVED, SUMMARY, EDITS):
+    for name in (RESOLVED, SUMMARY, *READERS):
         if (opened.folder / name).is_file():
             items.append(_from_file(name, opened.folder / name))
     return items

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from mechstudy import api, monitoring, planning, runner
+from mechstudy.api.reader_edits import edits_of
 from mechstudy.cli import options
 from mechstudy.cli.options import overrides, say
 from mechstudy.cli.show import print_json, report_pages, show_status
@@ -83,7 +84,7 @@ def report(
         raise nothing_has_run(opened.folder, study)
     if edits:
         run = api.open_run(opened.folder)
-        runner.run_of(opened).folder.keep_edits(dict(run.edits_of(file) for file in edits))
+        runner.run_of(opened).folder.keep_edits(dict(edits_of(run, file) for file in edits))
     result = _execute(opened, reports, force=reports)
     if result.exit_code == 0:
         print(opened.folder / "report" / "index.html")

@@ -18,6 +18,7 @@ from .api import load_graph as load_graph
 from .api import open_run as open_run
 from .api import subgraph_effects as subgraph_effects
 from .api import supernodes as supernodes
+from .api import take_labels as take_labels
 from .api import train as train
 from .api import verify as verify
 from .behaviours import PromptPair as PromptPair

@@ -6,7 +6,7 @@ import json
 import pytest
 
 import mechstudy as ms
-from mechstudy.features.asked_labels import FILE
+from mechstudy.features.asked_labels import ASKED
 from mechstudy.study.finished import latest
 from tests.support.api_world import error_of
 from tests.support.stub_endpoint import DETECTION, knowing, stub
@@ -26,7 +26,7 @@ def finished(tmp_path_factory):
 @pytest.fixture
 def run(finished):
     """The run without labels of an earlier test."""
-    (finished.path / FILE).unlink(missing_ok=True)
+    (finished.path / ASKED).unlink(missing_ok=True)
     return ms.open_run(finished.path)
 
 
@@ -61,7 +61,7 @@ def test_the_command_says_where_texts_go_and_prints_labels(run, names):
         words = ("label", run.path, "--endpoint", server.url, "--model", "stub", "--limit", 3)
         result = mechstudy(*words)
         assert f"texts of 3 features go to {server.url.split('/')[2]}" in result.stderr
-        assert "3 of 3 features labelled" in result.stdout and str(run.path / FILE) in result.stderr
+        assert "3 of 3 features labelled" in result.stdout and str(run.path / ASKED) in result.stderr
         n = len(server.bodies)
         again = json.loads(mechstudy(*words, "--json").stdout)
         assert len(again) == 3 and len(server.bodies) == n
@@ -73,7 +73,7 @@ def test_an_interrupted_command_keeps_what_it_got(run):
     with stub(knowing, plan=[None, None, 401]) as server:
         words = ("label", run.path, "--endpoint", server.url, "--model", "stub", "--limit", 4)
         assert "refuses the key" in mechstudy(*words, code=2).stderr
-        assert len(json.loads((run.path / FILE).read_text())["labels"]) == 2
+        assert len(json.loads((run.path / ASKED).read_text())["labels"]) == 2
         mechstudy(*words)
     asked = [question for question in server.questions if DETECTION not in question]
     assert len(asked) == 3 + 2  # two, the one that failed, and the two that were missing
@@ -82,9 +82,9 @@ def test_an_interrupted_command_keeps_what_it_got(run):
 def test_labels_of_features_that_are_recorded_again_are_not_shown(run, names):
     with stub(knowing) as server:
         ms.ask_labels(run, server.url, "stub", features=names[:1])
-    content = json.loads((run.path / FILE).read_text())
+    content = json.loads((run.path / ASKED).read_text())
     content["labels"][names[0]]["page"] = "0" * 16
-    (run.path / FILE).write_text(json.dumps(content))
+    (run.path / ASKED).write_text(json.dumps(content))
     assert ms.open_run(run.path).asked_labels == {}
 
 
@@ -94,7 +94,7 @@ def test_a_hostile_label_is_shown_as_text(run, names):
         printed = mechstudy(*words).stdout
     assert "the same command asks for what is missing again" not in printed
     assert "[31m<b>[bold]x</b>" in printed and "\x1b[31m" not in printed and "\u202e" not in printed
-    assert "\x1b" not in (run.path / FILE).read_text()
+    assert "\x1b" not in (run.path / ASKED).read_text()
 
 
 def test_the_key_is_sent_and_written_nowhere(run, names, tmp_path, monkeypatch):
@@ -104,7 +104,7 @@ def test_the_key_is_sent_and_written_nowhere(run, names, tmp_path, monkeypatch):
         result = mechstudy("label", run.path, "--endpoint", server.url, "--model", "stub", "--features", names[0],
                            "--key-variable", "MY_KEY", "--out", out)  # fmt: skip
     assert {headers["Authorization"] for headers in server.headers} == {f"Bearer {KEY}"}
-    assert KEY not in result.stdout + result.stderr + out.read_text() and not (run.path / FILE).exists()
+    assert KEY not in result.stdout + result.stderr + out.read_text() and not (run.path / ASKED).exists()
 
 
 def test_features_that_the_run_has_not_recorded_are_refused(run):
@@ -165,3 +165,54 @@ def test_a_folder_that_holds_files_and_a_wrong_format_are_refused(run, tmp_path)
     assert "must be new or empty" in error_of(lambda: ms.export_features(run, tmp_path, "neuronpedia"))
     said = error_of(lambda: ms.export_features(run, tmp_path / "out", "neuronpedai"))
     assert "formats: delphi, neuronpedia" in said and "fix:     neuronpedia" in said
+
+
+# ------------------------------------------------------------------------------------------------ labels of others
+
+
+def test_labels_of_an_export_come_back(run, names, tmp_path):
+    with stub(knowing) as server:
+        made = ms.ask_labels(run, server.url, "stub", features=names)
+    source = f"path:{run.path.parent / 'model'}"
+    for form, model in (("neuronpedia", ()), ("delphi", ("--model", source))):
+        mechstudy("export", run.path, "--format", form, "--out", tmp_path / form, *model)
+        (run.path / ASKED).unlink(missing_ok=True)
+        taken = ms.take_labels(run.path, tmp_path / form)
+        given = dict(taken.select("feature", "label").iter_rows())
+        assert {name: given[name] for name in names} == dict(made.select("feature", "label").iter_rows())
+        assert ms.open_run(run.path).asked_labels[names[0]].score is None
+
+
+def test_the_report_shows_labels_and_escapes_them(run, names, tmp_path):
+    study, hostile = run.path.parent / "study.yaml", "</script><b>plurals</b>"
+    file = tmp_path / "labels.json"
+    file.write_text(json.dumps({names[0]: hostile, "99/1": "of another model"}))
+    printed = mechstudy("label", run.path, "--from", file).stdout
+    assert "1 label taken" in printed and names[0] in printed
+    mechstudy("report", study, "--out", run.path)
+    layer, number = names[0].split("/")
+    text = (run.path / "report" / "data" / f"features-L{layer}.js").read_text()
+    assert "<b>" not in text
+    record = json.loads(text[text.index(",") + 1 : text.rindex(")")])[number]
+    assert record["label"] == hostile and record["asked"]["model"] == "labels.json" and record["rule"] is not None
+    (run.path / ASKED).unlink()
+    mechstudy("report", study, "--out", run.path)
+    text = (run.path / "report" / "data" / f"features-L{layer}.js").read_text()
+    assert json.loads(text[text.index(",") + 1 : text.rindex(")")])[number]["asked"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--from", "labels.json", "--endpoint", "http://127.0.0.1:1/v1"), "either asked for or taken"),
+        ((), "labels need an endpoint"),
+        (("--endpoint", "http://127.0.0.1:1/v1"), "labels need an endpoint"),
+        (("--from", "none.json"), "no such file or folder"),
+        (("--from", "labels.json"), "none of the 1 label is of a feature"),
+    ],
+)
+def test_mistakes_with_labels_of_others_are_named(run, tmp_path, monkeypatch, words, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labels.json").write_text(json.dumps({"99/1": "x"}))
+    assert text in mechstudy("label", run.path, *words, code=2).stderr
+    assert not (run.path / ASKED).exists()

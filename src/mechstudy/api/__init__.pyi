@@ -1,4 +1,5 @@
 from .asked_labels import ask_labels as ask_labels
+from .asked_labels import take_labels as take_labels
 from .attribution import attribute as attribute
 from .comparison import Comparison as Comparison
 from .comparison import compare as compare

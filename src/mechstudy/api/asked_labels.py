@@ -16,6 +16,7 @@ from mechstudy.core.notices import counted
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.features import asked_labels as asked
 from mechstudy.features.endpoint import Endpoint
+from mechstudy.features.given_labels import given_labels
 from mechstudy.interventions.features import Features, features_at
 
 _LISTED = 8  # recorded features named beside one that is not
@@ -86,6 +87,46 @@ def ask_labels(
     return pl.DataFrame([{column: row.get(column) for column in _SCHEMA} for row in rows], schema=_SCHEMA)
 
 
+def take_labels(run: Run | str | Path, place: str | Path) -> pl.DataFrame:
+    """Take labels that others gave the features of a run's graphs, such as those of a published dictionary.
+
+        ms.take_labels("runs/demo", "explanations/")  # of Neuronpedia's exports or delphi's, or {"13/1741": "plurals"}
+
+    They are kept beside those of `ask_labels`, in place of earlier ones of the same features, and have no score. No
+    artifact changes.
+
+    Args:
+        run: a run, or its folder.
+        place: a file, or a folder of them: Neuronpedia's explanations (.jsonl, .jsonl.gz), delphi's
+            (``*_latent7.txt``), or a JSON object of texts by feature. Which dictionary they are of is not in these
+            files: features are matched by layer and number.
+
+    Returns:
+        feature, label and who gave it (``model``), of each feature that now has one.
+
+    Raises:
+        MechstudyError: no such place, no labels in it, or none of a feature that the run recorded.
+    """
+    run = run if isinstance(run, Run) else open_run(run)
+    place = Path(place).expanduser()
+    found = given_labels(place)
+    pages: Mapping[str, Mapping[str, Any]] = {asked.name_of(page): page for page in run.feature_pages}
+    taken = {name: asked.AskedLabel(*found[name], asked.page_id(pages[name])) for name in pages if name in found}
+    if not taken:
+        raise MechstudyError(
+            f"none of the {counted(len(found), 'label')} is of a feature of this run's graphs",
+            where=str(place),
+            facts={
+                "labels": f"{', '.join(list(found)[:_LISTED])} ...",
+                "features": f"{', '.join(list(pages)[:_LISTED])} ...",
+            },
+            fix="labels of this run's dictionaries",
+        )
+    file = run.path / asked.ASKED
+    asked.write_asked(file, asked.read_asked(file) | taken)
+    return pl.DataFrame([{"feature": name, "label": one.label, "model": one.model} for name, one in taken.items()])
+
+
 def chosen_features(run: Run, features: Features | None, limit: int | None) -> list[str]:
     """Names of recorded features, those of largest influence first unless they are named.
 
@@ -117,10 +158,10 @@ def _is_current(label: asked.AskedLabel | None, model: str, page: Mapping[str, A
 
 def _file(run: Run, out: str | Path | None) -> Path:
     if out is None:
-        return run.path / asked.FILE
+        return run.path / asked.ASKED
     file = Path(out).expanduser()
     if file.is_dir():
-        raise MechstudyError("this is a folder, and labels are a file", where=str(file), fix=f"{file / asked.FILE}")
+        raise MechstudyError("this is a folder, and labels are a file", where=str(file), fix=f"{file / asked.ASKED}")
     if not file.parent.is_dir():
         raise MechstudyError("there is no such folder", where=str(file.parent), fix="make it, or choose another file")
     return file

@@ -14,7 +14,7 @@ from mechstudy.api.graphs import BehaviourGraph, PromptGraph
 from mechstudy.core.errors import MechstudyError, nearest
 from mechstudy.core.yaml_source import read_yaml
 from mechstudy.dictionaries.evaluation import loss_recovered
-from mechstudy.features.asked_labels import FILE, AskedLabel, name_of, page_id, read_asked
+from mechstudy.features.asked_labels import ASKED, AskedLabel, name_of, page_id, read_asked
 from mechstudy.interventions.results import EDGES_MEASURED, edges_of
 from mechstudy.report.viewer import auto_label
 from mechstudy.store.artifacts import Artifact
@@ -202,7 +202,7 @@ class Run:
     def asked_labels(self) -> Mapping[str, AskedLabel]:
         """Labels that `ask_labels` got from an endpoint, by feature; those of features recorded since are left out."""
         pages = {name_of(page): page for page in self.feature_pages}
-        asked = read_asked(self.path / FILE)
+        asked = read_asked(self.path / ASKED)
         return {name: one for name, one in asked.items() if name in pages and one.page == page_id(pages[name])}
 
     @cached_property

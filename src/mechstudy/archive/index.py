@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import json_bytes
-from mechstudy.features.asked_labels import FILE as ASKED
+from mechstudy.features.asked_labels import ASKED
 from mechstudy.monitoring.instrumentation import PROFILE
 from mechstudy.monitoring.record import USAGE_SUFFIX as USAGE
 from mechstudy.runner.run_unit import BATCHES

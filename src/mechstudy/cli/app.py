@@ -40,8 +40,8 @@ PANELS: Mapping[str | None, Mapping[str, str]] = {
         "run.report": "Rebuild the report from the finished units, and print its path. Runs nothing else.",
         "serve.serve": "Serve a run's report with its model: steer, explain other prompts, measure what is pinned in a "
         "graph.",
-        "label.label": "Ask a model behind an OpenAI-compatible endpoint for labels of a run's features, and score "
-        "them.",
+        "label.label": "Give a run's features labels: ask a model behind an OpenAI-compatible endpoint, or take those "
+        "of others.",
         "export.export": "Write the features of a run's graphs for other tools: delphi or Neuronpedia.",
         "cost.cost": "Show what the study has taken so far beside the plan, phase by phase.",
         "doctor.usage": "Show each phase's use of CPU, memory, disk and GPU beside the expected range.",

@@ -1,4 +1,5 @@
 from .activation_ranges import ActivationRange as ActivationRange
+from .asked_labels import ASKED as ASKED
 from .asked_labels import AskedLabel as AskedLabel
 from .asked_labels import ask_labels as ask_labels
 from .asked_labels import read_asked as read_asked

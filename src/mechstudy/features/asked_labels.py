@@ -15,7 +15,7 @@ from mechstudy.core.seeds import numpy_generator
 from mechstudy.features.endpoint import Endpoint, one_line
 from mechstudy.features.questions import LONGEST, chosen_in, detection_question, label_in, label_question, text_of
 
-FILE = "asked_labels.json"  # in a run's folder
+ASKED = "asked_labels.json"  # in a run's folder
 FEWEST = 3  # texts of each kind that a score needs
 MOST = 8  # texts on which the feature fires, in a question
 _SCHEMA = 1

@@ -71,7 +71,7 @@ class Runtime:
         record: what else the manifest's ``runtime`` holds.
         group: the processes that share the unit.
         absent: ``{name, status, reason}`` of each input that does not exist.
-        edits: what a reader made of graphs, by the graph's name; for the report, whose id does not depend on them.
+        run_folder: of a report, which shows what readers keep there (labels, edits of graphs); no id depends on it.
     """
 
     options: RunOptions = field(default_factory=RunOptions)
@@ -84,7 +84,7 @@ class Runtime:
     record: dict[str, Any] = field(default_factory=dict)
     group: ProcessGroup = field(default_factory=ProcessGroup)
     absent: Sequence[Mapping[str, Any]] = ()
-    edits: Mapping[str, Any] = field(default_factory=dict)
+    run_folder: Path | None = None
 
     @property
     def base(self) -> Path:

@@ -22,6 +22,7 @@ from mechstudy.circuits.config import no_graphs
 from mechstudy.core.errors import MechstudyError
 from mechstudy.corpus.bundled import foreign_text
 from mechstudy.dictionaries.evaluation import loss_recovered
+from mechstudy.features.asked_labels import AskedLabel
 from mechstudy.monitoring.expected_usage import PhaseProfile
 from mechstudy.monitoring.record import usage_file
 
@@ -162,6 +163,7 @@ class ReportData:
         variants: by (layer, name); other dictionaries of the layer's rows.
         profiles: what is expected of each phase's use of the machine, in order.
         edits: what a reader made of graphs (pins, groups, labels), by the graph's name: its slug, or the behaviour.
+        asked: labels of features that an endpoint or others gave, by feature.
     """
 
     study: Mapping[str, Any]
@@ -177,6 +179,7 @@ class ReportData:
     features: UnitFiles
     profiles: Mapping[str, PhaseProfile]
     edits: Mapping[str, Any] = field(default_factory=dict)
+    asked: Mapping[str, AskedLabel] = field(default_factory=dict)
 
     @property
     def behaviours(self) -> list[str]:

@@ -31,6 +31,7 @@ from mechstudy.report.viewer import (
     feature_densities,
     feature_labels,
     prompt_view,
+    with_asked,
     write_features,
 )
 
@@ -58,7 +59,7 @@ def _build(data: ReportData, out: Path) -> None:
     site.write_assets(bundle())
     write_data(out, "chart-theme", chart_themes())
     recorded = data.features.json("features.json")
-    features = recorded.get("features") or []
+    features = with_asked(recorded.get("features") or [], data.asked)
     labels = feature_labels(features)
     write_features(out, features)
     absent = data.why_no_circuit(data.features)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from typing import Any
 
 from mechstudy.circuits.graph_frames import GraphFrames
 from mechstudy.circuits.supernodes import Supernodes
+from mechstudy.features.asked_labels import AskedLabel, name_of, page_id
 from mechstudy.report.formatting import clip, plain, significant, visible
 from mechstudy.report.page_data import write_data
 
@@ -34,6 +36,7 @@ _NEURONPEDIA_TYPES = {"mlp reconstruction error": "error", "embedding": "token",
 MAX_EXAMPLES = 10
 BEFORE, AFTER = 28, 10  # tokens of an example kept around its peak
 N_LOGITS = 10
+MAX_LABEL = 80  # characters
 
 _CHECKED = ("predicted", "predicted_qk", "frozen", "qk", "direct_live", "direct_live_ci95", "total_live", "n")
 
@@ -301,12 +304,24 @@ def feature_densities(features: Sequence[Mapping[str, Any]]) -> Densities:
     return {(int(f["layer"]), int(f["feature"])): float(d) for f in features if (d := f.get("frequency")) is not None}
 
 
+def with_asked(features: Sequence[Mapping[str, Any]], asked: Mapping[str, AskedLabel]) -> list[dict[str, Any]]:
+    """Features with the labels that an endpoint or others gave, where these are of what the run has recorded."""
+    made = []
+    for feature in features:
+        one = asked.get(name_of(feature))
+        current = one is not None and one.page == page_id(feature)
+        made.append({**feature, "asked": asdict(one) if one is not None and current else None})
+    return made
+
+
 def auto_label(feature: Mapping[str, Any]) -> str:
     """`on «keys», «doors» → «·are»`: the rule of what it fires on where one is claimed, and what it promotes most.
 
-    Without a claim the token of its largest activations is in the rule's place: `peaks on «·keys» → «·are»`. Empty
-    where there is neither an example nor a logit.
+    A label that an endpoint or others gave stands alone. Without a claim the token of its largest activations is in
+    the rule's place: `peaks on «·keys» → «·are»`. Empty where there is neither an example nor a logit.
     """
+    if asked := feature.get("asked"):
+        return clip(plain(str(asked["label"])), MAX_LABEL)
     rule, parts = feature.get("label") or {}, []
     peaks = Counter(
         e["tokens"][e["peak"]] for e in feature.get("examples") or [] if 0 <= e.get("peak", -1) < len(e["tokens"])
@@ -354,6 +369,7 @@ def feature_record(feature: Mapping[str, Any]) -> dict[str, Any]:
         "max": significant([feature.get("max_activation")])[0],
         "label": auto_label(feature),
         "rule": feature.get("label"),
+        "asked": feature.get("asked"),
         "top": _logits(feature.get("top_logits")),
         "bottom": _logits(feature.get("bottom_logits")),
         "examples": [_example(e) for e in (feature.get("examples") or [])[:MAX_EXAMPLES]],

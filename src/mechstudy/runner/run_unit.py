@@ -31,7 +31,6 @@ from mechstudy.runner.unit_state import missing_inputs
 from mechstudy.store.artifact_writer import ArtifactWriter
 from mechstudy.store.artifacts import Artifact
 from mechstudy.store.manifest import slug
-from mechstudy.study.run_folder import RunFolder
 from mechstudy.study.unit import Unit
 
 BATCHES = "batches"
@@ -75,7 +74,7 @@ def _publish(job: Job, cache: dict[Any, Any], stream: TextIO | None) -> Artifact
     runtime = _runtime(job, writer, n, threads, device, cache, stream)
     if phase.optional_inputs:
         runtime.absent = missing_inputs(job.run, unit, artifacts)
-        runtime.edits = RunFolder(job.run).read_edits()
+        runtime.run_folder = job.run
     make_room(unit, cache, runtime.progress)
     set_threads(threads)
     exact_products()

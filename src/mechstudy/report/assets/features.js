@@ -100,6 +100,14 @@
     return [[rule.claimed ? "Rule" : "Best rule, not claimed", where + rule.rule], ["Score", score + other], ["Shares", shares]];
   }
 
+  /* A label that somebody else gave. */
+  function askedFacts(asked) {
+    const rows = [["Label by", asked.model], ["It says", asked.label]];
+    if (asked.score !== null) rows.push(["Its score", app.number(asked.score, 2) + ", judged by the same model (0.5 is chance)"
+      + (asked.shuffled === null ? "" : "; another feature's label " + app.number(asked.shuffled, 2))]);
+    return rows;
+  }
+
   app.featureFacts = function (record) {
     const share = record.frequency;
     if (share === null) return "";
@@ -107,6 +115,7 @@
       ["Fires on", app.number(100 * share, share < 0.001 ? 4 : 2) + "% of tokens"],
       ["Activation", "mean " + app.number(record.mean) + (record.kind === "neurons" ? ", largest size " : ", max ") + app.number(record.max)],
     ];
+    if (record.asked) rows.push(...askedFacts(record.asked));
     if (record.rule) rows.push(...ruleFacts(record.rule));
     return app.facts(rows);
   };

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from mechstudy import report
+from mechstudy import features, report
 from mechstudy.core.work import Estimate, Work
-from mechstudy.machine.runtime import NOTHING, Runtime
+from mechstudy.machine.runtime import Runtime
 from mechstudy.store.artifact_writer import ArtifactWriter
 from mechstudy.store.artifacts import Artifact
 from mechstudy.study.phases import registry
 from mechstudy.study.phases.base import Phase, Spec
+from mechstudy.study.run_folder import RunFolder
 from mechstudy.study.study import Study
 from mechstudy.study.unit import Input, Key, Unit
 from mechstudy.study.units import StudyPlan
@@ -87,18 +89,18 @@ class ReportPhase(Phase[ReportSpec, ReportInputs]):
         """Writes the pages; ``index.html`` is the first."""
         absent = {state["name"]: state for state in runtime.absent}
         units = [replace(unit, state=absent.get(unit.name, {})) for unit in inputs.units]
-        report.build_report(report_data(spec.canonical()["study"], units, runtime.edits), out.path)
+        report.build_report(report_data(spec.canonical()["study"], units, runtime.run_folder), out.path)
 
 
 def report_data(
-    study: Mapping[str, Any], units: Sequence[ReportUnit], edits: Mapping[str, Any] = NOTHING
+    study: Mapping[str, Any], units: Sequence[ReportUnit], run_folder: Path | None = None
 ) -> report.ReportData:
     """The data of a report: every unit's files, in the field that its phase fills.
 
     Args:
         study: the configuration, as plain JSON.
         units: with an artifact, or failed, waiting or stopped.
-        edits: of graphs, by the graph's name.
+        run_folder: where readers keep edits of graphs and labels.
     """
     by_field: dict[str, dict[Any, Any]] = {}
     files = []
@@ -109,8 +111,15 @@ def report_data(
         if unit.phase.report_field is not None:
             by_field.setdefault(unit.phase.report_field, {})[unit.key] = files[-1]
     return report.ReportData(
-        study=study, units=files, profiles=registry.usage_profiles(), edits=edits, **_fields(study, by_field)
+        study=study, units=files, profiles=registry.usage_profiles(), **_kept(run_folder), **_fields(study, by_field)
     )
+
+
+def _kept(run_folder: Path | None) -> dict[str, Any]:
+    """What readers keep in a run's folder."""
+    if run_folder is None:
+        return {}
+    return {"edits": RunFolder(run_folder).read_edits(), "asked": features.read_asked(run_folder / features.ASKED)}
 
 
 def _fields(study: Mapping[str, Any], by_field: Mapping[str, Mapping[Any, Any]]) -> dict[str, Any]:

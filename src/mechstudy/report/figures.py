@@ -5,6 +5,7 @@ Charts name colours by token (`@effect`); the page's script and the exporter put
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -116,8 +117,7 @@ class Figures(dict[str, Figure]):
             return
         spec: dict[str, Any] = {k: v for k, v in chart.to_dict().items() if k not in ("config", "$schema")}
         write_data(self.out, f"chart-{name}", spec)
-        looks = {"width": EXPORT_WIDTH, "config": chart_config(FONT), "title": title, "background": "#ffffff"}
-        self.write_svg(name, vl_convert.vegalite_to_svg(themed({**spec, **looks}, LIGHT), vl_version=_VEGA_LITE))
+        self.write_svg(name, chart_svg(spec, width=EXPORT_WIDTH, title=title))
         self[name] = Figure(name, title, tuple(unit.name for unit in units), spec["height"])
 
     def write_svg(self, name: str, svg: str) -> None:
@@ -125,6 +125,19 @@ class Figures(dict[str, Figure]):
         (self.out / "figures" / f"{name}.svg").write_text(svg, encoding="utf-8")
         png = vl_convert.svg_to_png(svg, ppi=PNG_PPI)
         (self.out / "figures" / f"{name}.png").write_bytes(png)
+
+
+def chart_svg(spec: Mapping[str, Any], **looks: Any) -> str:
+    """An SVG of a chart in the light theme, on white.
+
+    Args:
+        spec: Vega-Lite, with colour tokens.
+        looks: fields of the spec to set, such as ``width`` in CSS pixels.
+    """
+    _register_fonts()
+    drawn = {**spec, "config": chart_config(FONT), "background": "#ffffff", **looks}
+    svg: str = vl_convert.vegalite_to_svg(themed(drawn, LIGHT), vl_version=_VEGA_LITE)
+    return svg
 
 
 @cache

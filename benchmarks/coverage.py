@@ -9,11 +9,15 @@ prompts choose with the one that the true effects choose.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import stats
 
+from benchmarks.contenders import write
+from benchmarks.peers import HERE
 from mechstudy.circuits.effects_table import EffectsTable, ranked
 from mechstudy.circuits.named_positions import NamedPositions
 from mechstudy.verdict.shares import ALL, KEPT, NONE, Shares
@@ -57,16 +61,22 @@ def chosen(rng: np.random.Generator, clusters: int, noise: float) -> tuple[float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=1000, help="simulations of each case")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "coverage.json")
     a = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+
+    def add(case: str, what: str, inside: int) -> None:
+        low, high = stats.binomtest(inside, a.n).proportion_ci(0.95, "exact")
+        rows.append({"case": case, "what": what, "held": inside / a.n, "low": float(low), "high": float(high)})
+        print(f"{case}: {what} {inside / a.n:.1%} [{low:.1%}, {high:.1%}]", flush=True)
+
     for clusters, noise in ((8, 1.0), (16, 1.0), (16, 4.0), (24, 4.0)):
         rng, inside, at = np.random.default_rng(clusters), 0, []
         for _ in range(a.n):
             index, (low, high) = chosen(rng, clusters, noise)
             inside += low <= index <= high
             at.append(index)
-        low, high = stats.binomtest(inside, a.n).proportion_ci(0.95, "exact")
-        about = f"{clusters} clusters, noise {noise:g}: Jaccard index (mean {np.mean(at):.2f})"
-        print(f"{about} {inside / a.n:.1%} [{low:.1%}, {high:.1%}]", flush=True)
+        add(f"{clusters} clusters, noise {noise:g}, mean index {np.mean(at):.2f}", "Jaccard index", inside)
     for clusters, each in ((8, 2), (16, 1), (16, 2), (24, 1)):
         for skewed in (False, True):
             rng, held = np.random.default_rng(clusters + each), {"f": 0, "mean contrast": 0}
@@ -75,13 +85,9 @@ def main() -> None:
                 for name, estimate, truth in (("f", shares.f(KEPT), F), ("mean contrast", shares.mean(ALL), EFFECT)):
                     assert estimate.ci is not None
                     held[name] += estimate.ci[0] <= truth <= estimate.ci[1]
-            shape = "skewed" if skewed else "normal"
             for name, count in held.items():
-                low, high = stats.binomtest(count, a.n).proportion_ci(0.95, "exact")
-                print(
-                    f"{clusters} clusters of {each}, {shape}: {name} {count / a.n:.1%} [{low:.1%}, {high:.1%}]",
-                    flush=True,
-                )
+                add(f"{clusters} clusters of {each}, {'skewed' if skewed else 'normal'}", name, count)
+    write(a.out, n=a.n, rows=rows)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,13 @@ ONE    := $(SHARED) OMP_NUM_THREADS=1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test gpu site format golden clean chromium slurm-up slurm-down
+.PHONY: help demo check test gpu site paper format golden clean chromium slurm-up slurm-down
 
 help:
 	@grep -E '^# make' Makefile | cut -c3- | sed 's/$$(PYTHON)/PYTHON/'
 	@echo 'make check  ruff, types, import rules, fast tests'
 	@echo 'make site   the documentation, in build/site'
+	@echo 'make paper  the paper of a finished run, RUN=runs/demo, in build/paper'
 	@echo 'make format ruff format and its safe fixes'
 	@echo 'make slurm-up, make slurm-down  a Slurm cluster of one node for tests (docs/how-to/slurm-testing.md)'
 
@@ -72,6 +73,9 @@ slurm-down:
 site: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo build/site/index.html
+
+paper: $(READY)
+	$(BIN)/python -m paper.make $(RUN)
 
 format: $(READY)
 	$(BIN)/ruff format .

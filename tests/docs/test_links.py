@@ -9,7 +9,13 @@ from tests.support.commands import commands
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
-    [*ROOT.glob("*.md"), ROOT / "llms.txt", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").rglob("*.md")]
+    [
+        *ROOT.glob("*.md"),
+        ROOT / "llms.txt",
+        ROOT / "benchmarks" / "README.md",
+        ROOT / "paper" / "README.md",
+        *(ROOT / "docs").rglob("*.md"),
+    ]
 )
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(rf"{FENCE.pattern}|`[^`\n]+`", re.MULTILINE | re.DOTALL)

@@ -48,7 +48,7 @@ def test_issue_forms_have_a_name_and_required_fields():
 def test_pins_cover_the_tools_of_the_extras():
     extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in read("constraints.txt").splitlines()}
-    wanted = {re.split(r"[>=<\[ ]", one)[0].lower() for name in ("dev", "docs") for one in extras[name]}
+    wanted = {re.split(r"[>=<\[ ]", one)[0].lower() for name in ("dev", "docs", "paper") for one in extras[name]}
     assert not wanted - pinned
 
 

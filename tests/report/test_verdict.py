@@ -9,6 +9,7 @@ import pytest
 
 from mechstudy.report.pages import build_report
 from mechstudy.report.summary import build_summary
+from mechstudy.report.verdict_page import curve_chart
 from mechstudy.verdict import Variant, Verdict, VerdictConfig, verify
 from tests.support.interventions_world import pairs, transcoders
 from tests.support.report_fixture import BEHAVIOURS, FakeStudy
@@ -73,3 +74,15 @@ def test_the_page_shows_every_criterion_part_and_rival(
     assert "<b>other</b>" not in story
     overview = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     assert f"verdict-{slug}.html" in overview and f"story-{slug}.html" in overview
+
+
+def test_the_curve_has_the_circuits_size_where_no_point_of_it_is(found: Verdict) -> None:
+    curve, total = found.record["curve"], found.record["n_nodes"]
+    size = next(k for k in range(1, total) if k not in {row["k"] for row in curve})
+    drawn = curve_chart(curve, size, "95% CI").to_dict()
+    lines = [layer for layer in drawn["layer"] if layer["mark"]["type"] == "rule"]
+    places = [
+        row["fraction"] for layer in lines for row in drawn["datasets"][layer["data"]["name"]] if "fraction" in row
+    ]
+    assert places == [pytest.approx(size / total)]
+    assert "4c78a8" not in str(drawn)

@@ -102,12 +102,14 @@ def curve_chart(curve: Sequence[Mapping[str, Any]], size: int, ci_name: str) -> 
     )
     base = chart(rows).encode(x=x)
     band = base.mark_area(color="@effect", opacity=0.18).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q"))
-    line = base.mark_line(color="@effect", point=True).encode(
+    line = base.mark_line(color="@effect", point=alt.OverlayMarkDef(color="@effect")).encode(
         y=alt.Y("f:Q", title=f"share of the behaviour ({ci_name})"),
         tooltip=[alt.Tooltip("k:Q"), alt.Tooltip("fraction:Q", format=".1%"), alt.Tooltip("f:Q", format=".3f")],
     )
     one = chart([{"one": 1}]).mark_rule(color="@zero", strokeDash=[5, 4]).encode(y=alt.YDatum(1))
-    at = chart([row for row in rows if row["k"] == size]).mark_rule(color="@compare").encode(x=x)
+    last = max(rows, key=lambda row: row["k"])
+    place = size * last["fraction"] / last["k"]  # the circuit's size need not be one of the curve's
+    at = chart([{"fraction": place, "k": size}]).mark_rule(color="@compare").encode(x=x, tooltip=[alt.Tooltip("k:Q")])
     return sized(one + band + line + at, 240)
 
 

@@ -17,6 +17,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
 from mechstudy.report.comparison_view import behaviour_columns, comparison_view, prompt_columns
 from mechstudy.report.formatting import number, plain
+from mechstudy.report.standalone import is_page, write_page
 from mechstudy.report.viewer import feature_densities, feature_labels
 from mechstudy.study.finished import is_run
 
@@ -44,12 +45,7 @@ class Comparison(GraphComparison):
         Returns:
             The path.
         """
-        path = Path(path).expanduser()
-        if path.suffix != ".html":
-            return super().save(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.html(), encoding="utf-8")
-        return path
+        return write_page(path, self.html()) if is_page(path) else super().save(path)
 
     def _repr_html_(self) -> str:
         parts = [f"<pre>{escape(plain_lines(repr(self)))}</pre>"]

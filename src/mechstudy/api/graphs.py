@@ -19,7 +19,7 @@ from mechstudy.core.errors import MechstudyError
 from mechstudy.core.jsonio import read_json
 from mechstudy.core.notices import counted
 from mechstudy.report.formatting import plain, visible
-from mechstudy.report.standalone import asset, rendered, standalone
+from mechstudy.report.standalone import asset, is_page, rendered, standalone, write_page
 from mechstudy.report.viewer import (
     aggregate_view,
     automatic_groups,
@@ -129,12 +129,7 @@ class _Drawn(GraphFrames, ABC):
         Returns:
             The path.
         """
-        path = Path(path).expanduser()
-        if path.suffix != ".html":
-            return super().save(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.html(), encoding="utf-8")
-        return path
+        return write_page(path, self.html()) if is_page(path) else super().save(path)
 
     def supernodes(
         self, dictionaries: Mapping[int, Dictionary] | None = None, *, n_groups: int | None = None

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from html import escape
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -61,6 +62,19 @@ def standalone(
             "</body></html>",
         ]
     )
+
+
+def is_page(path: str | Path) -> bool:
+    """Whether a file of this name is a page."""
+    return Path(path).suffix == ".html"
+
+
+def write_page(path: str | Path, text: str) -> Path:
+    """Write a page to a place that a user names, in a folder that is made if there is none; the path."""
+    place = Path(path).expanduser()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(text, encoding="utf-8")
+    return place
 
 
 @cache

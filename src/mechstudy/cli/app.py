@@ -26,6 +26,7 @@ PANELS: Mapping[str | None, Mapping[str, str]] = {
         "it fires, circuits.",
         "patch.patch": "Find where the information is: patch the corrupted prompt into the clean one, at every layer "
         "and token.",
+        "view.view": "Open a graph that is there already, also one of another tool, as a page of one file.",
         "compare.compare": "Compare two attribution graphs: what both have, what one has alone, and what differs most.",
     },
     "Study": {

@@ -9,8 +9,8 @@ import mechstudy as ms
 from mechstudy.features.asked_labels import ASKED
 from mechstudy.study.finished import latest
 from tests.support.api_world import error_of
+from tests.support.finished_study import finished_study, study_file
 from tests.support.stub_endpoint import DETECTION, knowing, stub
-from tests.support.tiny_study import write_study
 from tests.support.toy_model import mechstudy
 
 KEY = "sk-secret-0123456789"
@@ -18,9 +18,7 @@ KEY = "sk-secret-0123456789"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finished")
-    study = ms.Study.load(write_study(folder), out=folder / "run", say=lambda _: None)
-    return study.run(["attribute[mine]", "features"])
+    return finished_study(tmp_path_factory)
 
 
 @pytest.fixture
@@ -123,7 +121,7 @@ def test_delphi_gets_every_activation_of_recorded_features_and_their_labels(run,
 
     with stub(knowing) as server:
         ms.ask_labels(run, server.url, "stub", features=names[:1])
-    model = ms.load_model(run.path.parent / "model", device="cpu")
+    model = ms.load_model(study_file(run).with_name("model"), device="cpu")
     modules = ms.export_features(ms.open_run(run.path), tmp_path / "out", "delphi", model=model)
     pages = {(page["layer"], page["feature"]): page for page in run.feature_pages}
     assert modules == [f"layers.{layer}.mlp" for layer in (0, 1)]
@@ -173,7 +171,7 @@ def test_a_folder_that_holds_files_and_a_wrong_format_are_refused(run, tmp_path)
 def test_labels_of_an_export_come_back(run, names, tmp_path):
     with stub(knowing) as server:
         made = ms.ask_labels(run, server.url, "stub", features=names)
-    source = f"path:{run.path.parent / 'model'}"
+    source = f"path:{study_file(run).with_name('model')}"
     for form, model in (("neuronpedia", ()), ("delphi", ("--model", source))):
         mechstudy("export", run.path, "--format", form, "--out", tmp_path / form, *model)
         (run.path / ASKED).unlink(missing_ok=True)
@@ -183,8 +181,9 @@ def test_labels_of_an_export_come_back(run, names, tmp_path):
         assert ms.open_run(run.path).asked_labels[names[0]].score is None
 
 
+@pytest.mark.slow
 def test_the_report_shows_labels_and_escapes_them(run, names, tmp_path):
-    study, hostile = run.path.parent / "study.yaml", "</script><b>plurals</b>"
+    study, hostile = study_file(run), "</script><b>plurals</b>"
     file = tmp_path / "labels.json"
     file.write_text(json.dumps({names[0]: hostile, "99/1": "of another model"}))
     printed = mechstudy("label", run.path, "--from", file).stdout

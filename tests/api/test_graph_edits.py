@@ -9,7 +9,7 @@ import mechstudy as ms
 from mechstudy.api.reader_edits import edits_of
 from mechstudy.core.errors import MechstudyError
 from tests.support.api_world import PROMPT
-from tests.support.tiny_study import write_study
+from tests.support.finished_study import finished_study, study_file
 from tests.support.toy_model import mechstudy
 
 
@@ -20,9 +20,7 @@ def graph(world):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("edited")
-    study = ms.Study.load(write_study(folder), out=folder / "runs" / "tiny", say=lambda _: None)
-    return study.run(["attribute[mine]", "features"])
+    return finished_study(tmp_path_factory)
 
 
 def made(graph):
@@ -118,9 +116,10 @@ def test_files_of_edits_find_their_graph(run, tmp_path):
         edits_of(run, tmp_path / "e.json")
 
 
+@pytest.mark.slow
 def test_the_report_opens_with_edits_and_later_reports_too(run, tmp_path, monkeypatch):
     """And an archive takes them along."""
-    study = run.path.parents[1] / "study.yaml"
+    study = study_file(run)
     graph = run.graphs["mine"]
     name = next(iter(graph.prompt_ids))
     one = written(tmp_path / "one.json", name, graph.prompts[0])
@@ -149,7 +148,7 @@ def test_the_report_opens_with_edits_and_later_reports_too(run, tmp_path, monkey
 
 
 def test_edits_of_another_graph_leave_the_report_as_it_is(run, tmp_path):
-    study = run.path.parents[1] / "study.yaml"
+    study = study_file(run)
     name = next(iter(run.graphs["mine"].prompt_ids))
     bad = tmp_path / "bad.json"
     bad.write_text(json.dumps({"slug": name, "qParams": {"pinnedIds": ["9_9_9"]}}))

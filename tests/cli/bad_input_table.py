@@ -257,7 +257,7 @@ RUNS = [
     case("another tool's archive", archive_of("old.tar.gz", "text.txt"), "restore old.tar.gz --out runs/old",
          "not an archive of mechstudy: it begins with 'text.txt'", "mechstudy archive"),
     case("labels of no endpoint", folder("runs/other/artifacts"), "label runs/other --model m",
-         "Missing option '--endpoint'"),
+         "labels need an endpoint", "--from FILE"),
     case("labels from no address", nothing, "label model --endpoint 127.0.0.1:8000 --model m",
          "this is not an address", "--endpoint http://127.0.0.1:8000/v1"),
     case("labels of no run", nothing, LABEL % "model", "model: this is not a run's folder", "runs/demo"),

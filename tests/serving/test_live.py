@@ -12,6 +12,8 @@ from mechstudy.serving import live
 from mechstudy.serving.live import LiveRun
 from tests.support.tiny_study import write_study
 
+pytestmark = pytest.mark.slow  # a study is run
+
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):

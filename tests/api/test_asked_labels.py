@@ -186,8 +186,9 @@ def test_the_report_shows_labels_and_escapes_them(run, names, tmp_path):
     study, hostile = study_file(run), "</script><b>plurals</b>"
     file = tmp_path / "labels.json"
     file.write_text(json.dumps({names[0]: hostile, "99/1": "of another model"}))
-    printed = mechstudy("label", run.path, "--from", file).stdout
-    assert "1 label taken" in printed and names[0] in printed
+    printed = mechstudy("label", run.path, "--from", file)
+    assert "1 label taken" in printed.stdout and names[0] in printed.stdout
+    assert "1 label left out, of features that the run has not recorded: 99/1" in printed.stderr
     mechstudy("report", study, "--out", run.path)
     layer, number = names[0].split("/")
     text = (run.path / "report" / "data" / f"features-L{layer}.js").read_text()

@@ -112,7 +112,7 @@ def test_files_of_edits_find_their_graph(run, tmp_path):
         with pytest.raises(MechstudyError, match="which is no graph of this run"):
             edits_of(run, written(tmp_path / "d.json", slug, graph, **more))
     (tmp_path / "e.json").write_text("[1]")
-    with pytest.raises(MechstudyError, match="no graph of this run"):
+    with pytest.raises(MechstudyError, match="does not say which graph"):
         edits_of(run, tmp_path / "e.json")
 
 
@@ -126,7 +126,10 @@ def test_the_report_opens_with_edits_and_later_reports_too(run, tmp_path, monkey
     all_of_them = written(tmp_path / "all.json", "aggregate", graph, behaviour="mine")
     before = {unit: artifact.id for unit, artifact in run.artifacts.items()}
     for words in (("--edits", one, "--edits", all_of_them), ()):
-        mechstudy("report", study, "--out", run.path, *words)
+        said = mechstudy("report", study, "--out", run.path, *words).stderr
+        assert (f"edits of {name}: 3 pins, 1 group, 1 label" in said) == bool(words)
+        listed = (run.path / "report" / "data" / "graphs-mine.js").read_text()
+        assert listed.count(" (edited)") == 2
         for view, edited in ((f"graph-mine-{name}", graph.prompts[0]), ("graph-mine-aggregate", graph)):
             text = (run.path / "report" / "data" / f"{view}.js").read_text()
             shown = json.loads(text[text.index(",") + 1 : text.rindex(")")])["edits"]

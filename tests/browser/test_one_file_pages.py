@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -170,7 +171,8 @@ def test_nodes_are_pinned_grouped_and_named_and_a_file_keeps_it(
     browser.page.locator("#g-sub input[type=file]").set_input_files(file)
     browser.wait("mechstudyGraph.pins.size === 3")
     assert browser.evaluate(EDITED) == made, "and a file"
-    for text in ("{}", "[1]", '{"name": "package"}', '{"qParams": {"supernodes": [3]}}', "null", "{"):
+    empty = json.dumps({"nodes": [], "qParams": {"pinnedIds": [], "supernodes": []}})  # as graph files have it
+    for text in ("{}", "[1]", empty, '{"name": "package"}', '{"qParams": {"supernodes": [3]}}', "null", "{"):
         wrong = {"name": "wrong.json", "mimeType": "application/json", "buffer": text.encode()}
         browser.page.locator("#g-sub input[type=file]").set_input_files(wrong)  # type: ignore[arg-type]
         browser.wait("document.getElementById('g-sub').textContent.includes('wrong.json is no file of edits')")

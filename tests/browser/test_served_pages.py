@@ -77,6 +77,11 @@ def test_a_prompt_is_continued_and_explained(browser, served, theme):
     assert len(texts) == 2
     assert page.locator(".live-texts b").count() == 0  # what is typed is text
     assert page.locator(".live-texts p").last.evaluate("p => p.textContent") == "<b>abc" + steered
+    page.fill("#live-prompt", "abcd")
+    assert [page.input_value(f"#live-{name}") for name in ("corrupted", "answer", "wrong")] == ["", "", ""]
+    page.fill("#live-answer", "x")
+    page.fill("#live-prompt", "abcde")
+    assert page.input_value("#live-answer") == "x"  # what was written here stays
     page.click("text=Draw its graph")
     page.wait_for_selector("#live-graph a")
     assert serious_violations(page) == []
@@ -99,6 +104,9 @@ def test_what_is_wrong_is_said_in_the_form(browser, served):
     page.fill("#live-features", "1/3=much")
     page.click("text=Continue it")
     assert "1/3=much is not of the form" in page.locator("#live-steered .live-error").inner_text()
+    page.fill("#live-features", "1/3 = 2, 1/3=4")
+    page.click("text=Continue it")
+    assert "1/3 is given twice" in page.locator("#live-steered .live-error").inner_text()
     page.fill("#live-features", "1/999=3")
     page.click("text=Continue it")
     page.wait_for_selector("#live-steered .live-error:has-text('0-31')")

@@ -69,6 +69,20 @@ def test_pinned_nodes_of_the_reports_graphs_are_measured_on_their_prompt(served)
         assert made[field] == pytest.approx(getattr(expected, field)), field
 
 
+def test_rows_of_top_are_nodes_and_another_prompt_is_refused(served):
+    graphs, pairs = served.run.graphs["mine"], {pair.id: pair for pair in served.run.prompts["mine"]}
+    graph, other = graphs.prompts[0], graphs.prompts[1]
+    ids = list(graphs.prompt_ids.values())
+    assert graph.prompt != other.prompt
+    options = {"basis": "mixed", "replace_by": "zero"}
+    drawn = graph.nodes.join(graph.top(500), on=["feature", "position"], how="semi")["node"].to_list()
+    made = ms.subgraph_effects(served.model, served.dictionaries, graph, pairs[ids[0]], graph.top(500), **options)
+    assert made == ms.subgraph_effects(served.model, served.dictionaries, graph, pairs[ids[0]], drawn, **options)
+    assert made.n_nodes == len(drawn) > 0
+    with pytest.raises(MechstudyError, match="the graph is of another prompt"):
+        ms.subgraph_effects(served.model, served.dictionaries, graph, pairs[ids[1]], drawn)
+
+
 def test_errors_of_layers_count_and_tokens_do_not(served):
     graphs = served.run.graphs["mine"]
     names = graphs.prompts[0].nodes
@@ -83,7 +97,7 @@ def test_errors_of_layers_count_and_tokens_do_not(served):
     ("action", "asked", "text"),
     [
         ("steer", {"prompt": "abc", "steer": {"9/3": 1.0}}, "9/3"),
-        ("steer", {"prompt": "abc", "steer": {}}, "steer"),
+        ("steer", {"prompt": "abc", "steer": {}}, "^steer"),
         ("steer", {"prompt": "abc", "steer": {"1/3": 1.0}, "tokens": 10**6}, "tokens"),
         ("steer", {"prompt": "abc", "steer": {"1/3": 1.0}, "other": 1}, "other"),
         ("graph", {"prompt": ""}, "prompt"),

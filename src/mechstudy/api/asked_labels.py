@@ -12,7 +12,7 @@ import polars as pl
 
 from mechstudy.api.runs import Run, open_run
 from mechstudy.core.errors import MechstudyError
-from mechstudy.core.notices import counted
+from mechstudy.core.notices import counted, warn
 from mechstudy.core.progress import NullProgress, Progress
 from mechstudy.features import asked_labels as asked
 from mechstudy.features.endpoint import Endpoint
@@ -122,6 +122,9 @@ def take_labels(run: Run | str | Path, place: str | Path) -> pl.DataFrame:
             },
             fix="labels of this run's dictionaries",
         )
+    if left := [name for name in found if name not in taken]:
+        some = f"{', '.join(left[:_LISTED])}{' ...' if len(left) > _LISTED else ''}"
+        warn(f"{counted(len(left), 'label')} left out, of features that the run has not recorded: {some}")
     file = run.path / asked.ASKED
     asked.write_asked(file, asked.read_asked(file) | taken)
     return pl.DataFrame([{"feature": name, "label": one.label, "model": one.model} for name, one in taken.items()])

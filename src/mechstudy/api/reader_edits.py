@@ -21,6 +21,12 @@ def edits_of(run: Run, edits: str | Path) -> tuple[str, dict[str, Any]]:
     content = read_json(Path(edits).expanduser())
     held = content if isinstance(content, dict) else {}
     slug, behaviour = str(held.get("slug") or ""), held.get("behaviour")
+    if not slug:
+        raise MechstudyError(
+            "the file does not say which graph it is of",
+            where=str(edits),
+            fix="a file that `Save edits` wrote on a graph's page",
+        )
     named: dict[str, BehaviourGraph | PromptGraph] = {}
     for name, graph in run.graphs.items():
         if slug in graph.prompt_ids:
@@ -34,7 +40,7 @@ def edits_of(run: Run, edits: str | Path) -> tuple[str, dict[str, Any]]:
         except MechstudyError as error:
             refused = error
     raise refused or MechstudyError(
-        f"these are edits of {slug or 'a graph without a name'}, which is no graph of this run",
+        f"these are edits of {slug}, which is no graph of this run",
         where=str(edits),
         facts={"graphs": ", ".join([*run.graphs, *(s for g in run.graphs.values() for s in g.prompt_ids)])},
         fix="a file that `Save edits` wrote on a graph's page of this run",

@@ -35,7 +35,7 @@ def subgraph_effects(
             model, "The keys to the cabinet", "The key to the cabinet", answer=" are", wrong_answer=" is"
         )
         graph = ms.attribute(model, dicts, pair)
-        ms.subgraph_effects(model, dicts, graph, pair, graph.nodes.filter(kind="feature").head(10))
+        ms.subgraph_effects(model, dicts, graph, pair, graph.top(10))
 
     Everything runs live: what follows responds, and attention too.
 
@@ -44,8 +44,9 @@ def subgraph_effects(
         dictionaries: those of the graph; None where its nodes are neurons.
         graph: of the pair's clean prompt.
         pair: the prompt pair.
-        nodes: names of ``graph.nodes``, or rows of it; by default what is pinned (``graph.edits``). Features and errors
-            count; tokens, biases and outputs do not.
+        nodes: names of ``graph.nodes`` (``26_172_9``), its rows, or those of ``graph.top``, of which those that pruning
+            cut are left out; by default what is pinned (``graph.edits``). Features and errors count; tokens, biases and
+            outputs do not.
         basis: that of the graph; by default dictionaries where there are some, else neurons.
         replace_by: ``corrupted`` or ``zero``; by default the corrupted prompt's values where there is one.
 
@@ -53,18 +54,24 @@ def subgraph_effects(
         MechstudyError: a node that the graph does not have, no features and no errors, another prompt's graph, or
             ``corrupted`` without a corrupted prompt.
     """
-    if len(graph.tokens) != len(pair.clean_tokens):
+    if graph.tokens != model.token_strings(pair.clean_tokens):
         raise MechstudyError(
-            f"the graph is of {len(graph.tokens)} tokens, and the prompt has {len(pair.clean_tokens)}",
+            "the graph is of another prompt",
+            facts={"graph": repr(graph.prompt), "pair": repr(pair.clean)},
             fix="the pair that the graph explains",
         )
     if nodes is None:
         nodes = [str(node) for node in graph.edits.get("pinnedIds") or ()]
+    if isinstance(nodes, pl.DataFrame) and "node" not in nodes.columns:
+        nodes = graph.nodes.join(nodes.select("feature", "position"), on=["feature", "position"], how="semi")
     names = nodes["node"].to_list() if isinstance(nodes, pl.DataFrame) else list(nodes)
     columns = ("node", "kind", "layer", "feature", "position")
     rows = {row["node"]: row for row in graph.nodes.select(columns).to_dicts()}
     if unknown := [name for name in names if name not in rows]:
-        raise MechstudyError(f"the graph has no node {unknown[0]}", fix="names of graph.nodes")
+        example = graph.nodes.filter(kind="feature")["node"].to_list()[:1]
+        raise MechstudyError(
+            f"the graph has no node {unknown[0]}", fix=" ".join(["names of graph.nodes, such as", *example])
+        )
     chosen = [rows[name] for name in names if rows[name]["kind"] in ("feature", "error")]
     bases = chosen_bases(model, all_fitted(model, dictionaries or {}), basis)
     placed = [(row["layer"], _number(row["feature"]), row["position"]) for row in chosen]

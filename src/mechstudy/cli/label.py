@@ -117,7 +117,8 @@ def _take(run: Path, given: Path, asked: str | None, as_json: bool) -> None:
         raise MechstudyError(
             "labels are either asked for or taken from files", fix="--endpoint with --model, or --from"
         )
-    made = api.take_labels(run, given)
+    with noted():
+        made = api.take_labels(run, given)
     if as_json:
         print_json(made.to_dicts())
         return

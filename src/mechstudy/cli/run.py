@@ -17,6 +17,7 @@ from mechstudy.cli.options import overrides, say
 from mechstudy.cli.show import print_json, report_pages, show_status
 from mechstudy.cli.slurm import as_submitted
 from mechstudy.core.errors import MechstudyError
+from mechstudy.core.notices import counted
 from mechstudy.core.progress import Progress
 
 Records = tuple[bool, bool]  # whether --profile and --memory-snapshot were given
@@ -84,7 +85,11 @@ def report(
         raise nothing_has_run(opened.folder, study)
     if edits:
         run = api.open_run(opened.folder)
-        runner.run_of(opened).folder.keep_edits(dict(edits_of(run, file) for file in edits))
+        kept = dict(edits_of(run, file) for file in edits)
+        runner.run_of(opened).folder.keep_edits(kept)
+        for name, one in kept.items():
+            parts = (("pin", "pinnedIds"), ("group", "supernodes"), ("label", "clerps"))
+            say(f"edits of {name}: {', '.join(counted(len(one[field]), noun) for noun, field in parts)}")
     result = _execute(opened, reports, force=reports)
     if result.exit_code == 0:
         print(opened.folder / "report" / "index.html")

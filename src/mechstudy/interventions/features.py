@@ -107,7 +107,7 @@ def check_features(features: Iterable[FeatureAt], dictionaries: Mapping[int, Bas
     Raises:
         MechstudyError: the first such feature, and which there are.
     """
-    of_neurons = bool(dictionaries) and all(isinstance(one, Neurons) for one in dictionaries.values())
+    of_neurons = any(isinstance(one, Neurons) for one in dictionaries.values())  # then every layer has nodes
     for f in features:
         if f.layer not in dictionaries and of_neurons:
             layers = f"{min(dictionaries)}-{max(dictionaries)}"

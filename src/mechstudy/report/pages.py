@@ -63,7 +63,13 @@ def _build(data: ReportData, out: Path) -> None:
     labels = feature_labels(features)
     write_features(out, features)
     absent = data.why_no_circuit(data.features)
-    site.render("features", n=len(features), claims=recorded.get("labels"), absent=absent)
+    site.render(
+        "features",
+        n=len(features),
+        n_asked=sum(one["asked"] is not None for one in features),
+        claims=recorded.get("labels"),
+        absent=absent,
+    )
     views = {}
     for behaviour in data.behaviours:
         examples = behaviour_page(site, behaviour)
@@ -228,6 +234,10 @@ def graph_page(site: Site, behaviour: str, labels: Labels, densities: Densities)
     per_prompt = scores.get("per_prompt") or []
     view, entries = None, []
     edits = site.data.edits
+
+    def marked(graph: str) -> str:
+        return " (edited)" if graph in edits else ""
+
     if aggregate.get("nodes"):
         aggregate |= {"qParams": edits.get(behaviour)}
         checked = edges_of(site.data.interventions[behaviour].json("summary.json")).get("rows") or ()
@@ -241,7 +251,13 @@ def graph_page(site: Site, behaviour: str, labels: Labels, densities: Densities)
         )
         name = f"graph-{key}-aggregate"
         write_data(site.out, name, view)
-        entries.append({"data": name, "slug": AGGREGATE, "label": f"All {view['n_prompts']} prompts, aggregated"})
+        entries.append(
+            {
+                "data": name,
+                "slug": AGGREGATE,
+                "label": f"All {view['n_prompts']} prompts, aggregated" + marked(behaviour),
+            }
+        )
         site.figures.write_svg(f"circuit-{key}", circuit_svg(view, boxes=True, theme=LIGHT))
     for row in per_prompt:
         if graph := unit.json(f"graphs/{row['slug']}.json"):
@@ -249,7 +265,7 @@ def graph_page(site: Site, behaviour: str, labels: Labels, densities: Densities)
             name = f"graph-{key}-{slug(str(row['slug']))}"
             write_data(site.out, name, prompt_view(graph, labels, densities, automatic_groups(PromptFrames(graph))))
             prompt = clip(plain(str(row.get("prompt") or row["slug"])), 90)
-            entries.append({"data": name, "slug": str(row["slug"]), "label": prompt})
+            entries.append({"data": name, "slug": str(row["slug"]), "label": prompt + marked(str(row["slug"]))})
     write_data(site.out, f"graphs-{key}", {"behaviour": behaviour, "graphs": entries})
     drawn = charts.graph_scores(per_prompt)
     site.figures.add(f"graph-scores-{key}", drawn, "How much of each graph the features explain", unit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from pydantic import Field
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mechstudy.circuits.config import BasisKind
     from mechstudy.dictionaries.neurons import Basis
     from mechstudy.models.language_model import LanguageModel
+
+C = TypeVar("C", bound=Config)
 
 MAX_GRAPHS = 20  # of other prompts, whose pages are kept
 _Text = Field(min_length=1, max_length=20_000)
@@ -67,9 +69,9 @@ class LiveRun:
         self._made: OrderedDict[str, tuple[PromptGraph, PromptPair]] = OrderedDict()
         self._number = 0
         self.actions: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
-            "steer": lambda asked: self.steer(SteerRequest(**asked)),
-            "graph": lambda asked: self.graph(GraphRequest(**asked)),
-            "subgraph": lambda asked: self.subgraph(SubgraphRequest(**asked)),
+            "steer": lambda asked: self.steer(_request(SteerRequest, asked)),
+            "graph": lambda asked: self.graph(_request(GraphRequest, asked)),
+            "subgraph": lambda asked: self.subgraph(_request(SubgraphRequest, asked)),
         }
 
     def about(self) -> dict[str, Any]:
@@ -140,7 +142,6 @@ class LiveRun:
             "logit_difference": answers.logit_difference,
             "remarks": list(answers.remarks),
             "nodes": len(made.nodes),
-            "edges": len(made.edges),
             "scores": made.scores(),
         }
 
@@ -173,6 +174,19 @@ class LiveRun:
         raise MechstudyError(
             f"there is no graph of a prompt {slug!r}", fix="a graph of one prompt, not of all prompts together"
         )
+
+
+def _request(kind: type[C], asked: Mapping[str, Any]) -> C:
+    """What a page asks.
+
+    Raises:
+        MechstudyError: a field is missing, unknown or of another form; it is named as the page knows it.
+    """
+    try:
+        return kind(**asked)
+    except MechstudyError as error:
+        what = error.what.removeprefix(f"{kind.__name__}: ")
+        raise MechstudyError(what, facts=error.facts, fix=error.fix) from None
 
 
 def _basis(run: api.Run, dictionaries: Mapping[int, Basis]) -> BasisKind:

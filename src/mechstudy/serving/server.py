@@ -185,6 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
         for quote in _QUOTES:  # scripts may talk to this server, besides what the page's own policy allows
             alone = b"default-src %bnone%b" % (quote, quote)
             head = head.replace(alone, alone + b"; connect-src %bself%b" % (quote, quote), 1)
+        rest = rest.replace(b"this page makes no network request", b"served with its model", 1)
         page = head + b"</head>" + rest.replace(b"</body>", script.encode() + b"</body>", 1)
         self._send(HTTPStatus.OK, _PAGE, page)
 

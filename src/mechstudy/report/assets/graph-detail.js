@@ -185,7 +185,7 @@
     const ledger = graph.ledger || {};
     const parts = ["features", "errors", "tokens", "biases"].filter((k) => typeof ledger[k] === "number");
     if (!parts.length) {
-      box.replaceChildren(el("p", { class: "hint" }, graph.compared ? "Two graphs have two ledgers: open each graph alone." : graph.kind === "aggregate"
+      box.replaceChildren(el("p", { class: "hint" }, graph.kind === "aggregate"
         ? "Each prompt's graph has its own ledger: choose one above." : "This graph carries no ledger."));
       return;
     }

@@ -12,6 +12,7 @@
       && q[f].every((row) => Array.isArray(row) && row.length > 1 && row.every((x) => typeof x === "string"))));
   const NONE = { pinnedIds: [], supernodes: [], clerps: [] };
   app.noEdits = NONE;
+  const filled = (q) => ["pinnedIds", "supernodes", "clerps"].some((f) => ((q || {})[f] || []).length);
 
   /* Edits of one graph. `qParams` is Neuronpedia's form of them. */
   app.Edits = class {
@@ -239,7 +240,9 @@
         said.textContent = "";
         try {
           const read = JSON.parse(await input.files[0].text());
-          const { pins, unknown } = edits.take(Object(read).qParams || read);
+          const given = Object(read).qParams || read;
+          if (!filled(given)) throw new Error("it holds no pins, groups or labels");
+          const { pins, unknown } = edits.take(given);
           state.pins = pins;
           state.edited();
           const other = read.slug && read.slug !== graph.slug ? "The file is of another graph, " + read.slug + ". " : "";
@@ -282,7 +285,6 @@
   };
   app.storeEdits = function (graph, q) {
     try {
-      const filled = (x) => ["pinnedIds", "supernodes", "clerps"].some((f) => ((x || {})[f] || []).length);
       if (filled(q) || filled(graph.edits)) localStorage.setItem(key(graph), JSON.stringify(q));
       else localStorage.removeItem(key(graph));
     } catch { /* no storage here: the address keeps them */ }

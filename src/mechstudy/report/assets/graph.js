@@ -114,13 +114,13 @@
     app.layout(graph, ...inner);
     const k = Math.min(1, inner[0] / graph.width, inner[1] / graph.height);
     if (k < 1) app.layout(graph, inner[0] / k, inner[1] / k); // what shrinks in one direction spreads in the other
-    view = { k: Math.max(k, 0.3), x: 54, y: 0 };
+    view = { k: Math.max(k, 0.1), x: 54, y: 0 };
     view.y = Math.max(0, (h - 40 - graph.height * view.k) / 2);
     redraw(true);
   }
 
   function zoom(factor, cx = box.clientWidth / 2, cy = box.clientHeight / 2) {
-    const k = Math.min(6, Math.max(0.2, view.k * factor));
+    const k = Math.min(6, Math.max(0.1, view.k * factor));
     view = { k, x: cx - ((cx - view.x) * k) / view.k, y: cy - ((cy - view.y) * k) / view.k };
     move();
   }
@@ -211,6 +211,7 @@
     app.showLedger($("g-ledger"), graph);
     app.showHeads($("g-heads"), graph);
     root.querySelectorAll(".compared").forEach((part) => { part.hidden = !graph.compared; });
+    $("g-ledger").parentElement.hidden = Boolean(graph.compared); // two graphs have two ledgers
     $("g-qk").parentElement.hidden = $("g-qk-key").hidden = !graph.edges.qk.includes(1);
     selectWanted(wanted);
     root.dataset.ready = graph.slug;

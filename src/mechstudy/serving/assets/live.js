@@ -13,7 +13,7 @@
     .live-form { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .5rem .8rem; margin: .5rem 0; } .live-form label { display: grid; gap: .15rem; align-content: start; } .live-form .wide { grid-column: 1 / -1; }
     .live-form textarea, .live-form input { font: inherit; font-size: .9rem; color: var(--ink); background: var(--bg); border: 1px solid var(--line); border-radius: 7px; padding: .3rem .5rem; width: 100%; } .live-form textarea { resize: vertical; }
     .live-texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 1rem; margin: .6rem 0; } .live-texts p { white-space: pre-wrap; overflow-wrap: anywhere; margin: .2rem 0; font-family: var(--mono); font-size: .82rem; } .live-texts i { color: var(--muted); font-style: normal; }
-    .live-error { color: var(--bad); overflow-wrap: anywhere; } .live-sub table { margin: .5rem 0; }`;
+    .live-error { color: var(--bad); overflow-wrap: anywhere; } .live-sub table { margin: .5rem 0; } .live-sub label, .live-sub select { max-width: 100%; min-width: 0; } @media (max-width: 820px) { .live-open { position: static; margin-top: 1rem; } }`;
 
   async function ask(action, content) {
     const answer = await fetch(base + "live/" + action, content === undefined ? {} : {
@@ -35,6 +35,7 @@
       result.replaceChildren();
       try {
         result.replaceChildren(...(await act()));
+        result.scrollIntoView({ block: "nearest" });
       } catch (error) {
         const gone = error instanceof TypeError ? "The server does not answer: `mechstudy serve` was stopped, or the model runs out of memory." : error.message;
         result.replaceChildren(el("p", { class: "live-error", role: "alert" }, gone));
@@ -55,7 +56,10 @@
   function graphForm(example) {
     const prompt = area("live-prompt", example.prompt), corrupted = area("live-corrupted", example.corrupted);
     const answer = text("live-answer", example.answer), wrong = text("live-wrong", example.wrong_answer), nodes = number("live-nodes", 256);
-    const shown = result("live-graph");
+    const shown = result("live-graph"), dependent = [corrupted, answer, wrong];
+    let own = false; // the other fields are of the first prompt, until one is written for another
+    dependent.forEach((input) => input.addEventListener("input", () => { own = true; }));
+    prompt.addEventListener("input", () => { if (!own) dependent.forEach((input) => { input.value = ""; }); });
     const button = asking("Draw its graph", shown, async () => {
       const made = await ask("graph", {
         prompt: prompt.value, corrupted: corrupted.value || null, answer: answer.value || null, wrong_answer: wrong.value || null, nodes: Number(nodes.value),
@@ -63,12 +67,12 @@
       const scores = ["replacement", "completeness"].filter((name) => name in made.scores).map((name) => name + " " + app.number(made.scores[name]));
       return [
         el("p", {}, el("a", { href: base + "live/" + made.page, target: "_blank", rel: "noopener" }, "Open the graph"), " in a tab of its own: ",
-          [made.nodes + " nodes", made.edges + " edges", ...scores].join(", ") + "."),
+          [made.nodes + " nodes", ...scores].join(", ") + "."),
         el("p", { class: "hint" }, "logit(" + app.visible(made.answer) + ") − logit(" + app.visible(made.wrong_answer) + ") = " + app.number(made.logit_difference) + ". " + made.remarks.join("; ")),
       ];
     });
     return el("section", {}, el("h3", {}, "Explain another prompt"),
-      el("div", { class: "live-form" }, field("Prompt", prompt, true), field("Corrupted prompt, of which effects are (may be empty)", corrupted, true),
+      el("div", { class: "live-form" }, field("Prompt", prompt, true), field("Corrupted prompt (may be empty): effects are of putting its values in place", corrupted, true),
         field("Answer, with its leading space (empty: the model's)", answer), field("Wrong answer (empty: the model's)", wrong), field("Nodes with edges of their own", nodes)),
       button, shown);
   }
@@ -95,9 +99,10 @@
   /* {"13/741": 8} of "13/741=8". */
   function steered(written) {
     const values = {};
-    for (const part of written.split(/[,;\s]+/).filter(Boolean)) {
+    for (const part of written.replace(/\s*=\s*/g, "=").split(/[,;\s]+/).filter(Boolean)) {
       const [name, value] = part.split("=");
       if (!/^\d+\/\d+$/.test(name) || value === undefined || value === "" || !Number.isFinite(Number(value))) throw new Error(part + " is not of the form 13/741=8");
+      if (name in values) throw new Error(name + " is given twice");
       values[name] = Number(value);
     }
     if (!Object.keys(values).length) throw new Error("Nothing is steered: name a feature, such as 13/741=8");
@@ -107,7 +112,7 @@
   /* Below a graph: what is pinned, replaced in the model and kept alone. */
   function measured() {
     const state = window.mechstudyGraph;
-    const to = el("select", { id: "live-to" }, el("option", { value: "" }, "the corrupted prompt's values, or zero without one"), el("option", { value: "zero" }, "zero"));
+    const to = el("select", { id: "live-to" }, el("option", { value: "" }, "values on the corrupted prompt, if any"), el("option", { value: "zero" }, "zero"));
     const shown = result("live-measured");
     const pinned = () => [...state.pins].filter((i) => state.graph().nodes.type[i] < 2);
     const button = asking("Measure what is pinned", shown, async () => {

@@ -115,7 +115,9 @@ def check_features(features: Iterable[FeatureAt], dictionaries: Mapping[int, Bas
         if f.layer not in dictionaries:
             layers = ", ".join(map(str, sorted(dictionaries)))
             raise MechstudyError(
-                f"{_written(f)}: layer {f.layer} has no dictionary", facts={"layers with one": layers or "none"}
+                f"{_written(f)}: layer {f.layer} has no dictionary",
+                facts={"layers with one": layers or "none"},
+                fix="a layer with one, or basis mixed (--basis mixed) for neurons of the others",
             )
         if not 0 <= f.feature < (width := dictionaries[f.layer].cfg.d_sae):
             neurons = isinstance(dictionaries[f.layer], Neurons)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mechstudy.core import signals
 from mechstudy.core.files import disk_errors, is_full_disk
+from mechstudy.core.notices import counted
 from mechstudy.core.progress import Progress
 from mechstudy.machine.memory import available_memory_bytes
 from mechstudy.machine.runtime_options import RunOptions
@@ -187,7 +188,7 @@ class _Session:
     def _announce(self) -> None:
         done = sum(node.artifact is not None for node in self.nodes.values())
         if self.waiting:
-            self.log(f"{self.total} units to run, {done} of {len(self.nodes)} done already")
+            self.log(f"{counted(self.total, 'unit')} to run, {done} of {len(self.nodes)} done already")
         else:
             self.log(f"nothing to run: {done} of {len(self.nodes)} units are done")
         for name, node in self.nodes.items():

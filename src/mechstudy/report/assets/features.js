@@ -170,7 +170,7 @@
       "influence " + app.number(g.influence, 4) + ", in " + app.number(100 * (g.frequency || 0), 0)
         + "% of graphs, at " + ((g.positions || []).join(", ") || "no position")]);
     detail.replaceChildren(
-      el("h2", {}, "Layer " + layer + ", feature " + feature),
+      el("h2", {}, "Layer " + layer + (record.kind === "neurons" ? ", neuron " : ", feature ") + feature),
       el("p", { class: "f-label" }, (record.kind || "").replaceAll("_", " ") + (record.label ? " · " + record.label : "")),
       app.featureFacts(record),
       el("h3", {}, "In these circuits"), graphs.length ? app.facts(graphs) : el("p", { class: "hint" }, "None."),

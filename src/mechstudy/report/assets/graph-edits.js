@@ -193,7 +193,7 @@
     root.replaceChildren(
       scored,
       el("div", { class: "sg-tools", role: "group", "aria-label": "Grouping" },
-        el("button", { type: "button", disabled: free.length < 2, onclick: changed(() => edits.group("Group " + (edits.groups.length + 1), free)) }, "Group the " + free.length + " free features"),
+        el("button", { type: "button", disabled: free.length < 2, onclick: changed(() => edits.group("Group " + (edits.groups.length + 1), free)) }, free.length ? "Group the " + free.length + " free features" : "Group the free features"),
         el("button", { type: "button", disabled: new Set(free.map((i) => graph.nodes.column[i])).size === free.length, onclick: changed(() => byToken(graph, edits, free)) }, "Group them by token"),
         alike(graph, edits, state, free),
         el("button", { type: "button", onclick: changed(() => { edits.clear(); state.pins.clear(); }) }, "Clear all"), files(root, graph, edits, state)),

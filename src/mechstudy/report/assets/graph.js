@@ -211,6 +211,7 @@
     app.showLedger($("g-ledger"), graph);
     app.showHeads($("g-heads"), graph);
     root.querySelectorAll(".compared").forEach((part) => { part.hidden = !graph.compared; });
+    root.querySelectorAll(".alone").forEach((part) => { part.hidden = Boolean(graph.compared); });
     $("g-ledger").parentElement.hidden = Boolean(graph.compared); // two graphs have two ledgers
     $("g-qk").parentElement.hidden = $("g-qk-key").hidden = !graph.edges.qk.includes(1);
     selectWanted(wanted);

@@ -113,6 +113,7 @@
 
   document.addEventListener("DOMContentLoaded", () => {
     drawCharts();
+    document.querySelectorAll(".circuit-figure .scroll").forEach((box) => { box.scrollLeft = box.scrollWidth; }); // where the answer is
     openTarget();
   });
   window.addEventListener("hashchange", openTarget);

@@ -33,14 +33,17 @@
     context.bezierCurveTo(x1 - bow, middle, x2 - bow, middle, x2, y2);
   }
 
+  const OF_CHANGE = { gained: "g", lost: "l", same: "b", changed: "b" };
+
   /* Strokes edges in a few batches: one path per kind, sign and strength, each kind on its own scale. Those through
-     patterns are dotted. */
+     patterns are dotted; those of two graphs have the colour of whose they are, and dashes where they lower. */
   function strokeEdges(context, graph, view, list, colours, alpha, scales) {
     const batches = new Map();
     for (const e of list) {
       const w = graph.edges.weight[e];
       const bucket = Math.min(BUCKETS - 1, Math.floor(Math.sqrt(Math.abs(w) / scales[graph.edges.qk[e]]) * BUCKETS));
-      const key = (graph.edges.qk[e] ? "q" : w < 0 ? "n" : "p") + bucket;
+      const kind = graph.compared ? OF_CHANGE[graph.compared.changes[graph.edges.change[e]]] : graph.edges.qk[e] ? "q" : w < 0 ? "n" : "p";
+      const key = kind + bucket + (graph.compared && w < 0 ? "-" : "");
       if (!batches.has(key)) batches.set(key, []);
       batches.get(key).push(e);
     }
@@ -48,10 +51,10 @@
       const share = (Number(key[1]) + 1) / BUCKETS;
       context.beginPath();
       for (const e of members) curve(context, graph, view, e);
-      context.strokeStyle = { n: colours.neg, p: colours.pos, q: colours.pattern }[key[0]];
+      context.strokeStyle = { n: colours.neg, p: colours.pos, q: colours.pattern, g: colours.effect, l: colours.compare, b: colours.control }[key[0]];
       context.globalAlpha = alpha[0] + (alpha[1] - alpha[0]) * share;
       context.lineWidth = 0.7 + 2.6 * share * share;
-      context.setLineDash({ n: [5, 3], p: [], q: [1.5, 3] }[key[0]]);
+      context.setLineDash(key[0] === "q" ? [1.5, 3] : key[0] === "n" || key[2] === "-" ? [5, 3] : []);
       context.stroke();
     }
     context.globalAlpha = 1;

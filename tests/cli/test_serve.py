@@ -20,12 +20,18 @@ pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[2]
 
 
+def listens() -> None:
+    """A process that is started in the background ignores Ctrl+C, and hands that on to its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_until_it_is_stopped(tmp_path, stop):
     ms.Study.load(write_study(tmp_path), out=tmp_path / "run", say=lambda _: None).run(["model", "report"])
     process = subprocess.Popen(
         [sys.executable, "-m", "mechstudy", "serve", "run"], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
         stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
+        preexec_fn=listens,
     )  # fmt: skip
     assert process.stdout is not None
     printed = ""

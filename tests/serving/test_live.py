@@ -75,8 +75,9 @@ def test_rows_of_top_are_nodes_and_another_prompt_is_refused(served):
     ids = list(graphs.prompt_ids.values())
     assert graph.prompt != other.prompt
     options = {"basis": "mixed", "replace_by": "zero"}
-    drawn = graph.nodes.join(graph.top(500), on=["feature", "position"], how="semi")["node"].to_list()
-    made = ms.subgraph_effects(served.model, served.dictionaries, graph, pairs[ids[0]], graph.top(500), **options)
+    top = graph.top(500).join(graph.nodes, on=["feature", "position"], how="semi")
+    drawn = graph.nodes.join(top, on=["feature", "position"], how="semi")["node"].to_list()
+    made = ms.subgraph_effects(served.model, served.dictionaries, graph, pairs[ids[0]], top, **options)
     assert made == ms.subgraph_effects(served.model, served.dictionaries, graph, pairs[ids[0]], drawn, **options)
     assert made.n_nodes == len(drawn) > 0
     with pytest.raises(MechstudyError, match="the graph is of another prompt"):

@@ -44,8 +44,8 @@ def subgraph_effects(
         dictionaries: those of the graph; None where its nodes are neurons.
         graph: of the pair's clean prompt.
         pair: the prompt pair.
-        nodes: names of ``graph.nodes`` (``26_172_9``), its rows, or those of ``graph.top``, of which those that pruning
-            cut are left out; by default what is pinned (``graph.edits``). Features and errors count; tokens, biases and
+        nodes: names of ``graph.nodes`` (``26_172_9``), its rows, or those of ``graph.top``, also of
+            features that pruning cut; by default what is pinned (``graph.edits``). Features and errors count; tokens, biases and
             outputs do not.
         basis: that of the graph; by default dictionaries where there are some, else neurons.
         replace_by: ``corrupted`` or ``zero``; by default the corrupted prompt's values where there is one.
@@ -63,7 +63,10 @@ def subgraph_effects(
     if nodes is None:
         nodes = [str(node) for node in graph.edits.get("pinnedIds") or ()]
     if isinstance(nodes, pl.DataFrame) and "node" not in nodes.columns:
-        nodes = graph.nodes.join(nodes.select("feature", "position"), on=["feature", "position"], how="semi")
+        rows_of_top = nodes.select("feature", "position").iter_rows()
+        top = [(int(name.partition("/")[0]), _number(name), int(at)) for name, at in rows_of_top]
+        bases = chosen_bases(model, all_fitted(model, dictionaries or {}), basis)
+        return effects_of(model, bases, pair, top, replace_by=replace_by)
     names = nodes["node"].to_list() if isinstance(nodes, pl.DataFrame) else list(nodes)
     columns = ("node", "kind", "layer", "feature", "position")
     rows = {row["node"]: row for row in graph.nodes.select(columns).to_dicts()}

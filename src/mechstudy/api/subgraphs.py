@@ -45,7 +45,8 @@ def subgraph_effects(
         graph: of the pair's clean prompt.
         pair: the prompt pair.
         nodes: names of ``graph.nodes`` (``26_172_9``), its rows, or those of ``graph.top``, also of
-            features that pruning cut; by default what is pinned (``graph.edits``). Features and errors count; tokens, biases and
+            features that pruning cut; by default what is pinned (``graph.edits``). Features and errors count;
+            tokens, biases and
             outputs do not.
         basis: that of the graph; by default dictionaries where there are some, else neurons.
         replace_by: ``corrupted`` or ``zero``; by default the corrupted prompt's values where there is one.

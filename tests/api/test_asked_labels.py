@@ -17,8 +17,8 @@ KEY = "sk-secret-0123456789"
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return finished_study(tmp_path_factory)
+def finished(tmp_path_factory, worker_id):
+    return finished_study(tmp_path_factory, worker_id)
 
 
 @pytest.fixture
@@ -205,6 +205,7 @@ def test_the_report_shows_labels_and_escapes_them(run, names, tmp_path):
     ("words", "text"),
     [
         (("--from", "labels.json", "--endpoint", "http://127.0.0.1:1/v1"), "either asked for or taken"),
+        (("--from", "labels.json", "--limit", "3", "--out", "x.json"), "--limit, --out beside --from"),
         ((), "labels need an endpoint"),
         (("--endpoint", "http://127.0.0.1:1/v1"), "labels need an endpoint"),
         (("--from", "none.json"), "no such file or folder"),

@@ -19,8 +19,8 @@ def graph(world):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return finished_study(tmp_path_factory)
+def run(tmp_path_factory, worker_id):
+    return finished_study(tmp_path_factory, worker_id)
 
 
 def made(graph):
@@ -159,3 +159,11 @@ def test_edits_of_another_graph_leave_the_report_as_it_is(run, tmp_path):
     printed = mechstudy("report", study, "--out", run.path, "--edits", bad, code=2).output
     assert "1 node of 1 not in this graph" in printed
     assert (run.path / "edits.json").read_bytes() == kept if kept else not (run.path / "edits.json").exists()
+
+
+def test_later_edits_replace_a_label_with_what_the_graph_was_made_with(run):
+    for graph in (run.graphs["mine"], run.graphs["mine"].prompts[0]):
+        node = graph.nodes["node"][0]
+        twice = graph.edited({"clerps": [[node, "mine"]]}).edited({"clerps": []})
+        assert twice.nodes.equals(graph.nodes)
+        assert graph.edited({"clerps": [[node, "mine"]]}).nodes["label"][0] == "mine"

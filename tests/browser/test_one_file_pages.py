@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -23,13 +22,6 @@ pytestmark = [
 ]
 EDITED = "mechstudyGraph.edits().qParams(mechstudyGraph.pins, -1)"
 CLEAN, CORRUPTED = "<img src=x> keys", "<img src=x> dogs"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    instance = Browser(1300)
-    yield instance
-    instance.close()
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,13 @@ def broken(asked):
     raise RuntimeError("secret detail of /somewhere. And more.")
 
 
+def running(server):
+    """The thread that serves; it answers when this returns, for the socket listens already."""
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    return thread
+
+
 @pytest.fixture
 def served(tmp_path):
     """A server of a report of two files, beside which lies a study file; what it answers, by `ask`."""
@@ -40,8 +47,7 @@ def served(tmp_path):
     pages = {"prompt-1": PAGE.format(ALONE, "made")}
     actions = {"echo": dict, "refused": refused, "broken": broken}
     server = ReportServer(SimpleNamespace(actions=actions, page=pages.get, about=lambda: {"model": "tiny"}), report)
-    thread = threading.Thread(target=server.run)
-    thread.start()
+    thread = running(server)
     address = urlsplit(server.address)
 
     def ask(path, body=None, method=None, **headers):
@@ -55,16 +61,18 @@ def served(tmp_path):
         return SimpleNamespace(status=answer.status, text=content, headers=answer.headers)
 
     yield SimpleNamespace(ask=ask, at=f"/{server.token}/", netloc=address.netloc, server=server)
-    server.close()
+    server.stop()
     thread.join()
 
 
 def test_it_listens_on_the_loopback_interface_and_has_a_new_address_each_time(served, tmp_path):
     assert served.server.address == f"http://127.0.0.1:{served.netloc.split(':')[1]}{served.at}index.html"
     other = ReportServer(served.server.live, tmp_path / "report")
+    thread = running(other)
     assert len(other.token) >= 22
     assert other.token != served.server.token
-    other._server.server_close()
+    other.stop()
+    thread.join()
 
 
 def test_pages_may_talk_to_the_server_and_get_its_script(served):

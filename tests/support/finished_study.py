@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 from pathlib import Path
 
@@ -15,10 +14,15 @@ from tests.support.tiny_study import write_study
 UNITS = ("baseline[mine]", "intervene[mine]", "features")  # and all that they need
 
 
-def finished_study(factory: pytest.TempPathFactory) -> ms.Run:
-    """A run at ``<folder>/runs/tiny`` of ``<folder>/study.yaml``, of the units `UNITS`."""
+def finished_study(factory: pytest.TempPathFactory, worker_id: str) -> ms.Run:
+    """A run at ``<folder>/runs/tiny`` of ``<folder>/study.yaml``, of the units `UNITS`.
+
+    Args:
+        factory: gives the module's copy its folder.
+        worker_id: pytest-xdist's fixture.
+    """
     base = factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # of this session's processes
+    shared = base if worker_id == "master" else base.parent  # of this session's processes
     made = shared / "finished_study"
     with (shared / "finished_study.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

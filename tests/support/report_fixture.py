@@ -13,7 +13,6 @@ import math
 import random
 import re
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from mechstudy.features.labels import Label, claims
 from mechstudy.monitoring.record import Sample, Session, to_lines, usage_file
 from mechstudy.report.data import ReportData, UnitFiles
 from mechstudy.study.phases import registry
+from tests.support.report_features import feature_page
 from tests.support.report_graphs import HOSTILE, LAYERS, POSITIONS, WORDS, behaviour_graph, prompt_graph
 
 HOSTILE_TOKENS = (HOSTILE, "\u2028", "\u202e", "\ufffd", "\n", "\t", "\x07", "<!--", "&amp;", "{{7*7}}", "`${1}`")
@@ -50,24 +50,6 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-
-
-def activation_range(example: Mapping[str, Any], signed: bool) -> dict[str, Any]:
-    """Histogram and intervals of a feature of 37 bins above zero, and of nine below, with an example of each."""
-    counts, width = [5000 // (1 + i) ** 2 for i in range(34)] + [0, 0, 1], 0.25
-    sides = {1: counts, -1: counts[:9] if signed else []}
-    intervals: list[dict[str, Any]] = []
-    for sign, side in sides.items():
-        edges = [len(side) * i // 5 for i in range(6)] if side else []
-        for start, stop in pairwise(edges):
-            low, high = sorted((sign * start * width, sign * stop * width))
-            scale = (low + high) / 2 / example["activations"][example["peak"]]
-            drawn = {**example, "activations": [scale * value for value in example["activations"]]}
-            count = sum(side[start:stop])
-            intervals.append({"low": low, "high": high, "count": count, "examples": [drawn] if count else []})
-    intervals.sort(key=lambda one: -one["high"])
-    histogram = {"bin_width": width, "positive": sides[1], "negative": sides[-1]}
-    return {"histogram": histogram, "intervals": intervals}
 
 
 TITLES = {phase.name: phase.title for phase in registry.phases()}
@@ -378,36 +360,7 @@ class FakeStudy:
         vocabulary = [f" {w}" for w in WORDS] + list(HOSTILE_TOKENS)
         for layer in LAYERS:
             for k, feature in enumerate(self.features[layer]):
-                examples = []
-                favourite = self.random.choice(vocabulary[:24])
-                for document in range(6):
-                    tokens = [self.random.choice(vocabulary) for _ in range(64)]
-                    peak = self.random.randrange(64)
-                    tokens[peak] = HOSTILE if k == 0 and document == 0 else favourite
-                    activations = [
-                        round(self.random.random() * 2, 3) if self.random.random() < 0.1 else 0.0 for _ in tokens
-                    ]
-                    activations[peak] = 9.0 - document
-                    examples.append({"tokens": tokens, "activations": activations, "peak": peak, "document": document})
-                shuffled = self.random.sample(vocabulary, 10)
-                neuron = k % 5 == 1
-                features.append(
-                    {
-                        "layer": layer, "feature": feature, "kind": "neurons" if neuron else "skip_transcoder",
-                        "frequency": 10 ** -self.random.uniform(1.5, 4),
-                        "mean_activation": 2.2, "max_activation": 9.0,
-                        "label": {
-                            "rule": f"on «{favourite.strip()}»", "claimed": k % 2 == 0, "score": 0.9 - 0.05 * (k % 5),
-                            "shuffled": 0.5, "precision": 0.6, "recall": 0.8, "n": 40, "sign": 1,
-                        },
-                        "top_logits": [{"token": t, "value": 2 - 0.1 * i} for i, t in enumerate(shuffled)],
-                        "bottom_logits": [{"token": t, "value": -2 + 0.1 * i} for i, t in enumerate(shuffled[::-1])],
-                        "examples": examples,
-                        **({} if k % 10 == 9 else activation_range(examples[1], neuron)),
-                        "graphs": {b: {"influence": self.random.random() * 0.1, "frequency": 0.7, "positions": ["end"]}
-                                   for b in BEHAVIOURS if k < 9},
-                    }
-                )  # fmt: skip
+                features.append(feature_page(self.random, vocabulary, layer, feature, k, BEHAVIOURS))
         found = claims([Label(**feature["label"]) for feature in features])
         write(self.folder("features") / "features.json", {"features": features, "labels": found})
         self._unit("features", 44.0, {"features.json": 3_000_000})

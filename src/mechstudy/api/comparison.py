@@ -35,7 +35,8 @@ class Comparison(GraphComparison):
 
     def html(self) -> str:
         """Both graphs drawn as one, as one HTML page that fetches nothing."""
-        pages = [page for graph in self.graphs for page in getattr(graph, "feature_pages", ())]
+        drawn = [graph for graph in self.graphs if isinstance(graph, PromptGraph | BehaviourGraph)]
+        pages = [page for graph in drawn for page in graph.feature_pages]
         view = comparison_view(self, _columns(self), feature_labels(pages), feature_densities(pages))
         return page_of(view, records_of(pages, set(self.nodes["feature"])))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -83,37 +84,70 @@ def export_features(
     pages = [page for page in run.feature_pages if name_of(page) in names]
     said = {(int(p["layer"]), int(p["feature"])): text for p in pages if (text := _explanation(run, p)) is not None}
     [recorded] = finished.of(run.artifacts, "features").values()
-    corpus_made = _corpus_of(run, recorded)
-    summary = corpus_made.read_json("corpus.json")
-    rows, context = int(recorded.read_json("features.json")["rows_searched"]), int(summary["context"])
+    searched = _Searched.of(run, recorded)
     with disk_errors(place):
         if format == "neuronpedia":
             export = Export(
                 identifier(str(run.model.get("name") or "model")), identifier(name or str(run.study["name"])), creator,
                 str(recorded.manifest["finished"]), int(run.model["n_layers"]), int(run.model.get("d_mlp") or 0),
-                str(summary["source"]), rows // context, context,
+                searched.source, searched.n_documents, searched.context,
             )  # fmt: skip
             return write_neuronpedia(place, pages, said, export)
-        source = str(run.model.get("source") or "")
-        dtype = str(recorded.manifest["spec"]["model_dtype"])
-        loaded = (
-            model
-            if isinstance(model, LanguageModel)
-            else models.load_model(model or source, dtype=dtype, device=device)
-        )
-        config = {
-            "dataset_repo": str(summary["source"]), "dataset_split": "train", "dataset_name": "",
-            "dataset_column": "text", "batch_size": max(1, batch_tokens // context),
-            "model_name": source.removeprefix("hf:").partition("@")[0] if source.startswith("hf:") else loaded.name,
-        }  # fmt: skip
-        by_layer: dict[int, list[int]] = defaultdict(list)
-        for page in pages:
-            by_layer[int(page["layer"])].append(int(page["feature"]))
-        tokens = corpus.Corpus.load(corpus_made.path).train[: rows // context].long()
-        bases = _bases(run, recorded, pages, loaded)
-        return write_delphi(
-            place, loaded, bases, by_layer, tokens, said, config, batch_tokens=batch_tokens, progress=progress
-        )
+        loaded = _model(run, recorded, model, device)
+        return _to_delphi(place, run, recorded, loaded, pages, said, searched, batch_tokens, progress)
+
+
+@dataclass(frozen=True)
+class _Searched:
+    """The text that examples were searched in."""
+
+    corpus: Artifact
+    source: str
+    n_documents: int
+    context: int
+
+    @classmethod
+    def of(cls, run: Run, recorded: Artifact) -> _Searched:
+        made = _corpus_of(run, recorded)
+        summary = made.read_json("corpus.json")
+        context = int(summary["context"])
+        rows = int(recorded.read_json("features.json")["rows_searched"])
+        return cls(made, str(summary["source"]), rows // context, context)
+
+
+def _model(run: Run, recorded: Artifact, model: LanguageModel | str | None, device: str) -> LanguageModel:
+    """The model that is given, or that of a source, in the dtype of the run's search."""
+    if isinstance(model, LanguageModel):
+        return model
+    dtype = str(recorded.manifest["spec"]["model_dtype"])
+    return models.load_model(model or str(run.model.get("source") or ""), dtype=dtype, device=device)
+
+
+def _to_delphi(
+    place: Path,
+    run: Run,
+    recorded: Artifact,
+    model: LanguageModel,
+    pages: Sequence[Mapping[str, Any]],
+    said: Mapping[tuple[int, int], str],
+    searched: _Searched,
+    batch_tokens: int,
+    progress: Progress | None,
+) -> list[str]:
+    source = str(run.model.get("source") or "")
+    config = {
+        "dataset_repo": searched.source, "dataset_split": "train", "dataset_name": "", "dataset_column": "text",
+        "batch_size": max(1, batch_tokens // searched.context),
+        "model_name": source.removeprefix("hf:").partition("@")[0] if source.startswith("hf:") else model.name,
+    }  # fmt: skip
+    by_layer: dict[int, list[int]] = defaultdict(list)
+    for page in pages:
+        by_layer[int(page["layer"])].append(int(page["feature"]))
+    tokens = corpus.Corpus.load(searched.corpus.path).train[: searched.n_documents].long()
+    bases = _bases(run, recorded, pages, model)
+    return write_delphi(
+        place, model, bases, by_layer, tokens, said, config, batch_tokens=batch_tokens, progress=progress
+    )
 
 
 def _explanation(run: Run, page: Mapping[str, Any]) -> str | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import polars as pl
 from pydantic import BaseModel, Field, ValidationError
@@ -113,6 +114,7 @@ class _Drawn(GraphFrames, ABC):
     """A graph with its features' pages, which label and describe the nodes of the drawing."""
 
     _pages: Pages
+    _as_made: pl.DataFrame  # nodes, before a reader's labels
 
     @property
     def feature_pages(self) -> Pages:
@@ -167,17 +169,16 @@ class _Drawn(GraphFrames, ABC):
                 f"not edits of a graph: {what}", where=where, fix="a file that the page's `Save edits` wrote"
             ) from None
         self._check_nodes(chosen.nodes)
-        kept = self.edits | chosen.model_dump(mode="json")
-        return self._with_json({**self._json, "qParams": kept})
-
-    @abstractmethod
-    def _with_json(self, json: Mapping[str, Any]) -> Self:
-        """The same graph of another content."""
+        made = copy(self)
+        made._json = {**self._json, "qParams": self.edits | chosen.model_dump(mode="json")}
+        made._label_nodes()
+        return made
 
     def _label_nodes(self) -> None:
-        """Labels that a reader gave replace those of nodes."""
-        if given := dict(row for row in self.edits.get("clerps") or () if _is_pair(row)):
-            self.nodes = self.nodes.with_columns(label=pl.col("node").replace_strict(given, default=pl.col("label")))
+        """Labels that a reader gave replace those that the graph was made with."""
+        given = dict(row for row in self.edits.get("clerps") or () if _is_pair(row))
+        label = pl.col("node").replace_strict(given, default=pl.col("label")) if given else pl.col("label")
+        self.nodes = self._as_made.with_columns(label=label)
 
     def _check_nodes(self, names: Collection[str]) -> None:
         known = set(self.nodes["node"])
@@ -210,10 +211,8 @@ class PromptGraph(_Drawn, PromptFrames):
         super().__init__(json, feature_labels(pages))
         self._pages = pages
         self.bases = {**self.bases, **(bases or {})}
+        self._as_made = self.nodes
         self._label_nodes()
-
-    def _with_json(self, json: Mapping[str, Any]) -> PromptGraph:
-        return PromptGraph(json, self._pages, self.bases)
 
     def described_by(self, pages: Pages) -> PromptGraph:
         """The same graph, its features described by these records too, such as a run's (`Run.feature_pages`).
@@ -266,13 +265,8 @@ class BehaviourGraph(_Drawn, BehaviourFrames):
         super().__init__(json, scores, prompts, feature_labels(pages))
         self._pages, self._checked = pages, checked
         self.bases = {**self.bases, **(bases or {})}
+        self._as_made = self.nodes
         self._label_nodes()
-
-    def _with_json(self, json: Mapping[str, Any]) -> BehaviourGraph:
-        prompts = cast("Sequence[PromptGraph]", self.prompts)
-        made = BehaviourGraph(json, self._scores, prompts, self._pages, self._checked, self.bases)
-        made.prompt_ids = self.prompt_ids
-        return made
 
     def _view(self) -> dict[str, Any]:
         labels, densities = feature_labels(self._pages), feature_densities(self._pages)

@@ -44,9 +44,8 @@ def subgraph_effects(
         dictionaries: those of the graph; None where its nodes are neurons.
         graph: of the pair's clean prompt.
         pair: the prompt pair.
-        nodes: names of ``graph.nodes`` (``26_172_9``), its rows, or those of ``graph.top``, also of
-            features that pruning cut; by default what is pinned (``graph.edits``). Features and errors count;
-            tokens, biases and
+        nodes: names of ``graph.nodes`` (``26_172_9``), its rows, or those of ``graph.top``, also of features that
+            pruning cut; by default what is pinned (``graph.edits``). Features and errors count; tokens, biases and
             outputs do not.
         basis: that of the graph; by default dictionaries where there are some, else neurons.
         replace_by: ``corrupted`` or ``zero``; by default the corrupted prompt's values where there is one.
@@ -63,23 +62,26 @@ def subgraph_effects(
         )
     if nodes is None:
         nodes = [str(node) for node in graph.edits.get("pinnedIds") or ()]
-    if isinstance(nodes, pl.DataFrame) and "node" not in nodes.columns:
-        rows_of_top = nodes.select("feature", "position").iter_rows()
-        top = [(int(name.partition("/")[0]), _number(name), int(at)) for name, at in rows_of_top]
-        bases = chosen_bases(model, all_fitted(model, dictionaries or {}), basis)
-        return effects_of(model, bases, pair, top, replace_by=replace_by)
-    names = nodes["node"].to_list() if isinstance(nodes, pl.DataFrame) else list(nodes)
-    columns = ("node", "kind", "layer", "feature", "position")
-    rows = {row["node"]: row for row in graph.nodes.select(columns).to_dicts()}
-    if unknown := [name for name in names if name not in rows]:
+    placed = _placed(graph, nodes)
+    bases = chosen_bases(model, all_fitted(model, dictionaries or {}), basis)
+    return effects_of(model, bases, pair, placed, replace_by=replace_by)
+
+
+def _placed(graph: PromptGraph, nodes: Sequence[str] | pl.DataFrame) -> list[tuple[int, int | None, int]]:
+    """Layer, feature (None: the layer's error) and token of each feature and error among the nodes."""
+    if isinstance(nodes, pl.DataFrame):
+        if "node" not in nodes.columns:  # rows of `top`, also of features that are not drawn
+            ranked = nodes.select("feature", "position").iter_rows()
+            return [(int(name.partition("/")[0]), _number(name), int(at)) for name, at in ranked]
+        nodes = nodes["node"].to_list()
+    rows = {row["node"]: row for row in graph.nodes.to_dicts()}
+    if unknown := [name for name in nodes if name not in rows]:
         example = graph.nodes.filter(kind="feature")["node"].to_list()[:1]
         raise MechstudyError(
             f"the graph has no node {unknown[0]}", fix=" ".join(["names of graph.nodes, such as", *example])
         )
-    chosen = [rows[name] for name in names if rows[name]["kind"] in ("feature", "error")]
-    bases = chosen_bases(model, all_fitted(model, dictionaries or {}), basis)
-    placed = [(row["layer"], _number(row["feature"]), row["position"]) for row in chosen]
-    return effects_of(model, bases, pair, placed, replace_by=replace_by)
+    chosen = [rows[name] for name in nodes if rows[name]["kind"] in ("feature", "error")]
+    return [(row["layer"], _number(row["feature"]), row["position"]) for row in chosen]
 
 
 def _number(feature: str | None) -> int | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from mechstudy import api
-from mechstudy.cli import one_prompt
+from mechstudy.cli import one_prompt, options
 from mechstudy.core.progress import Progress
 
 if TYPE_CHECKING:
@@ -30,13 +30,8 @@ def export(
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new or empty folder.")],
-    features: Annotated[
-        list[str] | None,
-        typer.Option(metavar="LAYER/FEATURE", help="Repeatable. Default: all that the run recorded."),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="So many features at most, those of largest influence.")
-    ] = None,
+    features: options.RecordedFeatures = None,
+    limit: options.MostFeatures = None,
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="The source set at Neuronpedia. Default: the study's name.")
     ] = None,

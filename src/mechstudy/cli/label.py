@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import nan
 from pathlib import Path
 from statistics import median
@@ -11,6 +12,7 @@ import typer
 from rich.text import Text
 
 from mechstudy import api
+from mechstudy.cli import options
 from mechstudy.cli.one_prompt import noted
 from mechstudy.cli.options import Json
 from mechstudy.cli.show import console, print_json, table
@@ -26,46 +28,45 @@ if TYPE_CHECKING:
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, such as runs/demo.")]
 
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Address up to and without /chat/completions, such as http://127.0.0.1:8000/v1. Texts of the run are "
+        "sent there, and nowhere else.",
+    ),
+]
+Given = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="FILE|FOLDER",
+        help="Labels that others gave, in place of an endpoint: Neuronpedia's explanations, delphi's, or a JSON "
+        "object.",
+    ),
+]
+KeyVariable = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help=f"Environment variable that holds the key. Default: {KEY_VARIABLE}, if it is set."
+    ),
+]
+
 
 def label(
     run: RunFolder,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Address up to and without /chat/completions, such as http://127.0.0.1:8000/v1. Texts of the run are "
-            "sent there, and nowhere else.",
-        ),
-    ] = None,
+    endpoint: Address = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", metavar="NAME", help="The model's name at the endpoint.")
     ] = None,
-    given: Annotated[
-        Path | None,
-        typer.Option(
-            "--from",
-            metavar="FILE|FOLDER",
-            help="Labels that others gave, in place of an endpoint: Neuronpedia's explanations, delphi's, or a JSON "
-            "object.",
-        ),
-    ] = None,
-    features: Annotated[
-        list[str] | None,
-        typer.Option(metavar="LAYER/FEATURE", help="Repeatable. Default: all that the run recorded."),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="So many features at most, those of largest influence.")
-    ] = None,
+    given: Given = None,
+    features: options.RecordedFeatures = None,
+    limit: options.MostFeatures = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help=f"The file of labels. Default: {ASKED} in the run's folder."),
     ] = None,
-    key_variable: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help=f"Environment variable that holds the key. Default: {KEY_VARIABLE}, if it is set."
-        ),
-    ] = None,
+    key_variable: KeyVariable = None,
     timeout: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="How long a request may stay without a byte.")
     ] = 60.0,
@@ -85,7 +86,11 @@ def label(
     [dim]mechstudy label runs/demo --from explanations/[/]
     """
     if given is not None:
-        _take(run, given, endpoint or model, as_json)
+        asking = {
+            "--endpoint": endpoint, "--model": model, "--features": features, "--limit": limit, "--out": out,
+            "--key-variable": key_variable,
+        }  # fmt: skip
+        _take(run, given, [name for name, value in asking.items() if value is not None], as_json)
         return
     if endpoint is None or model is None:
         raise MechstudyError(
@@ -112,10 +117,12 @@ def label(
         _show(made)
 
 
-def _take(run: Path, given: Path, asked: str | None, as_json: bool) -> None:
-    if asked is not None:
+def _take(run: Path, given: Path, asking: Sequence[str], as_json: bool) -> None:
+    """Takes labels of files; ``asking`` are options that have no meaning then."""
+    if asking:
         raise MechstudyError(
-            "labels are either asked for or taken from files", fix="--endpoint with --model, or --from"
+            f"labels are either asked for or taken from files: {', '.join(asking)} beside --from",
+            fix="--endpoint with --model, or --from alone",
         )
     with noted():
         made = api.take_labels(run, given)

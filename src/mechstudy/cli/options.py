@@ -57,6 +57,16 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+RecordedFeatures = Annotated[
+    list[str] | None,
+    typer.Option("--features", metavar="LAYER/FEATURE", help="Repeatable. Default: all that the run recorded."),
+]
+MostFeatures = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, metavar="N", help="So many features at most, those of largest influence."),
+]
+
+
 def guarded(command: F) -> F:
     """Turns errors into exit statuses: 2 for a user error, without traceback, 130 for Ctrl-C, 143 for SIGTERM.
 

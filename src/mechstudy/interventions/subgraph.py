@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 
@@ -19,7 +18,7 @@ from mechstudy.interventions.features import FeatureAt
 from mechstudy.interventions.keep_only import keep_only_values
 from mechstudy.models.language_model import LanguageModel
 
-ON_ONE_PROMPT: tuple[Replacement, ...] = tuple(to for to in get_args(Replacement) if to in ("zero", "corrupted"))
+ON_ONE_PROMPT: tuple[Replacement, ...] = ("corrupted", "zero")  # others need more prompts
 
 
 @dataclass(frozen=True)

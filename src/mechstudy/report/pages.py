@@ -239,7 +239,7 @@ def graph_page(site: Site, behaviour: str, labels: Labels, densities: Densities)
         return " (edited)" if graph in edits else ""
 
     if aggregate.get("nodes"):
-        aggregate |= {"qParams": edits.get(behaviour)}
+        aggregate = {**aggregate, "qParams": edits.get(behaviour)}
         checked = edges_of(site.data.interventions[behaviour].json("summary.json")).get("rows") or ()
         view = aggregate_view(
             aggregate,
@@ -261,7 +261,7 @@ def graph_page(site: Site, behaviour: str, labels: Labels, densities: Densities)
         site.figures.write_svg(f"circuit-{key}", circuit_svg(view, boxes=True, theme=LIGHT))
     for row in per_prompt:
         if graph := unit.json(f"graphs/{row['slug']}.json"):
-            graph |= {"qParams": edits.get(str(row["slug"])) or graph.get("qParams")}
+            graph = {**graph, "qParams": edits.get(str(row["slug"])) or graph.get("qParams")}
             name = f"graph-{key}-{slug(str(row['slug']))}"
             write_data(site.out, name, prompt_view(graph, labels, densities, automatic_groups(PromptFrames(graph))))
             prompt = clip(plain(str(row.get("prompt") or row["slug"])), 90)

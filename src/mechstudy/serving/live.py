@@ -82,7 +82,7 @@ class LiveRun:
             for p in firsts
             if p is not None
         ]
-        return {"model": self.model.name, "examples": examples, "dictionaries": sorted(self.dictionaries)}
+        return {"model": self.model.name, "examples": examples}
 
     def steer(self, asked: SteerRequest) -> dict[str, Any]:
         """Both continuations of a prompt.

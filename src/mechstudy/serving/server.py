@@ -70,13 +70,13 @@ class ReportServer:
         return f"http://{HOST}:{self._server.server_address[1]}/{self.token}/index.html"
 
     def run(self) -> None:
-        """Serve until `close` is called from another thread, or Ctrl+C."""
-        self._server.serve_forever()
+        """Serve until `stop` is called from another thread, or Ctrl+C."""
+        with self._server:
+            self._server.serve_forever()
 
-    def close(self) -> None:
-        """Stop serving."""
+    def stop(self) -> None:
+        """End `run`, from another thread while it runs."""
         self._server.shutdown()
-        self._server.server_close()
 
 
 def require_report(report: Path) -> Path:
@@ -106,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.OK, "text/javascript; charset=utf-8", _asset("live.js").encode())
         elif path == "live/about":
             self._json(HTTPStatus.OK, self.owner.live.about())
-        elif (made := self.owner.live.page(path.removeprefix("live/").removesuffix(".html"))) is not None:
+        elif (made := self._made(path)) is not None:
             # A page of one file allows scripts inside alone.
             self._page(made.encode(), f"<script>{_asset('live.js')}</script>")
         else:
@@ -143,6 +143,11 @@ class _Handler(BaseHTTPRequestHandler):
         token, _, path = unquote(urlsplit(self.path).path).removeprefix("/").partition("/")
         known = secrets.compare_digest(token.encode("utf-8", "replace"), self.owner.token.encode())
         return (path or "index.html") if known else None
+
+    def _made(self, path: str) -> str | None:
+        """The page of a graph that was made here."""
+        name = path.removeprefix("live/").removesuffix(".html")
+        return self.owner.live.page(name) if path == f"live/{name}.html" else None
 
     def _is_ours(self) -> bool:
         """Whether a page of this server asks: others cannot send this type of content, nor this origin."""

@@ -146,6 +146,22 @@ def see_the_heads(r: Reader) -> None:
     assert r.js("document.querySelectorAll('#g-heads tr').length") > 0
 
 
+def see_why_a_head_attends_where_it_does(r: Reader) -> None:
+    r.page.locator("#g-heads button").first.click()
+    pairs = r.page.locator("#g-heads .pairs").first
+    assert pairs.is_visible() and pairs.locator("tbody tr").count() > 1
+    of_page = "mechstudyGraph.graph().heads[0].pairs"
+    assert abs(r.js(f"{of_page}.score")) > 0 and r.js(f"{of_page}.pairs.length") > 1
+
+
+def see_the_heads_of_a_feature(r: Reader) -> None:
+    r.js(
+        "(() => { const g = mechstudyGraph.graph(); "
+        "mechstudyGraph.select(Number(g.edges.source[Number(Object.keys(g.edge_heads)[0])])); })()"
+    )
+    assert "It is read by" in r.detail() and "head" in r.detail()
+
+
 def pin_and_unpin(r: Reader) -> None:
     [first, _] = r.pin(2)
     assert r.js("mechstudyGraph.pins.size") == 2
@@ -256,7 +272,8 @@ TASKS: tuple[Callable[[Reader], None], ...] = (
     see_a_nodes_edges, see_what_a_feature_fires_on, see_what_a_feature_promotes,
     see_text_from_the_whole_range_of_activations, see_how_far_a_label_can_be_relied_on, find_a_feature_by_its_label,
     find_a_token, hide_what_matters_little, hide_dense_features, see_raising_edges_alone, hide_edges_through_patterns,
-    see_an_edges_share_of_the_input, see_the_heads, pin_and_unpin, see_pinned_nodes_alone,
+    see_an_edges_share_of_the_input, see_the_heads, see_why_a_head_attends_where_it_does, see_the_heads_of_a_feature,
+    pin_and_unpin, see_pinned_nodes_alone,
     score_what_is_pinned, pin_all_that_a_label_search_finds, make_and_name_a_supernode, ungroup_a_supernode,
     group_automatically, group_by_token, edit_a_label, save_and_load_edits_with_labels, share_it_all_by_an_address,
     export_the_subgraph_as_a_picture, use_the_whole_screen_and_the_keyboard,

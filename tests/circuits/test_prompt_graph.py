@@ -8,11 +8,10 @@ from mechstudy.circuits.aggregate import scores_of
 from mechstudy.circuits.attribution import attribute
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.graph import prune
-from mechstudy.circuits.head_flow import head_flow
+from mechstudy.circuits.graph_attention import attention_of
 from mechstudy.circuits.live import live_effects
 from mechstudy.circuits.prompt_graph import explain_prompt
 from mechstudy.circuits.prompt_record import prompt_record
-from mechstudy.circuits.score_edges import strongest_score_edges
 from mechstudy.circuits.targets import AnswerContrast
 from tests.support.interventions_world import pair, transcoders
 from tests.support.tiny import tiny_model
@@ -43,8 +42,7 @@ def test_a_prompts_graph_is_that_of_its_clean_tokens_and_answers(world):
         pruned,
         prompt.positions,
         live,
-        flow=head_flow(graph, pruned),
-        score_edges=strongest_score_edges(model, graph, pruned, CONFIG.qk_edges),
+        attention=attention_of(model, graph, pruned, CONFIG),
     )
     assert explained.score["n_nodes_pruned"] == pruned.n_nodes and explained.score["n_features_expanded"] == 40
     assert explained.score["replacement"] == graph.scores().replacement

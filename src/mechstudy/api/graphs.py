@@ -33,7 +33,8 @@ from mechstudy.report.viewer import (
 if TYPE_CHECKING:
     from mechstudy.dictionaries.dictionary import Dictionary
 
-_SCRIPTS = ("features.js", "graph-layout.js", "graph-draw.js", "graph-detail.js", "graph-edits.js", "graph.js")
+_PARTS = ("layout", "draw", "heads", "detail", "edits")
+_SCRIPTS = tuple(f"{name}.js" for name in ("features", *(f"graph-{part}" for part in _PARTS), "graph"))
 _KEY = "this"
 _CELL_HEIGHT = 820  # CSS pixels
 _OWN_STYLE = """

@@ -25,6 +25,10 @@ _BEHAVIOUR_NODES = {
     "frequency": pl.Float64, "presence": pl.Float64, "activation": pl.Float64, "influence": pl.Float64,
     "total_effect": pl.Float64, "live_effect": pl.Float64, "contrast_effect": pl.Float64, "label": pl.String,
 }  # fmt: skip
+_HEAD_PAIRS = {
+    "head": pl.String, "query": pl.Int64, "key": pl.Int64, "pattern": pl.Float64, "score": pl.Float64,
+    "at_query": pl.String, "at_key": pl.String, "term": pl.Float64,
+}  # fmt: skip
 _EDGES = {"source": pl.String, "target": pl.String, "weight": pl.Float64}
 _EFFECTS = ("influence", "total_effect", "live_effect", "contrast_effect")
 _SMALLEST_FIRST = ("cumulative_influence", "contrast_effect")
@@ -184,6 +188,22 @@ class PromptFrames(GraphFrames):
         rows = [(f"{layer}.{head}", layer, query, influence) for layer, head, query, influence in listed]
         schema = {"head": pl.String, "layer": pl.Int64, "query": pl.Int64, "influence": pl.Float64}
         return pl.DataFrame(rows, schema=schema, orient="row")
+
+    @property
+    def head_pairs(self) -> pl.DataFrame:
+        """Why the strongest heads attend where they do: the largest terms of their scores, a row for each.
+
+        Columns: head, query and key (token positions; the key is where the head reads most of its influence), pattern
+        and score there, at_query and at_key (the pair: nodes, ``head.21.4`` for what a head of a lower layer wrote, or
+        ``rest``), term. All terms of a score, also those that are not listed, add up to the score.
+        """
+        listed = ((self._json.get("metadata") or {}).get("mechstudy") or {}).get("head_pairs") or []
+        rows = [
+            (f"{one['layer']}.{one['head']}", one["query"], one["key"], one["pattern"], one["score"], *pair)
+            for one in listed
+            for pair in one["pairs"]
+        ]
+        return pl.DataFrame(rows, schema=_HEAD_PAIRS, orient="row")
 
     def __repr__(self) -> str:
         kinds = dict(self.nodes["kind"].value_counts().iter_rows())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +22,13 @@ class HeadFlow:
 
     ``edges[row, column]`` is an edge's direct part and its largest parts [layer, head, query position, weight], by
     size. ``heads[layer, head, query]`` is the influence that passes that head first: each edge's influence is divided
-    among its parts by their sizes. ``share`` is the part of all edges' influence that these edges have.
+    among its parts by their sizes. ``keys`` has the key at which that head reads most of it, and how much. ``share`` is
+    the part of all edges' influence that these edges have.
     """
 
     edges: dict[tuple[int, int], dict[str, Any]]
     heads: dict[tuple[int, int, int], float]
+    keys: dict[tuple[int, int, int], tuple[int, float]]
     share: float
 
 
@@ -42,7 +43,7 @@ def head_flow(graph: Graph, pruned: Pruned) -> HeadFlow:
     per_edge = len(prompt.layers) * prompt.layers[0].pattern_QTS.shape[0] * prompt.n_positions
     n = min(len(row_E), _MOST_EDGES, max(1, _NUMBERS // per_edge))
     if n == 0:
-        return HeadFlow({}, {}, 0.0)
+        return HeadFlow({}, {}, {}, 0.0)
     strongest = influence_E.topk(n).indices
     row_E, column_E, chosen_I = row_E[strongest], column_E[strongest], influence_E[strongest]
     used, place_E = torch.unique(row_E, return_inverse=True)
@@ -60,11 +61,23 @@ def head_flow(graph: Graph, pruned: Pruned) -> HeadFlow:
             "direct": float(split.direct_E[e]),
             "heads": [[*_place(i, n_heads, length), float(parts[e, i])] for i in listed],
         }
-    flow = (chosen_I.to(parts) / size_E) @ parts.abs()
-    heads: dict[tuple[int, int, int], float] = defaultdict(float)
-    for i in flow.nonzero()[:, 0].tolist():
-        heads[_place(i, n_heads, length)] += float(flow[i])
-    return HeadFlow(edges, dict(heads), float(chosen_I.sum() / influence_E.sum()))
+    # An edge's first head reads its source where the source writes: that position is the key.
+    key_EK = torch.nn.functional.one_hot(_positions(graph)[column_E], length).to(parts)
+    flow_KP = (key_EK * (chosen_I.to(parts) / size_E)[:, None]).T @ parts.abs()
+    flow_P, (most_P, key_P) = flow_KP.sum(0), flow_KP.max(0)
+    heads: dict[tuple[int, int, int], float] = {}
+    keys: dict[tuple[int, int, int], tuple[int, float]] = {}
+    for i in flow_P.nonzero()[:, 0].tolist():
+        place = _place(i, n_heads, length)
+        heads[place], keys[place] = float(flow_P[i]), (int(key_P[i]), float(most_P[i]))
+    return HeadFlow(edges, heads, keys, float(chosen_I.sum() / influence_E.sum()))
+
+
+def _positions(graph: Graph) -> torch.Tensor:
+    """The position of every source but biases."""
+    every = torch.arange(graph.index.n_positions)
+    errors = every.repeat(graph.index.n_layers)
+    return torch.cat([graph.feature_position_S[: graph.index.n_features].cpu(), errors, every])
 
 
 def _place(index: int, n_heads: int, length: int) -> tuple[int, int, int]:

@@ -16,12 +16,13 @@ from torch import Tensor
 from mechstudy._version import __version__
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.graph import Graph, Ledger, Pruned, Source
-from mechstudy.circuits.head_flow import HeadFlow
-from mechstudy.circuits.score_edges import ScoreEdge
+from mechstudy.circuits.graph_attention import Attention
+from mechstudy.circuits.head_pairs import HeadPairs, Summand
 
 _REVERSED = 0  # reverse_ctx_idx: circuit-tracer writes 0 everywhere
 
 _HEADS = 50  # listed
+REST = "rest"  # of a query or a key: what no listed node or head wrote
 
 
 def graph_json(
@@ -34,8 +35,7 @@ def graph_json(
     token_strings: Sequence[str],
     config: AttributionConfig,
     extra: Mapping[str, Any],
-    flow: HeadFlow | None = None,
-    score_edges: Sequence[ScoreEdge] = (),
+    attention: Attention | None = None,
 ) -> dict[str, Any]:
     """The pruned graph as JSON.
 
@@ -43,9 +43,11 @@ def graph_json(
         slug: the graph's name.
         scan: the model's name.
         extra: fields under ``metadata.mechstudy``, beside the ledger.
-        flow: the heads that edges run through; the strongest edges get their parts.
-        score_edges: edges through attention patterns, listed under ``metadata.mechstudy.qk_links``.
+        attention: the heads that edges run through, of which the strongest edges get their parts; edges through
+            attention patterns, listed under ``metadata.mechstudy.qk_links``; and what scores are made of
+            (``head_pairs``).
     """
+    attention = attention or Attention()
     share_S = _cumulative_shares(graph)
     sources = graph.sources()
     ids = [_source_id(source) for source in sources]
@@ -62,10 +64,10 @@ def graph_json(
     nodes += [_bias_node(layer) for layer in dict.fromkeys(layer for layer, _ in biases)]
     links = [
         {"source": ids[column], "target": row_ids[row], "weight": float(graph.A_RS[row, column])}
-        | (flow.edges.get((row, column), {}) if flow is not None else {})
+        | (attention.flow.edges.get((row, column), {}) if attention.flow is not None else {})
         for row, column in pruned.edges()
     ]
-    qk_links = [[ids[column], row_ids[row], weight] for row, column, weight in score_edges]
+    qk_links = [[ids[column], row_ids[row], weight] for row, column, weight in attention.score_edges]
     for layer, row in biases:
         links.append({"source": f"b_{layer}", "target": row_ids[row], "weight": _bias(graph, layer, row)})
     return {
@@ -92,7 +94,7 @@ def graph_json(
                 "node_threshold": config.node_threshold,
                 "edge_threshold": config.edge_threshold,
             },
-            "mechstudy": dict(extra) | _ledgers(graph) | _heads(flow) | {"qk_links": qk_links},
+            "mechstudy": dict(extra) | _ledgers(graph) | _heads(attention, ids) | {"qk_links": qk_links},
         },
         "qParams": {
             "pinnedIds": [],
@@ -125,12 +127,28 @@ def _cumulative_shares(graph: Graph) -> Tensor:
     return shares
 
 
-def _heads(flow: HeadFlow | None) -> dict[str, Any]:
+def _heads(attention: Attention, ids: Sequence[str]) -> dict[str, Any]:
     """The heads by the influence that passes them first: [layer, head, query position, influence]."""
+    flow = attention.flow
     if flow is None:
         return {}
     ordered = sorted(flow.heads.items(), key=lambda item: -item[1])[:_HEADS]
-    return {"heads": [[*place, influence] for place, influence in ordered], "heads_share": flow.share}
+    return {
+        "heads": [[*place, influence] for place, influence in ordered],
+        "heads_share": flow.share,
+        "head_pairs": [_pairs(pairs, ids) for pairs in attention.pairs],
+    }
+
+
+def _pairs(pairs: HeadPairs, ids: Sequence[str]) -> dict[str, Any]:
+    """The largest terms of one score, [at the query, at the key, term], by ids of nodes, heads and the rest."""
+
+    def name(summand: Summand) -> str:
+        if summand is None:
+            return REST
+        return "head.{}.{}".format(*summand) if isinstance(summand, tuple) else ids[summand]
+
+    return asdict(pairs) | {"pairs": [[name(query), name(key), term] for query, key, term in pairs.pairs]}
 
 
 def _ledgers(graph: Graph) -> dict[str, Any]:

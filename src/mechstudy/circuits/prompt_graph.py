@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,8 @@ from mechstudy.circuits.bases import chosen_bases
 from mechstudy.circuits.config import AttributionConfig
 from mechstudy.circuits.difference_graph import attribute_difference
 from mechstudy.circuits.graph import Graph, Pruned, prune
+from mechstudy.circuits.graph_attention import Attention, attention_of
 from mechstudy.circuits.graph_scores import graph_score, path_gaps
-from mechstudy.circuits.head_flow import HeadFlow, head_flow
 from mechstudy.circuits.live import explained_gradients, live_effects, sites_written
 from mechstudy.circuits.neuronpedia import graph_json
 from mechstudy.circuits.node_effects import NodeEffects
@@ -24,14 +24,12 @@ from mechstudy.circuits.node_sets import nodes_of
 from mechstudy.circuits.prompt_record import prompt_record
 from mechstudy.circuits.question import Question
 from mechstudy.circuits.replacements import Replacements
-from mechstudy.circuits.score_edges import ScoreEdge, strongest_score_edges
 from mechstudy.core.errors import MechstudyError
 from mechstudy.core.progress import Progress
 from mechstudy.dictionaries.fitted import all_fitted
 from mechstudy.dictionaries.neurons import Basis, Neurons
 from mechstudy.features.examples import logit_effects
 from mechstudy.models.language_model import LanguageModel
-from mechstudy.models.query_key import NotAffine
 
 _PROMOTED = 8  # tokens listed of a feature
 _STRONGEST = 50  # features by live effect that are described although pruning may cut them
@@ -73,11 +71,11 @@ def explain_prompt(
     graph, pruned, live_S, effects = _graph(
         model, dictionaries, question, config, replacements, checkpointing, progress
     )
-    flow, score_edges = _flow(graph, pruned), _score_edges(model, graph, pruned, config)
+    attention = attention_of(model, graph, pruned, config)
     score = {"slug": slug, "prompt": pair.clean, "prompt_id": pair.id} | graph_score(graph, pruned)
-    json = _json(model, question, slug, graph, pruned, config, {"scores": score}, flow, score_edges)
+    json = _json(model, question, slug, graph, pruned, config, {"scores": score}, attention)
     n_prompt = len(pair.clean_tokens)
-    record = prompt_record(pair.id, graph, pruned, pair.positions, live_S, n_prompt, effects, flow, score_edges)
+    record = prompt_record(pair.id, graph, pruned, pair.positions, live_S, n_prompt, effects, attention)
     return ExplainedPrompt(json, score, record)
 
 
@@ -109,8 +107,8 @@ def explain_question(
     graph, pruned, live_S, effects = _graph(model, dictionaries, question, config, replacements, "auto", progress)
     extra: dict[str, Any] = {"scores": graph_score(graph, pruned), "feature_effects": _effects(graph, live_S, effects)}
     extra["neuron_layers"] = graph.neuron_layers
-    score_edges = _score_edges(model, graph, pruned, config)
-    json = _json(model, question, "prompt", graph, pruned, config, extra, _flow(graph, pruned), score_edges)
+    attention = attention_of(model, graph, pruned, config)
+    json = _json(model, question, "prompt", graph, pruned, config, extra, attention)
     kept = pruned.sources_S[: graph.index.n_features].nonzero()[:, 0].tolist()
     strongest = [] if live_S is None else live_S.argsort(descending=True)[:_STRONGEST].tolist()
     return json, _promoted(model, dictionaries, graph, [*kept, *strongest])
@@ -149,8 +147,7 @@ def _json(
     pruned: Pruned,
     config: AttributionConfig,
     extra: Mapping[str, Any],
-    flow: HeadFlow | None,
-    score_edges: Sequence[ScoreEdge],
+    attention: Attention,
 ) -> dict[str, Any]:
     difference = config.target == "logit_difference" and question.right and graph.difference is None
     about = {
@@ -170,28 +167,8 @@ def _json(
         token_strings=model.token_strings(question.tokens),
         config=config,
         extra={**about, **extra},
-        flow=flow,
-        score_edges=score_edges,
+        attention=attention,
     )
-
-
-def _flow(graph: Graph, pruned: Pruned) -> HeadFlow | None:
-    """The heads that edges run through; None where patterns are live, and an edge is no sum over heads."""
-    return None if graph.difference is not None else head_flow(graph, pruned)
-
-
-def _score_edges(model: LanguageModel, graph: Graph, pruned: Pruned, config: AttributionConfig) -> list[ScoreEdge]:
-    """The strongest edges through patterns.
-
-    There are none of an attention that is no such map (OLMo's clipped queries), and in the graph of a difference, whose
-    edges have those paths in them.
-    """
-    if graph.difference is not None:
-        return []
-    try:
-        return strongest_score_edges(model, graph, pruned, config.qk_edges)
-    except NotAffine:
-        return []
 
 
 def _check(model: LanguageModel, dictionaries: Mapping[int, Basis]) -> None:

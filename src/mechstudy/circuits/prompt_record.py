@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from mechstudy.circuits.graph import Graph, Pruned
+from mechstudy.circuits.graph_attention import Attention
 from mechstudy.circuits.head_flow import HeadFlow
 from mechstudy.circuits.node_effects import NodeEffects
 from mechstudy.circuits.node_names import ANSWER, OTHER, aligned_names, node_id
-from mechstudy.circuits.score_edges import ScoreEdge
 
 _NOTHING = {"influence": 0.0, "total_effect": 0.0, "live_effect": 0.0, "activation": 0.0, "kept": False}
 _CONTRASTED = 20_000  # features of a prompt whose effects of replacement are kept: all, but where neurons are nodes
@@ -28,8 +28,7 @@ def prompt_record(
     live_S: Tensor | None = None,
     n_prompt: int | None = None,
     effects: NodeEffects | None = None,
-    flow: HeadFlow | None = None,
-    score_edges: Sequence[ScoreEdge] = (),
+    attention: Attention | None = None,
 ) -> dict[str, Any]:
     """One prompt's part of the aggregate: JSON of its nodes and of its pruned graph's edges.
 
@@ -39,8 +38,7 @@ def prompt_record(
     Args:
         live_S: `live.live_effects` of the feature columns.
         n_prompt: the tokens of the prompt, if an answer's follow.
-        score_edges: edges through attention patterns.
-        flow: the heads that the graph's edges run through.
+        attention: the heads that the graph's edges run through, and its edges through patterns.
         effects: of replacing nodes. They add features that are not active on the prompt and whose replacement counts;
             ``active`` marks those that are, or are on the corrupted prompt.
     """
@@ -74,14 +72,14 @@ def prompt_record(
             weight *= float(graph.weights_R[row])
         edges[_key(keys[column]), row_keys[row]] += weight
     qk_edges: dict[tuple[str, str], float] = defaultdict(float)
-    for row, column, weight in score_edges:
+    for row, column, weight in () if attention is None else attention.score_edges:
         qk_edges[_key(keys[column]), row_keys[row]] += weight
     return {
         "prompt_id": prompt_id,
         "nodes": nodes,
         "qk_edges": [{"source": s, "target": t, "weight": w} for (s, t), w in qk_edges.items()],
         "edges": [{"source": s, "target": t, "weight": w} for (s, t), w in edges.items()],
-        "heads": _named_heads(flow, names),
+        "heads": _named_heads(None if attention is None else attention.flow, names),
     }
 
 

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from mechstudy.circuits.graph import Graph, Pruned
 from mechstudy.circuits.score_rows import score_effects
-from mechstudy.models.language_model import LanguageModel
-from mechstudy.models.query_key import query_keys
+from mechstudy.models.query_key import QueryKey
 
 _MOST_ROWS = 100
 
 ScoreEdge = tuple[int, int, float]  # row, column and weight
 
 
-def strongest_score_edges(model: LanguageModel, graph: Graph, pruned: Pruned, most: int) -> list[ScoreEdge]:
+def strongest_score_edges(graph: Graph, pruned: Pruned, scores: Mapping[int, QueryKey], most: int) -> list[ScoreEdge]:
     """At most so many QK edges between nodes of a pruned graph, strongest first.
 
     Targets are the 100 nodes of largest influence. Strength is the row's influence times the weight as a share of the
     row's other edges.
 
-    Raises:
-        MechstudyError: an attention whose queries or keys are not affine in its input.
+    Args:
+        scores: queries and keys of the prompt, of every layer (`models.query_keys`).
     """
-    if most == 0:
-        return []
     assert graph.prompt is not None
     _, rows_I = graph.influence
     strength_R = torch.where(pruned.rows_R, rows_I, 0.0)
     rows = strength_R.topk(min(_MOST_ROWS, int((strength_R > 0).sum()))).indices.sort().values
     targets = [graph.targets[row] for row in rows.tolist()]
-    scores = query_keys(model, graph.prompt.tokens_T)
     kept = pruned.sources_S.nonzero()[:, 0]
     weights_RK = score_effects(graph.prompt, graph.index, targets, scores).cpu()[:, kept]
     tiny = torch.finfo(weights_RK.dtype).tiny

@@ -66,8 +66,10 @@ def prompt_view(
     nodes = [_prompt_node(n, labels, tokens) for n in graph.get("nodes") or []]
     outputs = [n for n in graph.get("nodes") or [] if str(n.get("feature_type")) == "logit"]
     qk = [dict(zip(("source", "target", "weight"), link, strict=True)) for link in ours.get("qk_links") or []]
+    places = [names.get(i) or visible(token) for i, token in enumerate(tokens)]
+    pairs = {(p["layer"], p["head"], p["query"]): _pairs(p, places) for p in ours.get("head_pairs") or []}
     heads = [
-        _head(layer, head, names.get(query) or visible(tokens[query]), influence)
+        _head(layer, head, places[query], influence) | {"pairs": pairs.get((layer, head, query))}
         for layer, head, query, influence in ours.get("heads") or []
     ]
     return _view(nodes, graph.get("links") or [], columns, qk, densities=densities) | {
@@ -176,6 +178,14 @@ def _head(layer: int, head: int, query: str, influence: float | None, frequency:
     return {"name": f"L{layer} head {head}", "query": query, "influence": influence, "frequency": frequency}
 
 
+def _pairs(of_score: Mapping[str, Any], places: Sequence[str]) -> dict[str, Any]:
+    """The largest terms of a head's score: where it reads, the pattern and the score there, and the pairs."""
+    [pattern, score] = significant([of_score["pattern"], of_score["score"]], 3)
+    terms = significant([term for *_, term in of_score["pairs"]], 3)
+    pairs = [[query, key, term] for (query, key, _), term in zip(of_score["pairs"], terms, strict=True)]
+    return {"key": places[of_score["key"]], "pattern": pattern, "score": score, "pairs": pairs}
+
+
 def _label(n: Mapping[str, Any], labels: Labels, target: str) -> str:
     """A node's own label, unless it only repeats what the node is."""
     label, kind = str(n.get("label") or ""), n.get("type")
@@ -259,7 +269,13 @@ def _edges(
         for i, pair in enumerate(ends)
         if (row := rows.get((i >= n_values, *pair))) is not None
     }
-    return {"edges": result, "edges_dropped": len(values) - n_values, "checks": checks}
+    through = {str(i): [_through(*part) for part in parts] for i, e in enumerate(drawn) if (parts := e.get("heads"))}
+    return {"edges": result, "edges_dropped": len(values) - n_values, "checks": checks, "edge_heads": through}
+
+
+def _through(layer: int, head: int, _: int, weight: float) -> list[Any]:
+    """A head that an edge runs through, and how much of the edge."""
+    return [f"L{layer} head {head}", significant([weight], 3)[0]]
 
 
 def _between(edges: Sequence[Mapping[str, Any]], index: Mapping[str, int]) -> list[Mapping[str, Any]]:

@@ -88,6 +88,7 @@
       type === 3 ? el("p", { class: "hint" }, "What this layer adds whatever the prompt: its biases, and what the first position writes.") : "",
       app.facts(facts),
       pinList(graph, state), evidence,
+      ...app.nodeHeads(graph, i),
       el("h3", {}, "Comes from"), ...edgeList(graph, graph.incoming[i], "source", state),
       el("h3", {}, "Goes to"), ...edgeList(graph, graph.outgoing[i], "target", state));
     panel.dataset.node = nodes.id[i];
@@ -163,21 +164,6 @@
     }
     if (graph.edges_dropped) add("Not drawn", graph.edges_dropped + " weakest edges");
     box.replaceChildren(el("dl", { class: "facts-list" }, ...facts.flatMap(([k, v]) => [el("dt", {}, k), el("dd", {}, String(v))])));
-  };
-
-  /* The heads that the strongest edges run through. */
-  app.showHeads = function (box, graph) {
-    if (!(graph.heads || []).length) {
-      box.replaceChildren(el("p", { class: "hint" }, "This graph does not say through which heads its edges run."));
-      return;
-    }
-    const top = graph.heads[0].influence || 1;
-    box.replaceChildren(
-      el("table", { class: "ledger heads" }, el("tbody", {}, ...graph.heads.slice(0, 10).map((h) => el("tr", {},
-        el("th", { scope: "row" }, h.name), el("td", {}, "at " + h.query), el("td", { class: "n" }, app.number(h.influence, 3)),
-        el("td", { class: "n" }, h.frequency === null ? "" : Math.round(100 * h.frequency) + "% of prompts"),
-        el("td", { class: "bar" }, el("div", {}, el("i", { style: "width:" + (100 * h.influence) / top + "%" }))))))),
-      el("p", { class: "hint" }, "Influence that passes each head first, on its way from one node to another; values move, patterns are frozen."));
   };
 
   /* features + errors + tokens + biases = target, with the residual. */

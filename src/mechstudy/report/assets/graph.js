@@ -209,7 +209,7 @@
     filter();
     app.showFacts($("g-facts"), graph);
     app.showLedger($("g-ledger"), graph);
-    app.showHeads($("g-heads"), graph);
+    app.showHeads($("g-heads"), graph, state);
     root.querySelectorAll(".compared").forEach((part) => { part.hidden = !graph.compared; });
     root.querySelectorAll(".alone").forEach((part) => { part.hidden = Boolean(graph.compared); });
     $("g-ledger").parentElement.hidden = Boolean(graph.compared); // two graphs have two ledgers

@@ -84,7 +84,7 @@ class AttributePhase(Phase[AttributeSpec, AttributeInputs]):
     kind = name = "attribute"
     per = "behaviour"
     title, report_field = "Graphs", "graphs"
-    version = 4  # relative names; scores among rows; instances of edges through patterns; means without first token
+    version = 5  # pairs that heads' scores are made of, by prompt
     spec, inputs = AttributeSpec, AttributeInputs
     resumes = True
     pilots, warms_up = 2, True

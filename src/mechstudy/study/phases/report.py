@@ -57,7 +57,7 @@ class ReportPhase(Phase[ReportSpec, ReportInputs]):
 
     kind = name = "report"
     title = "Report"
-    version = 10  # histograms of features' activations, and examples of intervals
+    version = 11  # pairs of heads, heads of edges
     spec, inputs = ReportSpec, ReportInputs
     optional_inputs = True
     reads_payload = False

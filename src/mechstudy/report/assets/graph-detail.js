@@ -38,7 +38,7 @@
         onmouseenter: () => state.peek(other), onmouseleave: () => state.peek(-1),
       }, el("span", { class: "name" }, app.nodeName(graph, other) + " " + app.nodePlace(graph, other)),
       graph.edges.qk[e] ? el("span", { class: "kind" }, "through an attention pattern")
-        : el("span", { class: "share" }, app.number((100 * Math.abs(w)) / graph.inputs[graph.edges.target[e]], 0) + "% of "
+        : el("span", { class: "share" }, percent(Math.abs(w) / graph.inputs[graph.edges.target[e]]) + " of "
           + (end === "source" ? "its drawn input" : "the drawn input there")),
       el("span", { class: "w" }, graph.compared ? orNone(graph.edges.a[e]) + " → " + orNone(graph.edges.b[e]) : (w > 0 ? "+" : "") + app.number(w, 3) + sd),
       check ? el("span", { class: "checked" }, checkText(check)) : null,
@@ -50,6 +50,8 @@
       "Show " + Math.min(200, shown.length) + " of " + shown.length);
     return [list, more];
   }
+
+  const percent = (share) => (share < 0.01 ? "under 1%" : Math.round(100 * share) + "%");
 
   function interval(ci) {
     return ci ? " [" + app.number(ci[0], 3) + ", " + app.number(ci[1], 3) + "]" : "";
@@ -84,7 +86,7 @@
       el("div", { class: "d-head" }, el("h2", {}, type === 0 ? "Layer " + nodes.layer[i] + ", feature " + nodes.feature[i] : TYPE_NAMES[type] + (type === 2 || type === 4 ? " " + nodes.label[i] : nodes.layer[i] === null ? "" : " of layer " + nodes.layer[i])),
         el("button", { type: "button", "aria-pressed": String(pinned), onclick: () => state.pin(i) }, pinned ? "Pinned" : "Pin")),
       type === 0 ? labelLine(graph, i, state) : "",
-      type === 1 ? el("p", { class: "hint" }, "What the dictionary of this layer misses at this position: real computation without a name.") : "",
+      type === 1 ? el("p", { class: "hint" }, "What the nodes of this layer leave out at this position: what a dictionary misses, or neurons that are not listed.") : "",
       type === 3 ? el("p", { class: "hint" }, "What this layer adds whatever the prompt: its biases, and what the first position writes.") : "",
       app.facts(facts),
       pinList(graph, state), evidence,

@@ -54,8 +54,8 @@ def components(
         errors: whether what dictionaries leave out is a node of each layer too; if not, it runs live.
         heads: whether heads are nodes.
         mlps: whether the MLPs of layers in which no feature writes are nodes.
-        method: ``eap``, ``eap_ig_inputs``, ``eap_ig_activations``, ``ig_nodes`` or ``relp``, which predict effects by
-            gradients (`circuits.predict_effects`), or ``patching``, which measures each.
+        method: ``eap``, ``atp_qk``, ``eap_ig_inputs``, ``eap_ig_activations``, ``ig_nodes`` or ``relp``, which predict
+            effects by gradients (`circuits.predict_effects`), or ``patching``, which measures each.
         replace_by: ``corrupted``, ``mean``, ``resample`` or ``zero`` (`circuits.DonorSource`).
         positions: nodes at each ``named`` position, at the first token and at ``other`` ones, or at ``all`` as wholes.
         discovery: prompts that give means and resamples; by default ``pairs``.

@@ -13,13 +13,13 @@ from torch import Tensor
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.components import Component, Components, HeadAt, MlpAt
 from mechstudy.circuits.donors import Replacement
+from mechstudy.circuits.exact_patterns import written
 from mechstudy.circuits.held_path import midpoints
 from mechstudy.circuits.named_positions import ALL
 from mechstudy.circuits.readers import reader_gradients
-from mechstudy.circuits.recording import INPUTS, Batch, Recording
+from mechstudy.circuits.recording import INPUTS, Recording
 from mechstudy.core.errors import MechstudyError
 from mechstudy.models.language_model import LanguageModel
-from mechstudy.models.sites import Site
 
 METHODS = ("eap", "eap_ig_inputs")
 LOGITS = "logits"
@@ -118,7 +118,7 @@ def edge_effects(
     total_NUV = torch.zeros(len(names.names), len(nodes), len(nodes) + 1, dtype=torch.float64)
     shares = midpoints(steps) if method == "eap_ig_inputs" else [0.0]
     for x in recording.batches():
-        written_BTUD = torch.stack([_written(model, node, x) for node in nodes], 2)
+        written_BTUD = torch.stack([written(model, node.layer, _head(node), x) for node in nodes], 2)
         for share in shares:
             edits = {INPUTS: x.moved(INPUTS, x.shares([share]))} if share else {}
             readers = reader_gradients(model, x.tokens_BT, x.of_row, edits, _layers(nodes))
@@ -146,18 +146,3 @@ def _layers(nodes: Sequence[Component]) -> dict[int, tuple[bool, bool]]:
     """Of each layer, whether its heads and its MLP are among the nodes."""
     kinds = {(node.layer, type(node)) for node in nodes}
     return {layer: ((layer, HeadAt) in kinds, (layer, MlpAt) in kinds) for layer in sorted({k[0] for k in kinds})}
-
-
-def _written(model: LanguageModel, node: Component, x: Batch) -> Tensor:
-    """The change of the residual stream when a node is replaced, [B, T, D]."""
-    if isinstance(node, MlpAt):
-        return x.differences[Site("mlp_out", node.layer)]
-    site, block = Site("attn_heads", node.layer), model.blocks[node.layer]
-    width = slice(node.head * model.head_dim, (node.head + 1) * model.head_dim)
-    weight_DH = block.attention_weights().output_DQH[:, node.head]
-    written: Tensor = x.differences[site][..., width] @ weight_DH.T
-    if block.norm_attn_post is None:
-        return written
-    out = block.attn_proj(x.clean[site])
-    moved: Tensor = torch.func.jvp(block.norm_attn_post, (out,), (written,))[1]
-    return moved

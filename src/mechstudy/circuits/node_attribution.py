@@ -13,6 +13,7 @@ from mechstudy.behaviours.contrast import contrasts
 from mechstudy.behaviours.schema import PromptPair
 from mechstudy.circuits.donors import Replacement
 from mechstudy.circuits.effects_table import EffectsTable, Gap, by_prompt
+from mechstudy.circuits.exact_patterns import pattern_corrections
 from mechstudy.circuits.held_path import midpoints
 from mechstudy.circuits.recording import INPUTS, Batch, Recording
 from mechstudy.circuits.relevance import relevance_rules
@@ -23,7 +24,7 @@ from mechstudy.models.language_model import Edit, LanguageModel
 from mechstudy.models.reading import merged
 from mechstudy.models.sites import Site
 
-METHODS = ("eap", "eap_ig_inputs", "eap_ig_activations", "ig_nodes", "relp")
+METHODS = ("eap", "atp_qk", "eap_ig_inputs", "eap_ig_activations", "ig_nodes", "relp")
 
 
 Sums = Mapping[str, tuple[Tensor, Tensor]]  # of effects, [B], with the changes that they should be
@@ -48,15 +49,16 @@ def predict_effects(
     """The effect of replacing each node on the answers' contrast, (x' - x) . gradient, summed over its tokens.
 
     Methods: ``eap``, the gradient at the clean prompt (attribution patching, Nanda 2023; as nodes of edge attribution
-    patching, Syed et al. 2310.10348). ``eap_ig_inputs``, its mean along the straight path of the embeddings to their
-    replacement (Hanna et al. 2403.17806), by the midpoint rule; the embeddings' own effects then add up to the change
-    that replacing them makes, and the gap is reported. ``eap_ig_activations``, its mean along the path of the
-    activations of the node's site, all nodes of the site together: these add up to the change that replacing the site
-    makes. ``ig_nodes``, its mean along the path on which every node is replaced by the same growing share, what it
-    holds computed in the running pass: the effects add up to the change that replacing all nodes makes, and so divide
-    among nodes what keep-only runs measure (Aumann-Shapley values); a JumpReLU feature that goes off on the path adds
-    to the gap what it writes at sites without error nodes. ``relp``, the gradient at the clean prompt under
-    the rules of `relevance_rules`.
+    patching, Syed et al. 2310.10348). ``atp_qk``, the same with exact patterns where a head or MLP changes the queries
+    and keys of later heads (`pattern_corrections`, after AtP*, Kramar et al. 2403.00745). ``eap_ig_inputs``, its mean
+    along the straight path of the embeddings to their replacement (Hanna et al. 2403.17806), by the midpoint rule; the
+    embeddings' own effects then add up to the change that replacing them makes, and the gap is reported.
+    ``eap_ig_activations``, its mean along the path of the activations of the node's site, all nodes of the site
+    together: these add up to the change that replacing the site makes. ``ig_nodes``, its mean along the path on which
+    every node is replaced by the same growing share, what it holds computed in the running pass: the effects add up to
+    the change that replacing all nodes makes, and so divide among nodes what keep-only runs measure (Aumann-Shapley
+    values); a JumpReLU feature that goes off on the path adds to the gap what it writes at sites without error nodes.
+    ``relp``, the gradient at the clean prompt under the rules of `relevance_rules`.
 
     All are gradients with respect to the share of a node that is replaced (`NodeSet.edits`).
 
@@ -116,6 +118,10 @@ class _Shares:
 
     def eap(self) -> Effects:
         return self._gradient(0.0, live=bool(self.given)), {}
+
+    def atp_qk(self) -> Effects:
+        corrections_BN = pattern_corrections(self.model, self.nodes, self.x, self.checkpointing)
+        return self._gradient(0.0) + corrections_BN.to(self.x.value_B.device), {}
 
     def relp(self) -> Effects:
         with relevance_rules(self.model, self.x.tokens_BT):

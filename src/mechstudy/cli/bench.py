@@ -23,7 +23,7 @@ CIRCUITS = (
     *("induction", "ioi", "ioi_one_layer", "lookup", "majority", "threshold", "pointer", "backup", "opposed"),
     *("boolean_xor", "boolean_majority3", "boolean_and_or", "inflection", "planted"),
 )
-METHODS = ("eap", "eap_ig_inputs", "eap_ig_activations", "ig_nodes", "relp", "patching")
+METHODS = ("eap", "atp_qk", "eap_ig_inputs", "eap_ig_activations", "ig_nodes", "relp", "patching")
 STUDIES = (
     *("shuffled answers", "permuted labels", "random weights", "random dictionaries", "another behaviour"),
     "true circuits",

@@ -60,10 +60,15 @@ class HeadMap:
         """The part that is linear in the normed input: what each of several summands contributes."""
         return self._after_projection(torch.einsum("...td,nhd->...tnh", x_TD, self.weight_NHD))
 
+    def change(self, x_TD: Float[Tensor, "*b #t d"]) -> Float[Tensor, "*b t n h"]:
+        """What a change of the normed input changes, to first order: `linear`, and scales respond if norms are live."""
+        return self._after_projection(torch.einsum("...td,nhd->...tnh", x_TD, self.weight_NHD), live=True)
+
     def constant(self, length: int) -> Float[Tensor, "{length} n h"]:
         """What the projection's bias contributes at each of the map's ``length`` positions."""
-        bias_NH = torch.zeros_like(self.weight_NHD[..., 0]) if self.bias_NH is None else self.bias_NH
-        return self._after_projection(bias_NH.expand(length, -1, -1))
+        if self.bias_NH is None:
+            return self.weight_NHD.new_zeros(length, *self.weight_NHD.shape[:2])
+        return self._after_projection(self.bias_NH.expand(length, -1, -1))
 
     def backward(self, g_TNH: Float[Tensor, "*b t n h"]) -> Float[Tensor, "*b t d"]:
         """Gradients with respect to the normed input, from those with respect to queries or keys."""
@@ -76,21 +81,20 @@ class HeadMap:
             g = self._norm_back(g)
         return torch.einsum("...tnh,nhd->...td", g, self.weight_NHD)
 
-    def _after_projection(self, z: Tensor) -> Tensor:
+    def _after_projection(self, z: Tensor, live: bool = False) -> Tensor:
         if not self.norm_last:
-            z = self._normed(z)
+            z = self._normed(z, live)
         if self.rotation_THH is not None:
             z = torch.einsum("thi,...tni->...tnh", self.rotation_THH, z)
         if self.norm_last:
-            z = self._normed(z)
+            z = self._normed(z, live)
         return z if self.factor_T is None else z * self.factor_T[:, None, None]
 
-    def _normed(self, z: Tensor) -> Tensor:
+    def _normed(self, z: Tensor, live: bool) -> Tensor:
         if self.norm is None:
             return z
-        if not self.norm_whole:
-            return self.norm.forward(z)
-        return self.norm.forward(z.flatten(-2)).reshape(z.shape)
+        norm = self.norm.linear if live else self.norm.forward
+        return norm(z.flatten(-2)).reshape(z.shape) if self.norm_whole else norm(z)
 
     def _norm_back(self, g: Tensor) -> Tensor:
         if self.norm is None:
@@ -178,6 +182,27 @@ class RecordedAttention:
             _query_key(self.model, layer, resid_TD, self.scores[layer], row, turn, live)
             for row, resid_TD in enumerate(resid_BTD)
         ]
+
+
+def queries_and_keys(
+    model: LanguageModel, layer: int, frozen: QueryKey, resid_NPD: Float[Tensor, "n p d"], at_P: Int[Tensor, " p"]
+) -> tuple[Float[Tensor, "n p q h"], Float[Tensor, "n p g h"]]:
+    """Queries and keys of other residual streams at some positions of a prompt, norms as the model computes them.
+
+    Args:
+        model: the model.
+        layer: the layer.
+        frozen: that layer at the prompt.
+        resid_NPD: what attention reads, of N streams.
+        at_P: the positions.
+    """
+    block = model.blocks[layer]
+    normed_NPD = model.linear_norm(block.norm_attn, resid_NPD).forward(resid_NPD)
+    made = []
+    for part, own in (("query", frozen.query.at(at_P)), ("key", frozen.key.at(at_P))):
+        maps = replace(_head_map(block, part, normed_NPD, own.rotation_THH, False), factor_T=own.factor_T)
+        made.append(maps.forward(normed_NPD))
+    return made[0], made[1]
 
 
 @contextmanager

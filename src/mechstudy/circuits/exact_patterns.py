@@ -34,21 +34,21 @@ def pattern_corrections(
 
     Args:
         model: the model, in fp32 or wider.
-        nodes: heads and MLPs.
+        nodes: heads and MLPs; others where no later layer reads them.
         x: a batch with all of its tokens.
         checkpointing: of gradients, as in `contrast_gradients`.
 
     Raises:
         MechstudyError: nodes that are not heads or MLPs, weights below fp32, or queries or keys that are not affine.
     """
-    if not all(isinstance(node, HeadAt | MlpAt) for node in nodes.nodes):
-        raise MechstudyError("atp_qk is for heads and MLPs, and there are features or errors", fix='method="eap"')
     model.require_float32("patterns are computed in fp32")
     layers = list(range(1 + min(node.layer for node in nodes.nodes), model.n_layers))
     sites = [Site("attn_out", layer) for layer in layers]
     total_BN = torch.zeros(len(x.tokens_BT), len(nodes.nodes), dtype=torch.float64)
     if not layers:
         return total_BN
+    if not all(isinstance(node, HeadAt | MlpAt) for node in nodes.nodes):
+        raise MechstudyError("atp_qk is for heads and MLPs, and there are features or errors", fix='method="eap"')
     gradients = contrast_gradients(model, x.tokens_BT, x.of_row, sites, checkpointing=checkpointing)
     with recorded_attention(model, layers) as recorded:
         out = model.forward(x.tokens_BT, capture=[Site("resid_pre", layer) for layer in layers], logits_at=None)

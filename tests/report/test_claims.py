@@ -35,7 +35,7 @@ def test_a_supported_claim_reads_as_a_sentence_with_both_intervals(tmp_path: Pat
     assert supported.verdict == "supported"
     assert supported.sentence == (
         "ablating the top 10 features lowers the logit difference by 2.31 [1.98, 2.64] on 100 unseen prompts; "
-        "matched controls 0.04 [−0.02, 0.10]"
+        "matched controls change it by −0.04 [−0.10, 0.02]"
     )
 
 

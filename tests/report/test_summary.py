@@ -52,7 +52,7 @@ def test_findings_state_effect_interval_and_control(fake: FakeStudy) -> None:
     assert findings(summary) == [f"{f['text']} [{f['number']}]" for f in summary["findings"]]
     assert (
         "subject_verb_agreement: ablating the top 10 features lowers the logit difference by 2.31 [1.98, 2.64] on 100 "
-        "unseen prompts; matched controls −0.02 [−0.08, 0.04]"
+        "unseen prompts; matched controls change it by 0.02 [−0.04, 0.08]"
     ) in lines
     assert any(line.startswith(f"{STOPPED}:") and "below the gate" in line for line in lines)
     assert any("(not shown)" in line for line in lines)

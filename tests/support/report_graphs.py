@@ -86,12 +86,19 @@ def prompt_graph(
                 },
                 "ledger": {**ledger, "total": 3.25, "target": 3.25002, "residual": -2e-5},
                 "heads": [[12 + i, i % 9, 11 - i % 4, 0.2 / (i + 1)] for i in range(30)],
+                "head_pairs": [
+                    {"layer": 12, "head": 0, "query": 11, "key": 2, "influence": 0.1, "pattern": 0.6, "score": 3.5,
+                     "pairs": [["head.10.3", "rest", 2.0], ["rest", nodes[0]["node_id"], -0.75]]}
+                ],
                 "qk_links": [[s, t, 0.05 * w] for (s, t), w in list(links.items())[:: max(1, n_edges // 40)]],
             },
         },
         "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
         "nodes": nodes,
-        "links": [{"source": s, "target": t, "weight": w} for (s, t), w in links.items()],
+        "links": [
+            {"source": s, "target": t, "weight": w, "direct": 0.5 * w, "heads": [[12, 0, 11, 0.5 * w]]}
+            for (s, t), w in links.items()
+        ],
     }  # fmt: skip
 
 

@@ -73,7 +73,9 @@ def explain_prompt(
     )
     attention = attention_of(model, graph, pruned, config)
     score = {"slug": slug, "prompt": pair.clean, "prompt_id": pair.id} | graph_score(graph, pruned)
-    json = _json(model, question, slug, graph, pruned, config, {"scores": score}, attention)
+    json = _json(
+        model, question, slug, graph, pruned, config, {"scores": score, "neuron_layers": graph.neuron_layers}, attention
+    )
     n_prompt = len(pair.clean_tokens)
     record = prompt_record(pair.id, graph, pruned, pair.positions, live_S, n_prompt, effects, attention)
     return ExplainedPrompt(json, score, record)

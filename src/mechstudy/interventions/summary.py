@@ -25,11 +25,11 @@ from mechstudy.statistics.false_discovery import benjamini_hochberg
 from mechstudy.statistics.permutation import sign_flip_p
 
 LABELS = {
-    "ablation_zero": "zero-ablating the circuit's top {n} features",
-    "ablation_mean": "mean-ablating the circuit's top {n} features",
-    "resampling": "resampling the circuit's top {n} features from other prompts",
-    "patching": "patching the circuit's top {n} features from the corrupted prompt",
-    "steering": "steering along the circuit's top {n} features, per unit of alpha,",
+    "ablation_zero": "zero-ablating the top {n} features",
+    "ablation_mean": "mean-ablating the top {n} features",
+    "resampling": "resampling the top {n} features from other prompts",
+    "patching": "patching the top {n} features from the corrupted prompt",
+    "steering": "steering along the top {n} features, per unit of alpha,",
 }
 
 

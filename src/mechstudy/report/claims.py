@@ -216,7 +216,9 @@ def _sentence(
         body += f" on {test['n']} unseen prompts"
     if verdict == "unsupported" and effect.excludes_zero:
         body += f" (adjusted {formatting.p_value(test.get('p_adjusted'))}: not significant among all tests)"
-    return body + ("; no matched control" if control.mean is None else f"; matched controls {_signed(control, sign)}")
+    return body + (
+        "; no matched control" if control.mean is None else f"; matched controls change it by {_signed(control, 1)}"
+    )
 
 
 def _signed(measured: Measured, sign: int) -> str:

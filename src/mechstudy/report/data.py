@@ -29,6 +29,7 @@ from mechstudy.monitoring.record import usage_file
 # The files of an artifact that hold numbers of the pages; a full address may name any file.
 FILES = (
     "model.json", "summary.json", "train.csv", "test.csv", "evaluation.json", "agreement.json", "scores.json",
+    "verdict.json",
 )  # fmt: skip
 LOGS = ("scalars.jsonl", "timing.json", "tensorboard/")  # hold clock times, so they differ between equal runs
 _ADDRESS = re.compile(r"(?P<unit>[^/\[#]+(\[[^\]]*\])?)/(?P<file>[^#]+)#(?P<pointer>(/.*)?)")

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from mechstudy.report import formatting
 from mechstudy.report.claims import VERDICT_WORDS
-from mechstudy.report.data import Address, ReportData
+from mechstudy.report.data import FILES, Address, ReportData
 from mechstudy.report.figures import Figures
 from mechstudy.report.pictures import strip
 
@@ -97,6 +97,7 @@ class Site:
     def number(self, where: str | Address, file: str = "", *keys: str | int) -> Markup:
         """The handle of a number, or of a row of them, at an address or in a file of a unit."""
         address = where if isinstance(where, Address) else Address(where, file).below(*keys)
+        assert address.file in FILES, f"{address.file} is not searched for handles"
         return Markup('<code class="handle" title="mechstudy reproduce STUDY {} ({})">{}</code>').format(
             address.handle, formatting.plain(str(address)), address.handle
         )

@@ -142,7 +142,7 @@ def _verdict_finding(verdict: Mapping[str, Any]) -> str:
 
 def _graph_finding(graph: Mapping[str, Any], edges: Mapping[str, Any] | None) -> str:
     completeness, replacement = number(graph["completeness"]), number(graph["replacement"])
-    line = f"{graph['n_prompts']} graphs, completeness {completeness}, replacement {replacement}"
+    line = f"{graph['n_prompts']} graphs, completeness {completeness}, replacement {replacement} before pruning"
     if not edges:
         return line
     frozen, total = number(edges["spearman_frozen"]), number(edges["spearman_total_live"])
@@ -151,7 +151,9 @@ def _graph_finding(graph: Mapping[str, Any], edges: Mapping[str, Any] | None) ->
         return f"{line}, {total} in the live model"
     line += f", {number(edges['spearman_direct_live'])} of direct effects in the live model"
     if qk := edges.get("qk"):
-        line += f"; {qk['n']} edges through attention patterns, {number(qk['spearman_qk'])}"
+        line += f"; {qk['n']} edges through attention patterns, {number(qk['spearman_qk'])} with norms frozen"
+        if qk["spearman_direct_live"] is not None:
+            line += f", {number(qk['spearman_direct_live'])} in the live model"
     return line
 
 

@@ -74,6 +74,7 @@ def prompt_view(
     ]
     return _view(nodes, graph.get("links") or [], columns, qk, densities=densities) | {
         "kind": "prompt",
+        "neurons": ours.get("neuron_layers") or [],
         "alike": alike,
         "heads": heads[:MAX_HEADS],
         "slug": str(meta.get("slug", "")),
@@ -154,6 +155,7 @@ def aggregate_view(
     qk = aggregate.get("qk_edges") or []
     return _view(nodes, aggregate.get("edges") or [], columns, qk, checked, densities) | {
         "kind": "aggregate",
+        "neurons": aggregate.get("neuron_layers") or [],
         "alike": alike,
         "heads": heads[:MAX_HEADS],
         "slug": AGGREGATE,
@@ -334,18 +336,22 @@ def auto_label(feature: Mapping[str, Any]) -> str:
     """`on «keys», «doors» → «·are»`: the rule of what it fires on where one is claimed, and what it promotes most.
 
     A label that an endpoint or others gave stands alone. Without a claim the token of its largest activations is in
-    the rule's place: `peaks on «·keys» → «·are»`. Empty where there is neither an example nor a logit.
+    the rule's place: `peaks on «·keys» → «·are»`; `lowest on` of a neuron whose largest are below zero. Empty where
+    there is neither an example nor a logit.
     """
     if asked := feature.get("asked"):
         return clip(plain(str(asked["label"])), MAX_LABEL)
     rule, parts = feature.get("label") or {}, []
     peaks = Counter(
-        e["tokens"][e["peak"]] for e in feature.get("examples") or [] if 0 <= e.get("peak", -1) < len(e["tokens"])
+        (e["tokens"][e["peak"]], e["activations"][e["peak"]] < 0)
+        for e in feature.get("examples") or []
+        if 0 <= e.get("peak", -1) < len(e["tokens"])
     )
     if rule.get("claimed"):
         parts.append(("below zero " if rule.get("sign") == -1 else "") + clip(plain(rule["rule"]), 48))
     elif peaks:
-        parts.append(f"peaks on «{clip(visible(peaks.most_common(1)[0][0]), 14)}»")
+        token, negative = peaks.most_common(1)[0][0]
+        parts.append(f"{'lowest' if negative else 'peaks'} on «{clip(visible(token), 14)}»")
     if feature.get("top_logits"):
         parts.append(f"→ «{clip(visible(str(feature['top_logits'][0]['token'])), 14)}»")
     return " ".join(parts)

@@ -83,7 +83,7 @@
     }
     const evidence = el("div", {});
     panel.replaceChildren(
-      el("div", { class: "d-head" }, el("h2", {}, type === 0 ? "Layer " + nodes.layer[i] + ", feature " + nodes.feature[i] : TYPE_NAMES[type] + (type === 2 || type === 4 ? " " + nodes.label[i] : nodes.layer[i] === null ? "" : " of layer " + nodes.layer[i])),
+      el("div", { class: "d-head" }, el("h2", {}, type === 0 ? "Layer " + nodes.layer[i] + ((graph.neurons || []).includes(nodes.layer[i]) ? ", neuron " : ", feature ") + nodes.feature[i] : TYPE_NAMES[type] + (type === 2 || type === 4 ? " " + nodes.label[i] : nodes.layer[i] === null ? "" : " of layer " + nodes.layer[i])),
         el("button", { type: "button", "aria-pressed": String(pinned), onclick: () => state.pin(i) }, pinned ? "Pinned" : "Pin")),
       type === 0 ? labelLine(graph, i, state) : "",
       type === 1 ? el("p", { class: "hint" }, "What the nodes of this layer leave out at this position: what a dictionary misses, or neurons that are not listed.") : "",

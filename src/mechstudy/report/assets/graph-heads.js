@@ -47,7 +47,7 @@
           el("td", { class: "bar" }, el("div", {}, el("i", { style: "width:" + (100 * h.influence) / top + "%" })))), more].filter(Boolean);
       }))),
       el("p", { class: "hint" }, "Influence that passes each head first, on its way from one node to another; values move, patterns are frozen. "
-        + (some ? "Choose a head to see why it attends where it does." : graph.kind === "aggregate" ? "Graphs of single prompts also say why a head attends where it does." : "")));
+        + (some ? "Choose a head to see why it attends where it does." : graph.kind === "aggregate" ? "The percentage counts prompts in which a head has at least 1% of it. Graphs of single prompts also say why a head attends where it does." : "")));
   };
 
   /* The heads that bring a node its input, and those that read it, of the edges that are split over heads. */

@@ -200,12 +200,12 @@ def forest(
     rows = [
         {"test": _wrapped(name), "role": role, "v": measured.mean, **_ends(measured.ci95, measured.missing), "n": n}
         for name, n, *both in tests
-        for role, measured in zip(("circuit", "matched control"), both, strict=True)
+        for role, measured in zip(("top features", "matched control"), both, strict=True)
         if measured.mean is not None
     ]
     if not rows:
         return None
-    roles = ["circuit", "matched control"]
+    roles = ["top features", "matched control"]
     color = alt.Color("role:N", title=None, scale=alt.Scale(domain=roles, range=["@effect", "@control"]))
     offset = alt.YOffset("role:N", scale=alt.Scale(domain=roles, paddingOuter=0.55))
     axis = alt.Axis(labelLimit=260, grid=False, labelExpr="split(datum.label, '\\n')", labelLineHeight=13)

@@ -61,7 +61,7 @@ def circuit_svg(view: Mapping[str, Any], *, boxes: bool, theme: Theme, max_nodes
         parts.append(text(columns[cell[1]] + _BOX_W / 2, low + 20, f"+ {n} more", theme["@muted"], 9, "end"))
     return element(
         "svg", "".join(parts), xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width} {height}", role="img",
-        aria_label="Aggregated circuit", font_family=FONT, **size,
+        aria_label="Aggregated graph", font_family=FONT, **size,
     )  # fmt: skip
 
 

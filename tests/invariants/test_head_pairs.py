@@ -13,6 +13,7 @@ from mechstudy.circuits.query_key import score_terms
 from mechstudy.dictionaries.neurons import with_neurons
 from mechstudy.models.query_key import query_keys
 from tests.support.bases_world import KINDS, bases
+from tests.support.clt_world import random_clt
 from tests.support.thorough import few
 from tests.support.tiny import ALL, tiny_model
 
@@ -67,6 +68,12 @@ def test_nodes_heads_and_constants_add_up_to_the_stream(family):
 def test_dictionaries_and_their_errors_add_up_to_the_stream_too(kind):
     model = tiny_model()
     assert_streams_add_up(model, with_neurons(model, bases(model, kind), range(model.n_layers)))
+
+
+def test_features_that_write_to_several_layers_count_once_each():
+    model = tiny_model()
+    clt = random_clt(model)
+    assert_streams_add_up(model, {layer: clt.layer(layer) for layer in range(model.n_layers)})
 
 
 def test_saes_of_attention_stand_for_its_heads():

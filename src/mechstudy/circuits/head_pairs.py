@@ -132,17 +132,20 @@ class Streams:
             gradients: layer and gradient, of functions of what the layer's attention reads.
             most: summands of each.
         """
-        n_summands = self.index.n_sources + len(self.prompt.layers) * self.n_heads
         g_ND = torch.stack([g_D for _, g_D in gradients.values()])
         spans = [self._span(layer) for layer, _ in gradients.values()]
-        shares_NS = g_ND.new_zeros(len(spans), n_summands)
+        parts: dict[int, Tensor] = {}  # by first column; a cross-layer transcoder writes the same ones several times
         for time, first, rows_MD in self._written(position, max(until for _, until in spans)):
             counts_N = torch.tensor([since <= time <= until for since, until in spans], device=g_ND.device)
-            shares_NS[:, first : first + len(rows_MD)] += counts_N[:, None] * (g_ND @ rows_MD.T)
+            shares_NM = counts_N[:, None] * (g_ND @ rows_MD.T)
+            if len(rows_MD):
+                parts[first] = parts[first] + shares_NM if first in parts else shares_NM
+        columns_S = torch.cat([torch.arange(first, first + part.shape[1]) for first, part in parts.items()])
+        shares_NS = torch.cat(list(parts.values()), 1).cpu()
         found = {}
         for number, share_S, span in zip(gradients, shares_NS, spans, strict=True):
-            columns = share_S.abs().topk(min(most, n_summands)).indices
-            chosen = sorted(columns[share_S[columns] != 0].tolist())
+            places = share_S.abs().topk(min(most, len(share_S))).indices
+            chosen = sorted(columns_S[places[share_S[places] != 0]].tolist())
             vectors = [self._vector(column, position, span) for column in chosen]
             found[number] = (
                 [self._name(column) for column in chosen],

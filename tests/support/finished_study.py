@@ -22,7 +22,7 @@ def finished_study(factory: pytest.TempPathFactory, worker_id: str) -> ms.Run:
         worker_id: pytest-xdist's fixture.
     """
     base = factory.getbasetemp()
-    shared = base if worker_id == "master" else base.parent  # of this session's processes
+    shared = base if worker_id == "master" else base.parent  # of all workers of one run of pytest
     made = shared / "finished_study"
     with (shared / "finished_study.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import polars as pl
 import torch
@@ -11,11 +11,10 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from mechstudy.behaviours.schema import PromptPair
-from mechstudy.circuits.components import Component, Components, HeadAt, MlpAt
+from mechstudy.circuits.components import Component, Components, HeadAt, MlpAt, anywhere
 from mechstudy.circuits.donors import Replacement
 from mechstudy.circuits.exact_patterns import written
 from mechstudy.circuits.held_path import midpoints
-from mechstudy.circuits.named_positions import ALL
 from mechstudy.circuits.readers import reader_gradients
 from mechstudy.circuits.recording import INPUTS, Recording
 from mechstudy.core.errors import MechstudyError
@@ -118,7 +117,7 @@ def edge_effects(
     total_NUV = torch.zeros(len(names.names), len(nodes), len(nodes) + 1, dtype=torch.float64)
     shares = midpoints(steps) if method == "eap_ig_inputs" else [0.0]
     for x in recording.batches():
-        written_BTUD = torch.stack([written(model, node.layer, _head(node), x) for node in nodes], 2)
+        written_BTUD = torch.stack([written(model, node, x) for node in nodes], 2)
         for share in shares:
             edits = {INPUTS: x.moved(INPUTS, x.shares([share]))} if share else {}
             readers = reader_gradients(model, x.tokens_BT, x.of_row, edits, _layers(nodes))
@@ -131,11 +130,6 @@ def edge_effects(
     reads_UV = readable(model, nodes)
     effects_NUV = torch.where(reads_UV, total_NUV / len(recording.pairs), 0)
     return EdgeEffects(names.names, tuple(nodes), reads_UV, effects_NUV, method, replace_by)
-
-
-def anywhere(node: Component) -> Component:
-    """The component at every position."""
-    return replace(node, position=ALL)
 
 
 def _head(node: Component) -> int | None:

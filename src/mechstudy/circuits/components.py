@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -56,6 +56,11 @@ def component_at(name: Component | str) -> Component:
     if isinstance(name, str) and (match := re.fullmatch(r"mlp\.(\d+)(?:@(.+))?", name.strip())):
         return MlpAt(int(match[1]), match[2] or ALL)
     raise MechstudyError(f"{name!r} is not a component", fix="write head.LAYER.HEAD@position, or mlp.LAYER@position")
+
+
+def anywhere(node: Component) -> Component:
+    """The component at every position."""
+    return replace(node, position=ALL)
 
 
 class Components:

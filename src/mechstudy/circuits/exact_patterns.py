@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from mechstudy.circuits.components import Component, HeadAt, MlpAt
+from mechstudy.circuits.components import Component, HeadAt, MlpAt, anywhere
 from mechstudy.circuits.recording import Batch
 from mechstudy.circuits.site_gradients import contrast_gradients
 from mechstudy.circuits.universe import NodeSet
@@ -52,9 +52,8 @@ def pattern_corrections(
     gradients = contrast_gradients(model, x.tokens_BT, x.of_row, sites, checkpointing=checkpointing)
     with recorded_attention(model, layers) as recorded:
         out = model.forward(x.tokens_BT, capture=[Site("resid_pre", layer) for layer in layers], logits_at=None)
-    wholes = list(dict.fromkeys((node.layer, node.head if isinstance(node, HeadAt) else None) for node in nodes.nodes))
-    written_BTUD = torch.stack([written(model, *whole, x) for whole in wholes], 2)
-    place = {whole: u for u, whole in enumerate(wholes)}
+    place = {node: u for u, node in enumerate(dict.fromkeys(map(anywhere, nodes.nodes)))}
+    written_BTUD = torch.stack([written(model, node, x) for node in place], 2)
     for layer, site in zip(layers, sites, strict=True):
         block = model.blocks[layer]
         attention = block.attention_weights()
@@ -68,27 +67,23 @@ def pattern_corrections(
                 mine = [i for i, node in enumerate(nodes.nodes) if node.position == name and node.layer < layer]
                 at_P = (x.donors.position_BT[row].eq(number) & x.donors.has_BT[row]).nonzero()[:, 0]
                 if mine and len(at_P):
-                    which = [place[_whole(nodes.nodes[i])] for i in mine]
+                    which = [place[anywhere(nodes.nodes[i])] for i in mine]
                     at_P = at_P.to(written_BTUD.device)
                     changes_NPD = written_BTUD[row, at_P][:, which].transpose(0, 1)
                     total_BN[row, mine] += response.beyond_first_order(changes_NPD, at_P).cpu()
     return total_BN
 
 
-def _whole(node: Component) -> tuple[int, int | None]:
-    return node.layer, node.head if isinstance(node, HeadAt) else None
-
-
-def written(model: LanguageModel, layer: int, head: int | None, x: Batch) -> Float[Tensor, "b t d"]:
-    """The change of the residual stream when a head, or the MLP of a layer, is replaced.
+def written(model: LanguageModel, node: Component, x: Batch) -> Float[Tensor, "b t d"]:
+    """The change of the residual stream when a head or an MLP is replaced, whatever its position.
 
     What a head writes passes any post-norm to first order.
     """
-    if head is None:
-        return x.differences[Site("mlp_out", layer)]
-    site, block = Site("attn_heads", layer), model.blocks[layer]
-    width = slice(head * model.head_dim, (head + 1) * model.head_dim)
-    weight_DH = block.attention_weights().output_DQH[:, head]
+    if isinstance(node, MlpAt):
+        return x.differences[Site("mlp_out", node.layer)]
+    site, block = Site("attn_heads", node.layer), model.blocks[node.layer]
+    width = slice(node.head * model.head_dim, (node.head + 1) * model.head_dim)
+    weight_DH = block.attention_weights().output_DQH[:, node.head]
     moved: Tensor = x.differences[site][..., width] @ weight_DH.T
     if block.norm_attn_post is None:
         return moved

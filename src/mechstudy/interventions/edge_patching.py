@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mechstudy.behaviours.contrast import contrasts
 from mechstudy.behaviours.schema import PromptPair
-from mechstudy.circuits.component_edges import EdgeEffects, anywhere, readable
-from mechstudy.circuits.components import Component, Components, HeadAt, MlpAt
+from mechstudy.circuits.component_edges import EdgeEffects, readable
+from mechstudy.circuits.components import Component, Components, HeadAt, MlpAt, anywhere
 from mechstudy.circuits.donors import Replacement
 from mechstudy.circuits.recording import Batch, Recording
 from mechstudy.models.language_model import Edit, LanguageModel
